@@ -1,0 +1,53 @@
+"""Raft's messages between the replicas of one group. ``node.frame`` gives them bytes, group and cluster id (S16)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import IntEnum
+
+from nebuladb.raft.entry import Entry
+
+
+class MessageType(IntEnum):
+    """Numbers are on the wire: never reuse one."""
+
+    PRE_VOTE = 1
+    PRE_VOTE_REPLY = 2
+    VOTE = 3
+    VOTE_REPLY = 4
+    APPEND = 5
+    APPEND_REPLY = 6
+    HEARTBEAT = 7
+    HEARTBEAT_REPLY = 8
+    READ_INDEX = 9
+    READ_INDEX_REPLY = 10
+    TIMEOUT_NOW = 11
+    SNAPSHOT = 12  # its place; sent from the issue on that builds snapshots
+
+
+@dataclass(slots=True)
+class Message:
+    """One message. Which fields count depends on the type; the others stay 0.
+
+    PRE_VOTE, VOTE: `index`, `log_term` of the candidate's last entry; `hint` 1 = part of a leadership transfer.
+    Replies to them: `reject`. APPEND: `index`, `log_term` of the entry before `entries`; `commit`; `floor`.
+    APPEND_REPLY: `index` = last index that now matches; or, with `reject`, the refused `index` and in (`hint`,
+    `log_term`) the last entry of the follower that could match.
+    HEARTBEAT: `commit` (never above the receiver's match), `floor`, `context` = read round (0 = none), which its reply
+    echoes. READ_INDEX: (`nonce`, `context`) name the follower's read; the reply repeats them, with `index` or `reject`.
+    """
+
+    type: int
+    sender: int
+    receiver: int
+    term: int
+    log_term: int = 0
+    index: int = 0
+    commit: int = 0
+    floor: int = 0
+    """Log index below which no replica of the group needs entries any more; followers cut their logs to it (S6)."""
+    reject: bool = False
+    hint: int = 0
+    nonce: int = 0
+    context: int = 0
+    entries: list[Entry] = field(default_factory=list)

@@ -1,0 +1,97 @@
+"""The seam to durable bytes: one ordered map of bytes to bytes, written in atomic batches.
+
+`RocksEngine` (``rocks.py``, the one importer of rocksdict) and `MemoryEngine` (``memory.py``, for simulation) implement
+it; ``conformance.py`` is the suite that both must pass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Final, Protocol
+
+PUT: Final = 0
+DELETE: Final = 1
+DELETE_RANGE: Final = 2
+
+
+class Batch:
+    """Operations that become visible, and durable, all or none, in their order.
+
+    It survives a write that was refused with `WriteStalled`: writing the same batch again is the retry.
+    """
+
+    __slots__ = ("operations", "size")
+
+    def __init__(self) -> None:
+        self.operations: list[tuple[int, bytes, bytes]] = []
+        self.size = 0
+        """Bytes of keys and values so far."""
+
+    def put(self, key: bytes, value: bytes) -> None:
+        """Set `key` to `value`."""
+        self.operations.append((PUT, key, value))
+        self.size += len(key) + len(value)
+
+    def delete(self, key: bytes) -> None:
+        """Remove `key` if it is there."""
+        self.operations.append((DELETE, key, b""))
+        self.size += len(key)
+
+    def delete_range(self, low: bytes, high: bytes) -> None:
+        """Remove every key in [low, high)."""
+        self.operations.append((DELETE_RANGE, low, high))
+        self.size += len(low) + len(high)
+
+    def __bool__(self) -> bool:
+        return bool(self.operations)
+
+
+class Reader(Protocol):
+    """A view of the map: the engine itself (live), or a snapshot of it."""
+
+    def get(self, key: bytes) -> bytes | None:
+        """The value of `key`. Raises `Corruption` or `StoreError`, never answers with less than was written."""
+        ...
+
+    def scan(self, low: bytes, high: bytes, *, reverse: bool = False) -> Iterator[tuple[bytes, bytes]]:
+        """Pairs with low <= key < high in key order. To be exhausted or closed within the caller's turn (S24).
+
+        Raises `Corruption` at its end if the engine's iterator stopped early; an iterator that merely ends is not
+        trusted (rocksdict ends silently at a damaged block).
+        """
+        ...
+
+
+class Snapshot(Reader, Protocol):
+    """A view that later writes don't change. Close it: the engine can't close while it lives."""
+
+    def close(self) -> None:
+        """Release it. Idempotent."""
+        ...
+
+
+class Engine(Reader, Protocol):
+    """An open database. All methods but `flush` and `sync` are called from one thread and don't wait for the disk."""
+
+    def write(self, batch: Batch) -> None:
+        """Apply `batch` atomically; visible at once, durable later. Raises `WriteStalled` (nothing happened; retry
+        the same batch), `DiskFull`, `Corruption` or `StoreError` (the store is broken; stop)."""
+        ...
+
+    def sync(self) -> None:
+        """Make durable every write that returned before this call began (the WAL). Blocking; for the writer thread.
+        Never retried after an error (S33). Raises `StoreError` on an engine without WAL."""
+        ...
+
+    def flush(self) -> None:
+        """Write every write that returned before this call began into tables and make those durable. Blocking; for a
+        thread. This is what makes an engine without WAL durable."""
+        ...
+
+    def snapshot(self) -> Snapshot:
+        """A consistent view of now."""
+        ...
+
+    def close(self) -> None:
+        """Close it, without any promise of durability beyond `sync` and `flush`. Idempotent."""
+        ...
