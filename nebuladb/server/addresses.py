@@ -1,0 +1,41 @@
+"""HOST:PORT, as every address in the configuration is written."""
+
+from __future__ import annotations
+
+import ipaddress
+
+from nebuladb.errors import ConfigurationError
+
+MAX_PORT = 65535
+
+
+def split_address(text: str) -> tuple[str, int]:
+    """Host and port of ``host:port`` or ``[ipv6]:port``. Raises `ConfigurationError` that says what is wrong."""
+    host, colon, port_text = text.rpartition(":")
+    if not colon or not host:
+        raise ConfigurationError(f"{text!r} is not HOST:PORT")
+    if host.startswith("[") != host.endswith("]"):
+        raise ConfigurationError(f"{text!r}: an IPv6 address is written [ADDRESS]:PORT")
+    if host.startswith("["):
+        host = host[1:-1]
+        try:
+            ipaddress.IPv6Address(host)
+        except ValueError as error:
+            raise ConfigurationError(f"{text!r}: {host!r} is not an IPv6 address") from error
+    elif ":" in host:
+        raise ConfigurationError(f"{text!r}: an IPv6 address is written [ADDRESS]:PORT")
+    if any(letter.isspace() or letter in "/@,=" for letter in host):
+        raise ConfigurationError(f"{text!r}: {host!r} is not a host name")
+    # isdecimal alone would accept digits of other scripts.
+    if not (port_text.isascii() and port_text.isdecimal()) or not 1 <= int(port_text) <= MAX_PORT:
+        raise ConfigurationError(f"{text!r}: the port is a number from 1 to {MAX_PORT}")
+    return host, int(port_text)
+
+
+def is_unspecified(text: str) -> bool:
+    """Whether one can listen at this valid address but nobody can be sent to it (0.0.0.0, ::)."""
+    host, _ = split_address(text)
+    try:
+        return ipaddress.ip_address(host).is_unspecified
+    except ValueError:
+        return False

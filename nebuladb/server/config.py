@@ -1,0 +1,245 @@
+"""What a node is told: flags, then the environment, then a TOML file, then defaults."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from nebuladb.errors import ConfigurationError
+from nebuladb.server.addresses import is_unspecified, split_address
+
+ENV_PREFIX: Final = "NEBULA_"
+ENV_OF_THE_CLI: Final = frozenset({"NEBULA_ENDPOINTS"})
+# A Kubernetes service called "nebula" puts these into every pod; refusing them would keep the pod from starting.
+ENV_OF_KUBERNETES: Final = re.compile(r"NEBULA_(.*_)?(SERVICE_HOST|SERVICE_PORT(_.*)?|PORT(_\d+_(TCP|UDP).*)?)")
+
+MAX_NAME: Final = 64
+MAX_MEMBERS: Final = 64
+NAME: Final = re.compile(rf"[A-Za-z0-9][A-Za-z0-9._-]{{0,{MAX_NAME - 1}}}")
+LOG_FORMATS: Final = ("auto", "console", "json")
+LOG_LEVELS: Final = ("debug", "info", "warning", "error")
+
+DEFAULTS: Final[Mapping[str, str]] = {
+    "name": "n1",
+    "data-dir": "nebula-data",
+    "client-addr": "127.0.0.1:7379",
+    "peer-addr": "127.0.0.1:7380",
+    "admin-addr": "127.0.0.1:7381",
+    "advertise-client-addr": "",
+    "advertise-peer-addr": "",
+    "initial-cluster": "",
+    "join": "",
+    "log-format": "auto",
+    "log-level": "info",
+}
+"""Every setting, under the name that its flag and TOML key have. Empty means "not given"."""
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """One node's settings, complete and valid. Addresses are HOST:PORT; `load` is the way to make one."""
+
+    name: str
+    data_dir: Path
+    """Absolute."""
+    client_addr: str
+    peer_addr: str
+    admin_addr: str
+    advertise_client_addr: str
+    advertise_peer_addr: str
+    initial_cluster: Mapping[str, str]
+    """Name to peer address, sorted by name, this node among them. Empty exactly when `join` is given."""
+    join: str
+    """Any member's peer address, or empty."""
+    log_format: str = "auto"
+    log_level: str = "info"
+
+    def check_founding(self) -> None:
+        """Raise `ConfigurationError` if the listed cluster knows this node under another address.
+
+        Only for a directory without identity: later `initial_cluster` is ignored and the address may change.
+        """
+        listed = self.initial_cluster.get(self.name, self.advertise_peer_addr)
+        if listed != self.advertise_peer_addr:
+            raise ConfigurationError(
+                f"initial-cluster says {self.name}={listed}, but this node's peers would be told "
+                f"{self.advertise_peer_addr}; make them equal, or set advertise-peer-addr"
+            )
+
+    def to_toml(self, directory: Path) -> str:
+        """A configuration file that, put into `directory`, loads as this again (but for defaults of its own)."""
+        inside = self.data_dir.is_relative_to(directory)
+        settings = {
+            "name": self.name,
+            "data-dir": os.path.relpath(self.data_dir, directory) if inside else str(self.data_dir),
+            "client-addr": self.client_addr,
+            "peer-addr": self.peer_addr,
+            "admin-addr": self.admin_addr,
+            "advertise-client-addr": self.advertise_client_addr,
+            "advertise-peer-addr": self.advertise_peer_addr,
+            "initial-cluster": ",".join(f"{name}={address}" for name, address in self.initial_cluster.items()),
+            "join": self.join,
+            "log-format": self.log_format,
+            "log-level": self.log_level,
+        }
+        return "".join(f"{key} = {_toml_string(value)}\n" for key, value in settings.items() if value)
+
+
+@dataclass(frozen=True, slots=True)
+class _Setting:
+    """A raw value and where it came from, for the error that may follow."""
+
+    key: str
+    text: str
+    origin: str
+
+    def wrong(self, why: object) -> ConfigurationError:
+        return ConfigurationError(f"{self.key} ({self.origin}): {why}")
+
+
+def load(flags: Mapping[str, str | None], environ: Mapping[str, str], file: Path | None = None) -> Config:
+    """The configuration from `flags` (by name, None = not given), `environ`, `file` and the defaults, in this order.
+
+    A relative data-dir in the file is taken from the file's directory, so that the directory can be moved.
+    Raises `ConfigurationError` that names the setting and where it came from.
+    """
+    settings = {key: _Setting(key, text, "default") for key, text in DEFAULTS.items()}
+    if file is not None:
+        settings.update(_from_file(file))
+    settings.update(_from_environment(environ))
+    for key, text in flags.items():
+        if text is not None:
+            settings[key] = _Setting(key, text, f"flag --{key}")
+    return _validated(settings)
+
+
+def _toml_string(text: str) -> str:
+    """A JSON string is a TOML basic string, except that TOML wants DEL escaped too."""
+    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
+
+
+def _from_file(file: Path) -> dict[str, _Setting]:
+    try:
+        document = tomllib.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigurationError(f"config file {file}: {error.strerror or error}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigurationError(f"config file {file}: {error}") from error
+    settings: dict[str, _Setting] = {}
+    for key, value in document.items():
+        if key not in DEFAULTS:
+            raise ConfigurationError(f"{key} (file {file}): no such setting; there are {', '.join(DEFAULTS)}")
+        if key == "initial-cluster" and isinstance(value, dict):
+            value = ",".join(f"{name}={address}" for name, address in value.items())
+        if not isinstance(value, str):
+            raise ConfigurationError(f"{key} (file {file}): must be a string in quotes, not {value!r}")
+        if key == "data-dir" and value:
+            value = str(file.absolute().parent / value)
+        settings[key] = _Setting(key, value, f"file {file}")
+    return settings
+
+
+def _from_environment(environ: Mapping[str, str]) -> dict[str, _Setting]:
+    known = {ENV_PREFIX + key.replace("-", "_").upper(): key for key in DEFAULTS}
+    settings: dict[str, _Setting] = {}
+    for variable in sorted(environ):
+        if variable in known:
+            settings[known[variable]] = _Setting(known[variable], environ[variable], f"environment {variable}")
+        elif (
+            variable.startswith(ENV_PREFIX)
+            and variable not in ENV_OF_THE_CLI
+            and not ENV_OF_KUBERNETES.fullmatch(variable)
+        ):
+            raise ConfigurationError(f"environment {variable}: no such setting; there are {', '.join(known)}")
+    return settings
+
+
+def _validated(settings: Mapping[str, _Setting]) -> Config:
+    name = settings["name"]
+    if not NAME.fullmatch(name.text):
+        raise name.wrong(
+            f"{name.text!r} is not a name: up to {MAX_NAME} letters, digits, dots, dashes and underscores, "
+            "a letter or digit first"
+        )
+    if not settings["data-dir"].text:
+        raise settings["data-dir"].wrong("must not be empty")
+    listen = {key: _address(settings[key]) for key in ("client-addr", "peer-addr", "admin-addr")}
+    owner: dict[str, str] = {}
+    for key, address in listen.items():
+        if address in owner:
+            raise settings[key].wrong(f"{address} is taken by {owner[address]}; each needs a port of its own")
+        owner[address] = key
+    advertise_peer = _advertised(settings, "advertise-peer-addr", "peer-addr")
+    cluster = _cluster(settings, advertise_peer)
+    return Config(
+        name=name.text,
+        data_dir=Path(os.path.abspath(settings["data-dir"].text)),
+        client_addr=listen["client-addr"],
+        peer_addr=listen["peer-addr"],
+        admin_addr=listen["admin-addr"],
+        advertise_client_addr=_advertised(settings, "advertise-client-addr", "client-addr"),
+        advertise_peer_addr=advertise_peer,
+        initial_cluster=cluster,
+        join=settings["join"].text and _address(settings["join"]),
+        log_format=_choice(settings["log-format"], LOG_FORMATS),
+        log_level=_choice(settings["log-level"], LOG_LEVELS),
+    )
+
+
+def _address(setting: _Setting) -> str:
+    try:
+        split_address(setting.text)
+    except ConfigurationError as error:
+        raise setting.wrong(error) from error
+    return setting.text
+
+
+def _advertised(settings: Mapping[str, _Setting], key: str, listen_key: str) -> str:
+    """What others are told: the setting itself, else the listen address if somebody elsewhere could reach it."""
+    if not settings[key].text:
+        listen = settings[listen_key]
+        if is_unspecified(_address(listen)):
+            raise listen.wrong(f"{listen.text} can be listened at but not called; set {key} to what others shall call")
+        return listen.text
+    if is_unspecified(_address(settings[key])):
+        raise settings[key].wrong(f"{settings[key].text} can't be called by others")
+    return settings[key].text
+
+
+def _cluster(settings: Mapping[str, _Setting], advertise_peer: str) -> dict[str, str]:
+    setting, name = settings["initial-cluster"], settings["name"].text
+    if settings["join"].text:
+        if setting.text:
+            raise setting.wrong(f"a node founds a cluster or joins one; drop this or join ({settings['join'].origin})")
+        return {}
+    if not setting.text:
+        return {name: advertise_peer}
+    cluster: dict[str, str] = {}
+    for part in setting.text.split(","):
+        member, equals, address = (piece.strip() for piece in part.partition("="))
+        if not equals or not NAME.fullmatch(member):
+            raise setting.wrong(f"{part!r} is not NAME=HOST:PORT")
+        if member in cluster:
+            raise setting.wrong(f"{member} stands there twice")
+        if is_unspecified(_address(_Setting(setting.key, address, setting.origin))):
+            raise setting.wrong(f"{member}={address} can't be called by others")
+        if address in cluster.values():
+            raise setting.wrong(f"two nodes have the address {address}")
+        cluster[member] = address
+    if name not in cluster:
+        raise setting.wrong(f"this node's name {name!r} is not in it; it lists {', '.join(sorted(cluster))}")
+    if len(cluster) > MAX_MEMBERS:
+        raise setting.wrong(f"it lists {len(cluster)} nodes; at most {MAX_MEMBERS} can found a cluster")
+    return dict(sorted(cluster.items()))
+
+
+def _choice(setting: _Setting, choices: tuple[str, ...]) -> str:
+    if setting.text not in choices:
+        raise setting.wrong(f"{setting.text!r} is not one of {', '.join(choices)}")
+    return setting.text

@@ -1,0 +1,288 @@
+"""`nebulad dev`: a cluster on this machine, a process per node, for development and tests."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import json
+import os
+import selectors
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from nebuladb.errors import ConfigurationError
+from nebuladb.server import config
+from nebuladb.server.addresses import MAX_PORT
+from nebuladb.server.config import Config
+from nebuladb.server.lifecycle import DRAIN_SECONDS
+
+CONFIG_FILE: Final = "nebulad.toml"
+PORTS_PER_NODE: Final = 100
+MAX_NODES: Final = 9
+POLL_SECONDS: Final = 0.1
+PROBE_SECONDS: Final = 1.0
+"""For one request to a node's admin port: as long as a signal or a child's death may go unnoticed."""
+STOP_SECONDS: Final = DRAIN_SECONDS + 5.0
+"""A child that was asked to stop and still runs after this is killed."""
+PASSED_ON: Final = ("NEBULA_LOG_LEVEL", "NEBULA_LOG_FORMAT")
+"""Settings that the children take from our environment. Not others: NEBULA_NAME would name all of them the same."""
+START: Final = (sys.executable, "-m", "nebuladb.server.main", "start")
+PR_SET_PDEATHSIG: Final = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """One planned node: its directory and its configuration."""
+
+    directory: Path
+    config: Config
+
+    @property
+    def file(self) -> Path:
+        """The configuration file that `nebulad start` is given."""
+        return self.directory / CONFIG_FILE
+
+
+def plan(nodes: int, data_dir: Path, base_port: int) -> list[Member]:
+    """The members of a cluster of `nodes` nodes: node i (from 0) is `n{i+1}` with three ports from base+100·i on."""
+    if not 1 <= nodes <= MAX_NODES:
+        raise ConfigurationError(f"--nodes: {nodes} is not a number from 1 to {MAX_NODES}")
+    if not 1 <= base_port <= MAX_PORT - PORTS_PER_NODE * (nodes - 1) - 2:
+        raise ConfigurationError(f"--base-port: {nodes} nodes from {base_port} on need ports that don't exist")
+    ports = {f"n{i + 1}": base_port + PORTS_PER_NODE * i for i in range(nodes)}
+    cluster = ",".join(f"{name}=127.0.0.1:{port + 1}" for name, port in ports.items())
+    return [
+        Member(
+            directory=data_dir / name,
+            config=config.load(
+                {
+                    "name": name,
+                    "data-dir": str(data_dir / name),
+                    "client-addr": f"127.0.0.1:{port}",
+                    "peer-addr": f"127.0.0.1:{port + 1}",
+                    "admin-addr": f"127.0.0.1:{port + 2}",
+                    "initial-cluster": cluster,
+                },
+                {},
+            ),
+        )
+        for name, port in ports.items()
+    ]
+
+
+def prepare(members: Sequence[Member], data_dir: Path) -> None:
+    """Make directories and configuration files, or check that those of an earlier run are for the same cluster.
+
+    Raises `ConfigurationError` before it changed anything if they are not.
+    """
+    found = {file.parent.name for file in data_dir.glob(f"n*/{CONFIG_FILE}")}
+    if found and len(found) != len(members):
+        raise ConfigurationError(
+            f"--nodes: {data_dir} holds {len(found)} nodes; give --nodes {len(found)} or another --data-dir"
+        )
+    for member in members:
+        if member.file.exists():
+            _check_same(config.load({}, {}, member.file), member)
+    for member in members:
+        try:
+            member.directory.mkdir(parents=True, exist_ok=True)
+            if not member.file.exists():
+                scratch = member.file.with_suffix(".toml.new")
+                scratch.write_text(member.config.to_toml(member.directory), encoding="utf-8")
+                scratch.replace(member.file)
+        except OSError as error:
+            raise ConfigurationError(f"--data-dir: can't write {member.file}: {error.strerror}") from error
+
+
+def _check_same(old: Config, member: Member) -> None:
+    """What makes it another cluster must be equal; anything else a person may have edited."""
+    for key in ("name", "data_dir", "client_addr", "peer_addr", "admin_addr", "initial_cluster"):
+        before, now = getattr(old, key), getattr(member.config, key)
+        if before != now:
+            raise ConfigurationError(
+                f"{member.file} says {key.replace('_', '-')} = {before}, and this command would say {now}; "
+                "give the same --base-port as before, or another --data-dir"
+            )
+
+
+class _Child:
+    """A node's process, started by us."""
+
+    def __init__(self, member: Member, process: subprocess.Popen[bytes]) -> None:
+        self.member = member
+        self.process = process
+        self.reported = False
+        self.ready = False
+
+    @property
+    def name(self) -> str:
+        return self.member.config.name
+
+    def death(self) -> str | None:
+        """A line about its death, once; None while it lives."""
+        code = self.process.poll()
+        if code is None or self.reported:
+            return None
+        self.reported = True
+        return f"{self.name} (pid {self.process.pid}) {_ending(code)}"
+
+    def check_ready(self) -> bool:
+        """Whether it serves, and it is this process that does (not one that had the port before it)."""
+        if not self.ready:
+            url = f"http://{self.member.config.admin_addr}"
+            self.ready = (
+                _fetch(f"{url}/readyz") is not None
+                and json.loads(_fetch(f"{url}/status") or b"{}").get("pid") == self.process.pid
+            )
+        return self.ready
+
+
+def run(nodes: int, data_dir: Path, base_port: int, command: Sequence[str] = START) -> int:
+    """Run a cluster until SIGTERM or Ctrl-C; returns the exit code (1 if a node died before all were ready).
+
+    `command` starts a node when `--config FILE` is added to it.
+    """
+    data_dir = data_dir.absolute()
+    members = plan(nodes, data_dir, base_port)
+    prepare(members, data_dir)
+    with _Alarm() as alarm:
+        children: list[_Child] = []
+        try:
+            children.extend(_Child(member, _spawn(command, member.file)) for member in members)
+            if not _until_ready(children, alarm):
+                return 0 if alarm.rung else 1
+            endpoints = ",".join(member.config.client_addr for member in members)
+            print(f"cluster ready endpoints={endpoints}", flush=True)
+            while not alarm.wait(None):
+                _report(children)
+            return 0
+        finally:
+            _stop(children, alarm)
+
+
+def _until_ready(children: Sequence[_Child], alarm: _Alarm) -> bool:
+    """Wait until all serve: True. False: a signal came, or a child died (which was said)."""
+    while True:
+        if _report(children):
+            _say("a node died before the cluster was ready; its log above says why. Stopping the others")
+            return False
+        if all(not alarm.rung and child.check_ready() for child in children):
+            return not _report(children)
+        if alarm.wait(POLL_SECONDS):
+            return False
+
+
+def _report(children: Sequence[_Child]) -> bool:
+    """Say which children have died since the last call; True if any."""
+    deaths = [line for line in (child.death() for child in children) if line]
+    for line in deaths:
+        _say(line)
+    return bool(deaths)
+
+
+def _stop(children: Sequence[_Child], alarm: _Alarm) -> None:
+    """SIGTERM to our children, then SIGKILL to those that didn't go in time, or at a second signal."""
+    running = [child for child in children if child.process.poll() is None]
+    for child in running:
+        child.process.terminate()
+    alarm.rung = False
+    deadline = time.monotonic() + STOP_SECONDS
+    while any(child.process.poll() is None for child in running):
+        if alarm.wait(POLL_SECONDS) or time.monotonic() > deadline:
+            break
+    for child in running:
+        if child.process.poll() is None:
+            _say(f"{child.name} (pid {child.process.pid}) did not stop in time: killing it")
+            child.process.kill()
+        child.process.wait()
+
+
+def _spawn(command: Sequence[str], file: Path) -> subprocess.Popen[bytes]:
+    # A process group of its own: Ctrl-C reaches us alone, else a child would get SIGINT and then our SIGTERM, and a
+    # second signal means "at once". Its stdout is our stderr: ours has one line only.
+    return subprocess.Popen(
+        [*command, "--config", str(file)],
+        stdin=subprocess.DEVNULL,
+        stdout=sys.stderr.fileno(),
+        env=_child_environment(os.environ),
+        process_group=0,
+        # Safe: we have one thread.
+        preexec_fn=_die_with_parent,
+    )
+
+
+def _child_environment(environ: Mapping[str, str]) -> dict[str, str]:
+    return {key: value for key, value in environ.items() if not key.startswith(config.ENV_PREFIX) or key in PASSED_ON}
+
+
+def _die_with_parent() -> None:
+    """Linux: get SIGTERM when the supervisor is gone, SIGKILL included, so that no port stays taken."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def _fetch(url: str) -> bytes | None:
+    """The body of a 200, else None."""
+    try:
+        # No proxy: the address is this machine's.
+        with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(url, timeout=PROBE_SECONDS) as answer:
+            body: bytes = answer.read()
+            return body
+    except (OSError, urllib.error.URLError, ValueError):
+        return None
+
+
+def _ending(code: int) -> str:
+    if code >= 0:
+        return f"exited with {code}"
+    with contextlib.suppress(ValueError):
+        return f"was ended by {signal.Signals(-code).name}"
+    return f"was ended by signal {-code}"
+
+
+def _say(text: str) -> None:
+    print(f"nebulad dev: {text}", file=sys.stderr, flush=True)
+
+
+class _Alarm:
+    """Signals as something to wait for: a stop signal rings it, a child's end only wakes it."""
+
+    def __init__(self) -> None:
+        self.rung = False
+
+    def wait(self, seconds: float | None) -> bool:
+        """Wait for any signal, at most `seconds` (None: for ever); True once a stop signal came."""
+        if not self.rung and self._selector.select(seconds):
+            with contextlib.suppress(BlockingIOError):
+                self._reader.recv(4096)
+        return self.rung
+
+    def _ring(self, *_: object) -> None:
+        self.rung = True
+
+    def __enter__(self) -> _Alarm:
+        self._reader, self._writer = socket.socketpair()
+        self._reader.settimeout(0)
+        self._writer.settimeout(0)
+        self._selector = selectors.DefaultSelector()
+        self._selector.register(self._reader, selectors.EVENT_READ)
+        signal.set_wakeup_fd(self._writer.fileno(), warn_on_full_buffer=False)
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            signal.signal(number, self._ring)
+        signal.signal(signal.SIGCHLD, lambda *_: None)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        signal.set_wakeup_fd(-1)
+        self._selector.close()
+        self._reader.close()
+        self._writer.close()

@@ -1,0 +1,118 @@
+"""A process's end and its pid file."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
+from typing import Final
+
+import structlog
+
+from nebuladb.errors import NebulaError, StoreError
+
+PID_FILE: Final = "nebulad.pid"
+DRAIN_SECONDS: Final = 10.0
+"""How long a drain may take: hand leadership over, finish what is in flight, close the stores."""
+EXIT_FORCED: Final = 1
+EXIT_BROKEN: Final = 1
+
+
+class PidFile:
+    """``nebulad.pid`` in a data directory. Write it only while holding the directory's lock (S18): a second start on
+    a used directory would otherwise name itself there, just before it is refused."""
+
+    def __init__(self, data_dir: Path) -> None:
+        self.path = data_dir / PID_FILE
+
+    def write(self) -> None:
+        """Name this process, all at once: a reader never finds half a number."""
+        scratch = self.path.with_suffix(".pid.new")
+        try:
+            scratch.write_text(f"{os.getpid()}\n", encoding="ascii")
+            scratch.replace(self.path)
+        except OSError as error:
+            raise StoreError(f"data-dir: can't write {self.path}: {error.strerror}") from error
+
+    def read(self) -> int | None:
+        """The pid that stands there, else None. It may be a dead process's."""
+        try:
+            return int(self.path.read_text(encoding="ascii"))
+        except (OSError, ValueError):
+            return None
+
+    def remove(self) -> None:
+        """Remove it if it is ours."""
+        if self.read() == os.getpid():
+            self.path.unlink(missing_ok=True)
+
+
+class Shutdown:
+    """Why and when the process ends: the first SIGTERM or SIGINT drains, a second one ends it at once.
+
+    Whatever finds that the node can't go on (a broken invariant, a failed disk) calls `fail`; then there is no drain:
+    a node that is wrong hands nothing over, and what it acknowledged is on disk already.
+    """
+
+    def __init__(self) -> None:
+        self._asked = asyncio.Event()
+        self._failure: BaseException | None = None
+        self._log = structlog.get_logger("lifecycle")
+
+    @property
+    def failure(self) -> BaseException | None:
+        """What `fail` was told first, if anything."""
+        return self._failure
+
+    def request(self, why: str) -> None:
+        """Ask for a drain, as SIGTERM does. A second one exits the process."""
+        if self._asked.is_set():
+            self._log.warning("second request to stop: exiting at once", why=why)
+            os._exit(EXIT_FORCED)
+        self._log.info("stopping", why=why)
+        self._asked.set()
+
+    def fail(self, error: BaseException) -> None:
+        """Stop because of `error`. Later ones are logged only."""
+        text = error.message if isinstance(error, NebulaError) else repr(error)
+        self._log.error("the node stops: it can't go on", error=text, exc_info=error)
+        if self._failure is None:
+            self._failure = error
+        self._asked.set()
+
+    @contextlib.contextmanager
+    def signals(self) -> Iterator[None]:
+        """SIGTERM and SIGINT are requests while this lasts. Call it in the running loop."""
+        loop = asyncio.get_running_loop()
+        caught = (signal.SIGTERM, signal.SIGINT)
+        for number in caught:
+            loop.add_signal_handler(number, self.request, number.name)
+        try:
+            yield
+        finally:
+            for number in caught:
+                loop.remove_signal_handler(number)
+
+    async def wait(self) -> None:
+        """Until somebody asks for the end."""
+        await self._asked.wait()
+
+    def _exit_code(self) -> int:
+        return EXIT_BROKEN if self._failure is not None else 0
+
+    async def run(self, drain: Callable[[], Awaitable[None]], grace: float = DRAIN_SECONDS) -> int:
+        """Wait for the end, `drain` within `grace` seconds, and return the exit code: 0 only after a whole drain."""
+        await self.wait()
+        if self._exit_code():
+            return self._exit_code()
+        try:
+            async with asyncio.timeout(grace):
+                await drain()
+        except TimeoutError:
+            # Not an error of the data: everything acknowledged is durable, the next start replays the rest.
+            self._log.warning("the drain was cut short", seconds=grace)
+        self._log.info("stopped")
+        return self._exit_code()

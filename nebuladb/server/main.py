@@ -1,0 +1,103 @@
+"""The command `nebulad`."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import click
+
+from nebuladb import __version__
+from nebuladb.errors import ConfigurationError, NebulaError
+from nebuladb.server import config, dev
+
+EXIT_FAILED = 1
+EXIT_USAGE = 2
+
+_FLAGS = {
+    "name": "The node's name, a label for people.",
+    "data-dir": "Where the node keeps everything.",
+    "client-addr": "HOST:PORT to listen at for clients.",
+    "peer-addr": "HOST:PORT to listen at for other nodes.",
+    "admin-addr": "HOST:PORT to listen at for HTTP: /livez /readyz /status /metrics and the dashboard.",
+    "advertise-client-addr": "HOST:PORT that clients are told. Default: the client address.",
+    "advertise-peer-addr": "HOST:PORT that other nodes are told. Default: the peer address.",
+    "initial-cluster": "NAME=HOST:PORT,... of the nodes that found the cluster. Default: this one alone.",
+    "join": "HOST:PORT, any member's peer address: join its cluster.",
+    "log-format": f"One of {', '.join(config.LOG_FORMATS)}.",
+    "log-level": f"One of {', '.join(config.LOG_LEVELS)}.",
+}
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(__version__, prog_name="nebulad", message="%(prog)s %(version)s")
+def nebulad() -> None:
+    """NebulaDB's server."""
+
+
+def start(config_file: Path | None, **flags: str | None) -> None:
+    """Run a node until SIGTERM or Ctrl-C.
+
+    Settings come from flags, then the environment (NEBULA_DATA_DIR and so on), then a TOML file with the flags' names
+    as keys, then defaults.
+    """
+    loaded = config.load({key: flags[key.replace("-", "_")] for key in _FLAGS}, os.environ, config_file)
+    # Imported late: `nebulad --help` and `nebulad dev` don't need a database in memory.
+    from nebuladb.server import assembly
+
+    sys.exit(assembly.run(loaded))
+
+
+def _start_command() -> click.Command:
+    """The command `start`, with one option a setting."""
+    command = click.command("start")(start)
+    command.params = [
+        click.Option(
+            ["--config", "config_file"],
+            type=click.Path(path_type=Path, dir_okay=False),
+            metavar="FILE",
+            help="TOML file with settings.",
+        ),
+        *(
+            click.Option([f"--{key}"], help=text, metavar="TEXT", show_default=config.DEFAULTS[key] or False)
+            for key, text in _FLAGS.items()
+        ),
+    ]
+    return command
+
+
+nebulad.add_command(_start_command())
+
+
+@nebulad.command("dev")
+@click.option("--nodes", default=3, show_default=True, help="How many nodes.")
+@click.option(
+    "--data-dir",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=Path("nebula-dev"),
+    show_default=True,
+    help="Directory of the cluster; node i keeps its data in n{i}.",
+)
+@click.option(
+    "--base-port", default=7379, show_default=True, help="Client port of the first node; the next has 100 more."
+)
+def dev_command(nodes: int, data_dir: Path, base_port: int) -> None:
+    """Run a local cluster, a process per node, until SIGTERM or Ctrl-C.
+
+    Prints one line on stdout, "cluster ready endpoints=...", when every node serves. Logs go to stderr.
+    """
+    sys.exit(dev.run(nodes, data_dir, base_port))
+
+
+def main() -> None:
+    """Entry point. Exit code 0: done; 1: the node couldn't start or had to stop; 2: a wrong flag or setting."""
+    try:
+        nebulad()
+    except NebulaError as error:
+        print(f"nebulad: {error.message}", file=sys.stderr)
+        sys.exit(EXIT_USAGE if isinstance(error, ConfigurationError) else EXIT_FAILED)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,175 @@
+"""`nebulad dev` over fake nodes: what a supervisor does needs no database."""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from nebuladb.errors import ConfigurationError
+from nebuladb.server.config import load
+from nebuladb.server.dev import MAX_NODES, PORTS_PER_NODE, plan, prepare
+
+FAKE = Path(__file__).with_name("fake_node.py")
+SECONDS = 20
+PROGRAM = """
+import sys
+from pathlib import Path
+from nebuladb.server import dev
+sys.exit(dev.run(int(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]), (sys.executable, sys.argv[4])))
+"""
+
+
+def free_base(nodes: int) -> int:
+    """A base port whose nodes' admin ports are free now."""
+    for base in range(20000 + os.getpid() % 9000, 60000, 7):
+        try:
+            for node in range(nodes):
+                with socket.socket() as probe:
+                    probe.bind(("127.0.0.1", base + PORTS_PER_NODE * node + 2))
+        except OSError:
+            continue
+        return base
+    raise AssertionError("no free ports")
+
+
+@contextmanager
+def supervisor(directory: Path, base: int, **environ: str) -> Iterator[subprocess.Popen[str]]:
+    process = subprocess.Popen(
+        [sys.executable, "-c", PROGRAM, "3", str(directory), str(base), str(FAKE)],
+        env={**os.environ, **environ},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        yield process
+    finally:
+        process.terminate()
+        process.communicate(timeout=SECONDS)
+
+
+def line_of(process: subprocess.Popen[str]) -> str:
+    assert process.stdout is not None
+    readable, _, _ = select.select([process.stdout], [], [], SECONDS)
+    assert readable, "no line came"
+    return process.stdout.readline()
+
+
+def children(process: subprocess.Popen[str]) -> list[int]:
+    """Pids of its children, in the order of their start."""
+    return [int(pid) for pid in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]
+
+
+def gone(pid: int) -> bool:
+    """Wait until nothing runs under `pid`; a zombie of somebody else's counts as gone."""
+    deadline = time.monotonic() + SECONDS
+    while time.monotonic() < deadline:
+        try:
+            if Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z":
+                return True
+        except OSError:
+            return True
+        select.select([], [], [], 0.01)
+    return False
+
+
+def test_the_plan_is_the_contract_s() -> None:
+    third = plan(3, Path("/d"), 7379)[2]
+    assert third.file == Path("/d/n3/nebulad.toml")
+    assert third.config.data_dir == Path("/d/n3")
+    assert (third.config.client_addr, third.config.peer_addr, third.config.admin_addr) == (
+        "127.0.0.1:7579",
+        "127.0.0.1:7580",
+        "127.0.0.1:7581",
+    )
+    assert third.config.initial_cluster == {"n1": "127.0.0.1:7380", "n2": "127.0.0.1:7480", "n3": "127.0.0.1:7580"}
+
+
+@pytest.mark.parametrize(("nodes", "base"), [(0, 7379), (MAX_NODES + 1, 7379), (3, 0), (3, 65400)])
+def test_an_impossible_plan_is_refused(nodes: int, base: int) -> None:
+    with pytest.raises(ConfigurationError):
+        plan(nodes, Path("/d"), base)
+
+
+def test_a_second_run_keeps_what_a_person_edited(tmp_path: Path) -> None:
+    members = plan(3, tmp_path, 7379)
+    prepare(members, tmp_path)
+    file = members[1].file
+    file.write_text(file.read_text().replace('log-level = "info"', 'log-level = "debug"'))
+    prepare(members, tmp_path)
+    assert load({}, {}, file).log_level == "debug"
+
+
+def test_another_shape_on_the_same_directory_is_refused(tmp_path: Path) -> None:
+    prepare(plan(3, tmp_path, 7379), tmp_path)
+    with pytest.raises(ConfigurationError, match="holds 3 nodes; give --nodes 3"):
+        prepare(plan(4, tmp_path, 7379), tmp_path)
+    with pytest.raises(ConfigurationError, match="same --base-port"):
+        prepare(plan(3, tmp_path, 7380), tmp_path)
+    assert not (tmp_path / "n4").exists()
+
+
+def test_it_says_ready_once_and_stops_all(tmp_path: Path) -> None:
+    base = free_base(3)
+    with supervisor(tmp_path, base, NEBULA_NAME="not-for-children") as process:
+        assert line_of(process) == (
+            f"cluster ready endpoints=127.0.0.1:{base},127.0.0.1:{base + 100},127.0.0.1:{base + 200}\n"
+        )
+        nodes = children(process)
+        assert len(nodes) == 3
+        process.send_signal(signal.SIGINT)
+        rest, errors = process.communicate(timeout=SECONDS)
+        assert (process.returncode, rest) == (0, "")
+        assert "fake n1 started" in errors
+        assert all(gone(pid) for pid in nodes)
+
+
+def test_a_dead_child_stays_dead_and_the_rest_run_on(tmp_path: Path) -> None:
+    with supervisor(tmp_path, free_base(3)) as process:
+        line_of(process)
+        nodes = children(process)
+        os.kill(nodes[1], signal.SIGKILL)
+        assert gone(nodes[1])
+        assert process.stderr is not None
+        while "n2" not in (line := process.stderr.readline()) or "SIGKILL" not in line:
+            assert line, "nothing was said about n2"
+        assert children(process) == [nodes[0], nodes[2]]
+        process.terminate()
+        process.communicate(timeout=SECONDS)
+        assert process.returncode == 0
+
+
+def test_a_node_that_dies_before_ready_ends_it_with_1(tmp_path: Path) -> None:
+    with supervisor(tmp_path, free_base(3), FAKE_DIES="n3") as process:
+        out, errors = process.communicate(timeout=SECONDS)
+        assert (process.returncode, out) == (1, "")
+        assert "n3" in errors
+        assert "exited with 1" in errors
+
+
+def test_somebody_else_s_answer_is_not_readiness(tmp_path: Path) -> None:
+    with supervisor(tmp_path, free_base(3), FAKE_PID="1") as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        for _ in range(3):
+            process.stderr.readline()
+        assert not select.select([process.stdout], [], [], 0.5)[0]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs PR_SET_PDEATHSIG")
+def test_nodes_go_when_the_supervisor_is_killed(tmp_path: Path) -> None:
+    with supervisor(tmp_path, free_base(3)) as process:
+        line_of(process)
+        nodes = children(process)
+        process.kill()
+        assert all(gone(pid) for pid in nodes)
