@@ -1,0 +1,61 @@
+"""The command line, as a process."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from nebuladb import __version__
+
+
+def nebulad(*words: str, **environ: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "nebuladb.server.main", *words],
+        env={**os.environ, **environ},
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (("start", "--no-such-flag"), "No such option '--no-such-flag'"),
+        (("start", "--client-addr", "7379"), "nebulad: client-addr (flag --client-addr): '7379' is not HOST:PORT\n"),
+        (("start", "--config", "/no/such.toml"), "nebulad: config file /no/such.toml: No such file or directory\n"),
+        (("dev", "--nodes", "many"), "'many' is not a valid integer"),
+        (("dev", "--nodes", "0"), "nebulad: --nodes: 0 is not a number from 1 to"),
+        (("fly",), "No such command 'fly'"),
+    ],
+)
+def test_a_wrong_flag_is_2_and_said_clearly(words: tuple[str, ...], told: str) -> None:
+    done = nebulad(*words)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert told in done.stderr
+
+
+def test_a_wrong_variable_is_2() -> None:
+    done = nebulad("start", NEBULA_NAMES="x")
+    assert done.returncode == 2
+    assert "environment NEBULA_NAMES: no such setting" in done.stderr
+
+
+def test_every_setting_has_a_flag() -> None:
+    from nebuladb.server.config import DEFAULTS
+
+    text = nebulad("start", "--help").stdout
+    assert all(f"--{key} " in text for key in DEFAULTS)
+
+
+def test_version_and_launcher() -> None:
+    launcher = Path(__file__).parents[3] / "cmd" / "nebulad"
+    done = subprocess.run(
+        [sys.executable, launcher, "--version"], capture_output=True, text=True, timeout=30, check=True
+    )
+    assert done.stdout == f"nebulad {__version__}\n"
