@@ -1,0 +1,102 @@
+"""Rows of the log's database, byte by byte (``docs/formats.md``, "Rows of raft/"). All integers are big-endian.
+
+'e' | u64 group | u64 index  ->  entry record (``raft.entry``)
+'h' | u64 group              ->  u8 version | u64 term | u64 vote | u64 commit
+'s' | u64 group              ->  u8 version | u64 index | u64 term
+'r' | u64 group              ->  registry row (``node.registry`` owns its bytes)
+'b'                          ->  u8 version | u64 batch | u64 flushed
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import Final
+
+from nebuladb.errors import Corruption
+from nebuladb.ids import BatchId, GroupId
+from nebuladb.raft.ready import HardState
+
+ROW_VERSION: Final = 1
+
+ENTRY_ROW: Final = b"e"
+HARD_STATE_ROW: Final = b"h"
+START_ROW: Final = b"s"
+REGISTRY_ROW: Final = b"r"
+STAMP_KEY: Final = b"b"
+
+_ENTRY_KEY: Final = struct.Struct(">cQQ")
+_GROUP_KEY: Final = struct.Struct(">cQ")
+_HARD_STATE: Final = struct.Struct(">BQQQ")
+_PAIR: Final = struct.Struct(">BQQ")
+
+
+def entry_key(group: int, index: int) -> bytes:
+    """Key of the entry at `index`."""
+    return _ENTRY_KEY.pack(ENTRY_ROW, group, index)
+
+
+def entries_end(group: int) -> bytes:
+    """A key above those of all entries of `group` and below those of the next group."""
+    return _ENTRY_KEY.pack(ENTRY_ROW, group, (1 << 64) - 1) + b"\0"
+
+
+def index_of(key: bytes) -> int:
+    """The index in an entry's key."""
+    index: int = _ENTRY_KEY.unpack(key)[2]
+    return index
+
+
+def group_key(row: bytes, group: int) -> bytes:
+    """Key of a group's hard state, start or registry row."""
+    return _GROUP_KEY.pack(row, group)
+
+
+def group_of(key: bytes) -> GroupId:
+    """The group in such a key. Raises `Corruption`."""
+    if len(key) != _GROUP_KEY.size:
+        raise Corruption(f"a key of {len(key)} bytes in the rows of groups: {key[:32].hex()}")
+    return GroupId(_GROUP_KEY.unpack(key)[1])
+
+
+def rows_of(row: bytes) -> tuple[bytes, bytes]:
+    """The range of keys of one row type."""
+    return row, bytes([row[0] + 1])
+
+
+def encode_hard_state(state: HardState) -> bytes:
+    """The bytes above."""
+    return _HARD_STATE.pack(ROW_VERSION, *state)
+
+
+def decode_hard_state(value: bytes) -> HardState:
+    """Raises `Corruption`."""
+    _check(value, _HARD_STATE, "a hard state")
+    return HardState(*_HARD_STATE.unpack(value)[1:])
+
+
+def encode_pair(first: int, second: int) -> bytes:
+    """A log start (index, term) or a stamp (batch, flushed)."""
+    return _PAIR.pack(ROW_VERSION, first, second)
+
+
+def decode_start(value: bytes) -> tuple[int, int]:
+    """(index, term). Raises `Corruption`."""
+    _check(value, _PAIR, "a log start")
+    _, index, term = _PAIR.unpack(value)
+    return index, term
+
+
+def decode_stamp(value: bytes | None) -> tuple[BatchId, BatchId]:
+    """(the batch, the last batch known flushed when it was written), (0, 0) before the first. Raises `Corruption`."""
+    if value is None:
+        return BatchId(0), BatchId(0)
+    _check(value, _PAIR, "a stamp")
+    _, batch, flushed = _PAIR.unpack(value)
+    return BatchId(batch), BatchId(flushed)
+
+
+def _check(value: bytes, layout: struct.Struct, what: str) -> None:
+    if len(value) != layout.size:
+        raise Corruption(f"{what} has {len(value)} bytes instead of {layout.size}")
+    if value[0] != ROW_VERSION:
+        raise Corruption(f"{what} has format version {value[0]}; this build knows {ROW_VERSION}")

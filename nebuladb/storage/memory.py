@@ -1,0 +1,233 @@
+"""An engine in memory, which does on demand what a crash or a bad disk may do. For the simulator and tests.
+
+It loses what RocksDB may lose (the writes since the last sync, from some write on), and it tears nothing that RocksDB
+keeps whole (a batch).
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, insort
+from collections import Counter, deque
+from collections.abc import Iterator
+from enum import Enum
+from typing import Final
+
+from nebuladb.env import Rng
+from nebuladb.errors import Corruption, DiskFull, StoreError, WriteStalled
+from nebuladb.storage.engine import DELETE, PUT, Batch
+
+ALWAYS: Final = 1 << 62
+"""For `MemoryEngine.fail`: until `heal`."""
+
+
+class Fault(Enum):
+    """What can be ordered with `MemoryEngine.fail`."""
+
+    STALL = "a write is refused for now (WriteStalled); nothing happened"
+    FULL = "a write finds no space (DiskFull); nothing happened. With a WAL the engine is then broken until reopened"
+    SYNC = "a sync fails (StoreError), what it was to make durable isn't, and the engine is broken until reopened"
+    FLUSH = "a flush fails, likewise"
+
+
+class _Table:
+    """A sorted map. Views share it until the engine changes it; then the engine goes on with a copy."""
+
+    __slots__ = ("keys", "rows", "views")
+
+    def __init__(self, rows: dict[bytes, bytes], keys: list[bytes]) -> None:
+        self.rows = rows
+        self.keys = keys
+        self.views = 0
+
+
+class MemoryEngine:
+    """See `Engine`. A write costs O(log n) and a memmove, a scan O(log n + pairs taken).
+
+    `position` counts writes; `make_durable(position)` is what a simulator that lets time pass between the start and
+    the end of a sync calls in place of `sync` or `flush`, with the position at the start.
+    """
+
+    def __init__(self, *, wal: bool) -> None:
+        self.wal = wal
+        self.position = 0
+        self.durable = 0
+        """Writes that a crash can't take."""
+        self._table = _Table({}, [])
+        self._undo: deque[list[tuple[bytes, bytes | None]]] = deque()
+        self._faults: Counter[Fault] = Counter()
+        self._damaged: set[bytes] = set()
+        self._state = ""
+        """Empty, or why the engine refuses everything."""
+
+    def get(self, key: bytes) -> bytes | None:
+        self._check()
+        return _get(self._table, self._damaged, key)
+
+    def scan(self, low: bytes, high: bytes, *, reverse: bool = False) -> Iterator[tuple[bytes, bytes]]:
+        self._check()
+        return _walk(self, self._table, low, high, reverse=reverse)
+
+    def write(self, batch: Batch) -> None:
+        self._check()
+        if self._strikes(Fault.STALL):
+            raise WriteStalled
+        if self._strikes(Fault.FULL):
+            self._state = "an append failed" if self.wal else ""
+            raise DiskFull
+        table = self._own_table()
+        undo: list[tuple[bytes, bytes | None]] = []
+        for kind, key, value in batch.operations:
+            if kind == PUT:
+                undo.append((key, table.rows.get(key)))
+                if key not in table.rows:
+                    _add(table.keys, key)
+                table.rows[key] = value
+                self._damaged.discard(key)
+            elif kind == DELETE:
+                if key in table.rows:
+                    undo.append((key, table.rows.pop(key)))
+                    del table.keys[bisect_left(table.keys, key)]
+            else:
+                first, last = bisect_left(table.keys, key), bisect_left(table.keys, value)
+                undo.extend((gone, table.rows.pop(gone)) for gone in table.keys[first:last])
+                del table.keys[first:last]
+        self._undo.append(undo)
+        self.position += 1
+
+    def sync(self) -> None:
+        self._check()
+        if not self.wal:
+            raise StoreError("an engine without WAL has nothing to sync; flush it")
+        self._persist(Fault.SYNC)
+
+    def flush(self) -> None:
+        self._check()
+        self._persist(Fault.FLUSH)
+
+    def snapshot(self) -> MemorySnapshot:
+        self._check()
+        return MemorySnapshot(self, self._table)
+
+    def close(self) -> None:
+        self._state = "the database is closed"
+
+    def make_durable(self, position: int) -> None:
+        """From now on a crash keeps the first `position` writes at least."""
+        while self.durable < position:
+            self._undo.popleft()
+            self.durable += 1
+
+    def crash(self, rng: Rng) -> MemoryEngine:
+        """The engine that opens after a crash now: it lost the writes from some point after `durable` on, whole
+        batches all. This one is closed. Damaged rows stay damaged; ordered faults are gone."""
+        kept = rng.randrange(self.durable, self.position + 1)
+        table = self._own_table()
+        for _ in range(self.position - kept):
+            for key, value in reversed(self._undo.pop()):
+                if value is not None:
+                    if key not in table.rows:
+                        _add(table.keys, key)
+                    table.rows[key] = value
+                elif table.rows.pop(key, None) is not None:
+                    del table.keys[bisect_left(table.keys, key)]
+        heir = MemoryEngine(wal=self.wal)
+        heir.position = heir.durable = kept
+        heir._table = _Table(table.rows, table.keys)
+        heir._damaged = self._damaged & table.rows.keys()
+        self._table = _Table({}, [])
+        self._state = "the machine crashed"
+        return heir
+
+    def fail(self, fault: Fault, times: int = 1) -> None:
+        """Order `fault` for the next `times` operations that it can strike."""
+        self._faults[fault] = times
+
+    def heal(self) -> None:
+        """Cancel all ordered faults. A broken engine stays broken."""
+        self._faults.clear()
+
+    def flip(self, key: bytes, bit: int, *, detected: bool) -> None:
+        """Flip one bit of the stored value of `key`. `detected`: where RocksDB's checksums see it (on disk), so that
+        readers get `Corruption`; else where nothing sees it (in memory), so that they get the damaged bytes."""
+        table = self._own_table()
+        value = bytearray(table.rows[key])
+        value[bit // 8] ^= 1 << bit % 8
+        table.rows[key] = bytes(value)
+        if detected:
+            self._damaged.add(key)
+
+    def _strikes(self, fault: Fault) -> bool:
+        if self._faults[fault] <= 0:
+            return False
+        self._faults[fault] -= 1
+        return True
+
+    def _persist(self, fault: Fault) -> None:
+        if self._strikes(fault):
+            self._state = f"a {fault.name.lower()} failed"
+            raise StoreError(f"IO error: {self._state}")
+        self.make_durable(self.position)
+
+    def _check(self) -> None:
+        if self._state:
+            raise StoreError(self._state)
+
+    def _own_table(self) -> _Table:
+        if self._table.views:
+            self._table = _Table(dict(self._table.rows), list(self._table.keys))
+        return self._table
+
+
+class MemorySnapshot:
+    """See `Snapshot`."""
+
+    def __init__(self, engine: MemoryEngine, table: _Table) -> None:
+        self._engine = engine
+        self._table: _Table | None = table
+        table.views += 1
+
+    def get(self, key: bytes) -> bytes | None:
+        return _get(self._open(), self._engine._damaged, key)
+
+    def scan(self, low: bytes, high: bytes, *, reverse: bool = False) -> Iterator[tuple[bytes, bytes]]:
+        return _walk(self._engine, self._open(), low, high, reverse=reverse)
+
+    def close(self) -> None:
+        if self._table is not None:
+            self._table.views -= 1
+            self._table = None
+
+    def _open(self) -> _Table:
+        if self._table is None:
+            raise StoreError("the snapshot is closed")
+        self._engine._check()
+        return self._table
+
+
+def _add(keys: list[bytes], key: bytes) -> None:
+    if not keys or keys[-1] < key:
+        keys.append(key)
+    else:
+        insort(keys, key)
+
+
+def _get(table: _Table, damaged: set[bytes], key: bytes) -> bytes | None:
+    if key in damaged:
+        raise Corruption("Corruption: block checksum mismatch")
+    return table.rows.get(key)
+
+
+def _walk(
+    engine: MemoryEngine, table: _Table, low: bytes, high: bytes, *, reverse: bool
+) -> Iterator[tuple[bytes, bytes]]:
+    first, last = bisect_left(table.keys, low), bisect_left(table.keys, high)
+    table.views += 1
+    try:
+        for position in range(last - 1, first - 1, -1) if reverse else range(first, last):
+            engine._check()
+            key = table.keys[position]
+            if key in engine._damaged:
+                raise Corruption("Corruption: block checksum mismatch")
+            yield key, table.rows[key]
+    finally:
+        table.views -= 1
