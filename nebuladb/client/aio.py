@@ -1,0 +1,240 @@
+"""The asynchronous client."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from typing import Final, Self, TypeVar
+
+from google.protobuf.message import Message
+
+from nebuladb.client import methods
+from nebuladb.client.errors import Failure
+from nebuladb.client.lease import LeaseKeeper
+from nebuladb.client.methods import Method
+from nebuladb.client.scan import ScanPlan
+from nebuladb.client.session import Session
+from nebuladb.client.transport import StreamBroken, Transport, check_size
+from nebuladb.client.types import Event, KeyValue, LeaseInfo, StateHash, key_value
+from nebuladb.client.watch import WatchPlan
+from nebuladb.client.writes import WriteRequest, Writes
+from nebuladb.env import Rng
+from nebuladb.errors import LeaseNotFound
+from nebuladb.pb.nebula.v1 import cluster_pb2, common_pb2, keyspace_pb2, kv_pb2, lease_pb2
+
+Answer = TypeVar("Answer", bound=Message)
+
+WATCH_PATIENCE: Final = 60.0
+"""Seconds for which a watch looks for a node that serves it, before it gives up."""
+
+STEADY: Final = 1.0
+"""Seconds after which a watch that said nothing counts as served: nodes that only begin one must not keep us busy."""
+
+
+class AsyncClient(Writes):
+    """A cluster, seen from one keyspace. Safe to share by the tasks of one event loop."""
+
+    def __init__(
+        self,
+        endpoints: Sequence[str],
+        *,
+        keyspace: str = "default",
+        timeout: float = 5.0,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+        rng: Rng | None = None,
+    ) -> None:
+        """`endpoints`: client addresses, HOST:PORT; the first that answers is used. `timeout`: seconds a request."""
+        self.keyspace = keyspace
+        self._transport = Transport(endpoints, timeout, clock=clock, sleep=sleep, rng=rng)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """End every connection."""
+        await self._transport.close()
+
+    @property
+    def endpoints(self) -> tuple[str, ...]:
+        """The addresses known now, those learnt from servers included."""
+        return tuple(self._transport.endpoints.addresses)
+
+    # Reads
+
+    async def get(self, key: bytes, *, revision: int = 0, serializable: bool = False) -> KeyValue | None:
+        """`key` now, or at `revision`; None if it isn't there. `serializable`: perhaps an old one, from any node."""
+        request = kv_pb2.GetRequest(keyspace=self.keyspace, key=key, revision=revision, serializable=serializable)
+        response = await self._transport.call(methods.GET, request)
+        return key_value(response.kv) if response.HasField("kv") else None
+
+    async def scan(
+        self,
+        start: bytes = b"",
+        end: bytes = b"",
+        *,
+        limit: int = 0,
+        revision: int = 0,
+        keys_only: bool = False,
+        serializable: bool = False,
+        page_size: int = 0,
+    ) -> AsyncIterator[KeyValue]:
+        """The keys of [start, end) in order; no end: to the last. All of one revision, also over a change of nodes."""
+        plan = ScanPlan(
+            kv_pb2.ScanRequest(
+                keyspace=self.keyspace,
+                key=start,
+                range_end=end,
+                limit=limit,
+                revision=revision,
+                keys_only=keys_only,
+                serializable=serializable,
+                page_size=page_size,
+            )
+        )
+        check_size(plan.request)
+        transport = self._transport
+        attempts = transport.attempts()
+        while not plan.done:
+            step = attempts.next(transport.clock())
+            try:
+                async with transport.open(methods.SCAN, plan.request, step, step.seconds) as read:
+                    while not plan.done:
+                        page = await read()
+                        if page is None:
+                            return
+                        attempts.worked(step.address, transport.clock())
+                        for row in plan.absorb(page):
+                            yield row
+            except StreamBroken as broken:
+                pause = attempts.failed(step.address, broken.failure, transport.clock())
+                await transport.sleep(pause)
+                plan.resume()
+
+    async def watch(
+        self,
+        key: bytes,
+        range_end: bytes = b"",
+        *,
+        start_revision: int = 0,
+        prev_kv: bool = False,
+        no_put: bool = False,
+        no_delete: bool = False,
+        patience: float = WATCH_PATIENCE,
+    ) -> AsyncIterator[Event]:
+        """Every change of `key`, or of [key, range_end), from `start_revision` on (0: from now on), once, in order.
+
+        It goes on over broken connections and dead nodes; it raises `Compacted` where events are lost for good, and
+        the last error if no node serves it for `patience` seconds.
+        """
+        request = kv_pb2.WatchRequest(
+            keyspace=self.keyspace,
+            key=key,
+            range_end=range_end,
+            start_revision=start_revision,
+            prev_kv=prev_kv,
+            no_put=no_put,
+            no_delete=no_delete,
+        )
+        plan = WatchPlan(request)
+        transport = self._transport
+        attempts = transport.attempts(timeout=patience)
+        while True:
+            step = attempts.next(transport.clock())
+            created = math.inf
+            try:
+                async with transport.open(methods.WATCH, plan.request, step, None) as read:
+                    while (response := await read()) is not None:
+                        found = plan.absorb(response)
+                        if isinstance(found, Failure):
+                            raise StreamBroken(found)
+                        if response.created:
+                            created = transport.clock()
+                        else:
+                            attempts.worked(step.address, transport.clock())
+                        for happened in found:
+                            yield happened
+                raise StreamBroken(WatchPlan.ended(step.address))
+            except StreamBroken as broken:
+                now = transport.clock()
+                if now - created >= STEADY:
+                    attempts.worked(step.address, now)
+                await transport.sleep(attempts.failed(step.address, broken.failure, now))
+
+    # Writes are in the base; a session's are exactly-once
+
+    def session(self) -> Session:
+        """Exactly-once writes; use it with ``async with``."""
+        return Session(self._transport, self.keyspace)
+
+    async def compact(self, revision: int, *, group: int = 0) -> None:
+        """Make what was superseded at or before `revision` unreadable, in shard `group` (0: the only one)."""
+        request = kv_pb2.CompactRequest(keyspace=self.keyspace, revision=revision, group=group)
+        await self._transport.call(methods.COMPACT, request)
+
+    # Leases
+
+    def keep_alive(self, lease: int) -> LeaseKeeper:
+        """Renews `lease` in the background: ``async with client.keep_alive(lease) as keeper:``."""
+        return LeaseKeeper(self._transport, self.keyspace, lease)
+
+    async def time_to_live(self, lease: int, *, keys: bool = False) -> LeaseInfo:
+        """What is left of a lease, and its keys if asked for; raises `LeaseNotFound`."""
+        request = lease_pb2.LeaseTimeToLiveRequest(keyspace=self.keyspace, id=lease, keys=keys)
+        found = await self._transport.call(methods.LEASE_TIME_TO_LIVE, request)
+        if found.ttl < 0:
+            raise LeaseNotFound(f"lease {lease} doesn't exist: it was never granted, was revoked, or has expired")
+        return LeaseInfo(found.id, found.ttl, found.granted_ttl, tuple(found.keys))
+
+    async def leases(self) -> tuple[int, ...]:
+        """The ids of all leases."""
+        request = lease_pb2.LeaseListRequest(keyspace=self.keyspace)
+        return tuple((await self._transport.call(methods.LEASE_LIST, request)).ids)
+
+    # The cluster. `endpoint` asks that node and no other, and fails at once if it is away
+
+    async def keyspaces(self) -> Sequence[keyspace_pb2.KeyspaceInfo]:
+        """All keyspaces with their shards."""
+        return (await self._transport.call(methods.KEYSPACE_LIST, keyspace_pb2.KeyspaceListRequest())).keyspaces
+
+    async def describe_keyspace(self, name: str) -> keyspace_pb2.KeyspaceInfo:
+        """One keyspace; raises `KeyspaceNotFound`."""
+        request = keyspace_pb2.KeyspaceDescribeRequest(name=name)
+        return (await self._transport.call(methods.KEYSPACE_DESCRIBE, request)).keyspace
+
+    async def shards(self, keyspace: str = "") -> Sequence[tuple[common_pb2.ShardDescriptor, int]]:
+        """Each shard with its leader's node id (0: unknown), of one keyspace or of all."""
+        request = cluster_pb2.ShardsRequest(keyspace=keyspace)
+        found = await self._transport.call(methods.SHARDS, request)
+        leaders = (*found.leaders, *(0,) * (len(found.shards) - len(found.leaders)))
+        return tuple(zip(found.shards, leaders, strict=False))
+
+    async def members(self) -> Sequence[cluster_pb2.Member]:
+        """All nodes, as the answering one sees them."""
+        return (await self._transport.call(methods.MEMBERS, cluster_pb2.MembersRequest())).members
+
+    async def status(self, endpoint: str = "") -> cluster_pb2.StatusResponse:
+        """A node's own account of itself and its groups."""
+        return await self._transport.call(methods.STATUS, cluster_pb2.StatusRequest(), pinned=endpoint)
+
+    async def state_hash(self, group: int, index: int = 0, endpoint: str = "") -> StateHash:
+        """The hash of a shard's state (S28): index 0 makes a log entry that takes it, other calls name its index."""
+        request = cluster_pb2.StateHashRequest(group=group, index=index)
+        found = await self._transport.call(methods.STATE_HASH, request, pinned=endpoint)
+        return StateHash(found.header.node_id, found.index, found.hash)
+
+    async def transfer_leadership(self, group: int, node_id: int) -> None:
+        """Ask a shard's leader to hand over to `node_id`."""
+        request = cluster_pb2.TransferLeadershipRequest(group=group, node_id=node_id)
+        await self._transport.call(methods.TRANSFER, request)
+
+    async def _write(self, method: Method[Answer], request: WriteRequest, key: bytes, group: int = 0) -> Answer:
+        return await self._transport.call(method, request)
+
+    async def _read(self, method: Method[Answer], request: Message) -> Answer:
+        return await self._transport.call(method, request)

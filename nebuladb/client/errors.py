@@ -1,0 +1,134 @@
+"""The one place where a gRPC status becomes an exception of `nebuladb.errors`."""
+
+from __future__ import annotations
+
+from typing import Final, NamedTuple
+
+import grpc
+import grpc.aio
+from google.protobuf.message import DecodeError
+
+from nebuladb.errors import (
+    Compacted,
+    DeadlineExceeded,
+    NebulaError,
+    NotLeader,
+    Outcome,
+    Reason,
+    ResultTooLarge,
+    Unavailable,
+    UnknownOutcome,
+    WrongEpoch,
+)
+from nebuladb.pb.nebula.v1 import common_pb2
+
+DETAIL: Final = "nebula-error-bin"
+"""The trailer that carries an `ErrorDetail`."""
+
+TRANSPORT_CODES: Final = frozenset(
+    {
+        grpc.StatusCode.UNAVAILABLE,
+        grpc.StatusCode.DEADLINE_EXCEEDED,
+        grpc.StatusCode.CANCELLED,
+        grpc.StatusCode.INTERNAL,  # a reset stream
+    }
+)
+"""What gRPC says by itself of a call that it lost. Our servers' own errors carry the trailer."""
+
+
+class Failure(NamedTuple):
+    """Why one attempt failed. ``error.outcome`` says whether the request may have taken effect."""
+
+    error: NebulaError
+    retryable: bool
+    """It may succeed later, or elsewhere."""
+    lost: bool = False
+    """Nobody answered: the node or the way to it is in trouble."""
+    leader_address: str = ""
+    """Who should be asked instead, if the server said so."""
+
+
+def _classes() -> dict[Reason, type[NebulaError]]:
+    """The class of each reason: the most general one that bears it."""
+    found: dict[Reason, type[NebulaError]] = {}
+    level: list[type[NebulaError]] = [NebulaError]
+    while level:
+        for kind in level:
+            found.setdefault(kind.reason, kind)
+        level = [child for kind in level for child in kind.__subclasses__()]
+    return found
+
+
+CLASSES: Final = _classes()
+
+
+def not_sent(address: str) -> Failure:
+    """No connection could be made, hence nothing was sent."""
+    return Failure(Unavailable(f"{address} can't be reached; is a node serving there?"), retryable=True, lost=True)
+
+
+def silent(address: str) -> Failure:
+    """What was asked for didn't come in time. Only for what writes nothing."""
+    return Failure(DeadlineExceeded(f"{address} gave no answer in time"), retryable=True, lost=True)
+
+
+def failure_of(status: grpc.aio.AioRpcError, address: str, *, writes: bool) -> Failure:
+    """Of a call that had been sent. `writes`: if nobody says what became of it, it may have taken effect."""
+    detail = _detail(status)
+    if detail is not None:
+        return _answered(status, detail, address)
+    code, text = status.code(), status.details() or "no details"
+    if code is grpc.StatusCode.UNIMPLEMENTED:
+        return Failure(
+            NebulaError(f"{address} doesn't know this request; is it an older node? ({text})"), retryable=False
+        )
+    if writes:
+        return Failure(
+            UnknownOutcome(
+                f"{address} was lost before it answered ({text}): the write may or may not take effect;"
+                " read before you write again, or use a session"
+            ),
+            retryable=False,
+            lost=code in TRANSPORT_CODES,
+        )
+    if code is grpc.StatusCode.DEADLINE_EXCEEDED:
+        return silent(address)
+    if code in TRANSPORT_CODES:
+        return Failure(Unavailable(f"{address} was lost before it answered ({text})"), retryable=True, lost=True)
+    if code is grpc.StatusCode.RESOURCE_EXHAUSTED:
+        return Failure(ResultTooLarge(f"{text}; ask for less with a limit, or scan"), retryable=False)
+    return Failure(NebulaError(f"{address} failed: {code.name}, {text}"), retryable=False)
+
+
+def _detail(status: grpc.aio.AioRpcError) -> common_pb2.ErrorDetail | None:
+    for key, value in status.trailing_metadata() or ():
+        if key == DETAIL and isinstance(value, bytes):
+            try:
+                return common_pb2.ErrorDetail.FromString(value)
+            except DecodeError:
+                return None
+    return None
+
+
+def _answered(status: grpc.aio.AioRpcError, detail: common_pb2.ErrorDetail, address: str) -> Failure:
+    error = _rebuild(status.details() or "", detail)
+    # A server that states no outcome has promised nothing.
+    error.outcome = Outcome.FAILED if detail.outcome == common_pb2.FAILED else Outcome.UNKNOWN
+    if not error.message:
+        error.args = (f"{address} failed: {status.code().name}",)
+    return Failure(error, detail.retryable, leader_address=detail.leader_address)
+
+
+def _rebuild(message: str, detail: common_pb2.ErrorDetail) -> NebulaError:
+    """The same class with the same attributes; of a reason from the future, the root."""
+    try:
+        kind = CLASSES.get(Reason(detail.reason), NebulaError)
+    except ValueError:
+        kind = NebulaError
+    if issubclass(kind, NotLeader):
+        return kind(message, detail.leader_node)
+    if issubclass(kind, WrongEpoch):
+        return kind(message, detail.descriptor.epoch)
+    if issubclass(kind, Compacted):
+        return kind(message, detail.compact_revision)
+    return kind(message)

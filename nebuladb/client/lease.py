@@ -1,0 +1,73 @@
+"""A lease that is kept alive in the background."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import suppress
+from typing import Final, Self
+
+from nebuladb.client import methods
+from nebuladb.client.transport import Transport
+from nebuladb.errors import LeaseNotFound, NebulaError
+from nebuladb.pb.nebula.v1 import lease_pb2
+
+RENEWALS: Final = 3
+"""Renewals a TTL: one may be lost, and there is time for another."""
+
+
+class LeaseKeeper:
+    """Renews a lease as long as its ``async with`` block runs. It doesn't revoke it in the end.
+
+    Whoever acts under the lease asks `held` or `check` before each step: `lost` is set when the cluster says that the
+    lease is gone, and also when no renewal has succeeded for a whole TTL, counted from when the last one was *sent*;
+    so a holder that was cut off knows it no later than the others do.
+    """
+
+    def __init__(self, transport: Transport, keyspace: str, lease: int) -> None:
+        self.lease = lease
+        self.ttl = 0
+        """Seconds, as the last renewal said."""
+        self.lost = asyncio.Event()
+        self._transport = transport
+        self._request = lease_pb2.LeaseKeepAliveRequest(keyspace=keyspace, id=lease)
+        self._until = 0.0
+        self._task: asyncio.Task[None] | None = None
+
+    @property
+    def held(self) -> bool:
+        """Whether the lease is certainly alive now."""
+        return not self.lost.is_set() and self._transport.clock() < self._until
+
+    def check(self) -> None:
+        """Raise `LeaseNotFound` unless the lease is held."""
+        if not self.held:
+            raise LeaseNotFound(f"lease {self.lease} is lost; stop what was done under it")
+
+    async def renew(self) -> None:
+        """Renew now; raises `LeaseNotFound` if the lease is gone."""
+        sent = self._transport.clock()
+        response = await self._transport.call(methods.LEASE_KEEP_ALIVE, self._request)
+        if not response.ttl:
+            self.lost.set()
+            raise LeaseNotFound(f"lease {self.lease} doesn't exist: it was revoked or has expired; grant a new one")
+        self.ttl = response.ttl
+        self._until = sent + response.ttl
+
+    async def __aenter__(self) -> Self:
+        await self.renew()
+        self._task = asyncio.create_task(self._keep())
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        if self._task is not None:
+            self._task.cancel()
+            with suppress(asyncio.CancelledError):
+                await self._task
+
+    async def _keep(self) -> None:
+        while not self.lost.is_set():
+            await self._transport.sleep(self.ttl / RENEWALS)
+            with suppress(NebulaError):
+                await self.renew()
+            if self._transport.clock() >= self._until:
+                self.lost.set()

@@ -1,0 +1,145 @@
+"""When to try again, where, and what to say in the end. Pure: it never waits, sends or asks the time."""
+
+from __future__ import annotations
+
+from enum import Enum
+from typing import Final, NamedTuple
+
+from nebuladb.client.endpoints import Endpoints
+from nebuladb.client.errors import Failure
+from nebuladb.env import Rng
+from nebuladb.errors import NebulaError, Outcome, Reason, UnknownOutcome
+
+FIRST_PAUSE: Final = 0.02
+LONGEST_PAUSE: Final = 0.5
+"""Seconds between two rounds over the endpoints: doubled each time, and half of it random."""
+
+SHARES: Final = 3
+"""A request that may be repeated gives one node this part of the time: one that hangs must not use it all up."""
+
+CONNECT: Final = 1.0
+"""Seconds at most to wait for a connection."""
+
+RECORDED: Final = frozenset(
+    {
+        Reason.INVALID_ARGUMENT,
+        Reason.REQUEST_TOO_LARGE,
+        Reason.TOO_MANY_OPERATIONS,
+        Reason.DUPLICATE_KEY,
+        Reason.RESULT_TOO_LARGE,
+        Reason.COMPACTED,
+        Reason.FUTURE_REVISION,
+        Reason.LEASE_NOT_FOUND,
+        Reason.LEASE_EXISTS,
+        Reason.LEASE_TTL_TOO_LARGE,
+        Reason.TOO_MANY_LEASES,
+    }
+)
+"""Refusals by the state machine, which a session keeps: to a repeat they are the first try's answer. Any other one
+says nothing about an earlier try. (Try 1 is lost and has committed; try 2 meets a node without a leader.)"""
+
+
+class Kind(Enum):
+    """What a request may do, hence what may be repeated."""
+
+    READ = 1
+    """It changes nothing, or repeating it changes nothing more."""
+    WRITE = 2
+    """A second execution would be another write."""
+    ONCE = 3
+    """A write with a session: the shard executes it once, however often it comes (S20)."""
+
+
+def may_repeat(kind: Kind, failure: Failure) -> bool:
+    """Whether another attempt is safe and makes sense."""
+    if kind is Kind.ONCE and failure.error.outcome is Outcome.UNKNOWN:
+        return failure.error.reason is not Reason.SESSION_EXPIRED
+    if kind is Kind.WRITE and failure.error.outcome is Outcome.UNKNOWN:
+        return False
+    return failure.retryable
+
+
+class Try(NamedTuple):
+    """Ask this node, and give it so many seconds, of which `connect` for the connection."""
+
+    address: str
+    seconds: float
+    connect: float
+
+
+class Attempts:
+    """One request's way through its attempts.
+
+    The driver does what `next` says, then tells `worked` or `failed`; the latter says how long to pause, or raises what
+    the caller shall see.
+    """
+
+    def __init__(
+        self, kind: Kind, endpoints: Endpoints, rng: Rng, *, timeout: float, now: float, pinned: str = ""
+    ) -> None:
+        """`timeout`: seconds for all attempts together. `pinned`: ask this node only, and give up if it is away."""
+        self._kind = kind
+        self._endpoints = endpoints
+        self._rng = rng
+        self._timeout = timeout
+        self._deadline = now + timeout
+        self._pinned = pinned
+        self._tried: set[str] = set()
+        self._pause = FIRST_PAUSE
+        self._failed = False
+        self._doubt = False
+        """An earlier attempt may have taken effect."""
+
+    def next(self, now: float) -> Try:
+        """The next attempt."""
+        left = max(self._deadline - now, 0.001)
+        address = self._pinned or self._endpoints.pick(self._tried, now)
+        repeatable = self._kind is not Kind.WRITE and not self._pinned
+        seconds = min(left, self._timeout / SHARES) if repeatable else left
+        return Try(address, seconds, min(seconds, CONNECT))
+
+    def worked(self, address: str, now: float) -> None:
+        """The node answered. Of a stream: it made progress, so that time and pauses start afresh."""
+        self._endpoints.worked(address, after_failure=self._failed and not self._pinned)
+        self._failed = False
+        self._deadline = now + self._timeout
+        self._tried.clear()
+        self._pause = FIRST_PAUSE
+
+    def failed(self, address: str, failure: Failure, now: float) -> float:
+        """Seconds to pause before `next`; raises the final `NebulaError` if there shall be none."""
+        self._tried.add(address)
+        self._failed = True
+        if failure.lost:
+            self._endpoints.lost(address, now)
+        if failure.leader_address and failure.leader_address not in self._tried:
+            self._endpoints.hint(failure.leader_address)
+        pause = self._pause_after(failure)
+        gone = bool(self._pinned) and failure.lost
+        if gone or not may_repeat(self._kind, failure) or now + pause >= self._deadline:
+            raise self._final(failure) from None
+        self._doubt |= failure.error.outcome is Outcome.UNKNOWN
+        return pause
+
+    def _pause_after(self, failure: Failure) -> float:
+        """None before a node that wasn't asked yet, unless too much is being asked already."""
+        overloaded = failure.error.reason is Reason.TOO_MANY_REQUESTS
+        if not (overloaded or self._pinned or self._endpoints.all_tried(self._tried)):
+            return 0.0
+        self._tried.clear()
+        micros = int(self._pause * 1_000_000)
+        self._pause = min(self._pause * 2, LONGEST_PAUSE)
+        return self._rng.randrange(micros // 2, micros + 1) / 1_000_000
+
+    def _final(self, failure: Failure) -> NebulaError:
+        error = failure.error
+        if self._kind is Kind.READ or not self._doubt or error.reason in RECORDED:
+            return error
+        if error.reason is Reason.SESSION_EXPIRED:
+            error.outcome = Outcome.UNKNOWN
+            return error
+        if error.outcome is Outcome.UNKNOWN:
+            return error
+        final = UnknownOutcome(f"an earlier try may have taken effect; the last one failed: {error.message}")
+        final.__cause__ = error
+        return final

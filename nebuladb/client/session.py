@@ -1,0 +1,128 @@
+"""Exactly-once writes (S20)."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from typing import Final, Self, TypeVar
+
+from google.protobuf.message import Message
+
+from nebuladb.client import methods
+from nebuladb.client.methods import Method
+from nebuladb.client.retry import Kind
+from nebuladb.client.shardmap import ShardMap
+from nebuladb.client.transport import Transport
+from nebuladb.client.writes import WriteRequest, Writes
+from nebuladb.errors import NebulaError, SessionExpired, WrongEpoch, WrongShard
+from nebuladb.pb.nebula.v1 import common_pb2, keyspace_pb2, session_pb2
+
+Answer = TypeVar("Answer", bound=Message)
+
+WINDOW: Final = 64
+"""Sequence numbers from the lowest unanswered one on that a shard accepts (``docs/formats.md``)."""
+
+
+class Window:
+    """The sequence numbers of one shard's session.
+
+    Invariant: every number in use lies in [lowest, lowest + WINDOW). It isn't enough to bound how many are in use: one
+    slow request would be left behind by the others, and the shard would refuse them.
+    """
+
+    def __init__(self, group: int, session: int) -> None:
+        self.group = group
+        self.session = session
+        self._next = 1
+        self._used: set[int] = set()
+        self._freed = asyncio.Condition()
+
+    @property
+    def lowest(self) -> int:
+        """The lowest number whose answer is still waited for; else the next."""
+        return min(self._used, default=self._next)
+
+    @asynccontextmanager
+    async def number(self) -> AsyncIterator[common_pb2.SessionRef]:
+        """The next number, once it fits; in use until the block ends."""
+        async with self._freed:
+            await self._freed.wait_for(lambda: self._next < self.lowest + WINDOW)
+            sequence = self._next
+            self._next += 1
+            self._used.add(sequence)
+            reference = common_pb2.SessionRef(id=self.session, sequence=sequence, lowest_unanswered=self.lowest)
+        try:
+            yield reference
+        finally:
+            self._used.discard(sequence)
+            await asyncio.shield(self._notify())
+
+    async def _notify(self) -> None:
+        async with self._freed:
+            self._freed.notify_all()
+
+
+class Session(Writes):
+    """Writes that happen once, however often they must be sent; an answer is the first execution's.
+
+    A shard's part is opened when it is first needed. At most `WINDOW` writes a shard are under way, further ones wait.
+    `SessionExpired` (the shard evicted the session in favour of newer ones) reaches the caller, since nobody can tell
+    any more whether that write took effect, unless ``outcome`` is FAILED; later writes get a new session.
+    """
+
+    def __init__(self, transport: Transport, keyspace: str) -> None:
+        self.keyspace = keyspace
+        self._transport = transport
+        self._map: ShardMap | None = None
+        self._windows: dict[int, Window] = {}
+        self._opening = asyncio.Lock()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Let the shards forget the session. A failure is ignored: they would evict it anyway."""
+        windows, self._windows = self._windows, {}
+        for window in windows.values():
+            request = session_pb2.SessionCloseRequest(keyspace=self.keyspace, group=window.group, id=window.session)
+            with suppress(NebulaError):
+                await self._transport.call(methods.SESSION_CLOSE, request)
+
+    async def _write(self, method: Method[Answer], request: WriteRequest, key: bytes, group: int = 0) -> Answer:
+        window = await self._window(key, group)
+        async with window.number() as reference:
+            request.session.CopyFrom(reference)
+            try:
+                return await self._transport.call(method, request, kind=Kind.ONCE)
+            except SessionExpired:
+                if self._windows.get(window.group) is window:
+                    del self._windows[window.group]
+                raise
+            except (WrongEpoch, WrongShard):
+                self._map = None
+                raise
+
+    async def _read(self, method: Method[Answer], request: Message) -> Answer:
+        return await self._transport.call(method, request)
+
+    async def _window(self, key: bytes, group: int) -> Window:
+        group = group or await self._group(key)
+        window = self._windows.get(group)
+        if window is None:
+            async with self._opening:
+                window = self._windows.get(group)
+                if window is None:
+                    request = session_pb2.SessionOpenRequest(keyspace=self.keyspace, key=key, group=group)
+                    opened = await self._transport.call(methods.SESSION_OPEN, request)
+                    window = self._windows[group] = Window(group, opened.id)
+        return window
+
+    async def _group(self, key: bytes) -> int:
+        if self._map is None:
+            request = keyspace_pb2.KeyspaceDescribeRequest(name=self.keyspace)
+            self._map = ShardMap((await self._transport.call(methods.KEYSPACE_DESCRIBE, request)).keyspace)
+        return self._map.group(key)

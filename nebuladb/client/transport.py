@@ -1,0 +1,213 @@
+"""The thin driver: channels, and the loop that does what `Attempts` says."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+from typing import Any, Final
+
+import grpc
+import grpc.aio
+from google.protobuf.message import Message
+
+from nebuladb.client.endpoints import Endpoints
+from nebuladb.client.errors import Failure, failure_of, not_sent, silent
+from nebuladb.client.methods import Answer, Method
+from nebuladb.client.retry import Attempts, Kind, Try
+from nebuladb.env import Rng
+from nebuladb.errors import ConfigurationError, RequestTooLarge
+
+MAX_REQUEST: Final = 3 * 512 * 1024
+"""Bytes of a request, as everywhere (``docs/formats.md``); refused here before it costs a transfer."""
+
+MAX_MESSAGE: Final = 8 * 1024 * 1024
+"""Bytes of an answer that the client is ready to take."""
+
+OPTIONS: Final = (
+    # gRPC must never repeat a write on its own: only `Attempts` knows what is safe.
+    ("grpc.enable_retries", 0),
+    ("grpc.service_config_disable_resolution", 1),
+    ("grpc.max_receive_message_length", MAX_MESSAGE),
+    ("grpc.max_send_message_length", MAX_MESSAGE),
+    # A watch on a machine that vanished without a FIN ends within 15 s.
+    ("grpc.keepalive_time_ms", 10_000),
+    ("grpc.keepalive_timeout_ms", 5_000),
+    ("grpc.http2.max_pings_without_data", 0),
+    ("grpc.initial_reconnect_backoff_ms", 50),
+    ("grpc.min_reconnect_backoff_ms", 1_000),
+    ("grpc.max_reconnect_backoff_ms", 1_000),
+)
+
+
+class Link:
+    """One node's channel, with its calls kept ready."""
+
+    def __init__(self, address: str) -> None:
+        self.channel = grpc.aio.insecure_channel(address, options=OPTIONS)
+        self._calls: dict[str, Any] = {}
+
+    def unary(self, method: Method[Answer]) -> Callable[..., Awaitable[Answer]]:
+        """The method as a coroutine function."""
+        call = self._calls.get(method.path)
+        if call is None:
+            call = self.channel.unary_unary(
+                method.path,
+                request_serializer=type(self)._bytes,
+                response_deserializer=method.answer.FromString,
+            )
+            self._calls[method.path] = call
+        return call
+
+    def stream(self, method: Method[Answer], request: Message) -> grpc.aio.UnaryStreamCall[Message, Answer]:
+        """Begin a call that answers with many messages."""
+        call = self._calls.get(method.path)
+        if call is None:
+            call = self.channel.unary_stream(
+                method.path,
+                request_serializer=type(self)._bytes,
+                response_deserializer=method.answer.FromString,
+            )
+            self._calls[method.path] = call
+        return call(request)
+
+    async def connected(self, seconds: float) -> bool:
+        """Whether there is a connection, made within `seconds`; so that what fails before is known to be unsent."""
+        state = self.channel.get_state(try_to_connect=True)
+        if state is grpc.ChannelConnectivity.READY:
+            return True
+        try:
+            async with asyncio.timeout(seconds):
+                while state not in (grpc.ChannelConnectivity.TRANSIENT_FAILURE, grpc.ChannelConnectivity.SHUTDOWN):
+                    await self.channel.wait_for_state_change(state)
+                    state = self.channel.get_state(try_to_connect=True)
+                    if state is grpc.ChannelConnectivity.READY:
+                        return True
+        except TimeoutError:
+            pass
+        return False
+
+    @staticmethod
+    def _bytes(message: Message) -> bytes:
+        return message.SerializeToString()
+
+
+class Transport:
+    """Sends requests to a cluster.
+
+    At most one channel an address, and at most `MAX_ENDPOINTS` addresses besides those that callers pin.
+    """
+
+    def __init__(
+        self,
+        addresses: Sequence[str],
+        timeout: float,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+        rng: Rng | None = None,
+    ) -> None:
+        """`timeout`: seconds for a request, all its attempts together."""
+        if not timeout > 0:
+            raise ConfigurationError(f"timeout is {timeout}; give the seconds a request may take, e.g. 5")
+        self.endpoints = Endpoints(addresses)
+        self.timeout = timeout
+        self.clock = clock
+        self.sleep = sleep
+        self.rng: Rng = rng or random.Random()
+        self._links: dict[str, Link] = {}
+
+    async def call(
+        self, method: Method[Answer], request: Message, *, kind: Kind | None = None, pinned: str = ""
+    ) -> Answer:
+        """The answer, or the one `NebulaError` that says what happened. `kind` overrides the method's."""
+        check_size(request)
+        kind = kind or method.kind
+        attempts = self.attempts(kind, pinned)
+        while True:
+            step = attempts.next(self.clock())
+            answer = await self._attempt(method, request, kind, step)
+            if not isinstance(answer, Failure):
+                attempts.worked(step.address, self.clock())
+                return answer
+            pause = attempts.failed(step.address, answer, self.clock())
+            if pause:
+                await self.sleep(pause)
+
+    def attempts(self, kind: Kind = Kind.READ, pinned: str = "", timeout: float = 0.0) -> Attempts:
+        """A new request's attempts."""
+        return Attempts(
+            kind, self.endpoints, self.rng, timeout=timeout or self.timeout, now=self.clock(), pinned=pinned
+        )
+
+    @asynccontextmanager
+    async def open(
+        self, method: Method[Answer], request: Message, step: Try, patience: float | None
+    ) -> AsyncIterator[Callable[[], Awaitable[Answer | None]]]:
+        """One attempt at a stream: yields a function that reads the next message, None at its end.
+
+        `patience`: seconds at most between two messages. Raises `StreamBroken`.
+        """
+        link = self._link(step.address)
+        if not await link.connected(step.connect):
+            raise StreamBroken(not_sent(step.address))
+        call = link.stream(method, request)
+
+        async def read() -> Answer | None:
+            try:
+                async with asyncio.timeout(patience):
+                    message = await call.read()
+            except grpc.aio.AioRpcError as status:
+                raise StreamBroken(failure_of(status, step.address, writes=False)) from None
+            except TimeoutError:
+                raise StreamBroken(silent(step.address)) from None
+            return None if message is grpc.aio.EOF else message  # type: ignore[return-value]
+
+        try:
+            yield read
+        finally:
+            call.cancel()
+
+    async def close(self) -> None:
+        """End every connection; calls in flight are canceled."""
+        links, self._links = self._links, {}
+        for link in links.values():
+            await link.channel.close()
+
+    def _link(self, address: str) -> Link:
+        link = self._links.get(address)
+        if link is None:
+            link = self._links[address] = Link(address)
+        return link
+
+    async def _attempt(self, method: Method[Answer], request: Message, kind: Kind, step: Try) -> Answer | Failure:
+        link = self._link(step.address)
+        began = self.clock()
+        if not await link.connected(step.connect):
+            return not_sent(step.address)
+        seconds = step.seconds - (self.clock() - began)
+        if seconds <= 0:
+            return not_sent(step.address)
+        try:
+            return await link.unary(method)(request, timeout=seconds)
+        except grpc.aio.AioRpcError as status:
+            return failure_of(status, step.address, writes=kind is not Kind.READ)
+
+
+class StreamBroken(Exception):
+    """A stream's attempt failed. Never leaves the package."""
+
+    def __init__(self, failure: Failure) -> None:
+        super().__init__(failure.error.message)
+        self.failure = failure
+
+
+def check_size(request: Message) -> None:
+    """Raise `RequestTooLarge`."""
+    size = request.ByteSize()
+    if size > MAX_REQUEST:
+        raise RequestTooLarge(
+            f"the request has {size:,} bytes; at most {MAX_REQUEST:,} (1.5 MiB) go: split the value or the transaction"
+        )

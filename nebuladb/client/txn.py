@@ -1,0 +1,120 @@
+"""Transactions: a builder, and its translation to and from the wire."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Final, Literal, Self, cast
+
+from nebuladb.client.types import DeleteResult, PutResult, RangeResult, TxnResult, key_value
+from nebuladb.errors import InvalidArgument
+from nebuladb.pb.nebula.v1 import kv_pb2
+
+Target = Literal["version", "create", "mod", "value", "lease"]
+Relation = Literal["=", "!=", ">", "<"]
+Branch = Literal["then", "else"]
+
+TARGETS: Final = {
+    "version": kv_pb2.Compare.VERSION,
+    "create": kv_pb2.Compare.CREATE,
+    "mod": kv_pb2.Compare.MOD,
+    "value": kv_pb2.Compare.VALUE,
+    "lease": kv_pb2.Compare.LEASE,
+}
+RELATIONS: Final = {
+    "=": kv_pb2.Compare.EQUAL,
+    "!=": kv_pb2.Compare.NOT_EQUAL,
+    ">": kv_pb2.Compare.GREATER,
+    "<": kv_pb2.Compare.LESS,
+}
+
+
+def compare(target: Target, key: bytes, relation: Relation, to: int | bytes, range_end: bytes = b"") -> kv_pb2.Compare:
+    """A condition on `key`, or on every key of a range. A missing key has no value, and the numbers 0."""
+    if (target == "value") is not isinstance(to, bytes):
+        raise InvalidArgument(f"{target} compares with {'bytes' if target == 'value' else 'a number'}, not {to!r}")
+    condition = kv_pb2.Compare(result=RELATIONS[relation], target=TARGETS[target], key=key, range_end=range_end)
+    if isinstance(to, bytes):
+        condition.value = to
+    else:
+        condition.number = to
+    return condition
+
+
+class Txn:
+    """If every condition holds, the `then` operations, else the `else_` ones: atomically, in one shard.
+
+    At most 128 operations a branch, and each key is written once.
+    """
+
+    def __init__(self, commit: Callable[[kv_pb2.TxnRequest], Awaitable[TxnResult]]) -> None:
+        """`commit` sends the request: a client's, or a session's."""
+        self.request = kv_pb2.TxnRequest()
+        self._commit = commit
+
+    def when(self, target: Target, key: bytes, relation: Relation, to: int | bytes, range_end: bytes = b"") -> Self:
+        """Add a condition; `compare` says of which kind."""
+        self.request.compare.append(compare(target, key, relation, to, range_end))
+        return self
+
+    def put(self, key: bytes, value: bytes, *, lease: int = 0, prev_kv: bool = False, branch: Branch = "then") -> Self:
+        """Gives a `PutResult`."""
+        operation = kv_pb2.TxnPut(key=key, value=value, lease=lease, prev_kv=prev_kv)
+        self._add(branch, kv_pb2.Operation(put=operation))
+        return self
+
+    def get(
+        self, key: bytes, range_end: bytes = b"", *, limit: int = 0, keys_only: bool = False, branch: Branch = "then"
+    ) -> Self:
+        """Gives a `RangeResult`, of what the operations before it left."""
+        operation = kv_pb2.RangeRequest(key=key, range_end=range_end, limit=limit, keys_only=keys_only)
+        self._add(branch, kv_pb2.Operation(range=operation))
+        return self
+
+    def delete(self, key: bytes, range_end: bytes = b"", *, prev_kv: bool = False, branch: Branch = "then") -> Self:
+        """Gives a `DeleteResult`."""
+        operation = kv_pb2.TxnDelete(key=key, range_end=range_end, prev_kv=prev_kv)
+        self._add(branch, kv_pb2.Operation(delete=operation))
+        return self
+
+    async def commit(self) -> TxnResult:
+        """Run it. Each call is a transaction of its own, with what was built until then."""
+        request = kv_pb2.TxnRequest()
+        request.CopyFrom(self.request)
+        return await self._commit(request)
+
+    def _add(self, branch: Branch, operation: kv_pb2.Operation) -> None:
+        (self.request.success if branch == "then" else self.request.failure).append(operation)
+
+
+def writes(request: kv_pb2.TxnRequest) -> bool:
+    """Whether any operation of either branch writes."""
+    return any(o.WhichOneof("operation") != "range" for o in (*request.success, *request.failure))
+
+
+def first_key(request: kv_pb2.TxnRequest) -> bytes:
+    """A key that tells the shard; the others must be there as well."""
+    for condition in request.compare:
+        return condition.key
+    for operation in (*request.success, *request.failure):
+        which = operation.WhichOneof("operation")
+        if which is not None:
+            return cast(bytes, getattr(operation, which).key)
+    raise InvalidArgument("a transaction needs a condition or an operation")
+
+
+def txn_result(response: kv_pb2.TxnResponse) -> TxnResult:
+    """From the wire."""
+    revision = response.header.revision
+    results = tuple(_result(revision, result) for result in response.results)
+    return TxnResult(revision, response.succeeded, results)
+
+
+def _result(revision: int, message: kv_pb2.OperationResult) -> PutResult | DeleteResult | RangeResult:
+    which = message.WhichOneof("result")
+    if which == "range":
+        found = message.range
+        return RangeResult(tuple(key_value(kv) for kv in found.kvs), found.count, found.more)
+    if which == "delete":
+        previous = tuple(key_value(kv) for kv in message.delete.prev_kvs)
+        return DeleteResult(revision, message.delete.deleted, previous)
+    return PutResult(revision, key_value(message.put.prev_kv) if message.put.HasField("prev_kv") else None)

@@ -1,0 +1,201 @@
+from __future__ import annotations
+
+import asyncio
+from itertools import pairwise
+
+import pytest
+
+from nebuladb import errors
+from nebuladb.client import AsyncClient, EventType, KeyValue
+from tests.unit.client.fake import LOST, Fault, Node
+
+
+async def test_put_get_delete(node: Node) -> None:
+    async with AsyncClient([node.address]) as client:
+        assert await client.get(b"k") is None
+        assert (await client.put(b"k", b"v")).revision == 2
+        answer = await client.put(b"k", b"w", prev_kv=True)
+        assert answer.previous is not None
+        assert answer.previous.value == b"v"
+        found = await client.get(b"k")
+        assert found is not None
+        assert (found.value, found.create_revision, found.mod_revision, found.version) == (b"w", 2, 3, 2)
+        old = await client.get(b"k", revision=2)
+        assert old is not None
+        assert old.value == b"v"
+        gone = await client.delete(b"k", prev_kv=True)
+        assert (gone.deleted, gone.previous[0].value) == (1, b"w")
+        assert (await client.delete(b"k")).deleted == 0
+
+
+async def test_errors_come_back_as_themselves(node: Node) -> None:
+    async with AsyncClient([node.address], timeout=1) as client:
+        with pytest.raises(errors.InvalidArgument, match="at least one byte"):
+            await client.put(b"", b"v")
+        with pytest.raises(errors.FutureRevision):
+            await client.get(b"k", revision=99)
+        await client.compact(1)
+        node.store.floor = 5
+        node.store.revision = 9
+        with pytest.raises(errors.Compacted) as caught:
+            await client.get(b"k", revision=2)
+        assert caught.value.floor == 5
+        with pytest.raises(errors.RequestTooLarge):
+            await client.put(b"k", b"v" * 1_600_000)
+        with pytest.raises(errors.LeaseNotFound):
+            await client.put(b"k", b"v", lease=5)
+    async with AsyncClient([node.address], keyspace="nowhere") as client:
+        with pytest.raises(errors.KeyspaceNotFound):
+            await client.get(b"k")
+
+
+async def test_transaction(node: Node) -> None:
+    async with AsyncClient([node.address]) as client:
+        txn = client.txn().when("version", b"a", "=", 0).put(b"a", b"1").get(b"a")
+        txn.get(b"a", branch="else").delete(b"a", branch="else")
+        first = await txn.commit()
+        assert first.succeeded
+        assert first.results[1].kvs[0].value == b"1"  # type: ignore[union-attr]
+        second = await txn.commit()
+        assert not second.succeeded
+        assert second.results[1].deleted == 1  # type: ignore[union-attr]
+
+
+async def test_compare_and_set(node: Node) -> None:
+    async with AsyncClient([node.address]) as client:
+        made = await client.compare_and_set(b"k", b"1")
+        assert made.succeeded
+        refused = await client.compare_and_set(b"k", b"2")
+        assert not refused.succeeded
+        assert refused.current is not None
+        assert refused.current.value == b"1"
+        assert (await client.compare_and_set(b"k", b"2", expected=b"1")).succeeded
+        assert (await client.compare_and_set(b"k", b"3", mod_revision=3)).succeeded
+        assert not (await client.compare_and_set(b"k", b"4", mod_revision=3)).succeeded
+        with pytest.raises(errors.InvalidArgument):
+            await client.compare_and_set(b"k", b"4", mod_revision=3, expected=b"1")
+
+
+async def test_a_lost_write_is_unknown_and_not_repeated(node: Node) -> None:
+    async with AsyncClient([node.address]) as client:
+        for fault in (Fault("Put", LOST), Fault("Put", LOST, after=True)):
+            node.faults.append(fault)
+            with pytest.raises(errors.UnknownOutcome) as caught:
+                await client.put(b"k", b"v")
+            assert caught.value.outcome is errors.Outcome.UNKNOWN
+        assert node.count("Put") == 2
+        assert node.store.executed == ["put"]
+
+
+async def test_a_refused_write_is_repeated_elsewhere(nodes: list[Node]) -> None:
+    a, b, _ = nodes
+    a.faults.append(Fault("Put", errors.NotLeader(), leader=b.address))
+    async with AsyncClient([a.address]) as client:
+        await client.put(b"k", b"v")
+        await client.put(b"k", b"w")
+        assert client.endpoints == (a.address, b.address)
+    assert (a.count("Put"), b.count("Put")) == (1, 2)
+
+
+async def test_fails_over_to_a_living_node(nodes: list[Node]) -> None:
+    a, b, c = nodes
+    a.stop()
+    b.stop()
+    async with AsyncClient([n.address for n in nodes]) as client:
+        await client.put(b"k", b"v")
+        await client.put(b"k", b"w")
+        assert c.count("Put") == 2
+    async with AsyncClient([a.address, b.address], timeout=0.3) as client:
+        with pytest.raises(errors.Unavailable, match="can't be reached") as caught:
+            await client.put(b"k", b"v")
+        assert caught.value.outcome is errors.Outcome.FAILED
+
+
+async def test_reads_survive_lost_connections(nodes: list[Node]) -> None:
+    nodes[0].faults += [Fault("Get", LOST), Fault("Get", errors.NoLeader())]
+    async with AsyncClient([n.address for n in nodes]) as client:
+        assert await client.get(b"k") is None
+
+
+async def test_scan_resumes_at_its_revision(nodes: list[Node]) -> None:
+    a, b, _ = nodes
+    async with AsyncClient([a.address, b.address]) as client:
+        for number in range(10):
+            await client.put(b"%d" % number, b"old")
+        a.break_scan_after = 2
+        rows: list[KeyValue] = []
+        async for row in client.scan():
+            if not rows:
+                await client.put(b"9", b"new")
+                await client.put(b"99", b"new")
+            rows.append(row)
+        assert [(r.key, r.value) for r in rows] == [(b"%d" % n, b"old") for n in range(10)]
+        assert (a.count("Scan"), b.count("Scan")) == (1, 1)
+        assert [r.key async for r in client.scan(b"2", b"6", limit=3, keys_only=True)] == [b"2", b"3", b"4"]
+        assert [r.key async for r in client.scan(b"x")] == []
+
+
+async def test_watch_misses_and_repeats_nothing_over_breaks(nodes: list[Node]) -> None:
+    a, b, _ = nodes
+    async with AsyncClient([a.address, b.address]) as client:
+        for number in range(5):
+            await client.put(b"k", b"%d" % number)
+        for node in (a, b):
+            node.faults += [Fault("WatchBreakAfterEvent", LOST), Fault("WatchBreak", LOST), Fault("WatchProgress", "")]
+        seen = []
+        async with asyncio.timeout(10):
+            async for event in client.watch(b"k", start_revision=2):
+                seen.append(event)
+                if len(seen) == 5:
+                    await client.delete(b"k")
+                    await client.put(b"other", b"")
+                    await client.put(b"k", b"again")
+                if len(seen) == 7:
+                    break
+        revisions = [e.kv.mod_revision for e in seen]
+        assert revisions == [2, 3, 4, 5, 6, 7, 9]
+        assert all(x < y for x, y in pairwise(revisions))
+        assert [e.type for e in seen[5:]] == [EventType.DELETE, EventType.PUT]
+
+
+async def test_watch_says_that_events_are_gone(node: Node) -> None:
+    node.store.floor = 7
+    async with AsyncClient([node.address]) as client:
+        with pytest.raises(errors.Compacted) as caught:
+            await anext(client.watch(b"k", start_revision=2))
+        assert caught.value.floor == 7
+
+
+async def test_cluster_calls(nodes: list[Node]) -> None:
+    a, b, _ = nodes
+    async with AsyncClient([a.address]) as client:
+        assert [k.name for k in await client.keyspaces()] == ["default"]
+        assert (await client.describe_keyspace("default")).shards[0].group == 2
+        with pytest.raises(errors.KeyspaceNotFound):
+            await client.describe_keyspace("nowhere")
+        assert (await client.shards())[0][1] == 1
+        assert [m.name for m in await client.members()] == ["n1", "n2", "n3"]
+        assert (await client.status(b.address)).name == "n2"
+        first = await client.state_hash(2)
+        assert await client.state_hash(2, first.index, b.address) == first._replace(node_id=2)
+        await client.transfer_leadership(2, 1)
+        b.stop()
+        with pytest.raises(errors.Unavailable):
+            await client.status(b.address)
+
+
+async def test_leases(node: Node) -> None:
+    async with AsyncClient([node.address]) as client:
+        lease = await client.grant_lease(10)
+        await client.put(b"k", b"v", lease=lease.id)
+        assert (await client.time_to_live(lease.id, keys=True)).keys == (b"k",)
+        assert await client.leases() == (lease.id,)
+        await client.revoke_lease(lease.id)
+        with pytest.raises(errors.LeaseNotFound):
+            await client.time_to_live(lease.id)
+
+
+@pytest.mark.parametrize("endpoints", [[], ["host"], [":1"], ["h:x"], ["h:1"] * 3 + [f"h:{n}" for n in range(65)]])
+def test_bad_endpoints_are_refused(endpoints: list[str]) -> None:
+    with pytest.raises(errors.ConfigurationError):
+        AsyncClient(endpoints)
