@@ -19,23 +19,29 @@ What the caller owes it (and what breaks otherwise):
 6. After a crash, build a new `Raft` from what was durable. Nothing else survives.
 7. If any call raises `InvariantViolation`, stop the node.
 
-It raises `ProposalRefused` for proposals that certainly were not appended. It won't retry a proposal, order messages,
-or answer a client.
+It raises `NotLeader` or `TooManyRequests` for proposals that certainly were not appended. It won't retry a proposal,
+order messages, or answer a client. Every read that it took ends in exactly one `ReadState`, a failed one included.
 """
 
 from nebuladb.raft.configuration import Configuration
+from nebuladb.raft.core import Raft
 from nebuladb.raft.entry import Entry, EntryKind
 from nebuladb.raft.message import Message, MessageType
-from nebuladb.raft.ready import DurableMark, HardState, ReadState, Ready
+from nebuladb.raft.ready import DurableMark, HardState, LogReader, ReadState, Ready
+from nebuladb.raft.state import Config, StateRole
 
 __all__ = [
+    "Config",
     "Configuration",
     "DurableMark",
     "Entry",
     "EntryKind",
     "HardState",
+    "LogReader",
     "Message",
     "MessageType",
+    "Raft",
     "ReadState",
     "Ready",
+    "StateRole",
 ]

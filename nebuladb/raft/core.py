@@ -1,0 +1,463 @@
+"""`Raft`: one replica of one group. It holds the parts together and owns the transitions between roles."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from nebuladb.env import Rng, probe
+from nebuladb.errors import InvalidArgument, NotLeader, invariant
+from nebuladb.raft.configuration import Configuration
+from nebuladb.raft.election import TRANSFER, Election
+from nebuladb.raft.entry import Entry
+from nebuladb.raft.log import RaftLog
+from nebuladb.raft.message import Message, MessageType
+from nebuladb.raft.outbox import Outbox
+from nebuladb.raft.quorum import VoteResult
+from nebuladb.raft.reads import ForwardedReads, LeaderReads
+from nebuladb.raft.ready import DurableMark, HardState, LogReader, Ready
+from nebuladb.raft.replication import Replication
+from nebuladb.raft.state import Config, State, StateRole
+
+
+class Raft:
+    """See the package's docstring for what the caller owes it.
+
+    Invariants, checked where they could break and by `check`: one leader a term; a leader only appends; what is
+    committed is never truncated; term and commit never go back; applied <= commit <= last; durable <= last.
+    """
+
+    __slots__ = (
+        "_config", "_election", "_forwarded", "_handlers", "_log", "_outbox", "_reads", "_replication", "_saved",
+        "_state", "_transferee",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        config: Config,
+        log: LogReader,
+        hard_state: HardState,
+        configuration: Configuration,
+        applied: int,
+        rng: Rng,
+    ) -> None:
+        """Start as a follower from what is durable: `applied` is the state machine's applied index.
+
+        Raises `InvariantViolation` if these contradict each other: something durable was lost (S15).
+        """
+        self._config = config
+        self._state = State(config.replica, hard_state.term, hard_state.vote, hard_state.term)
+        self._saved = (hard_state.term, hard_state.vote)
+        self._log = RaftLog(log, hard_state.commit, applied)
+        self._outbox = Outbox(self._state)
+        self._replication = Replication(config, self._state, self._log, self._outbox)
+        self._replication.tracker.configure(configuration, self._log.last + 1)
+        self._election = Election(config, self._state, self._log, self._outbox, self._replication.tracker, rng)
+        self._reads = LeaderReads(self._state, self._log, self._outbox, self._replication)
+        self._forwarded = ForwardedReads(self._state, self._outbox, config.heartbeat_ticks)
+        self._transferee = 0
+        self._handlers: dict[int, Callable[[Message], None]] = {
+            MessageType.PRE_VOTE: self._election.on_request,
+            MessageType.PRE_VOTE_REPLY: self._on_pre_vote_reply,
+            MessageType.VOTE: self._election.on_request,
+            MessageType.VOTE_REPLY: self._on_vote_reply,
+            MessageType.APPEND: self._on_append,
+            MessageType.APPEND_REPLY: self._on_append_reply,
+            MessageType.HEARTBEAT: self._on_heartbeat,
+            MessageType.HEARTBEAT_REPLY: self._on_heartbeat_reply,
+            MessageType.READ_INDEX: self._on_read_index,
+            MessageType.READ_INDEX_REPLY: self._forwarded.on_reply,
+            MessageType.TIMEOUT_NOW: self._on_timeout_now,
+        }
+        self.check()
+
+    # What it knows.
+
+    @property
+    def replica(self) -> int:
+        """Our own replica id."""
+        return self._state.replica
+
+    @property
+    def role(self) -> StateRole:
+        """Our role in `term`."""
+        return self._state.role
+
+    @property
+    def leader(self) -> int:
+        """Replica id of the leader of `term` as far as we know, else 0."""
+        return self._state.leader
+
+    @property
+    def term(self) -> int:
+        """The current term."""
+        return self._state.term
+
+    @property
+    def vote(self) -> int:
+        """Replica id that has our vote in `term`, else 0."""
+        return self._state.vote
+
+    @property
+    def commit(self) -> int:
+        """Last index known to be committed; possibly not durable here."""
+        return self._log.commit
+
+    @property
+    def applied(self) -> int:
+        """Last index that the caller reported as applied."""
+        return self._log.applied
+
+    @property
+    def last_index(self) -> int:
+        """Index of the log's last entry."""
+        return self._log.last
+
+    @property
+    def last_term(self) -> int:
+        """Term of the log's last entry."""
+        return self._log.last_term
+
+    @property
+    def durable_index(self) -> int:
+        """The log is durable here up to this index."""
+        return self._log.durable
+
+    @property
+    def floor(self) -> int:
+        """Every replica of the group holds the log durably up to here, as far as we know; for the cut (S6)."""
+        return self._state.floor
+
+    @property
+    def configuration(self) -> Configuration:
+        """The configuration in force."""
+        return self._replication.tracker.configuration
+
+    @property
+    def transferee(self) -> int:
+        """Replica that leadership is being handed to, else 0."""
+        return self._transferee
+
+    @property
+    def uncommitted_bytes(self) -> int:
+        """Bytes of this leader's proposals that wait for a majority."""
+        return self._replication.uncommitted
+
+    def min_match(self) -> int:
+        """On a leader, the index that every replica is known to hold durably; else 0."""
+        return self._replication.tracker.lowest_match() if self.role is StateRole.LEADER else 0
+
+    def active_peers(self) -> list[int]:
+        """On a leader, the peers heard from in the running check-quorum period, ascending; else none."""
+        if self.role is not StateRole.LEADER:
+            return []
+        return [replica for replica, progress in self._replication.tracker.peers if progress.active]
+
+    def check(self) -> None:
+        """Raise `InvariantViolation` unless the invariants hold."""
+        state = self._state
+        self._log.check()
+        invariant(state.term >= self._saved[0], f"the term went back from {self._saved[0]} to {state.term}")
+        invariant(state.durable_term <= state.term, "a later term than ours is durable")
+        invariant((state.role is StateRole.LEADER) == (state.leader == state.replica), "leader in name only")
+        if state.role is StateRole.LEADER:
+            invariant(state.vote == state.replica, "a leader that didn't vote for itself")
+            self._replication.tracker.check(self._log.last)
+
+    # What the caller asks for.
+
+    def propose(self, payload: bytes) -> tuple[int, int]:
+        """Append an entry; returns its (index, term). It is committed if and when that index commits with that term.
+
+        Raises `NotLeader` (with the leader's replica id, 0 also while leadership is handed over) or `TooManyRequests`;
+        then the entry certainly was not appended.
+        """
+        state = self._state
+        if state.role is not StateRole.LEADER:
+            raise NotLeader(f"replica {state.replica} does not lead its group", leader=state.leader)
+        if self._transferee:
+            raise NotLeader(f"replica {state.replica} is handing leadership over")
+        return self._replication.propose(payload)
+
+    def read_index(self, nonce: int, context: int) -> None:
+        """Ask for a linearizable read; exactly one `ReadState` with (nonce, context) follows in a Ready, maybe a failed
+        one. `nonce` is random for a process, `context` never repeats in it.
+        """
+        if self._state.role is StateRole.LEADER:
+            self._reads.add(self._state.replica, nonce, context)
+        else:
+            self._forwarded.add(nonce, context)
+
+    def transfer_leadership(self, to: int) -> None:
+        """Hand leadership to voter `to` once its log is as long as ours (thesis §3.10), or give up after an election
+        timeout. Raises `NotLeader`, or `InvalidArgument` if `to` can't lead.
+        """
+        state = self._state
+        if state.role is not StateRole.LEADER:
+            raise NotLeader(f"replica {state.replica} does not lead its group", leader=state.leader)
+        if to == state.replica or not self._replication.tracker.votes(to):
+            raise InvalidArgument(f"replica {to} is not another voter of the group")
+        self._transferee = to
+        self._election.elapsed = 0
+        self._hand_over()
+
+    def campaign(self, *, transfer: bool = False) -> None:
+        """Stand for election now. `transfer`: because the leader asked for it, hence without a pre-vote."""
+        if self._state.role is StateRole.LEADER or not self._promotable():
+            return
+        if self._config.pre_vote and not transfer:
+            self._become_pre_candidate()
+        else:
+            self._become_candidate(TRANSFER if transfer else 0)
+
+    def tick(self) -> None:
+        """One tick of time has passed."""
+        if self._state.role is StateRole.LEADER:
+            self._tick_leader()
+            return
+        self._forwarded.tick()
+        if self._election.tick():
+            if self._promotable():
+                self.campaign()
+            else:
+                self._become_follower(self._state.term, 0)
+
+    def step(self, message: Message) -> None:
+        """Take a message. Lost, repeated, late or reordered ones do no harm."""
+        state = self._state
+        kind, term = message.type, message.term
+        handler = self._handlers.get(kind)
+        if handler is None or message.receiver != state.replica:
+            probe("message not for this replica")
+            return
+        if term > state.term:
+            if kind in (MessageType.VOTE, MessageType.PRE_VOTE) and message.hint != TRANSFER and self._election.loyal():
+                return
+            # A pre-vote asks, or was granted, for a term that nobody has entered yet.
+            granted = kind == MessageType.PRE_VOTE_REPLY and not message.reject
+            if kind != MessageType.PRE_VOTE and not granted:
+                self._become_follower(term, 0)
+        elif term < state.term:
+            self._on_stale(message)
+            return
+        handler(message)
+
+    def ready(self) -> Ready | None:
+        """What is to be made durable, sent and answered since the last call; None if there is nothing."""
+        state = self._state
+        if state.role is StateRole.LEADER:
+            self._reads.begin()
+            self._replication.send_appends()
+        log, outbox = self._log, self._outbox
+        entries = log.take()
+        hard_state, mark = None, None
+        if entries or self._saved != (state.term, state.vote):
+            hard_state = HardState(state.term, state.vote, log.commit)
+            mark = DurableMark(state.term, state.vote, log.last, log.last_term)
+            self._saved = (state.term, state.vote)
+        elif not (outbox.messages or outbox.held or outbox.reads):
+            return None
+        messages, held, reads = outbox.take()
+        return Ready(hard_state, entries, mark, messages, held, reads)
+
+    def durable(self, mark: DurableMark) -> None:
+        """The batch with `mark` is durable, and so are all before it.
+
+        A mark of an earlier term is void: its entries may have been overwritten and come back since, with the last of
+        these writes still under way (S2). The Ready that brought the new term has a mark for the same entries.
+        """
+        state = self._state
+        invariant(mark.term <= state.term, f"durable in term {mark.term}, which is later than ours, {state.term}")
+        if mark.term != state.term:
+            probe("durable mark of an earlier term")
+            return
+        state.durable_term = mark.term
+        if self._log.made_durable(mark.index, mark.log_term) and state.role is StateRole.LEADER:
+            self._replication.own_durable()
+        if state.role is StateRole.CANDIDATE and mark.vote == state.replica:
+            self._tally(self._election.count(state.replica, True))
+
+    def committed_entries(self, after: int, max_bytes: int) -> list[Entry]:
+        """Entries behind `after` that are committed and durable here (S1), at least one if there is any, in order."""
+        high = min(self._log.commit, self._log.durable)
+        return self._log.slice(after + 1, high, max_bytes) if high > after else []
+
+    def applied_to(self, index: int) -> None:
+        """Everything up to `index` was applied."""
+        self._log.applied_to(index)
+
+    def cut(self, index: int) -> None:
+        """The log up to `index` was cut, or is about to be: the core won't ask for it again. S6 is the caller's."""
+        self._log.cut(index)
+
+    # Transitions.
+
+    def _promotable(self) -> bool:
+        return self._replication.tracker.votes(self._state.replica)
+
+    def _leave(self, role: StateRole, leader: int) -> None:
+        """Enter `role`: reads that asked the former leader fail, and a transfer ends."""
+        state = self._state
+        if state.role is StateRole.LEADER:
+            self._reads.fail()
+        self._forwarded.fail()
+        self._transferee = 0
+        state.role = role
+        state.leader = leader
+
+    def _become_follower(self, term: int, leader: int) -> None:
+        state = self._state
+        invariant(term >= state.term, f"the term went back from {state.term} to {term}")
+        self._leave(StateRole.FOLLOWER, leader)
+        if term > state.term:
+            state.term = term
+            state.vote = 0
+        self._election.restart()
+
+    def _become_pre_candidate(self) -> None:
+        """Ask whether an election could be won, before a new term disturbs anybody (thesis §9.6)."""
+        state = self._state
+        self._leave(StateRole.PRE_CANDIDATE, 0)
+        self._election.campaign(MessageType.PRE_VOTE, state.term + 1, 0)
+        self._tally(self._election.count(state.replica, True))
+
+    def _become_candidate(self, hint: int) -> None:
+        """Enter a new term and vote for ourselves; that vote counts once it is durable (S3)."""
+        state = self._state
+        self._leave(StateRole.CANDIDATE, 0)
+        state.term += 1
+        state.vote = state.replica
+        self._election.campaign(MessageType.VOTE, state.term, hint)
+
+    def _become_leader(self) -> None:
+        state = self._state
+        self._leave(StateRole.LEADER, state.replica)
+        self._election.restart()
+        self._replication.start()
+
+    def _tally(self, result: VoteResult) -> None:
+        """Go on as the vote says."""
+        if result is VoteResult.WON:
+            if self._state.role is StateRole.PRE_CANDIDATE:
+                self._become_candidate(0)
+            else:
+                self._become_leader()
+        elif result is VoteResult.LOST:
+            self._become_follower(self._state.term, 0)
+
+    def _tick_leader(self) -> None:
+        election, config = self._election, self._config
+        election.elapsed += 1
+        if election.elapsed >= config.election_ticks:
+            election.elapsed = 0
+            if self._transferee:
+                probe("leadership transfer given up")
+                self._transferee = 0
+            active = self._replication.tracker.quorum_active()
+            if config.check_quorum and not active:
+                probe("leader without quorum steps down")
+                self._become_follower(self._state.term, 0)
+                return
+        self._replication.elapsed += 1
+        if self._replication.elapsed >= config.heartbeat_ticks:
+            self._replication.elapsed = 0
+            self._replication.broadcast_heartbeat(self._reads.context, timed=True)
+            if self._transferee:
+                self._hand_over()
+
+    def _hand_over(self) -> None:
+        """Tell the successor to campaign at once, if it has our whole log."""
+        state = self._state
+        if self._replication.tracker.match(self._transferee) == self._log.last:
+            self._outbox.send(Message(MessageType.TIMEOUT_NOW, state.replica, self._transferee, state.term))
+
+    # Messages. The sender's term is ours, but for pre-votes.
+
+    def _on_stale(self, message: Message) -> None:
+        """A message of an earlier term: whoever leads or stands in it must learn of ours (paper §5.1)."""
+        kind, state = message.type, self._state
+        if kind in (MessageType.VOTE, MessageType.PRE_VOTE):
+            self._election.refuse(message)
+        elif kind in (MessageType.APPEND, MessageType.HEARTBEAT):
+            # Without this answer a replica that was in an election by itself could neither follow nor be heard.
+            self._outbox.send(Message(MessageType.APPEND_REPLY, state.replica, message.sender, state.term, reject=True))
+
+    def _follow(self, message: Message) -> None:
+        """An append or heartbeat: its sender leads our term."""
+        state, leader = self._state, message.sender
+        if state.leader != leader or state.role is not StateRole.FOLLOWER:
+            invariant(state.role is not StateRole.LEADER, f"replica {leader} leads term {state.term} beside us")
+            invariant(state.leader in (0, leader), f"replicas {state.leader} and {leader} both lead term {state.term}")
+            self._become_follower(state.term, leader)
+        self._election.elapsed = 0
+        state.floor = max(state.floor, message.floor)
+
+    def _on_append(self, message: Message) -> None:
+        self._follow(message)
+        state, log, entries, index = self._state, self._log, message.entries, message.index
+        if index < log.commit:
+            # An old append. What is committed is the leader's log as well, so this says more than it asked for.
+            self._outbox.acknowledge(message.sender, log.commit)
+        elif not log.matches(index, message.log_term):
+            hint, hint_term = log.find_conflict_by_term(index, message.log_term)
+            self._outbox.send(
+                Message(
+                    MessageType.APPEND_REPLY, state.replica, message.sender, state.term,
+                    log_term=hint_term, index=index, reject=True, hint=hint,
+                )
+            )  # fmt: skip
+        elif entries and (entries[0].index != index + 1 or entries[-1].index != index + len(entries)):
+            probe("append with a gap")
+        else:
+            if entries:
+                log.splice(entries)
+                index += len(entries)
+            log.commit_to(min(message.commit, index))
+            self._outbox.acknowledge(message.sender, index)
+
+    def _on_heartbeat(self, message: Message) -> None:
+        self._follow(message)
+        state = self._state
+        # The leader never sends more than we acknowledged; the bound is for what it can't know.
+        self._log.commit_to(min(message.commit, self._log.last))
+        self._outbox.send(
+            Message(MessageType.HEARTBEAT_REPLY, state.replica, message.sender, state.term, context=message.context)
+        )
+
+    def _on_append_reply(self, message: Message) -> None:
+        if self._state.role is StateRole.LEADER:
+            self._replication.on_append_reply(message)
+            if self._transferee == message.sender:
+                self._hand_over()
+
+    def _on_heartbeat_reply(self, message: Message) -> None:
+        if self._state.role is StateRole.LEADER:
+            self._replication.on_heartbeat_reply(message)
+            self._reads.on_heartbeat_reply(message)
+
+    def _on_pre_vote_reply(self, message: Message) -> None:
+        state = self._state
+        asked = state.term if message.reject else state.term + 1
+        if state.role is StateRole.PRE_CANDIDATE and message.term == asked:
+            self._tally(self._election.count(message.sender, not message.reject))
+
+    def _on_vote_reply(self, message: Message) -> None:
+        if self._state.role is StateRole.CANDIDATE:
+            self._tally(self._election.count(message.sender, not message.reject))
+
+    def _on_read_index(self, message: Message) -> None:
+        state = self._state
+        if state.role is StateRole.LEADER:
+            self._reads.add(message.sender, message.nonce, message.context)
+            return
+        self._outbox.send(
+            Message(
+                MessageType.READ_INDEX_REPLY, state.replica, message.sender, state.term,
+                reject=True, nonce=message.nonce, context=message.context,
+            )
+        )  # fmt: skip
+
+    def _on_timeout_now(self, message: Message) -> None:
+        """The leader wants us to succeed it (thesis §3.10)."""
+        if self._state.role is StateRole.FOLLOWER:
+            probe("campaign by transfer")
+            self.campaign(transfer=True)

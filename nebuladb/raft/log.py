@@ -1,0 +1,210 @@
+"""A replica's log: what is durable behind a `LogReader`, and in memory what isn't yet, and the recent rest."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from nebuladb.errors import invariant
+from nebuladb.raft.entry import Entry
+from nebuladb.raft.ready import LogReader
+
+LOG_CACHE_BYTES: Final = 8 << 20
+"""Records of committed, durable entries that stay in memory, so that a healthy follower isn't served from disk."""
+
+CONFLICT_SCAN: Final = 4096
+"""Entries that the search for a conflicting term walks back at most; a longer conflict takes more than one round."""
+
+
+class RaftLog:
+    """Invariants: start <= commit <= last, applied <= commit, durable <= last; what is committed never changes.
+
+    Every entry above `durable` is in memory. The caller writes entries in the order that `take` returns them.
+    """
+
+    __slots__ = (
+        "_cached_after", "_entries", "_reader", "_size", "_taken",
+        "applied", "cache_bytes", "commit", "durable", "last", "last_term", "start", "start_term",
+    )  # fmt: skip
+
+    def __init__(self, reader: LogReader, commit: int, applied: int, cache_bytes: int = LOG_CACHE_BYTES) -> None:
+        self._reader = reader
+        self.cache_bytes = cache_bytes
+        self.start, self.start_term = reader.start()
+        self.last, self.last_term = reader.last()
+        self.commit = max(commit, applied, self.start)
+        self.applied = applied
+        self.durable = self.last
+        self._taken = self.last  # the entries up to here were handed out to be written
+        self._entries: list[Entry] = []
+        self._cached_after = self.last  # `_entries` are those after this index
+        self._size = 0
+        self.check()
+
+    def check(self) -> None:
+        """Raise `InvariantViolation` unless the invariants hold."""
+        invariant(self.start <= self.applied, f"applied {self.applied} lies before the log's start {self.start}")
+        invariant(self.applied <= self.commit, f"applied {self.applied} beyond commit {self.commit}")
+        invariant(self.commit <= self.last, f"commit {self.commit} beyond the log's last index {self.last}")
+        invariant(self.durable <= self._taken <= self.last, f"durable {self.durable} beyond {self._taken}, {self.last}")
+        invariant(self._cached_after <= self.durable, "an entry that isn't durable left the memory")
+        invariant(self._cached_after + len(self._entries) == self.last, "the entries in memory don't end the log")
+
+    def term(self, index: int) -> int:
+        """Term of the entry at `index`, start <= index <= last."""
+        if index == self.last:
+            return self.last_term
+        position = index - self._cached_after - 1
+        if position >= 0 and index < self.last:
+            return self._entries[position].term
+        if index == self.start:
+            return self.start_term
+        invariant(self.start < index < self.last, f"term of {index} asked of a log of {self.start} to {self.last}")
+        return self._reader.term(index)
+
+    def matches(self, index: int, term: int) -> bool:
+        """Whether the log holds an entry of `term` at `index`."""
+        return self.start <= index <= self.last and self.term(index) == term
+
+    def covers(self, index: int, term: int) -> bool:
+        """Whether a log that ends with (`index`, `term`) is at least as up to date as this one (paper §5.4.1)."""
+        return term > self.last_term or (term == self.last_term and index >= self.last)
+
+    def find_conflict_by_term(self, index: int, term: int) -> tuple[int, int]:
+        """(index, term) of the last entry at or below `index` whose term is `term` at most.
+
+        That is the last one that can equal an entry of another log in which `index` has `term`. After `CONFLICT_SCAN`
+        entries it returns the one it has come to.
+        """
+        index = min(index, self.last)
+        low = max(self.start, index - CONFLICT_SCAN)
+        if index < low:
+            return index, 0
+        found = self.term(index)
+        while found > term and index > low:
+            index -= 1
+            found = self.term(index)
+        return index, found
+
+    def append(self, entry: Entry) -> None:
+        """Append the next entry: a leader's own way (it never overwrites, paper §5.3)."""
+        self._entries.append(entry)
+        self._size += len(entry.record)
+        self.last = entry.index
+        self.last_term = entry.term
+
+    def splice(self, entries: list[Entry]) -> None:
+        """Make the log hold `entries`, which follow an entry that matches; cut it only where it conflicts with them.
+
+        (An append that overtook a later one must not take away what the later one brought.)
+        """
+        if entries[0].index != self.last + 1:
+            entries = self._missing(entries)
+            if not entries:
+                return
+            if entries[0].index <= self.last:
+                self._truncate(entries[0].index)
+        self._entries.extend(entries)
+        self._size += sum(len(entry.record) for entry in entries)
+        self.last = entries[-1].index
+        self.last_term = entries[-1].term
+
+    def _missing(self, entries: list[Entry]) -> list[Entry]:
+        for position, entry in enumerate(entries):
+            if entry.index > self.last or self.term(entry.index) != entry.term:
+                return entries[position:]
+        return []
+
+    def _truncate(self, index: int) -> None:
+        """Drop the entries from `index` on; more follow at once."""
+        invariant(index > self.commit, f"entry {index} conflicts, but {self.commit} is committed")
+        self.last_term = self.term(index - 1)
+        self.last = index - 1
+        position = self.last - self._cached_after
+        if position >= 0:
+            self._size -= sum(len(entry.record) for entry in self._entries[position:])
+            del self._entries[position:]
+        else:
+            self._entries.clear()
+            self._size = 0
+            self._cached_after = self.last
+        self._taken = min(self._taken, self.last)
+        self.durable = min(self.durable, self.last)
+
+    def take(self) -> list[Entry]:
+        """Entries that are to be written and weren't taken yet."""
+        if self._taken == self.last:
+            return []
+        entries = self._entries[self._taken - self._cached_after :]
+        self._taken = self.last
+        return entries
+
+    def made_durable(self, index: int, term: int) -> bool:
+        """The log is durable up to (`index`, `term`), unless that was overwritten since (S2). Returns if it's news."""
+        if index <= self.durable or index > self._taken or self.term(index) != term:
+            return False
+        self.durable = index
+        self._evict()
+        return True
+
+    def commit_to(self, index: int) -> bool:
+        """Everything up to `index` is committed. Returns whether that is news; commit never goes back."""
+        if index <= self.commit:
+            return False
+        invariant(index <= self.last, f"commit {index} beyond the log's last index {self.last}")
+        self.commit = index
+        self._evict()
+        return True
+
+    def applied_to(self, index: int) -> None:
+        """Everything up to `index` was applied."""
+        invariant(index >= self.applied, f"applied went back from {self.applied} to {index}")
+        invariant(index <= min(self.commit, self.durable), f"applied {index} beyond {self.commit} or {self.durable}")
+        self.applied = index
+
+    def cut(self, index: int) -> None:
+        """The entries up to `index` are not needed any more. What the reader holds of them is the caller's (S6)."""
+        if index <= self.start:
+            return
+        invariant(index <= self.applied, f"cut at {index}, applied is {self.applied}")
+        self.start_term = self.term(index)
+        self.start = index
+        if index > self._cached_after:
+            self._drop(index - self._cached_after)
+
+    def slice(self, low: int, high: int, max_bytes: int) -> list[Entry]:
+        """Entries low..high, both included: at least one, then as many as fit in `max_bytes` and lie together."""
+        after = self._cached_after
+        if low <= after:
+            invariant(low > self.start, f"entry {low} was cut; the log starts at {self.start}")
+            return self._reader.entries(low, min(high, after) + 1, max_bytes)
+        entries = self._entries[low - after - 1 : high - after]
+        room = max_bytes
+        for position, entry in enumerate(entries):
+            room -= len(entry.record)
+            if room < 0 and position:
+                return entries[:position]
+        return entries
+
+    def size(self, low: int, high: int) -> int:
+        """Bytes of the records low..high, both included, all of which are in memory."""
+        after = self._cached_after
+        invariant(low > after, f"entry {low} is not in memory")
+        return sum(len(entry.record) for entry in self._entries[low - after - 1 : high - after])
+
+    def _evict(self) -> None:
+        """Keep the memory within its bound; a quarter at a time, for each costs a move of what stays."""
+        if self._size <= self.cache_bytes:
+            return
+        allowed = min(self.commit, self.durable) - self._cached_after
+        excess = self._size - self.cache_bytes * 3 // 4
+        count = 0
+        while count < allowed and excess > 0:
+            excess -= len(self._entries[count].record)
+            count += 1
+        if count:
+            self._drop(count)
+
+    def _drop(self, count: int) -> None:
+        self._size -= sum(len(entry.record) for entry in self._entries[:count])
+        del self._entries[:count]
+        self._cached_after += count

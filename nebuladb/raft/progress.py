@@ -1,0 +1,152 @@
+"""What a leader knows of one replica's log, and how fast it may send to it."""
+
+from __future__ import annotations
+
+from collections import deque
+from enum import Enum
+
+
+class ProgressState(Enum):
+    """PROBE: one append at a time, to find where the logs meet. REPLICATE: pipelined. SNAPSHOT: none until it is in."""
+
+    PROBE = "probe"
+    REPLICATE = "replicate"
+    SNAPSHOT = "snapshot"
+
+
+class Inflights:
+    """Appends on their way, bounded by count and by bytes; the last one that is let in may exceed the bytes."""
+
+    __slots__ = ("_sent", "max_bytes", "max_count", "size")
+
+    def __init__(self, max_count: int, max_bytes: int) -> None:
+        self.max_count = max_count
+        self.max_bytes = max_bytes
+        self.size = 0
+        """Bytes of entries that are on their way."""
+        self._sent: deque[tuple[int, int]] = deque()
+
+    def __len__(self) -> int:
+        return len(self._sent)
+
+    def full(self) -> bool:
+        """Whether nothing more may be sent now."""
+        return len(self._sent) >= self.max_count or self.size >= self.max_bytes
+
+    def add(self, last: int, size: int) -> None:
+        """An append was sent that ends at index `last` and holds `size` bytes."""
+        self._sent.append((last, size))
+        self.size += size
+
+    def free(self, index: int) -> None:
+        """Everything up to `index` has arrived."""
+        sent = self._sent
+        while sent and sent[0][0] <= index:
+            self.size -= sent.popleft()[1]
+
+    def clear(self) -> None:
+        """Forget all."""
+        self._sent.clear()
+        self.size = 0
+
+
+class Progress:
+    """One replica as its leader sees it. Invariant: match < next."""
+
+    __slots__ = (
+        "_seen", "active", "inflights", "match", "next", "paused", "pending_snapshot", "sent_commit", "stalled",
+        "state",
+    )  # fmt: skip
+
+    def __init__(self, following: int, inflights: Inflights) -> None:
+        self.match = 0
+        """Last index that this replica is known to hold durably."""
+        self.next = following
+        """Index of the next entry to send."""
+        self.state = ProgressState.PROBE
+        self.inflights = inflights
+        self.active = False
+        """Heard from since the last check of the quorum."""
+        self.paused = False
+        """PROBE: an append is out, and the next waits for its answer, or for a heartbeat to say that it was lost."""
+        self.pending_snapshot = 0
+        self.sent_commit = 0
+        """Highest commit index that it was told."""
+        self.stalled = False
+        """Nothing came of what was sent since the heartbeat before the last."""
+        self._seen = -1
+
+    def blocked(self) -> bool:
+        """Whether no entry may be sent to it now."""
+        if self.state is ProgressState.REPLICATE:
+            return self.inflights.full()
+        return self.state is ProgressState.SNAPSHOT or self.paused
+
+    def sent(self, last: int, size: int) -> None:
+        """An append was sent that ends at index `last` and holds `size` bytes of entries, none if 0."""
+        if self.state is not ProgressState.REPLICATE:
+            self.paused = True
+        elif size:
+            self.next = last + 1
+            self.inflights.add(last, size)
+
+    def acknowledged(self, index: int) -> bool:
+        """It holds the log up to `index`. Returns whether that is news. Repeated and late calls change nothing."""
+        if index < self.match or (index == self.match and self.state is not ProgressState.PROBE):
+            return False
+        news = index > self.match
+        self.match = index
+        self.next = max(self.next, index + 1)
+        if self.state is ProgressState.PROBE or (
+            self.state is ProgressState.SNAPSHOT and index >= self.pending_snapshot
+        ):
+            self.become_replicate()
+        else:
+            self.inflights.free(index)
+        return news
+
+    def rejected(self, index: int, hint: int) -> bool:
+        """It refused an append after `index`; `hint` is the last that could match. Returns False if that is stale.
+
+        A rejection at or below `match` is: messages are repeated and overtake each other. (Should a replica really have
+        lost what it acknowledged, S15 applies, and the quarantine is not decided here.)
+        """
+        if index <= self.match:
+            return False
+        if self.state is ProgressState.REPLICATE:
+            self.become_probe()
+            return True
+        if self.state is ProgressState.SNAPSHOT or self.next - 1 != index:
+            return False
+        self.next = max(min(index, hint + 1), self.match + 1)
+        self.paused = False
+        return True
+
+    def heartbeat(self) -> None:
+        """A heartbeat goes out: note whether anything moved since the one before."""
+        waiting = self.paused if self.state is ProgressState.PROBE else self.match < self.next - 1
+        self.stalled = waiting and self.match == self._seen
+        self._seen = self.match if waiting else -1
+
+    def become_probe(self) -> None:
+        """Find out anew where the logs meet; after a snapshot, right behind it."""
+        self.next = max(self.match, self.pending_snapshot) + 1
+        self.sent_commit = 0
+        self._become(ProgressState.PROBE)
+
+    def become_replicate(self) -> None:
+        """The logs met at `match`: stream from there."""
+        self.next = self.match + 1
+        self._become(ProgressState.REPLICATE)
+
+    def become_snapshot(self, index: int) -> None:
+        """A snapshot at `index` is on its way; no entry helps before it is in."""
+        self._become(ProgressState.SNAPSHOT)
+        self.pending_snapshot = index
+
+    def _become(self, state: ProgressState) -> None:
+        self.state = state
+        self.paused = self.stalled = False
+        self.pending_snapshot = 0
+        self._seen = -1
+        self.inflights.clear()

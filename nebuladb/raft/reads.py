@@ -1,0 +1,155 @@
+"""Linearizable reads by ReadIndex (thesis §6.4; S7, S8): the leader's rounds, and a follower's forwarded reads."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from nebuladb.env import probe
+from nebuladb.raft.log import RaftLog
+from nebuladb.raft.message import Message, MessageType
+from nebuladb.raft.outbox import Outbox
+from nebuladb.raft.quorum import VoteResult, vote_result
+from nebuladb.raft.replication import Replication
+from nebuladb.raft.state import State
+
+MAX_WAITING_READS: Final = 4096
+"""Reads of one group that wait on a leader, or on a follower for its leader; more fail at once."""
+
+MAX_RESENT_READS: Final = 64
+"""Forwarded reads, the oldest, that a follower sends again in one heartbeat interval."""
+
+FAILED: Final = -1
+
+
+class LeaderReads:
+    """At most one round of heartbeats is under way; reads that come meanwhile wait for the next (S8).
+
+    (A reply to a heartbeat that was sent before the read came proves leadership only for a time before the read: the
+    next leader may have committed a write in between.)
+    """
+
+    __slots__ = ("_acks", "_index", "_log", "_outbox", "_replication", "_round", "_running", "_state", "_waiting")
+
+    def __init__(self, state: State, log: RaftLog, outbox: Outbox, replication: Replication) -> None:
+        self._state = state
+        self._log = log
+        self._outbox = outbox
+        self._replication = replication
+        self._round = 0  # never repeats in this process's life, as the term can't be led by another process of ours
+        self._index = 0
+        self._acks: dict[int, bool] = {}
+        self._running: dict[tuple[int, int, int], None] = {}
+        self._waiting: dict[tuple[int, int, int], None] = {}
+
+    @property
+    def context(self) -> int:
+        """The round under way, which heartbeats carry; 0 if there is none."""
+        return self._round if self._running else 0
+
+    def add(self, requester: int, nonce: int, context: int) -> None:
+        """A replica's read arrived. A repeated one is answered once or twice, rightly each time."""
+        if len(self._waiting) >= MAX_WAITING_READS:
+            probe("too many reads")
+            self._answer(requester, nonce, context, FAILED)
+        else:
+            self._waiting[requester, nonce, context] = None
+
+    def begin(self) -> None:
+        """Start a round for the reads that wait, unless one is under way or our term has committed nothing yet (S7).
+
+        (Before that our commit index may lie below what the previous leader acknowledged.)
+        """
+        if not self._waiting or self._running or self._log.commit < self._replication.first_own:
+            return
+        self._running, self._waiting = self._waiting, {}
+        self._round += 1
+        self._index = self._log.commit
+        self._acks = {self._state.replica: True}
+        if not self._finish():
+            self._replication.broadcast_heartbeat(self._round, timed=False)
+
+    def on_heartbeat_reply(self, message: Message) -> None:
+        """A peer still takes us for the leader. Replies to earlier rounds are void."""
+        if message.context and message.context == self.context:
+            self._acks[message.sender] = True
+            self._finish()
+
+    def _finish(self) -> bool:
+        """Answer the round's reads if a quorum has confirmed it."""
+        if vote_result(self._replication.tracker.configuration, self._acks) is not VoteResult.WON:
+            return False
+        running, self._running = self._running, {}
+        for requester, nonce, context in running:
+            self._answer(requester, nonce, context, self._index)
+        return True
+
+    def _answer(self, requester: int, nonce: int, context: int, index: int) -> None:
+        state = self._state
+        if requester == state.replica:
+            self._outbox.answer_read(nonce, context, index)
+            return
+        self._outbox.send(
+            Message(
+                MessageType.READ_INDEX_REPLY, state.replica, requester, state.term,
+                index=max(index, 0), reject=index < 0, nonce=nonce, context=context,
+            )
+        )  # fmt: skip
+
+    def fail(self) -> None:
+        """We don't lead any more. Other replicas' reads fail there, when they hear of the new term or ask again."""
+        own = self._state.replica
+        for reads in (self._running, self._waiting):
+            for requester, nonce, context in reads:
+                if requester == own:
+                    self._outbox.answer_read(nonce, context, FAILED)
+            reads.clear()
+
+
+class ForwardedReads:
+    """Reads that this follower asked its leader for. Messages get lost, so it asks again until it hears an answer."""
+
+    __slots__ = ("_elapsed", "_heartbeat_ticks", "_outbox", "_pending", "_state")
+
+    def __init__(self, state: State, outbox: Outbox, heartbeat_ticks: int) -> None:
+        self._state = state
+        self._outbox = outbox
+        self._heartbeat_ticks = heartbeat_ticks
+        self._elapsed = 0
+        self._pending: dict[tuple[int, int], None] = {}
+
+    def add(self, nonce: int, context: int) -> None:
+        """Ask the leader; without one, or with too much waiting, the read fails."""
+        if not self._state.leader or len(self._pending) >= MAX_WAITING_READS:
+            self._outbox.answer_read(nonce, context, FAILED)
+            return
+        self._pending[nonce, context] = None
+        self._send(nonce, context)
+
+    def tick(self) -> None:
+        """Once a heartbeat interval, ask again."""
+        self._elapsed += 1
+        if self._elapsed < self._heartbeat_ticks:
+            return
+        self._elapsed = 0
+        for count, (nonce, context) in enumerate(self._pending):
+            if count == MAX_RESENT_READS:
+                break
+            self._send(nonce, context)
+
+    def on_reply(self, message: Message) -> None:
+        """The leader's answer; one that nobody waits for is late or repeated, and void (S8)."""
+        key = message.nonce, message.context
+        if key in self._pending:
+            del self._pending[key]
+            self._outbox.answer_read(*key, FAILED if message.reject else message.index)
+
+    def fail(self) -> None:
+        """The leader or the term changed."""
+        for nonce, context in self._pending:
+            self._outbox.answer_read(nonce, context, FAILED)
+        self._pending.clear()
+
+    def _send(self, nonce: int, context: int) -> None:
+        state = self._state
+        message = Message(MessageType.READ_INDEX, state.replica, state.leader, state.term, nonce=nonce, context=context)
+        self._outbox.send(message)

@@ -1,0 +1,164 @@
+"""A leader's side of log replication (paper §5.3, figure 2 "Leaders"; thesis §10.2.1)."""
+
+from __future__ import annotations
+
+from nebuladb.env import probe
+from nebuladb.errors import TooManyRequests, invariant
+from nebuladb.raft.entry import ENTRY_HEADER, EntryKind, encode_entry
+from nebuladb.raft.log import RaftLog
+from nebuladb.raft.message import Message, MessageType
+from nebuladb.raft.outbox import Outbox
+from nebuladb.raft.progress import Progress, ProgressState
+from nebuladb.raft.state import Config, State
+from nebuladb.raft.tracker import ProgressTracker
+
+
+class Replication:
+    """Sends the log to the peers and learns what is committed.
+
+    Proposals are only appended; `send_appends`, once a Ready, gathers whatever came together into one message a peer.
+    """
+
+    __slots__ = ("_config", "_log", "_outbox", "_state", "elapsed", "first_own", "tracker", "uncommitted")
+
+    def __init__(self, config: Config, state: State, log: RaftLog, outbox: Outbox) -> None:
+        self._config = config
+        self._state = state
+        self._log = log
+        self._outbox = outbox
+        self.tracker = ProgressTracker(config.replica, config.max_inflight_messages, config.max_inflight_bytes)
+        self.first_own = 0
+        """Index of the no-op that began our term."""
+        self.uncommitted = 0
+        """Bytes of our own term's entries that aren't committed."""
+        self.elapsed = 0
+        """Ticks since the last heartbeat."""
+
+    def start(self) -> None:
+        """We lead: forget what we knew of others, and append the no-op that lets older entries commit (§5.4.2, §8)."""
+        log = self._log
+        self.tracker.reset(log.last + 1)
+        self.first_own = log.last + 1
+        self.uncommitted = 0
+        self.elapsed = 0
+        self._append(b"")
+        self.own_durable()
+
+    def propose(self, payload: bytes) -> tuple[int, int]:
+        """Append an entry; returns its (index, term). Raises `TooManyRequests` if too much is uncommitted already."""
+        size = self.uncommitted + ENTRY_HEADER + len(payload)
+        if size > self._config.max_uncommitted_bytes and self.uncommitted:
+            raise TooManyRequests("too many bytes of proposals wait for a majority")
+        return self._append(payload)
+
+    def _append(self, payload: bytes) -> tuple[int, int]:
+        log, term = self._log, self._state.term
+        entry = encode_entry(log.last + 1, term, EntryKind.NORMAL, payload)
+        log.append(entry)
+        self.uncommitted += len(entry.record)
+        return entry.index, term
+
+    def own_durable(self) -> None:
+        """Our own log became durable further: only now do we count for a majority (S2, thesis §10.2.1)."""
+        own = self.tracker.progress.get(self._state.replica)
+        if own is not None:
+            own.match = self._log.durable
+            own.next = max(own.next, own.match + 1)
+            self._advance_commit()
+
+    def _advance_commit(self) -> None:
+        """Commit what a quorum holds, if it is of our own term (paper §5.4.2, figure 8)."""
+        log = self._log
+        index = self.tracker.committed()
+        if index > log.commit and index >= self.first_own:
+            self.uncommitted -= log.size(max(log.commit + 1, self.first_own), index)
+            log.commit_to(index)
+
+    def send_appends(self) -> None:
+        """Send each peer what it may have and has not been sent, or at least the commit index."""
+        log = self._log
+        last, commit = log.last, log.commit
+        for replica, progress in self.tracker.peers:
+            if progress.next > last and progress.sent_commit >= commit:
+                continue
+            while progress.next <= last and not progress.blocked():
+                if not self._send(replica, progress, with_entries=True):
+                    break
+            if progress.sent_commit < min(commit, progress.next - 1) and progress.state is ProgressState.REPLICATE:
+                self._send(replica, progress, with_entries=False)
+
+    def _send(self, replica: int, progress: Progress, *, with_entries: bool) -> bool:
+        """Send one append after `progress.next` - 1. Returns False if the log doesn't reach back that far."""
+        log, state = self._log, self._state
+        previous = progress.next - 1
+        if previous < log.start:
+            probe("follower behind the log's start")
+            return False
+        last, size, entries = previous, 0, []
+        if with_entries:
+            entries = log.slice(progress.next, log.last, self._config.max_append_bytes)
+            last = entries[-1].index
+            for entry in entries:
+                size += len(entry.record)
+        self._outbox.send(
+            Message(
+                MessageType.APPEND, state.replica, replica, state.term,
+                log_term=log.term(previous), index=previous, commit=log.commit, floor=state.floor, entries=entries,
+            )
+        )  # fmt: skip
+        progress.sent(last, size)
+        progress.sent_commit = max(progress.sent_commit, min(log.commit, last))
+        return True
+
+    def broadcast_heartbeat(self, context: int, *, timed: bool) -> None:
+        """Send a heartbeat to every peer. `timed`: the interval has passed, so look for what was lost, too."""
+        log, state = self._log, self._state
+        if timed:
+            state.floor = max(state.floor, min(self.tracker.lowest_match(), log.commit))
+        for replica, progress in self.tracker.peers:
+            if timed:
+                progress.heartbeat()
+            # No more than its match: what lies beyond may not be our log yet.
+            commit = min(progress.match, log.commit)
+            self._outbox.send(
+                Message(
+                    MessageType.HEARTBEAT, state.replica, replica, state.term,
+                    commit=commit, floor=state.floor, context=context,
+                )
+            )  # fmt: skip
+
+    def on_heartbeat_reply(self, message: Message) -> None:
+        """A peer lives. If nothing came of what it was sent, ask whether that was lost."""
+        progress = self.tracker.progress.get(message.sender)
+        if progress is None:
+            return
+        progress.active = True
+        if not progress.stalled:
+            return
+        progress.stalled = False
+        if progress.state is ProgressState.PROBE:
+            progress.paused = False
+        elif progress.state is ProgressState.REPLICATE:
+            # An empty append at the end of what was sent: acknowledged if all arrived, rejected if not. The window may
+            # be full of lost messages, so it must not wait for room in it.
+            probe("append lost?")
+            self._send(message.sender, progress, with_entries=False)
+
+    def on_append_reply(self, message: Message) -> None:
+        """A peer took an append, or refused it."""
+        progress = self.tracker.progress.get(message.sender)
+        if progress is None:
+            return
+        progress.active = True
+        log = self._log
+        if message.reject:
+            hint = message.hint
+            if message.log_term and hint >= log.start:
+                # Its entries above the last one of a term <= log_term in our log can't match: skip them all at once.
+                hint, _ = log.find_conflict_by_term(hint, message.log_term)
+            if progress.rejected(message.index, hint):
+                probe("append rejected")
+            return
+        invariant(message.index <= log.last, f"replica {message.sender} acknowledged {message.index}, beyond our log")
+        if progress.acknowledged(message.index):
+            self._advance_commit()

@@ -1,0 +1,62 @@
+"""What the parts of one replica share: its configuration values, and where it stands."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from nebuladb.errors import ConfigurationError
+
+
+class StateRole(StrEnum):
+    """A replica's role; the value is what people are shown."""
+
+    FOLLOWER = "follower"
+    PRE_CANDIDATE = "pre-candidate"
+    CANDIDATE = "candidate"
+    LEADER = "leader"
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """One replica's settings. Times are in ticks, sizes in bytes of entry records."""
+
+    replica: int
+    """Our own replica id, never 0."""
+    election_ticks: int = 10
+    """Least election timeout; each is drawn from [election_ticks, 2 * election_ticks)."""
+    heartbeat_ticks: int = 2
+    max_append_bytes: int = 512 << 10
+    """Of entries in one append; a single larger entry goes alone."""
+    max_inflight_messages: int = 256
+    """Appends on their way to one follower."""
+    max_inflight_bytes: int = 8 << 20
+    max_uncommitted_bytes: int = 64 << 20
+    """Of a leader's proposals that aren't committed yet; beyond them it refuses more."""
+    pre_vote: bool = True
+    check_quorum: bool = True
+
+    def __post_init__(self) -> None:
+        if self.replica <= 0:
+            raise ConfigurationError("a replica id is positive")
+        if not 0 < self.heartbeat_ticks < self.election_ticks:
+            raise ConfigurationError("a heartbeat must be shorter than the election timeout, and both positive")
+        limits = self.max_append_bytes, self.max_inflight_messages, self.max_inflight_bytes, self.max_uncommitted_bytes
+        if min(limits) <= 0:
+            raise ConfigurationError("a limit of Raft's must be positive")
+
+
+@dataclass(slots=True)
+class State:
+    """Term, vote and role. Changed by `Raft`'s transitions alone, but for a vote that `Election` grants."""
+
+    replica: int
+    term: int
+    vote: int
+    durable_term: int
+    """The latest term that is known to be durable here; below `term` while that is on its way to disk."""
+    role: StateRole = StateRole.FOLLOWER
+    leader: int = 0
+    """Who leads `term` as far as we know, or 0."""
+    floor: int = 0
+    """Index that every replica of the group holds durably, as far as we know; never goes back (S6)."""
