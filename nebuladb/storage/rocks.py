@@ -7,7 +7,7 @@ the WAL durable while the loop goes on.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Final
@@ -70,12 +70,51 @@ def classify(error: Exception) -> StoreError:
 
 
 class _Cursor:
-    """Holds the iterator of a scan, so that `close` can take it away: RocksDB stays open as long as one lives."""
+    """An iterator, which one scan or those of one snapshot take in turns.
 
-    __slots__ = ("steps",)
+    `close` takes it away from them: RocksDB stays open as long as an iterator lives.
+    """
 
-    def __init__(self) -> None:
-        self.steps: RdictIter | None = None
+    __slots__ = ("scan", "steps")
+
+    def __init__(self, steps: RdictIter) -> None:
+        self.steps: RdictIter | None = steps
+        self.scan: object = None
+        """The scan that it stands at the last key of."""
+
+    def open(self) -> RdictIter:
+        """The iterator, not to be held across a `yield`."""
+        if self.steps is None:
+            raise StoreError("the snapshot or the database was closed")
+        return self.steps
+
+    def walk(self, low: bytes, high: bytes, *, reverse: bool) -> Iterator[tuple[bytes, bytes]]:
+        """See `Reader.scan`."""
+        scan, key = object(), b""
+        seek = RdictIter.seek_for_prev if reverse else RdictIter.seek
+        step = RdictIter.prev if reverse else RdictIter.next
+        begun = False
+        while True:
+            steps = self.open()
+            if self.scan is scan:
+                step(steps)
+            else:  # at the beginning, and where another scan moved it
+                self.scan = scan
+                seek(steps, key if begun else high if reverse else low)
+                if begun or (reverse and steps.valid() and steps.key() == high):
+                    if not steps.valid():
+                        break
+                    step(steps)  # to step an invalid iterator is a segmentation fault
+                begun = True
+            if not steps.valid():
+                break
+            key = steps.key()
+            if not low <= key < high:
+                break
+            pair = key, steps.value()
+            del steps
+            yield pair
+        steps.status()  # an iterator that meets a damaged block just ends
 
 
 class RocksEngine:
@@ -161,7 +200,23 @@ class RocksEngine:
         return value
 
     def scan(self, low: bytes, high: bytes, *, reverse: bool = False) -> Iterator[tuple[bytes, bytes]]:
-        return self._walk(lambda: self._db.iter(_below(high)), low, high, reverse=reverse)
+        if low >= high:
+            return
+        cursor = None
+        try:
+            options = ReadOptions()
+            options.set_iterate_upper_bound(high)  # the lower one gets lost in rocksdict
+            cursor = _Cursor(self._db.iter(options))
+            self._cursors.add(cursor)
+            yield from cursor.walk(low, high, reverse=reverse)
+        except StoreError:
+            raise
+        except Exception as error:
+            raise self._error(error) from error
+        finally:
+            if cursor is not None:
+                cursor.steps = None
+                self._cursors.discard(cursor)
 
     def write(self, batch: Batch) -> None:
         # RocksDB consumes its batch even when it refuses it; ours is the one that survives a stall.
@@ -195,7 +250,7 @@ class RocksEngine:
 
     def snapshot(self) -> RocksSnapshot:
         try:
-            snapshot = RocksSnapshot(self, self._db.snapshot())
+            snapshot = RocksSnapshot(self, self._db.snapshot(), _Cursor(self._db.iter()))
         except Exception as error:
             raise self._error(error) from error
         self._snapshots.add(snapshot)
@@ -219,49 +274,24 @@ class RocksEngine:
     def _error(self, error: Exception) -> StoreError:
         return classify(error) if self._open else StoreError("the database is closed")
 
-    def _walk(
-        self, begin: Callable[[], RdictIter], low: bytes, high: bytes, *, reverse: bool
-    ) -> Iterator[tuple[bytes, bytes]]:
-        if low >= high:
-            return
-        cursor = _Cursor()
-        self._cursors.add(cursor)
-        try:
-            steps = cursor.steps = begin()
-            steps.seek_to_last() if reverse else steps.seek(low)
-            while steps.valid():  # to step an invalid iterator is a segmentation fault
-                key = steps.key()
-                if key < low:  # ours to check: rocksdict loses the lower bound of raw bytes
-                    break
-                pair = key, steps.value()
-                steps.prev() if reverse else steps.next()
-                del steps
-                yield pair
-                if cursor.steps is None:
-                    raise StoreError("the database was closed under a scan")
-                steps = cursor.steps
-            steps.status()  # an iterator that meets a damaged block just ends
-        except StoreError:
-            raise
-        except Exception as error:
-            raise self._error(error) from error
-        finally:
-            cursor.steps = None
-            self._cursors.discard(cursor)
-
 
 class RocksSnapshot:
-    """See `Snapshot`."""
+    """See `Snapshot`.
 
-    def __init__(self, engine: RocksEngine, view: RocksView) -> None:
+    rocksdict's own honours the snapshot in point reads only: its iterators see whatever was written before they were
+    made. So one is made together with it and serves every scan.
+    """
+
+    def __init__(self, engine: RocksEngine, view: RocksView, cursor: _Cursor) -> None:
         self._engine = engine
         self._view: RocksView | None = view
+        self._cursor = cursor
 
     def get(self, key: bytes) -> bytes | None:
+        if self._view is None:
+            raise StoreError("the snapshot is closed")
         try:
-            value: bytes = self._open()[key]
-        except StoreError:
-            raise
+            value: bytes = self._view[key]
         except Exception as error:
             if str(error) == "key not found":
                 return None
@@ -269,16 +299,20 @@ class RocksSnapshot:
         return value
 
     def scan(self, low: bytes, high: bytes, *, reverse: bool = False) -> Iterator[tuple[bytes, bytes]]:
-        return self._engine._walk(lambda: self._open().iter(_below(high)), low, high, reverse=reverse)
+        self._cursor.open()
+        if low >= high:
+            return
+        try:
+            yield from self._cursor.walk(low, high, reverse=reverse)
+        except StoreError:
+            raise
+        except Exception as error:
+            raise classify(error) from error
 
     def close(self) -> None:
         self._view = None
+        self._cursor.steps = None
         self._engine._snapshots.discard(self)
-
-    def _open(self) -> RocksView:
-        if self._view is None:
-            raise StoreError("the snapshot is closed")
-        return self._view
 
 
 def peek(path: Path, key: bytes, *, wal_dir: Path | None = None) -> bytes | None:
@@ -315,12 +349,6 @@ def _open(path: Path, options: Options, access: AccessType | None = None) -> Rdi
 
 def _recovery(*, absolute: bool) -> DBRecoveryMode:
     return DBRecoveryMode.absolute_consistency() if absolute else DBRecoveryMode.point_in_time()
-
-
-def _below(high: bytes) -> ReadOptions:
-    options = ReadOptions()
-    options.set_iterate_upper_bound(high)
-    return options
 
 
 def _options(memtable_bytes: int) -> Options:
