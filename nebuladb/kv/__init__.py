@@ -4,8 +4,9 @@
 order that can differ; what varies comes in with the command, chosen once by the leader. It is total: any bytes give
 a deterministic answer, and only an unknown kind or version stops the replica (S22).
 
-What the caller owes it: entries in order, each once, each committed and durable in the log (S1); the batch that `apply`
-returns written to the engine before the next `apply` and before anything is told to a client; one thread.
+What the caller owes it: entries in order, each committed and durable in the log (S1); after an `apply` that raised
+`WriteStalled` or returned `partial`, the same works again; one thread; and what `Applied` holds told to clients and
+watches (``watch``) only after `apply` returned, for by then its batch is in the engine.
 
 What it promises: the applied index, the configuration and everything the entries changed are in one batch, in one
 column family (S6); every read names a published revision, and nothing under an unpublished one is visible, hashed or

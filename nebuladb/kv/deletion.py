@@ -1,0 +1,71 @@
+"""Physical deletion: what compaction superseded, in slices, in the background.
+
+Nothing logical depends on how far it got. A compaction at floor f makes unreadable every record that another one at or
+below f superseded, and every tombstone below f. (One *at* f stays until the floor rises: a watch may start at f.)
+Walking R from the last floor to this one meets exactly the rows that tell which those are.
+"""
+
+from __future__ import annotations
+
+from nebuladb.errors import Corruption
+from nebuladb.kv.rows import DELETION_ROW, FORMAT, KEY_AT, POSITION, decode_record, decode_row
+from nebuladb.kv.source import Source, close
+from nebuladb.storage.engine import Batch
+
+
+class Deletion:
+    """Where the walk stands: at (`main`, `sub`), on its way to the end of `target`, which is or was the floor.
+
+    It is kept in the D row, apart from the replicated state: two replicas may differ in it.
+    """
+
+    def __init__(self, source: Source) -> None:
+        self._source = source
+        self._target, self._main, self._sub = 0, 1, 0
+        data = source.get(source.keys.deletion)
+        if data is not None:
+            if len(data) != DELETION_ROW.size or data[0] != FORMAT:
+                raise Corruption("the deletion row is damaged")
+            _, self._target, self._main, self._sub = DELETION_ROW.unpack(data)
+
+    def behind(self, floor: int) -> bool:
+        """Whether anything is left to delete."""
+        return self._target < floor or self._main <= self._target
+
+    def step(self, floor: int, budget: int) -> tuple[Batch, tuple[int, int, int]]:
+        """Up to `budget` rows of work, as a batch, and the position to `advance` to once the batch is written."""
+        target, main, sub = self._target, self._main, self._sub
+        if main > target:
+            # The rows of the old target are met again, for their tombstones: those are below the new target.
+            target, main, sub = floor, target, 0
+        keys, batch = self._source.keys, Batch()
+        rows = self._source.scan(keys.record_key(main, sub), keys.record_key(target + 1, 0))
+        position = (target, target + 1, 0)
+        left = budget
+        for row, data in rows:
+            here = POSITION.unpack_from(row, KEY_AT)
+            if left <= 0:
+                close(rows)
+                position = (target, here[0], here[1])
+                break
+            left -= 1
+            self._visit(batch, row, data, target)
+        batch.put(keys.deletion, DELETION_ROW.pack(FORMAT, *position))
+        return batch, position
+
+    def advance(self, position: tuple[int, int, int]) -> None:
+        """The batch of `step` is written."""
+        self._target, self._main, self._sub = position
+
+    def _visit(self, batch: Batch, row: bytes, data: bytes, target: int) -> None:
+        keys = self._source.keys
+        key, record = decode_row(data)
+        if record.past_main and not record.past_deleted:
+            batch.delete(keys.record_key(record.past_main, record.past_sub))
+        if record.version == 0 and record.main < target:
+            batch.delete(row)
+            newest = self._source.get(keys.current + key)
+            if newest is not None:
+                current = decode_record(newest)
+                if (current.main, current.sub) == (record.main, record.sub):
+                    batch.delete(keys.current + key)

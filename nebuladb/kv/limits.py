@@ -1,0 +1,70 @@
+"""Every bound of the state machine, by name (house rule 6).
+
+The module constants decide what a command answers, so every replica must have the same: to change one is to change the
+state machine, and needs a cluster version. `Limits` only cuts work into slices and sizes memory; it may differ from
+node to node and from call to call, because no answer, row or hash depends on it.
+"""
+
+from __future__ import annotations
+
+from typing import Final, NamedTuple
+
+MAX_REQUEST_BYTES: Final = 1_572_864
+"""1.5 MiB: a command's body, hence also a key with its value."""
+
+MAX_TXN_OPERATIONS: Final = 128
+"""Of compares, of success operations and of failure operations, each (etcd 17)."""
+
+MAX_RESULT_BYTES: Final = 3 << 20
+"""Keys and values that one command may answer with; a response of 4 MiB is refused by a default gRPC client."""
+
+MAX_RESULT_ROWS: Final = 20_000
+"""Keys that one command may answer with, and keys that a delete with ``prev_kv`` or in a transaction may remove."""
+
+MAX_TXN_ROWS: Final = 50_000
+"""Rows that one command which can't be sliced may look at, all compares and operations of a transaction together."""
+
+ROW_OVERHEAD: Final = 64
+"""What a key costs in a result beyond its bytes, roughly; bounds results of many small keys."""
+
+HISTORY_STRIDE: Final = 1024
+"""Every so many versions a key's records share an anchor, so that a read of an old revision of a key with n superseded
+records takes about 2·n/1024 + 1,024 look-ups at worst, not n."""
+
+MIN_LEASE_TTL: Final = 2
+MAX_LEASE_TTL: Final = 9_000_000_000
+"""Seconds (etcd 46)."""
+
+MAX_LEASES: Final = 1_000_000
+
+MAX_SESSIONS: Final = 10_000
+"""Beyond it, opening one ends the session that was used least recently in log order (S20)."""
+
+SESSION_WINDOW: Final = 256
+"""How far above the lowest unanswered sequence number a request of a session may be."""
+
+SESSION_BYTES: Final = 4 << 20
+"""Bytes of answers kept for one session; a request that finds it full is refused before it runs."""
+
+MAX_COMMANDS: Final = 1 << 16
+"""Commands of one entry, so that a session's id, index * 2**16 + place, names one command."""
+
+
+class Limits(NamedTuple):
+    """How much one call does and how much is kept in memory; per process."""
+
+    slice_rows: int = 4096
+    """Rows written or looked at by one `Store.apply`, about: it ends after the command that reaches it."""
+    slice_bytes: int = 8 << 20
+    """Bytes written by one `Store.apply`, likewise."""
+    cache_bytes: int = 64 << 20
+    """Newest records kept in memory, their overhead included."""
+    hash_jobs: int = 2
+    """Hashes in progress, each with an engine snapshot; one more drops the oldest."""
+    hash_age: int = 1_000_000
+    """Entries applied after which an unfinished hash is dropped with its snapshot."""
+    hashes_kept: int = 16
+    """Finished hashes."""
+
+
+DEFAULT_LIMITS: Final = Limits()

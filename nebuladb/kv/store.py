@@ -1,0 +1,337 @@
+"""One shard's state machine over an engine: see the package's contract."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+
+from nebuladb.env import probe
+from nebuladb.errors import Corruption, StoreError, Unavailable, WriteStalled, invariant
+from nebuladb.ids import Generation, GroupId, NodeId
+from nebuladb.kv.answer import KeyValue, RangeResult
+from nebuladb.kv.cache import RecordCache
+from nebuladb.kv.change import Applied, Change, LeaseInfo, LeaseState
+from nebuladb.kv.command import Work
+from nebuladb.kv.deletion import Deletion
+from nebuladb.kv.hashing import HashJob
+from nebuladb.kv.limits import DEFAULT_LIMITS, MAX_RESULT_BYTES, MAX_TXN_ROWS, Limits
+from nebuladb.kv.machine import Machine
+from nebuladb.kv.rows import KEY_AT, POSITION, U64, Keys, decode_lease, decode_row, group_span
+from nebuladb.kv.sessions import Sessions
+from nebuladb.kv.source import EngineSource, close
+from nebuladb.kv.state import State
+from nebuladb.kv.txn import Budget, check_revision, collect
+from nebuladb.kv.view import Page, at, load, page
+from nebuladb.storage.engine import Batch, Engine
+
+
+class Store:
+    """The state of one (group, generation). Raises `Corruption` if there is none or a row of it is damaged.
+
+    `apply` is the only thing that changes what is read; `background` deletes and hashes and changes nothing that can be
+    told from outside. After an error other than `WriteStalled` the store is dead: apply and background refuse, the
+    replica stops.
+    """
+
+    def __init__(
+        self, engine: Engine, group: GroupId, generation: Generation, node: NodeId, limits: Limits = DEFAULT_LIMITS
+    ) -> None:
+        self._engine = engine
+        self._node = node
+        self._limits = limits
+        self._keys = Keys(group, generation)
+        self._cache = RecordCache(limits.cache_bytes)
+        self._source = EngineSource(engine, self._keys, self._cache)
+        data = engine.get(self._keys.state)
+        if data is None:
+            raise Corruption(f"group {group} has no state under generation {generation}")
+        self._state = State.decode(data)
+        self._sessions = Sessions(self._source)
+        self._deletion = Deletion(self._source)
+        self._pending: tuple[Machine, Batch] | None = None
+        self._dead = False
+        self._jobs: list[HashJob] = []
+        self._hashes: OrderedDict[int, bytes] = OrderedDict()
+
+    @staticmethod
+    def initialise(
+        engine: Engine,
+        group: GroupId,
+        generation: Generation,
+        *,
+        index: int,
+        term: int,
+        configuration: bytes,
+        epoch: int = 1,
+    ) -> None:
+        """Write the first state of a shard: empty, revision 1. Not durable before the engine is flushed."""
+        batch = Batch()
+        batch.put(Keys(group, generation).state, State(index, term, configuration, epoch=epoch).encode())
+        engine.write(batch)
+
+    @staticmethod
+    def destroy(engine: Engine, group: GroupId, generation: Generation) -> None:
+        """Remove every row of (group, generation). No store of it may be open."""
+        batch = Batch()
+        batch.delete_range(*group_span(group, generation))
+        engine.write(batch)
+
+    # --- what was applied
+
+    @property
+    def index(self) -> int:
+        """Index of the last entry that is fully applied."""
+        return self._state.index
+
+    @property
+    def term(self) -> int:
+        """Its term."""
+        return self._state.term
+
+    @property
+    def configuration(self) -> bytes:
+        """The configuration as of `index`."""
+        return self._state.configuration
+
+    @property
+    def revision(self) -> int:
+        """The newest published revision."""
+        return self._state.revision
+
+    @property
+    def floor(self) -> int:
+        """The compact revision: the oldest that can be read; 0 = nothing was ever compacted."""
+        return self._state.floor
+
+    @property
+    def epoch(self) -> int:
+        """The descriptor's epoch."""
+        return self._state.epoch
+
+    @property
+    def clock(self) -> int:
+        """The lease clock, ms (S27)."""
+        return self._state.clock
+
+    @property
+    def key_count(self) -> int:
+        """Keys that exist."""
+        return self._state.keys + self._state.deleted
+
+    @property
+    def size(self) -> int:
+        """Bytes of the keys that exist and of their values."""
+        return self._state.size + self._state.deleted_size
+
+    @property
+    def partial(self) -> bool:
+        """Whether entry `index` + 1 is half applied."""
+        return self._state.place > 0 or bool(self._state.cursor)
+
+    # --- apply
+
+    def apply(self, works: Sequence[Work]) -> Applied:
+        """Apply entries that follow `index` directly, as many as a slice may hold, and write the result.
+
+        The caller looks at `Applied.index` and calls again with the rest, or, after `partial`, with the same works:
+        entries at or below `index` are passed over. Raises `WriteStalled`: nothing has changed; the batch is kept, and
+        the next call, with the same works, writes it.
+        """
+        invariant(not self._dead, "a store is used after it failed")
+        if self._pending is None:
+            if not works or works[-1].index <= self.index:
+                return Applied(self.index, self.term, self.partial, self.revision)
+            self._dead = True  # until it has come to its end
+            machine = Machine(self._source, self._state, self._sessions, self._node, self._limits)
+            machine.run(works)
+            machine.draft.write(self._keys.state, machine.state.encode())
+            self._pending = machine, machine.draft.batch()
+            self._dead = False
+        machine, batch = self._pending
+        self._write(batch)
+        self._pending = None
+        self._state = machine.state
+        self._cache.update(machine.draft.records)
+        if machine.hash_index:
+            self._start_hash(machine.hash_index)
+        machine.applied.size = batch.size
+        return machine.applied
+
+    def _write(self, batch: Batch) -> None:
+        try:
+            self._engine.write(batch)
+        except WriteStalled:
+            probe("apply stalled")
+            raise
+        except StoreError:
+            self._dead = True
+            raise
+
+    # --- reading
+
+    def get(self, key: bytes, revision: int = 0) -> KeyValue | None:
+        """A key as it was at `revision` (0 or less: now). Raises `Compacted`, `FutureRevision` or `Corruption`."""
+        state = self._state
+        if revision > 0:
+            check_revision(revision, state.floor, state.revision)
+        else:
+            revision = state.revision
+        record = self._source.newest(key)
+        if record is None:
+            return None
+        if record.main > revision:
+            record, _ = at(self._source, key, record, revision)
+            if record is None:
+                return None
+        elif not record.version:
+            return None
+        return KeyValue(key, record.create, record.main, record.version, record.lease, record.value)
+
+    def range(
+        self,
+        key: bytes,
+        end: bytes = b"",
+        *,
+        revision: int = 0,
+        limit: int = 0,
+        max_bytes: int = MAX_RESULT_BYTES,
+        keys_only: bool = False,
+        count_only: bool = False,
+    ) -> RangeResult:
+        """A whole range in one answer, with its count. `end`: empty = one key, ``\\0`` = to the last (etcd 1).
+
+        Raises `ResultTooLarge` beyond `max_bytes`, `MAX_RESULT_ROWS` keys or `MAX_TXN_ROWS` rows looked at (a larger
+        range goes by `scan`), `Compacted`, `FutureRevision` or `Corruption`.
+        """
+        revision = self._readable(revision)
+        budget = Budget(MAX_TXN_ROWS, max_bytes)
+        span = self._keys.span(key, end)
+        return collect(self._source, span, revision, budget, limit, count_only=count_only, keys_only=keys_only)
+
+    def scan(
+        self,
+        key: bytes,
+        end: bytes = b"\0",
+        *,
+        revision: int = 0,
+        limit: int = 1024,
+        max_bytes: int = 1 << 20,
+        max_rows: int = 4096,
+        keys_only: bool = False,
+    ) -> Page:
+        """A stretch of a range; the next one begins at `Page.cursor`. `limit` 0 counts and returns no keys.
+
+        A reader of several pages names the first page's revision in the others. Raises as `range`, but for the size.
+        """
+        span = self._keys.span(key, end)
+        return page(
+            self._source, span, self._readable(revision), limit=limit, max_bytes=max_bytes, max_rows=max_rows,
+            keys_only=keys_only,
+        )  # fmt: skip
+
+    def _readable(self, revision: int) -> int:
+        if revision <= 0:
+            return self._state.revision
+        check_revision(revision, self._state.floor, self._state.revision)
+        return revision
+
+    def changes(
+        self, after: int, *, limit_rows: int = 1024, limit_bytes: int = 1 << 20, previous: bool = False
+    ) -> list[Change]:
+        """Published changes of revisions above `after`, in order, whole revisions: the first always, more while there
+        are fewer than `limit_rows` and `limit_bytes`. Raises `Compacted` if some are gone, or `Corruption`.
+
+        With `previous` each carries what the key was before, unless that is compacted away.
+        """
+        state, keys = self._state, self._keys
+        check_revision(after + 1, state.floor, state.revision + 1)
+        changes: list[Change] = []
+        size = last = 0
+        rows = self._source.scan(keys.record_key(max(after, 0) + 1, 0), keys.record_key(state.revision + 1, 0))
+        for row, data in rows:
+            main, sub = POSITION.unpack_from(row, KEY_AT)
+            if main != last and (len(changes) >= limit_rows or size >= limit_bytes):
+                close(rows)
+                break
+            key, record = decode_row(data)
+            if record.main != main or record.sub != sub:
+                raise Corruption(f"row {main}.{sub} of the history is of another revision")
+            past = None
+            if previous and record.past_main and not record.past_deleted and main > state.floor:
+                past = load(self._source, key, record.past_main, record.past_sub)
+            changes.append(Change(key, record, past))
+            size += len(row) + len(data)
+            last = main
+        return changes
+
+    # --- leases
+
+    def leases(self) -> Iterator[LeaseState]:
+        """All leases by rising id; for the lessor, when it is elected. To be exhausted within the turn."""
+        low = self._keys.lease
+        for row, data in self._engine.scan(low, low + b"\xff" * 9):
+            yield LeaseState(int.from_bytes(row[KEY_AT:]), *decode_lease(data))
+
+    def lease(self, lease: int, *, keys: bool = False) -> LeaseInfo | None:
+        """What is left of a lease on the lease clock, in seconds rounded down, and with `keys` what is attached to it.
+
+        Raises `Unavailable` where the keys are asked for while an entry is half applied: what it has detached so far is
+        of an unpublished revision.
+        """
+        data = self._engine.get(self._keys.lease + U64.pack(lease)) if 0 < lease < 1 << 63 else None
+        if data is None:
+            return None
+        row = decode_lease(data)
+        attached: tuple[bytes, ...] = ()
+        if keys:
+            if self._state.cursor:
+                raise Unavailable("a large deletion is being applied; try again")
+            low = self._keys.attachment + U64.pack(lease)
+            high = self._keys.attachment + U64.pack(lease + 1)
+            attached = tuple(row[len(low) :] for row, _ in self._engine.scan(low, high))
+        return LeaseInfo(max(row.expires - self._state.clock, 0) // 1000, row.ttl // 1000, attached)
+
+    # --- background
+
+    def hash_at(self, index: int) -> bytes | None:
+        """The finished hash that a HASH in entry `index` asked for, while it is remembered."""
+        return self._hashes.get(index)
+
+    def background(self, budget: int = 1024) -> bool:
+        """Do about `budget` rows of hashing or physical deletion; True if more is left.
+
+        Raises `WriteStalled` (call again later), `Corruption` or `StoreError`.
+        """
+        invariant(not self._dead, "a store is used after it failed")
+        self._drop_old_hashes()
+        if self._jobs:
+            job = self._jobs[0]
+            digest = job.step(budget)
+            if digest is not None:
+                del self._jobs[0]
+                self._hashes[job.index] = digest
+                while len(self._hashes) > self._limits.hashes_kept:
+                    self._hashes.popitem(last=False)
+        elif self._deletion.behind(self.floor):
+            batch, position = self._deletion.step(self.floor, budget)
+            self._write(batch)
+            self._deletion.advance(position)
+        return bool(self._jobs) or self._deletion.behind(self.floor)
+
+    def _start_hash(self, index: int) -> None:
+        while len(self._jobs) >= self._limits.hash_jobs:
+            probe("hash dropped")
+            self._jobs.pop(0).close()
+        self._jobs.append(HashJob(index, self._engine.snapshot(), self._keys))
+
+    def _drop_old_hashes(self) -> None:
+        while self._jobs and self.index - self._jobs[0].index > self._limits.hash_age:
+            probe("hash dropped")
+            self._jobs.pop(0).close()
+
+    def close(self) -> None:
+        """Let go of the engine, which stays open. Idempotent."""
+        self._dead = True
+        for job in self._jobs:
+            job.close()
+        self._jobs.clear()

@@ -1,0 +1,91 @@
+"""Reading at a revision: C if it is old enough, else back along R."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from nebuladb.errors import Corruption
+from nebuladb.kv.answer import KeyValue
+from nebuladb.kv.change import key_value
+from nebuladb.kv.limits import ROW_OVERHEAD
+from nebuladb.kv.rows import KEY_AT, Record, decode_record, decode_row
+from nebuladb.kv.source import Source, close
+
+
+class Page(NamedTuple):
+    """A bounded stretch of a range."""
+
+    kvs: tuple[KeyValue, ...]
+    counted: int
+    """Keys that exist in the stretch."""
+    cursor: bytes
+    """Where the next stretch begins; empty = the range is done."""
+    size: int
+    """Bytes of `kvs`, with an overhead a key."""
+    examined: int
+    """Rows that were looked at, those of the history included."""
+
+
+def load(source: Source, key: bytes, main: int, sub: int) -> Record:
+    """The record that R holds at (main, sub), which must be of `key`. Raises `Corruption`."""
+    data = source.get(source.keys.record_key(main, sub))
+    if data is None:
+        raise Corruption(f"history has no row {main}.{sub}")
+    found, record = decode_row(data)
+    if found != key or record.main != main or record.sub != sub:
+        raise Corruption(f"row {main}.{sub} of the history is of another key or revision")
+    return record
+
+
+def at(source: Source, key: bytes, record: Record | None, revision: int) -> tuple[Record | None, int]:
+    """What `record`'s key was at `revision`, which isn't below the floor, a live record or None; and the look-ups that
+    it took, which are the same on every replica."""
+    steps = 0
+    while record is not None and record.main > revision:
+        if record.anchor_main > revision:
+            record = load(source, key, record.anchor_main, record.anchor_sub)
+        elif record.past_main == 0 or (record.past_deleted and record.past_main <= revision):
+            # A tombstone at or below the revision may be gone from R already, so it is never looked up.
+            return None, steps
+        else:
+            record = load(source, key, record.past_main, record.past_sub)
+        steps += 1
+    return (record if record is not None and record.version else None), steps
+
+
+def page(
+    source: Source,
+    span: tuple[bytes, bytes],
+    revision: int,
+    *,
+    limit: int,
+    max_bytes: int,
+    max_rows: int,
+    keys_only: bool = False,
+) -> Page:
+    """The range as it was at `revision`, as far as `limit` keys, about `max_bytes` (at least one key) and `max_rows`
+    rows, and one key's history more, go. With `limit` 0 keys are counted and none returned."""
+    kvs: list[KeyValue] = []
+    counted = size = examined = 0
+    cursor = b""
+    rows = source.scan(*span)
+    for row, data in rows:
+        if examined >= max_rows or (limit and (len(kvs) == limit or size >= max_bytes)):
+            cursor = row[KEY_AT:]
+            close(rows)
+            break
+        examined += 1
+        key = row[KEY_AT:]
+        record = decode_record(data)
+        visible, steps = (record, 0) if record.main <= revision else at(source, key, record, revision)
+        examined += steps
+        if visible is None or visible.version == 0:
+            continue
+        counted += 1
+        if limit:
+            kv = key_value(key, visible)
+            if keys_only:
+                kv = kv._replace(value=b"")
+            kvs.append(kv)
+            size += len(key) + len(kv.value) + ROW_OVERHEAD
+    return Page(tuple(kvs), counted, cursor, size, examined)
