@@ -1,0 +1,259 @@
+"""keyspace, shard, member and status."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from typing import Final, NamedTuple
+
+import click
+
+from nebuladb.cli.output import Field, Output
+from nebuladb.cli.settings import Commands, Settings, complain, pass_settings
+from nebuladb.client import AsyncClient, StateHash
+from nebuladb.errors import NebulaError
+from nebuladb.pb.nebula.v1 import cluster_pb2, common_pb2, keyspace_pb2
+
+
+@click.group("keyspace", cls=Commands)
+def keyspace() -> None:
+    """Keyspaces: named sets of keys.
+
+    \b
+    Example:
+      nebula-cli keyspace list
+    """
+
+
+@keyspace.command("list")
+@pass_settings
+def keyspace_list(settings: Settings) -> None:
+    """Print all keyspaces.
+
+    \b
+    Example:
+      nebula-cli keyspace list
+    """
+    with settings.output() as output:
+        for info in settings.run(lambda client: client.keyspaces()):
+            output.row({"keyspace": info.name, "partitioning": _partitioning(info), "shards": len(info.shards)})
+
+
+@keyspace.command("describe")
+@click.argument("name")
+@pass_settings
+def keyspace_describe(settings: Settings, name: str) -> None:
+    """Print the shards of keyspace NAME.
+
+    \b
+    Example:
+      nebula-cli keyspace describe default
+    """
+    info = settings.run(lambda client: client.describe_keyspace(name))
+    with settings.output() as output:
+        for shard in info.shards:
+            _print_shard(output, shard, _partitioning(info))
+
+
+@click.group("shard", cls=Commands)
+def shard() -> None:
+    """Shards: the parts of keyspaces, each replicated by a Raft group.
+
+    \b
+    Example:
+      nebula-cli shard list
+    """
+
+
+@shard.command("list")
+@pass_settings
+def shard_list(settings: Settings) -> None:
+    """Print all shards of all keyspaces, with their leaders.
+
+    \b
+    Example:
+      nebula-cli shard list
+    """
+
+    async def work(client: AsyncClient) -> None:
+        shards, members = await asyncio.gather(client.shards(), client.members())
+        names = {member.node_id: member.name for member in members}
+        with settings.output() as output:
+            for descriptor, leader in shards:
+                _print_shard(output, descriptor, names.get(leader, "unknown"), "leader")
+
+    settings.run(work)
+
+
+@click.group("member", cls=Commands)
+def member() -> None:
+    """The cluster's nodes.
+
+    \b
+    Example:
+      nebula-cli member list
+    """
+
+
+@member.command("list")
+@pass_settings
+def member_list(settings: Settings) -> None:
+    """Print all nodes, as the answering one sees them.
+
+    \b
+    Example:
+      nebula-cli member list
+    """
+    with settings.output() as output:
+        for found in settings.run(lambda client: client.members()):
+            output.row(
+                {
+                    "node_id": f"{found.node_id:016x}",
+                    "name": found.name,
+                    "client_address": found.client_address,
+                    "peer_address": found.peer_address,
+                    "connected": found.connected,
+                }
+            )
+
+
+@click.command()
+@click.option("--hash", "hashes", is_flag=True, help="Compare the state of every shard on all its nodes.")
+@click.pass_context
+def status(context: click.Context, hashes: bool) -> None:
+    """Print what every endpoint says of itself and its groups; exits 1 if one doesn't answer.
+
+    With --hash every member is asked, for the hash of each shard's state at one and the same log index; exits 1 if two
+    differ, or if a node gave none.
+
+    \b
+    Example:
+      nebula-cli --endpoints 127.0.0.1:7379,127.0.0.1:7479 status
+      nebula-cli status --hash
+    """
+    settings = context.find_object(Settings)
+    assert settings is not None  # the group made it
+    work = _hashes if hashes else _status
+    sound = settings.run(lambda client: work(client, settings.output()))
+    context.exit(0 if sound else 1)
+
+
+class Node(NamedTuple):
+    """What a node said, or why it said nothing."""
+
+    address: str
+    status: cluster_pb2.StatusResponse | None
+    error: str = ""
+
+
+async def _ask(client: AsyncClient, addresses: Sequence[str]) -> list[Node]:
+    async def one(address: str) -> Node:
+        try:
+            return Node(address, await client.status(address))
+        except NebulaError as error:
+            return Node(address, None, error.message)
+
+    return await asyncio.gather(*map(one, addresses))
+
+
+async def _status(client: AsyncClient, output: Output) -> bool:
+    nodes = await _ask(client, client.endpoints)
+    with output:
+        for node in nodes:
+            if node.status is None:
+                complain(node.error)
+                continue
+            for alarm in node.status.alarms:
+                complain(f"{node.status.name} raises an alarm: {alarm}")
+            for group in node.status.groups:
+                output.row(
+                    {
+                        "endpoint": node.address,
+                        "name": node.status.name,
+                        "version": node.status.version,
+                        "group": group.group,
+                        "keyspace": group.keyspace,
+                        "replica": group.replica_id,
+                        "role": group.role,
+                        "leader": f"{group.leader_node:016x}" if group.leader_node else "",
+                        "term": group.term,
+                        "committed": group.committed,
+                        "applied": group.applied,
+                        "revision": group.revision,
+                    }
+                )
+    return all(node.status for node in nodes)
+
+
+async def _hashes(client: AsyncClient, output: Output) -> bool:
+    """Whether all replicas of all shards are the same."""
+    members = {member.node_id: member for member in await client.members()}
+    nodes = await _nodes(client, members)
+    sound = True
+    with output:
+        for descriptor, _ in await client.shards():
+            made = await client.state_hash(descriptor.group)
+            replicas = [replica.node_id for replica in descriptor.replicas]
+            answers = await asyncio.gather(
+                *(_hash_of(client, made, descriptor.group, nodes.get(node_id)) for node_id in replicas)
+            )
+            for node_id, answer in zip(replicas, answers, strict=True):
+                name = members[node_id].name if node_id in members else f"{node_id:016x}"
+                row: dict[str, Field] = {
+                    "group": descriptor.group,
+                    "keyspace": descriptor.keyspace,
+                    "node": name,
+                    "applied": made.index,
+                }
+                output.row({**row, "hash": answer.hash.hex() if isinstance(answer, StateHash) else ""})
+                if isinstance(answer, str):
+                    complain(f"group {descriptor.group}: no hash from {name}: {answer}")
+                    sound = False
+            if len({answer.hash for answer in answers if isinstance(answer, StateHash)}) > 1:
+                complain(
+                    f"group {descriptor.group}: the nodes DIFFER at index {made.index}: their data is not the same"
+                )
+                sound = False
+    return sound
+
+
+async def _nodes(client: AsyncClient, members: Mapping[int, cluster_pb2.Member]) -> dict[int, Node]:
+    """How to reach every node: by an endpoint that was given, else by the address that it announced."""
+    nodes = {node.status.header.node_id: node for node in await _ask(client, client.endpoints) if node.status}
+    others = {i: m.client_address for i, m in members.items() if i not in nodes and m.client_address}
+    asked = await _ask(client, list(others.values()))
+    return nodes | dict(zip(others, asked, strict=True))
+
+
+async def _hash_of(client: AsyncClient, made: StateHash, group: int, node: Node | None) -> StateHash | str:
+    """The node's hash at the index of `made`, or why there is none."""
+    if node is None:
+        return "its address is not known"
+    if node.status is None:
+        return node.error
+    try:
+        return await client.state_hash(group, made.index, node.address)
+    except NebulaError as error:
+        return error.message
+
+
+def _partitioning(info: keyspace_pb2.KeyspaceInfo) -> str:
+    return keyspace_pb2.Partitioning.Name(info.partitioning).lower()
+
+
+def _print_shard(output: Output, shard: common_pb2.ShardDescriptor, extra: str, title: str = "partitioning") -> None:
+    hashed = bool(shard.end_slot)
+    output.row(
+        {
+            "group": shard.group,
+            "keyspace": shard.keyspace,
+            title: extra,
+            "epoch": shard.epoch,
+            "start": str(shard.start_slot) if hashed else shard.start_key,
+            "end": str(shard.end_slot) if hashed else shard.end_key,
+            "replicas": len(shard.replicas),
+        }
+    )
+
+
+COMMANDS: Final = (keyspace, shard, member, status)

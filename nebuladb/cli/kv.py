@@ -1,0 +1,254 @@
+"""put, get, del, scan, watch and txn."""
+
+from __future__ import annotations
+
+import sys
+from contextlib import suppress
+from typing import IO, Final
+
+import click
+
+from nebuladb.cli import txntext
+from nebuladb.cli.output import Field, Output
+from nebuladb.cli.settings import Settings, hex_option, key_bytes, key_range, pass_settings
+from nebuladb.client import AsyncClient, DeleteResult, Event, KeyValue, PutResult, RangeResult
+
+
+@click.command()
+@click.argument("key")
+@click.argument("value", required=False)
+@click.option("--file", "file", type=click.File("rb"), help="Take the value from this file.")
+@click.option("--lease", default=0, help="Delete the key when this lease ends.")
+@hex_option
+@pass_settings
+def put(settings: Settings, key: str, value: str | None, file: IO[bytes] | None, lease: int, hexadecimal: bool) -> None:
+    """Set KEY to VALUE; a VALUE of - is read from stdin.
+
+    \b
+    Example:
+      nebula-cli put greeting hello
+      date | nebula-cli put now -
+      nebula-cli put picture --file cat.jpg
+    """
+    if (value is None) == (file is None):
+        raise click.UsageError("give a VALUE (- for stdin) or --file, one of them")
+    name = key_bytes(key, hexadecimal)
+    if file is not None:
+        content = file.read()
+    elif value == "-":
+        content = sys.stdin.buffer.read()
+    else:
+        content = key_bytes(value or "")
+    answer = settings.run(lambda client: client.put(name, content, lease=lease))
+    with settings.output() as output:
+        output.row({"revision": answer.revision}, b"OK")
+
+
+@click.command()
+@click.argument("key")
+@click.option("--revision", default=0, help="As it was at this revision.")
+@click.option("--serializable", is_flag=True, help="Let any node answer from its own state, perhaps an old one.")
+@hex_option
+@click.pass_context
+def get(context: click.Context, key: str, revision: int, serializable: bool, hexadecimal: bool) -> None:
+    """Print the value of KEY. Of a missing key it prints nothing, and exits 1.
+
+    \b
+    Example:
+      nebula-cli get greeting
+      nebula-cli -o json get --revision 7 greeting
+    """
+    settings = context.find_object(Settings)
+    assert settings is not None  # the group made it
+    name = key_bytes(key, hexadecimal)
+    found = settings.run(lambda client: client.get(name, revision=revision, serializable=serializable))
+    if found is None:
+        context.exit(1)
+    with settings.output() as output:
+        output.row(_fields(found), found.value)
+
+
+@click.command("del")
+@click.argument("key", required=False)
+@click.option("--prefix", help="Delete every key that begins so.")
+@click.option("--end", help="Delete every key from KEY up to, but without, this one.")
+@hex_option
+@pass_settings
+def delete(settings: Settings, key: str | None, prefix: str | None, end: str | None, hexadecimal: bool) -> None:
+    """Delete KEY, or a range of keys, and print how many there were.
+
+    \b
+    Example:
+      nebula-cli del greeting
+      nebula-cli del --prefix users/
+    """
+    start, range_end = key_range(key, prefix, end, hexadecimal)
+    answer = settings.run(lambda client: client.delete(start, range_end))
+    with settings.output() as output:
+        output.row({"deleted": answer.deleted, "revision": answer.revision}, str(answer.deleted).encode())
+
+
+@click.command()
+@click.argument("start", required=False)
+@click.option("--prefix", help="The keys that begin so.")
+@click.option("--end", help="The keys before this one.")
+@click.option("--limit", default=0, help="At most so many keys.")
+@click.option("--revision", default=0, help="As it was at this revision.")
+@click.option("--keys-only", is_flag=True, help="Print no values.")
+@click.option("--serializable", is_flag=True, help="Let any node answer from its own state, perhaps an old one.")
+@hex_option
+@pass_settings
+def scan(
+    settings: Settings,
+    start: str | None,
+    prefix: str | None,
+    end: str | None,
+    limit: int,
+    revision: int,
+    keys_only: bool,
+    serializable: bool,
+    hexadecimal: bool,
+) -> None:
+    """Print keys and values in order, from START on (without it: from the first key).
+
+    A line is KEY, a tab, VALUE, as raw bytes; with -o json both are in base64 and safe to take apart.
+
+    \b
+    Example:
+      nebula-cli scan --prefix users/ --limit 10
+      nebula-cli scan a --end b --keys-only
+    """
+    if prefix is not None:
+        first, last = key_range(start, prefix, end, hexadecimal)
+    else:
+        first, last = (key_bytes(text or "", hexadecimal) for text in (start, end))
+
+    async def work(client: AsyncClient) -> None:
+        with settings.output() as output:
+            async for row in client.scan(
+                first, last, limit=limit, revision=revision, keys_only=keys_only, serializable=serializable
+            ):
+                fields = _fields(row)
+                if keys_only:
+                    del fields["value"]
+                output.row(fields, row.key if keys_only else row.key + b"\t" + row.value)
+
+    settings.run(work)
+
+
+@click.command()
+@click.argument("key", required=False)
+@click.option("--prefix", help="The keys that begin so.")
+@click.option("--end", help="The keys from KEY up to, but without, this one.")
+@click.option("--from-revision", default=0, help="Begin with the changes of this revision; else with the next change.")
+@click.option("--count", default=0, help="Stop after so many changes.")
+@hex_option
+@pass_settings
+def watch(
+    settings: Settings,
+    key: str | None,
+    prefix: str | None,
+    end: str | None,
+    from_revision: int,
+    count: int,
+    hexadecimal: bool,
+) -> None:
+    """Print every change of KEY or of a range as it happens, each once and in order, until Ctrl-C.
+
+    A line is PUT, a tab, the key, a tab, the value; or DELETE, a tab, the key.
+
+    \b
+    Example:
+      nebula-cli watch --prefix jobs/
+      nebula-cli watch --prefix "" --from-revision 2
+    """
+    start, range_end = key_range(key, prefix, end, hexadecimal)
+
+    async def work(client: AsyncClient) -> None:
+        seen = 0
+        output = settings.output()
+        async for event in client.watch(start, range_end, start_revision=from_revision):
+            _print_event(output, event)
+            seen += 1
+            if seen == count:
+                return
+
+    with suppress(KeyboardInterrupt):  # the way to end it
+        settings.run(work)
+
+
+@click.command()
+@click.option("--file", "file", type=click.File("r"), default="-", help="Read the transaction from here, not stdin.")
+@pass_settings
+def txn(settings: Settings, file: IO[str]) -> None:
+    """Run a transaction, read from stdin: conditions, and what to do if all hold, or else.
+
+    \b
+    The text has up to three sections, a statement a line, # begins a comment:
+      when    version|create|mod|value|lease KEY =|!=|>|< X
+      then    put KEY VALUE [LEASE] | get KEY [END] | del KEY [END]
+      else    the same
+    A word with blanks or other bytes stands in "quotes", with \\n \\t \\" \\\\ \\xHH inside.
+    Of a missing key version, create, mod and lease are 0. No section header means then.
+
+    The first line printed is "succeeded" (then) or "failed" (else ran); the results follow. Both exit 0.
+
+    \b
+    Example:
+      nebula-cli txn <<'.'
+      when
+        version lock = 0
+      then
+        put lock "my host"
+      else
+        get lock
+      .
+    """
+    try:
+        request = txntext.parse(file.read())
+    except ValueError as error:
+        raise click.UsageError(str(error)) from None
+
+    async def work(client: AsyncClient) -> None:
+        builder = client.txn()
+        builder.request.CopyFrom(request)
+        result = await builder.commit()
+        with settings.output() as output:
+            branch = "succeeded" if result.succeeded else "failed"
+            output.row({"operation": "txn", "result": branch, "revision": result.revision}, branch.encode())
+            for part in result.results:
+                _print_result(output, part)
+
+    settings.run(work)
+
+
+def _fields(kv: KeyValue) -> dict[str, Field]:
+    return {
+        "key": kv.key,
+        "value": kv.value,
+        "create_revision": kv.create_revision,
+        "mod_revision": kv.mod_revision,
+        "version": kv.version,
+        "lease": kv.lease,
+    }
+
+
+def _print_event(output: Output, event: Event) -> None:
+    name = event.type.name
+    line = name.encode() + b"\t" + event.kv.key + (b"\t" + event.kv.value if name == "PUT" else b"")
+    output.row({"type": name, **_fields(event.kv)}, line)
+    output.flush()  # whoever reads this waits for it
+
+
+def _print_result(output: Output, part: PutResult | DeleteResult | RangeResult) -> None:
+    if isinstance(part, PutResult):
+        output.row({"operation": "put", "result": "OK", "revision": part.revision}, b"OK")
+    elif isinstance(part, DeleteResult):
+        fields: dict[str, Field] = {"operation": "del", "result": part.deleted, "revision": part.revision}
+        output.row(fields, str(part.deleted).encode())
+    else:
+        for kv in part.kvs:
+            output.row({"operation": "get", **_fields(kv)}, kv.key + b"\t" + kv.value)
+
+
+COMMANDS: Final = (put, get, delete, scan, watch, txn)

@@ -1,0 +1,78 @@
+"""The three styles of output."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Mapping
+from enum import Enum
+from typing import IO, Final
+
+Field = bytes | str | int | bool | None
+
+PAGE: Final = 1000
+"""Rows that a table holds back in order to align them."""
+
+
+class Style(Enum):
+    """`-o`."""
+
+    SIMPLE = "simple"
+    JSON = "json"
+    TABLE = "table"
+
+
+class Output:
+    """Rows on a byte stream; use it with ``with``, which writes what a table still holds."""
+
+    def __init__(self, style: Style, stream: IO[bytes]) -> None:
+        self._style = style
+        self._stream = stream
+        self._rows: list[list[str]] = []
+        self._names: tuple[str, ...] = ()
+
+    def __enter__(self) -> Output:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.flush()
+
+    def row(self, fields: Mapping[str, Field], simple: bytes | None = None) -> None:
+        """One result. `simple`: its line in the simple style; None: aligned as in a table. New fields, new table."""
+        if self._style is Style.JSON:
+            self._stream.write(json.dumps({name: _plain(value) for name, value in fields.items()}).encode() + b"\n")
+        elif self._style is Style.SIMPLE and simple is not None:
+            self._stream.write(simple + b"\n")
+        else:
+            if tuple(fields) != self._names:
+                self._align()
+                self._names = tuple(fields)
+                self._rows.append([name.upper().replace("_", " ") for name in fields])
+            self._rows.append([_printable(value) for value in fields.values()])
+            if len(self._rows) >= PAGE:
+                self._align()
+
+    def flush(self) -> None:
+        """Write everything now."""
+        self._align()
+        self._stream.flush()
+
+    def _align(self) -> None:
+        if not self._rows:
+            return
+        widths = [max(map(len, column)) for column in zip(*self._rows, strict=True)]
+        for row in self._rows:
+            line = "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+            self._stream.write(line.rstrip().encode() + b"\n")
+        self._rows.clear()
+
+
+def _plain(value: Field) -> str | int | bool | None:
+    return base64.b64encode(value).decode() if isinstance(value, bytes) else value
+
+
+def _printable(value: Field) -> str:
+    if isinstance(value, bytes):
+        text = value.decode("utf-8", "backslashreplace")
+        return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    return "" if value is None else str(value)

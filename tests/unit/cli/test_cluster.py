@@ -1,0 +1,82 @@
+from __future__ import annotations
+
+import json
+
+import click
+import pytest
+
+from nebuladb.cli.main import main
+from tests.unit.cli.conftest import Cli
+from tests.unit.client.fake import Node
+
+
+def test_lists(cli: Cli) -> None:
+    assert cli("keyspace", "list").stdout.splitlines()[1].split() == ["default", "range", "1"]
+    assert json.loads(cli("-o", "json", "keyspace", "describe", "default").stdout)["replicas"] == 3
+    assert json.loads(cli("-o", "json", "shard", "list").stdout)["leader"] == "n1"
+    names = [json.loads(line)["name"] for line in cli("-o", "json", "member", "list").stdout.splitlines()]
+    assert names == ["n1", "n2", "n3"]
+
+
+def test_status(cli: Cli, nodes: list[Node]) -> None:
+    answer = cli("status")
+    assert answer.exit_code == 0
+    assert [line.split()[1] for line in answer.stdout.splitlines()] == ["NAME", "n1", "n2", "n3"]
+    nodes[1].stop()
+    answer = cli("status")
+    assert answer.exit_code == 1
+    assert [line.split()[1] for line in answer.stdout.splitlines()] == ["NAME", "n1", "n3"]
+    assert nodes[1].address in answer.stderr
+
+
+def test_status_hash(cli: Cli, nodes: list[Node]) -> None:
+    cli("put", "k", "v")
+    # One endpoint is enough: the others' addresses come from the members.
+    answer = cli("--endpoints", nodes[0].address, "-o", "json", "status", "--hash")
+    assert answer.exit_code == 0
+    rows = [json.loads(line) for line in answer.stdout.splitlines()]
+    assert [row["node"] for row in rows] == ["n1", "n2", "n3"]
+    assert len({(row["applied"], row["hash"]) for row in rows}) == 1
+    assert len(rows[0]["hash"]) == 64
+
+
+def test_status_hash_finds_a_difference(cli: Cli, nodes: list[Node]) -> None:
+    nodes[2].bad_hash = True
+    answer = cli("status", "--hash")
+    assert answer.exit_code == 1
+    assert "DIFFER" in answer.stderr
+
+
+def test_status_hash_is_no_success_without_a_node(cli: Cli, nodes: list[Node]) -> None:
+    nodes[2].stop()
+    answer = cli("status", "--hash")
+    assert answer.exit_code == 1
+    assert "no hash from n3" in answer.stderr
+
+
+def test_leases(cli: Cli) -> None:
+    lease = cli("lease", "grant", "30").stdout.strip()
+    cli("put", "k", "v", "--lease", lease)
+    assert cli("lease", "list").stdout == f"{lease}\n"
+    assert cli("lease", "ttl", "--keys", lease).stdout == "30\nk\n"
+    assert cli("lease", "keep-alive", "--once", lease).stdout == "OK\n"
+    assert cli("lease", "revoke", lease).stdout == "OK\n"
+    for command in (("revoke",), ("ttl",), ("keep-alive",), ("keep-alive", "--once")):
+        assert cli("lease", *command, lease).exit_code == 1
+    assert cli("lease", "grant", "1").exit_code == 2
+
+
+def _commands(command: click.Command, path: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
+    found = [path]
+    if isinstance(command, click.Group):
+        for name, child in command.commands.items():
+            found += _commands(child, (*path, name))
+    return found
+
+
+@pytest.mark.parametrize("path", _commands(main), ids="-".join)
+def test_every_help_has_an_example(cli: Cli, path: tuple[str, ...]) -> None:
+    answer = cli(*path, "--help")
+    assert answer.exit_code == 0
+    assert "Example:\n" in answer.stdout
+    assert "nebula-cli" in answer.stdout.split("Example:")[1]
