@@ -1,0 +1,230 @@
+"""What we lean on in rocksdict and RocksDB, by experiment. Look here first when the version moves."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+from rocksdict import Options, Rdict, WriteBatch, WriteOptions
+
+from nebuladb.errors import Corruption, DiskFull, StoreError, WriteStalled
+from nebuladb.storage.engine import Batch
+from nebuladb.storage.rocks import RocksEngine, classify
+
+
+def batch_of(*rows: tuple[bytes, bytes]) -> Batch:
+    batch = Batch()
+    for key, value in rows:
+        batch.put(key, value)
+    return batch
+
+
+def flip(path: Path, position: int) -> None:
+    data = bytearray(path.read_bytes())
+    data[position] ^= 0x10
+    path.write_bytes(data)
+
+
+def test_version() -> None:
+    """The facts below were found with this one."""
+    from importlib.metadata import version
+
+    assert version("rocksdict") == "0.3.29"
+
+
+def test_errors_are_classified_by_their_first_words() -> None:
+    for text, kind in {
+        "Result incomplete: Write stall": WriteStalled,
+        "IO error: No space left on device: While appending to file: 000004.log: No space left on device": DiskFull,
+        "Corruption: block checksum mismatch: stored = 1, computed = 2": Corruption,
+        "IO error: While fsync: Input/output error": StoreError,
+        "Result incomplete: Too many internal keys skipped": StoreError,
+        "something new": StoreError,
+        "": StoreError,
+    }.items():
+        assert type(classify(Exception(text))) is kind, text
+    assert classify(Exception("")).message
+
+
+@pytest.mark.parametrize("call", ["sync", "flush"])
+def test_interpreter_runs_during(call: str, tmp_path: Path) -> None:
+    """`flush_wal` and `flush` release the interpreter's lock: this thread works on while they run."""
+    engine = RocksEngine.open_log(tmp_path)
+    done = threading.Event()
+
+    def work() -> None:
+        getattr(engine, call)()
+        done.set()
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1000)  # so that a thread that doesn't release the lock keeps it until it ends
+    try:
+        value = os.urandom(1 << 16)
+        for turn in range(100):
+            for row in range(20):
+                engine.write(batch_of((b"%d %d" % (turn, row), value)))
+            done.clear()
+            thread = threading.Thread(target=work)
+            thread.start()  # gives the lock away until the thread runs, and gets it back when the call releases it
+            alive = not done.is_set()
+            thread.join()
+            if alive:
+                break
+        assert alive
+    finally:
+        sys.setswitchinterval(interval)
+        engine.close()
+
+
+def test_stall_consumes_nothing_of_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`no_slowdown` refuses instead of blocking; RocksDB's batch is gone then, ours can be written again."""
+    monkeypatch.setattr("nebuladb.storage.rocks.LOG_MEMTABLE_BYTES", 1 << 16)
+    engine = RocksEngine.open_log(tmp_path)
+    stalls = 0
+    value = os.urandom(20_000)
+    written = 0
+    while written < 3000 and not (stalls and written > 50):
+        batch = batch_of((b"%06d" % written, value), (b"%06d'" % written, value))
+        before = list(batch.operations)
+        while True:
+            try:
+                engine.write(batch)
+                break
+            except WriteStalled:
+                stalls += 1
+                assert engine.get(b"%06d" % written) is None
+                assert batch.operations == before
+                engine.flush()
+        written += 1
+    assert stalls
+    assert [key for key, _ in engine.scan(b"", b"\xff")] == [
+        b"%06d%s" % (number, end) for number in range(written) for end in (b"", b"'")
+    ]
+    engine.close()
+
+
+def test_consumed_batch_cannot_be_written_again(tmp_path: Path) -> None:
+    db = Rdict(str(tmp_path), Options(raw_mode=True))
+    rows = WriteBatch(raw_mode=True)
+    rows.put(b"a", b"1")
+    db.write(rows)
+    with pytest.raises(Exception, match="consumed"):
+        db.write(rows)
+    db.close()
+
+
+def test_inverted_range_would_break_the_database(tmp_path: Path) -> None:
+    """Why `RocksEngine.write` leaves out empty and inverted ranges."""
+    db = Rdict(str(tmp_path), Options(raw_mode=True))
+    rows = WriteBatch(raw_mode=True)
+    rows.delete_range(b"b", b"a")
+    with pytest.raises(Exception, match="Invalid argument"):
+        db.write(rows)
+    rows = WriteBatch(raw_mode=True)
+    rows.put(b"a", b"1")
+    with pytest.raises(Exception, match="Invalid argument"):
+        db.write(rows)
+
+
+def test_snapshot_iterators_of_rocksdict_see_later_writes(tmp_path: Path) -> None:
+    """Why `RocksSnapshot` scans with an iterator of its own age. If this fails, they have been mended."""
+    db = Rdict(str(tmp_path), Options(raw_mode=True))
+    db.put(b"a", b"old")
+    snapshot = db.snapshot()
+    db.put(b"a", b"new")
+    assert snapshot[b"a"] == b"old"
+    assert list(snapshot.items()) == [(b"a", b"new")]
+    del snapshot
+    db.close()
+
+
+def test_write_options_are_properties(tmp_path: Path) -> None:
+    options = WriteOptions()
+    options.no_slowdown = True
+    options.disable_wal = True  # type: ignore[method-assign, assignment]
+    db = Rdict(str(tmp_path), Options(raw_mode=True))
+    db.put(b"a", b"1", options)
+    assert all(file.stat().st_size == 0 for file in tmp_path.glob("*.log"))
+    db.close()
+
+
+@pytest.fixture
+def damaged(tmp_path: Path) -> RocksEngine:
+    """A database of 20,000 keys with one byte flipped in the middle of its table."""
+    engine = RocksEngine.open_data(tmp_path)
+    engine.write(batch_of(*((b"%06d" % number, os.urandom(100)) for number in range(20_000))))
+    engine.flush()
+    engine.close()
+    (table,) = tmp_path.glob("*.sst")
+    flip(table, table.stat().st_size // 2)
+    return RocksEngine.open_data(tmp_path)
+
+
+def test_damaged_block_is_not_silence(damaged: RocksEngine) -> None:
+    """Iterators merely end there; the status tells, and every scan asks for it."""
+    assert 0 < len(list(damaged._db.keys())) < 20_000
+    snapshot = damaged.snapshot()
+    for view in (damaged, snapshot):
+        for reverse in (False, True):
+            seen: list[bytes] = []
+            scan = view.scan(b"", b"\xff", reverse=reverse)
+            with pytest.raises(Corruption):
+                seen.extend(key for key, _ in scan)
+            assert 0 < len(seen) < 20_000
+    hit = 0
+    for number in range(20_000):
+        try:
+            assert damaged.get(b"%06d" % number) is not None
+        except Corruption:
+            hit += 1
+            with pytest.raises(Corruption):
+                snapshot.get(b"%06d" % number)
+    assert hit
+    snapshot.close()
+    damaged.close()
+
+
+WRITER = """
+import os, pathlib, sys
+from nebuladb.errors import WriteStalled
+from nebuladb.storage.engine import Batch
+from nebuladb.storage.rocks import RocksEngine
+engine = RocksEngine.open_data(pathlib.Path(sys.argv[1]), memtable_bytes=int(sys.argv[2]))
+number = 0
+while True:
+    batch = Batch()
+    batch.put(b"a%09d" % number, os.urandom(200))
+    batch.put(b"z%09d" % number, b"")
+    while True:
+        try:
+            engine.write(batch)
+            break
+        except WriteStalled:
+            pass
+    number += 1
+    if number == 500:
+        engine.flush()
+        print("flushed", flush=True)
+    if number == 3000:
+        print("enough", flush=True)
+"""
+
+
+@pytest.mark.parametrize("memtable", [256 << 20, 1 << 16])
+def test_without_wal_a_kill_leaves_an_exact_prefix(memtable: int, tmp_path: Path) -> None:
+    """Whole batches, in order, up to some point at or after the last flush; also if RocksDB flushed by itself."""
+    command = [sys.executable, "-c", WRITER, str(tmp_path), str(memtable)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as writer:
+        assert writer.stdout is not None
+        assert [writer.stdout.readline() for _ in range(2)] == [b"flushed\n", b"enough\n"]
+        writer.send_signal(signal.SIGKILL)
+    engine = RocksEngine.open_data(tmp_path)
+    first, second = ([key[1:] for key, _ in engine.scan(row, row + b"\xff")] for row in (b"a", b"z"))
+    assert first == second == [b"%09d" % number for number in range(len(first))]
+    assert len(first) == 500 if memtable > 1 << 20 else len(first) >= 500
+    engine.close()
