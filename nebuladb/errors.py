@@ -63,6 +63,8 @@ class NebulaError(Exception):
     code: ClassVar[str] = "INTERNAL"
     retryable: ClassVar[bool] = False
     outcome: Outcome = Outcome.FAILED
+    group: int = 0
+    """The shard it is about, where there is one."""
 
     def __init__(self, message: str = "") -> None:
         super().__init__(message or (self.__doc__ or "").splitlines()[0])

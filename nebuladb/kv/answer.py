@@ -57,7 +57,13 @@ class SessionResult(NamedTuple):
     session: int
 
 
-Result = PutResult | DeleteResult | RangeResult | TxnResult | LeaseResult | SessionResult | None
+class HashResult(NamedTuple):
+    """Where the hash that was asked for is taken: at this log index, on every replica (S28). Never recorded."""
+
+    index: int  # type: ignore[assignment]  # hides tuple.index, which nobody calls on it
+
+
+Result = PutResult | DeleteResult | RangeResult | TxnResult | LeaseResult | SessionResult | HashResult | None
 
 
 class Answer(NamedTuple):

@@ -8,10 +8,11 @@ from __future__ import annotations
 from struct import Struct, error
 from typing import Final
 
-from nebuladb.errors import Corruption
+from nebuladb.errors import Corruption, InvariantViolation
 from nebuladb.kv.answer import (
     Answer,
     DeleteResult,
+    HashResult,
     KeyValue,
     LeaseResult,
     PutResult,
@@ -70,6 +71,8 @@ def _result(parts: list[bytes], result: Result) -> None:
             parts.append(bytes((LEASE_RESULT,)) + LEASE.pack(lease, ttl))
         case SessionResult(session):
             parts.append(bytes((SESSION_RESULT,)) + SESSION.pack(session))
+        case HashResult():
+            raise InvariantViolation("an answer to HASH is not recorded")
 
 
 def _key_value(parts: list[bytes], kv: KeyValue) -> None:

@@ -26,7 +26,7 @@ from nebuladb.errors import (
     invariant,
 )
 from nebuladb.kv import check
-from nebuladb.kv.answer import Answer, DeleteResult, LeaseResult, PutResult, Result, SessionResult
+from nebuladb.kv.answer import Answer, DeleteResult, HashResult, LeaseResult, PutResult, Result, SessionResult
 from nebuladb.kv.change import Applied, key_value
 from nebuladb.kv.command import Command, Kind, Work
 from nebuladb.kv.draft import Draft
@@ -325,7 +325,7 @@ class Machine:
 
     def _hash(self, _: Command) -> Result:
         self.hash_index = self._index
-        return None
+        return HashResult(self._index)
 
     def _clock(self, _: Command) -> Result:
         return None

@@ -70,6 +70,26 @@ class Store:
         engine.write(batch)
 
     @staticmethod
+    def exists(engine: Engine, group: GroupId, generation: Generation) -> bool:
+        """Whether there is a state of (group, generation)."""
+        return engine.get(Keys(group, generation).state) is not None
+
+    @staticmethod
+    def generations(engine: Engine) -> list[tuple[GroupId, Generation]]:
+        """Every (group, generation) that has rows, ascending: one seek each (S30)."""
+        found: list[tuple[GroupId, Generation]] = []
+        low = b""
+        while True:
+            rows = engine.scan(low, b"\xff" * (POSITION.size + 1))
+            row = next(rows, None)
+            close(rows)
+            if row is None:
+                return found
+            group, generation = POSITION.unpack_from(row[0])
+            found.append((GroupId(group), Generation(generation)))
+            low = group_span(*found[-1])[1]
+
+    @staticmethod
     def destroy(engine: Engine, group: GroupId, generation: Generation) -> None:
         """Remove every row of (group, generation). No store of it may be open."""
         batch = Batch()
@@ -296,6 +316,10 @@ class Store:
     def hash_at(self, index: int) -> bytes | None:
         """The finished hash that a HASH in entry `index` asked for, while it is remembered."""
         return self._hashes.get(index)
+
+    def hashing(self, index: int) -> bool:
+        """Whether the hash of entry `index` is being taken."""
+        return any(job.index == index for job in self._jobs)
 
     def background(self, budget: int = 1024) -> bool:
         """Do about `budget` rows of hashing or physical deletion; True if more is left.

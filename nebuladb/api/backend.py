@@ -1,0 +1,146 @@
+"""What every service needs of the node: routing, proposing, confirming, headers."""
+
+from __future__ import annotations
+
+from typing import Any, Final, TypeVar
+
+from google.protobuf.message import DecodeError, Message
+
+from nebuladb.api.status import refusal
+from nebuladb.errors import InvalidArgument, NebulaError, WrongEpoch, WrongShard
+from nebuladb.ids import lease_group
+from nebuladb.kv.answer import Answer, KeyValue
+from nebuladb.kv.command import Command
+from nebuladb.kv.store import Store
+from nebuladb.kv.watch import WatchHub
+from nebuladb.node.meta import DEFAULT, Meta
+from nebuladb.node.pump import Pump
+from nebuladb.pb.nebula.v1 import common_pb2 as pb
+from nebuladb.shard import Descriptor
+
+DEFAULT_SECONDS: Final = 5.0
+"""For a call that names no deadline."""
+MAX_SECONDS: Final = 300.0
+
+M = TypeVar("M", bound=Message)
+
+
+class Backend:
+    """One node as the services see it."""
+
+    def __init__(self, pump: Pump) -> None:
+        self.pump = pump
+        self.node = pump.node
+        self.cluster = pump.node.founding.cluster
+        self.id = pump.node.identity.node
+
+    @property
+    def meta(self) -> Meta:
+        """The cluster's picture as this node has it."""
+        return self.node.meta
+
+    def timeout(self, context: Any) -> float:
+        """Seconds that the caller still gives."""
+        remaining = context.time_remaining()
+        return DEFAULT_SECONDS if remaining is None else min(float(remaining), MAX_SECONDS)
+
+    # --- routing ---------------------------------------------------------------------------------------------------
+
+    def route(self, keyspace: str, key: bytes, epoch: int = 0) -> Descriptor:
+        """The shard of a key. Raises `KeyspaceNotFound`, `WrongEpoch`."""
+        return _checked(self.meta.routing.find(keyspace or DEFAULT, key), epoch)
+
+    def route_range(self, keyspace: str, key: bytes, range_end: bytes, epoch: int = 0) -> Descriptor:
+        """The one shard of a range; `WrongShard` if there are several."""
+        return _checked(self.meta.routing.sole(keyspace or DEFAULT, key, range_end), epoch)
+
+    def route_group(self, keyspace: str, group: int) -> Descriptor:
+        """The shard of a keyspace by its id; 0 = the only one."""
+        shards = self.meta.routing.shards(keyspace or DEFAULT)
+        if not group and len(shards) == 1:
+            return shards[0]
+        for shard in shards:
+            if shard.group == group:
+                return shard
+        raise WrongShard(f"keyspace {keyspace or DEFAULT!r} has no shard {group}; see `nebula-cli shard list`")
+
+    def route_lease(self, keyspace: str, lease: int) -> Descriptor:
+        """The shard of a lease: its id names it, unless the keyspace has only one."""
+        shards = self.meta.routing.shards(keyspace or DEFAULT)
+        return shards[0] if len(shards) == 1 else self.route_group(keyspace, lease_group(lease))
+
+    # --- doing -----------------------------------------------------------------------------------------------------
+
+    async def propose(self, shard: Descriptor, command: Command, timeout: float) -> Answer:
+        """The answer of a command that was done. Raises the error of one that was refused, failed or is unknown."""
+        try:
+            answer = await self.pump.propose(shard.group, command, timeout)
+            if answer.reason:
+                raise refusal(answer)
+        except NebulaError as error:
+            error.group = shard.group
+            raise
+        return answer
+
+    async def current(self, shard: Descriptor, timeout: float, *, serializable: bool = False) -> Store:
+        """The shard's store, at least as new as now unless the caller asked for less."""
+        try:
+            if not serializable:
+                await self.pump.confirm(shard.group, timeout)
+            return self.pump.store(shard.group)
+        except NebulaError as error:
+            error.group = shard.group
+            raise
+
+    def hub(self, shard: Descriptor) -> WatchHub:
+        """The shard's watches on this node."""
+        return self.pump.hub(shard.group)
+
+    def header(self, group: int = 0, revision: int = 0) -> pb.Header:
+        """What every response begins with."""
+        replica = self.node.host.replicas.get(group)
+        term = replica.raft.term if replica else 0
+        return pb.Header(cluster_id=self.cluster, node_id=self.id, group=group, revision=revision, raft_term=term)
+
+    def leader(self, group: int) -> int:
+        """Node id of the leader of `group` as this node knows it; 0 = unknown."""
+        replica = self.node.host.replicas.get(group)
+        return replica.nodes.get(replica.raft.leader, 0) if replica else 0
+
+    def descriptor(self, group: int) -> Descriptor | None:
+        """The shard with this id."""
+        return self.meta.routing.descriptors.get(group)
+
+
+def parse(kind: type[M], raw: bytes) -> M:
+    """A request's message. Raises `InvalidArgument`."""
+    try:
+        return kind.FromString(raw)
+    except DecodeError as error:
+        raise InvalidArgument(f"the request is no {kind.__name__}: {error}") from error
+
+
+def key_value(kv: KeyValue) -> pb.KeyValue:
+    """A key as clients see it."""
+    return pb.KeyValue(
+        key=kv.key,
+        create_revision=kv.create_revision,
+        mod_revision=kv.mod_revision,
+        version=kv.version,
+        value=kv.value,
+        lease=kv.lease,
+    )
+
+
+def session_fields(session: pb.SessionRef) -> dict[str, int]:
+    """A request's session as a command carries it."""
+    return {"session": session.id, "sequence": session.sequence, "lowest": session.lowest_unanswered}
+
+
+def _checked(shard: Descriptor, epoch: int) -> Descriptor:
+    if epoch and epoch != shard.epoch:
+        raise WrongEpoch(
+            f"shard {shard.group} is at epoch {shard.epoch}, not {epoch}; use the descriptor in the details",
+            shard.epoch,
+        )
+    return shard

@@ -1,0 +1,175 @@
+"""``nebula.v1.Keyspace`` and ``nebula.v1.Cluster``."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any, Final
+
+from nebuladb import __version__
+from nebuladb.api.backend import Backend, parse
+from nebuladb.api.status import descriptor_message
+from nebuladb.errors import DeadlineExceeded, Unavailable, WrongShard
+from nebuladb.ids import META_GROUP
+from nebuladb.kv.answer import HashResult
+from nebuladb.kv.command import Command, Kind
+from nebuladb.node.node import Node
+from nebuladb.pb.nebula.v1 import cluster_pb2 as pb
+from nebuladb.pb.nebula.v1 import keyspace_pb2
+from nebuladb.shard import Descriptor, Keyspace, Partitioning
+
+HASH_POLL_SECONDS: Final = 0.01
+_PARTITIONING: Final = {
+    Partitioning.RANGE: keyspace_pb2.RANGE,
+    Partitioning.HASH: keyspace_pb2.HASH,
+    Partitioning.SINGLE: keyspace_pb2.SINGLE,
+}
+
+
+class KeyspaceService:
+    """Each method takes a request's bytes and gives a response's."""
+
+    name = "nebula.v1.Keyspace"
+
+    def __init__(self, backend: Backend) -> None:
+        self._backend = backend
+
+    async def List(self, raw: bytes, context: Any) -> bytes:
+        parse(keyspace_pb2.KeyspaceListRequest, raw)
+        keyspaces = sorted(self._backend.meta.routing.keyspaces.values())
+        response = keyspace_pb2.KeyspaceListResponse(header=self._backend.header())
+        response.keyspaces.extend(map(self._info, keyspaces))
+        return response.SerializeToString()
+
+    async def Describe(self, raw: bytes, context: Any) -> bytes:
+        request = parse(keyspace_pb2.KeyspaceDescribeRequest, raw)
+        self._backend.meta.routing.shards(request.name)
+        info = self._info(self._backend.meta.routing.keyspaces[request.name])
+        response = keyspace_pb2.KeyspaceDescribeResponse(header=self._backend.header(), keyspace=info)
+        return response.SerializeToString()
+
+    def _info(self, keyspace: Keyspace) -> keyspace_pb2.KeyspaceInfo:
+        shards = self._backend.meta.routing.shards(keyspace.name)
+        return keyspace_pb2.KeyspaceInfo(
+            name=keyspace.name,
+            partitioning=_PARTITIONING[keyspace.partitioning],
+            shards=map(descriptor_message, shards),
+        )
+
+
+class ClusterService:
+    """Each method takes a request's bytes and gives a response's."""
+
+    name = "nebula.v1.Cluster"
+
+    def __init__(self, backend: Backend, client_address: str, peer_address: str) -> None:
+        self._backend = backend
+        self._addresses = (client_address, peer_address)
+
+    async def Status(self, raw: bytes, context: Any) -> bytes:
+        parse(pb.StatusRequest, raw)
+        client, peer = self._addresses
+        response = pb.StatusResponse(
+            header=self._backend.header(),
+            name=self._backend.node.identity.name,
+            version=__version__,
+            client_address=client,
+            peer_address=peer,
+            groups=[pb.GroupStatus(**fields) for fields in group_statuses(self._backend.node)],
+            alarms=self._backend.node.alarms(),
+        )
+        return response.SerializeToString()
+
+    async def Members(self, raw: bytes, context: Any) -> bytes:
+        parse(pb.MembersRequest, raw)
+        peers = self._backend.node.host.peers
+        response = pb.MembersResponse(header=self._backend.header())
+        for node, record in sorted(self._backend.meta.nodes.items()):
+            here = node == self._backend.id
+            response.members.add(
+                node_id=node,
+                name=record.name,
+                peer_address=record.peer_address,
+                client_address=record.client_address,
+                connected=here or (node in peers and peers[node].connected),
+            )
+        return response.SerializeToString()
+
+    async def Shards(self, raw: bytes, context: Any) -> bytes:
+        request = parse(pb.ShardsRequest, raw)
+        routing = self._backend.meta.routing
+        if request.keyspace:
+            shards = routing.shards(request.keyspace)
+        else:
+            shards = [routing.descriptors[group] for group in sorted(routing.descriptors)]
+        response = pb.ShardsResponse(header=self._backend.header())
+        for shard in shards:
+            response.shards.append(descriptor_message(shard))
+            response.leaders.append(self._backend.leader(shard.group))
+        return response.SerializeToString()
+
+    async def StateHash(self, raw: bytes, context: Any) -> bytes:
+        request = parse(pb.StateHashRequest, raw)
+        shard = self._shard(request.group)
+        timeout = self._backend.timeout(context)
+        index = request.index
+        if not index:
+            answer = await self._backend.propose(shard, Command(Kind.HASH, b""), timeout)
+            assert isinstance(answer.result, HashResult)
+            index = answer.result.index
+        found = await self._hash(shard, index, timeout)
+        store = self._backend.pump.store(shard.group)
+        header = self._backend.header(shard.group, store.revision)
+        return pb.StateHashResponse(header=header, index=index, hash=found).SerializeToString()
+
+    async def _hash(self, shard: Descriptor, index: int, timeout: float) -> bytes:
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + timeout
+        while loop.time() < deadline:
+            store = self._backend.pump.store(shard.group)
+            found = store.hash_at(index)
+            if found is not None:
+                return found
+            if store.index >= index and not store.hashing(index):
+                raise Unavailable(f"this node has no hash of shard {shard.group} at index {index}; ask for a new one")
+            await asyncio.sleep(HASH_POLL_SECONDS)
+        raise DeadlineExceeded(f"this node's hash of shard {shard.group} at index {index} took too long")
+
+    async def TransferLeadership(self, raw: bytes, context: Any) -> bytes:
+        request = parse(pb.TransferLeadershipRequest, raw)
+        shard = self._shard(request.group)
+        self._backend.node.host.transfer_leadership(shard.group, request.node_id)
+        self._backend.pump.wake()
+        return pb.TransferLeadershipResponse(header=self._backend.header(shard.group)).SerializeToString()
+
+    def _shard(self, group: int) -> Descriptor:
+        """A shard by id; the meta group counts as one."""
+        found = self._backend.descriptor(group)
+        if found is not None:
+            return found
+        if group == META_GROUP:
+            return Descriptor(META_GROUP, "", 1, b"", b"", (0, 0), ())
+        raise WrongShard(f"there is no shard {group}; see `nebula-cli shard list`")
+
+
+def group_statuses(node: Node) -> list[dict[str, Any]]:
+    """What this node's replicas say of themselves, in group order."""
+    statuses = []
+    for group, replica in sorted(node.host.replicas.items()):
+        store = node.groups[group].store
+        descriptor = node.meta.routing.descriptors.get(group)
+        statuses.append(
+            {
+                "group": group,
+                "keyspace": descriptor.keyspace if descriptor else "",
+                "replica_id": replica.id,
+                "role": str(replica.raft.role),
+                "leader_node": replica.nodes.get(replica.raft.leader, 0),
+                "term": replica.raft.term,
+                "committed": replica.raft.commit,
+                "applied": store.index,
+                "revision": store.revision,
+                "compact_revision": store.floor,
+                "log_start": replica.log_start,
+            }
+        )
+    return statuses

@@ -1,0 +1,113 @@
+"""``nebula.v1.Lease`` and ``nebula.v1.Session``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from nebuladb.api.backend import Backend, parse, session_fields
+from nebuladb.errors import InvalidArgument, LeaseNotFound
+from nebuladb.kv import check
+from nebuladb.kv.answer import LeaseResult, SessionResult
+from nebuladb.kv.command import Command, Kind
+from nebuladb.node.meta import DEFAULT
+from nebuladb.pb.nebula.v1 import lease_pb2 as pb
+from nebuladb.pb.nebula.v1 import session_pb2
+
+
+class LeaseService:
+    """Each method takes a request's bytes and gives a response's."""
+
+    name = "nebula.v1.Lease"
+
+    def __init__(self, backend: Backend) -> None:
+        self._backend = backend
+
+    async def Grant(self, raw: bytes, context: Any) -> bytes:
+        request = parse(pb.LeaseGrantRequest, raw)
+        check.lease_grant(request)
+        shard = self._backend.route(request.keyspace, request.key)
+        command = Command(Kind.LEASE_GRANT, raw, **session_fields(request.session))
+        answer = await self._backend.propose(shard, command, self._backend.timeout(context))
+        response = pb.LeaseGrantResponse(header=self._backend.header(shard.group, answer.revision))
+        if isinstance(answer.result, LeaseResult):
+            response.id, response.ttl = answer.result.lease, answer.result.ttl
+        return response.SerializeToString()
+
+    async def Revoke(self, raw: bytes, context: Any) -> bytes:
+        request = parse(pb.LeaseRevokeRequest, raw)
+        shard = self._backend.route_lease(request.keyspace, _id(request.id))
+        command = Command(Kind.LEASE_REVOKE, raw, **session_fields(request.session))
+        answer = await self._backend.propose(shard, command, self._backend.timeout(context))
+        return pb.LeaseRevokeResponse(header=self._backend.header(shard.group, answer.revision)).SerializeToString()
+
+    async def KeepAlive(self, raw: bytes, context: Any) -> bytes:
+        request = parse(pb.LeaseKeepAliveRequest, raw)
+        shard = self._backend.route_lease(request.keyspace, _id(request.id))
+        command = Command(Kind.LEASE_KEEP_ALIVE, raw)
+        answer = await self._backend.propose(shard, command, self._backend.timeout(context))
+        response = pb.LeaseKeepAliveResponse(header=self._backend.header(shard.group, answer.revision), id=request.id)
+        if isinstance(answer.result, LeaseResult):
+            response.ttl = answer.result.ttl
+        return response.SerializeToString()
+
+    async def TimeToLive(self, raw: bytes, context: Any) -> bytes:
+        request = parse(pb.LeaseTimeToLiveRequest, raw)
+        shard = self._backend.route_lease(request.keyspace, _id(request.id))
+        store = await self._backend.current(shard, self._backend.timeout(context))
+        response = pb.LeaseTimeToLiveResponse(header=self._backend.header(shard.group, store.revision), id=request.id)
+        lease = store.lease(request.id, keys=request.keys)
+        if lease is None:
+            response.ttl = -1
+        else:
+            response.ttl, response.granted_ttl = lease.remaining, lease.ttl
+            response.keys.extend(lease.keys)
+        return response.SerializeToString()
+
+    async def List(self, raw: bytes, context: Any) -> bytes:
+        request = parse(pb.LeaseListRequest, raw)
+        shards = self._backend.meta.routing.shards(request.keyspace or DEFAULT)
+        response = pb.LeaseListResponse()
+        for shard in shards:
+            store = await self._backend.current(shard, self._backend.timeout(context))
+            response.ids.extend(lease.id for lease in store.leases())
+            response.header.CopyFrom(
+                self._backend.header(shard.group, store.revision) if len(shards) == 1 else self._backend.header()
+            )
+        return response.SerializeToString()
+
+
+class SessionService:
+    """Each method takes a request's bytes and gives a response's."""
+
+    name = "nebula.v1.Session"
+
+    def __init__(self, backend: Backend) -> None:
+        self._backend = backend
+
+    async def Open(self, raw: bytes, context: Any) -> bytes:
+        request = parse(session_pb2.SessionOpenRequest, raw)
+        if request.group:
+            shard = self._backend.route_group(request.keyspace, request.group)
+        else:
+            shard = self._backend.route(request.keyspace, request.key)
+        answer = await self._backend.propose(shard, Command(Kind.SESSION_OPEN, raw), self._backend.timeout(context))
+        header = self._backend.header(shard.group, answer.revision)
+        response = session_pb2.SessionOpenResponse(header=header, group=shard.group)
+        if isinstance(answer.result, SessionResult):
+            response.id = answer.result.session
+        return response.SerializeToString()
+
+    async def Close(self, raw: bytes, context: Any) -> bytes:
+        request = parse(session_pb2.SessionCloseRequest, raw)
+        shard = self._backend.route_group(request.keyspace, request.group)
+        answer = await self._backend.propose(shard, Command(Kind.SESSION_CLOSE, raw), self._backend.timeout(context))
+        header = self._backend.header(shard.group, answer.revision)
+        return session_pb2.SessionCloseResponse(header=header).SerializeToString()
+
+
+def _id(lease: int) -> int:
+    if lease == 0:
+        raise InvalidArgument("a lease id is not provided")
+    if lease < 0:
+        raise LeaseNotFound
+    return lease

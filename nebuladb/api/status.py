@@ -1,0 +1,68 @@
+"""The one place where an error becomes a gRPC status, and a stored answer's refusal an error (house rule 5)."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import grpc
+
+from nebuladb import errors
+from nebuladb.errors import NebulaError
+from nebuladb.kv.answer import Answer
+from nebuladb.node.meta import Meta
+from nebuladb.pb.nebula.v1 import common_pb2 as pb
+from nebuladb.shard import Descriptor
+
+DETAIL_KEY: Final = "nebula-error-bin"
+_CLASSES: Final = {
+    int(error.reason): error
+    for error in vars(errors).values()
+    if isinstance(error, type) and issubclass(error, NebulaError) and error not in (NebulaError, errors.StoreError)
+}
+
+
+def refusal(answer: Answer) -> NebulaError:
+    """The error that a refused command's answer stands for."""
+    kind = _CLASSES.get(answer.reason, NebulaError)
+    error = kind(answer.message)
+    if isinstance(error, errors.Compacted):
+        error.floor = answer.detail
+    elif isinstance(error, errors.WrongEpoch):
+        error.epoch = answer.detail
+    return error
+
+
+def descriptor_message(descriptor: Descriptor) -> pb.ShardDescriptor:
+    """A descriptor as clients see it."""
+    return pb.ShardDescriptor(
+        group=descriptor.group,
+        keyspace=descriptor.keyspace,
+        epoch=descriptor.epoch,
+        start_key=descriptor.start,
+        end_key=descriptor.end,
+        start_slot=descriptor.slots[0],
+        end_slot=descriptor.slots[1],
+        replicas=[pb.Replica(replica_id=replica, node_id=node) for replica, node in descriptor.replicas],
+    )
+
+
+def detail(error: NebulaError, meta: Meta, leader: int, descriptor: Descriptor | None) -> pb.ErrorDetail:
+    """What a client learns besides code and text: failed or unknown, who leads, what is owned where."""
+    message = pb.ErrorDetail(
+        reason=error.reason,
+        outcome=pb.Outcome.ValueType(error.outcome),
+        retryable=error.retryable,
+        leader_node=leader,
+        leader_address=meta.client_address(leader),
+    )
+    if isinstance(error, errors.Compacted):
+        message.compact_revision = error.floor
+    if isinstance(error, errors.WrongEpoch) and descriptor is not None:
+        message.descriptor.CopyFrom(descriptor_message(descriptor))
+    return message
+
+
+async def abort(context: Any, error: NebulaError, message: pb.ErrorDetail) -> None:
+    """End the call with the error's status. Does not return."""
+    metadata = ((DETAIL_KEY, message.SerializeToString()),)
+    await context.abort(grpc.StatusCode[error.code], error.message, metadata)

@@ -1,0 +1,144 @@
+"""What one node sends another in one turn: a frame of messages of many groups (``docs/formats.md``, "Peer frame").
+
+The transport carries frames as opaque bytes. Big-endian. A frame begins with 64 bytes::
+
+    u8 version = 1 | u8 flags (1 = the rest is zstd; not written yet) | u16 reserved | u32 cluster version
+    | u64 cluster id | u64 sender node | u64 sender incarnation | u64 receiver node | u64 receiver incarnation
+    | u64 liveness epoch = 0 | u32 count of messages | u32 crc32 of the rest
+
+and each message is 100 bytes and its items::
+
+    u8 type | u8 flags (1 = reject) | u16 reserved | u32 bytes of items | u64 group | u64 sender replica
+    | u64 receiver replica | u64 term | u64 log term | u64 index | u64 commit | u64 floor | u64 hint | u64 nonce
+    | u64 context | u32 count of items | items: (u32 length, bytes) each
+
+Items are entry records in an APPEND and encoded commands in a FORWARD. Types below 32 are Raft's
+(`raft.message.MessageType`), from 32 on the node's own.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Sequence
+from enum import IntEnum
+from typing import Final, NamedTuple
+from zlib import crc32
+
+from nebuladb.errors import Corruption
+from nebuladb.raft import Message, MessageType
+from nebuladb.raft.entry import decode_entry
+
+FRAME_VERSION: Final = 1
+CLUSTER_VERSION: Final = 1
+_FRAME: Final = struct.Struct(">BBHI6QII")
+_MESSAGE: Final = struct.Struct(">BBHI11QI")
+_LENGTH: Final = struct.Struct(">I")
+
+
+class HostMessageType(IntEnum):
+    """Messages between nodes that are not Raft's. Numbers are on the wire: never reuse one."""
+
+    FORWARD = 32
+    """Commands for the leader of a group to propose. `term`: in which the sender believes that the receiver leads;
+    `context`: the forward's number in the sender's process."""
+    FORWARD_REPLY = 33
+    """`context` repeats the forward's number; (`index`, `term`) say where the commands were appended, or `reject`:
+    they certainly were not."""
+    ANSWER = 34  # its place: a leader's answer to a node without a replica
+
+
+class Envelope(NamedTuple):
+    """A message with its group; `commands` only for FORWARD."""
+
+    group: int
+    message: Message
+    commands: Sequence[bytes] = ()
+
+    def weight(self) -> int:
+        """About how many bytes it takes in a frame."""
+        items = sum(len(entry.record) for entry in self.message.entries) + sum(map(len, self.commands))
+        return _MESSAGE.size + items
+
+
+class Address(NamedTuple):
+    """Who speaks to whom: a frame that names another cluster, node or incarnation is dropped (S16, S18)."""
+
+    cluster: int
+    sender: int
+    sender_incarnation: int
+    receiver: int
+    receiver_incarnation: int
+
+
+def encode_frame(address: Address, envelopes: Sequence[Envelope]) -> bytes:
+    """One frame; entries and commands go in as the bytes that they are."""
+    parts = []
+    for group, message, commands in envelopes:
+        items: Sequence[bytes] = [entry.record for entry in message.entries] if message.entries else commands
+        size = sum(map(len, items)) + 4 * len(items)
+        parts.append(
+            _MESSAGE.pack(
+                message.type,
+                message.reject,
+                0,
+                size,
+                group,
+                message.sender,
+                message.receiver,
+                message.term,
+                message.log_term,
+                message.index,
+                message.commit,
+                message.floor,
+                message.hint,
+                message.nonce,
+                message.context,
+                len(items),
+            )
+        )
+        for item in items:
+            parts += (_LENGTH.pack(len(item)), item)
+    rest = b"".join(parts)
+    head = _FRAME.pack(FRAME_VERSION, 0, 0, CLUSTER_VERSION, *address, 0, len(envelopes), crc32(rest))
+    return head + rest
+
+
+def decode_frame(frame: bytes) -> tuple[Address, list[Envelope]]:
+    """Read a frame. Raises `Corruption` for all that `encode_frame` doesn't write; entries' CRCs are checked (S35)."""
+    try:
+        version, flags, _, _, *address, _, count, crc = _FRAME.unpack_from(frame)
+        if version != FRAME_VERSION or flags:
+            raise Corruption(f"a peer frame has version {version}, flags {flags}; this build knows {FRAME_VERSION}, 0")
+        if crc32(memoryview(frame)[_FRAME.size :]) != crc:
+            raise Corruption("a peer frame fails its CRC")
+        position = _FRAME.size
+        envelopes = []
+        for _ in range(count):
+            envelope, position = _decode_message(frame, position)
+            envelopes.append(envelope)
+    except struct.error as error:
+        raise Corruption("a peer frame is cut short") from error
+    if position != len(frame):
+        raise Corruption("a peer frame has bytes behind its last message")
+    return Address(*address), envelopes
+
+
+def _decode_message(frame: bytes, position: int) -> tuple[Envelope, int]:
+    kind, flags, _, size, group, *fields, count = _MESSAGE.unpack_from(frame, position)
+    position += _MESSAGE.size
+    end = position + size
+    items = []
+    for _ in range(count):
+        (length,) = _LENGTH.unpack_from(frame, position)
+        position += 4 + length
+        items.append(frame[position - length : position])
+    if position != end or end > len(frame):
+        raise Corruption("a peer message does not end where its items do")
+    sender, receiver, term, log_term, index, commit, floor, hint, nonce, context = fields
+    message = Message(
+        kind, sender, receiver, term, log_term, index, commit, floor, bool(flags & 1), hint, nonce, context
+    )
+    if kind == MessageType.APPEND:
+        message.entries = [decode_entry(item) for item in items]
+        items = []
+    return Envelope(group, message, items), end

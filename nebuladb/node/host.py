@@ -1,0 +1,341 @@
+"""`Host`: one node's replicas of all groups, stepped together. Pure; ``node.output`` is its boundary."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Final
+
+from nebuladb.env import Rng, probe
+from nebuladb.errors import Corruption, Unavailable, invariant
+from nebuladb.ids import BatchId, GroupId
+from nebuladb.kv.change import Applied
+from nebuladb.node.frame import Address, Envelope, HostMessageType, decode_frame, encode_frame
+from nebuladb.node.output import Output, Request
+from nebuladb.node.replica import Forward, Replica, Start
+from nebuladb.raft import DurableMark, Message, StateRole
+from nebuladb.storage.log_batch import GroupWrite, LogBatch
+
+MAX_BATCH_BYTES: Final = 8 << 20
+"""A log batch takes no further group once it is this large (S31); the rest goes with the next."""
+MAX_UNSYNCED_BYTES: Final = 64 << 20
+"""Log bytes on their way to the disk; past them no new proposal is made, so a stalled disk is felt as back-pressure."""
+MAX_FRAME_BYTES: Final = 4 << 20
+"""A frame takes no further message past this size; one message is at most an append of about 2.5 MiB."""
+CUT_EVERY: Final = 4_096
+"""Entries by which the log may exceed what anyone needs before it is cut: a cut is a range tombstone."""
+EXPIRE_TICKS: Final = 4
+"""Deadlines are looked at every so many ticks."""
+FORWARD_WINDOW: Final = 65_536
+"""How far out of order a peer's forwards may come; older ones are dropped as repeats."""
+
+
+@dataclass(slots=True)
+class Peer:
+    """A connected node. `seen` are numbers of its forwards above `below`, so that a repeated one isn't run twice."""
+
+    incarnation: int
+    connected: bool = True
+    highest: int = 0
+    seen: set[int] = field(default_factory=set)
+
+    def first_time(self, number: int) -> bool:
+        """Whether forward `number` is new here."""
+        if number in self.seen or number <= self.highest - FORWARD_WINDOW:
+            return False
+        self.seen.add(number)
+        self.highest = max(self.highest, number)
+        if len(self.seen) > 2 * FORWARD_WINDOW:
+            self.seen = {seen for seen in self.seen if seen > self.highest - FORWARD_WINDOW}
+        return True
+
+
+@dataclass(slots=True)
+class _InFlight:
+    """A batch on its way to the disk: what to tell Raft, and what may be sent, once it is there (S2, S3)."""
+
+    batch: int
+    size: int
+    marks: list[tuple[int, DurableMark]]
+    held: list[tuple[int, Envelope]]
+
+
+class Host:
+    """See ``node.output`` for what goes in and out.
+
+    Invariants: batches become durable in the order of their ids; a held frame leaves only when the batch that was
+    newest when it was made, and so every older one, is durable; at most one slice per group is out.
+    """
+
+    def __init__(self, cluster: int, node: int, incarnation: int, first_batch: int, rng: Rng) -> None:
+        self.cluster = cluster
+        self.node = node
+        self.incarnation = incarnation
+        """Drawn when the process started: nonce of its reads, and how peers tell this life from an earlier one."""
+        self.replicas: dict[int, Replica] = {}
+        self.peers: dict[int, Peer] = {}
+        self.now = 0
+        self.boottime = 0
+        self._rng = rng
+        self._next_batch = first_batch
+        self.durable_batch = BatchId(first_batch - 1)
+        """The newest batch known to be durable."""
+        self._inflight: deque[_InFlight] = deque()
+        self._unsynced = 0
+        self._forward_number = 0
+        self._ticks = 0
+        self._dirty: dict[int, None] = {}
+        self._batch: LogBatch | None = None
+        self._envelopes: dict[int, list[Envelope]] = {}
+        self._output = Output()
+
+    # --- in ------------------------------------------------------------------------------------------------------
+
+    def tick(self, now: int, boottime: int) -> None:
+        """One tick (50 ms) has passed; both clocks in ms. After a gap call it once only, and after all input (S12)."""
+        self.now, self.boottime = now, boottime
+        self._ticks += 1
+        expire = self._ticks % EXPIRE_TICKS == 0
+        for group, replica in self.replicas.items():
+            replica.tick(boottime)
+            self._dirty[group] = None
+            if expire:
+                self._output.answers += replica.proposals.expire(now)
+                self._output.reads += replica.reads.expire(now)
+
+    def peer_up(self, node: int, incarnation: int) -> None:
+        """A link to `node`, which is in its life `incarnation`, stands."""
+        known = self.peers.get(node)
+        if known is not None and known.incarnation == incarnation:
+            known.connected = True
+        else:
+            self.peer_down(node)
+            self.peers[node] = Peer(incarnation)
+        self._dirty.update(dict.fromkeys(self.replicas))
+
+    def peer_down(self, node: int) -> None:
+        """The link is gone: what was forwarded there without a reply is unknown (S19).
+
+        The peer's window of forwards stays until another incarnation comes: a repeat may arrive over the next link.
+        """
+        if node in self.peers:
+            self.peers[node].connected = False
+        for replica in self.replicas.values():
+            self._output.answers += replica.proposals.lost(node)
+
+    def receive(self, node: int, frame: bytes) -> None:
+        """A frame came over the link to `node`. A damaged or misdirected one is dropped, as if lost (S16)."""
+        try:
+            address, envelopes = decode_frame(frame)
+        except Corruption:
+            probe("damaged frame dropped")
+            return
+        peer = self.peers.get(node)
+        if peer is None or address != (self.cluster, node, peer.incarnation, self.node, self.incarnation):
+            probe("misaddressed frame dropped")
+            return
+        for envelope in envelopes:
+            replica = self.replicas.get(envelope.group)
+            message = envelope.message
+            if replica is None or message.receiver != replica.id or replica.nodes.get(message.sender) != node:
+                probe("message for another replica dropped")
+                continue
+            self._dirty[envelope.group] = None
+            if message.type < HostMessageType.FORWARD:
+                replica.raft.step(message)
+            elif message.type == HostMessageType.FORWARD:
+                self._forwarded(replica, peer, node, envelope)
+            elif message.type == HostMessageType.FORWARD_REPLY:
+                self._output.answers += replica.replied(node, message)
+
+    def request(self, request: Request) -> None:
+        """A write. Raises `Unavailable` or `TooManyRequests` if it was not taken; else an answer will come."""
+        replica = self._replica(request.group)
+        replica.proposals.add(request)
+        self._dirty[request.group] = None
+
+    def read(self, request: int, group: int, deadline: int) -> None:
+        """A linearizable read; `Output.reads` says when. Raises like `request`."""
+        self._replica(group).reads.add(request, deadline)
+        self._dirty[group] = None
+
+    def durable(self, batch: int) -> None:
+        """A sync that began after `batch` was written is done."""
+        while self._inflight and self._inflight[0].batch <= batch:
+            done = self._inflight.popleft()
+            self._unsynced -= done.size
+            for group, mark in done.marks:
+                if group in self.replicas:
+                    self.replicas[group].raft.durable(mark)
+                    self._dirty[group] = None
+            self._send(done.held)
+        self.durable_batch = BatchId(max(self.durable_batch, batch))
+
+    def applied(self, group: int, generation: int, applied: Applied) -> None:
+        """The store applied (a part of) the slice that was out."""
+        replica = self.replicas.get(group)
+        if replica is None or replica.generation != generation:
+            probe("completion of an old generation dropped")
+            return
+        for change in applied.leases:
+            replica.lessor.changed(change.lease, change.expires, change.renewal)
+        replica.slice_applied(applied.index)
+        self._output.answers += replica.proposals.applied(applied.index, applied.answers)
+        self._output.reads += replica.reads.applied(applied.index)
+        self._dirty[group] = None
+
+    @property
+    def unsynced_bytes(self) -> int:
+        """Log bytes on their way to the disk."""
+        return self._unsynced
+
+    def flushed(self, applied: dict[int, int]) -> None:
+        """The data store has on disk what each group had applied at the given index (S6)."""
+        for group, index in applied.items():
+            if group in self.replicas:
+                replica = self.replicas[group]
+                replica.durably_applied = max(replica.durably_applied, index)
+
+    def add_group(self, start: Start) -> Replica:
+        """Start a replica from durable state."""
+        invariant(start.group not in self.replicas, f"group {start.group} is here already")
+        replica = Replica(start, self.node, self.incarnation, self._rng, self.boottime)
+        self.replicas[start.group] = replica
+        self._dirty[start.group] = None
+        return replica
+
+    def create_group(self, group: int, initial: tuple[int, int], registry_row: bytes) -> None:
+        """Put a new group's log start and registry row into the next batch; `add_group` once that is written (S17)."""
+        batch = self._open_batch()
+        batch.create(GroupId(group), *initial)
+        batch.register(GroupId(group), registry_row)
+
+    def transfer_leadership(self, group: int, node: int) -> None:
+        """Hand `group` to the replica on `node`. Raises `NotLeader` or `Unavailable`."""
+        replica = self._replica(group)
+        for replica_id, home in replica.nodes.items():
+            if home == node:
+                replica.raft.transfer_leadership(replica_id)
+                self._dirty[group] = None
+                return
+        raise Unavailable(f"group {group} has no replica on that node")
+
+    # --- out -----------------------------------------------------------------------------------------------------
+
+    def poll(self) -> Output:
+        """One turn: step every group with work, and hand out one batch for the log and one frame per peer.
+
+        Call again until it is empty (a turn's completions make more work).
+        """
+        dirty, self._dirty = self._dirty, {}
+        for group in dirty:
+            replica = self.replicas.get(group)
+            if replica is None:
+                continue
+            if self._batch is not None and self._batch.size > MAX_BATCH_BYTES:
+                probe("log batch full")
+                self._dirty[group] = None
+                continue
+            self._step(replica)
+        self._close_batch()
+        output, self._output = self._output, Output()
+        output.batch, self._batch = self._batch, None
+        for node, envelopes in self._envelopes.items():
+            if self._reaches(node):  # else the link fell since they were addressed
+                output.frames += [(node, frame) for frame in self._encode(node, envelopes)]
+        self._envelopes = {}
+        return output
+
+    def _step(self, replica: Replica) -> None:
+        if self._unsynced <= MAX_UNSYNCED_BYTES:
+            self._forward_number += 1
+            self._send(replica.propose(self.boottime, self._reaches, self._forward_number))
+        replica.start_read_round()
+        raft = replica.raft
+        while (ready := raft.ready()) is not None:
+            self._send(self._address(replica, ready.messages))
+            if ready.hard_state is not None and ready.mark is not None:
+                batch = self._open_batch()
+                batch.write(GroupWrite(GroupId(replica.group), ready.hard_state, ready.entries))
+                self._inflight[-1].marks.append((replica.group, ready.mark))
+            if ready.held:
+                held = self._address(replica, ready.held)
+                if self._inflight:
+                    self._inflight[-1].held += held
+                else:
+                    self._send(held)
+            for read in ready.reads:
+                if read.nonce == self.incarnation:
+                    self._output.reads += replica.reads.confirmed(read.context, read.index, replica.applied)
+                    self._dirty[replica.group] = None
+        self._cut(replica)
+        work = replica.next_slice(self.boottime)
+        if work is not None:
+            self._output.slices.append(work)
+
+    def _cut(self, replica: Replica) -> None:
+        """Cut the log to what is durably applied here and no replica needs (S6)."""
+        raft = replica.raft
+        floor = raft.min_match() if raft.role is StateRole.LEADER else raft.floor
+        index = min(replica.durably_applied, floor)
+        if index - replica.log_start < CUT_EVERY:
+            return
+        probe("log cut")
+        self._open_batch().cut(GroupId(replica.group), index, replica.log.term(index))
+        raft.cut(index)
+        replica.log_start = index
+
+    def _open_batch(self) -> LogBatch:
+        if self._batch is None:
+            self._batch = LogBatch(BatchId(self._next_batch))
+            self._inflight.append(_InFlight(self._next_batch, 0, [], []))
+            self._next_batch += 1
+        return self._batch
+
+    def _close_batch(self) -> None:
+        if self._batch is not None:
+            self._inflight[-1].size = self._batch.size
+            self._unsynced += self._batch.size
+
+    def _encode(self, node: int, envelopes: list[Envelope]) -> Iterator[bytes]:
+        """One frame, or several where one would exceed `MAX_FRAME_BYTES`."""
+        address = Address(self.cluster, self.node, self.incarnation, node, self.peers[node].incarnation)
+        size = start = 0
+        for position, envelope in enumerate(envelopes):
+            weight = envelope.weight()
+            if size and size + weight > MAX_FRAME_BYTES:
+                yield encode_frame(address, envelopes[start:position])
+                size, start = 0, position
+            size += weight
+        yield encode_frame(address, envelopes[start:])
+
+    # --- messages ------------------------------------------------------------------------------------------------
+
+    def _forwarded(self, replica: Replica, peer: Peer, node: int, envelope: Envelope) -> None:
+        """Another node's commands. Each forward is taken once, by the leader of the term that it names (S19)."""
+        message = envelope.message
+        if not peer.first_time(message.context):
+            probe("repeated forward dropped")
+            return
+        forward = Forward(node, message.sender, message.context, message.term, list(envelope.commands))
+        if not replica.forwarded(forward):
+            self._send([replica.refuse(forward)])
+
+    def _address(self, replica: Replica, messages: list[Message]) -> list[tuple[int, Envelope]]:
+        return [(replica.nodes[message.receiver], Envelope(replica.group, message)) for message in messages]
+
+    def _reaches(self, node: int) -> bool:
+        peer = self.peers.get(node)
+        return peer is not None and peer.connected
+
+    def _send(self, addressed: list[tuple[int, Envelope]]) -> None:
+        for node, envelope in addressed:
+            if self._reaches(node):
+                self._envelopes.setdefault(node, []).append(envelope)
+
+    def _replica(self, group: int) -> Replica:
+        replica = self.replicas.get(group)
+        if replica is None:
+            raise Unavailable(f"this node has no replica of shard {group}; try another node")
+        return replica

@@ -1,0 +1,74 @@
+"""A group's lease clock and what is due by it (S27, ``docs/architecture.md``).
+
+The clock is differences of a clock that counts suspension, added to the last value that this replica saw in an entry:
+it never runs ahead of the line that the entries draw, so no lease expires early, whoever leads. The heap lies outside
+the state machine; it is built from the store once and kept by what entries change, on every replica, so that a new
+leader has it at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from heapq import heapify, heappop, heappush
+from typing import Final
+
+CLOCK_ENTRY_MS: Final = 500
+"""While leases exist, an idle group gets an entry at least this often, so that a new leader knows the time."""
+EXPIRE_RETRY_MS: Final = 2_000
+"""A proposed expiry that was not applied by then is proposed again."""
+MAX_DUE: Final = 1_000
+"""Expiries proposed in one tick."""
+
+
+class Lessor:
+    """`expires` is in ms of the lease clock; `renewal` names the entry that last renewed the lease."""
+
+    def __init__(self, clock: int, now: int, leases: Iterable[tuple[int, int, int]]) -> None:
+        self._base = (clock, now)
+        self._leases: dict[int, tuple[int, int]] = {lease: (expires, renewal) for lease, expires, renewal in leases}
+        self._heap = [(expires, lease, renewal) for lease, (expires, renewal) in self._leases.items()]
+        heapify(self._heap)
+        self._last_entry = now
+
+    def __len__(self) -> int:
+        return len(self._leases)
+
+    def clock(self, now: int) -> int:
+        """The lease clock at boottime `now`, both in ms."""
+        value, at = self._base
+        return value + max(0, now - at)
+
+    def observe(self, clock: int, now: int) -> None:
+        """An entry with `clock` was handed out for applying at boottime `now`."""
+        self._last_entry = now
+        if clock > self.clock(now):
+            self._base = (clock, now)
+
+    def changed(self, lease: int, expires: int, renewal: int) -> None:
+        """The lease was granted, renewed, or (`expires` = 0) is gone."""
+        if not expires:
+            self._leases.pop(lease, None)
+            return
+        self._leases[lease] = (expires, renewal)
+        heappush(self._heap, (expires, lease, renewal))
+
+    def wants_entry(self, now: int) -> bool:
+        """Whether the leader should propose an entry just to carry the clock; counts as proposed if so."""
+        if not self._leases or now - self._last_entry < CLOCK_ENTRY_MS:
+            return False
+        self._last_entry = now
+        return True
+
+    def due(self, now: int) -> list[tuple[int, int]]:
+        """(lease, renewal) of leases that the leader should propose to expire, at most `MAX_DUE`."""
+        clock = self.clock(now)
+        due: list[tuple[int, int]] = []
+        again: list[tuple[int, int, int]] = []
+        while self._heap and self._heap[0][0] <= clock and len(due) < MAX_DUE:
+            _, lease, renewal = heappop(self._heap)
+            if lease in self._leases and self._leases[lease][1] == renewal:
+                due.append((lease, renewal))
+                again.append((clock + EXPIRE_RETRY_MS, lease, renewal))
+        for item in again:
+            heappush(self._heap, item)
+        return due

@@ -1,0 +1,333 @@
+"""`Node`: one node without its event loop: `Host`, the log it writes, the stores it applies to, its picture of meta.
+
+The daemon's pump and the simulator drive this same object, with real disks or with failing ones in memory.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Final
+
+from nebuladb.env import Rng, probe
+from nebuladb.errors import Corruption, IdentityError, NebulaError, WriteStalled, invariant
+from nebuladb.ids import META_GROUP, Generation, GroupId, NodeId
+from nebuladb.kv.answer import Answer, KeyValue
+from nebuladb.kv.command import Command, Kind
+from nebuladb.kv.store import Store
+from nebuladb.kv.watch import WatchHub
+from nebuladb.node.entry import encode_command
+from nebuladb.node.host import Host
+from nebuladb.node.identity import Founding, Identity
+from nebuladb.node.meta import CLUSTER_VERSION, INITIAL, Meta, NodeRecord, founding_request
+from nebuladb.node.output import Request, Slice
+from nebuladb.node.registry import GroupState, RegistryRow, first_row
+from nebuladb.node.replica import Start
+from nebuladb.pb.nebula.v1 import kv_pb2
+from nebuladb.raft import Configuration, StateRole
+from nebuladb.storage.engine import Engine
+from nebuladb.storage.log import LogStore
+from nebuladb.storage.log_batch import LogBatch
+
+FLUSH_BYTES: Final = 32 << 20
+"""Bytes written to the data store after which it wants a flush: about what a restart replays (S6)."""
+HOUSEKEEPING_MS: Final = 1_000
+REQUEST_MS: Final = 5_000
+"""Deadline of the node's own requests."""
+MAX_ALARMS: Final = 64
+
+
+@dataclass(slots=True)
+class GroupData:
+    """A group's store and the watches on it."""
+
+    store: Store
+    hub: WatchHub
+
+
+@dataclass(slots=True)
+class Turn:
+    """What a turn leaves for its driver."""
+
+    written: int = 0
+    """Not 0: log batches up to this id are written; sync the log, then call `Host.durable`."""
+    written_bytes: int = 0
+    applied: int = 0
+    """Log entries that were handed to stores."""
+    stalled: bool = False
+    """An engine refused a write for now: take another turn soon."""
+    frames: list[tuple[int, bytes]] = field(default_factory=list)
+    answers: list[tuple[int, Answer | NebulaError]] = field(default_factory=list)
+    reads: list[tuple[int, NebulaError | None]] = field(default_factory=list)
+    more: bool = False
+    """Take another turn before waiting for input."""
+
+
+class Node:
+    """Invariant: batches are written in the order of their ids, slices applied in the order they were handed out."""
+
+    def __init__(
+        self,
+        identity: Identity,
+        founding: Founding,
+        incarnation: int,
+        log: LogStore,
+        data: Engine,
+        rng: Rng,
+        client_address: str = "",
+        peer_address: str = "",
+    ) -> None:
+        self.identity = identity
+        self.founding = founding
+        self.log = log
+        self.data = data
+        self.groups: dict[int, GroupData] = {}
+        self.meta = Meta()
+        self.host = Host(founding.cluster, identity.node, incarnation, log.last_batch + 1, rng)
+        self.on_meta: Callable[[], None] | None = None
+        """Called when this node's picture of meta changed."""
+        self._addresses = (peer_address, client_address)
+        self._requests = (incarnation & 0xFFFF_FFFF) << 32
+        self._unwritten: deque[LogBatch] = deque()
+        self._unapplied: deque[Slice] = deque()
+        self._starting: dict[int, RegistryRow] = {}
+        self._alarms: set[str] = set()
+        self._housekept = 0
+        self._unflushed = 0
+        self._start_groups()
+
+    # --- start -----------------------------------------------------------------------------------------------------
+
+    def _start_groups(self) -> None:
+        """Start what the registry lists; a directory without it is a founding node's first start."""
+        registry = {group: RegistryRow.decode(row) for group, row in sorted(self.log.registry().items())}
+        wanted = {(int(group), row.generation) for group, row in registry.items() if row.state == GroupState.NORMAL}
+        for group, generation in Store.generations(self.data):
+            if (group, generation) not in wanted:
+                probe("orphan generation removed")
+                Store.destroy(self.data, group, generation)
+        for group, row in registry.items():
+            if row.state == GroupState.NORMAL:
+                self._start(group, row)
+        if META_GROUP not in registry:
+            self._create(META_GROUP, self.founding.replicas(META_GROUP), INITIAL)
+
+    def _create(self, group: int, nodes: dict[int, int], initial: tuple[int, int]) -> None:
+        """A founding replica of `group`, if this node has one: it starts once its registry row is written (S17)."""
+        mine = [replica for replica, node in sorted(nodes.items()) if node == self.identity.node]
+        if not mine or group in self._starting or group in self.groups:
+            return
+        row = first_row(mine[0], nodes, initial)
+        self.host.create_group(group, initial, row.encode())
+        self._starting[group] = row
+
+    def _start(self, group: int, row: RegistryRow) -> None:
+        name, generation = GroupId(group), Generation(row.generation)
+        log = self.log.reader(name)
+        if not Store.exists(self.data, name, generation):
+            # The first rows of the data are written without WAL, after the registry row: a crash may have lost them,
+            # and they are the same on every replica. Later data can't be made up.
+            if log.start() != row.initial:
+                raise Corruption(
+                    f"the data of group {group} is gone while its log begins at index {log.start()[0]}; "
+                    "replace this member: empty the data directory and run `nebula-cli member replace`"
+                )
+            index, term = row.initial
+            configuration = row.configuration.encode()
+            Store.initialise(self.data, name, generation, index=index, term=term, configuration=configuration)
+        store = Store(self.data, name, generation, NodeId(self.identity.node))
+        if store.index < log.start()[0]:
+            raise Corruption(
+                f"the data of group {group} ends at index {store.index}, its log begins after {log.start()[0]}: data "
+                "was lost; replace this member: empty the data directory and run `nebula-cli member replace`"
+            )
+        # The configuration stands with the data and in the registry; the one of the higher index holds (S4, S30).
+        newer = store.index >= row.configuration_index
+        start = Start(
+            group=group,
+            replica=row.replica,
+            generation=row.generation,
+            nodes=dict(row.nodes),
+            configuration=Configuration.decode(store.configuration) if newer else row.configuration,
+            hard_state=self.log.hard_state(name),
+            log=log,
+            applied=store.index,
+            durably_applied=store.index,
+            clock=store.clock,
+            leases=[(lease.id, lease.expires, lease.renewal) for lease in store.leases()],
+        )
+        self.host.add_group(start)
+        self.groups[group] = GroupData(store, WatchHub(store))
+        if group == META_GROUP:
+            self._read_meta()
+
+    # --- in --------------------------------------------------------------------------------------------------------
+
+    def tick(self, now: int, boottime: int) -> None:
+        """One tick; see `Host.tick`."""
+        self.host.tick(now, boottime)
+        if now - self._housekept >= HOUSEKEEPING_MS:
+            self._housekept = now
+            self._housekeep()
+
+    def submit(self, group: int, command: Command, deadline: int) -> int:
+        """Ask for a write; the answer comes in a `Turn` under the returned id. Raises what `Host.request` does."""
+        request = self.next_request()
+        wire = encode_command(command._replace(origin=self.identity.node, request=request))
+        self.host.request(Request(request, group, wire, deadline))
+        return request
+
+    def read(self, group: int, deadline: int) -> int:
+        """Ask for a linearizable read; likewise, in `Turn.reads`."""
+        request = self.next_request()
+        self.host.read(request, group, deadline)
+        return request
+
+    def next_request(self) -> int:
+        """A request id that no other life of this node has used."""
+        self._requests += 1
+        return self._requests
+
+    # --- out -------------------------------------------------------------------------------------------------------
+
+    def turn(self) -> Turn:
+        """Poll Host, write its batch, apply its slices. Raises what stops the node: store errors, broken invariants."""
+        turn = Turn()
+        output = self.host.poll()
+        if output.batch is not None:
+            self._unwritten.append(output.batch)
+        turn.frames = output.frames
+        turn.answers = output.answers
+        turn.reads = output.reads
+        self._write(turn)
+        self._unapplied += output.slices
+        self._apply(turn)
+        return turn
+
+    def _write(self, turn: Turn) -> None:
+        """Write what Host gave; a stalled engine is asked again in the next turn, in the same order (S32)."""
+        while self._unwritten:
+            batch = self._unwritten[0]
+            try:
+                self.log.write(batch, self.host.durable_batch)
+            except WriteStalled:
+                probe("log write stalled")
+                turn.stalled = True
+                return
+            self._unwritten.popleft()
+            turn.written = batch.id
+            turn.written_bytes += batch.size
+        for group, row in list(self._starting.items()):
+            del self._starting[group]
+            self._start(group, row)
+
+    def _apply(self, turn: Turn) -> None:
+        """Run the slices that are out."""
+        for _ in range(len(self._unapplied)):
+            work = self._unapplied.popleft()
+            data = self.groups[work.group]
+            try:
+                applied = data.store.apply(work.works)
+            except WriteStalled:
+                probe("data write stalled")
+                self._unapplied.append(work)
+                turn.stalled = True
+                continue
+            turn.more = True
+            turn.applied += len(work.works)
+            self._unflushed += applied.size
+            self.host.applied(work.group, work.generation, applied)
+            data.hub.publish(applied)
+            if work.group == META_GROUP and applied.events:
+                self._read_meta()
+
+    # --- the data store's flush --------------------------------------------------------------------------------------
+
+    @property
+    def flush_wanted(self) -> bool:
+        """Whether enough was applied that the data store should be flushed."""
+        return self._unflushed >= FLUSH_BYTES
+
+    def begin_flush(self) -> dict[int, int]:
+        """Applied index by group, which `Engine.flush` makes durable; give it to `end_flush` when it succeeded."""
+        self._unflushed = 0
+        return {group: data.store.index for group, data in self.groups.items()}
+
+    def end_flush(self, applied: dict[int, int]) -> None:
+        """The flush that `begin_flush` preceded is done."""
+        self.host.flushed(applied)
+
+    def background(self) -> bool:
+        """A slice of each group's background work: lagging watches, physical deletion, hashes. True if more remains."""
+        more = False
+        for data in self.groups.values():
+            more |= data.hub.catch_up()
+            try:
+                more |= data.store.background()
+            except WriteStalled:
+                probe("background write stalled")
+        return more
+
+    # --- meta ------------------------------------------------------------------------------------------------------
+
+    def _read_meta(self) -> None:
+        store = self.groups[META_GROUP].store
+        rows: list[KeyValue] = []
+        start = b"\0"
+        while start:
+            page = store.scan(start)
+            rows += page.kvs
+            start = page.cursor
+        meta = Meta(rows)
+        if meta.version > CLUSTER_VERSION:
+            raise IdentityError(
+                f"the cluster is at version {meta.version}, this build knows {CLUSTER_VERSION}: install a newer nebulad"
+            )
+        self.meta = meta
+        for descriptor in meta.routing.descriptors.values():
+            self._create(descriptor.group, dict(descriptor.replicas), descriptor.initial)
+        if self.on_meta is not None:
+            self.on_meta()
+
+    def _housekeep(self) -> None:
+        """What this node owes the meta group: the founding entry, if it leads, and its own addresses."""
+        replica = self.host.replicas.get(META_GROUP)
+        if replica is None or len(replica.proposals):
+            return
+        if self.meta.version == 0:
+            if replica.raft.role is StateRole.LEADER:
+                self._own_request(Command(Kind.TXN, founding_request(self.founding)))
+            return
+        peer, client = self._addresses
+        record = NodeRecord(self.identity.node, self.identity.name, peer, client)
+        if client and self.meta.nodes.get(record.node) != record:
+            probe("address announced")
+            self._own_request(Command(Kind.PUT, put_request(record.key, record.encode())))
+
+    def _own_request(self, command: Command) -> None:
+        try:
+            self.submit(META_GROUP, command, self.host.now + REQUEST_MS)
+        except NebulaError:
+            probe("own request refused")  # housekeeping comes again
+
+    def alarms(self) -> list[str]:
+        """What an operator must know."""
+        return sorted(self._alarms)
+
+    def alarm(self, text: str) -> None:
+        """Raise an alarm; it stays until the process ends."""
+        if len(self._alarms) < MAX_ALARMS:
+            self._alarms.add(text)
+
+    def check(self) -> None:
+        """Raise `InvariantViolation` unless the invariants hold: Raft's, and that the stores are where Host thinks."""
+        for group, replica in self.host.replicas.items():
+            replica.raft.check()
+            store = self.groups[group].store
+            invariant(store.index >= replica.applied, f"group {group}: the store is behind what Host was told")
+
+
+def put_request(key: bytes, value: bytes) -> bytes:
+    """A put's bytes."""
+    return kv_pb2.PutRequest(key=key, value=value).SerializeToString()

@@ -1,0 +1,62 @@
+"""The boundary of `Host`: what a pump gives it and what it hands out. The most important types of the system.
+
+In, as methods of `Host`: `tick`, `receive` (a peer's frame), `peer_up`, `peer_down`, `request`, `read`, `durable`,
+`applied`, `flushed`, `add_group`, `remove_group`, `transfer_leadership`. Out, from `Host.poll`: an `Output`. The pump
+carries it out in the order of its fields:
+
+1. write `batch` to the log (not synced), and call `durable` with its id once a sync that began after the write is done;
+2. send `frames`: they may leave now; losing one is allowed, keeping one back for ever too;
+3. run each of `slices` through its group's store and give the result to `applied`;
+4. hand `answers` and `reads` to those who wait.
+
+It owns no retry, and decides nothing: what can be lost, repeated or reordered between nodes is a message of Host's
+(house rule 11). The daemon, the simulator and the tests all drive `Host` through this and nothing else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from nebuladb.errors import NebulaError
+from nebuladb.kv.answer import Answer
+from nebuladb.kv.command import Work
+from nebuladb.storage.log_batch import LogBatch
+
+
+class Request(NamedTuple):
+    """A write that a client of this node asked for, or the node itself."""
+
+    request: int
+    """`RequestId`, unique to this process; the answer bears it."""
+    group: int
+    wire: bytes
+    """The encoded command (``node.entry``)."""
+    deadline: int
+    """Milliseconds of the monotonic clock. Past it the answer is *failed* if it was never sent, else *unknown*."""
+
+
+class Slice(NamedTuple):
+    """Committed, durable entries for one group's store to apply; at most one is out per group."""
+
+    group: int
+    generation: int
+    works: Sequence[Work]
+
+
+@dataclass(slots=True)
+class Output:
+    """What one turn asks the pump to do."""
+
+    batch: LogBatch | None = None
+    frames: list[tuple[int, bytes]] = field(default_factory=list)
+    """(node id, frame)"""
+    slices: list[Slice] = field(default_factory=list)
+    answers: list[tuple[int, Answer | NebulaError]] = field(default_factory=list)
+    """(request id, what its client is told)"""
+    reads: list[tuple[int, NebulaError | None]] = field(default_factory=list)
+    """(request id, None): the group's state is now at least as new as when the read came; serve it this turn."""
+
+    def __bool__(self) -> bool:
+        return bool(self.batch or self.frames or self.slices or self.answers or self.reads)

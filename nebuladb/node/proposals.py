@@ -1,0 +1,177 @@
+"""One group's writes that this node's clients wait for: from the queue to the log, or to the leader, to the answer.
+
+A write is WAITING until it is proposed here or forwarded; then its client can no longer be told *failed* on a mere
+suspicion (S19). SENT: forwarded, no reply yet. PLACED: it stands at (index, term) of some leader's log; if another
+term's entry is applied at that index it certainly failed, and if it is applied its answer comes from this node's own
+store. A lost link or a deadline after WAITING means *unknown*.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from enum import IntEnum
+from typing import Final
+
+from nebuladb.env import probe
+from nebuladb.errors import NebulaError, NoLeader, NotLeader, TooManyRequests, Unavailable, UnknownOutcome
+from nebuladb.kv.answer import Answer
+from nebuladb.node.output import Request
+
+MAX_PENDING: Final = 20_000
+"""Writes of one group that this node's clients may wait for."""
+MAX_PENDING_BYTES: Final = 64 << 20
+
+Outcomes = list[tuple[int, Answer | NebulaError]]
+
+
+class State(IntEnum):
+    """Where a write is; see the module."""
+
+    WAITING = 0
+    SENT = 1
+    PLACED = 2
+
+
+class Pending:
+    """One write. `place` is the forward's number while SENT and the log index while PLACED."""
+
+    __slots__ = ("place", "request", "state", "term")
+
+    def __init__(self, request: Request) -> None:
+        self.request = request
+        self.state = State.WAITING
+        self.place = 0
+        self.term = 0
+
+
+class Proposals:
+    """See the module. Invariant: each pending write is in exactly one of the queue, a forward, a log place."""
+
+    def __init__(self) -> None:
+        self._pending: dict[int, Pending] = {}
+        self._queue: list[Pending] = []
+        self._forwards: dict[int, tuple[int, list[Pending]]] = {}
+        self._placed: dict[int, list[Pending]] = {}
+        self._bytes = 0
+
+    def __len__(self) -> int:
+        return len(self._pending)
+
+    @property
+    def waiting(self) -> bool:
+        """Whether anything is in the queue."""
+        return bool(self._queue)
+
+    def add(self, request: Request) -> None:
+        """Queue a write. Raises `TooManyRequests`, with nothing queued, past the bounds."""
+        if len(self._pending) >= MAX_PENDING or self._bytes + len(request.wire) > MAX_PENDING_BYTES:
+            raise TooManyRequests("this node has too many writes in flight; back off and try again")
+        pending = Pending(request)
+        self._pending[request.request] = pending
+        self._queue.append(pending)
+        self._bytes += len(request.wire)
+
+    def take(self, max_commands: int, max_bytes: int) -> list[Pending]:
+        """The front of the queue, at least one if there is any. The caller places, sends or gives back each."""
+        size = count = 0
+        for pending in self._queue:
+            size += len(pending.request.wire)
+            if count and (count >= max_commands or size > max_bytes):
+                break
+            count += 1
+        taken, self._queue = self._queue[:count], self._queue[count:]
+        return taken
+
+    def give_back(self, taken: Sequence[Pending]) -> None:
+        """To the front of the queue again: they certainly went nowhere."""
+        for pending in taken:
+            pending.state = State.WAITING
+        self._queue[:0] = [pending for pending in taken if pending.request.request in self._pending]
+
+    def placed(self, taken: Iterable[Pending], index: int, term: int) -> None:
+        """They stand in the log at (`index`, `term`)."""
+        places = self._placed.setdefault(index, [])
+        for pending in taken:
+            pending.state, pending.place, pending.term = State.PLACED, index, term
+            places.append(pending)
+
+    def sent(self, taken: list[Pending], number: int, node: int) -> None:
+        """They were forwarded to `node` under `number`."""
+        for pending in taken:
+            pending.state, pending.place = State.SENT, number
+        self._forwards[number] = (node, taken)
+
+    def replied(self, number: int, node: int, index: int, term: int, *, refused: bool, applied: int) -> Outcomes:
+        """The leader's reply to a forward; late, repeated or foreign ones are void."""
+        if number not in self._forwards or self._forwards[number][0] != node:
+            return []
+        _, taken = self._forwards.pop(number)
+        alive = [pending for pending in taken if pending.request.request in self._pending]
+        if refused:
+            probe("forward refused")
+            self.give_back(alive)  # certainly not appended: it may be proposed again (S19)
+            return []
+        self.placed(alive, index, term)
+        # What was placed at or below the applied index and had no answer from it is not what was applied there.
+        return self._overwritten(index) if index <= applied else []
+
+    def lost(self, node: int) -> Outcomes:
+        """The link to `node` went down: what was sent there without a reply is unknown."""
+        outcomes: Outcomes = []
+        for number, (receiver, taken) in list(self._forwards.items()):
+            if receiver == node:
+                del self._forwards[number]
+                for pending in taken:
+                    outcomes += self._finish(pending, UnknownOutcome("the link to the leader broke after sending"))
+        if outcomes:
+            probe("link lost under a forward")
+        return outcomes
+
+    def applied(self, index: int, answers: Sequence[tuple[int, Answer]]) -> Outcomes:
+        """The store applied up to `index` and gave these answers for this node's requests."""
+        outcomes: Outcomes = []
+        for request, answer in answers:
+            pending = self._pending.get(request)
+            if pending is not None:
+                outcomes += self._finish(pending, answer)
+        # Placed indexes come in rising order but for forwards' replies, so look at all that are low enough.
+        for place in [place for place in self._placed if place <= index]:
+            outcomes += self._overwritten(place)
+        return outcomes
+
+    def expire(self, now: int) -> Outcomes:
+        """What is past its deadline at `now` (ms): *failed* if it never left, else *unknown*."""
+        outcomes: Outcomes = []
+        for pending in [pending for pending in self._pending.values() if pending.request.deadline <= now]:
+            if pending.state is State.WAITING:
+                error: NebulaError = NoLeader("no leader took the write in time; nothing was done, try again")
+            else:
+                error = UnknownOutcome("the deadline passed while the write was on its way; it may take effect")
+            outcomes += self._finish(pending, error)
+        if outcomes:
+            self._queue = [pending for pending in self._queue if pending.request.request in self._pending]
+        return outcomes
+
+    def close(self) -> Outcomes:
+        """The replica goes away: nothing will answer any more."""
+        outcomes: Outcomes = []
+        for pending in list(self._pending.values()):
+            waiting = pending.state is State.WAITING
+            outcomes += self._finish(pending, Unavailable() if waiting else UnknownOutcome())
+        self._queue, self._forwards, self._placed = [], {}, {}
+        return outcomes
+
+    def _overwritten(self, index: int) -> Outcomes:
+        outcomes: Outcomes = []
+        for pending in self._placed.pop(index, ()):
+            if pending.request.request in self._pending:
+                probe("placed write overwritten")
+                outcomes += self._finish(pending, NotLeader("leadership changed; the write was not done, try again"))
+        return outcomes
+
+    def _finish(self, pending: Pending, outcome: Answer | NebulaError) -> Outcomes:
+        number = pending.request.request
+        if self._pending.pop(number, None) is None:
+            return []
+        self._bytes -= len(pending.request.wire)
+        return [(number, outcome)]

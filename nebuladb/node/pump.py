@@ -1,0 +1,326 @@
+"""The asyncio pump: feeds a `Node` with time, frames and requests, and carries out what its turns ask for.
+
+It decides nothing and retries nothing between nodes (house rule 11). One turn runs per loop iteration at most, however
+many requests came in it; a request costs a future and no task.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from typing import Final, Protocol
+
+from nebuladb.env import Clock, probe
+from nebuladb.errors import DeadlineExceeded, NebulaError, Unavailable, UnknownOutcome, WriteStalled
+from nebuladb.kv.answer import Answer
+from nebuladb.kv.command import Command
+from nebuladb.kv.store import Store
+from nebuladb.kv.watch import WatchHub
+from nebuladb.node.flusher import Flusher
+from nebuladb.node.node import Node
+from nebuladb.raft import StateRole
+
+TICK_MS: Final = 50
+LATE_MS: Final = 100
+"""A heartbeat interval: a tick that comes later than this after the last one follows a gap (S12)."""
+MAX_TURNS: Final = 16
+"""Turns in one loop iteration before the loop gets its breath."""
+RETRY_SECONDS: Final = 0.005
+"""After a write stall."""
+STOP_SECONDS: Final = 2.0
+"""How long a stopping node waits for another one to take over its groups."""
+
+
+class Links(Protocol):
+    """Where frames go; a full or missing link drops them."""
+
+    def send(self, node: int, frame: bytes) -> None:
+        """Hand over a frame; never waits."""
+        ...
+
+
+class Meter(Protocol):
+    """What the pump counts (``server.metrics``)."""
+
+    def log_fsync(self, seconds: float) -> None: ...
+    def log_batch(self, size: int) -> None: ...
+    def applied(self, entries: int, seconds: float) -> None: ...
+
+
+class Pump:
+    """See the module. All methods are for the loop's thread; `failed` is called once if the node can't go on."""
+
+    def __init__(
+        self, node: Node, clock: Clock, links: Links, meter: Meter, failed: Callable[[BaseException], None]
+    ) -> None:
+        self.node = node
+        self._clock = clock
+        self._links = links
+        self._meter = meter
+        self._failed = failed
+        self._broken: BaseException | None = None
+        self._writes: dict[int, asyncio.Future[Answer]] = {}
+        self._reads: dict[int, asyncio.Future[None]] = {}
+        self._scheduled = self._stopped = False
+        self._idle = asyncio.Event()
+        self._tasks: list[asyncio.Task[None]] = []
+        self._loop = asyncio.get_running_loop()
+        self._flusher = Flusher(node.log, self._synced, self._sync_failed)
+        self._last_tick = clock.monotonic()
+        self._flushing = False
+
+    def start(self) -> None:
+        """Begin to tick and to turn."""
+        self.node.host.now, self.node.host.boottime = self._clock.monotonic(), self._clock.boottime()
+        self._flusher.start()
+        self._tasks = [
+            self._loop.create_task(self._tick_for_ever(), name="tick"),
+            self._loop.create_task(self._background(), name="background"),
+        ]
+        self.wake()
+
+    async def stop(self) -> None:
+        """Flush and end. What is unanswered by then is answered *unknown* or *failed*. Idempotent."""
+        if self._stopped:
+            return
+        self._stopped = True
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.to_thread(self._flusher.stop)
+        if self._broken is None:
+            await asyncio.to_thread(self.node.data.flush)
+        self._broken = self._broken or Unavailable("this node is stopping; try another one")
+        self._fail_waiters()
+
+    # --- requests --------------------------------------------------------------------------------------------------
+
+    def propose(self, group: int, command: Command, timeout: float) -> asyncio.Future[Answer]:
+        """Submit a write; `timeout` in seconds. The future has the answer or a `NebulaError`. Raises if not taken."""
+        self._check()
+        request = self.node.submit(group, command, self._deadline(timeout))
+        future: asyncio.Future[Answer] = self._loop.create_future()
+        self._writes[request] = future
+        self.wake()
+        return future
+
+    def confirm(self, group: int, timeout: float) -> asyncio.Future[None]:
+        """Done when this node's state of `group` is at least as new as now, for a linearizable read (S7, S8)."""
+        self._check()
+        request = self.node.read(group, self._deadline(timeout))
+        future: asyncio.Future[None] = self._loop.create_future()
+        self._reads[request] = future
+        self.wake()
+        return future
+
+    def store(self, group: int) -> Store:
+        """The store of `group`. Raises `Unavailable` while it is older than what was served before a restart."""
+        self._check()
+        data = self.node.groups.get(group)
+        replica = self.node.host.replicas.get(group)
+        if data is None or replica is None:
+            raise Unavailable(f"this node has no replica of shard {group}; try another node")
+        if data.store.index < replica.serves_from:
+            raise Unavailable(f"this node is still replaying shard {group}'s log; try another node")
+        return data.store
+
+    def hub(self, group: int) -> WatchHub:
+        """The watches of `group`; raises like `store`."""
+        self.store(group)
+        return self.node.groups[group].hub
+
+    def work(self) -> None:
+        """There is background work: a watch was made, or its outbox drained."""
+        self._idle.set()
+
+    # --- peers -----------------------------------------------------------------------------------------------------
+
+    def peer_up(self, node: int, incarnation: int) -> None:
+        """A link stands."""
+        self.node.host.peer_up(node, incarnation)
+        self.wake()
+
+    def peer_down(self, node: int) -> None:
+        """A link fell."""
+        self.node.host.peer_down(node)
+        self.wake()
+
+    def frame(self, node: int, frame: bytes) -> None:
+        """A frame came."""
+        if self._broken is None:
+            try:
+                self.node.host.receive(node, frame)
+            except BaseException as error:
+                self._break(error)
+                return
+            self.wake()
+
+    # --- turns -----------------------------------------------------------------------------------------------------
+
+    def wake(self) -> None:
+        """Take a turn in this loop iteration."""
+        if not self._scheduled and self._broken is None:
+            self._scheduled = True
+            self._loop.call_soon(self._turn)
+
+    def _turn(self) -> None:
+        self._scheduled = False
+        if self._broken is not None:
+            return
+        try:
+            for _ in range(MAX_TURNS):
+                if not self._one_turn():
+                    return
+            probe("turn budget spent")
+            self.wake()
+        except WriteStalled:
+            self._loop.call_later(RETRY_SECONDS, self.wake)
+        except BaseException as error:
+            self._break(error)
+
+    def _one_turn(self) -> bool:
+        begun = time.perf_counter()
+        turn = self.node.turn()
+        for node, frame in turn.frames:
+            self._links.send(node, frame)
+        if turn.written:
+            self._meter.log_batch(turn.written_bytes)
+            self._flusher.sync(turn.written)
+        if turn.applied:
+            self._meter.applied(turn.applied, time.perf_counter() - begun)
+            self._idle.set()
+        for request, outcome in turn.answers:
+            future = self._writes.pop(request, None)
+            if future is not None and not future.done():
+                if isinstance(outcome, Answer):
+                    future.set_result(outcome)
+                else:
+                    future.set_exception(outcome)
+        for request, error in turn.reads:
+            waiter = self._reads.pop(request, None)
+            if waiter is not None and not waiter.done():
+                if error is None:
+                    waiter.set_result(None)
+                else:
+                    waiter.set_exception(error)
+        if turn.stalled:
+            self._loop.call_later(RETRY_SECONDS, self.wake)
+        if self.node.flush_wanted and not self._flushing:
+            self._flushing = True
+            self._tasks.append(self._loop.create_task(self._flush_data(), name="flush"))
+        return turn.more
+
+    async def _tick_for_ever(self) -> None:
+        while True:
+            await asyncio.sleep(TICK_MS / 1000)
+            now = self._clock.monotonic()
+            if now - self._last_tick > LATE_MS:
+                # After a gap (GC, SIGSTOP, slow I/O) what came meanwhile is looked at before time is (S12): the loop
+                # reads its sockets once more before this goes on.
+                probe("late tick")
+                await asyncio.sleep(0)
+                await asyncio.sleep(0)
+                now = self._clock.monotonic()
+            self._last_tick = now
+            try:
+                self.node.tick(now, self._clock.boottime())
+            except BaseException as error:
+                self._break(error)
+                return
+            self.wake()
+
+    async def _background(self) -> None:
+        """Slices of background work, one a loop iteration, while there is any."""
+        while True:
+            await self._idle.wait()
+            self._idle.clear()
+            try:
+                more = True
+                while more:
+                    more = self.node.background()
+                    await asyncio.sleep(0)
+            except BaseException as error:
+                if isinstance(error, asyncio.CancelledError):
+                    raise
+                self._break(error)
+                return
+
+    async def _flush_data(self) -> None:
+        try:
+            applied = self.node.begin_flush()
+            await asyncio.to_thread(self.node.data.flush)
+            self.node.end_flush(applied)
+        except NebulaError as error:
+            self._break(error)
+        finally:
+            self._flushing = False
+            self._tasks = [task for task in self._tasks if not task.done() and task is not asyncio.current_task()]
+
+    # --- completions and endings -----------------------------------------------------------------------------------
+
+    def _synced(self, batch: int, seconds: float) -> None:
+        self._meter.log_fsync(seconds)
+        self._loop.call_soon_threadsafe(self._durable, batch)
+
+    def _durable(self, batch: int) -> None:
+        if self._broken is None:
+            try:
+                self.node.host.durable(batch)
+            except BaseException as error:
+                self._break(error)
+                return
+            self.wake()
+
+    def _sync_failed(self, error: BaseException) -> None:
+        self._loop.call_soon_threadsafe(self._break, error)
+
+    def _break(self, error: BaseException) -> None:
+        """The node can't go on: whoever waits is told, and the daemon stops (S33, house rule 4)."""
+        if self._broken is None:
+            self._broken = error
+            self._fail_waiters()
+            self._failed(error)
+
+    def _fail_waiters(self) -> None:
+        for write in self._writes.values():
+            if not write.done():
+                write.set_exception(UnknownOutcome("this node stopped before the write was decided"))
+        for read in self._reads.values():
+            if not read.done():
+                read.set_exception(Unavailable("this node is stopping; try another one"))
+        self._writes.clear()
+        self._reads.clear()
+
+    @property
+    def broken(self) -> BaseException | None:
+        """Why the node can't go on, if it can't."""
+        return self._broken
+
+    async def hand_over(self) -> None:
+        """Give away the leadership of every group, so that nobody waits for an election timeout."""
+        host = self.node.host
+        deadline = self._clock.monotonic() + int(STOP_SECONDS * 1000)
+        while self._clock.monotonic() < deadline:
+            leading = [replica for replica in host.replicas.values() if replica.raft.role is StateRole.LEADER]
+            others = [replica for replica in leading if len(replica.nodes) > 1]
+            if not others:
+                return
+            for replica in others:
+                target = replica.successor()
+                if target:
+                    try:
+                        host.transfer_leadership(replica.group, target)
+                    except NebulaError:
+                        probe("hand-over refused")
+            self.wake()
+            await asyncio.sleep(TICK_MS / 1000)
+
+    def _check(self) -> None:
+        if self._broken is not None:
+            raise Unavailable("this node is stopping; try another one")
+
+    def _deadline(self, timeout: float) -> int:
+        if timeout <= 0:
+            raise DeadlineExceeded
+        return self._clock.monotonic() + max(1, int(timeout * 1000))

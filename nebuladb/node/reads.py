@@ -1,0 +1,99 @@
+"""One group's linearizable reads on this node: queued, confirmed by a ReadIndex round, ready when applied (S7, S8)."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from nebuladb.env import probe
+from nebuladb.errors import NebulaError, NoLeader, TooManyRequests
+
+MAX_READS: Final = 50_000
+"""Reads of one group that may wait on this node."""
+MAX_ROUNDS: Final = 2
+"""Rounds in flight; reads that come meanwhile share the next one."""
+
+Ready = list[tuple[int, NebulaError | None]]
+_Batch = list[tuple[int, int]]
+"""(request id, deadline in ms)"""
+
+
+class Reads:
+    """A read waits in the queue, then in a round (asked for), then for an index (confirmed, not yet applied)."""
+
+    def __init__(self) -> None:
+        self._queue: _Batch = []
+        self._rounds: dict[int, _Batch] = {}
+        self._confirmed: list[tuple[int, _Batch]] = []
+        self._count = 0
+
+    def __len__(self) -> int:
+        return self._count
+
+    def add(self, request: int, deadline: int) -> None:
+        """Queue a read. Raises `TooManyRequests` past the bound."""
+        if self._count >= MAX_READS:
+            raise TooManyRequests("this node has too many reads in flight; back off and try again")
+        self._queue.append((request, deadline))
+        self._count += 1
+
+    @property
+    def wants_round(self) -> bool:
+        """Whether a round should start now."""
+        return bool(self._queue) and len(self._rounds) < MAX_ROUNDS
+
+    def start(self, context: int) -> None:
+        """All that wait in the queue go with round `context`."""
+        self._rounds[context], self._queue = self._queue, []
+
+    def confirmed(self, context: int, index: int, applied: int) -> Ready:
+        """Round `context` says: serve at `applied` >= `index`; a negative index: it failed, so ask again."""
+        batch = self._rounds.pop(context, None)
+        if batch is None:
+            return []
+        if index < 0:
+            probe("read round failed")
+            self._queue[:0] = batch  # a read may always be asked again
+            return []
+        if index <= applied:
+            return self._serve(batch)
+        self._confirmed.append((index, batch))
+        return []
+
+    def applied(self, index: int) -> Ready:
+        """Everything confirmed at or below `index` is ready."""
+        if not self._confirmed:
+            return []
+        ready: Ready = []
+        waiting = []
+        for needed, batch in self._confirmed:
+            if needed <= index:
+                ready += self._serve(batch)
+            else:
+                waiting.append((needed, batch))
+        self._confirmed = waiting
+        return ready
+
+    def expire(self, now: int) -> Ready:
+        """Reads past their deadline at `now` (ms) fail."""
+        late: Ready = []
+
+        def keep(batch: _Batch) -> _Batch:
+            kept = [read for read in batch if read[1] > now]
+            if len(kept) < len(batch):
+                error = NoLeader("no leader confirmed the read in time; try again, or read with serializable")
+                late.extend((read[0], error) for read in batch if read[1] <= now)
+            return kept
+
+        self._queue = keep(self._queue)
+        self._rounds = {context: kept for context, batch in self._rounds.items() if (kept := keep(batch))}
+        self._confirmed = [(index, kept) for index, batch in self._confirmed if (kept := keep(batch))]
+        self._count -= len(late)
+        return late
+
+    def close(self) -> Ready:
+        """The replica goes away."""
+        return self.expire(1 << 62)
+
+    def _serve(self, batch: _Batch) -> Ready:
+        self._count -= len(batch)
+        return [(request, None) for request, _ in batch]

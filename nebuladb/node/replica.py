@@ -1,0 +1,273 @@
+"""A group's copy on this node: its Raft core, what its clients wait for, and how far its store is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from nebuladb.env import Rng, probe
+from nebuladb.errors import NotLeader, TooManyRequests, invariant
+from nebuladb.kv.command import Command, Kind, Work
+from nebuladb.node.entry import command_kind, decode_payload, encode_command, encode_payload, with_chosen
+from nebuladb.node.frame import Envelope, HostMessageType
+from nebuladb.node.lessor import Lessor
+from nebuladb.node.output import Output, Slice
+from nebuladb.node.proposals import Outcomes, Proposals
+from nebuladb.node.reads import Reads
+from nebuladb.raft import Config, Configuration, HardState, Message, Raft, StateRole
+from nebuladb.raft.entry import ENTRY_HEADER, EntryKind
+from nebuladb.raft.ready import LogReader
+
+MAX_ENTRY_BYTES: Final = 1 << 20
+"""Commands of one turn share an entry up to this size; a larger command has one of its own."""
+MAX_ENTRY_COMMANDS: Final = 4_096
+MAX_ENTRIES_IN_FLIGHT: Final = 2
+"""Entries of this leader not yet committed; later commands gather for the next (speed: fewer, larger entries)."""
+MAX_SLICE_BYTES: Final = 4 << 20
+"""Entries handed to the store at once."""
+MAX_FORWARDED: Final = 20_000
+"""Forwarded commands that may wait here to be proposed."""
+
+
+@dataclass(slots=True)
+class Start:
+    """What a replica starts from: the durable log's state and the store's."""
+
+    group: int
+    replica: int
+    generation: int
+    nodes: Mapping[int, int]
+    """Replica id → node id."""
+    configuration: Configuration
+    hard_state: HardState
+    log: LogReader
+    applied: int
+    durably_applied: int
+    """Applied index that the data store holds on disk: the log may be cut up to it (S6)."""
+    clock: int
+    """The store's lease clock, ms."""
+    leases: Iterable[tuple[int, int, int]]
+    """(lease, expires, renewal) of the store."""
+
+
+@dataclass(slots=True)
+class Forward:
+    """Commands that another node forwarded here and that are not proposed yet."""
+
+    node: int
+    replica: int
+    number: int
+    term: int
+    commands: list[bytes]
+
+
+class Replica:
+    """See the module. `Host` owns it and is the only one to call it; nothing here waits."""
+
+    def __init__(
+        self, start: Start, node: int, nonce: int, rng: Rng, boottime: int, config: Config | None = None
+    ) -> None:
+        invariant(
+            start.applied <= start.log.last()[0],
+            f"group {start.group}: the data is at index {start.applied}, its log ends at {start.log.last()[0]}; "
+            "the log lost entries that were applied",
+        )
+        # The commit index may be older than the data, which is flushed without it; what was applied was committed.
+        hard_state = start.hard_state._replace(commit=max(start.hard_state.commit, start.applied))
+        self.group = start.group
+        self.generation = start.generation
+        self.id = start.replica
+        self.nodes = dict(start.nodes)
+        self.node = node
+        self.nonce = nonce
+        self.raft = Raft(
+            config or Config(start.replica), start.log, hard_state, start.configuration, start.applied, rng
+        )
+        self.start_term = hard_state.term
+        self.serves_from = hard_state.commit
+        """No serializable read, watch or readiness before this index is applied: it was served before the restart."""
+        self.proposals = Proposals()
+        self.reads = Reads()
+        self.lessor = Lessor(start.clock, boottime, start.leases)
+        self.applied = start.applied
+        self.durably_applied = start.durably_applied
+        self.log = start.log
+        self.log_start = start.log.start()[0]
+        self._rng = rng
+        self._forwards: list[Forward] = []
+        self._forwarded = 0
+        self._internal: list[bytes] = []
+        self._refused = False
+        self._slice_out = False
+        self._proposed: list[int] = []
+        self._context = 0
+        self._leader = (0, 0)
+        self.leader_changes = self.proposed_entries = self.refused_entries = 0
+        """Counts since the process started."""
+
+    # --- what comes in -------------------------------------------------------------------------------------------
+
+    def forwarded(self, forward: Forward) -> bool:
+        """Take another node's commands for the next entry; False: certainly not taken (S19)."""
+        leads = self.raft.role is StateRole.LEADER and self.raft.term == forward.term
+        if not leads or self._forwarded + len(forward.commands) > MAX_FORWARDED:
+            return False
+        self._forwards.append(forward)
+        self._forwarded += len(forward.commands)
+        return True
+
+    def refuse(self, forward: Forward) -> tuple[int, Envelope]:
+        """The reply that says: these commands certainly were not appended."""
+        message = Message(
+            HostMessageType.FORWARD_REPLY,
+            self.id,
+            forward.replica,
+            self.raft.term,
+            reject=True,
+            context=forward.number,
+        )
+        return forward.node, Envelope(self.group, message)
+
+    def slice_applied(self, index: int) -> None:
+        """The store finished the slice that was out, up to `index`: not all of it if an entry is half applied."""
+        self._slice_out = False
+        self.applied = index
+        self.raft.applied_to(index)
+
+    # --- what goes out -------------------------------------------------------------------------------------------
+
+    def propose(self, boottime: int, reaches: Callable[[int], bool], number: int) -> list[tuple[int, Envelope]]:
+        """Turn what waits into log entries, if this replica leads, else into one forward under `number`."""
+        if self.raft.role is StateRole.LEADER:
+            return self._propose_here(boottime)
+        replies = [self.refuse(forward) for forward in self._drop_forwards()]
+        self._internal.clear()
+        leader = self.raft.leader
+        node = self.nodes.get(leader, 0)
+        if not self.proposals.waiting or self._refused or not leader or not reaches(node):
+            return replies
+        taken = self.proposals.take(MAX_ENTRY_COMMANDS, MAX_ENTRY_BYTES)
+        self.proposals.sent(taken, number, node)
+        message = Message(HostMessageType.FORWARD, self.id, leader, self.raft.term, context=number)
+        return [*replies, (node, Envelope(self.group, message, [pending.request.wire for pending in taken]))]
+
+    def start_read_round(self) -> None:
+        """Ask Raft to confirm the reads that wait, if there is someone to ask."""
+        if not self.reads.wants_round or not self.raft.leader:
+            return
+        self._context += 1
+        try:
+            self.raft.read_index(self.nonce, self._context)
+        except (NotLeader, TooManyRequests):
+            return
+        self.reads.start(self._context)
+
+    def tick(self, boottime: int) -> None:
+        """A tick of Raft's, and what lease time demands of a leader: expiries, or an entry that carries the clock."""
+        self.raft.tick()
+        leader = (self.raft.term, self.raft.leader)
+        if leader[1] and leader != self._leader:
+            self._leader = leader
+            self.leader_changes += 1
+        self._refused = False
+        if self.raft.role is not StateRole.LEADER or self._internal:
+            return
+        for lease, renewal in self.lessor.due(boottime):
+            body = lease.to_bytes(8, "big") + renewal.to_bytes(8, "big")
+            self._internal.append(encode_command(Command(Kind.LEASE_EXPIRE, body)))
+        if not self._internal and self.lessor.wants_entry(boottime):
+            self._internal.append(encode_command(Command(Kind.CLOCK, b"")))
+
+    def replied(self, node: int, message: Message) -> Outcomes:
+        """The leader's reply to a forward."""
+        # Its sender may not know yet that it leads no more, or we that it does not: look again at the next tick.
+        self._refused = message.reject
+        return self.proposals.replied(
+            message.context, node, message.index, message.term, refused=message.reject, applied=self.applied
+        )
+
+    def next_slice(self, boottime: int) -> Slice | None:
+        """Committed and durable entries for the store, if none are out (S1)."""
+        if self._slice_out:
+            return None
+        works = []
+        for entry in self.raft.committed_entries(self.applied, MAX_SLICE_BYTES):
+            invariant(entry.kind == EntryKind.NORMAL, f"group {self.group}: entry {entry.index} has kind {entry.kind}")
+            clock, commands = decode_payload(entry.record, ENTRY_HEADER)
+            if clock:
+                self.lessor.observe(clock, boottime)
+            works.append(Work(entry.index, entry.term, clock, commands))
+        if not works:
+            return None
+        self._slice_out = True
+        return Slice(self.group, self.generation, works)
+
+    def close(self, output: Output) -> None:
+        """The replica leaves this node: nobody waits for it any more."""
+        output.answers += self.proposals.close()
+        output.reads += self.reads.close()
+
+    def successor(self) -> int:
+        """A node to hand leadership to: one that was heard from lately; 0 if there is none."""
+        return next((self.nodes[replica] for replica in self.raft.active_peers()), 0)
+
+    # --- proposing -----------------------------------------------------------------------------------------------
+
+    def _propose_here(self, boottime: int) -> list[tuple[int, Envelope]]:
+        replies: list[tuple[int, Envelope]] = []
+        committed = self.raft.commit
+        self._proposed = [index for index in self._proposed if index > committed]
+        while self.proposals.waiting or self._forwards or self._internal:
+            if len(self._proposed) >= MAX_ENTRIES_IN_FLIGHT:
+                break
+            internal, self._internal = self._internal, []
+            forwards = self._take_forwards()
+            own = self.proposals.take(MAX_ENTRY_COMMANDS, MAX_ENTRY_BYTES)
+            wires = [*internal, *(wire for forward in forwards for wire in forward.commands)]
+            wires += [pending.request.wire for pending in own]
+            payload = encode_payload(self.lessor.clock(boottime), [self._choose(wire) for wire in wires])
+            try:
+                index, term = self.raft.propose(payload)
+            except (NotLeader, TooManyRequests) as error:
+                probe(f"proposal refused: {type(error).__name__}")
+                self.refused_entries += 1
+                self.proposals.give_back(own)
+                return [*replies, *(self.refuse(forward) for forward in forwards)]
+            self._proposed.append(index)
+            self.proposed_entries += 1
+            self.proposals.placed(own, index, term)
+            for forward in forwards:
+                message = Message(
+                    HostMessageType.FORWARD_REPLY,
+                    self.id,
+                    forward.replica,
+                    term,
+                    index=index,
+                    context=forward.number,
+                )
+                replies.append((forward.node, Envelope(self.group, message)))
+        return replies
+
+    def _choose(self, wire: bytes) -> bytes:
+        """Values that a command leaves open are chosen here, once, by the leader (S21)."""
+        if command_kind(wire) != Kind.LEASE_GRANT:
+            return wire
+        return with_chosen(wire, self.group << 40 | self._rng.randrange(1, 1 << 40))
+
+    def _take_forwards(self) -> list[Forward]:
+        """Forwards for one entry; each stays whole."""
+        count = size = taken = 0
+        for forward in self._forwards:
+            count += len(forward.commands)
+            size += sum(map(len, forward.commands))
+            if taken and (count > MAX_ENTRY_COMMANDS or size > MAX_ENTRY_BYTES):
+                break
+            taken += 1
+        forwards, self._forwards = self._forwards[:taken], self._forwards[taken:]
+        self._forwarded -= sum(len(forward.commands) for forward in forwards)
+        return forwards
+
+    def _drop_forwards(self) -> list[Forward]:
+        forwards, self._forwards, self._forwarded = self._forwards, [], 0
+        return forwards

@@ -1,0 +1,257 @@
+"""Links between nodes over ``grpc.aio`` (``proto/nebula/peer/v1/peer.proto``)."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections import deque
+from collections.abc import AsyncIterator, Mapping
+from typing import Any, Final, Protocol
+
+import grpc
+import grpc.aio
+
+from nebuladb.env import Rng, probe
+from nebuladb.errors import ConfigurationError, IdentityError
+from nebuladb.pb.nebula.peer.v1 import peer_pb2 as pb
+
+SERVICE: Final = "nebula.peer.v1.Peer"
+MAX_FRAME_BYTES: Final = 16 << 20
+MAX_QUEUE_BYTES: Final = 64 << 20
+"""Frames that wait for a slow peer; past it new ones are dropped, which Raft takes for loss."""
+HANDSHAKE_SECONDS: Final = 5.0
+CALL_SECONDS: Final = 2.0
+BACKOFF_SECONDS: Final = (0.05, 0.1, 0.2, 0.4, 0.8)
+"""Between attempts to connect, plus up to as much again at random."""
+OPTIONS: Final = (
+    ("grpc.max_receive_message_length", MAX_FRAME_BYTES),
+    ("grpc.max_send_message_length", MAX_FRAME_BYTES),
+    ("grpc.max_metadata_size", 16 << 10),
+    ("grpc.http2.max_ping_strikes", 2),
+    ("grpc.keepalive_time_ms", 1_000),
+    ("grpc.keepalive_timeout_ms", 2_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.min_ping_interval_without_data_ms", 500),
+    ("grpc.http2.min_recv_ping_interval_without_data_ms", 500),
+    ("grpc.initial_reconnect_backoff_ms", 50),
+    ("grpc.min_reconnect_backoff_ms", 50),
+    ("grpc.max_reconnect_backoff_ms", 1_000),
+    ("grpc.use_local_subchannel_pool", 1),
+    ("grpc.so_reuseport", 0),
+    ("grpc.enable_retries", 0),
+)
+
+
+class PeerEvents(Protocol):
+    """What the transport asks and tells its owner, all in the loop's thread."""
+
+    def hello(self, request: pb.HelloRequest) -> pb.HelloResponse:
+        """Who this node is."""
+        ...
+
+    def found(self, request: pb.FoundRequest) -> bytes:
+        """The founding document for that node, or nothing."""
+        ...
+
+    def handshake(self, node: int) -> pb.Handshake:
+        """What this node says of itself to `node` (0: whoever calls)."""
+        ...
+
+    def check(self, handshake: pb.Handshake) -> None:
+        """Raise `IdentityError` if this is no peer of ours (S14, S16, S18)."""
+        ...
+
+    def peer_up(self, handshake: pb.Handshake) -> None:
+        """A link stands."""
+        ...
+
+    def peer_down(self, node: int) -> None:
+        """It fell."""
+        ...
+
+    def frame(self, node: int, frame: bytes) -> None:
+        """A frame came over the link to `node`."""
+        ...
+
+
+class _Link:
+    """One standing stream: a bounded queue of frames to write."""
+
+    def __init__(self, node: int) -> None:
+        self.node = node
+        self._queue: deque[bytes] = deque()
+        self._size = 0
+        self._filled = asyncio.Event()
+
+    def send(self, frame: bytes) -> None:
+        if self._size + len(frame) > MAX_QUEUE_BYTES:
+            probe("peer queue full, frame dropped")
+            return
+        self._queue.append(frame)
+        self._size += len(frame)
+        self._filled.set()
+
+    async def next(self) -> bytes:
+        while not self._queue:
+            self._filled.clear()
+            await self._filled.wait()
+        frame = self._queue.popleft()
+        self._size -= len(frame)
+        return frame
+
+
+class PeerTransport:
+    """Start it with `serve`; tell it whom to reach with `connect_to`."""
+
+    def __init__(self, node: int, events: PeerEvents, rng: Rng) -> None:
+        self._node = node
+        self._events = events
+        self._rng = rng
+        self._links: dict[int, _Link] = {}
+        self._dialers: dict[int, tuple[str, asyncio.Task[None]]] = {}
+        self._server = grpc.aio.server(options=OPTIONS, maximum_concurrent_rpcs=1_000)
+        handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {
+            "Hello": grpc.unary_unary_rpc_method_handler(
+                self._hello, pb.HelloRequest.FromString, pb.HelloResponse.SerializeToString
+            ),
+            "Found": grpc.unary_unary_rpc_method_handler(
+                self._found, pb.FoundRequest.FromString, pb.FoundResponse.SerializeToString
+            ),
+            "Link": grpc.stream_stream_rpc_method_handler(
+                self._accept, pb.LinkMessage.FromString, pb.LinkMessage.SerializeToString
+            ),
+        }
+        self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, handlers),))
+
+    @property
+    def connected(self) -> list[int]:
+        """Ids of the nodes to which a link stands."""
+        return sorted(self._links)
+
+    async def serve(self, address: str) -> None:
+        """Listen at HOST:PORT. Raises `ConfigurationError` if that can't be had."""
+        try:
+            self._server.add_insecure_port(address)
+        except RuntimeError as error:
+            raise ConfigurationError(f"can't listen on peer-addr {address}: in use or not this machine's") from error
+        await self._server.start()
+
+    async def stop(self) -> None:
+        """Close all links and stop listening."""
+        tasks = [task for _, task in self._dialers.values()]
+        self._dialers.clear()
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await self._server.stop(0.1)
+
+    def send(self, node: int, frame: bytes) -> None:
+        """Queue a frame for `node`; without a link it is lost."""
+        link = self._links.get(node)
+        if link is not None:
+            link.send(frame)
+
+    def connect_to(self, addresses: Mapping[int, str]) -> None:
+        """Keep a link to each of these nodes (id → peer address); those with a lower id dial us."""
+        for node, address in sorted(addresses.items()):
+            if node <= self._node or not address:
+                continue
+            known = self._dialers.get(node)
+            if known is not None and known[0] == address:
+                continue
+            if known is not None:
+                known[1].cancel()
+            task = asyncio.get_running_loop().create_task(self._dial_for_ever(node, address), name=f"dial {node:016x}")
+            self._dialers[node] = (address, task)
+
+    async def hello(self, address: str, request: pb.HelloRequest) -> pb.HelloResponse:
+        """Ask the node at `address` who it is. Raises ``grpc.aio.AioRpcError``."""
+        response: pb.HelloResponse = await self._call(address, "Hello", request, pb.HelloResponse)
+        return response
+
+    async def found(self, address: str, request: pb.FoundRequest) -> bytes:
+        """Fetch the founding document; empty if there is none yet. Raises ``grpc.aio.AioRpcError``."""
+        response: pb.FoundResponse = await self._call(address, "Found", request, pb.FoundResponse)
+        return response.document
+
+    async def _call(self, address: str, method: str, request: Any, response: Any) -> Any:
+        async with grpc.aio.insecure_channel(address, options=OPTIONS) as channel:
+            call = channel.unary_unary(f"/{SERVICE}/{method}", type(request).SerializeToString, response.FromString)
+            return await call(request, timeout=CALL_SECONDS)
+
+    # --- serving ---------------------------------------------------------------------------------------------------
+
+    async def _hello(self, request: pb.HelloRequest, context: Any) -> pb.HelloResponse:
+        return self._events.hello(request)
+
+    async def _found(self, request: pb.FoundRequest, context: Any) -> pb.FoundResponse:
+        return pb.FoundResponse(document=self._events.found(request))
+
+    async def _accept(self, messages: AsyncIterator[pb.LinkMessage], context: Any) -> None:
+        first = await asyncio.wait_for(context.read(), HANDSHAKE_SECONDS)
+        if first is grpc.aio.EOF or not first.HasField("handshake"):
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "a link begins with a handshake")
+        try:
+            self._events.check(first.handshake)
+        except IdentityError as error:
+            await context.abort(grpc.StatusCode.FAILED_PRECONDITION, error.message)
+        await context.write(pb.LinkMessage(handshake=self._events.handshake(first.handshake.node_id)))
+        await self._run(first.handshake, context)
+
+    # --- dialling --------------------------------------------------------------------------------------------------
+
+    async def _dial_for_ever(self, node: int, address: str) -> None:
+        attempt = 0
+        while True:
+            with contextlib.suppress(grpc.aio.AioRpcError, TimeoutError, IdentityError, grpc.aio.UsageError):
+                if await self._dial(node, address):
+                    attempt = 0
+            pause = BACKOFF_SECONDS[min(attempt, len(BACKOFF_SECONDS) - 1)]
+            attempt += 1
+            await asyncio.sleep(pause * (1 + self._rng.randrange(0, 1000) / 1000))
+
+    async def _dial(self, node: int, address: str) -> bool:
+        """One link from beginning to end; True if it stood."""
+        async with grpc.aio.insecure_channel(address, options=OPTIONS) as channel:
+            method = channel.stream_stream(
+                f"/{SERVICE}/Link", pb.LinkMessage.SerializeToString, pb.LinkMessage.FromString
+            )
+            call = method()
+            try:
+                await asyncio.wait_for(
+                    call.write(pb.LinkMessage(handshake=self._events.handshake(node))), HANDSHAKE_SECONDS
+                )
+                first: Any = await asyncio.wait_for(call.read(), HANDSHAKE_SECONDS)
+                if first is grpc.aio.EOF or not first.HasField("handshake"):
+                    return False
+                self._events.check(first.handshake)
+                await self._run(first.handshake, call)
+                return True
+            finally:
+                call.cancel()
+
+    async def _run(self, handshake: pb.Handshake, stream: Any) -> None:
+        """Carry frames both ways until the stream breaks. A newer link to the same node takes an older one's place."""
+        node = handshake.node_id
+        link = _Link(node)
+        if node in self._links:
+            probe("link replaced")
+            self._events.peer_down(node)
+        self._links[node] = link
+        self._events.peer_up(handshake)
+        writer = asyncio.get_running_loop().create_task(self._write(link, stream), name=f"write {node:016x}")
+        try:
+            while self._links.get(node) is link:
+                message = await stream.read()
+                if message is grpc.aio.EOF or writer.done():
+                    return
+                self._events.frame(node, message.frame)
+        finally:
+            writer.cancel()
+            if self._links.get(node) is link:
+                del self._links[node]
+                self._events.peer_down(node)
+
+    async def _write(self, link: _Link, stream: Any) -> None:
+        while True:
+            await stream.write(pb.LinkMessage(frame=await link.next()))

@@ -1,0 +1,126 @@
+"""One node, put together: directory, founding, databases, node, ports; and taken apart again in the reverse order."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import random
+import secrets
+from contextlib import AsyncExitStack
+from typing import Final
+
+import structlog
+import uvloop
+
+from nebuladb.api.backend import Backend
+from nebuladb.api.services import ApiServer
+from nebuladb.errors import ConfigurationError
+from nebuladb.node.node import Node
+from nebuladb.node.pump import Pump
+from nebuladb.rpc import PeerTransport
+from nebuladb.server import logs
+from nebuladb.server.admin import AdminApp, AdminServer
+from nebuladb.server.clock import SystemClock
+from nebuladb.server.config import Config
+from nebuladb.server.directory import DataDirectory
+from nebuladb.server.lifecycle import Shutdown
+from nebuladb.server.metrics import Metrics
+from nebuladb.server.peers import Peers
+from nebuladb.server.view import NodeView
+
+CALL_GRACE_SECONDS: Final = 2.0
+"""For calls in progress when the node stops."""
+
+
+def run(config: Config) -> int:
+    """Serve until a signal; returns the exit code. Raises `NebulaError` if the node can't start."""
+    writer = logs.setup(config.name, config.log_format, config.log_level)
+    try:
+        return uvloop.run(_serve(config))
+    finally:
+        writer.close()
+
+
+async def _serve(config: Config) -> int:
+    shutdown = Shutdown()
+    with shutdown.signals():
+        async with AsyncExitStack() as stack:
+            serving = asyncio.create_task(_assemble(config, shutdown, stack))
+            asked = asyncio.create_task(shutdown.wait())
+            await asyncio.wait((serving, asked), return_when=asyncio.FIRST_COMPLETED)
+            if not serving.done():
+                # Stopped while it still waits for the other founding nodes: there is nothing to drain.
+                serving.cancel()
+                await asyncio.gather(serving, return_exceptions=True)
+                return 0 if shutdown.failure is None else 1
+            asked.cancel()
+            drain = serving.result()
+            return await shutdown.run(drain.run)
+
+
+class _Drain:
+    """The orderly end of a node that serves."""
+
+    def __init__(self, api: ApiServer, pump: Pump) -> None:
+        self._api = api
+        self._pump = pump
+
+    async def run(self) -> None:
+        """Say that it goes, hand leadership over, let calls end, flush."""
+        await self._api.serving(now=False)
+        await self._pump.hand_over()
+        await self._api.stop(CALL_GRACE_SECONDS)
+        await self._pump.stop()
+
+
+async def _assemble(config: Config, shutdown: Shutdown, stack: AsyncExitStack) -> _Drain:
+    """Everything up to the open client port. What is opened goes onto `stack`."""
+    log = structlog.get_logger("nebulad")
+    directory = DataDirectory(config.data_dir)
+    stack.callback(directory.close)
+    identity = directory.identity(config.name)
+    if config.join and not identity.cluster:
+        raise ConfigurationError("join: this version founds clusters only; start all nodes with --initial-cluster")
+    incarnation = secrets.randbits(63) | 1
+    # Randomness comes from one seeded source, so that whoever has the seed can tell the node's choices.
+    rng = random.Random(secrets.randbits(64))
+    peers = Peers(config, directory, identity, incarnation)
+    metrics = Metrics()
+    view = NodeView(config, peers)
+    metrics.read_from(view)
+    admin = AdminServer(AdminApp(view, metrics), config.admin_addr)
+    await admin.start()
+    stack.push_async_callback(admin.stop)
+    transport = PeerTransport(identity.node, peers, rng)
+    await transport.serve(config.peer_addr)
+    stack.push_async_callback(transport.stop)
+    founding = peers.founding or await peers.found_cluster(transport)
+
+    raft_log = await asyncio.to_thread(directory.open_log)
+    stack.callback(raft_log.close)
+    data = await asyncio.to_thread(directory.open_data)
+    stack.callback(data.close)
+    node = Node(
+        peers.identity,
+        founding,
+        incarnation,
+        raft_log,
+        data,
+        rng,
+        peer_address=config.advertise_peer_addr,
+        client_address=config.advertise_client_addr,
+    )
+    pump = Pump(node, SystemClock(), transport, metrics, shutdown.fail)
+    peers.pump = pump
+    node.on_meta = lambda: transport.connect_to(peers.addresses())
+    stack.push_async_callback(pump.stop)
+    pump.start()
+    transport.connect_to(peers.addresses())
+    api = ApiServer(Backend(pump), metrics, config.advertise_client_addr, config.advertise_peer_addr)
+    stack.push_async_callback(api.stop, 0)
+    await api.start(config.client_addr)
+    # What was made until now lives as long as the process: the collector needn't look at it again.
+    gc.collect()
+    gc.freeze()
+    log.info("serving", client=config.client_addr, peer=config.peer_addr, admin=config.admin_addr)
+    return _Drain(api, pump)

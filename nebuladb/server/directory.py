@@ -1,0 +1,87 @@
+"""A node's data directory: the lock, the documents that say who it is, and its two databases (S14, S18).
+
+::
+
+    LOCK            held while a nebulad runs
+    identity.json   node id, name and, once founded, cluster id
+    founding.json   the founding document, the same on all founding nodes
+    raft/           RocksDB: log, hard states, registry; WAL on
+    data/           RocksDB: the groups' rows; no WAL, the log replays
+"""
+
+from __future__ import annotations
+
+import secrets
+from pathlib import Path
+
+from nebuladb.errors import ConfigurationError, IdentityError
+from nebuladb.node.identity import Founding, Identity
+from nebuladb.server.lifecycle import PidFile
+from nebuladb.storage.files import sync_directory, write_durably
+from nebuladb.storage.lock import DirectoryLock
+from nebuladb.storage.log import LogStore
+from nebuladb.storage.rocks import RocksEngine
+
+
+class DataDirectory:
+    """Locked from construction to `close`."""
+
+    def __init__(self, path: Path) -> None:
+        """Raises `ConfigurationError` if the directory can't be had, `IdentityError` if another nebulad has it."""
+        self.path = path
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            self._lock = DirectoryLock(path)
+        except OSError as error:
+            raise ConfigurationError(f"data-dir: can't use {path}: {error.strerror}") from error
+        self._pid = PidFile(path)
+        self._pid.write()
+
+    def identity(self, name: str) -> Identity:
+        """Who this node is; a fresh directory gets a random id, fsynced before anyone is told (S14).
+
+        Raises `IdentityError` if the directory is another node's, or has data but no identity.
+        """
+        file = self.path / "identity.json"
+        if not file.exists():
+            if (self.path / "raft").exists() or (self.path / "founding.json").exists():
+                raise IdentityError(f"{self.path} has data but no identity.json; restore it, or use an empty directory")
+            identity = Identity(secrets.randbits(63) | 1, name)
+            write_durably(file, identity.encode())
+            sync_directory(self.path.parent)
+            return identity
+        identity = Identity.decode(file.read_bytes())
+        if identity.name != name:
+            raise IdentityError(
+                f"{self.path} belongs to node {identity.name!r}, not {name!r}; give each node a directory of its own, "
+                f"or start this one with --name {identity.name}"
+            )
+        return identity
+
+    def founding(self) -> Founding | None:
+        """The founding document, if this node has one yet."""
+        file = self.path / "founding.json"
+        return Founding.decode(file.read_bytes()) if file.exists() else None
+
+    def found(self, identity: Identity, founding: Founding) -> Identity:
+        """Keep the founding document, durably, before anyone acts on it. Raises `IdentityError` if there is another."""
+        known = self.founding()
+        if known is not None and known != founding:
+            raise IdentityError(f"{self.path} holds another founding document; one directory, one cluster")
+        write_durably(self.path / "founding.json", founding.encode())
+        identity = identity._replace(cluster=founding.cluster)
+        write_durably(self.path / "identity.json", identity.encode())
+        return identity
+
+    def open_log(self) -> LogStore:
+        """Open ``raft/`` and check every log in it. Raises `Corruption` (S34)."""
+        return LogStore(RocksEngine.open_log(self.path / "raft"))
+
+    def open_data(self) -> RocksEngine:
+        """Open ``data/``."""
+        return RocksEngine.open_data(self.path / "data")
+
+    def close(self) -> None:
+        """Let others have it. The databases must be closed."""
+        self._pid.remove()
+        self._lock.release()

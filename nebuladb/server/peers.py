@@ -1,0 +1,216 @@
+"""What other nodes are told and asked: founding, handshakes, and frames for the pump."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from typing import Final
+
+import grpc.aio
+import structlog
+
+from nebuladb.errors import IdentityError
+from nebuladb.node.founding import FreshNode, Hello, Step, answer_hello
+from nebuladb.node.frame import FRAME_VERSION
+from nebuladb.node.identity import Founding, Identity, initial_cluster_hash
+from nebuladb.node.pump import Pump
+from nebuladb.pb.nebula.peer.v1 import peer_pb2 as pb
+from nebuladb.rpc import PeerTransport
+from nebuladb.server.config import Config
+from nebuladb.server.directory import DataDirectory
+
+ASK_SECONDS: Final = 0.2
+"""Between two rounds of Hello."""
+REMIND_SECONDS: Final = 10.0
+"""How often a waiting node says for whom it waits."""
+MAX_INCARNATIONS: Final = 64
+"""Lives of one peer that are remembered, to notice two processes with one identity (S18)."""
+
+
+class Peers:
+    """`nebuladb.rpc.PeerEvents` for a node, before and after its cluster is founded."""
+
+    def __init__(self, config: Config, directory: DataDirectory, identity: Identity, incarnation: int) -> None:
+        self.identity = identity
+        self.founding = directory.founding()
+        self.pump: Pump | None = None
+        self._config = config
+        self._directory = directory
+        self._incarnation = incarnation
+        self._hash = initial_cluster_hash(config.initial_cluster)
+        self._seen: dict[int, list[int]] = {}
+        self._refused: set[str] = set()
+        self._log = structlog.get_logger("peers")
+
+    # --- founding --------------------------------------------------------------------------------------------------
+
+    async def found_cluster(self, transport: PeerTransport) -> Founding:
+        """Ask everyone until the cluster is founded. Raises `IdentityError` if this node must not take part (S14)."""
+        fresh = FreshNode(self.identity, self._config.initial_cluster)
+        reminded = float("-inf")
+        loop = asyncio.get_running_loop()
+        while True:
+            await self._ask(fresh, transport)
+            step, name = fresh.next()
+            if step is Step.FOUND:
+                founding = fresh.found(secrets.randbits(63) | 1)
+            elif step is Step.FETCH:
+                document = await self._fetch(fresh, name, transport)
+                if not document:
+                    await asyncio.sleep(ASK_SECONDS)
+                    continue
+                founding = Founding.decode(document)
+                fresh.accept(founding)
+            else:
+                if loop.time() - reminded >= REMIND_SECONDS:
+                    self._log.info("waiting for the other founding nodes", silent=fresh.silent)
+                    reminded = loop.time()
+                await asyncio.sleep(ASK_SECONDS)
+                continue
+            self.identity = self._directory.found(self.identity, founding)
+            self.founding = founding
+            self._log.info(
+                "cluster founded", cluster=f"{founding.cluster:016x}", nodes=[n.name for n in founding.nodes]
+            )
+            return founding
+
+    async def _ask(self, fresh: FreshNode, transport: PeerTransport) -> None:
+        """Say Hello to everyone who hasn't answered."""
+        silent = fresh.silent
+        hello = fresh.hello()
+        request = pb.HelloRequest(
+            node_id=hello.node, name=hello.name, initial_cluster_hash=hello.initial_cluster_hash, has_data=False
+        )
+        calls = [transport.hello(fresh.members[name], request) for name in silent]
+        for name, reply in zip(silent, await asyncio.gather(*calls, return_exceptions=True), strict=True):
+            if isinstance(reply, pb.HelloResponse):
+                fresh.replied(
+                    name,
+                    Hello(
+                        reply.cluster_id,
+                        reply.node_id,
+                        reply.name,
+                        reply.initial_cluster_hash,
+                        reply.has_data,
+                        reply.known_node_id,
+                    ),
+                )
+            elif not isinstance(reply, grpc.aio.AioRpcError):
+                raise reply
+
+    async def _fetch(self, fresh: FreshNode, name: str, transport: PeerTransport) -> bytes:
+        request = pb.FoundRequest(node_id=self.identity.node, name=self.identity.name)
+        try:
+            return await transport.found(fresh.members[name], request)
+        except grpc.aio.AioRpcError:
+            return b""
+
+    # --- PeerEvents ------------------------------------------------------------------------------------------------
+
+    def hello(self, request: pb.HelloRequest) -> pb.HelloResponse:
+        """Who this node is, and under which id it knows the asker's name."""
+        answer = answer_hello(self.identity, self.founding, self._hash, request.name)
+        return pb.HelloResponse(
+            cluster_id=answer.cluster,
+            node_id=answer.node,
+            name=answer.name,
+            initial_cluster_hash=answer.initial_cluster_hash,
+            has_data=answer.has_data,
+            known_node_id=answer.known_node,
+        )
+
+    def found(self, request: pb.FoundRequest) -> bytes:
+        """The founding document, for a node that it lists."""
+        if self.founding is None or self.founding.node_of(request.name) != request.node_id:
+            return b""
+        return self.founding.encode()
+
+    def handshake(self, node: int) -> pb.Handshake:
+        """What this node says of itself when a link opens."""
+        return pb.Handshake(
+            cluster_id=self.identity.cluster,
+            node_id=self.identity.node,
+            name=self.identity.name,
+            incarnation=self._incarnation,
+            version=FRAME_VERSION,
+            receiver=node,
+            client_address=self._config.advertise_client_addr,
+        )
+
+    def check(self, handshake: pb.Handshake) -> None:
+        """Raise `IdentityError` unless the other end is a node of this cluster that means this node (S14, S16)."""
+        try:
+            self._check(handshake)
+        except IdentityError as error:
+            self._refuse(error.message)
+            raise
+
+    def _check(self, handshake: pb.Handshake) -> None:
+        if self.pump is None or self.founding is None:
+            raise IdentityError(f"node {self.identity.name} is starting")
+        who = f"node {handshake.name!r} (id {handshake.node_id:016x})"
+        if handshake.cluster_id != self.identity.cluster:
+            raise IdentityError(
+                f"{who} belongs to cluster {handshake.cluster_id:016x}, this is {self.identity.cluster:016x}; "
+                "check --initial-cluster and the peer addresses"
+            )
+        if handshake.receiver not in (0, self.identity.node):
+            raise IdentityError(
+                f"{who} looked for node {handshake.receiver:016x} here and found {self.identity.name} "
+                f"({self.identity.node:016x}); check the peer addresses"
+            )
+        known = self.pump.node.meta.nodes.get(handshake.node_id)
+        names = {node.name: node.node for node in self.founding.nodes}
+        names |= {record.name: record.node for record in self.pump.node.meta.nodes.values()}
+        if names.get(handshake.name, handshake.node_id) != handshake.node_id:
+            raise IdentityError(
+                f"{who} bears the name of {names[handshake.name]:016x}; a node that lost its data must not return "
+                f"under its name: run `nebula-cli member replace {handshake.name}`"
+            )
+        if known is None and handshake.node_id not in names.values():
+            raise IdentityError(f"{who} is no member of this cluster; add it with `nebula-cli member add`")
+        if handshake.version < FRAME_VERSION:
+            raise IdentityError(f"{who} speaks peer frames of version {handshake.version} only: upgrade it")
+
+    def peer_up(self, handshake: pb.Handshake) -> None:
+        """A link stands."""
+        node, incarnation = handshake.node_id, handshake.incarnation
+        seen = self._seen.setdefault(node, [])
+        if incarnation in seen[:-1] and self.pump is not None:
+            # It came back after another process spoke for the same id: both live, on copies of one directory.
+            text = f"two processes run as node {handshake.name!r} ({node:016x}): stop one; a data directory was copied"
+            self.pump.node.alarm(text)
+            self._log.error(text)
+        if incarnation not in seen:
+            seen.append(incarnation)
+            del seen[:-MAX_INCARNATIONS]
+        self._log.info("peer connected", peer=handshake.name)
+        if self.pump is not None:
+            self.pump.peer_up(node, incarnation)
+
+    def peer_down(self, node: int) -> None:
+        """A link fell."""
+        self._log.info("peer disconnected", peer=f"{node:016x}")
+        if self.pump is not None:
+            self.pump.peer_down(node)
+
+    def frame(self, node: int, frame: bytes) -> None:
+        """A frame came."""
+        if self.pump is not None:
+            self.pump.frame(node, frame)
+
+    def _refuse(self, text: str) -> None:
+        """Say once why a peer was refused."""
+        if text not in self._refused and len(self._refused) < MAX_INCARNATIONS:
+            self._refused.add(text)
+            self._log.warning("peer refused", why=text)
+
+    # --- after founding --------------------------------------------------------------------------------------------
+
+    def addresses(self) -> dict[int, str]:
+        """Peer address of every node, by id: meta's, or the founding document's before there is a meta."""
+        assert self.founding is not None
+        assert self.pump is not None
+        addresses = {node.node: node.peer_address for node in self.founding.nodes}
+        addresses |= {record.node: record.peer_address for record in self.pump.node.meta.nodes.values()}
+        return addresses

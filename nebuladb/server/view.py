@@ -1,0 +1,113 @@
+"""What the admin port and the metrics read from a node."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from typing import Any, Final
+
+from nebuladb import __version__
+from nebuladb.api.cluster import group_statuses
+from nebuladb.errors import NebulaError
+from nebuladb.ids import DEFAULT_GROUP, ETCD_GROUP
+from nebuladb.node import proposals, reads
+from nebuladb.node.host import MAX_UNSYNCED_BYTES
+from nebuladb.raft import StateRole
+from nebuladb.server.config import Config
+from nebuladb.server.peers import Peers
+from nebuladb.server.samples import GroupSample, QueueSample
+
+READY_SECONDS: Final = 2.0
+
+
+class NodeView:
+    """`AdminView` and `NodeSamples` of one node, also while its cluster is being founded."""
+
+    def __init__(self, config: Config, peers: Peers) -> None:
+        self._config = config
+        self._peers = peers
+
+    def livez(self) -> tuple[bool, str]:
+        """The loop answers, and nothing has broken."""
+        pump = self._peers.pump
+        if pump is not None and pump.broken is not None:
+            return False, f"stopping: {pump.broken}"
+        return True, ""
+
+    async def readyz(self) -> tuple[bool, str]:
+        """A ReadIndex round on `default` and `etcd` passes through their leaders and majorities, as a put would."""
+        pump = self._peers.pump
+        if pump is None:
+            return False, "waiting for the other founding nodes"
+        for group in (DEFAULT_GROUP, ETCD_GROUP):
+            try:
+                await pump.confirm(group, READY_SECONDS)
+                pump.store(group)
+            except NebulaError as error:
+                return False, f"shard {group}: {error.message}"
+        return True, ""
+
+    def status(self) -> dict[str, Any]:
+        """As the contract's `/status`."""
+        pump, config, identity = self._peers.pump, self._config, self._peers.identity
+        names = {}
+        groups: list[dict[str, Any]] = []
+        if pump is not None:
+            names = {record.node: record.name for record in pump.node.meta.nodes.values()}
+            groups = group_statuses(pump.node)
+        for group in groups:
+            group["replica"] = group.pop("replica_id")
+            leader = group.pop("leader_node")
+            group["leader"] = names.get(leader, f"{leader:016x}" if leader else "")
+        return {
+            "name": config.name,
+            "node_id": f"{identity.node:016x}",
+            "cluster_id": f"{identity.cluster:016x}",
+            "pid": os.getpid(),
+            "version": __version__,
+            "addresses": {
+                "client": config.client_addr,
+                "peer": config.peer_addr,
+                "admin": config.admin_addr,
+                "advertise_client": config.advertise_client_addr,
+                "advertise_peer": config.advertise_peer_addr,
+            },
+            "groups": groups,
+            "alarms": pump.node.alarms() if pump is not None else [],
+        }
+
+    def groups(self) -> Iterable[GroupSample]:
+        """Every replica here, in group order."""
+        pump = self._peers.pump
+        if pump is None:
+            return
+        routing = pump.node.meta.routing
+        for group, replica in sorted(pump.node.host.replicas.items()):
+            raft = replica.raft
+            descriptor = routing.descriptors.get(group)
+            yield GroupSample(
+                group=group,
+                keyspace=descriptor.keyspace if descriptor else "",
+                leading=raft.role is StateRole.LEADER,
+                has_leader=bool(raft.leader),
+                term=raft.term,
+                committed=raft.commit,
+                applied=replica.applied,
+                last_index=raft.last_index,
+                log_start=replica.log_start,
+                revision=pump.node.groups[group].store.revision,
+                leader_changes=replica.leader_changes,
+                proposals=replica.proposed_entries,
+                proposals_refused=replica.refused_entries,
+            )
+
+    def queues(self) -> Iterable[QueueSample]:
+        """Every bounded queue here."""
+        pump = self._peers.pump
+        if pump is None:
+            return
+        host = pump.node.host
+        yield QueueSample("log_unsynced_bytes", host.unsynced_bytes, MAX_UNSYNCED_BYTES)
+        for group, replica in sorted(host.replicas.items()):
+            yield QueueSample(f"writes_{group}", len(replica.proposals), proposals.MAX_PENDING)
+            yield QueueSample(f"reads_{group}", len(replica.reads), reads.MAX_READS)
