@@ -48,7 +48,7 @@ class Output:
                 self._align()
                 self._names = tuple(fields)
                 self._rows.append([name.upper().replace("_", " ") for name in fields])
-            self._rows.append([_printable(value) for value in fields.values()])
+            self._rows.append([printable(value) for value in fields.values()])
             if len(self._rows) >= PAGE:
                 self._align()
 
@@ -71,7 +71,8 @@ def _plain(value: Field) -> str | int | bool | None:
     return base64.b64encode(value).decode() if isinstance(value, bytes) else value
 
 
-def _printable(value: Field) -> str:
+def printable(value: Field) -> str:
+    """For people: bytes as text, with what can't be printed escaped."""
     if isinstance(value, bytes):
         text = value.decode("utf-8", "backslashreplace")
         return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

@@ -24,6 +24,10 @@ WINDOW: Final = 64
 """Sequence numbers from the lowest unanswered one on that a shard accepts (``docs/formats.md``)."""
 
 
+CLOSING: Final = 1.0
+"""Seconds that closing may take: whoever leaves shall not wait for a dead cluster."""
+
+
 class Window:
     """The sequence numbers of one shard's session.
 
@@ -90,7 +94,7 @@ class Session(Writes):
         for window in windows.values():
             request = session_pb2.SessionCloseRequest(keyspace=self.keyspace, group=window.group, id=window.session)
             with suppress(NebulaError):
-                await self._transport.call(methods.SESSION_CLOSE, request)
+                await self._transport.call(methods.SESSION_CLOSE, request, timeout=CLOSING)
 
     async def _write(self, method: Method[Answer], request: WriteRequest, key: bytes, group: int = 0) -> Answer:
         window = await self._window(key, group)

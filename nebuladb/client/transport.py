@@ -120,12 +120,18 @@ class Transport:
         self._links: dict[str, Link] = {}
 
     async def call(
-        self, method: Method[Answer], request: Message, *, kind: Kind | None = None, pinned: str = ""
+        self,
+        method: Method[Answer],
+        request: Message,
+        *,
+        kind: Kind | None = None,
+        pinned: str = "",
+        timeout: float = 0.0,
     ) -> Answer:
-        """The answer, or the one `NebulaError` that says what happened. `kind` overrides the method's."""
+        """The answer, or the one `NebulaError` that says what happened. `kind` and `timeout` override what is usual."""
         check_size(request)
         kind = kind or method.kind
-        attempts = self.attempts(kind, pinned)
+        attempts = self.attempts(kind, pinned, timeout)
         while True:
             step = attempts.next(self.clock())
             answer = await self._attempt(method, request, kind, step)

@@ -20,6 +20,10 @@ LOST = "lost"
 """As a fault: the connection breaks without a word from the server."""
 
 
+PASS = "pass"
+"""As a fault: none, this time."""
+
+
 class Fault(NamedTuple):
     method: str
     """Its last part: Put."""
@@ -42,6 +46,8 @@ class Node:
         self.break_scan_after = 0
         self.stopping = False
         self.bad_hash = False
+        self.die_after = 0
+        """So many unary calls; then every connection breaks."""
         self._server = grpc.server(ThreadPoolExecutor(16), options=(("grpc.so_reuseport", 0),))
         self._server.add_generic_rpc_handlers(
             tuple(grpc.method_handlers_generic_handler(name, handlers) for name, handlers in self._handlers().items())
@@ -113,6 +119,8 @@ class Node:
     def _wrap(self, name: str, run: Callable[[Any], Message]) -> Callable[[Any, grpc.ServicerContext], Message]:
         def handler(request: Message, context: grpc.ServicerContext) -> Message:
             self.calls.append((name, request))
+            if len(self.calls) == self.die_after:
+                self._server.stop(None)
             fault = self._fault(name)
             if fault and not fault.after:
                 self._abort(context, fault.error, fault.leader)
@@ -146,7 +154,8 @@ class Node:
     def _fault(self, name: str) -> Fault | None:
         for place, fault in enumerate(self.faults):
             if fault.method == name:
-                return self.faults.pop(place)
+                del self.faults[place]
+                return None if fault.error == PASS else fault
         return None
 
     def _abort(self, context: grpc.ServicerContext, error: errors.NebulaError | str, leader: str = "") -> NoReturn:
