@@ -1,0 +1,68 @@
+# Everything goes through .venv, which `make setup` makes. All that a machine needs is Python >= 3.11 with venv, and make.
+
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+PY := .venv/bin/python
+STAMP := .venv/.complete
+SEEDS ?= 200
+CYCLES ?= 10
+
+# A candidate must run, not only exist: version managers leave launchers for versions that they don't have.
+PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3 python; do \
+	$$p -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$p; break; }; done)
+
+.PHONY: help setup test check demo sim crash powercut protos format constraints clean
+
+help: ## This list.
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: $(STAMP) ## Make .venv with everything; quick when nothing changed.
+
+$(STAMP): pyproject.toml constraints.txt
+	@if [ -z "$(PYTHON)" ]; then \
+		echo "make: no Python >= 3.11 with venv found; install one, or say which: make setup PYTHON=/path/to/python3" >&2; \
+		exit 1; fi
+	@$(PY) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || $(PYTHON) -m venv --clear .venv
+	@# The build backend comes first and pinned too, so that no step resolves anything of its own.
+	$(PY) -m pip install -q --disable-pip-version-check -c constraints.txt setuptools
+	$(PY) -m pip install -q --disable-pip-version-check -c constraints.txt --no-build-isolation -e '.[dev]'
+	@touch $@
+
+test: setup ## The whole suite.
+	$(PY) -m pytest
+
+check: setup ## Lint, format, types, floors, generated code, house rules.
+	.venv/bin/ruff check
+	.venv/bin/ruff format --check
+	.venv/bin/mypy
+	.venv/bin/lint-imports
+	$(PY) -m tools.protos --check
+	$(PY) -m pytest tests/test_house.py
+
+demo: setup ## Three nodes, thousands of files, a killed leader: watch nothing get lost.
+	@$(PY) -m tools.demo
+
+sim: setup ## Whole clusters on virtual time: SEEDS=200.
+	$(PY) -m nebuladb.sim --seeds $(SEEDS)
+
+crash: setup ## kill -9 under load, then check what was acknowledged: CYCLES=10.
+	$(PY) -m tests.integration.crash --cycles $(CYCLES)
+
+powercut: setup ## The same with the unsynced bytes cut off: CYCLES=10; needs a C compiler.
+	$(PY) -m tests.integration.powercut --cycles $(CYCLES)
+
+protos: setup ## Generate nebuladb/pb from proto/.
+	$(PY) -m tools.protos
+
+format: setup ## Let ruff format and mend what it can.
+	.venv/bin/ruff check --fix-only -q
+	.venv/bin/ruff format
+
+constraints: setup ## Write down the versions in .venv.
+	$(PY) -m tools.constraints
+
+clean: ## Remove .venv and all caches.
+	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis build dist *.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
