@@ -343,7 +343,7 @@ class Store:
         return bool(self._jobs) or self._deletion.behind(self.floor)
 
     def _start_hash(self, index: int) -> None:
-        while len(self._jobs) >= self._limits.hash_jobs:
+        while self._jobs and len(self._jobs) >= self._limits.hash_jobs:
             probe("hash dropped")
             self._jobs.pop(0).close()
         self._jobs.append(HashJob(index, self._engine.snapshot(), self._keys))
