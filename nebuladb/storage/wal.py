@@ -31,10 +31,13 @@ _RECYCLABLE: Final = _LEGACY + 4
 _BATCH_HEADER: Final = 12
 _STAMP_BYTES: Final = len(encode_pair(0, 0))
 _STAMP_PUT: Final = bytes([1, len(STAMP_KEY)]) + STAMP_KEY + bytes([_STAMP_BYTES])
-"""How the stamp's row begins in a batch, and, with the version behind it, what we search damaged files for."""
-_BEGINNINGS: Final = {1: _LEGACY, 2: _LEGACY, 5: _RECYCLABLE, 6: _RECYCLABLE}
-"""Types of fragment that a batch begins in → size of their header."""
-_TYPES: Final = {1: _LEGACY, 2: _LEGACY, 3: _LEGACY, 4: _LEGACY} | dict.fromkeys((5, 6, 7, 8), _RECYCLABLE)
+"""How the stamp's row begins in a batch."""
+_STAMPED: Final = _BATCH_HEADER + len(_STAMP_PUT) + _STAMP_BYTES
+"""Bytes of a batch up to the end of its stamp."""
+_BEGINNINGS: Final = frozenset((1, 2, 5, 6))
+"""Types of fragment that a record begins in."""
+_HEADERS: Final = {1: _LEGACY, 2: _LEGACY, 3: _LEGACY, 4: _LEGACY} | dict.fromkeys((5, 6, 7, 8), _RECYCLABLE)
+"""Type of fragment -> size of its header."""
 
 
 class Hole(NamedTuple):
@@ -58,7 +61,7 @@ def find_hole(files: list[Path], stored: BatchId) -> Hole | None:
     expected = stored + 1
     for position, path in enumerate(files):
         beginning = True
-        for batch, _ in _stamps(path.read_bytes()):
+        for batch in _batches(path.read_bytes()):
             if batch > expected:
                 return Hole(BatchId(expected), files[position:]) if beginning else None
             expected = max(expected, batch + 1)
@@ -67,23 +70,18 @@ def find_hole(files: list[Path], stored: BatchId) -> Hole | None:
 
 
 def highest_flushed(files: list[Path], above: BatchId) -> BatchId:
-    """The highest batch that any whole fragment in `files` says was flushed, or `above` if none is higher.
+    """The highest batch that any sound record in `files` says was flushed, or `above` if none is higher.
 
     It looks at every place where a stamp might lie, damage before it or not, and believes it by its CRC. (A client's
     value that contains another node's WAL could be believed too. That errs on the safe side.)
     """
     highest = above
-    pattern = _STAMP_PUT + bytes([ROW_VERSION])
     for path in files:
         data = path.read_bytes()
-        at = data.find(pattern)
-        while at >= 0:
-            stamp = at + len(_STAMP_PUT)
-            if stamp + _STAMP_BYTES <= len(data):
-                _, flushed = decode_stamp(data[stamp : stamp + _STAMP_BYTES])
-                if flushed > highest and _whole(data, at - _BATCH_HEADER):
-                    highest = flushed
-            at = data.find(pattern, at + 1)
+        for stamp, fragments in _candidates(data):
+            _, flushed = decode_stamp(stamp)
+            if flushed > highest and all(_sound(data, begin) for begin in fragments):
+                highest = flushed
     return highest
 
 
@@ -96,39 +94,61 @@ def crc32c(data: bytes, crc: int = 0) -> int:
     return crc ^ 0xFFFFFFFF
 
 
-def _stamps(data: bytes) -> Iterator[tuple[BatchId, BatchId]]:
-    """The stamps of the records in `data`, as far as its lengths lead."""
-    at = 0
+def _batches(data: bytes) -> Iterator[BatchId]:
+    """Ids of the stamped records in `data`, as far as its lengths lead."""
+    at, head = 0, b""
     while at + _LEGACY <= len(data):
         room = BLOCK - at % BLOCK
         if room < _LEGACY:  # too little for a header: padding
             at += room
             continue
         _, length, kind = _HEADER.unpack_from(data, at)
-        header = _TYPES.get(kind)
+        header = _HEADERS.get(kind)
         if header is None or header + length > room:
             return
-        stamp = at + header + _BATCH_HEADER + len(_STAMP_PUT)
-        if kind in _BEGINNINGS and data[stamp - len(_STAMP_PUT) : stamp] == _STAMP_PUT:
-            if stamp + _STAMP_BYTES > min(len(data), at + header + length):
-                return
-            yield decode_stamp(data[stamp : stamp + _STAMP_BYTES])
+        if kind in _BEGINNINGS:
+            head = b""
+        if len(head) < _STAMPED:
+            head += data[at + header : at + header + min(length, _STAMPED - len(head))]
+            if len(head) == _STAMPED and head.startswith(_STAMP_PUT, _BATCH_HEADER):
+                yield decode_stamp(head[-_STAMP_BYTES:])[0]
         at += header + length
 
 
-def _whole(data: bytes, batch: int) -> bool:
-    """Whether a fragment that begins a batch, and whose data begins at `batch`, is there with the right CRC."""
-    for header in (_LEGACY, _RECYCLABLE):
-        begin = batch - header
-        if begin < 0:
-            continue
-        masked, length, kind = _HEADER.unpack_from(data, begin)
-        end = batch + length
-        if _BEGINNINGS.get(kind) == header and end <= len(data):
-            crc = crc32c(data[begin + _LEGACY - 1 : end])
-            if masked == ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF:
-                return True
-    return False
+def _candidates(data: bytes) -> Iterator[tuple[bytes, list[int]]]:
+    """Whatever looks like a stamp: its bytes, and where the fragments begin that hold it."""
+    pattern = _STAMP_PUT + bytes([ROW_VERSION])
+    at = data.find(pattern)
+    while at >= 0:
+        first = at - _BATCH_HEADER
+        for header in (_LEGACY, _RECYCLABLE):
+            stamp = data[first + _STAMPED - _STAMP_BYTES : first + _STAMPED]
+            if first >= header and _begins(data, first - header, header) >= _STAMPED <= len(data) - first:
+                yield stamp, [first - header]
+        at = data.find(pattern, at + 1)
+    # The record may be cut by a block's end within its stamp, or before it.
+    for end in range(BLOCK, len(data) - _RECYCLABLE, BLOCK):
+        rest = _HEADERS.get(data[end + _LEGACY - 1])
+        for header in (_LEGACY, _RECYCLABLE):
+            for length in range(_STAMPED):
+                if rest == header and _begins(data, end - header - length, header) == length:
+                    head = data[end - length : end] + data[end + rest : end + rest + _STAMPED - length]
+                    if len(head) == _STAMPED and head.startswith(pattern, _BATCH_HEADER):
+                        yield head[-_STAMP_BYTES:], [end - header - length, end]
+
+
+def _begins(data: bytes, begin: int, header: int) -> int:
+    """Length of the fragment at `begin` if its type, which has a header of `header` bytes, begins a record; else -1."""
+    _, length, kind = _HEADER.unpack_from(data, begin)
+    return int(length) if kind in _BEGINNINGS and _HEADERS[kind] == header else -1
+
+
+def _sound(data: bytes, begin: int) -> bool:
+    """Whether the fragment at `begin` is there with the right CRC."""
+    masked, length, kind = _HEADER.unpack_from(data, begin)
+    end = begin + _HEADERS[kind] + length
+    crc = crc32c(data[begin + _LEGACY - 1 : end])
+    return end <= len(data) and bool(masked == ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF)
 
 
 def _make_table() -> list[int]:

@@ -18,7 +18,7 @@ from nebuladb.storage.engine import Batch
 from nebuladb.storage.log import LogStore
 from nebuladb.storage.log_batch import GroupWrite, LogBatch
 from nebuladb.storage.log_keys import START_ROW, entry_key, group_key
-from nebuladb.storage.log_reader import GroupLog, RecentEntries
+from nebuladb.storage.log_reader import RECENT_OVERHEAD, GroupLog, RecentEntries
 from nebuladb.storage.memory import Fault, MemoryEngine
 
 GROUPS = [GroupId(number) for number in (1, 2, 3)]
@@ -36,6 +36,9 @@ class Model:
 
 def check(store: LogStore, models: dict[GroupId, Model], rng: Random) -> None:
     assert store.groups() == sorted(models)
+    recent = store._recent
+    assert recent.size == sum(len(entry.record) + RECENT_OVERHEAD for entry in recent._entries.values())
+    assert all(entry in models[GroupId(group)].entries for (group, _), entry in recent._entries.items())
     for group, model in models.items():
         reader = store.reader(group)
         assert (reader.start(), reader.last()) == (model.start, model.last())
