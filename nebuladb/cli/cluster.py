@@ -12,6 +12,7 @@ from nebuladb.cli.output import Field, Output
 from nebuladb.cli.settings import Commands, Settings, complain, pass_settings
 from nebuladb.client import AsyncClient, StateHash
 from nebuladb.errors import NebulaError
+from nebuladb.ids import META_GROUP
 from nebuladb.pb.nebula.v1 import cluster_pb2, common_pb2, keyspace_pb2
 
 
@@ -186,35 +187,39 @@ async def _status(client: AsyncClient, output: Output) -> bool:
 
 
 async def _hashes(client: AsyncClient, output: Output) -> bool:
-    """Whether all replicas of all shards are the same."""
+    """Whether all replicas of all shards, the meta group's included, are the same."""
     members = {member.node_id: member for member in await client.members()}
     nodes = await _nodes(client, members)
     sound = True
     with output:
-        for descriptor, _ in await client.shards():
-            made = await client.state_hash(descriptor.group)
-            replicas = [replica.node_id for replica in descriptor.replicas]
-            answers = await asyncio.gather(
-                *(_hash_of(client, made, descriptor.group, nodes.get(node_id)) for node_id in replicas)
-            )
-            for node_id, answer in zip(replicas, answers, strict=True):
+        for (group, keyspace), replicas in sorted((await _replicas(client, nodes)).items()):
+            made = await client.state_hash(group)
+            holders = sorted(replicas)
+            answers = await asyncio.gather(*(_hash_of(client, made, group, nodes.get(node_id)) for node_id in holders))
+            for node_id, answer in zip(holders, answers, strict=True):
                 name = members[node_id].name if node_id in members else f"{node_id:016x}"
-                row: dict[str, Field] = {
-                    "group": descriptor.group,
-                    "keyspace": descriptor.keyspace,
-                    "node": name,
-                    "applied": made.index,
-                }
+                row: dict[str, Field] = {"group": group, "keyspace": keyspace, "node": name, "applied": made.index}
                 output.row({**row, "hash": answer.hash.hex() if isinstance(answer, StateHash) else ""})
                 if isinstance(answer, str):
-                    complain(f"group {descriptor.group}: no hash from {name}: {answer}")
+                    complain(f"group {group}: no hash from {name}: {answer}")
                     sound = False
             if len({answer.hash for answer in answers if isinstance(answer, StateHash)}) > 1:
-                complain(
-                    f"group {descriptor.group}: the nodes DIFFER at index {made.index}: their data is not the same"
-                )
+                complain(f"group {group}: the nodes DIFFER at index {made.index}: their data is not the same")
                 sound = False
     return sound
+
+
+async def _replicas(client: AsyncClient, nodes: Mapping[int, Node]) -> dict[tuple[int, str], set[int]]:
+    """(group, keyspace) → the nodes that hold it, as descriptors say; of the meta group, as the nodes say."""
+    found = {
+        (shard.group, shard.keyspace): {replica.node_id for replica in shard.replicas}
+        for shard, _ in await client.shards()
+    }
+    for node_id, node in nodes.items():
+        for group in node.status.groups if node.status else ():
+            if group.group == META_GROUP:
+                found.setdefault((META_GROUP, "(meta)"), set()).add(node_id)
+    return found
 
 
 async def _nodes(client: AsyncClient, members: Mapping[int, cluster_pb2.Member]) -> dict[int, Node]:

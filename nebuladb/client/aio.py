@@ -62,7 +62,7 @@ class AsyncClient(Writes):
 
     @property
     def endpoints(self) -> tuple[str, ...]:
-        """The addresses known now, those learnt from servers included."""
+        """The addresses, as they were given but for repetitions."""
         return tuple(self._transport.endpoints.addresses)
 
     # Reads

@@ -8,7 +8,7 @@ from typing import Final
 from nebuladb.errors import ConfigurationError
 
 MAX_ENDPOINTS: Final = 64
-"""Addresses at most, those learnt from leader hints included."""
+"""Addresses at most."""
 
 REST: Final = 1.0
 """Seconds for which a lost node is asked last."""
@@ -51,7 +51,7 @@ class Endpoints:
     def worked(self, address: str, *, after_failure: bool) -> None:
         """`address` answered as it should; if that was after another had failed, it is the one to stay with."""
         self._resting.pop(address, None)
-        if after_failure and address in self.addresses:
+        if after_failure:
             self.current = address
 
     def lost(self, address: str, now: float) -> None:
@@ -61,9 +61,9 @@ class Endpoints:
             self.current = self.pick({address}, now)
 
     def hint(self, leader: str) -> None:
-        """A server named `leader` as the one to ask."""
-        if leader not in self.addresses:
-            if len(self.addresses) >= MAX_ENDPOINTS:
-                return
-            self.addresses.append(leader)
-        self.current = leader
+        """A server named `leader` as the one to ask. Only endpoints that the caller named are followed.
+
+        The others may be out of reach from here, and who names one node wants that node's answers; it forwards.
+        """
+        if leader in self.addresses:
+            self.current = leader

@@ -16,6 +16,7 @@ from nebuladb.errors import (
     Outcome,
     Reason,
     ResultTooLarge,
+    TooManyRequests,
     Unavailable,
     UnknownOutcome,
     WrongEpoch,
@@ -34,6 +35,10 @@ TRANSPORT_CODES: Final = frozenset(
     }
 )
 """What gRPC says by itself of a call that it lost. Our servers' own errors carry the trailer."""
+
+
+TOO_LARGE: Final = "larger than max"
+"""What gRPC says of an answer over the channel's limit."""
 
 
 class Failure(NamedTuple):
@@ -95,6 +100,8 @@ def failure_of(status: grpc.aio.AioRpcError, address: str, *, writes: bool) -> F
         return silent(address)
     if code in TRANSPORT_CODES:
         return Failure(Unavailable(f"{address} was lost before it answered ({text})"), retryable=True, lost=True)
+    if code is grpc.StatusCode.RESOURCE_EXHAUSTED and TOO_LARGE not in text:
+        return Failure(TooManyRequests(f"{address} is overloaded ({text}); try again later"), retryable=True)
     if code is grpc.StatusCode.RESOURCE_EXHAUSTED:
         return Failure(ResultTooLarge(f"{text}; ask for less with a limit, or scan"), retryable=False)
     return Failure(NebulaError(f"{address} failed: {code.name}, {text}"), retryable=False)
@@ -111,11 +118,9 @@ def _detail(status: grpc.aio.AioRpcError) -> common_pb2.ErrorDetail | None:
 
 
 def _answered(status: grpc.aio.AioRpcError, detail: common_pb2.ErrorDetail, address: str) -> Failure:
-    error = _rebuild(status.details() or "", detail)
+    error = _rebuild(status.details() or f"{address} answered {status.code().name}", detail)
     # A server that states no outcome has promised nothing.
     error.outcome = Outcome.FAILED if detail.outcome == common_pb2.FAILED else Outcome.UNKNOWN
-    if not error.message:
-        error.args = (f"{address} failed: {status.code().name}",)
     return Failure(error, detail.retryable, leader_address=detail.leader_address)
 
 

@@ -117,7 +117,7 @@ class Attempts:
         pause = self._pause_after(failure)
         gone = bool(self._pinned) and failure.lost
         if gone or not may_repeat(self._kind, failure) or now + pause >= self._deadline:
-            raise self._final(failure) from None
+            raise self._final(failure)
         self._doubt |= failure.error.outcome is Outcome.UNKNOWN
         return pause
 

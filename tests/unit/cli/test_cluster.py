@@ -21,11 +21,11 @@ def test_lists(cli: Cli) -> None:
 def test_status(cli: Cli, nodes: list[Node]) -> None:
     answer = cli("status")
     assert answer.exit_code == 0
-    assert [line.split()[1] for line in answer.stdout.splitlines()] == ["NAME", "n1", "n2", "n3"]
+    assert [line.split()[1] for line in answer.stdout.splitlines()] == ["NAME", "n1", "n1", "n2", "n2", "n3", "n3"]
     nodes[1].stop()
     answer = cli("status")
     assert answer.exit_code == 1
-    assert [line.split()[1] for line in answer.stdout.splitlines()] == ["NAME", "n1", "n3"]
+    assert [line.split()[1] for line in answer.stdout.splitlines()] == ["NAME", "n1", "n1", "n3", "n3"]
     assert nodes[1].address in answer.stderr
 
 
@@ -35,8 +35,10 @@ def test_status_hash(cli: Cli, nodes: list[Node]) -> None:
     answer = cli("--endpoints", nodes[0].address, "-o", "json", "status", "--hash")
     assert answer.exit_code == 0
     rows = [json.loads(line) for line in answer.stdout.splitlines()]
-    assert [row["node"] for row in rows] == ["n1", "n2", "n3"]
-    assert len({(row["applied"], row["hash"]) for row in rows}) == 1
+    assert [(row["group"], row["keyspace"], row["node"]) for row in rows] == [
+        (group, keyspace, node) for group, keyspace in ((1, "(meta)"), (2, "default")) for node in ("n1", "n2", "n3")
+    ]
+    assert len({(row["applied"], row["hash"]) for row in rows}) == 2  # one a group
     assert len(rows[0]["hash"]) == 64
 
 

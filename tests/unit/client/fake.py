@@ -316,8 +316,9 @@ class Node:
             applied=self.store.index,
             revision=self.store.revision,
         )
+        meta = cluster_pb2.GroupStatus(group=1, replica_id=self.node_id, role="follower")
         return cluster_pb2.StatusResponse(
-            header=self._header(), name=self.name, version="0", client_address=self.address, groups=[group]
+            header=self._header(), name=self.name, version="0", client_address=self.address, groups=[meta, group]
         )
 
     def members(self, request: cluster_pb2.MembersRequest) -> Message:

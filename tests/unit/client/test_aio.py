@@ -88,13 +88,20 @@ async def test_a_lost_write_is_unknown_and_not_repeated(node: Node) -> None:
 
 
 async def test_a_refused_write_is_repeated_elsewhere(nodes: list[Node]) -> None:
-    a, b, _ = nodes
+    a, b, c = nodes
     a.faults.append(Fault("Put", errors.NotLeader(), leader=b.address))
-    async with AsyncClient([a.address]) as client:
+    async with AsyncClient([n.address for n in (a, c, b)]) as client:
         await client.put(b"k", b"v")
         await client.put(b"k", b"w")
-        assert client.endpoints == (a.address, b.address)
-    assert (a.count("Put"), b.count("Put")) == (1, 2)
+    assert (a.count("Put"), b.count("Put"), c.count("Put")) == (1, 2, 0)
+
+
+async def test_one_endpoint_stays_the_only_one(nodes: list[Node]) -> None:
+    a, b, _ = nodes
+    a.faults.append(Fault("Get", errors.NotLeader(), leader=b.address))
+    async with AsyncClient([a.address]) as client:
+        await client.get(b"k")
+    assert (a.count("Get"), b.count("Get")) == (2, 0)
 
 
 async def test_fails_over_to_a_living_node(nodes: list[Node]) -> None:

@@ -1,0 +1,176 @@
+"""The decisions, without a network."""
+
+from __future__ import annotations
+
+import itertools
+import random
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from nebuladb import errors
+from nebuladb.client.endpoints import MAX_ENDPOINTS, REST, Endpoints
+from nebuladb.client.errors import Failure, not_sent, silent
+from nebuladb.client.retry import LONGEST_PAUSE, SHARES, Attempts, Kind, may_repeat
+from nebuladb.errors import NebulaError, Outcome
+
+UNKNOWN = Failure(errors.UnknownOutcome(), retryable=False)
+LOST = Failure(errors.UnknownOutcome(), retryable=False, lost=True)
+EXPIRED_UNKNOWN = Failure(errors.SessionExpired(), retryable=False)
+EXPIRED_UNKNOWN.error.outcome = Outcome.UNKNOWN
+
+
+@pytest.mark.parametrize(
+    ("failure", "read", "write", "once"),
+    [
+        (not_sent("a:1"), True, True, True),
+        (silent("a:1"), True, True, True),
+        (Failure(errors.NotLeader(), retryable=True), True, True, True),
+        (Failure(errors.NoLeader(), retryable=True), True, True, True),
+        (Failure(errors.TooManyRequests(), retryable=True), True, True, True),
+        (UNKNOWN, False, False, True),
+        (LOST, False, False, True),
+        (Failure(errors.InvalidArgument(), retryable=False), False, False, False),
+        (Failure(errors.KeyspaceNotFound(), retryable=False), False, False, False),
+        (Failure(errors.SessionExpired(), retryable=False), False, False, False),
+        (EXPIRED_UNKNOWN, False, False, False),
+        (Failure(errors.NebulaError(), retryable=False), False, False, False),
+    ],
+)
+def test_what_may_be_repeated(failure: Failure, read: bool, write: bool, once: bool) -> None:
+    assert [may_repeat(kind, failure) for kind in Kind] == [read, write, once]
+
+
+def _attempts(kind: Kind, *addresses: str, timeout: float = 5.0, pinned: str = "") -> Attempts:
+    endpoints = Endpoints(addresses or ("a:1", "b:1", "c:1"))
+    return Attempts(kind, endpoints, random.Random(1), timeout=timeout, now=100.0, pinned=pinned)
+
+
+def test_the_others_are_asked_at_once_and_then_after_pauses_that_grow() -> None:
+    attempts = _attempts(Kind.READ)
+    now, pauses, asked = 100.0, [], []
+    with pytest.raises(errors.Unavailable):  # noqa: PT012
+        while True:
+            step = attempts.next(now)
+            asked.append(step.address)
+            pause = attempts.failed(step.address, not_sent(step.address), now)
+            now += pause
+            pauses.append(pause)
+    assert asked[:3] == ["a:1", "b:1", "c:1"]
+    assert pauses[:3] == [0.0, 0.0, pytest.approx(0.015, abs=0.005)]
+    waits = [pause for pause in pauses if pause]
+    assert all(0.01 <= pause <= LONGEST_PAUSE for pause in waits)
+    assert waits[-1] >= LONGEST_PAUSE / 2
+    assert 104 < now < 105
+    assert set(asked) == {"a:1", "b:1", "c:1"}
+
+
+def test_a_node_that_hangs_gets_a_share_of_the_time() -> None:
+    for kind, share in ((Kind.READ, 5 / SHARES), (Kind.ONCE, 5 / SHARES), (Kind.WRITE, 5.0)):
+        assert _attempts(kind).next(100.0).seconds == pytest.approx(share)
+    attempts = _attempts(Kind.READ)
+    assert attempts.next(104.9).seconds == pytest.approx(0.1)
+    assert attempts.next(200.0).seconds > 0
+
+
+def test_overload_is_not_carried_to_the_next_node_at_once() -> None:
+    attempts = _attempts(Kind.WRITE)
+    assert attempts.failed("a:1", Failure(errors.TooManyRequests(), retryable=True), 100.0) > 0
+
+
+def test_a_pinned_node_that_is_away_is_given_up_at_once() -> None:
+    attempts = _attempts(Kind.READ, pinned="d:1")
+    assert attempts.next(100.0).address == "d:1"
+    assert attempts.failed("d:1", Failure(errors.NoLeader(), retryable=True), 100.0) > 0
+    with pytest.raises(errors.Unavailable):
+        attempts.failed("d:1", not_sent("d:1"), 100.1)
+
+
+def _final(kind: Kind, *failures: Failure) -> NebulaError:
+    attempts = _attempts(kind)
+    with pytest.raises(NebulaError) as caught:  # noqa: PT012
+        for failure in failures:
+            attempts.failed(attempts.next(100.0).address, failure, 100.0)
+        attempts.failed("a:1", failures[-1], 200.0)
+    return caught.value
+
+
+def test_doubt_stays_until_a_recorded_answer_settles_it() -> None:
+    lost = Failure(errors.UnknownOutcome(), retryable=False, lost=True)
+    refused = Failure(errors.NoLeader(), retryable=True)
+    final = _final(Kind.ONCE, lost, refused)
+    assert isinstance(final, errors.UnknownOutcome)
+    assert isinstance(final.__cause__, errors.NoLeader)
+    assert _final(Kind.ONCE, refused, refused).outcome is Outcome.FAILED
+    settled = _final(Kind.ONCE, lost, Failure(errors.LeaseNotFound(), retryable=False))
+    assert (type(settled), settled.outcome) == (errors.LeaseNotFound, Outcome.FAILED)
+    elsewhere = _final(Kind.ONCE, lost, Failure(errors.KeyspaceNotFound(), retryable=False))
+    assert elsewhere.outcome is Outcome.UNKNOWN
+    expired = _final(Kind.ONCE, lost, Failure(errors.SessionExpired(), retryable=False))
+    assert (type(expired), expired.outcome) == (errors.SessionExpired, Outcome.UNKNOWN)
+    unasked = _final(Kind.ONCE, Failure(errors.SessionExpired(), retryable=False))
+    assert (type(unasked), unasked.outcome) == (errors.SessionExpired, Outcome.FAILED)
+
+
+@st.composite
+def _failure(draw: st.DrawFn) -> Failure:
+    kind = draw(
+        st.sampled_from(
+            [
+                errors.UnknownOutcome,
+                errors.NoLeader,
+                errors.NotLeader,
+                errors.Unavailable,
+                errors.TooManyRequests,
+                errors.SessionExpired,
+                errors.SessionWindow,
+                errors.WrongShard,
+                errors.KeyspaceNotFound,
+                errors.NebulaError,
+            ]
+        )
+    )
+    error = kind()
+    error.outcome = draw(st.sampled_from(Outcome))
+    return Failure(error, draw(st.booleans()), draw(st.booleans()))
+
+
+@settings(deadline=None, max_examples=100)
+@given(st.sampled_from([Kind.WRITE, Kind.ONCE]), st.lists(_failure(), min_size=1, max_size=6))
+def test_no_write_that_may_have_happened_is_called_failed(kind: Kind, failures: list[Failure]) -> None:
+    attempts = _attempts(kind)
+    doubt = False
+    with pytest.raises(NebulaError) as caught:  # noqa: PT012
+        for failure in itertools.chain(failures, itertools.repeat(Failure(errors.KeyspaceNotFound(), retryable=False))):
+            # A write without a session is never sent again while it is in doubt.
+            assert kind is Kind.ONCE or not doubt
+            doubt |= failure.error.outcome is Outcome.UNKNOWN
+            attempts.failed(attempts.next(100.0).address, failure, 100.0)
+    assert caught.value.outcome is (Outcome.UNKNOWN if doubt else Outcome.FAILED)
+
+
+def test_the_last_that_worked_is_kept() -> None:
+    endpoints = Endpoints(["a:1", "b:1", "c:1"])
+    attempts = Attempts(Kind.READ, endpoints, random.Random(1), timeout=5, now=0)
+    assert attempts.next(0).address == "a:1"
+    attempts.failed("a:1", Failure(errors.NoLeader(), retryable=True), 0)
+    assert attempts.next(0).address == "b:1"
+    attempts.worked("b:1", 0)
+    assert endpoints.current == "b:1"
+
+
+def test_a_lost_node_rests_and_a_hint_is_followed_among_the_named() -> None:
+    endpoints = Endpoints(["a:1", "b:1", "c:1"])
+    endpoints.lost("a:1", 10.0)
+    assert endpoints.current == "b:1"
+    assert endpoints.pick({"b:1", "c:1"}, 10.0) == "a:1"
+    endpoints.lost("b:1", 10.0)
+    assert endpoints.pick({"c:1"}, 10.0 + REST / 2) in {"a:1", "b:1"}
+    endpoints.hint("c:1")
+    endpoints.hint("d:1")
+    assert endpoints.current == "c:1"
+    assert endpoints.pick((), 10.0) == "c:1"
+    assert Endpoints(["a:1", " a:1 ", ""]).addresses == ["a:1"]
+    with pytest.raises(errors.ConfigurationError):
+        Endpoints([f"h:{n}" for n in range(MAX_ENDPOINTS + 1)])

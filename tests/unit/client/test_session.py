@@ -1,0 +1,116 @@
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from nebuladb import errors
+from nebuladb.client import AsyncClient
+from nebuladb.client.session import WINDOW, Window
+from nebuladb.client.shardmap import ShardMap
+from nebuladb.pb.nebula.v1 import common_pb2, keyspace_pb2, kv_pb2
+from tests.unit.client.fake import LOST, Fault, Node
+
+
+async def test_a_write_happens_once_however_often_it_is_lost(nodes: list[Node]) -> None:
+    a, b, _ = nodes
+    a.faults += [Fault("Put", LOST, after=True), Fault("Txn", LOST), Fault("Delete", errors.NoLeader())]
+    b.faults += [Fault("Put", errors.UnknownOutcome(), after=True), Fault("Txn", LOST, after=True)]
+    async with AsyncClient([n.address for n in nodes]) as client, client.session() as session:
+        assert (await session.put(b"k", b"v")).revision == 2
+        cas = await session.compare_and_set(b"k", b"w", expected=b"v")
+        assert cas.succeeded  # the first execution's answer: a second one would have failed
+        assert (await session.delete(b"k")).deleted == 1
+    assert a.store.executed == ["put", "txn", "delete"]
+    assert a.store.revision == 4
+    assert not a.store.sessions  # closed
+
+
+async def test_a_recorded_refusal_is_the_answer(node: Node) -> None:
+    node.faults.append(Fault("Put", LOST, after=True))
+    async with AsyncClient([node.address]) as client, client.session() as session:
+        with pytest.raises(errors.LeaseNotFound) as caught:
+            await session.put(b"k", b"v", lease=7)
+        assert caught.value.outcome is errors.Outcome.FAILED
+
+
+async def test_an_evicted_session_surfaces_and_the_next_write_gets_a_new_one(node: Node) -> None:
+    async with AsyncClient([node.address]) as client, client.session() as session:
+        await session.put(b"k", b"1")
+        node.store.sessions.clear()
+        node.faults.append(Fault("Put", LOST))
+        with pytest.raises(errors.SessionExpired) as caught:
+            await session.put(b"k", b"2")
+        assert caught.value.outcome is errors.Outcome.UNKNOWN
+        await session.put(b"k", b"3")
+    assert node.count("Open") == 2
+
+
+async def test_many_writes_at_once_stay_in_the_window(node: Node) -> None:
+    node.faults += [Fault("Put", LOST, after=True) for _ in range(20)]
+    async with AsyncClient([node.address]) as client, client.session() as session:
+        await asyncio.gather(*(session.put(b"%d" % n, b"v") for n in range(3 * WINDOW)))
+    requests = [r for name, r in node.calls if name == "Put" and isinstance(r, kv_pb2.PutRequest)]
+    assert {r.session.sequence for r in requests} == set(range(1, 3 * WINDOW + 1))
+    assert all(r.session.sequence < r.session.lowest_unanswered + WINDOW for r in requests)
+    assert node.store.executed == ["put"] * 3 * WINDOW
+    assert node.count("Open") == 1
+
+
+async def test_a_slow_first_request_holds_the_window() -> None:
+    window = Window(2, 5)
+    async with window.number() as first:
+        assert (first.id, first.sequence, first.lowest_unanswered) == (5, 1, 1)
+        for expected in range(2, WINDOW + 1):
+            async with window.number() as reference:
+                assert (reference.sequence, reference.lowest_unanswered) == (expected, 1)
+        waiting = asyncio.ensure_future(window.number().__aenter__())
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        assert not waiting.done()
+    reference = await waiting
+    assert (reference.sequence, reference.lowest_unanswered) == (WINDOW + 1, WINDOW + 1)
+
+
+async def test_a_canceled_write_frees_its_number() -> None:
+    window = Window(2, 5)
+    entered = asyncio.Event()
+
+    async def forever() -> None:
+        async with window.number():
+            entered.set()
+            await asyncio.Event().wait()
+
+    task = asyncio.create_task(forever())
+    await entered.wait()
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    assert window.lowest == 2
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.lists(st.binary(min_size=1, max_size=3), unique=True, max_size=5), st.binary(max_size=4))
+def test_range_keyspaces_are_routed_by_key(splits: list[bytes], key: bytes) -> None:
+    starts = [b"", *sorted(splits)]
+    ends = [*starts[1:], b""]
+    shards = [
+        common_pb2.ShardDescriptor(group=n + 10, start_key=start, end_key=end)
+        for n, (start, end) in enumerate(zip(starts, ends, strict=True))
+    ]
+    info = keyspace_pb2.KeyspaceInfo(name="k", partitioning=keyspace_pb2.RANGE, shards=reversed(shards))
+    (owner,) = [s.group for s in shards if s.start_key <= key and (not s.end_key or key < s.end_key)]
+    assert ShardMap(info).group(key) == owner
+
+
+def test_hash_keyspaces_are_routed_by_slot() -> None:
+    shards = [
+        common_pb2.ShardDescriptor(group=10 + n, start_slot=n * 16384, end_slot=(n + 1) * 16384) for n in range(4)
+    ]
+    found = ShardMap(keyspace_pb2.KeyspaceInfo(partitioning=keyspace_pb2.HASH, shards=shards))
+    # crc32(b"123456789") is 0xcbf43926, the check value of the algorithm.
+    assert found.group(b"123456789") == 10 + 0xCBF4 // 16384
+    assert found.group(b"") == 10
+    with pytest.raises(errors.Unavailable):
+        ShardMap(keyspace_pb2.KeyspaceInfo(name="empty"))
