@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
+from typing import NoReturn
 
 import click
 
@@ -46,7 +47,11 @@ def start(config_file: Path | None, **flags: str | None) -> None:
     # Imported late: `nebulad --help` and `nebulad dev` don't need a database in memory.
     from nebuladb.server import assembly
 
-    sys.exit(assembly.run(loaded))
+    try:
+        sys.exit(assembly.run(loaded))
+    except NebulaError as error:
+        # The settings were fine by themselves: a port or directory in use is no wrong usage.
+        _refuse(error, EXIT_FAILED)
 
 
 def _start_command() -> click.Command:
@@ -95,8 +100,12 @@ def main() -> None:
     try:
         nebulad()
     except NebulaError as error:
-        print(f"nebulad: {error.message}", file=sys.stderr)
-        sys.exit(EXIT_USAGE if isinstance(error, ConfigurationError) else EXIT_FAILED)
+        _refuse(error, EXIT_USAGE if isinstance(error, ConfigurationError) else EXIT_FAILED)
+
+
+def _refuse(error: NebulaError, code: int) -> NoReturn:
+    print(f"nebulad: {error.message}", file=sys.stderr)
+    sys.exit(code)
 
 
 if __name__ == "__main__":
