@@ -341,6 +341,9 @@ def _tables_batch(path: Path) -> BatchId:
 
 
 def _open(path: Path, options: Options, access: AccessType | None = None) -> Rdict:
+    if access is None and not path.exists():
+        path.mkdir(parents=True)
+        sync_directory(path.parent)  # RocksDB syncs what is in its directory, and not that it is there
     try:
         return Rdict(str(path), options, access_type=access or AccessType.read_write())
     except Exception as error:

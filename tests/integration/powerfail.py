@@ -1,0 +1,182 @@
+"""What a power cut leaves, for processes that ran under ``preload/syncspy.c``.
+
+The model is the strictest that POSIX allows: nothing survives but what was synced. A file keeps its length as of the
+start of its last fsync or fdatasync; a directory keeps the names it had at the start of its last fsync, so that files
+created since are gone, and files renamed or removed since are back under their old names. (A real file system often
+keeps more. It may also keep parts of what was not synced, which these cuts don't try: `tests/unit/storage/test_wal.py`
+damages unsynced tails.) Lengths are enough because nothing is overwritten in place: RocksDB appends, and its WAL files
+are not recycled. A file that was truncated is taken to have lost its end at once.
+
+    library = build(directory)                       # None: no C compiler
+    environment = environ(library, records, data)    # for each start; then SIGKILL, and when the process is gone:
+    report = cut(data, records)
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+SOURCE: Final = Path(__file__).parent / "preload" / "syncspy.c"
+COMPILERS: Final = ("cc", "gcc", "clang")
+
+Inode = tuple[int, int]
+"""(device, inode)."""
+
+
+@dataclass(slots=True)
+class Report:
+    """What a cut took away, by path relative to the data directory."""
+
+    shortened: dict[str, tuple[int, int]] = field(default_factory=dict)
+    """Path -> (length before, length after)."""
+    removed: list[str] = field(default_factory=list)
+    """Names that had not been made durable."""
+    restored: list[str] = field(default_factory=list)
+    """Names whose removal had not."""
+
+    @property
+    def lost(self) -> int:
+        """Bytes cut off the ends of files that stayed."""
+        return sum(before - after for before, after in self.shortened.values())
+
+
+@dataclass(slots=True)
+class _Record:
+    lengths: dict[Inode, int] = field(default_factory=dict)
+    names: dict[Inode, dict[str, tuple[bool, Inode]]] = field(default_factory=dict)
+    """Directory -> name -> (is a directory, inode)."""
+
+
+def build(directory: Path) -> Path | None:
+    """Compile the library into `directory`. None where there is no C compiler, or no LD_PRELOAD."""
+    compiler = next(filter(None, map(shutil.which, COMPILERS)), None)
+    if compiler is None or not sys.platform.startswith("linux"):
+        return None
+    library = directory / "syncspy.so"
+    command = [compiler, "-shared", "-fPIC", "-O1", "-Wall", "-o", str(library), str(SOURCE), "-ldl"]
+    subprocess.run(command, check=True)
+    return library
+
+
+def environ(library: Path, records: Path, data: Path, *, drop: bool = False) -> dict[str, str]:
+    """The environment variables under which a process that keeps its data in `data` is to be started.
+
+    `records` must lie on the same file system as `data`. What `data` holds before the first call is taken as durable.
+    `drop`: syncs do nothing and say that they succeeded. For other faults see the library's source, or `control`.
+    """
+    data.mkdir(parents=True, exist_ok=True)
+    if not (records / "records").exists():
+        _begin(data, records)
+    variables = {"LD_PRELOAD": str(library), "SYNCSPY_DIR": str(records), "SYNCSPY_ROOT": str(data)}
+    return variables | ({"SYNCSPY_DROP": "1"} if drop else {})
+
+
+def control(records: Path, **faults: int | str) -> None:
+    """Order faults of a running process: ``hang=1, match=".log"``, ``delay_ms=500``, ``error=5``, ``drop=1``. These
+    replace all earlier ones; none at all is none."""
+    text = "".join(f"SYNCSPY_{name.upper()}={value}\n" for name, value in sorted(faults.items()))
+    draft = records / "control.tmp"
+    draft.write_text(text)
+    draft.replace(records / "control")
+
+
+def cut(data: Path, records: Path) -> Report:
+    """Cut the directory `data` of dead processes to what is durable, and begin the record anew."""
+    record = _read(records / "records")
+    stash = records / "stash"
+    stash.mkdir()
+    # Every file's bytes under a name of their own, whatever names they had, have, or are to have again.
+    for path in [*_files(data), *_files(records / "keep")]:
+        status = path.lstat()
+        target = stash / f"{status.st_dev}.{status.st_ino}"
+        if not target.exists():
+            os.link(path, target)
+    report = Report()
+    _rebuild(data, data, record, stash, report)
+    shutil.rmtree(stash)
+    _begin(data, records)
+    return report
+
+
+def _rebuild(directory: Path, data: Path, record: _Record, stash: Path, report: Report) -> None:
+    """Give `directory` its durable names and each file its durable length."""
+    wanted = record.names.get(_inode(directory), {})
+    present = {path.name: (path.is_dir(), _inode(path)) for path in directory.iterdir()}
+    for name, (is_directory, inode) in sorted(present.items()):
+        path = directory / name
+        if name not in wanted:
+            report.removed.append(str(path.relative_to(data)))
+        if not is_directory:
+            path.unlink()
+        elif wanted.get(name) != (True, inode):
+            shutil.rmtree(path)
+    for name, (is_directory, inode) in sorted(wanted.items()):
+        path = directory / name
+        shown = str(path.relative_to(data))
+        if present.get(name) != (is_directory, inode):
+            report.restored.append(shown)
+        if is_directory:
+            if not path.is_dir():
+                raise NotImplementedError(f"the directory {path} lost its name; that is not modelled")
+            _rebuild(path, data, record, stash, report)
+            continue
+        os.link(stash / f"{inode[0]}.{inode[1]}", path)
+        before, after = path.stat().st_size, record.lengths.get(inode, 0)
+        if after < before:
+            report.shortened[shown] = (before, after)
+            os.truncate(path, after)
+
+
+def _begin(data: Path, records: Path) -> None:
+    """Start a record in which everything that there is in `data` is durable."""
+    shutil.rmtree(records / "keep", ignore_errors=True)
+    (records / "keep").mkdir(parents=True)
+    lines = []
+    for directory, subdirectories, files in os.walk(data):
+        listing = "".join(
+            f"{kind}{_inode(Path(directory, name))[1]} {name}/"
+            for kind, names in (("d", subdirectories), ("f", files))
+            for name in names
+        )
+        lines.append(f"D {_at(_inode(Path(directory)))} {listing}.\n")
+        paths = [Path(directory, name) for name in files]
+        lines.extend(f"F {_at(_inode(path))} {path.stat().st_size} .\n" for path in paths)
+    (records / "records").write_text("".join(lines))
+
+
+def _read(path: Path) -> _Record:
+    record = _Record()
+    for line in path.read_bytes().decode(errors="surrogateescape").split("\n"):
+        if not line.endswith("."):
+            continue  # empty, or cut by a SIGKILL before its call returned
+        kind, device, number, rest = line[:-1].split(" ", 3)
+        if kind == "X":
+            raise RuntimeError(f"the record is void, a file could not be kept (is it on another file system?): {line}")
+        inode = int(device), int(number)
+        if kind == "F":
+            record.lengths[inode] = int(rest)
+        elif kind == "T":
+            record.lengths[inode] = min(int(rest), record.lengths.get(inode, 0))
+        else:
+            entries = [entry.split(" ", 1) for entry in rest.split("/")[:-1]]
+            record.names[inode] = {name: (at[0] == "d", (inode[0], int(at[1:]))) for at, name in entries}
+    return record
+
+
+def _files(directory: Path) -> list[Path]:
+    return sorted(path for path in directory.rglob("*") if path.is_file() and not path.is_symlink())
+
+
+def _inode(path: Path) -> Inode:
+    status = path.lstat()
+    return status.st_dev, status.st_ino
+
+
+def _at(inode: Inode) -> str:
+    return f"{inode[0]} {inode[1]}"
