@@ -1,6 +1,6 @@
 """`nebula-cli`: the database from a shell.
 
-What a script may rely on (``docs/cli.md``): exit 0 done, 1 refused or failed, with one line on stderr that says what
+What a script may rely on: exit 0 done, 1 refused or failed, with one line on stderr that says what
 to do, 2 wrong usage; results on stdout and nothing else there; keys and values as raw bytes with ``-o simple`` (the
 default), in base64 and one object a line with ``-o json``. ``get`` of a missing key prints nothing and exits 1.
 

@@ -190,14 +190,18 @@ async def _hashes(client: AsyncClient, output: Output) -> bool:
     """Whether all replicas of all shards, the meta group's included, are the same."""
     members = {member.node_id: member for member in await client.members()}
     nodes = await _nodes(client, members)
+
+    def name_of(node_id: int) -> str:
+        return members[node_id].name if node_id in members else f"{node_id:016x}"
+
     sound = True
     with output:
         for (group, keyspace), replicas in sorted((await _replicas(client, nodes)).items()):
             made = await client.state_hash(group)
-            holders = sorted(replicas)
+            holders = sorted(replicas, key=lambda node_id: (name_of(node_id), node_id))
             answers = await asyncio.gather(*(_hash_of(client, made, group, nodes.get(node_id)) for node_id in holders))
             for node_id, answer in zip(holders, answers, strict=True):
-                name = members[node_id].name if node_id in members else f"{node_id:016x}"
+                name = name_of(node_id)
                 row: dict[str, Field] = {"group": group, "keyspace": keyspace, "node": name, "applied": made.index}
                 output.row({**row, "hash": answer.hash.hex() if isinstance(answer, StateHash) else ""})
                 if isinstance(answer, str):

@@ -5,6 +5,8 @@
         async with client.session() as session:       # exactly-once, whatever dies meanwhile
             await session.put(b"k", b"w")
 
+`Client` is the same without ``async``.
+
 What a caller owes it: any one living node among the endpoints, one event loop, and ``close`` (or ``async with``).
 
 What it raises: only `nebuladb.errors`. Of a failed call a caller may conclude from ``error.outcome``: FAILED, it
@@ -24,6 +26,7 @@ Inside: ``retry`` decides and never waits; ``endpoints`` chooses the node; ``tra
 from nebuladb.client.aio import AsyncClient
 from nebuladb.client.lease import LeaseKeeper
 from nebuladb.client.session import Session
+from nebuladb.client.sync import Client
 from nebuladb.client.txn import Txn
 from nebuladb.client.types import (
     CasResult,
@@ -42,6 +45,7 @@ from nebuladb.client.types import (
 __all__ = [
     "AsyncClient",
     "CasResult",
+    "Client",
     "DeleteResult",
     "Event",
     "EventType",

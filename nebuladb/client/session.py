@@ -21,7 +21,7 @@ from nebuladb.pb.nebula.v1 import common_pb2, keyspace_pb2, session_pb2
 Answer = TypeVar("Answer", bound=Message)
 
 WINDOW: Final = 64
-"""Sequence numbers from the lowest unanswered one on that a shard accepts (``docs/formats.md``)."""
+"""Sequence numbers under way, from the lowest unanswered one on; a shard accepts 256."""
 
 
 CLOSING: Final = 1.0

@@ -21,7 +21,7 @@ from nebuladb.env import Rng
 from nebuladb.errors import ConfigurationError, RequestTooLarge
 
 MAX_REQUEST: Final = 3 * 512 * 1024
-"""Bytes of a request, as everywhere (``docs/formats.md``); refused here before it costs a transfer."""
+"""Bytes of a request, as the servers say; a larger one is refused here, before it costs a transfer."""
 
 MAX_MESSAGE: Final = 8 * 1024 * 1024
 """Bytes of an answer that the client is ready to take."""
