@@ -7,7 +7,7 @@ WAL has lost from what nobody was ever told (S34).
 
 from __future__ import annotations
 
-from nebuladb.errors import Corruption, invariant
+from nebuladb.errors import Corruption, InvariantViolation, invariant
 from nebuladb.ids import BatchId, GroupId
 from nebuladb.raft.ready import HardState
 from nebuladb.storage.engine import Batch, Engine
@@ -73,8 +73,8 @@ class LogStore:
 
         Raises `WriteStalled` with nothing changed: write the same batch again later.
         """
-        invariant(batch.id == self.last_batch + 1, f"batch {batch.id} after {self.last_batch}")
-        invariant(flushed <= self.last_batch, f"batch {flushed} is said to be flushed before it was written")
+        if batch.id != self.last_batch + 1 or flushed > self.last_batch:
+            raise InvariantViolation(f"batch {batch.id}, with {flushed} flushed, after {self.last_batch}")
         rows = Batch()
         rows.put(STAMP_KEY, encode_pair(batch.id, flushed))  # first: the WAL scan looks for it there
         shapes = self._plan(batch, rows)
@@ -125,7 +125,8 @@ class LogStore:
     def _edit(self, batch: LogBatch, shapes: dict[GroupId, LogShape], group: GroupId) -> LogShape:
         shape = shapes.get(group)
         if shape is None:
-            invariant(group in self._groups and group not in batch.dropped, f"group {group} has no log here")
+            if group not in self._groups or group in batch.dropped:
+                raise InvariantViolation(f"group {group} has no log here")
             shape = shapes[group] = self._groups[group].shape.copy()
         return shape
 

@@ -6,7 +6,7 @@ from collections import OrderedDict
 from typing import Final
 
 from nebuladb.env import probe
-from nebuladb.errors import Corruption, invariant
+from nebuladb.errors import Corruption, InvariantViolation
 from nebuladb.ids import GroupId
 from nebuladb.raft.entry import Entry, decode_entry
 from nebuladb.raft.ready import HardState
@@ -75,10 +75,9 @@ class GroupLog:
         return self.shape.term(index)
 
     def entries(self, low: int, high: int, max_bytes: int) -> list[Entry]:
-        invariant(
-            self.shape.start[0] < low < high <= self.shape.last[0] + 1,
-            f"group {self.group}: entries {low} to {high} were asked of the log {self.shape}",
-        )
+        shape = self.shape
+        if not shape.start[0] < low < high <= shape.last[0] + 1:
+            raise InvariantViolation(f"group {self.group}: entries {low} to {high} were asked of the log {shape}")
         found: list[Entry] = []
         size, get, group = 0, self._recent.get, self.group
         for index in range(low, high):

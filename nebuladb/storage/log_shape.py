@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 
-from nebuladb.errors import invariant
+from nebuladb.errors import InvariantViolation, invariant
 from nebuladb.raft.entry import Entry
 
 
@@ -31,7 +31,8 @@ class LogShape:
 
     def term(self, index: int) -> int:
         """Term of the entry at `index`, start <= index <= last."""
-        invariant(self.start[0] <= index <= self.last[0], f"index {index} is outside of the log {self}")
+        if not self.start[0] <= index <= self.last[0]:
+            raise InvariantViolation(f"index {index} is outside of the log {self}")
         return self.runs[bisect_right(self.runs, index, key=lambda run: run[0]) - 1][1]
 
     def append(self, entries: list[Entry]) -> tuple[int, int]:
@@ -40,7 +41,8 @@ class LogShape:
         Returns the indexes [low, high) that were there before and are to be deleted, the overwritten ones too.
         """
         first, old_last = entries[0].index, self.last[0]
-        invariant(self.start[0] < first <= old_last + 1, f"entry {first} doesn't continue the log {self}")
+        if not self.start[0] < first <= old_last + 1:
+            raise InvariantViolation(f"entry {first} doesn't continue the log {self}")
         if first <= old_last:
             self.last = (first - 1, self.term(first - 1))
             while self.runs[-1][0] >= first:
@@ -48,7 +50,8 @@ class LogShape:
         index, term = self.last
         for entry in entries:
             index += 1
-            invariant(entry.index == index and entry.term >= term, f"entry {entry[:2]} after {(index - 1, term)}")
+            if entry.index != index or entry.term < term:  # the text only when it is needed: this runs for every entry
+                raise InvariantViolation(f"entry {entry[:2]} after {(index - 1, term)}")
             if entry.term != term:
                 term = entry.term
                 self.runs.append((index, term))

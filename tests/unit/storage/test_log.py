@@ -13,12 +13,12 @@ from hypothesis import strategies as st
 from nebuladb.errors import Corruption, InvariantViolation, StoreError, WriteStalled
 from nebuladb.ids import BatchId, GroupId
 from nebuladb.raft.entry import Entry, encode_entry
-from nebuladb.raft.ready import HardState
+from nebuladb.raft.ready import HardState, LogReader
 from nebuladb.storage.engine import Batch
 from nebuladb.storage.log import LogStore
 from nebuladb.storage.log_batch import GroupWrite, LogBatch
 from nebuladb.storage.log_keys import START_ROW, entry_key, group_key
-from nebuladb.storage.log_reader import RECENT_OVERHEAD, GroupLog, RecentEntries
+from nebuladb.storage.log_reader import RECENT_OVERHEAD, RecentEntries
 from nebuladb.storage.memory import Fault, MemoryEngine
 
 GROUPS = [GroupId(number) for number in (1, 2, 3)]
@@ -261,8 +261,7 @@ def test_memory_of_recent_entries_is_bounded() -> None:
 
 def test_a_reader_stays_valid() -> None:
     _, store = founded(1)
-    reader = store.reader(GROUPS[0])
-    assert isinstance(reader, GroupLog)
+    reader: LogReader = store.reader(GROUPS[0])
     batch = LogBatch(BatchId(2))
     batch.write(write_of(encode_entry(7, 2, 0, b"")))
     store.write(batch, BatchId(0))
