@@ -11,7 +11,7 @@ import click
 
 from nebuladb import __version__
 from nebuladb.errors import ConfigurationError, NebulaError
-from nebuladb.server import config, dev
+from nebuladb.server import config
 
 EXIT_FAILED = 1
 EXIT_USAGE = 2
@@ -92,6 +92,8 @@ def dev_command(nodes: int, data_dir: Path, base_port: int) -> None:
 
     Prints one line on stdout, "cluster ready endpoints=...", when every node serves. Logs go to stderr.
     """
+    from nebuladb.server import dev
+
     sys.exit(dev.run(nodes, data_dir, base_port))
 
 

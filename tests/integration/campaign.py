@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from tests.integration.checker import MAX_VIOLATIONS, Kind, Observation, Result, check, drop_acknowledged
-from tests.integration.cluster import READY_SECONDS, Cluster, ClusterError
+from tests.integration.cluster import Cluster, ClusterError
 from tests.integration.load import HASHED_GROUPS, Load
 
 MIN_ACKNOWLEDGED: Final = 200
@@ -19,7 +19,7 @@ BEFORE_KILL: Final = (20, 150)
 """The kill comes after a random number of acknowledged writes in this range."""
 DURING_OUTAGE: Final = 40
 """Acknowledged writes that a surviving majority has to reach before the dead come back."""
-PROGRESS_SECONDS: Final = 30.0
+PROGRESS_SECONDS: Final = 60.0
 LEADER_SHARE: Final = 0.6
 """How often the leader is made to be among the victims."""
 EVERYBODY_SHARE: Final = 0.25
@@ -64,13 +64,13 @@ class Campaign:
         seed: int,
         after_kill: Callable[[list[int]], None] = lambda _: None,
         say: Callable[[str], None] = lambda _: None,
-        ready_seconds: float = READY_SECONDS,
+        everybody_share: float = EVERYBODY_SHARE,
     ) -> None:
         self._cluster = cluster
         self._rng = random.Random(seed)
         self._after_kill = after_kill
         self._say = say
-        self._ready_seconds = ready_seconds
+        self._everybody_share = everybody_share
         self._terms: set[tuple[int, int]] = set()
         self.load = Load(cluster.endpoints, random.Random(self._rng.random()))
         self.observations: list[Observation] = []
@@ -120,7 +120,7 @@ class Campaign:
             await self._progress(load.acknowledged + DURING_OUTAGE, f"with {survivors} nodes up")
             await self._note_leader()
         cluster.start(*victims)
-        await asyncio.to_thread(cluster.wait_ready, seconds=self._ready_seconds)
+        await asyncio.to_thread(cluster.wait_ready)
         await self._progress(before + MIN_ACKNOWLEDGED, "after the restart")
         await self._note_leader()
         await load.pause()
@@ -153,7 +153,7 @@ class Campaign:
     def _victims(self, leader: int | None, *, first: bool) -> list[int]:
         """A random set of nodes; in the first cycle the leader is among them, so that every run has killed one."""
         everybody = list(self._cluster.all)
-        if self._rng.random() < EVERYBODY_SHARE:
+        if self._rng.random() < self._everybody_share:
             return everybody
         self._rng.shuffle(everybody)
         if leader is not None and (first or self._rng.random() < LEADER_SHARE):

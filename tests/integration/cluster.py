@@ -25,7 +25,8 @@ from typing import Any, Final
 from nebuladb.ids import DEFAULT_GROUP
 from nebuladb.server.dev import PORTS_PER_NODE, plan, prepare
 
-READY_SECONDS: Final = 30.0
+READY_SECONDS: Final = 60.0
+"""Patience, not a claim: the machine may be busy with something else."""
 STOP_SECONDS: Final = 20.0
 POLL_SECONDS: Final = 0.02
 HTTP_SECONDS: Final = 6.0
