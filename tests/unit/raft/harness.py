@@ -132,6 +132,9 @@ class Replica:
         self.sent.clear()
         self.raft = self._build(len(self.applied))
 
+    def role(self) -> StateRole:
+        return self.raft.role
+
     def step(self, message: Message) -> None:
         self.raft.step(message)
         self.turn()
