@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from nebuladb.errors import InvalidArgument, LeaseExists, LeaseNotFound, TooManyLeases
 from nebuladb.kv import check
 from nebuladb.kv.answer import LeaseResult
@@ -12,7 +14,9 @@ from nebuladb.kv.rows import U64, LeaseRow, decode_lease, encode_lease
 from nebuladb.kv.state import State
 from nebuladb.pb.nebula.v1 import lease_pb2
 
-MILLISECONDS = 1000
+MILLISECONDS: Final = 1000
+LAST_CLOCK: Final = (1 << 64) - 1
+"""An entry may hold any clock (S22); a lease's end must fit its row."""
 
 
 class Leases:
@@ -67,7 +71,7 @@ class Leases:
         return LeaseResult(lease, row.ttl // MILLISECONDS)
 
     def _renew(self, lease: int, ttl: int, index: int) -> None:
-        row = LeaseRow(ttl, self._state.clock + ttl, index)
+        row = LeaseRow(ttl, min(self._state.clock + ttl, LAST_CLOCK), index)
         self._draft.write(self._draft.keys.lease + U64.pack(lease), encode_lease(row))
         self._draft.leases.append(LeaseChange(lease, row.expires, index))
 

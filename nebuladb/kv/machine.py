@@ -73,6 +73,7 @@ class Machine:
         self._limits = limits
         self._index = 0
         self._place = 0
+        self._hashed = False
         self._examined = 0
 
     def run(self, works: Sequence[Work]) -> None:
@@ -110,6 +111,7 @@ class Machine:
         count = len(commands)
         invariant(count <= MAX_COMMANDS, f"entry {self._index} has {count} commands")
         state = self.state
+        self._hashed = any(command.kind == Kind.HASH for command in commands[: state.place])
         for place in range(state.place, count):
             self._place = place
             try:
@@ -324,7 +326,11 @@ class Machine:
         return None
 
     def _hash(self, _: Command) -> Result:
-        self.hash_index = self._index
+        # The first of an entry counts: a second one would be another state under the same index, and a node that still
+        # has only the first would differ from one that has both.
+        if not self._hashed:
+            self._hashed = True
+            self.hash_index = self._index
         return HashResult(self._index)
 
     def _clock(self, _: Command) -> Result:

@@ -33,7 +33,7 @@ commands = st.builds(
 )
 
 
-@given(st.lists(commands, max_size=12), st.lists(st.integers(0, (1 << 63) - 1), min_size=1, max_size=2))
+@given(st.lists(commands, max_size=12), st.lists(st.integers(0, (1 << 64) - 1), min_size=1, max_size=2))
 @settings(max_examples=200, deadline=None)
 def test_any_bytes_have_an_answer_that_slices_do_not_change(garbage: list[Command], clocks: list[int]) -> None:
     outcomes = []

@@ -1,0 +1,183 @@
+"""What has a bound is refused beyond it, whole, before its first write (S20, S23)."""
+
+from __future__ import annotations
+
+import pytest
+
+from nebuladb.errors import Reason, ResultTooLarge
+from nebuladb.kv import sessions, txn
+from nebuladb.kv.answer import DeleteResult, KeyValue, SessionResult, TxnResult
+from nebuladb.kv.limits import HISTORY_STRIDE, Limits
+from nebuladb.kv.rows import Keys
+from nebuladb.kv.store import Store
+from nebuladb.kv.txn import Budget
+from nebuladb.kv.view import at
+from nebuladb.pb.nebula.v1 import kv_pb2
+from nebuladb.storage.memory import MemoryEngine
+from tests.unit.kv.helpers import (
+    GENERATION,
+    GROUP,
+    Log,
+    compact,
+    delete,
+    drain,
+    finish,
+    fresh,
+    grant,
+    open_session,
+    put,
+    revoke,
+    run,
+    state_hash,
+)
+from tests.unit.kv.helpers import txn as txn_command
+
+R, P, D = kv_pb2.RangeRequest, kv_pb2.TxnPut, kv_pb2.TxnDelete
+Op = kv_pb2.Operation
+ALL = b"\0"
+
+
+def keys(count: int) -> list[bytes]:
+    return [b"k%03d" % i for i in range(count)]
+
+
+def filled(count: int, value: bytes = b"v", limits: Limits = Limits()) -> tuple[Store, Log]:  # noqa: B008
+    store, _ = fresh(limits)
+    log = Log()
+    run(store, log, *[put(key, value) for key in keys(count)])
+    return store, log
+
+
+def test_a_transaction_whose_result_is_too_large_writes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(txn, "Budget", lambda: Budget(100, 1000))
+    store, log = filled(9, b"x" * 100)
+    before = state_hash(store, log)
+    request = kv_pb2.TxnRequest(
+        success=[Op(put=P(key=b"a")), Op(delete=D(key=b"k000")), Op(range=R(key=ALL, range_end=ALL))]
+    )
+    [answer] = run(store, log, txn_command(request))
+    assert (answer.reason, answer.result, answer.revision) == (Reason.RESULT_TOO_LARGE, None, store.revision)
+    assert state_hash(store, log) == before
+    assert store.get(b"a") is None
+
+
+def test_a_transaction_may_look_at_so_many_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(txn, "Budget", lambda: Budget(20, 1 << 20))
+    store, log = filled(9)
+    count = Op(range=R(key=ALL, range_end=ALL, count_only=True))
+    two, three = (run(store, log, txn_command(kv_pb2.TxnRequest(success=[count] * n)))[0] for n in (2, 3))
+    assert isinstance(two.result, TxnResult)
+    assert three.reason == Reason.RESULT_TOO_LARGE
+
+
+def test_a_transaction_or_prev_kv_deletes_so_many_keys_and_a_lone_delete_any(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(txn, "MAX_RESULT_ROWS", 5)
+    store, log = filled(9)
+    refused = run(
+        store,
+        log,
+        delete(b"k", b"l", prev_kv=True),
+        txn_command(kv_pb2.TxnRequest(success=[Op(delete=D(key=b"k", range_end=b"l"))])),
+    )
+    assert [a.reason for a in refused] == [Reason.RESULT_TOO_LARGE] * 2
+    assert store.key_count == 9
+    assert run(store, log, delete(b"k", b"l"))[0].result == DeleteResult(9)
+
+
+def test_a_range_is_bounded_and_a_scan_takes_it_in_pages() -> None:
+    store, log = filled(50, b"x" * 50)
+    run(store, log, *[put(key, b"new") for key in keys(50)])
+    with pytest.raises(ResultTooLarge):
+        store.range(b"k", b"l", revision=51, max_bytes=1000)
+    found: list[KeyValue] = []
+    start = b"k"
+    while start:
+        page = store.scan(start, b"l", revision=51, limit=7, max_bytes=300, max_rows=3)
+        assert page.examined <= 4
+        found += page.kvs
+        start = page.cursor
+    assert [(kv.key, kv.value) for kv in found] == [(key, b"x" * 50) for key in keys(50)]
+    limited = store.range(b"k", b"l", limit=3)
+    assert (len(limited.kvs), limited.count, limited.more) == (3, 50, True)
+    counted = store.range(b"k", b"l", count_only=True)
+    assert (counted.kvs, counted.count) == ((), 50)
+
+
+def test_history_is_walked_in_leaps() -> None:
+    store, _ = fresh()
+    log = Log()
+    versions = 5 * HISTORY_STRIDE
+    drain(store, [log.work(*[put(b"k", b"%d" % n) for n in range(versions)])])
+    source = store._source
+    for revision in (2, 3, HISTORY_STRIDE + 1, versions // 2, versions):
+        record, steps = at(source, b"k", source.newest(b"k"), revision)
+        assert record is not None
+        assert record.value == b"%d" % (revision - 2)
+        assert steps <= HISTORY_STRIDE + 2 * versions // HISTORY_STRIDE + 2
+
+
+def test_deletion_leaves_what_the_floor_needs_and_nothing_else() -> None:
+    engine = MemoryEngine(wal=False)
+    store, _ = fresh(engine=engine)
+    log = Log()
+    run(store, log, put(b"a"), put(b"a"), put(b"b"), delete(b"b"), put(b"c"), put(b"a"))
+    run(store, log, compact(6))
+    finish(store)
+    layout = Keys(GROUP, GENERATION)
+    left = [row for row, _ in engine.scan(layout.current, layout.current_end)]
+    assert left == [layout.current + b"a", layout.current + b"c"]
+    history = [row for row, _ in engine.scan(layout.record, layout.session)]
+    # a at 3 is what a read at 6 finds; c at 6; a at 7. b and its tombstone at 5 are gone, the versions before too.
+    assert history == [layout.record_key(3, 0), layout.record_key(6, 0), layout.record_key(7, 0)]
+    run(store, log, compact(7))
+    finish(store)
+    assert len(list(engine.scan(layout.record, layout.session))) == 2
+
+
+def test_a_tombstone_at_the_floor_stays_until_the_floor_rises() -> None:
+    engine = MemoryEngine(wal=False)
+    store, _ = fresh(engine=engine)
+    log = Log()
+    run(store, log, put(b"b"), delete(b"b"), compact(3))
+    finish(store)
+    assert [change.deleted for change in store.changes(2)] == [True]
+    run(store, log, put(b"c"), compact(4))
+    finish(store)
+    layout = Keys(GROUP, GENERATION)
+    assert [row for row, _ in engine.scan(layout.current, layout.current_end)] == [layout.current + b"c"]
+    assert [row for row, _ in engine.scan(layout.record, layout.session)] == [layout.record_key(4, 0)]
+
+
+def test_a_session_that_is_full_of_answers_runs_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sessions, "SESSION_BYTES", 100)
+    store, _ = fresh()
+    log = Log()
+    [opened] = run(store, log, open_session(), put(b"k", b"x" * 200))[:1]
+    assert isinstance(opened.result, SessionResult)
+    session = opened.result.session
+    large = run(store, log, put(b"k", b"1", prev_kv=True, session=session, sequence=1, lowest=1))
+    full = run(store, log, put(b"k", b"2", session=session, sequence=2, lowest=1))
+    repeat = run(store, log, put(b"k", b"1", prev_kv=True, session=session, sequence=1, lowest=1))
+    freed = run(store, log, put(b"k", b"3", session=session, sequence=2, lowest=2))
+    assert [a.reason for a in full] == [Reason.SESSION_WINDOW]
+    assert repeat == large
+    assert freed[0].reason == 0
+    assert store.get(b"k").value == b"3"  # type: ignore[union-attr]
+
+
+def test_a_revoke_of_many_keys_is_sliced_and_one_revision() -> None:
+    store, _ = fresh(Limits(slice_rows=4))
+    log = Log()
+    run(store, log, grant(5), grant(6), *[put(key, b"", 5) for key in keys(20)], put(b"other", b"", 6))
+    revision = store.revision
+    work = log.work(revoke(5))
+    calls = 0
+    while store.index < work.index:
+        assert store.revision == revision
+        assert store.lease(5) is not None
+        applied = store.apply([work])
+        calls += 1
+    assert calls == 5
+    assert (store.revision, store.key_count, store.lease(5)) == (revision + 1, 1, None)
+    assert [change.lease for change in applied.leases] == [5]
+    assert [change.key for change in store.changes(revision)] == keys(20)

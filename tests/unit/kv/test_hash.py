@@ -1,0 +1,106 @@
+"""The hash sees the logical state, all of it, and nothing else (S28)."""
+
+from __future__ import annotations
+
+import pytest
+
+from nebuladb.errors import Corruption
+from nebuladb.kv.limits import Limits
+from nebuladb.kv.rows import KEY_AT, Keys
+from nebuladb.kv.store import Store
+from nebuladb.storage.engine import Batch
+from nebuladb.storage.memory import MemoryEngine
+from tests.unit.kv.helpers import (
+    GENERATION,
+    GROUP,
+    HASH,
+    NODE,
+    Log,
+    compact,
+    delete,
+    drain,
+    finish,
+    fresh,
+    grant,
+    open_session,
+    put,
+    run,
+    state_hash,
+)
+
+
+def populated() -> tuple[Store, MemoryEngine, Log]:
+    engine = MemoryEngine(wal=False)
+    store, _ = fresh(engine=engine)
+    log = Log()
+    run(store, log, open_session(), grant(5), put(b"a", b"1", 5), put(b"a", b"2", 5), put(b"b", b"1"), delete(b"b"))
+    run(store, log, put(b"b", b"2", session=1 << 16, sequence=1), put(b"c", b"1"), delete(b"c"), compact(4))
+    run(store, log, put(b"a", b"3"))
+    return store, engine, log
+
+
+def test_every_bit_of_every_logical_row_counts() -> None:
+    store, engine, log = populated()
+    finish(store)
+    good = state_hash(store, log)
+    keys = Keys(GROUP, GENERATION)
+    flips = 0
+    for row, value in list(engine.scan(keys.state[:-1], keys.state[:-1] + b"\xff")):
+        if row in (keys.deletion, keys.state):
+            continue
+        for bit in range(0, len(value) * 8, 3):
+            damaged = bytearray(value)
+            damaged[bit // 8] ^= 1 << bit % 8
+            copy = MemoryEngine(wal=False)
+            batch = Batch()
+            for other, data in engine.scan(b"", b"\xff" * 20):
+                batch.put(other, bytes(damaged) if other == row else data)
+            copy.write(batch)
+            try:
+                again = Store(copy, GROUP, GENERATION, NODE)
+                assert state_hash(again, Log(again.index)) != good, (row[KEY_AT - 1 :], bit)
+            except Corruption:
+                pass
+            flips += 1
+    assert flips > 1000
+
+
+def test_the_hash_is_of_the_state_at_its_command() -> None:
+    store, _, log = populated()
+    other, _, other_log = populated()
+    run(store, log, HASH, put(b"z"))
+    run(other, other_log, HASH)
+    assert (store.revision, other.revision) == (other.revision + 1, store.revision - 1)
+    finish(store)
+    finish(other)
+    assert store.hash_at(log.index) == other.hash_at(log.index) is not None
+    assert store.hash_at(log.index - 1) is None
+
+
+def test_hashes_and_their_snapshots_are_bounded() -> None:
+    store, _ = fresh(Limits(hash_jobs=2, hashes_kept=3, hash_age=10))
+    log = Log()
+    for _ in range(3):
+        run(store, log, HASH)
+    assert [store.hashing(index) for index in (1, 2, 3)] == [False, True, True]
+    finish(store)
+    assert [store.hash_at(index) is not None for index in (1, 2, 3)] == [False, True, True]
+    for _ in range(3):
+        run(store, log, HASH)
+        finish(store)
+    assert [store.hash_at(index) is not None for index in range(1, 7)] == [False] * 3 + [True] * 3
+    run(store, log, put(b"a"))
+    run(store, log, HASH)
+    drain(store, [log.work(put(b"a")) for _ in range(11)])
+    finish(store)
+    assert store.hash_at(8) is None
+
+
+def test_a_missing_row_of_history_is_corruption() -> None:
+    store, engine, log = populated()
+    batch = Batch()
+    batch.delete(Keys(GROUP, GENERATION).record_key(store.revision, 0))
+    engine.write(batch)
+    drain(store, [log.work(HASH)])
+    with pytest.raises(Corruption):
+        finish(store)
