@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final
 
-from nebuladb.env import Rng, probe
+from nebuladb.env import Clock, Rng, probe
 from nebuladb.errors import Corruption, IdentityError, NebulaError, WriteStalled, invariant
 from nebuladb.ids import META_GROUP, Generation, GroupId, NodeId
 from nebuladb.kv.answer import Answer, KeyValue
@@ -75,6 +75,7 @@ class Node:
         log: LogStore,
         data: Engine,
         rng: Rng,
+        clock: Clock,
         client_address: str = "",
         peer_address: str = "",
     ) -> None:
@@ -85,6 +86,8 @@ class Node:
         self.groups: dict[int, GroupData] = {}
         self.meta = Meta()
         self.host = Host(founding.cluster, identity.node, incarnation, log.last_batch + 1, rng)
+        # Before any group starts: a lease clock counts from this reading, not from the machine's boot (S27).
+        self.host.now, self.host.boottime = clock.monotonic(), clock.boottime()
         self.on_meta: Callable[[], None] | None = None
         """Called when this node's picture of meta changed."""
         self._addresses = (peer_address, client_address)
@@ -92,6 +95,8 @@ class Node:
         self._unwritten: deque[LogBatch] = deque()
         self._unapplied: deque[Slice] = deque()
         self._starting: dict[int, RegistryRow] = {}
+        self._registered: set[int] = set()
+        """Groups of which the registry has, or is about to have, a row; tombstones too, which never come back."""
         self._alarms: set[str] = set()
         self._housekept = 0
         self._unflushed = 0
@@ -102,6 +107,7 @@ class Node:
     def _start_groups(self) -> None:
         """Start what the registry lists; a directory without it is a founding node's first start."""
         registry = {group: RegistryRow.decode(row) for group, row in sorted(self.log.registry().items())}
+        self._registered.update(registry)
         wanted = {(int(group), row.generation) for group, row in registry.items() if row.state == GroupState.NORMAL}
         for group, generation in Store.generations(self.data):
             if (group, generation) not in wanted:
@@ -116,8 +122,9 @@ class Node:
     def _create(self, group: int, nodes: dict[int, int], initial: tuple[int, int]) -> None:
         """A founding replica of `group`, if this node has one: it starts once its registry row is written (S17)."""
         mine = [replica for replica, node in sorted(nodes.items()) if node == self.identity.node]
-        if not mine or group in self._starting or group in self.groups:
+        if not mine or group in self._registered:
             return
+        self._registered.add(group)
         row = first_row(mine[0], nodes, initial)
         self.host.create_group(group, initial, row.encode())
         self._starting[group] = row
@@ -200,6 +207,7 @@ class Node:
         turn.frames = output.frames
         turn.answers = output.answers
         turn.reads = output.reads
+        turn.more = output.more
         self._write(turn)
         self._unapplied += output.slices
         self._apply(turn)
@@ -219,8 +227,13 @@ class Node:
             turn.written = batch.id
             turn.written_bytes += batch.size
         for group, row in list(self._starting.items()):
+            try:
+                self._start(group, row)
+            except WriteStalled:
+                probe("a group's first write stalled")
+                turn.stalled = True
+                return
             del self._starting[group]
-            self._start(group, row)
 
     def _apply(self, turn: Turn) -> None:
         """Run the slices that are out."""

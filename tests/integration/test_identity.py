@@ -1,0 +1,139 @@
+"""Who a node is: refusals that name what to do, and founding in any order (S14, S16, S18)."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from itertools import permutations
+from pathlib import Path
+
+import pytest
+
+from nebuladb.client import AsyncClient
+from tests.integration.cluster import Cluster
+
+
+def start(cluster: Cluster, node: int, *flags: str) -> subprocess.CompletedProcess[str]:
+    """A start of node `node` with other flags, which is expected to be refused."""
+    command = [sys.executable, "-m", "nebuladb.server.main", "start", "--config", str(cluster.members[node].file)]
+    return subprocess.run([*command, *flags], capture_output=True, text=True, timeout=60, check=False)
+
+
+@pytest.fixture
+def founded(tmp_path: Path) -> Cluster:
+    """Three nodes that were founded and are stopped."""
+    cluster = Cluster(tmp_path / "founded")
+    cluster.start()
+    cluster.wait_ready()
+    assert cluster.stop() == [0, 0, 0]
+    return cluster
+
+
+def test_a_wiped_node_is_refused_and_told_what_to_do(founded: Cluster) -> None:
+    with founded as cluster:
+        shutil.rmtree(cluster.data_dir(0) / "raft")
+        shutil.rmtree(cluster.data_dir(0) / "data")
+        (cluster.data_dir(0) / "identity.json").unlink()
+        (cluster.data_dir(0) / "founding.json").unlink()
+        cluster.start(1, 2)
+        cluster.wait_ready(1, 2)
+        refused = start(cluster, 0)
+        assert refused.returncode == 1
+        assert "member replace n1" in refused.stderr
+        assert cluster.running == [1, 2]
+
+
+def test_a_node_that_lost_its_identity_only_is_refused(founded: Cluster) -> None:
+    with founded as cluster:
+        (cluster.data_dir(0) / "identity.json").unlink()
+        refused = start(cluster, 0)
+        assert refused.returncode == 1
+        assert "identity.json" in refused.stderr
+
+
+def test_another_nodes_directory_is_refused(founded: Cluster) -> None:
+    with founded as cluster:
+        refused = start(cluster, 1, "--data-dir", str(cluster.data_dir(0)))
+        assert refused.returncode == 1
+        assert "belongs to node 'n1', not 'n2'" in refused.stderr
+
+
+def test_a_directory_in_use_is_refused(cluster: Cluster) -> None:
+    refused = start(cluster, 0)
+    assert refused.returncode == 1
+    assert f"process {cluster.pid(0)}" in refused.stderr
+    assert cluster.ready(0)
+    assert (cluster.data_dir(0) / "nebulad.pid").read_text() == f"{cluster.pid(0)}\n"
+
+
+@pytest.mark.parametrize("which", ["client-addr", "peer-addr", "admin-addr"])
+def test_a_port_in_use_is_refused(cluster: Cluster, tmp_path: Path, which: str) -> None:
+    taken = getattr(cluster.members[0].config, which.replace("-", "_"))
+    with Cluster(tmp_path, nodes=1) as other:
+        refused = start(other, 0, f"--{which}", taken)
+    assert refused.returncode != 0
+    assert which in refused.stderr
+    assert taken in refused.stderr
+    assert cluster.ready(0)
+
+
+async def test_another_clusters_peer_is_refused(founded: Cluster, tmp_path: Path) -> None:
+    with founded as cluster, Cluster(tmp_path / "other", nodes=2) as other:
+        cluster.start()
+        cluster.wait_ready()
+        peer = cluster.members[0].config.peer_addr
+        mine = other.members[1].config.peer_addr
+        refused = start(other, 1, "--initial-cluster", f"n1={peer},n2={mine}")
+        assert refused.returncode == 1
+        assert "member replace n2" in refused.stderr or "belongs to cluster" in refused.stderr
+        stranger = start(
+            other, 1, "--name", "n9", "--initial-cluster", f"n1={peer},n9={mine}", "--data-dir", str(tmp_path / "n9")
+        )
+        assert stranger.returncode == 1
+        assert "belongs to cluster" in stranger.stderr
+        async with AsyncClient(cluster.endpoints) as client:
+            await client.put(b"still", b"here")
+
+
+def test_a_founded_node_does_not_link_to_another_cluster(founded: Cluster, tmp_path: Path) -> None:
+    """A node of one cluster comes back at the address at which another cluster expects a node of its own."""
+    with founded as cluster, Cluster(tmp_path / "other") as other:
+        other.start()
+        other.wait_ready()
+        # The node with the greatest id is the one that the others dial.
+        place = max(other.all, key=lambda node: (other.status(node) or {})["node_id"])
+        rest = [node for node in other.all if node != place]
+        other.stop(place)
+        theirs = other.members[place].config.peer_addr
+        file = cluster.members[place].file
+        file.write_text(file.read_text().replace(cluster.members[place].config.peer_addr, theirs))
+        cluster.start(place)
+        cluster.wait_for(lambda: "peer refused" in cluster.log_file(place).read_text(), "it refuses")
+        assert "belongs to cluster" in cluster.log_file(place).read_text()
+        assert all(other.ready(node) for node in rest)
+
+
+@pytest.mark.parametrize("order", list(permutations(range(3)))[::2], ids=str)
+def test_fresh_nodes_found_one_cluster_in_any_order(tmp_path: Path, order: tuple[int, ...]) -> None:
+    """Each starts only once the one before waits for it: how long it waits doesn't matter."""
+    with Cluster(tmp_path) as cluster:
+        for node in order[:-1]:
+            cluster.start(node)
+            cluster.wait_for(lambda node=node: "waiting for" in cluster.log_file(node).read_text(), "it waits")  # type: ignore[misc]
+            assert not cluster.ready(node)
+        cluster.start(order[-1])
+        cluster.wait_ready()
+        ids = {(cluster.status(node) or {})["cluster_id"] for node in cluster.all}
+        assert len(ids) == 1
+
+
+@pytest.mark.parametrize("victim", range(3))
+def test_a_crash_while_founding_repeats_it(tmp_path: Path, victim: int) -> None:
+    with Cluster(tmp_path) as cluster:
+        others = [node for node in cluster.all if node != victim]
+        cluster.start(victim, others[0])
+        cluster.wait_for(lambda: "waiting for" in cluster.log_file(victim).read_text(), "it waits")
+        cluster.kill(victim)
+        cluster.start(victim, others[1])
+        cluster.wait_ready()
