@@ -236,6 +236,7 @@ class Host:
             if self._batch is not None and self._batch.size > MAX_BATCH_BYTES:
                 probe("log batch full")
                 self._dirty[group] = None
+                self._output.more = True
                 continue
             self._step(replica)
         self._close_batch()

@@ -100,6 +100,7 @@ async def _assemble(config: Config, shutdown: Shutdown, stack: AsyncExitStack) -
     stack.callback(raft_log.close)
     data = await asyncio.to_thread(directory.open_data)
     stack.callback(data.close)
+    clock = SystemClock()
     node = Node(
         peers.identity,
         founding,
@@ -107,10 +108,11 @@ async def _assemble(config: Config, shutdown: Shutdown, stack: AsyncExitStack) -
         raft_log,
         data,
         rng,
+        clock,
         peer_address=config.advertise_peer_addr,
         client_address=config.advertise_client_addr,
     )
-    pump = Pump(node, SystemClock(), transport, metrics, shutdown.fail)
+    pump = Pump(node, clock, transport, metrics, shutdown.fail)
     peers.pump = pump
     node.on_meta = lambda: transport.connect_to(peers.addresses())
     stack.push_async_callback(pump.stop)
