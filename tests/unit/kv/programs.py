@@ -79,6 +79,7 @@ session = st.tuples(st.sampled_from([None, None, None, None, 0, 0, 1, 3]), numbe
 keyed = st.one_of(
     *[st.builds(lambda k, v, le, p: helpers.put(k, v, le, prev_kv=p), key, value, lease, flag)] * 5,
     st.builds(lambda k, e, p: helpers.delete(k, e, prev_kv=p), key, end, flag),
+    *[st.builds(helpers.delete, key)] * 2,
     st.builds(helpers.delete, key, end),
     st.builds(helpers.txn, txn),
     st.builds(helpers.compact, revision),
@@ -90,6 +91,7 @@ command = st.one_of(
     *[st.tuples(keyed, header, session)] * 6,
     st.tuples(st.just("open")),
     st.tuples(st.just("close"), st.integers(0, 3)),
+    st.tuples(st.just("compact"), st.integers(-1, 4)),
     st.tuples(st.just("expire"), lease, st.sampled_from([0, 0, 0, 1])),
 )
 program = st.lists(
@@ -112,6 +114,8 @@ def build(entries: list[Any], model: Model) -> tuple[list[Work], list[tuple[int,
                 commands.append(helpers.open_session())
             elif spec[0] == "close":
                 commands.append(helpers.close_session(opened[spec[1] % len(opened)] if opened else 5))
+            elif spec[0] == "compact":
+                commands.append(helpers.compact(model.revision - spec[1]))
             elif spec[0] == "expire":
                 row = model.leases.get(spec[1])
                 commands.append(helpers.expire(spec[1], (row.renewal if row else 1) - spec[2]))
