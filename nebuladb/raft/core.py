@@ -266,8 +266,8 @@ class Raft:
         these writes still under way (S2). The Ready that brought the new term has a mark for the same entries.
         """
         state = self._state
-        invariant(mark.term <= state.term, f"durable in term {mark.term}, which is later than ours, {state.term}")
         if mark.term != state.term:
+            invariant(mark.term < state.term, f"durable in term {mark.term}, which is later than ours, {state.term}")
             probe("durable mark of an earlier term")
             return
         state.durable_term = mark.term
@@ -417,8 +417,9 @@ class Raft:
     def _on_heartbeat(self, message: Message) -> None:
         self._follow(message)
         state = self._state
-        # The leader never sends more than we acknowledged; the bound is for what it can't know.
-        self._log.commit_to(min(message.commit, self._log.last))
+        # The leader names no more than we acknowledged to it. If our log ends below that, we lost what we promised to
+        # keep: `commit_to` raises, for such a replica may neither vote nor acknowledge any more (S15).
+        self._log.commit_to(message.commit)
         self._outbox.send(
             Message(MessageType.HEARTBEAT_REPLY, state.replica, message.sender, state.term, context=message.context)
         )

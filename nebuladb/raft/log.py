@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from nebuladb.errors import invariant
+from nebuladb.errors import InvariantViolation, invariant
 from nebuladb.raft.entry import Entry
 from nebuladb.raft.ready import LogReader
 
@@ -150,15 +150,17 @@ class RaftLog:
         """Everything up to `index` is committed. Returns whether that is news; commit never goes back."""
         if index <= self.commit:
             return False
-        invariant(index <= self.last, f"commit {index} beyond the log's last index {self.last}")
+        if index > self.last:
+            raise InvariantViolation(f"commit {index} beyond the log's last index {self.last}")
         self.commit = index
         self._evict()
         return True
 
     def applied_to(self, index: int) -> None:
         """Everything up to `index` was applied."""
-        invariant(index >= self.applied, f"applied went back from {self.applied} to {index}")
-        invariant(index <= min(self.commit, self.durable), f"applied {index} beyond {self.commit} or {self.durable}")
+        if not self.applied <= index <= min(self.commit, self.durable):
+            where = f"committed {self.commit}, durable {self.durable}, applied {self.applied}"
+            raise InvariantViolation(f"{index} was applied, but {where}")
         self.applied = index
 
     def cut(self, index: int) -> None:
@@ -188,7 +190,7 @@ class RaftLog:
     def size(self, low: int, high: int) -> int:
         """Bytes of the records low..high, both included, all of which are in memory."""
         after = self._cached_after
-        invariant(low > after, f"entry {low} is not in memory")
+        invariant(low > after, "an uncommitted entry is not in memory")
         return sum(len(entry.record) for entry in self._entries[low - after - 1 : high - after])
 
     def _evict(self) -> None:

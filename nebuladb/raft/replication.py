@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from nebuladb.env import probe
-from nebuladb.errors import TooManyRequests, invariant
+from nebuladb.errors import InvariantViolation, TooManyRequests
 from nebuladb.raft.entry import ENTRY_HEADER, EntryKind, encode_entry
 from nebuladb.raft.log import RaftLog
 from nebuladb.raft.message import Message, MessageType
@@ -159,6 +159,7 @@ class Replication:
             if progress.rejected(message.index, hint):
                 probe("append rejected")
             return
-        invariant(message.index <= log.last, f"replica {message.sender} acknowledged {message.index}, beyond our log")
+        if message.index > log.last:
+            raise InvariantViolation(f"replica {message.sender} acknowledged {message.index}, beyond our log")
         if progress.acknowledged(message.index):
             self._advance_commit()

@@ -95,6 +95,12 @@ class TestFollower:
         replica.step(Message(T.HEARTBEAT, 2, 1, 1, commit=2))
         assert replica.raft.commit == 2
 
+    def test_a_replica_that_lost_what_it_acknowledged_stops(self) -> None:
+        """S15: a heartbeat names a commit index that this replica once acknowledged to its sender."""
+        replica = Replica(1, term=1, log=log_of(1))
+        with pytest.raises(InvariantViolation, match="beyond the log"):
+            replica.step(Message(T.HEARTBEAT, 2, 1, 1, commit=2))
+
     def test_an_append_below_the_commit_index_is_answered_with_it(self) -> None:
         replica = Replica(1, term=1, commit=3, log=log_of(1, 1, 1, 1))
         replica.step(append(2, 1, 1, [entry(2, 1)]))
