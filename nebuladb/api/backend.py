@@ -7,7 +7,7 @@ from typing import Any, Final, TypeVar
 from google.protobuf.message import DecodeError, Message
 
 from nebuladb.api.status import refusal
-from nebuladb.errors import InvalidArgument, NebulaError, WrongEpoch, WrongShard
+from nebuladb.errors import InvalidArgument, NebulaError, Unavailable, WrongEpoch, WrongShard
 from nebuladb.ids import lease_group
 from nebuladb.kv.answer import Answer, KeyValue
 from nebuladb.kv.command import Command
@@ -16,7 +16,7 @@ from nebuladb.kv.watch import WatchHub
 from nebuladb.node.meta import DEFAULT, Meta
 from nebuladb.node.pump import Pump
 from nebuladb.pb.nebula.v1 import common_pb2 as pb
-from nebuladb.shard import Descriptor
+from nebuladb.shard import Descriptor, RoutingTable
 
 DEFAULT_SECONDS: Final = 5.0
 """For a call that names no deadline."""
@@ -44,19 +44,27 @@ class Backend:
         remaining = context.time_remaining()
         return DEFAULT_SECONDS if remaining is None else min(float(remaining), MAX_SECONDS)
 
+    @property
+    def routing(self) -> RoutingTable:
+        """Keyspaces and shards. Raises `Unavailable` while this node doesn't know the cluster's first entry yet: that
+        there is no such keyspace would be a lie then."""
+        if not self.meta.version:
+            raise Unavailable("this node is starting and does not know the keyspaces yet; try again")
+        return self.meta.routing
+
     # --- routing ---------------------------------------------------------------------------------------------------
 
     def route(self, keyspace: str, key: bytes, epoch: int = 0) -> Descriptor:
         """The shard of a key. Raises `KeyspaceNotFound`, `WrongEpoch`."""
-        return _checked(self.meta.routing.find(keyspace or DEFAULT, key), epoch)
+        return _checked(self.routing.find(keyspace or DEFAULT, key), epoch)
 
     def route_range(self, keyspace: str, key: bytes, range_end: bytes, epoch: int = 0) -> Descriptor:
         """The one shard of a range; `WrongShard` if there are several."""
-        return _checked(self.meta.routing.sole(keyspace or DEFAULT, key, range_end), epoch)
+        return _checked(self.routing.sole(keyspace or DEFAULT, key, range_end), epoch)
 
     def route_group(self, keyspace: str, group: int) -> Descriptor:
         """The shard of a keyspace by its id; 0 = the only one."""
-        shards = self.meta.routing.shards(keyspace or DEFAULT)
+        shards = self.routing.shards(keyspace or DEFAULT)
         if not group and len(shards) == 1:
             return shards[0]
         for shard in shards:
@@ -66,7 +74,7 @@ class Backend:
 
     def route_lease(self, keyspace: str, lease: int) -> Descriptor:
         """The shard of a lease: its id names it, unless the keyspace has only one."""
-        shards = self.meta.routing.shards(keyspace or DEFAULT)
+        shards = self.routing.shards(keyspace or DEFAULT)
         return shards[0] if len(shards) == 1 else self.route_group(keyspace, lease_group(lease))
 
     # --- doing -----------------------------------------------------------------------------------------------------

@@ -35,20 +35,20 @@ class KeyspaceService:
 
     async def List(self, raw: bytes, context: Any) -> bytes:
         parse(keyspace_pb2.KeyspaceListRequest, raw)
-        keyspaces = sorted(self._backend.meta.routing.keyspaces.values())
+        keyspaces = sorted(self._backend.routing.keyspaces.values())
         response = keyspace_pb2.KeyspaceListResponse(header=self._backend.header())
         response.keyspaces.extend(map(self._info, keyspaces))
         return response.SerializeToString()
 
     async def Describe(self, raw: bytes, context: Any) -> bytes:
         request = parse(keyspace_pb2.KeyspaceDescribeRequest, raw)
-        self._backend.meta.routing.shards(request.name)
-        info = self._info(self._backend.meta.routing.keyspaces[request.name])
+        self._backend.routing.shards(request.name)
+        info = self._info(self._backend.routing.keyspaces[request.name])
         response = keyspace_pb2.KeyspaceDescribeResponse(header=self._backend.header(), keyspace=info)
         return response.SerializeToString()
 
     def _info(self, keyspace: Keyspace) -> keyspace_pb2.KeyspaceInfo:
-        shards = self._backend.meta.routing.shards(keyspace.name)
+        shards = self._backend.routing.shards(keyspace.name)
         return keyspace_pb2.KeyspaceInfo(
             name=keyspace.name,
             partitioning=_PARTITIONING[keyspace.partitioning],
@@ -96,7 +96,7 @@ class ClusterService:
 
     async def Shards(self, raw: bytes, context: Any) -> bytes:
         request = parse(pb.ShardsRequest, raw)
-        routing = self._backend.meta.routing
+        routing = self._backend.routing
         if request.keyspace:
             shards = routing.shards(request.keyspace)
         else:

@@ -91,7 +91,7 @@ class KVService:
         if request.limit < 0:
             raise InvalidArgument("limit must not be negative")
         end = request.range_end or check.TO_THE_LAST
-        shards = self._backend.meta.routing.covering(request.keyspace or DEFAULT, request.key, end)
+        shards = self._backend.routing.covering(request.keyspace or DEFAULT, request.key, end)
         if request.revision and len(shards) > 1:
             raise WrongShard("a revision is one shard's; scan one shard's keys, or leave the revision open")
         timeout = self._backend.timeout(context)

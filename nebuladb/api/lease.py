@@ -65,7 +65,7 @@ class LeaseService:
 
     async def List(self, raw: bytes, context: Any) -> bytes:
         request = parse(pb.LeaseListRequest, raw)
-        shards = self._backend.meta.routing.shards(request.keyspace or DEFAULT)
+        shards = self._backend.routing.shards(request.keyspace or DEFAULT)
         response = pb.LeaseListResponse()
         for shard in shards:
             store = await self._backend.current(shard, self._backend.timeout(context))
