@@ -18,6 +18,9 @@ EXPIRE_RETRY_MS: Final = 2_000
 """A proposed expiry that was not applied by then is proposed again."""
 MAX_DUE: Final = 1_000
 """Expiries proposed in one tick."""
+STALE_ENTRIES: Final = 1_000
+"""Heap entries of renewed and gone leases, beyond one a lease, that may lie about. Only a leader takes any out, so
+without a bound a follower's heap would grow with every keep-alive."""
 
 
 class Lessor:
@@ -26,12 +29,17 @@ class Lessor:
     def __init__(self, clock: int, now: int, leases: Iterable[tuple[int, int, int]]) -> None:
         self._base = (clock, now)
         self._leases: dict[int, tuple[int, int]] = {lease: (expires, renewal) for lease, expires, renewal in leases}
-        self._heap = [(expires, lease, renewal) for lease, (expires, renewal) in self._leases.items()]
-        heapify(self._heap)
+        self._heap: list[tuple[int, int, int]] = []
+        self._schedule()
         self._last_entry = now
 
     def __len__(self) -> int:
         return len(self._leases)
+
+    @property
+    def scheduled(self) -> int:
+        """Entries in the heap, stale ones included: at most 2 x leases + `STALE_ENTRIES`."""
+        return len(self._heap)
 
     def clock(self, now: int) -> int:
         """The lease clock at boottime `now`, both in ms."""
@@ -46,11 +54,13 @@ class Lessor:
 
     def changed(self, lease: int, expires: int, renewal: int) -> None:
         """The lease was granted, renewed, or (`expires` = 0) is gone."""
-        if not expires:
+        if expires:
+            self._leases[lease] = (expires, renewal)
+            heappush(self._heap, (expires, lease, renewal))
+        else:
             self._leases.pop(lease, None)
-            return
-        self._leases[lease] = (expires, renewal)
-        heappush(self._heap, (expires, lease, renewal))
+        if len(self._heap) > 2 * len(self._leases) + STALE_ENTRIES:
+            self._schedule()
 
     def wants_entry(self, now: int) -> bool:
         """Whether the leader should propose an entry just to carry the clock; counts as proposed if so."""
@@ -72,3 +82,8 @@ class Lessor:
         for item in again:
             heappush(self._heap, item)
         return due
+
+    def _schedule(self) -> None:
+        """Build the heap from the leases there are. An expiry on its way may be proposed twice; the second is void."""
+        self._heap = [(expires, lease, renewal) for lease, (expires, renewal) in self._leases.items()]
+        heapify(self._heap)
