@@ -16,17 +16,18 @@ class RecordCache:
     It holds nothing that the engine doesn't: the store fills it only after a write returned.
     """
 
-    __slots__ = ("_half", "_old", "_room", "_young")
+    __slots__ = ("_half", "_old", "_room", "young")
 
     def __init__(self, limit: int) -> None:
         self._half = limit // 2
         self._room = self._half
-        self._young: dict[bytes, Record] = {}
+        self.young: dict[bytes, Record] = {}
+        """Public for one look-up without a call; a miss there means `get`."""
         self._old: dict[bytes, Record] = {}
 
     def get(self, key: bytes) -> Record | None:
         """The newest record of `key`, if it is here. A tombstone never is."""
-        record = self._young.get(key)
+        record = self.young.get(key)
         if record is None:
             record = self._old.get(key)
             if record is not None:
@@ -35,17 +36,26 @@ class RecordCache:
 
     def put(self, key: bytes, record: Record) -> None:
         """Remember `record`, a live one, as the newest of `key`."""
-        self._young[key] = record
+        self.young[key] = record
         # An overwrite counts again: the young generation turns a little early, and a put costs no second look-up.
         self._room -= len(key) + len(record.value) + ENTRY_OVERHEAD
         if self._room < 0:
-            self._old, self._young, self._room = self._young, {}, self._half
+            self._turn()
 
     def update(self, records: dict[bytes, Record]) -> None:
         """Take over what an apply wrote; deleted keys are forgotten."""
+        young = self.young
+        room = self._room
         for key, record in records.items():
             if record.version:
-                self.put(key, record)
+                young[key] = record
+                room -= len(key) + len(record.value) + ENTRY_OVERHEAD
             else:
-                self._young.pop(key, None)
+                young.pop(key, None)
                 self._old.pop(key, None)
+        self._room = room
+        if room < 0:
+            self._turn()
+
+    def _turn(self) -> None:
+        self._old, self.young, self._room = self.young, {}, self._half

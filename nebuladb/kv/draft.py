@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Iterator
+from functools import partial
+from typing import Final
 
 from nebuladb.errors import LeaseNotFound
 from nebuladb.kv.change import Change, LeaseChange
@@ -22,6 +24,13 @@ from nebuladb.kv.rows import (
 from nebuladb.kv.source import Source, close
 from nebuladb.storage.engine import DELETE, PUT, Batch
 
+# Bound once: `put` runs for every write there is. A named tuple made by `tuple.__new__` skips a Python-level call.
+_record: Final = partial(tuple.__new__, Record)
+_change: Final = partial(tuple.__new__, Change)
+_record_head: Final = RECORD_HEAD.pack
+_row_head: Final = ROW_HEAD.pack
+_position: Final = POSITION.pack
+
 
 class Draft:
     """Over the engine one for each apply call, so that a later command sees what an earlier one wrote; over that one
@@ -32,13 +41,16 @@ class Draft:
     """
 
     __slots__ = (
-        "_fresh", "_sorted", "_source", "added", "events", "floor", "grown", "keys", "leases", "records", "rows",
-        "size",
+        "_current", "_fresh", "_newest", "_record", "_sorted", "_source", "added", "events", "floor", "grown", "keys",
+        "leases", "records", "rows", "size",
     )  # fmt: skip
 
     def __init__(self, source: Source, floor: int) -> None:
         self._source = source
         self.keys = source.keys
+        self._newest = source.newest
+        self._current = source.keys.current
+        self._record = source.keys.record
         self.floor = floor
         self.rows: dict[bytes, bytes | None] = {}
         self.records: dict[bytes, Record] = {}
@@ -124,7 +136,7 @@ class Draft:
         """
         previous = self.records.get(key)
         if previous is None:
-            previous = self._source.newest(key)
+            previous = self._newest(key)
         if previous is not None and previous.version == 0 and previous.main < self.floor:
             previous = None  # a replica may have deleted that tombstone already, so no replica may see it (S28)
         flags = anchor_main = anchor_sub = stride = past_main = past_sub = 0
@@ -142,18 +154,20 @@ class Draft:
             else:
                 create, version = previous.create, previous.version + 1
         data = (
-            RECORD_HEAD.pack(
+            _record_head(
                 FORMAT, flags, main, sub, create, version, lease, past_main, past_sub, anchor_main, anchor_sub, stride
             )
             + value
         )
-        record = Record(
-            main, sub, create, version, lease, past_main, past_sub, past_deleted, anchor_main, anchor_sub, stride, value
-        )
-        keys = self.keys
+        record = _record(
+            (
+                main, sub, create, version, lease, past_main, past_sub, past_deleted, anchor_main, anchor_sub, stride,
+                value,
+            )
+        )  # fmt: skip
         rows = self.rows
-        rows[keys.current + key] = data
-        rows[keys.record + POSITION.pack(main, sub)] = ROW_HEAD.pack(FORMAT, len(key)) + key + data
+        rows[self._current + key] = data
+        rows[self._record + _position(main, sub)] = b"".join((_row_head(FORMAT, len(key)), key, data))
         self.size += 2 * (len(key) + len(data))
         self.records[key] = record
         if version == 1:
@@ -166,7 +180,7 @@ class Draft:
             self.grown += len(value) - len(previous.value)  # type: ignore[union-attr]
             if previous.lease != lease:  # type: ignore[union-attr]
                 self._attach(key, previous.lease, lease)  # type: ignore[union-attr]
-        self.events.append(Change(key, record, previous))
+        self.events.append(_change((key, record, previous)))
         return previous
 
     def delete(self, main: int, sub: int, key: bytes, previous: Record) -> None:

@@ -7,7 +7,6 @@ where slices end: a command sees the state after the command before it, be that 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from struct import Struct
 from typing import Final
 
@@ -31,7 +30,7 @@ from nebuladb.kv.change import Applied, key_value
 from nebuladb.kv.command import Command, Kind, Work
 from nebuladb.kv.draft import Draft
 from nebuladb.kv.leases import Leases
-from nebuladb.kv.limits import MAX_COMMANDS, Limits
+from nebuladb.kv.limits import MAX_COMMANDS, MAX_REQUEST_BYTES, Limits
 from nebuladb.kv.rows import KEY_AT, U64, Record, decode_record
 from nebuladb.kv.sessions import Sessions
 from nebuladb.kv.source import Source, close
@@ -62,7 +61,7 @@ class Machine:
     """Runs works; afterwards `state`, `draft` and `applied` hold the outcome, and `hashes` the indexes to hash at."""
 
     def __init__(self, source: Source, state: State, sessions: Sessions, node: int, limits: Limits) -> None:
-        self.state = replace(state)
+        self.state = state.copy()
         self.draft = Draft(source, state.floor)
         self.applied = Applied()
         self.hash_index = 0
@@ -110,7 +109,8 @@ class Machine:
         """Run an entry's commands from `state.place` on; False if the slice ended before the entry did."""
         count = len(commands)
         invariant(count <= MAX_COMMANDS, f"entry {self._index} has {count} commands")
-        state = self.state
+        state, draft, limits = self.state, self.draft, self._limits
+        rows = draft.rows
         self._hashed = any(command.kind == Kind.HASH for command in commands[: state.place])
         for place in range(state.place, count):
             self._place = place
@@ -120,7 +120,10 @@ class Machine:
                 probe("command sliced")
                 state.place = place
                 return False
-            if place + 1 < count and (self.hash_index or self._full()):
+            # `_full`, written out: this line runs for every command there is.
+            if (
+                len(rows) + self._examined >= limits.slice_rows or draft.size >= limits.slice_bytes or self.hash_index
+            ) and place + 1 < count:
                 state.place = place + 1
                 return False
         return True
@@ -146,7 +149,8 @@ class Machine:
             result: Result = None
             if refusal is None:
                 try:
-                    check.body(len(command.body))
+                    if len(command.body) > MAX_REQUEST_BYTES:
+                        check.body(len(command.body))
                     result = handler(self, command)
                 except DecodeError:
                     refusal = InvalidArgument("the request can't be decoded")

@@ -46,7 +46,7 @@ class EngineSource:
         return self._reader.scan(low, high)
 
     def newest(self, key: bytes) -> Record | None:
-        record = self._cache.get(key)
+        record = self._cache.young.get(key) or self._cache.get(key)
         if record is None:
             data = self._reader.get(self._current + key)
             if data is not None:

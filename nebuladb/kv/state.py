@@ -38,6 +38,13 @@ class State:
     deleted_size: int = 0
     """Keys, and bytes of them and their values, that the half-done command has removed."""
 
+    def copy(self) -> State:
+        """One to change while this one is still what is read."""
+        return State(
+            self.index, self.term, self.configuration, self.revision, self.floor, self.epoch, self.clock, self.keys,
+            self.size, self.leases, self.place, self.cursor, self.deleted, self.deleted_size,
+        )  # fmt: skip
+
     def encode(self) -> bytes:
         """The row's value."""
         head = HEAD.pack(
