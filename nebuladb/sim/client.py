@@ -1,0 +1,217 @@
+"""Clients: each writes a key of its own, one operation at a time, and reads anybody's."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from random import Random
+
+from nebuladb.errors import NebulaError, Outcome
+from nebuladb.kv.answer import Answer, DeleteResult, TxnResult
+from nebuladb.kv.command import Command, Kind
+from nebuladb.pb.nebula.v1 import kv_pb2
+from nebuladb.sim.board import Board
+from nebuladb.sim.core import Core
+from nebuladb.sim.machine import Machine, Written
+from nebuladb.sim.register import Register
+from nebuladb.sim.violation import require
+
+BEGIN_MS = 2_000
+"""Every client has begun by then; the first meet a cluster that is being founded."""
+THINK_MS = 40
+"""The longest pause between two operations."""
+BACK_OFF_MS = 400
+"""The longest one after an operation that failed."""
+TIMEOUTS_MS = (30, 300, 1_500)
+
+
+class Client:
+    """Puts, compare-and-sets, deletes; linearizable and serializable gets."""
+
+    def __init__(self, core: Core, machines: Sequence[Machine], board: Board, group: int, name: str) -> None:
+        self.busy = False
+        """Whether an operation waits for its outcome."""
+        self.stopped = False
+        """Set it, and no further operation begins."""
+        self._core = core
+        self._machines = machines
+        self._board = board
+        self._group = group
+        self._name = name
+        self._rng: Random = core.stream(f"client {name}")
+        self._count = 0
+        self._register: Register = board.new_register(group)
+        self._pause(BEGIN_MS)
+
+    # --- its loop ----------------------------------------------------------------------------------------------------
+
+    def _pause(self, longest: int) -> None:
+        self.busy = False
+        self._core.scheduler.after(self._rng.randrange(longest), self._act)
+
+    def _act(self) -> None:
+        if self.stopped:
+            return
+        self.busy = True
+        draw = self._rng.random()
+        if draw < 0.3:
+            self._get()
+        elif draw < 0.4:
+            self._get_serializable()
+        else:
+            self._write(draw)
+
+    def _write(self, draw: float) -> None:
+        """One write of the register."""
+        if draw < 0.75:
+            self._send(Kind.PUT, kv_pb2.PutRequest(key=self._register.key, value=self._value()).SerializeToString())
+        elif draw < 0.9:
+            self._compare_and_set(right=draw < 0.87)
+        else:
+            self._send(Kind.DELETE, kv_pb2.DeleteRequest(key=self._register.key).SerializeToString())
+
+    def _value(self) -> bytes:
+        """A value never written before; the register expects it from now on."""
+        self._count += 1
+        value = b"%s/%d" % (self._name.encode(), self._count)
+        self._register.begin(value)
+        return value
+
+    def _machine(self) -> Machine:
+        return self._rng.choice(self._machines)
+
+    def _timeout(self) -> int:
+        return self._rng.choice(TIMEOUTS_MS)
+
+    # --- writes ------------------------------------------------------------------------------------------------------
+
+    def _send(self, kind: Kind, body: bytes) -> None:
+        register, floor = self._register, self._board.told(self._group)
+        existed = register.exists
+        if kind is Kind.DELETE:
+            register.begin(None)
+        self._submit(Command(kind, body), lambda outcome: self._done(outcome, floor, existed))
+
+    def _submit(self, command: Command, written: Written) -> None:
+        try:
+            self._machine().submit(self._group, command, self._timeout(), written)
+        except NebulaError as error:
+            written(error)
+
+    def _done(self, outcome: Answer | NebulaError, floor: int, existed: bool) -> None:
+        """The outcome of a put or delete."""
+        register = self._register
+        if self._undone(outcome):
+            return
+        assert isinstance(outcome, Answer)
+        result = outcome.result
+        if isinstance(result, DeleteResult):
+            require(result.deleted == existed, f"{register}: deleted {result.deleted} keys, it existed: {existed}")
+        if existed or not isinstance(result, DeleteResult):
+            self._board.wrote(self._group, outcome.revision, floor, f"{register}, write {self._count} of {self._name}")
+        else:
+            self._board.tell(self._group, outcome.revision, floor, str(register))
+        register.acknowledged(outcome.revision)
+        self._ok()
+
+    def _undone(self, outcome: Answer | NebulaError) -> bool:
+        """Settle a write that was refused, failed or is unknown; False if it was done."""
+        register = self._register
+        if isinstance(outcome, Answer):
+            if not outcome.reason:
+                return False
+            register.failed()
+            self._failed()
+        elif outcome.outcome is Outcome.FAILED:
+            register.failed()
+            self._failed()
+        else:
+            self._register = self._board.new_register(self._group)
+            self._unknown()
+        return True
+
+    def _compare_and_set(self, *, right: bool) -> None:
+        """Put if the mod revision is the one we know (or, on purpose, not)."""
+        register, floor = self._register, self._board.told(self._group)
+        revision = register.revision if right else register.revision + 1
+        request = kv_pb2.TxnRequest()
+        request.compare.add(target=kv_pb2.Compare.MOD, key=register.key, number=revision)
+        value = self._value() if right else b"never"
+        request.success.add(put=kv_pb2.TxnPut(key=register.key, value=value))
+        written = self._compared if right else self._compared_wrongly
+        self._submit(Command(Kind.TXN, request.SerializeToString()), lambda outcome: written(outcome, floor))
+
+    def _compared(self, outcome: Answer | NebulaError, floor: int) -> None:
+        if self._undone(outcome):
+            return
+        assert isinstance(outcome, Answer)
+        assert isinstance(outcome.result, TxnResult)
+        require(outcome.result.succeeded, f"{self._register}: a compare with its true revision failed")
+        self._board.wrote(self._group, outcome.revision, floor, f"{self._register}, write {self._count}")
+        self._register.acknowledged(outcome.revision)
+        self._ok()
+
+    def _compared_wrongly(self, outcome: Answer | NebulaError, floor: int) -> None:
+        if isinstance(outcome, Answer) and not outcome.reason:
+            assert isinstance(outcome.result, TxnResult)
+            require(not outcome.result.succeeded, f"{self._register}: a compare with a wrong revision succeeded")
+            self._board.tell(self._group, outcome.revision, floor, str(self._register))
+            self._ok()
+        elif isinstance(outcome, NebulaError) and outcome.outcome is Outcome.UNKNOWN:
+            self._unknown()
+        else:
+            self._failed()
+
+    # --- reads -------------------------------------------------------------------------------------------------------
+
+    def _get(self) -> None:
+        register, machine = self._board.any_register(self._group, self._rng), self._machine()
+        floor, told = register.settled, self._board.told(self._group)
+
+        def confirmed(error: NebulaError | None) -> None:
+            if error is not None:
+                self._failed()
+            else:
+                self._read(machine, register, floor, told)
+
+        try:
+            machine.confirm(self._group, self._timeout(), confirmed)
+        except NebulaError:
+            self._failed()
+
+    def _read(self, machine: Machine, register: Register, floor: int, told: int) -> None:
+        try:
+            store = machine.store(self._group)
+        except NebulaError:
+            self._failed()
+            return
+        register.saw(floor, store.get(register.key))
+        self._board.tell(self._group, store.revision, told, f"a read of {register} on {machine.name}")
+        self._ok()
+
+    def _get_serializable(self) -> None:
+        register = self._board.any_register(self._group, self._rng)
+        try:
+            store = self._machine().store(self._group)
+        except NebulaError:
+            self._failed()
+            return
+        register.saw(0, store.get(register.key), linearizable=False)
+        self._ok()
+
+    # --- outcomes ----------------------------------------------------------------------------------------------------
+
+    def _ok(self) -> None:
+        self._core.report.ops_ok += 1
+        self._finish("ok", THINK_MS)
+
+    def _failed(self) -> None:
+        self._core.report.ops_failed += 1
+        self._finish("failed", BACK_OFF_MS)
+
+    def _unknown(self) -> None:
+        self._core.report.ops_unknown += 1
+        self._finish("unknown", THINK_MS)
+
+    def _finish(self, outcome: str, pause: int) -> None:
+        self._core.note(f"operation {outcome}", "", self._name)
+        self._pause(pause)

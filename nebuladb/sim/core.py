@@ -1,0 +1,30 @@
+"""What every piece of a world shares."""
+
+from __future__ import annotations
+
+from random import Random
+
+from nebuladb.sim.faults import Faults
+from nebuladb.sim.report import Report
+from nebuladb.sim.scheduler import Scheduler
+from nebuladb.sim.trace import Trace
+
+
+class Core:
+    """Time, trace, counts and the faults in force. Each piece draws from a stream of its own, so that a change in one
+    doesn't reshuffle all others."""
+
+    def __init__(self, seed: int, faults: Faults, trace: Trace) -> None:
+        self.seed = seed
+        self.faults = faults
+        self.trace = trace
+        self.report = Report(seeds=1)
+        self.scheduler = Scheduler(self.stream("ties"))
+
+    def stream(self, name: str) -> Random:
+        """Random numbers for one purpose. Seeded with a text, which Python hashes by SHA-512, not by its own hash."""
+        return Random(f"{self.seed} {name}")
+
+    def note(self, what: str, node: str = "", detail: object = "") -> None:
+        """Add to the trace."""
+        self.trace.note(self.scheduler.now, what, node, detail)

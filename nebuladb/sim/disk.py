@@ -1,0 +1,110 @@
+"""A node's two databases, on a disk that takes its time, and what is left of them after a crash."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from nebuladb.ids import BatchId
+from nebuladb.sim.core import Core
+from nebuladb.sim.faults import SLOW_SYNC_MS
+from nebuladb.sim.invariants.logs import Logs
+from nebuladb.storage.log import LogStore
+from nebuladb.storage.log_batch import LogBatch
+from nebuladb.storage.memory import MemoryEngine
+
+
+class WatchedLog(LogStore):
+    """The product's log; the oracles see what is written to it."""
+
+    def __init__(self, engine: MemoryEngine, place: int, logs: Logs) -> None:
+        super().__init__(engine)
+        self._memory = engine
+        self._place = place
+        self._logs = logs
+
+    def write(self, batch: LogBatch, flushed: BatchId) -> None:
+        super().write(batch, flushed)
+        self._logs.written(self._place, self._memory.position, batch, self)
+
+
+class Disk:
+    """`sync` and `flush` begin what ends after a drawn time, as the daemon's threads do: one of each at a time; a sync
+    covers what was written before it began.
+
+    `lying`: it says so without having done it (for the simulator's self-test).
+    """
+
+    def __init__(self, core: Core, place: int, logs: Logs, *, lying: bool = False) -> None:
+        self._core = core
+        self._place = place
+        self._logs = logs
+        self._lying = lying
+        self._rng = core.stream(f"disk {place}")
+        self.log = MemoryEngine(wal=True)
+        self.data = MemoryEngine(wal=False)
+        self.hangs_until = 0
+        """Virtual ms before which no sync ends."""
+        self._lives = 0
+        self._wanted = self._synced = 0
+        self._syncing = self._flushing = False
+
+    def open_log(self) -> WatchedLog:
+        """The log as it is on the disk now."""
+        store = WatchedLog(self.log, self._place, self._logs)
+        self._logs.opened(self._place, store)
+        return store
+
+    def sync(self, batch: int, done: Callable[[int], None]) -> None:
+        """Batches up to `batch` are written; `done` is called with the newest one that is durable."""
+        self._wanted = batch
+        if not self._syncing:
+            self._begin(done)
+
+    def _begin(self, done: Callable[[int], None]) -> None:
+        self._syncing = True
+        position, batch = self.log.position, self._wanted
+        self._core.scheduler.after(self._time(), self._end, self._lives, position, batch, done)
+
+    def _end(self, life: int, position: int, batch: int, done: Callable[[int], None]) -> None:
+        if life != self._lives:
+            return
+        if not self._lying:
+            self.log.make_durable(position)
+        self._logs.durable(self._place, position)
+        self._syncing = False
+        self._synced = batch
+        if self._wanted > batch:
+            self._begin(done)
+        done(batch)
+
+    def flush(self, done: Callable[[], None]) -> bool:
+        """Make the data written so far durable, unless that is under way: then False."""
+        if self._flushing:
+            return False
+        self._flushing = True
+        self._core.scheduler.after(self._time(), self._flushed, self._lives, self.data.position, done)
+        return True
+
+    def _flushed(self, life: int, position: int, done: Callable[[], None]) -> None:
+        if life != self._lives:
+            return
+        self.data.make_durable(position)
+        self._flushing = False
+        done()
+
+    def _time(self) -> int:
+        faults = self._core.faults
+        slow = self._rng.random() < faults.slow_sync
+        wait = max(0, self.hangs_until - self._core.scheduler.now)
+        return wait + self._rng.randrange((SLOW_SYNC_MS if slow else faults.sync) + 1)
+
+    def crash(self, *, power: bool) -> None:
+        """The process is gone. With the `power`, so is any of what was not synced; else the operating system still has
+        what was written to the log. Of the data, which has no WAL, only what was flushed, or by luck more, stays."""
+        if not power and not self._lying:
+            self.log.make_durable(self.log.position)
+        self.log = self.log.crash(self._rng)
+        self.data = self.data.crash(self._rng)
+        self._lives += 1
+        self._wanted = self._synced = 0
+        self._syncing = self._flushing = False

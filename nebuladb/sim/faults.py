@@ -1,0 +1,65 @@
+"""How bad the world is: rates drawn once per seed, so that each seed has a mix of its own (swarm testing)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from random import Random
+
+
+@dataclass(frozen=True, slots=True)
+class Faults:
+    """Shares are of 1; the means of times between two faults are in ms, 0 = never."""
+
+    delay: int = 2
+    """A frame's usual delay is 0 to this many ms."""
+    late: float = 0.0
+    """Share of frames that take up to `LATE_MS`: they arrive out of order, perhaps in the receiver's next life."""
+    loss: float = 0.0
+    duplication: float = 0.0
+    sync: int = 2
+    """A sync's or flush's usual time is 0 to this many ms."""
+    slow_sync: float = 0.0
+    """Share of syncs that take up to `SLOW_SYNC_MS`."""
+    flush_every: int = 1_000
+    crash_every: int = 0
+    partition_every: int = 0
+    reset_every: int = 0
+    """Links that break although both nodes live."""
+    stall_every: int = 0
+    """Engines that refuse writes for a while."""
+    hang_every: int = 0
+    """Disks whose syncs don't end for a while."""
+    transfer_every: int = 0
+    """Leadership transfers that somebody orders."""
+    drift: float = 0.0
+    """Clocks run faster or slower by up to this share."""
+
+    @classmethod
+    def draw(cls, rng: Random) -> Faults:
+        """A mix: each kind is absent from some seeds, rare in others, frequent in the rest."""
+
+        def some(*choices: float) -> float:
+            return rng.choice(choices)
+
+        return cls(
+            delay=rng.choice((1, 3, 10, 40)),
+            late=some(0, 0.002, 0.02),
+            loss=some(0, 0, 0.01, 0.1),
+            duplication=some(0, 0.01, 0.1),
+            sync=rng.choice((1, 5, 20)),
+            slow_sync=some(0, 0.01, 0.1),
+            flush_every=rng.choice((100, 700, 5_000)),
+            crash_every=rng.choice((0, 700, 2_000, 5_000)),
+            partition_every=rng.choice((0, 0, 2_000, 6_000)),
+            reset_every=rng.choice((0, 500, 3_000)),
+            stall_every=rng.choice((0, 0, 1_000)),
+            hang_every=rng.choice((0, 0, 2_000)),
+            transfer_every=rng.choice((0, 1_000, 4_000)),
+            drift=some(0, 0.001, 0.01),
+        )
+
+
+LATE_MS = 3_000
+SLOW_SYNC_MS = 300
+MAX_DRIFT = 0.01
+"""The greatest `Faults.drift`."""

@@ -1,0 +1,144 @@
+"""Logs match, and what is committed is on a majority's disks and stays (the paper's figure 3)."""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+
+from nebuladb.ids import GroupId
+from nebuladb.raft import Entry, LogReader, Raft
+from nebuladb.sim.violation import Violation, require
+from nebuladb.storage.log import LogStore
+from nebuladb.storage.log_batch import LogBatch
+
+
+@dataclass(slots=True)
+class _DiskLog:
+    """What a crash can't take from one replica: index → term; and `last`, where it ends."""
+
+    terms: dict[int, int]
+    last: int
+
+    def append(self, first: int, terms: list[int]) -> None:
+        for index in range(first, self.last + 1):
+            self.terms.pop(index, None)
+        self.terms.update(zip(range(first, first + len(terms)), terms, strict=True))
+        self.last = first + len(terms) - 1
+
+
+@dataclass(slots=True)
+class _Group:
+    """One group's truth. `committed`: index → (term of the entry, term in which it was seen committed first)."""
+
+    entries: dict[tuple[int, int], tuple[bytes, int]] = field(default_factory=dict)
+    """(index, term) → the entry's record, and the term of the entry before it in every log."""
+    committed: dict[int, tuple[int, int]] = field(default_factory=dict)
+    highest: int = 0
+    disks: dict[int, _DiskLog] = field(default_factory=dict)
+
+
+class Logs:
+    """Of all groups and nodes, by place. By induction over `entries`, two logs that hold the same (index, term) hold
+    the same entries up to there."""
+
+    def __init__(self, nodes: int) -> None:
+        self._majority = nodes // 2 + 1
+        self._groups: dict[int, _Group] = {}
+        self._pending: dict[int, deque[tuple[int, int, int, list[int]]]] = {}
+        self.flushed: dict[tuple[int, int], int] = {}
+        """(place, group) → applied index on that node's disk, for S6."""
+
+    def _group(self, group: int) -> _Group:
+        return self._groups.setdefault(group, _Group())
+
+    def opened(self, place: int, log: LogStore) -> None:
+        """A node starts: what it found is what the crash left."""
+        self._pending[place] = deque()
+        for state in self._groups.values():
+            state.disks.pop(place, None)
+        for group in log.groups():
+            reader = log.reader(group)
+            start, last = reader.start()[0], reader.last()[0]
+            terms = {index: reader.term(index) for index in range(start, last + 1)}
+            self._group(group).disks[place] = _DiskLog(terms, last)
+
+    def written(self, place: int, position: int, batch: LogBatch, log: LogStore) -> None:
+        """A batch was written, as the engine's write number `position`; durable it isn't."""
+        pending = self._pending[place]
+        for group, index, term in batch.created:
+            pending.append((position, group, index, [term]))
+        for write in batch.writes:
+            if write.entries:
+                pending.append((position, write.group, write.entries[0].index, [entry.term for entry in write.entries]))
+                self._match(write.group, write.entries, log)
+        for group, index, _ in batch.cuts:
+            flushed = self.flushed.get((place, group), 0)
+            require(index <= flushed, f"group {group}: n{place + 1} cuts its log to {index}, {flushed} is flushed (S6)")
+
+    def _match(self, group: GroupId, entries: list[Entry], log: LogStore) -> None:
+        known = self._group(group).entries
+        reader = log.reader(group)
+        first = entries[0].index
+        if first + len(entries) - 1 > reader.last()[0] or first <= reader.start()[0]:
+            return  # overwritten or cut by the same batch
+        before = reader.term(first - 1)
+        for entry in entries:
+            here = (entry.record, before)
+            if known.setdefault((entry.index, entry.term), here) != here:
+                raise Violation(f"group {group}: two logs differ at or before (index {entry.index}, term {entry.term})")
+            before = entry.term
+
+    def durable(self, place: int, position: int) -> None:
+        """A node's disk holds its first `position` writes."""
+        pending = self._pending[place]
+        while pending and pending[0][0] <= position:
+            _, group, first, terms = pending.popleft()
+            disks = self._group(group).disks
+            if place not in disks:
+                disks[place] = _DiskLog({}, first - 1)
+            disks[place].append(first, terms)
+
+    def durable_last(self, place: int, group: int) -> int:
+        """Index up to which a node's log is on its disk."""
+        disk = self._group(group).disks.get(place)
+        return disk.last if disk else 0
+
+    def committed(self, group: int, raft: Raft, reader: LogReader, after: int) -> int:
+        """A replica, whose log is written, takes what follows `after` for committed; returns up to where."""
+        state = self._group(group)
+        high = raft.commit
+        for index in range(max(after, reader.start()[0]) + 1, high + 1):
+            term = reader.term(index)
+            known = state.committed.get(index)
+            if known is None:
+                state.committed[index] = (term, raft.term)
+                self._on_majority(group, state, index, term)
+            elif known[0] != term:
+                raise Violation(
+                    f"group {group}: index {index} was committed with term {known[0]}, then with term {term} "
+                    f"by replica {raft.replica}"
+                )
+        state.highest = max(state.highest, high)
+        return high
+
+    def _on_majority(self, group: int, state: _Group, index: int, term: int) -> None:
+        count = sum(disk.terms.get(index) == term for disk in state.disks.values())
+        require(
+            count >= self._majority,
+            f"group {group}: index {index} of term {term} is called committed and is on {count} disks only",
+        )
+
+    def elected(self, group: int, raft: Raft, reader: LogReader) -> None:
+        """A replica leads `raft.term`: it must hold whatever was committed in earlier terms (leader completeness)."""
+        state = self._group(group)
+        index = state.highest
+        while index in state.committed and state.committed[index][1] >= raft.term:
+            index -= 1
+        if index not in state.committed:
+            return
+        term, (start, last) = state.committed[index][0], (reader.start()[0], reader.last()[0])
+        require(
+            last >= index and (index < start or reader.term(index) == term),
+            f"group {group}: replica {raft.replica} leads term {raft.term} without the committed (index {index}, "
+            f"term {term})",
+        )

@@ -1,0 +1,128 @@
+"""Elections, indexes and states of replicas: what must hold of each after every step, and between them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from nebuladb.kv.store import Store
+from nebuladb.node.node import Node
+from nebuladb.raft import StateRole
+from nebuladb.sim.faults import MAX_DRIFT
+from nebuladb.sim.invariants.logs import Logs
+from nebuladb.sim.violation import Violation
+
+CHECK_EVERY = 32
+"""Steps of a node between two runs of the product's own checks."""
+CLOCK_SLACK_MS = 200
+"""Rounding of many clock readings."""
+
+
+@dataclass(slots=True)
+class _Seen:
+    """A replica as it was at the last look, in this life."""
+
+    picture: tuple[object, ...] = ()
+    """As long as it is the same, nothing has to be looked at."""
+    term: int = 0
+    commit: int = 0
+    looked: int = 0
+    """What is committed was compared up to here."""
+    index: int = 0
+    revision: int = 0
+    led: int = 0
+    """The latest term in which it was seen leading."""
+
+
+class Replicas:
+    """All replicas of all nodes."""
+
+    def __init__(self, logs: Logs) -> None:
+        self.leader_changes = 0
+        self._logs = logs
+        self._seen: dict[tuple[int, int], _Seen] = {}
+        self._leaders: dict[tuple[int, int], tuple[int, int]] = {}
+        self._states: dict[tuple[int, int], tuple[int, ...]] = {}
+        self._hashes: dict[tuple[int, int], bytes] = {}
+        self._asked: dict[int, list[int]] = {}
+        self._steps = 0
+
+    def started(self, place: int) -> None:
+        """A new life begins: what the old one had in memory is forgotten."""
+        for key in [key for key in self._seen if key[0] == place]:
+            del self._seen[key]
+
+    def step(self, place: int, node: Node, now: int) -> None:
+        """Look at a node after a turn, at virtual time `now`."""
+        self._steps += 1
+        if self._steps % CHECK_EVERY == 0:
+            node.check()
+        for group, replica in node.host.replicas.items():
+            raft, index = replica.raft, node.groups[group].store.index
+            picture = (raft.role, raft.term, raft.commit, raft.last_index, replica.log.last(), index)
+            seen = self._seen.get((place, group))
+            if seen is None or seen.picture != picture:
+                self._changed(place, group, node, now)
+                self._seen[place, group].picture = picture
+
+    def _changed(self, place: int, group: int, node: Node, now: int) -> None:
+        replica, store = node.host.replicas[group], node.groups[group].store
+        raft, index = replica.raft, store.index
+        seen = self._seen.setdefault((place, group), _Seen(index=index, revision=store.revision))
+        if not (seen.term <= raft.term and seen.commit <= raft.commit <= raft.last_index):
+            raise Violation(
+                f"group {group} on n{place + 1}: from term {seen.term}, commit {seen.commit} "
+                f"to term {raft.term}, commit {raft.commit} in a log that ends at {raft.last_index}"
+            )
+        seen.term, seen.commit = raft.term, raft.commit
+        # A stalled or full batch leaves the log behind what Raft has in memory; equal ends are equal logs.
+        written = replica.log.last() == (raft.last_index, raft.last_term)
+        if written and raft.commit > seen.looked:
+            seen.looked = self._logs.committed(group, raft, replica.log, seen.looked)
+        if raft.role is StateRole.LEADER and seen.led != raft.term:
+            self._leads(place, group, node)
+            if written:
+                seen.led = raft.term
+                self.leader_changes += 1
+                self._logs.elected(group, raft, replica.log)
+        if index != seen.index:
+            if not (seen.index < index <= raft.commit and store.revision >= seen.revision):
+                raise Violation(
+                    f"group {group} on n{place + 1}: from applied {seen.index}, revision {seen.revision} "
+                    f"to applied {index}, revision {store.revision}; commit is {raft.commit}"
+                )
+            seen.index, seen.revision = index, store.revision
+            self._applied(place, group, store, now)
+
+    def _leads(self, place: int, group: int, node: Node) -> None:
+        term = node.host.replicas[group].raft.term
+        me = (place, node.host.incarnation)
+        other = self._leaders.setdefault((group, term), me)
+        if other != me:
+            raise Violation(f"group {group}: n{place + 1} leads term {term}, which n{other[0] + 1} led or leads")
+
+    def _applied(self, place: int, group: int, store: Store, now: int) -> None:
+        durable = self._logs.durable_last(place, group)
+        if store.index > durable:
+            raise Violation(f"group {group} on n{place + 1}: applied {store.index}, durable is {durable} (S1)")
+        if store.clock > now * (1 + MAX_DRIFT) + CLOCK_SLACK_MS:
+            raise Violation(f"group {group} on n{place + 1}: the lease clock is at {store.clock} after {now} ms (S27)")
+        if store.partial:
+            return
+        state = (store.term, store.revision, store.floor, store.epoch, store.clock, store.key_count, store.size)
+        other = self._states.setdefault((group, store.index), state)
+        if other != state:
+            raise Violation(
+                f"group {group} on n{place + 1}: at index {store.index} it is {state}, another replica was {other}"
+            )
+
+    def hash_asked(self, group: int, index: int) -> None:
+        """A HASH stands at `index`: every replica will have one of that state (S28)."""
+        self._asked.setdefault(group, []).append(index)
+
+    def hashes(self, place: int, node: Node) -> None:
+        """Compare the hashes that a node has taken."""
+        for group, data in node.groups.items():
+            for index in self._asked.get(group, ()):
+                digest = data.store.hash_at(index)
+                if digest is not None and self._hashes.setdefault((group, index), digest) != digest:
+                    raise Violation(f"group {group} on n{place + 1}: the state hash at index {index} differs")

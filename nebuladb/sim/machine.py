@@ -1,0 +1,279 @@
+"""One node's machine: it drives the product's `Node` as the daemon's pump does, and it can die at any moment."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from nebuladb.errors import NebulaError, Unavailable, UnknownOutcome, WriteStalled
+from nebuladb.kv.answer import Answer
+from nebuladb.kv.command import Command
+from nebuladb.kv.store import Store
+from nebuladb.node.identity import Founding, Identity
+from nebuladb.node.node import Node, Turn
+from nebuladb.sim.clock import DriftingClock
+from nebuladb.sim.core import Core
+from nebuladb.sim.disk import Disk, WatchedLog
+from nebuladb.sim.invariants.logs import Logs
+from nebuladb.sim.invariants.replicas import Replicas
+
+TICK_MS = 50
+TICK_JITTER_MS = 5
+RETRY_MS = 5
+"""After a write stall, as in the pump."""
+RESTART_MS = 100
+
+Written = Callable[[Answer | NebulaError], None]
+Confirmed = Callable[[NebulaError | None], None]
+
+
+class _Life:
+    """What dies with the process."""
+
+    def __init__(self, node: Node, log: WatchedLog, clock: DriftingClock) -> None:
+        self.node = node
+        self.log = log
+        self.clock = clock
+        self.turning = self.working = False
+        """Whether a turn, or background work, is due already."""
+        self.writes: dict[int, Written] = {}
+        self.reads: dict[int, Confirmed] = {}
+
+
+class Machine:
+    """`place` is its number from 0; `send(place, node id, frame)` puts a frame on the network."""
+
+    def __init__(
+        self,
+        core: Core,
+        place: int,
+        founding: Founding,
+        disk: Disk,
+        logs: Logs,
+        replicas: Replicas,
+        send: Callable[[int, int, bytes], None],
+        *,
+        stale_reads: bool = False,
+    ) -> None:
+        founder = founding.nodes[place]
+        self.name = founder.name
+        self.place = place
+        self.node_id = founder.node
+        self.disk = disk
+        self.died: Callable[[Machine], None] | None = None
+        """Told of every death."""
+        self._core = core
+        self._founding = founding
+        self._identity = Identity(founder.node, founder.name, founding.cluster)
+        self._logs = logs
+        self._replicas = replicas
+        self._send = send
+        self._stale_reads = stale_reads
+        self._rng = core.stream(f"machine {place}")
+        self._life: _Life | None = None
+        self._doomed: bool | None = None
+
+    # --- life and death ----------------------------------------------------------------------------------------------
+
+    @property
+    def node(self) -> Node | None:
+        """The running node, if it runs."""
+        return self._life.node if self._life else None
+
+    @property
+    def incarnation(self) -> int:
+        """Of the running node; 0 while it is down."""
+        return self._life.node.host.incarnation if self._life else 0
+
+    def start(self) -> None:
+        """Start from what is on the disk."""
+        if self._life is not None:
+            return
+        self._core.note("start", self.name)
+        clock = DriftingClock(self._core.scheduler.now, self._core.faults.drift, self._rng)
+        log = self.disk.open_log()
+        self._replicas.started(self.place)
+        incarnation = self._rng.getrandbits(63) | 1
+        try:
+            node = Node(
+                self._identity,
+                self._founding,
+                incarnation,
+                log,
+                self.disk.data,
+                self._core.stream(f"node {self.place} {incarnation}"),
+                clock,
+                client_address=f"{self.name}:1",
+                peer_address=self._founding.nodes[self.place].peer_address,
+            )
+        except WriteStalled:
+            # The daemon ends with an error, and whoever looks after it starts it again.
+            self._core.scheduler.after(RESTART_MS, self.start)
+            return
+        for group, data in node.groups.items():
+            self._logs.flushed[self.place, group] = data.store.index
+        self._doomed = None
+        self._life = life = _Life(node, log, clock)
+        self._wake(life)
+        self._core.scheduler.after(self._rng.randrange(TICK_MS), self._tick, life)
+
+    def crash(self, *, power: bool) -> None:
+        """The process dies now, at the end of a turn or between two; who waits for it sees the connection break."""
+        life = self._life
+        if life is None:
+            return
+        self._core.note("power cut" if power else "kill", self.name)
+        self._core.report.crashes += 1
+        self._life = None
+        self.disk.crash(power=power)
+        for request, written in life.writes.items():
+            self._core.scheduler.after(1, written, UnknownOutcome(f"the connection broke under request {request}"))
+        for confirmed in life.reads.values():
+            self._core.scheduler.after(1, confirmed, Unavailable("the connection broke"))
+        if self.died is not None:
+            self.died(self)
+
+    def doom(self, *, power: bool) -> None:
+        """Die in the middle of the next turn: it has written, and only some of its frames have left."""
+        self._doomed = power
+
+    # --- what clients ask --------------------------------------------------------------------------------------------
+
+    def submit(self, group: int, command: Command, timeout: int, written: Written) -> None:
+        """A write; `timeout` in ms of this machine's clock. Raises `NebulaError` if it was not taken."""
+        life = self._alive()
+        request = life.node.submit(group, command, self._monotonic(life) + timeout)
+        life.writes[request] = written
+        self._wake(life)
+
+    def confirm(self, group: int, timeout: int, confirmed: Confirmed) -> None:
+        """A linearizable read, to be served from `store` at once when confirmed with None. Raises likewise."""
+        life = self._alive()
+        if self._stale_reads:  # for the simulator's self-test
+            self._core.scheduler.after(0, confirmed, None)
+            return
+        request = life.node.read(group, self._monotonic(life) + timeout)
+        life.reads[request] = confirmed
+        self._wake(life)
+
+    def store(self, group: int) -> Store:
+        """As `Pump.store`: the group's state, unless it is older than what was served before a restart."""
+        node = self._alive().node
+        replica = node.host.replicas.get(group)
+        if replica is None or node.groups[group].store.index < replica.serves_from:
+            raise Unavailable(f"group {group} is not ready here")
+        return node.groups[group].store
+
+    def _alive(self) -> _Life:
+        if self._life is None:
+            raise Unavailable("the connection was refused")
+        return self._life
+
+    # --- what happens to it ------------------------------------------------------------------------------------------
+
+    def receive(self, sender: int, frame: bytes) -> None:
+        """A frame arrives from node id `sender`, meant perhaps for an earlier life."""
+        life = self._life
+        if life is not None:
+            life.node.host.receive(sender, frame)
+            self._wake(life)
+
+    def peer_up(self, peer: int, incarnation: int) -> None:
+        """A link to node id `peer` stands."""
+        life = self._life
+        if life is not None:
+            life.node.host.peer_up(peer, incarnation)
+            self._wake(life)
+
+    def peer_down(self, peer: int) -> None:
+        """It fell."""
+        life = self._life
+        if life is not None:
+            life.node.host.peer_down(peer)
+            self._wake(life)
+
+    def flush(self) -> None:
+        """Flush the data store, as the pump does when much was applied."""
+        life = self._life
+        if life is None:
+            return
+        applied = life.node.begin_flush()
+        self.disk.flush(lambda: self._flushed(life, applied))
+
+    def _flushed(self, life: _Life, applied: Mapping[int, int]) -> None:
+        for group, index in applied.items():
+            self._logs.flushed[self.place, group] = index
+        life.node.end_flush(dict(applied))
+        self._wake(life)
+
+    def transfer(self, group: int, to: int) -> None:
+        """Order this node to hand the group's leadership to node id `to`."""
+        life = self._life
+        if life is not None:
+            try:
+                life.node.host.transfer_leadership(group, to)
+            except NebulaError:
+                return
+            self._wake(life)
+
+    def _tick(self, life: _Life) -> None:
+        if life is not self._life:
+            return
+        life.node.tick(self._monotonic(life), life.clock.boottime())
+        self._wake(life)
+        delay = int(TICK_MS / life.clock.rate) + self._rng.randrange(TICK_JITTER_MS)
+        self._core.scheduler.after(delay, self._tick, life)
+
+    def _monotonic(self, life: _Life) -> int:
+        life.clock.now = self._core.scheduler.now
+        return life.clock.monotonic()
+
+    # --- turns -------------------------------------------------------------------------------------------------------
+
+    def _wake(self, life: _Life, delay: int = 0) -> None:
+        if not life.turning:
+            life.turning = True
+            self._core.scheduler.after(delay, self._turn, life)
+
+    def _turn(self, life: _Life) -> None:
+        if life is not self._life:
+            return
+        life.turning = False
+        turn = life.node.turn()
+        # Before anything of it leaves the node. Between turns nobody else can see what it thinks.
+        self._replicas.step(self.place, life.node, self._core.scheduler.now)
+        if self._doomed is not None:
+            self._send_all(turn, self._rng.randrange(len(turn.frames) + 1))
+            self.crash(power=self._doomed)
+            return
+        self._send_all(turn, len(turn.frames))
+        if turn.written:
+            self.disk.sync(turn.written, lambda batch: self._durable(life, batch))
+        for request, outcome in turn.answers:
+            if (written := life.writes.pop(request, None)) is not None:
+                written(outcome)
+        for request, error in turn.reads:
+            if (confirmed := life.reads.pop(request, None)) is not None:
+                confirmed(error)
+        if turn.applied and not life.working:
+            life.working = True
+            self._core.scheduler.after(1, self._background, life)
+        if turn.stalled:
+            self._wake(life, RETRY_MS)
+        elif turn.more:
+            self._wake(life)
+
+    def _send_all(self, turn: Turn, count: int) -> None:
+        for node, frame in turn.frames[:count]:
+            self._send(self.place, node, frame)
+
+    def _durable(self, life: _Life, batch: int) -> None:
+        life.node.host.durable(batch)
+        self._wake(life)
+
+    def _background(self, life: _Life) -> None:
+        if life is not self._life:
+            return
+        life.working = life.node.background()
+        self._replicas.hashes(self.place, life.node)
+        if life.working:
+            self._core.scheduler.after(1, self._background, life)

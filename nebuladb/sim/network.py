@@ -1,0 +1,57 @@
+"""Frames between nodes: lost, late, doubled, out of order, and cut off by partitions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from zlib import crc32
+
+from nebuladb.sim.core import Core
+from nebuladb.sim.faults import LATE_MS
+
+COUNT_AT = slice(56, 60)
+"""Where a frame says how many messages it has (``node.frame``)."""
+
+
+class Network:
+    """Nodes are named by their place, 0 to n - 1. `deliver(receiver, sender, frame)` is called when a frame arrives."""
+
+    def __init__(self, core: Core, deliver: Callable[[int, int, bytes], None]) -> None:
+        self._core = core
+        self._deliver = deliver
+        self._rng = core.stream("network")
+        self._cut: set[tuple[int, int]] = set()
+
+    def send(self, sender: int, receiver: int, frame: bytes) -> None:
+        """A frame leaves."""
+        core, rng, faults = self._core, self._rng, self._core.faults
+        count = int.from_bytes(frame[COUNT_AT])
+        core.report.messages += count
+        if (sender, receiver) in self._cut or rng.random() < faults.loss:
+            core.report.dropped += count
+            return
+        self._carry(sender, receiver, frame, count)
+        if rng.random() < faults.duplication:
+            core.report.duplicated += count
+            self._carry(sender, receiver, frame, count)
+
+    def _carry(self, sender: int, receiver: int, frame: bytes, count: int) -> None:
+        late = self._rng.random() < self._core.faults.late
+        delay = self._rng.randrange((LATE_MS if late else self._core.faults.delay) + 1)
+        self._core.scheduler.after(delay, self._arrive, sender, receiver, frame, count)
+
+    def _arrive(self, sender: int, receiver: int, frame: bytes, count: int) -> None:
+        self._core.report.delivered += count
+        self._core.note("frame", f"n{receiver + 1}", crc32(frame))
+        self._deliver(receiver, sender, frame)
+
+    def reaches(self, sender: int, receiver: int) -> bool:
+        """Whether frames from one to the other are let through."""
+        return (sender, receiver) not in self._cut
+
+    def cut(self, pairs: Iterable[tuple[int, int]]) -> None:
+        """From now on frames of these (sender, receiver) are dropped; what is on its way still arrives."""
+        self._cut.update(pairs)
+
+    def heal(self) -> None:
+        """Let everything through again."""
+        self._cut.clear()

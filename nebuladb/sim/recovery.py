@@ -1,0 +1,140 @@
+"""After the faults: the cluster serves again within a bound of virtual time, and every node comes to the same state."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from nebuladb.errors import NebulaError
+from nebuladb.ids import DEFAULT_GROUP, ETCD_GROUP, META_GROUP
+from nebuladb.kv.answer import Answer, HashResult
+from nebuladb.kv.command import Command, Kind
+from nebuladb.pb.nebula.v1 import kv_pb2
+from nebuladb.raft import StateRole
+from nebuladb.sim.board import Board
+from nebuladb.sim.client import Client
+from nebuladb.sim.core import Core
+from nebuladb.sim.machine import Machine, Written
+from nebuladb.sim.violation import Violation, require
+
+BOUND_MS = 12_000
+"""From the last fault mended to all of it done: some election timeouts, dials and deadlines."""
+POLL_MS = 20
+TIMEOUT_MS = 1_000
+GROUPS = (META_GROUP, DEFAULT_GROUP, ETCD_GROUP)
+
+
+class Recovery:
+    """Steps: clients have their outcomes; a put on each keyspace through each node; all replicas as far as the leader;
+    a state hash at one index everywhere; every register as its writer left it, on every node. `done` when all is."""
+
+    def __init__(self, core: Core, machines: Sequence[Machine], clients: Sequence[Client], board: Board) -> None:
+        self.done = False
+        self._core = core
+        self._machines = machines
+        self._clients = clients
+        self._board = board
+        self._deadline = core.scheduler.now + BOUND_MS
+        self._steps = [self._clients_are_idle, self._puts_succeed, self._caught_up, self._hashes_equal]
+        self._waits = {(machine.place, group) for machine in machines for group in (DEFAULT_GROUP, ETCD_GROUP)}
+        self._hashes: dict[int, int] = {}
+        """Group → index at which its hash is taken."""
+        for client in clients:
+            client.stopped = True
+        for machine in machines:
+            for group in (DEFAULT_GROUP, ETCD_GROUP):
+                self._put(machine, group)
+        self._poll()
+
+    def _poll(self) -> None:
+        while self._steps and self._steps[0]():
+            del self._steps[0]
+        if not self._steps:
+            self._registers_hold()
+            self.done = True
+            return
+        if self._core.scheduler.now >= self._deadline:
+            step = self._steps[0].__name__.strip("_").replace("_", " ")
+            raise Violation(f"{BOUND_MS} ms after the last fault was mended this is not so: {step}; {self._picture()}")
+        self._core.scheduler.after(POLL_MS, self._poll)
+
+    def _picture(self) -> str:
+        """Where every replica is, for whoever reads the violation."""
+        return "; ".join(
+            f"{machine.name} group {group}: {replica.raft.role} of term {replica.raft.term}, "
+            f"applied {replica.applied}, commit {replica.raft.commit}, last {replica.raft.last_index}"
+            for machine in self._machines
+            if machine.node is not None
+            for group, replica in machine.node.host.replicas.items()
+        )
+
+    def _clients_are_idle(self) -> bool:
+        return not any(client.busy for client in self._clients)
+
+    # --- a put through every node ------------------------------------------------------------------------------------
+
+    def _put(self, machine: Machine, group: int) -> None:
+        request = kv_pb2.PutRequest(key=b"probe/%d" % machine.place, value=b"%d" % group)
+
+        def written(outcome: Answer | NebulaError) -> None:
+            if isinstance(outcome, Answer) and not outcome.reason:
+                self._waits.discard((machine.place, group))
+            else:
+                self._core.scheduler.after(POLL_MS, self._put, machine, group)
+
+        self._submit(machine, group, Command(Kind.PUT, request.SerializeToString()), written)
+
+    def _submit(self, machine: Machine, group: int, command: Command, written: Written) -> None:
+        try:
+            machine.submit(group, command, TIMEOUT_MS, written)
+        except NebulaError as error:
+            written(error)
+
+    def _puts_succeed(self) -> bool:
+        return not self._waits
+
+    # --- the same state everywhere -----------------------------------------------------------------------------------
+
+    def _caught_up(self) -> bool:
+        """One leader a group, everything of its log committed, and applied by all."""
+        for group in GROUPS:
+            replicas = [machine.node.host.replicas.get(group) for machine in self._machines if machine.node]
+            if any(replica is None for replica in replicas):
+                return False
+            leaders = [replica for replica in replicas if replica and replica.raft.role is StateRole.LEADER]
+            if len(leaders) != 1:
+                return False
+            if any(replica and replica.applied != leaders[0].raft.last_index for replica in replicas):
+                return False
+        for group in GROUPS:
+            self._hash(group)
+        return True
+
+    def _hash(self, group: int) -> None:
+        def written(outcome: Answer | NebulaError) -> None:
+            if isinstance(outcome, Answer) and isinstance(outcome.result, HashResult):
+                self._hashes[group] = outcome.result.index
+            else:
+                self._core.scheduler.after(POLL_MS, self._hash, group)
+
+        self._submit(self._machines[0], group, Command(Kind.HASH, b""), written)
+
+    def _hashes_equal(self) -> bool:
+        """Every node has taken the hash of every group, and they are equal."""
+        if len(self._hashes) < len(GROUPS):
+            return False
+        for group, index in sorted(self._hashes.items()):
+            nodes = [machine.node for machine in self._machines if machine.node]
+            digests = [node.groups[group].store.hash_at(index) for node in nodes]
+            if None in digests:
+                return False
+            require(len(set(digests)) == 1, f"group {group}: the state hashes at index {index} differ: {digests}")
+        return True
+
+    def _registers_hold(self) -> None:
+        """What was acknowledged is there, and what was refused is not, on every node."""
+        for machine in self._machines:
+            assert machine.node is not None
+            for group, registers in sorted(self._board.registers.items()):
+                store = machine.node.groups[group].store
+                for register in registers:
+                    register.saw(register.settled, store.get(register.key))

@@ -1,0 +1,35 @@
+"""Virtual time: the heap of what is to happen."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from heapq import heappop, heappush
+from random import Random
+from typing import Any
+
+
+class Scheduler:
+    """Runs actions at their virtual times (ms); those of one millisecond in an order drawn from `rng`."""
+
+    def __init__(self, rng: Random) -> None:
+        self.now = 0
+        self.steps = 0
+        self._draw = rng.random
+        self._heap: list[tuple[int, float, int, Callable[..., None], tuple[Any, ...]]] = []
+        self._count = 0
+
+    def after(self, delay: int, action: Callable[..., None], *args: Any) -> None:
+        """Call `action(*args)` in `delay` ms, at least 0."""
+        self._count += 1  # no two items compare equal up to here: actions have no order
+        heappush(self._heap, (self.now + delay, self._draw(), self._count, action, args))
+
+    def step(self) -> None:
+        """Let the next thing happen. The heap may not be empty."""
+        self.now, _, _, action, args = heappop(self._heap)
+        self.steps += 1
+        action(*args)
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing will ever happen again."""
+        return not self._heap

@@ -1,0 +1,69 @@
+"""A client with a session: it repeats a request, anywhere, until it knows the answer; it may run once (S20)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from nebuladb.errors import NebulaError, Outcome, Reason
+from nebuladb.kv.answer import Answer, SessionResult
+from nebuladb.kv.command import Command, Kind
+from nebuladb.pb.nebula.v1 import session_pb2
+from nebuladb.sim.board import Board
+from nebuladb.sim.client import Client
+from nebuladb.sim.core import Core
+from nebuladb.sim.machine import Machine, Written
+
+RETRY_MS = 30
+
+
+class SessionClient(Client):
+    """Invariant: one request at a time bears `_sequence`, whatever number of times it is sent."""
+
+    def __init__(self, core: Core, machines: Sequence[Machine], board: Board, group: int, name: str) -> None:
+        super().__init__(core, machines, board, group, name)
+        self._session = 0
+        self._sequence = 0
+
+    def _write(self, draw: float) -> None:
+        if self._session:
+            super()._write(draw)
+        else:
+            body = session_pb2.SessionOpenRequest().SerializeToString()
+            super()._submit(Command(Kind.SESSION_OPEN, body), self._opened)
+
+    def _opened(self, outcome: Answer | NebulaError) -> None:
+        if isinstance(outcome, Answer) and isinstance(outcome.result, SessionResult):
+            self._session, self._sequence = outcome.result.session, 0
+            self._ok()
+        elif isinstance(outcome, NebulaError) and outcome.outcome is Outcome.UNKNOWN:
+            self._unknown()
+        else:
+            self._failed()
+
+    def _submit(self, command: Command, written: Written) -> None:
+        self._sequence += 1
+        numbered = command._replace(session=self._session, sequence=self._sequence, lowest=self._sequence)
+        self._attempt(numbered, written)
+
+    def _attempt(self, command: Command, written: Written) -> None:
+        """Send it; also a second time while the first is still under way, now and then."""
+        answered = False
+
+        def once(outcome: Answer | NebulaError) -> None:
+            nonlocal answered
+            if answered:
+                return
+            answered = True
+            if isinstance(outcome, NebulaError):
+                self._core.scheduler.after(self._rng.randrange(RETRY_MS), self._attempt, command, written)
+            elif outcome.reason == Reason.SESSION_EXPIRED:
+                self._session = 0
+                written(outcome)
+            else:
+                written(outcome)
+
+        for _ in range(2 if self._rng.random() < 0.1 else 1):
+            try:
+                self._machine().submit(self._group, command, self._timeout(), once)
+            except NebulaError as error:
+                once(error)

@@ -1,0 +1,184 @@
+"""One seed: a cluster, its clients, what befalls it, and how it recovers."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import Enum
+from random import Random
+from typing import Final
+
+from nebuladb.errors import NebulaError
+from nebuladb.ids import DEFAULT_GROUP, ETCD_GROUP
+from nebuladb.kv.answer import Answer, HashResult
+from nebuladb.kv.command import Command, Kind
+from nebuladb.node.identity import Founder, Founding
+from nebuladb.sim.board import Board
+from nebuladb.sim.client import Client
+from nebuladb.sim.core import Core
+from nebuladb.sim.disk import Disk
+from nebuladb.sim.faults import Faults
+from nebuladb.sim.invariants.logs import Logs
+from nebuladb.sim.invariants.replicas import Replicas
+from nebuladb.sim.knobs import small_bounds
+from nebuladb.sim.links import Links
+from nebuladb.sim.machine import Machine
+from nebuladb.sim.nemesis import Nemesis
+from nebuladb.sim.network import Network
+from nebuladb.sim.recovery import Recovery
+from nebuladb.sim.report import Report
+from nebuladb.sim.session_client import SessionClient
+from nebuladb.sim.trace import Trace
+from nebuladb.sim.violation import Violation
+
+CLIENTS: Final = 12
+"""Half of them on each keyspace; every third pair has a session."""
+START_MS: Final = 500
+"""Nodes of a new cluster start within this time."""
+HASH_EVERY_MS: Final = 1_500
+MAX_STEPS_MS: Final = 3_000
+"""Steps a virtual millisecond, on average; more is an endless loop."""
+
+
+class Variant(Enum):
+    """The product as it is, or the world broken on purpose, for the self-test."""
+
+    NONE = "none"
+    LYING_DISK = "acknowledged before durable"
+    STALE_READS = "reads without a round"
+
+
+@dataclass(slots=True)
+class Result:
+    """Of one seed; `violation` is empty if all went well."""
+
+    seed: int
+    report: Report
+    trace: str
+    violation: str = ""
+
+
+class World:
+    """`seconds` of virtual time under faults; then recovery."""
+
+    def __init__(
+        self,
+        seed: int,
+        *,
+        nodes: int = 3,
+        seconds: float = 5.0,
+        variant: Variant = Variant.NONE,
+        show: Callable[[str], None] | None = None,
+    ) -> None:
+        faults = Faults.draw(Random(f"{seed} faults"))
+        self.core = core = Core(seed, faults, Trace(show))
+        core.note("faults", "", faults)
+        self._milliseconds = int(seconds * 1_000)
+        founding = _founding(core.stream("founding"), nodes)
+        self._places = {founder.node: place for place, founder in enumerate(founding.nodes)}
+        logs = Logs(nodes)
+        self._replicas = Replicas(logs)
+        self._network = Network(core, self._deliver)
+        self._ids = [founder.node for founder in founding.nodes]
+        self.machines = [
+            Machine(
+                core,
+                place,
+                founding,
+                Disk(core, place, logs, lying=variant is Variant.LYING_DISK),
+                logs,
+                self._replicas,
+                self._send,
+                stale_reads=variant is Variant.STALE_READS,
+            )
+            for place in range(nodes)
+        ]
+        links = Links(core, self._network, nodes, self._incarnation, self._up, self._down)
+        self._nemesis = Nemesis(core, self.machines, self._network, links)
+        rng = core.stream("world")
+        for machine in self.machines:
+            machine.died = self._nemesis.died
+            core.scheduler.after(rng.randrange(START_MS), machine.start)
+        self._board = Board()
+        self._clients = [
+            (SessionClient if number // 2 % 3 == 2 else Client)(
+                core, self.machines, self._board, (DEFAULT_GROUP, ETCD_GROUP)[number % 2], f"c{number}"
+            )
+            for number in range(CLIENTS)
+        ]
+        self._rng = rng
+        core.scheduler.after(HASH_EVERY_MS, self._ask_hash)
+
+    def run(self) -> Result:
+        """Run it to its end."""
+        core = self.core
+        violation = ""
+        with small_bounds(core.stream("knobs")):
+            try:
+                self._run()
+            except Violation as error:
+                violation = str(error)
+            except Exception as error:  # the product gave up: an invariant of its own, or a bug
+                violation = f"{type(error).__name__}: {error}\n{traceback.format_exc()}"
+        report = core.report
+        report.steps = core.scheduler.steps
+        report.leader_changes = self._replicas.leader_changes
+        report.sim_seconds = core.scheduler.now / 1_000
+        report.violations = bool(violation) + 0
+        return Result(core.seed, report, core.trace.digest(), violation)
+
+    def _run(self) -> None:
+        scheduler = self.core.scheduler
+        while scheduler.now < self._milliseconds:
+            self._step()
+        self.core.note("mend")
+        self.core.faults = Faults()
+        self._nemesis.stop()
+        recovery = Recovery(self.core, self.machines, self._clients, self._board)
+        while not recovery.done:
+            self._step()
+
+    def _step(self) -> None:
+        scheduler = self.core.scheduler
+        scheduler.step()
+        if scheduler.steps > MAX_STEPS_MS * (scheduler.now + 1):
+            raise Violation(f"{scheduler.steps} steps in {scheduler.now} ms: something goes round in circles")
+
+    def _ask_hash(self) -> None:
+        """A HASH through any node: every replica will compare its state at that index."""
+        group = self._rng.choice((DEFAULT_GROUP, ETCD_GROUP))
+
+        def answered(outcome: Answer | NebulaError) -> None:
+            if isinstance(outcome, Answer) and isinstance(outcome.result, HashResult):
+                self._replicas.hash_asked(group, outcome.result.index)
+
+        try:
+            self._rng.choice(self.machines).submit(group, Command(Kind.HASH, b""), HASH_EVERY_MS, answered)
+        except NebulaError as error:
+            answered(error)
+        self.core.scheduler.after(self._rng.randrange(2 * HASH_EVERY_MS), self._ask_hash)
+
+    # --- between machines: node ids there, places here ---------------------------------------------------------------
+
+    def _send(self, place: int, node: int, frame: bytes) -> None:
+        self._network.send(place, self._places[node], frame)
+
+    def _deliver(self, receiver: int, sender: int, frame: bytes) -> None:
+        self.machines[receiver].receive(self._ids[sender], frame)
+
+    def _incarnation(self, place: int) -> int:
+        return self.machines[place].incarnation
+
+    def _up(self, place: int, peer: int, incarnation: int) -> None:
+        self.core.note("up", f"n{place + 1}", peer + 1)
+        self.machines[place].peer_up(self._ids[peer], incarnation)
+
+    def _down(self, place: int, peer: int) -> None:
+        self.core.note("down", f"n{place + 1}", peer + 1)
+        self.machines[place].peer_down(self._ids[peer])
+
+
+def _founding(rng: Random, nodes: int) -> Founding:
+    founders = tuple(Founder(f"n{place + 1}", rng.getrandbits(63) | 1, f"n{place + 1}:2") for place in range(nodes))
+    return Founding(rng.getrandbits(63) | 1, founders)

@@ -1,0 +1,82 @@
+"""How a node starts: by the clock, through write stalls, with a full log batch. Each was broken once (simulator)."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from nebuladb.ids import DEFAULT_GROUP, ETCD_GROUP, META_GROUP
+from nebuladb.kv.answer import Answer, LeaseResult
+from nebuladb.kv.command import Command, Kind
+from nebuladb.node import host as host_module
+from nebuladb.node.identity import Founder, Founding, Identity
+from nebuladb.node.node import Node
+from nebuladb.pb.nebula.v1 import lease_pb2
+from nebuladb.storage.log import LogStore
+from nebuladb.storage.memory import Fault, MemoryEngine
+
+FOUNDING = Founding(7, (Founder("n1", 11, "n1:2"),))
+UPTIME_MS = 10**9
+
+
+class Alone:
+    """A cluster of one node, whose disk syncs at once; it runs until all three groups answer."""
+
+    def __init__(self, log: MemoryEngine, data: MemoryEngine, uptime: int) -> None:
+        self.time = uptime
+        self.node = Node(Identity(11, "n1", 7), FOUNDING, 5, LogStore(log), data, random.Random(1), self)
+        self.answers: list[object] = []
+
+    def monotonic(self) -> int:
+        return self.time
+
+    def boottime(self) -> int:
+        return self.time
+
+    def run(self, milliseconds: int) -> None:
+        for _ in range(milliseconds // 50):
+            self.time += 50
+            self.node.tick(self.time, self.time)
+            for _ in range(10):
+                turn = self.node.turn()
+                self.answers += [outcome for _, outcome in turn.answers]
+                if turn.written:
+                    self.node.log.sync()
+                    self.node.host.durable(turn.written)
+
+
+def test_a_restart_does_not_move_the_lease_clock_by_the_machines_uptime() -> None:
+    log, data = MemoryEngine(wal=True), MemoryEngine(wal=False)
+    alone = Alone(log, data, 1000)
+    alone.run(5_000)
+    grant = lease_pb2.LeaseGrantRequest(id=9, ttl=30).SerializeToString()
+    alone.node.submit(DEFAULT_GROUP, Command(Kind.LEASE_GRANT, grant), alone.time + 1_000)
+    alone.run(1_000)
+    assert isinstance(alone.answers[-1], Answer)
+    assert alone.answers[-1].result == LeaseResult(9, 30)
+    again = Alone(log, data, UPTIME_MS)
+    again.run(5_000)
+    lease = again.node.groups[DEFAULT_GROUP].store.lease(9)
+    assert lease is not None
+    assert 20 <= lease.remaining <= 30
+
+
+def test_a_group_whose_first_write_stalls_starts_a_little_later() -> None:
+    log, data = MemoryEngine(wal=True), MemoryEngine(wal=False)
+    alone = Alone(log, data, 1000)
+    data.fail(Fault.STALL, 7)
+    alone.run(5_000)
+    assert sorted(alone.node.groups) == [META_GROUP, DEFAULT_GROUP, ETCD_GROUP]
+
+
+def test_a_full_log_batch_asks_for_another_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    alone = Alone(MemoryEngine(wal=True), MemoryEngine(wal=False), 1000)
+    alone.run(5_000)
+    monkeypatch.setattr(host_module, "MAX_BATCH_BYTES", 1)
+    for group in (DEFAULT_GROUP, ETCD_GROUP):
+        alone.node.submit(group, Command(Kind.HASH, b""), alone.time + 1_000)
+    first, second = alone.node.turn(), alone.node.turn()
+    assert first.written
+    assert first.more
+    assert second.written == first.written + 1
