@@ -1,0 +1,299 @@
+"""What a waiting client is told: *failed* only if its write certainly is in no log (S19)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from nebuladb.errors import NebulaError, NoLeader, NotLeader, Outcome, TooManyRequests, Unavailable, UnknownOutcome
+from nebuladb.kv.answer import Answer
+from nebuladb.node import proposals as module
+from nebuladb.node.output import Request
+from nebuladb.node.proposals import Outcomes, Pending, Proposals
+
+LEADER = 77
+LONG = 1_000_000
+
+
+def request(number: int, deadline: int = LONG, size: int = 4) -> Request:
+    return Request(number, 2, bytes(size), deadline)
+
+
+def filled(*numbers: int) -> Proposals:
+    proposals = Proposals()
+    for number in numbers:
+        proposals.add(request(number))
+    return proposals
+
+
+def take(proposals: Proposals) -> list[Pending]:
+    return proposals.take(100, 10_000)
+
+
+def told(outcomes: Outcomes) -> dict[int, str]:
+    """Request → class of what its client is told."""
+    assert len({number for number, _ in outcomes}) == len(outcomes), "a client is answered once"
+    return {number: type(outcome).__name__ for number, outcome in outcomes}
+
+
+def test_a_write_is_answered_from_what_was_applied_here() -> None:
+    proposals = filled(1, 2)
+    proposals.placed(take(proposals), 5, 3)
+    answer = Answer(9)
+    assert proposals.applied(5, [(1, answer), (2, answer)]) == [(1, answer), (2, answer)]
+    assert len(proposals) == 0
+
+
+def test_another_entry_at_its_index_means_failed() -> None:
+    proposals = filled(1)
+    proposals.placed(take(proposals), 5, 3)
+    assert proposals.applied(4, []) == []
+    [(number, error)] = proposals.applied(5, [(99, Answer(9))])
+    assert number == 1
+    assert isinstance(error, NotLeader)
+    assert error.outcome is Outcome.FAILED
+
+
+def test_a_link_that_breaks_after_sending_means_unknown_and_spares_the_queue() -> None:
+    proposals = filled(1)
+    proposals.sent(take(proposals), 1, LEADER)
+    proposals.add(request(2))
+    assert proposals.lost(LEADER + 1) == []
+    [(number, error)] = proposals.lost(LEADER)
+    assert number == 1
+    assert isinstance(error, UnknownOutcome)
+    assert error.outcome is Outcome.UNKNOWN
+    assert [pending.request.request for pending in take(proposals)] == [2]
+
+
+def test_a_refused_forward_goes_back_to_the_front_in_order_and_is_certainly_undone() -> None:
+    proposals = filled(1, 2)
+    proposals.sent(take(proposals), 1, LEADER)
+    proposals.add(request(3))
+    assert proposals.replied(1, LEADER, 0, 3, refused=True, applied=0) == []
+    assert proposals.lost(LEADER) == []
+    assert told(proposals.expire(LONG)) == {1: "NoLeader", 2: "NoLeader", 3: "NoLeader"}
+
+
+def test_what_was_given_back_keeps_its_order() -> None:
+    proposals = filled(1, 2, 3)
+    taken = proposals.take(2, 10_000)
+    proposals.give_back(taken)
+    assert [pending.request.request for pending in take(proposals)] == [1, 2, 3]
+
+
+def test_a_forward_is_placed_by_its_reply() -> None:
+    proposals = filled(1)
+    proposals.sent(take(proposals), 1, LEADER)
+    assert proposals.replied(1, LEADER, 6, 3, refused=False, applied=5) == []
+    assert proposals.lost(LEADER) == [], "it stands in the log: this node's own apply will tell"
+    assert told(proposals.applied(6, [(1, Answer(2))])) == {1: "Answer"}
+
+
+def test_an_answer_may_come_before_the_reply_that_places_it() -> None:
+    proposals = filled(1)
+    proposals.sent(take(proposals), 1, LEADER)
+    assert told(proposals.applied(6, [(1, Answer(2))])) == {1: "Answer"}
+    assert proposals.replied(1, LEADER, 6, 3, refused=False, applied=6) == []
+    assert proposals.lost(LEADER) == []
+
+
+def test_a_reply_that_places_it_where_something_else_was_applied_means_failed() -> None:
+    proposals = filled(1)
+    proposals.sent(take(proposals), 1, LEADER)
+    assert proposals.applied(6, [(99, Answer(2))]) == []
+    assert told(proposals.replied(1, LEADER, 6, 3, refused=False, applied=6)) == {1: "NotLeader"}
+
+
+@pytest.mark.parametrize(("number", "node"), [(2, LEADER), (1, LEADER + 1)], ids=["another number", "another node"])
+def test_a_foreign_reply_is_void(number: int, node: int) -> None:
+    proposals = filled(1)
+    proposals.sent(take(proposals), 1, LEADER)
+    assert proposals.replied(number, node, 6, 3, refused=True, applied=9) == []
+    assert not proposals.waiting
+    assert told(proposals.lost(LEADER)) == {1: "UnknownOutcome"}
+
+
+def test_a_repeated_reply_is_void() -> None:
+    proposals = filled(1)
+    proposals.sent(take(proposals), 1, LEADER)
+    proposals.replied(1, LEADER, 6, 3, refused=False, applied=0)
+    assert proposals.replied(1, LEADER, 6, 3, refused=True, applied=0) == []
+    assert not proposals.waiting
+
+
+def test_past_the_deadline_what_never_left_failed_and_the_rest_is_unknown() -> None:
+    proposals = Proposals()
+    for number in (1, 2, 3):
+        proposals.add(request(number, deadline=100 * number))
+        if number < 3:
+            taken = take(proposals)
+            if number == 1:
+                proposals.placed(taken, 5, 3)
+            else:
+                proposals.sent(taken, 1, LEADER)
+    assert proposals.expire(99) == []
+    assert told(proposals.expire(250)) == {1: "UnknownOutcome", 2: "UnknownOutcome"}
+    assert told(proposals.expire(300)) == {3: "NoLeader"}
+    assert not proposals.waiting
+    assert proposals.applied(5, [(1, Answer(2))]) == []
+
+
+def test_the_end_of_a_replica_tells_everyone() -> None:
+    proposals = filled(1)
+    proposals.placed(take(proposals), 5, 3)
+    proposals.add(request(2))
+    outcomes = dict(proposals.close())
+    assert isinstance(outcomes[1], UnknownOutcome)
+    assert isinstance(outcomes[2], Unavailable)
+    assert len(proposals) == 0
+    assert not proposals.waiting
+
+
+def test_taking_is_bounded_by_count_and_bytes_but_takes_one() -> None:
+    proposals = Proposals()
+    for number, size in enumerate((50, 60, 10, 10, 10)):
+        proposals.add(request(number, size=size))
+    assert [len(proposals.take(2, 40)) for _ in range(5)] == [1, 1, 2, 1, 0]
+
+
+def test_no_more_may_wait_than_the_bounds_say(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MAX_PENDING", 2)
+    proposals = filled(1, 2)
+    with pytest.raises(TooManyRequests):
+        proposals.add(request(3))
+    proposals.placed(take(proposals), 5, 3)
+    with pytest.raises(TooManyRequests):
+        proposals.add(request(3))
+    proposals.applied(5, [(1, Answer(2)), (2, Answer(2))])
+    proposals.add(request(3))
+    monkeypatch.setattr(module, "MAX_PENDING_BYTES", 9)
+    proposals.add(request(4, size=5))
+    with pytest.raises(TooManyRequests):
+        proposals.add(request(5, size=1))
+    proposals.expire(LONG)
+    proposals.add(request(5, size=9))
+
+
+class TheLog(RuleBasedStateMachine):
+    """Against a log that knows the truth: what is told *failed* is never applied, and everyone is told once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.proposals = Proposals()
+        self.now = 0
+        self.issued = 0
+        self.applied = 0
+        self.forwards = 0
+        self.term = 1
+        self.log: list[tuple[int, list[int]]] = []
+        """(term, requests) of each entry behind the applied ones; the first of them has index applied + 1."""
+        self.flying: dict[int, list[int]] = {}
+        """Forwards that have not reached the leader: number → requests."""
+        self.replies: dict[int, tuple[int, int]] = {}
+        """Forward's number → (index, term), index 0 = refused: replies on their way."""
+        self.outcomes: dict[int, Answer | NebulaError] = {}
+        self.done: set[int] = set()
+
+    def tell(self, outcomes: Outcomes) -> None:
+        for number, outcome in outcomes:
+            assert number not in self.outcomes, "a client is answered once"
+            self.outcomes[number] = outcome
+            if isinstance(outcome, NebulaError):
+                assert not (outcome.outcome is Outcome.FAILED and number in self.done), "failed, but it was applied"
+
+    def append(self, requests: list[int]) -> int:
+        self.log.append((self.term, requests))
+        return self.applied + len(self.log)
+
+    @rule(patience=st.integers(1, 6), count=st.integers(1, 3))
+    def ask(self, patience: int, count: int) -> None:
+        for _ in range(count):
+            self.issued += 1
+            self.proposals.add(request(self.issued, self.now + patience))
+
+    @precondition(lambda self: self.proposals.waiting)
+    @rule()
+    def propose(self) -> None:
+        taken = self.proposals.take(2, 10_000)
+        self.proposals.placed(taken, self.append([p.request.request for p in taken]), self.term)
+
+    @precondition(lambda self: self.proposals.waiting)
+    @rule()
+    def give_back(self) -> None:
+        self.proposals.give_back(self.proposals.take(2, 10_000))
+
+    @precondition(lambda self: self.proposals.waiting)
+    @rule()
+    def forward(self) -> None:
+        taken = self.proposals.take(2, 10_000)
+        self.forwards += 1
+        self.proposals.sent(taken, self.forwards, LEADER)
+        self.flying[self.forwards] = [p.request.request for p in taken]
+
+    @precondition(lambda self: self.flying)
+    @rule(data=st.data(), accepts=st.booleans())
+    def arrive(self, data: Any, accepts: bool) -> None:
+        number = data.draw(st.sampled_from(sorted(self.flying)))
+        requests = self.flying.pop(number)
+        self.replies[number] = (self.append(requests), self.term) if accepts else (0, self.term)
+
+    @precondition(lambda self: self.replies)
+    @rule(data=st.data(), repeat=st.booleans())
+    def reply(self, data: Any, repeat: bool) -> None:
+        number = data.draw(st.sampled_from(sorted(self.replies)))
+        index, term = self.replies[number] if repeat else self.replies.pop(number)
+        self.tell(self.proposals.replied(number, LEADER, index, term, refused=not index, applied=self.applied))
+
+    @rule()
+    def break_link(self) -> None:
+        self.tell(self.proposals.lost(LEADER))
+
+    @precondition(lambda self: self.log)
+    @rule(keep=st.integers(0, 3))
+    def elect(self, keep: int) -> None:
+        """A new leader overwrites what was not committed, and adds an entry of its own."""
+        del self.log[keep:]
+        self.term += 1
+        self.append([])
+
+    @precondition(lambda self: self.log)
+    @rule()
+    def apply(self) -> None:
+        _, requests = self.log.pop(0)
+        self.applied += 1
+        for number in requests:
+            assert number not in self.done
+            outcome = self.outcomes.get(number)
+            assert not (isinstance(outcome, NebulaError) and outcome.outcome is Outcome.FAILED), (
+                f"write {number} was told to have failed, and is applied"
+            )
+        self.done.update(requests)
+        self.tell(self.proposals.applied(self.applied, [(number, Answer(self.applied)) for number in requests]))
+
+    @rule(passed=st.integers(0, 3))
+    def wait(self, passed: int) -> None:
+        self.now += passed
+        self.tell(self.proposals.expire(self.now))
+
+    @invariant()
+    def everyone_waits_or_was_told(self) -> None:
+        assert len(self.proposals) + len(self.outcomes) == self.issued
+
+    def teardown(self) -> None:
+        self.tell(self.proposals.close())
+        assert len(self.proposals) == 0
+        assert len(self.outcomes) == self.issued
+
+
+TheLog.TestCase.settings = settings(max_examples=100, stateful_step_count=40, deadline=None)
+TestAgainstTheLog = TheLog.TestCase
+
+
+def test_errors_say_what_a_client_may_conclude() -> None:
+    assert NoLeader().outcome is NotLeader().outcome is Unavailable().outcome is Outcome.FAILED
+    assert UnknownOutcome().outcome is Outcome.UNKNOWN
