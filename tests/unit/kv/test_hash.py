@@ -104,3 +104,16 @@ def test_a_missing_row_of_history_is_corruption() -> None:
     drain(store, [log.work(HASH)])
     with pytest.raises(Corruption):
         finish(store)
+
+
+def test_a_put_over_a_compacted_tombstone_writes_the_same_whether_it_is_deleted_yet_or_not() -> None:
+    digests = []
+    for thorough in (False, True):
+        store, _ = fresh()
+        log = Log()
+        run(store, log, put(b"a"), put(b"k"), delete(b"k"), put(b"a"), compact(5))
+        if thorough:
+            finish(store)
+        run(store, log, put(b"k"), delete(b"k"), put(b"k"))
+        digests.append(state_hash(store, log))
+    assert digests[0] == digests[1]

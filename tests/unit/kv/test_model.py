@@ -101,7 +101,7 @@ def run_all(store: Store, works: list[Work]) -> tuple[list[Applied], bytes]:
 
 
 @given(program, limits)
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=150, deadline=None)
 def test_slices_and_deletion_change_nothing(entries: list[Any], bounds: Limits) -> None:
     works, answers = build(entries, Model())
     works = with_hash(works)
@@ -125,7 +125,7 @@ def test_slices_and_deletion_change_nothing(entries: list[Any], bounds: Limits) 
 
 
 @given(program, limits, st.integers(0, 1 << 30))
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=150, deadline=None)
 def test_a_crash_anywhere_and_the_log_again_give_the_same(entries: list[Any], bounds: Limits, seed: int) -> None:
     works, _ = build(entries, Model())
     whole, _ = fresh()
