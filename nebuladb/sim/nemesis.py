@@ -83,10 +83,12 @@ class Nemesis:
     def _partition(self) -> None:
         """Halves, one node alone, or one direction of some pairs."""
         rng, count = self._rng, len(self._machines)
+        if count == 1:
+            return
         self._core.report.partitions += 1
         places = list(range(count))
         rng.shuffle(places)
-        size = 1 if rng.random() < 0.5 else rng.randrange(1, count) if count > 1 else 1
+        size = 1 if rng.random() < 0.5 else rng.randrange(1, count)
         here, there = places[:size], places[size:]
         pairs = [(one, other) for one in here for other in there]
         if rng.random() < 0.6:
@@ -102,8 +104,8 @@ class Nemesis:
         self._network.heal()
 
     def _reset(self) -> None:
-        one, other = self._rng.sample(range(len(self._machines)), 2) if len(self._machines) > 1 else (0, 0)
-        self._links.reset(one, other)
+        if len(self._machines) > 1:
+            self._links.reset(*self._rng.sample(range(len(self._machines)), 2))
 
     def _stall(self) -> None:
         disk = self._any().disk

@@ -34,6 +34,8 @@ class Report:
 
     def line(self) -> str:
         """``key=value`` pairs, as every campaign ends with (DESIGN §9)."""
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
-        shown = (f"{name}={value:.1f}" if isinstance(value, float) else f"{name}={value}" for name, value in values.items())
-        return " ".join(shown)
+        pairs = []
+        for field in fields(self):
+            value = getattr(self, field.name)
+            pairs.append(f"{field.name}={value:.1f}" if isinstance(value, float) else f"{field.name}={value}")
+        return " ".join(pairs)
