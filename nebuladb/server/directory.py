@@ -40,11 +40,11 @@ class DataDirectory:
     def identity(self, name: str) -> Identity:
         """Who this node is; a fresh directory gets a random id, fsynced before anyone is told (S14).
 
-        Raises `IdentityError` if the directory is another node's, or has data but no identity.
+        Raises `IdentityError` if the directory is another node's, or if a part of it is missing.
         """
         file = self.path / "identity.json"
         if not file.exists():
-            if (self.path / "raft").exists() or (self.path / "founding.json").exists():
+            if any((self.path / name).exists() for name in ("raft", "data", "founding.json")):
                 raise IdentityError(f"{self.path} has data but no identity.json; restore it, or use an empty directory")
             identity = Identity(secrets.randbits(63) | 1, name)
             write_durably(file, identity.encode())
@@ -56,7 +56,15 @@ class DataDirectory:
                 f"{self.path} belongs to node {identity.name!r}, not {name!r}; give each node a directory of its own, "
                 f"or start this one with --name {identity.name}"
             )
-        return identity
+        if (self.path / "data").exists() and not (self.path / "raft").exists():
+            # raft/ is opened first. Without it the node has forgotten its votes (S15).
+            raise IdentityError(
+                f"the log in {self.path / 'raft'} is gone; restore it, or empty the directory and replace the member: "
+                f"`nebula-cli member replace {name}`"
+            )
+        founding = self.founding()
+        # `found` writes two documents: a crash may have come between them.
+        return identity if founding is None else self.found(identity, founding)
 
     def founding(self) -> Founding | None:
         """The founding document, if this node has one yet."""
@@ -68,9 +76,16 @@ class DataDirectory:
         known = self.founding()
         if known is not None and known != founding:
             raise IdentityError(f"{self.path} holds another founding document; one directory, one cluster")
-        write_durably(self.path / "founding.json", founding.encode())
-        identity = identity._replace(cluster=founding.cluster)
-        write_durably(self.path / "identity.json", identity.encode())
+        if identity.cluster not in (0, founding.cluster):
+            raise IdentityError(
+                f"{self.path} belongs to cluster {identity.cluster:016x}, the founding document is of "
+                f"{founding.cluster:016x}; one directory, one cluster"
+            )
+        if known is None:
+            write_durably(self.path / "founding.json", founding.encode())
+        if not identity.cluster:
+            identity = identity._replace(cluster=founding.cluster)
+            write_durably(self.path / "identity.json", identity.encode())
         return identity
 
     def open_log(self) -> LogStore:
