@@ -16,7 +16,7 @@ from nebuladb.node.output import Output, Slice
 from nebuladb.node.proposals import Outcomes, Proposals
 from nebuladb.node.reads import Reads
 from nebuladb.raft import Config, Configuration, HardState, Message, Raft, StateRole
-from nebuladb.raft.entry import ENTRY_HEADER, EntryKind
+from nebuladb.raft.entry import ENTRY_HEADER, Entry, EntryKind
 from nebuladb.raft.ready import LogReader
 
 MAX_ENTRY_BYTES: Final = 1 << 20
@@ -24,8 +24,8 @@ MAX_ENTRY_BYTES: Final = 1 << 20
 MAX_ENTRY_COMMANDS: Final = 4_096
 MAX_ENTRIES_IN_FLIGHT: Final = 2
 """Entries of this leader not yet committed; later commands gather for the next (speed: fewer, larger entries)."""
-MAX_SLICE_BYTES: Final = 4 << 20
-"""Entries handed to the store at once."""
+MAX_SLICE_BYTES: Final = 1 << 20
+"""Entries decoded for the store at once. What it has no room for stays decoded for its next slice."""
 MAX_FORWARDED: Final = 20_000
 """Forwarded commands that may wait here to be proposed."""
 
@@ -99,6 +99,8 @@ class Replica:
         self._forwarded = 0
         self._internal: list[bytes] = []
         self._refused = False
+        self._works: list[Work] = []
+        """Decoded, committed and durable, and not applied yet."""
         self._slice_out = False
         self._proposed: list[int] = []
         self._context = 0
@@ -132,6 +134,8 @@ class Replica:
     def slice_applied(self, index: int) -> None:
         """The store finished the slice that was out, up to `index`: not all of it if an entry is half applied."""
         self._slice_out = False
+        if self._works:
+            del self._works[: index + 1 - self._works[0].index]
         self.applied = index
         self.raft.applied_to(index)
 
@@ -191,17 +195,22 @@ class Replica:
         """Committed and durable entries for the store, if none are out (S1)."""
         if self._slice_out:
             return None
-        works = []
-        for entry in self.raft.committed_entries(self.applied, MAX_SLICE_BYTES):
-            invariant(entry.kind == EntryKind.NORMAL, f"group {self.group}: entry {entry.index} has kind {entry.kind}")
-            clock, commands = decode_payload(entry.record, ENTRY_HEADER)
-            if clock:
-                self.lessor.observe(clock, boottime)
-            works.append(Work(entry.index, entry.term, clock, commands))
-        if not works:
+        if not self._works:
+            self._works = [self._decode(entry, boottime) for entry in self._committed()]
+        if not self._works:
             return None
         self._slice_out = True
-        return Slice(self.group, self.generation, works)
+        return Slice(self.group, self.generation, list(self._works))
+
+    def _committed(self) -> list[Entry]:
+        return self.raft.committed_entries(self.applied, MAX_SLICE_BYTES)
+
+    def _decode(self, entry: Entry, boottime: int) -> Work:
+        invariant(entry.kind == EntryKind.NORMAL, f"group {self.group}: entry {entry.index} has kind {entry.kind}")
+        clock, commands = decode_payload(entry.record, ENTRY_HEADER)
+        if clock:
+            self.lessor.observe(clock, boottime)
+        return Work(entry.index, entry.term, clock, commands)
 
     def close(self, output: Output) -> None:
         """The replica leaves this node: nobody waits for it any more."""

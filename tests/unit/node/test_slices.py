@@ -1,0 +1,71 @@
+"""What a store has no room for in one slice isn't decoded again for the next."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from nebuladb.ids import BatchId, GroupId
+from nebuladb.kv.command import Command, Kind, Work
+from nebuladb.node.entry import encode_command, encode_payload
+from nebuladb.node.replica import Replica, Start
+from nebuladb.raft import Configuration, HardState
+from nebuladb.raft.entry import Entry, encode_entry
+from nebuladb.storage.log import LogStore
+from nebuladb.storage.log_batch import GroupWrite, LogBatch
+from nebuladb.storage.memory import MemoryEngine
+
+GROUP = GroupId(2)
+ENTRIES = 100
+
+
+def replica() -> Replica:
+    """One whose log holds committed entries that were never applied, as after a restart."""
+    log = LogStore(MemoryEngine(wal=True))
+    batch = LogBatch(BatchId(1))
+    batch.create(GROUP, 1, 1)
+    payload = encode_payload(1, [encode_command(Command(Kind.CLOCK, b""))])
+    entries = [encode_entry(index, 1, 0, payload) for index in range(2, 2 + ENTRIES)]
+    batch.write(GroupWrite(GROUP, HardState(1, 0, 1 + ENTRIES), entries))
+    log.write(batch, BatchId(0))
+    start = Start(
+        group=GROUP,
+        replica=1,
+        generation=1,
+        nodes={1: 11, 2: 12},
+        configuration=Configuration((1, 2)),
+        hard_state=log.hard_state(GROUP),
+        log=log.reader(GROUP),
+        applied=1,
+        durably_applied=1,
+        clock=0,
+        leases=(),
+    )
+    return Replica(start, 11, 1, random.Random(1), 0)
+
+
+def test_a_partly_applied_slice_goes_on_with_what_was_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
+    one = replica()
+    decoded: list[int] = []
+    decode = one._decode
+
+    def count(entry: Entry, boottime: int) -> Work:
+        decoded.append(entry.index)
+        return decode(entry, boottime)
+
+    monkeypatch.setattr(one, "_decode", count)
+    applied = 1
+    while (work := one.next_slice(0)) is not None:
+        assert one.next_slice(0) is None  # one is out
+        assert work.works[0].index == applied + 1
+        applied += 7
+        one.slice_applied(min(applied, 1 + ENTRIES))
+    assert decoded == list(range(2, 2 + ENTRIES))
+
+
+def test_a_half_applied_entry_is_given_again() -> None:
+    one = replica()
+    first = one.next_slice(0)
+    one.slice_applied(1)  # entry 2 is half applied
+    assert one.next_slice(0) == first
