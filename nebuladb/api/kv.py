@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator, Iterable
-from typing import Any, Final
+from typing import Any
 
 from nebuladb.api.backend import Backend, key_value, parse, session_fields
+from nebuladb.api.scan import scan
 from nebuladb.api.watch import watch
-from nebuladb.errors import InvalidArgument, WrongShard
+from nebuladb.errors import WrongShard
 from nebuladb.kv import check
 from nebuladb.kv.answer import DeleteResult, KeyValue, PutResult, RangeResult, TxnResult
 from nebuladb.kv.command import Command, Kind
-from nebuladb.node.meta import DEFAULT
 from nebuladb.pb.nebula.v1 import kv_pb2 as pb
 from nebuladb.shard import Descriptor
-
-PAGE_KEYS: Final = 1_000
-PAGE_BYTES: Final = 1 << 20
-"""A page of a scan."""
 
 
 class KVService:
@@ -86,57 +81,14 @@ class KVService:
         return pb.CompactResponse(header=self._backend.header(shard.group, answer.revision)).SerializeToString()
 
     async def Scan(self, raw: bytes, context: Any) -> AsyncIterator[bytes]:
-        """Pages from one pinned revision a shard (S24, S25)."""
         request = parse(pb.ScanRequest, raw)
-        if request.limit < 0:
-            raise InvalidArgument("limit must not be negative")
-        end = request.range_end or check.TO_THE_LAST
-        shards = self._backend.routing.covering(request.keyspace or DEFAULT, request.key, end)
-        if request.revision and len(shards) > 1:
-            raise WrongShard("a revision is one shard's; scan one shard's keys, or leave the revision open")
-        timeout = self._backend.timeout(context)
-        pinned = []
-        for shard in shards:
-            store = await self._backend.current(shard, timeout, serializable=request.serializable)
-            pinned.append((shard, request.revision or store.revision))
-        left = request.limit
-        first = True
-        for position, (shard, revision) in enumerate(pinned):
-            start = max(request.key, shard.start) or b"\0"
-            while start:
-                # The store is asked for anew: between pages the node may have lost the replica.
-                store = self._backend.pump.store(shard.group)
-                limit = min(request.page_size or PAGE_KEYS, PAGE_KEYS, left or PAGE_KEYS)
-                page = store.scan(
-                    start,
-                    _lower_end(end, shard.end),
-                    revision=revision,
-                    limit=limit,
-                    max_bytes=PAGE_BYTES,
-                    keys_only=request.keys_only,
-                )
-                start = page.cursor
-                response = pb.ScanResponse(
-                    header=self._backend.header(shard.group, store.revision),
-                    kvs=[key_value(kv) for kv in page.kvs],
-                )
-                if first:
-                    response.revisions.extend(pb.ShardRevision(group=s.group, revision=r) for s, r in pinned)
-                    first = False
-                if request.limit:
-                    left -= len(page.kvs)
-                    if left <= 0:
-                        response.more = bool(start) or position + 1 < len(pinned)
-                        yield response.SerializeToString()
-                        return
-                yield response.SerializeToString()
-                await asyncio.sleep(0)
+        async for response in scan(self._backend, request, self._backend.timeout(context)):
+            yield response.SerializeToString()
 
     async def Watch(self, raw: bytes, context: Any) -> AsyncIterator[bytes]:
         request = parse(pb.WatchRequest, raw)
         check.key(request.key)
-        shard = self._backend.route_range(request.keyspace, request.key, request.range_end, request.epoch)
-        async for response in watch(self._backend, shard, request):
+        async for response in watch(self._backend, request):
             yield response.SerializeToString()
 
     def _sole_shard(self, request: pb.TxnRequest) -> Descriptor:
@@ -179,10 +131,3 @@ def operation_result(result: PutResult | DeleteResult | RangeResult) -> pb.Opera
 
 def _range(kvs: Iterable[KeyValue], count: int, more: bool) -> pb.RangeResponse:
     return pb.RangeResponse(kvs=map(key_value, kvs), count=count, more=more)
-
-
-def _lower_end(end: bytes, shard_end: bytes) -> bytes:
-    """The lower of a range's end and a shard's; b"\\0" and empty mean none."""
-    if not shard_end:
-        return end
-    return shard_end if end == check.TO_THE_LAST else min(end, shard_end)

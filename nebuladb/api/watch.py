@@ -1,13 +1,15 @@
-"""``KV.Watch``: a hub's watcher as a stream of responses."""
+"""``KV.Watch``: watchers of one or several shards as one stream of responses, each about one shard (S25)."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from typing import Final
 
 from nebuladb.api.backend import Backend, key_value
+from nebuladb.errors import WrongShard
 from nebuladb.kv.watcher import EventBatch, Watcher
+from nebuladb.node.meta import DEFAULT
 from nebuladb.pb.nebula.v1 import kv_pb2 as pb
 from nebuladb.shard import Descriptor
 
@@ -18,38 +20,86 @@ PROGRESS_SECONDS: Final = 10.0
 """After so long without an event a watch that asked for it is told how far it has come."""
 
 
-async def watch(backend: Backend, shard: Descriptor, request: pb.WatchRequest) -> AsyncIterator[pb.WatchResponse]:
-    """`created`, then events; ends with a `canceled` response if its start is compacted away."""
-    hub = backend.hub(shard)
+class ShardWatch:
+    """One shard's part of a watch."""
+
+    def __init__(
+        self, backend: Backend, shard: Descriptor, request: pb.WatchRequest, start: int, ready: asyncio.Event
+    ) -> None:
+        self.group = shard.group
+        self._backend = backend
+        self._hub = backend.hub(shard)
+        self.watcher: Watcher = self._hub.watch(
+            request.key,
+            request.range_end,
+            start,
+            prev_kv=request.prev_kv,
+            no_put=request.no_put,
+            no_delete=request.no_delete,
+            on_ready=ready.set,
+        )
+        self.created = self._empty()
+        """To be sent first. Made now, because its revision is what the watch begins after."""
+        self.created.created = True
+
+    def _empty(self) -> pb.WatchResponse:
+        return pb.WatchResponse(header=self._backend.header(self.group, self._hub.revision))
+
+    def take(self) -> Iterator[pb.WatchResponse]:
+        """What waits, in responses of whole revisions; the last one may say that the watch is canceled."""
+        canceled = self.watcher.canceled
+        for response in _responses(self.watcher.take()):
+            response.header.CopyFrom(self._backend.header(self.group, self._hub.revision))
+            yield response
+        if canceled:
+            response = self._empty()
+            response.canceled = True
+            response.compact_revision = self.watcher.compact_revision
+            response.cancel_reason = f"revisions below {self.watcher.compact_revision} are compacted; watch from there"
+            yield response
+
+    def progress(self) -> pb.WatchResponse | None:
+        """How far it has come. To be asked in the turn in which `take` gave nothing."""
+        return None if self.watcher.lagging else self._empty()
+
+    def close(self) -> None:
+        """Forget it."""
+        self._hub.remove(self.watcher)
+
+
+async def watch(backend: Backend, request: pb.WatchRequest) -> AsyncIterator[pb.WatchResponse]:
+    """`created` of each shard, then events; ends with a `canceled` response if a start is compacted away."""
+    shards = backend.routing.covering(request.keyspace or DEFAULT, request.key, request.range_end)
+    if request.start_revision and len(shards) > 1:
+        raise WrongShard("a revision is one shard's; over several shards a watch starts with start_revisions")
+    starts = {pair.group: pair.revision for pair in request.start_revisions}
     ready = asyncio.Event()
-    watcher = hub.watch(
-        request.key,
-        request.range_end,
-        request.start_revision,
-        prev_kv=request.prev_kv,
-        no_put=request.no_put,
-        no_delete=request.no_delete,
-        on_ready=ready.set,
-    )
+    parts: list[ShardWatch] = []
     try:
-        backend.pump.work()
-        yield pb.WatchResponse(header=backend.header(shard.group, hub.revision), created=True)
+        for shard in shards:
+            start = starts.get(shard.group, request.start_revision)
+            parts.append(ShardWatch(backend, shard, request, start, ready))
+        for part in parts:
+            yield part.created
         while True:
-            batches = watcher.take()
             ready.clear()
+            sent = False
+            for part in parts:
+                for response in part.take():
+                    sent = True
+                    yield response
+                    if response.canceled:
+                        return
+            # What was taken may have made room for a watcher that lags.
             backend.pump.work()
-            for response in _responses(batches):
-                response.header.CopyFrom(backend.header(shard.group, hub.revision))
-                yield response
-            if watcher.canceled and not batches:
-                yield _canceled(backend, shard, watcher)
-                return
-            if batches:
-                continue
-            if not await _wait(ready, PROGRESS_SECONDS if request.progress else None) and not watcher.lagging:
-                yield pb.WatchResponse(header=backend.header(shard.group, watcher.cursor - 1))
+            if not sent and not await _wait(ready, PROGRESS_SECONDS if request.progress else None):
+                for part in parts:
+                    progress = part.progress()
+                    if progress is not None:
+                        yield progress
     finally:
-        hub.remove(watcher)
+        for part in parts:
+            part.close()
 
 
 async def _wait(ready: asyncio.Event, seconds: float | None) -> bool:
@@ -79,12 +129,3 @@ def _responses(batches: list[EventBatch]) -> list[pb.WatchResponse]:
             if event.previous is not None:
                 message.prev_kv.CopyFrom(key_value(event.previous))
     return responses
-
-
-def _canceled(backend: Backend, shard: Descriptor, watcher: Watcher) -> pb.WatchResponse:
-    return pb.WatchResponse(
-        header=backend.header(shard.group, backend.hub(shard).revision),
-        canceled=True,
-        cancel_reason=f"revisions below {watcher.compact_revision} are compacted; watch from there",
-        compact_revision=watcher.compact_revision,
-    )

@@ -75,6 +75,8 @@ class Event(NamedTuple):
     type: EventType
     kv: KeyValue
     previous: KeyValue | None = None
+    group: int = 0
+    """The shard in which it happened; revisions of different shards can't be compared."""
 
 
 class LeaseInfo(NamedTuple):
@@ -106,10 +108,10 @@ def key_value(message: common_pb2.KeyValue) -> KeyValue:
     )
 
 
-def event(message: kv_pb2.Event) -> Event:
-    """From the wire."""
+def event(message: kv_pb2.Event, group: int) -> Event:
+    """From the wire; it happened in shard `group`."""
     previous = key_value(message.prev_kv) if message.HasField("prev_kv") else None
-    return Event(EventType(message.type), key_value(message.kv), previous)
+    return Event(EventType(message.type), key_value(message.kv), previous, group)
 
 
 def prefix_end(prefix: bytes) -> bytes:

@@ -216,7 +216,8 @@ class Node:
     def watch(self, request: kv_pb2.WatchRequest, context: grpc.ServicerContext) -> Iterator[Message]:
         store = self.store
         with store.lock:
-            start = request.start_revision or store.revision + 1
+            starts = {pair.group: pair.revision for pair in request.start_revisions}
+            start = starts.get(GROUP) or request.start_revision or store.revision + 1
             if start <= store.floor:
                 yield kv_pb2.WatchResponse(header=store.header(), canceled=True, compact_revision=store.floor)
                 return

@@ -62,7 +62,8 @@ class Store:
 
     def scan(self, request: kv_pb2.ScanRequest) -> Iterator[kv_pb2.ScanResponse]:
         with self.lock:
-            revision = request.revision or self.revision
+            pinned = {pair.group: pair.revision for pair in request.revisions}
+            revision = pinned.get(GROUP) or request.revision or self.revision
             rows = [kv for k in self.keys(request.key, request.range_end or b"\0") if (kv := self.read(k, revision))]
         more = bool(request.limit) and len(rows) > request.limit
         rows = rows[: request.limit] if request.limit else rows

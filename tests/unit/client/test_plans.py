@@ -40,24 +40,37 @@ def test_a_scan_over_any_breaks_is_the_scan_without(keys: set[bytes], limit: int
             if not plan.done:
                 seen += [(kv.key, kv.value) for kv in plan.absorb(response)]
         whole = cut >= len(pages)
-        if plan.request.revision:  # a page was seen, so that what comes now belongs to the future
+        if plan.request.revisions:  # a page was seen, so that what comes now belongs to the future
             store.step(lambda: store.put(b"\xff\xff", b"later", 0))
         plan.resume()
     expected = [(key, b"old") for key in sorted(keys)]
     assert seen == (expected[:limit] if limit else expected)
 
 
-def test_a_scan_over_several_shards_is_not_continued() -> None:
+def test_a_scan_over_several_shards_goes_on_at_each_shards_revision() -> None:
     plan = ScanPlan(kv_pb2.ScanRequest())
-    page = kv_pb2.ScanResponse()
+    page = kv_pb2.ScanResponse(kvs=[_kv(4, b"a")])
     page.revisions.add(group=2, revision=5)
     page.revisions.add(group=3, revision=9)
     plan.absorb(page)
-    plan.resume()  # nothing was seen yet
-    page.kvs.add(key=b"a")
-    plan.absorb(page)
-    with pytest.raises(errors.Unavailable, match="start it again"):
-        plan.resume()
+    plan.resume()
+    assert plan.request.key == b"a\0"
+    assert [(pair.group, pair.revision) for pair in plan.request.revisions] == [(2, 5), (3, 9)]
+
+
+def test_a_watch_over_several_shards_keeps_each_shards_place() -> None:
+    plan = WatchPlan(kv_pb2.WatchRequest(key=b"\0", range_end=b"\0"))
+    for group, revision in ((2, 7), (3, 4)):
+        created = _created(revision)
+        created.header.group = group
+        plan.absorb(created)
+    response = kv_pb2.WatchResponse()
+    response.header.group = 3
+    response.events.add().kv.MergeFrom(_kv(5, b"a"))
+    found = plan.absorb(response)
+    assert not isinstance(found, Failure)
+    assert [(event.group, event.kv.mod_revision) for event in found] == [(3, 5)]
+    assert (next_revision(plan, 2), next_revision(plan, 3)) == (8, 6)
 
 
 @settings(deadline=None, max_examples=60)
@@ -76,11 +89,11 @@ def test_a_watch_over_any_breaks_yields_every_event_once(
     seen: list[tuple[int, bytes]] = []
     breaks = iter(cuts)
     plan.absorb(_created(1))
-    first = plan.request.start_revision
-    while plan.request.start_revision < len(changes) + 2:
+    first = next_revision(plan)
+    while next_revision(plan) < len(changes) + 2:
         responses = [_created(1)]
         for revision, count in history:
-            if revision >= plan.request.start_revision - replay:
+            if revision >= next_revision(plan) - replay:
                 response = kv_pb2.WatchResponse()
                 response.header.revision = len(changes) + 1
                 for number in range(count):
@@ -92,6 +105,10 @@ def test_a_watch_over_any_breaks_yields_every_event_once(
             seen += [(event.kv.mod_revision, event.kv.key) for event in found]
     expected = [(revision, b"%d" % n) for revision, count in history if revision >= first for n in range(count)]
     assert seen == expected
+
+
+def next_revision(plan: WatchPlan, group: int = 0) -> int:
+    return {pair.group: pair.revision for pair in plan.request.start_revisions}[group]
 
 
 def _created(revision: int) -> kv_pb2.WatchResponse:
@@ -109,13 +126,13 @@ def _kv(revision: int, key: bytes) -> kv_pb2.common__pb2.KeyValue:  # type: igno
 def test_a_watch_from_now_on_begins_after_its_creation() -> None:
     plan = WatchPlan(kv_pb2.WatchRequest(key=b"k"))
     plan.absorb(_created(7))
-    assert plan.request.start_revision == 8
+    assert next_revision(plan) == 8
     plan.absorb(_created(9))  # on another node, after a break: it goes on from 8
-    assert plan.request.start_revision == 8
+    assert next_revision(plan) == 8
     progress = kv_pb2.WatchResponse()
     progress.header.revision = 20
     plan.absorb(progress)
-    assert plan.request.start_revision == 21
+    assert next_revision(plan) == 21
 
 
 def test_a_watch_that_the_server_ends() -> None:

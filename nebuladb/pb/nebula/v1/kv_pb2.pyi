@@ -274,53 +274,9 @@ class RangeResponse(_message.Message):
 Global___RangeResponse: _TypeAlias = RangeResponse  # noqa: Y015
 
 @_typing.final
-class ScanRequest(_message.Message):
-    DESCRIPTOR: _descriptor.Descriptor
-
-    KEYSPACE_FIELD_NUMBER: _builtins.int
-    KEY_FIELD_NUMBER: _builtins.int
-    RANGE_END_FIELD_NUMBER: _builtins.int
-    LIMIT_FIELD_NUMBER: _builtins.int
-    REVISION_FIELD_NUMBER: _builtins.int
-    KEYS_ONLY_FIELD_NUMBER: _builtins.int
-    SERIALIZABLE_FIELD_NUMBER: _builtins.int
-    PAGE_SIZE_FIELD_NUMBER: _builtins.int
-    EPOCH_FIELD_NUMBER: _builtins.int
-    keyspace: _builtins.str
-    key: _builtins.bytes
-    """empty = from the first key"""
-    range_end: _builtins.bytes
-    """empty or "\\0" = to the last"""
-    limit: _builtins.int
-    revision: _builtins.int
-    keys_only: _builtins.bool
-    serializable: _builtins.bool
-    page_size: _builtins.int
-    """keys a message at most; 0 = the server's choice"""
-    epoch: _builtins.int
-    def __init__(
-        self,
-        *,
-        keyspace: _builtins.str = ...,
-        key: _builtins.bytes = ...,
-        range_end: _builtins.bytes = ...,
-        limit: _builtins.int = ...,
-        revision: _builtins.int = ...,
-        keys_only: _builtins.bool = ...,
-        serializable: _builtins.bool = ...,
-        page_size: _builtins.int = ...,
-        epoch: _builtins.int = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "key", b"key", "keys_only", b"keys_only", "keyspace", b"keyspace", "limit", b"limit", "page_size", b"page_size", "range_end", b"range_end", "revision", b"revision", "serializable", b"serializable"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-Global___ScanRequest: _TypeAlias = ScanRequest  # noqa: Y015
-
-@_typing.final
 class ShardRevision(_message.Message):
+    """A revision of one shard: several shards have no common one."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     GROUP_FIELD_NUMBER: _builtins.int
@@ -342,8 +298,60 @@ class ShardRevision(_message.Message):
 Global___ShardRevision: _TypeAlias = ShardRevision  # noqa: Y015
 
 @_typing.final
+class ScanRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KEYSPACE_FIELD_NUMBER: _builtins.int
+    KEY_FIELD_NUMBER: _builtins.int
+    RANGE_END_FIELD_NUMBER: _builtins.int
+    LIMIT_FIELD_NUMBER: _builtins.int
+    REVISION_FIELD_NUMBER: _builtins.int
+    KEYS_ONLY_FIELD_NUMBER: _builtins.int
+    SERIALIZABLE_FIELD_NUMBER: _builtins.int
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    REVISIONS_FIELD_NUMBER: _builtins.int
+    EPOCH_FIELD_NUMBER: _builtins.int
+    keyspace: _builtins.str
+    key: _builtins.bytes
+    """empty = from the first key"""
+    range_end: _builtins.bytes
+    """empty or "\\0" = to the last"""
+    limit: _builtins.int
+    revision: _builtins.int
+    keys_only: _builtins.bool
+    serializable: _builtins.bool
+    page_size: _builtins.int
+    """keys a message at most; 0 = the server's choice"""
+    epoch: _builtins.int
+    @_builtins.property
+    def revisions(self) -> _containers.RepeatedCompositeFieldContainer[Global___ShardRevision]:
+        """continues a scan: its first page's revisions"""
+
+    def __init__(
+        self,
+        *,
+        keyspace: _builtins.str = ...,
+        key: _builtins.bytes = ...,
+        range_end: _builtins.bytes = ...,
+        limit: _builtins.int = ...,
+        revision: _builtins.int = ...,
+        keys_only: _builtins.bool = ...,
+        serializable: _builtins.bool = ...,
+        page_size: _builtins.int = ...,
+        revisions: _abc.Iterable[Global___ShardRevision] | None = ...,
+        epoch: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "key", b"key", "keys_only", b"keys_only", "keyspace", b"keyspace", "limit", b"limit", "page_size", b"page_size", "range_end", b"range_end", "revision", b"revision", "revisions", b"revisions", "serializable", b"serializable"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ScanRequest: _TypeAlias = ScanRequest  # noqa: Y015
+
+@_typing.final
 class ScanResponse(_message.Message):
-    """A page. The scan reads one revision a shard, from the first page to the last."""
+    """A page, in key order over all shards. The scan reads one revision a shard, from the first page to the last."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -736,6 +744,7 @@ class WatchRequest(_message.Message):
     NO_PUT_FIELD_NUMBER: _builtins.int
     NO_DELETE_FIELD_NUMBER: _builtins.int
     PROGRESS_FIELD_NUMBER: _builtins.int
+    START_REVISIONS_FIELD_NUMBER: _builtins.int
     EPOCH_FIELD_NUMBER: _builtins.int
     keyspace: _builtins.str
     key: _builtins.bytes
@@ -748,6 +757,10 @@ class WatchRequest(_message.Message):
     progress: _builtins.bool
     """say now and then, in an empty response, how far the watch has come"""
     epoch: _builtins.int
+    @_builtins.property
+    def start_revisions(self) -> _containers.RepeatedCompositeFieldContainer[Global___ShardRevision]:
+        """continues a watch over several shards; wins over start_revision"""
+
     def __init__(
         self,
         *,
@@ -759,11 +772,12 @@ class WatchRequest(_message.Message):
         no_put: _builtins.bool = ...,
         no_delete: _builtins.bool = ...,
         progress: _builtins.bool = ...,
+        start_revisions: _abc.Iterable[Global___ShardRevision] | None = ...,
         epoch: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "key", b"key", "keyspace", b"keyspace", "no_delete", b"no_delete", "no_put", b"no_put", "prev_kv", b"prev_kv", "progress", b"progress", "range_end", b"range_end", "start_revision", b"start_revision"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "key", b"key", "keyspace", b"keyspace", "no_delete", b"no_delete", "no_put", b"no_put", "prev_kv", b"prev_kv", "progress", b"progress", "range_end", b"range_end", "start_revision", b"start_revision", "start_revisions", b"start_revisions"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -815,7 +829,9 @@ Global___Event: _TypeAlias = Event  # noqa: Y015
 
 @_typing.final
 class WatchResponse(_message.Message):
-    """The first response has `created`. One revision is never spread over responses."""
+    """A response is about one shard, which its header names; each shard's first has `created`. One revision is never spread
+    over responses. The order of events is each shard's.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
