@@ -81,7 +81,7 @@ class Sessions:
             if data is None:
                 raise Corruption("a session's answer is missing")
             return answer_codec.decode(data)
-        if session.total - sum(size for sequence, size in sizes.items() if sequence < lowest) >= SESSION_BYTES:
+        if session.total >= SESSION_BYTES and _after(sizes, lowest) >= SESSION_BYTES:
             raise SessionWindow("too many bytes of answers wait for the client to say that it has them")
         return None
 
@@ -90,10 +90,13 @@ class Sessions:
         session = self._sessions[command.session]
         sizes = self._sizes(draft, command.session, session)
         if command.lowest > session.lowest:
+            # No answer lies outside the window that was open so far.
+            for sequence in range(session.lowest, min(command.lowest, session.lowest + SESSION_WINDOW)):
+                size = sizes.pop(sequence, None)
+                if size is not None:
+                    session.total -= size
+                    draft.remove(self._answer_row(command.session, sequence))
             session.lowest = command.lowest
-            for sequence in [sequence for sequence in sizes if sequence < command.lowest]:
-                session.total -= sizes.pop(sequence)
-                draft.remove(self._answer_row(command.session, sequence))
         if answer is not None:
             data = answer_codec.encode(answer)
             sizes[command.sequence] = len(data)
@@ -122,3 +125,8 @@ class Sessions:
             draft.remove(self._answer_row(name, sequence))
         draft.remove(self.keys.session + U64.pack(name))
         del self._sessions[name]
+
+
+def _after(sizes: dict[int, int], lowest: int) -> int:
+    """Bytes of the answers that stay when those below `lowest` are forgotten."""
+    return sum(size for sequence, size in sizes.items() if sequence >= lowest)
