@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import Final, Self, TypeVar
 
 from google.protobuf.message import Message
@@ -13,11 +13,12 @@ from google.protobuf.message import Message
 from nebuladb.client import methods
 from nebuladb.client.errors import Failure
 from nebuladb.client.lease import LeaseKeeper
+from nebuladb.client.many import Many
 from nebuladb.client.methods import Method
 from nebuladb.client.scan import ScanPlan
 from nebuladb.client.session import Session
 from nebuladb.client.transport import StreamBroken, Transport, check_size
-from nebuladb.client.types import Event, KeyValue, LeaseInfo, StateHash, key_value
+from nebuladb.client.types import BatchResult, Event, KeyValue, LeaseInfo, StateHash, key_value
 from nebuladb.client.watch import WatchPlan
 from nebuladb.client.writes import WriteRequest, Writes
 from nebuladb.env import Rng
@@ -49,6 +50,7 @@ class AsyncClient(Writes):
         """`endpoints`: client addresses, HOST:PORT; the first that answers is used. `timeout`: seconds a request."""
         self.keyspace = keyspace
         self._transport = Transport(endpoints, timeout, clock=clock, sleep=sleep, rng=rng)
+        self._many = Many(self._transport, keyspace, self._commit)
 
     async def __aenter__(self) -> Self:
         return self
@@ -72,6 +74,10 @@ class AsyncClient(Writes):
         request = kv_pb2.GetRequest(keyspace=self.keyspace, key=key, revision=revision, serializable=serializable)
         response = await self._transport.call(methods.GET, request)
         return key_value(response.kv) if response.HasField("kv") else None
+
+    async def get_many(self, keys: Iterable[bytes]) -> dict[bytes, KeyValue | None]:
+        """Every one of `keys`, asked of all shards at once; not of one moment."""
+        return await self._many.get(keys)
 
     async def scan(
         self,
@@ -167,6 +173,13 @@ class AsyncClient(Writes):
                 await transport.sleep(attempts.failed(step.address, broken.failure, now))
 
     # Writes are in the base; a session's are exactly-once
+
+    async def batch(self, puts: Mapping[bytes, bytes], deletes: Iterable[bytes] = ()) -> BatchResult:
+        """Write many keys, in all shards at once: a transaction for each 128 keys of a shard, not one over all.
+
+        An error whose outcome is FAILED says that nothing of it was done; any other that a part may have been.
+        """
+        return await self._many.batch(puts, deletes)
 
     def session(self) -> Session:
         """Exactly-once writes; use it with ``async with``."""

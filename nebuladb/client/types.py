@@ -54,6 +54,12 @@ class TxnResult(NamedTuple):
     results: tuple[PutResult | DeleteResult | RangeResult, ...]
 
 
+class BatchResult(NamedTuple):
+    """Shard → its revision after the last part of the batch that it holds."""
+
+    revisions: dict[int, int]
+
+
 class CasResult(NamedTuple):
     """`current` is the key as it was found, if the comparison failed."""
 
