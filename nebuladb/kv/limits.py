@@ -61,8 +61,10 @@ class Limits(NamedTuple):
     """Newest records kept in memory, their overhead included."""
     hash_jobs: int = 2
     """Hashes in progress, each with an engine snapshot; one more drops the oldest."""
-    hash_age: int = 1_000_000
-    """Entries applied after which an unfinished hash is dropped with its snapshot."""
+    pins: int = 64
+    """Reads of several turns at a time, each with an engine snapshot; one more is refused."""
+    snapshot_age: int = 1_000_000
+    """Entries applied after which an unfinished hash or a pin is dropped with its snapshot."""
     hashes_kept: int = 16
     """Finished hashes."""
 

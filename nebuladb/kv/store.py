@@ -6,7 +6,7 @@ from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 
 from nebuladb.env import probe
-from nebuladb.errors import Corruption, StoreError, Unavailable, WriteStalled, invariant
+from nebuladb.errors import Corruption, StoreError, TooManyRequests, Unavailable, WriteStalled, invariant
 from nebuladb.ids import Generation, GroupId, NodeId
 from nebuladb.kv.answer import KeyValue, RangeResult
 from nebuladb.kv.cache import RecordCache
@@ -16,6 +16,7 @@ from nebuladb.kv.deletion import Deletion
 from nebuladb.kv.hashing import HashJob
 from nebuladb.kv.limits import DEFAULT_LIMITS, MAX_RESULT_BYTES, MAX_TXN_ROWS, Limits
 from nebuladb.kv.machine import Machine
+from nebuladb.kv.pin import Pin
 from nebuladb.kv.rows import KEY_AT, POSITION, U64, Keys, decode_lease, decode_row, group_span
 from nebuladb.kv.sessions import Sessions
 from nebuladb.kv.source import EngineSource, close
@@ -51,6 +52,8 @@ class Store:
         self._pending: tuple[Machine, Batch] | None = None
         self._dead = False
         self._jobs: list[HashJob] = []
+        self._pins: list[Pin] = []
+        """Oldest first."""
         self._hashes: OrderedDict[int, bytes] = OrderedDict()
 
     @staticmethod
@@ -241,13 +244,25 @@ class Store:
     ) -> Page:
         """A stretch of a range; the next one begins at `Page.cursor`. `limit` 0 counts and returns no keys.
 
-        A reader of several pages names the first page's revision in the others. Raises as `range`, but for the size.
+        A reader of several pages names the first page's revision in the others, and may then meet `Compacted`; one that
+        must not uses a `pin`. Raises as `range`, but for the size.
         """
         span = self._keys.span(key, end)
         return page(
             self._source, span, self._readable(revision), limit=limit, max_bytes=max_bytes, max_rows=max_rows,
             keys_only=keys_only,
         )  # fmt: skip
+
+    def pin(self) -> Pin:
+        """The published revision, held readable for a read of several turns; to be closed (S24).
+
+        Raises `TooManyRequests`.
+        """
+        self._pins = [pin for pin in self._pins if not pin.closed]
+        if len(self._pins) >= self._limits.pins:
+            raise TooManyRequests(f"the shard serves {self._limits.pins} scans already")
+        self._pins.append(Pin(self._engine.snapshot(), self._keys, self.revision, self.index))
+        return self._pins[-1]
 
     def _readable(self, revision: int) -> int:
         if revision <= 0:
@@ -327,7 +342,7 @@ class Store:
         Raises `WriteStalled` (call again later), `Corruption` or `StoreError`.
         """
         invariant(not self._dead, "a store is used after it failed")
-        self._drop_old_hashes()
+        self._drop_old_snapshots()
         if self._jobs:
             job = self._jobs[0]
             digest = job.step(budget)
@@ -348,14 +363,22 @@ class Store:
             self._jobs.pop(0).close()
         self._jobs.append(HashJob(index, self._engine.snapshot(), self._keys))
 
-    def _drop_old_hashes(self) -> None:
-        while self._jobs and self.index - self._jobs[0].index > self._limits.hash_age:
+    def _drop_old_snapshots(self) -> None:
+        oldest = self.index - self._limits.snapshot_age
+        while self._jobs and self._jobs[0].index < oldest:
             probe("hash dropped")
             self._jobs.pop(0).close()
+        self._pins = [pin for pin in self._pins if not pin.closed]
+        while self._pins and self._pins[0].index < oldest:
+            probe("pin expired")
+            self._pins.pop(0).close()
 
     def close(self) -> None:
         """Let go of the engine, which stays open. Idempotent."""
         self._dead = True
         for job in self._jobs:
             job.close()
+        for pin in self._pins:
+            pin.close()
         self._jobs.clear()
+        self._pins.clear()

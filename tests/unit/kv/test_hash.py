@@ -78,7 +78,7 @@ def test_the_hash_is_of_the_state_at_its_command() -> None:
 
 
 def test_hashes_and_their_snapshots_are_bounded() -> None:
-    store, _ = fresh(Limits(hash_jobs=2, hashes_kept=3, hash_age=10))
+    store, _ = fresh(Limits(hash_jobs=2, hashes_kept=3, snapshot_age=10))
     log = Log()
     for _ in range(3):
         run(store, log, HASH)
