@@ -54,6 +54,7 @@ class Reason(IntEnum):
     TOO_MANY_LEASES = 31
     KEY_NOT_FOUND = 32
     BUSY = 33
+    KEYSPACE_EXISTS = 34
 
 
 class NebulaError(Exception):
@@ -105,6 +106,13 @@ class KeyspaceNotFound(NebulaError):
 
     reason = Reason.KEYSPACE_NOT_FOUND
     code = "NOT_FOUND"
+
+
+class KeyspaceExists(NebulaError):
+    """There is a keyspace of this name already, made otherwise."""
+
+    reason = Reason.KEYSPACE_EXISTS
+    code = "ALREADY_EXISTS"
 
 
 class KeyNotFound(NebulaError):

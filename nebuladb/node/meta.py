@@ -3,9 +3,11 @@
 The meta group is an ordinary group (1) with an ordinary store; its rows are keys (``docs/formats.md``, "Meta rows")::
 
     cluster/version            the cluster version, decimal: which entry kinds may be proposed (S22)
+    issue/group                the next group id to issue, decimal; absent: `FIRST_GROUP`
     issue/replica              the next replica id to issue, decimal (S16)
     keyspace/NAME              a `Keyspace`
     node/<id, 16 hex digits>   a `NodeRecord`
+    removed/<group>/<replica>  a `Removal`, both ids in 16 hex digits
     shard/<group, 16 hex>      a `Descriptor`
 """
 
@@ -18,21 +20,26 @@ from typing import Final, NamedTuple
 from nebuladb.errors import Corruption
 from nebuladb.ids import DEFAULT_GROUP, ETCD_GROUP
 from nebuladb.kv.answer import KeyValue
+from nebuladb.kv.change import Change
 from nebuladb.node.identity import Founding
 from nebuladb.pb.nebula.v1 import kv_pb2
-from nebuladb.shard import Descriptor, Keyspace, Partitioning, RoutingTable
+from nebuladb.shard import Descriptor, Keyspace, KeyspaceState, Partitioning, RoutingTable
+from nebuladb.shard.layout import INITIAL
 
 CLUSTER_VERSION: Final = 1
 VERSION_KEY: Final = b"cluster/version"
+GROUP_KEY: Final = b"issue/group"
 REPLICA_KEY: Final = b"issue/replica"
 KEYSPACE_PREFIX: Final = b"keyspace/"
 NODE_PREFIX: Final = b"node/"
+REMOVED_PREFIX: Final = b"removed/"
 SHARD_PREFIX: Final = b"shard/"
 NODE_FORMAT: Final = 1
+REMOVAL_FORMAT: Final = 1
+FIRST_GROUP: Final = 4
+"""Below are the meta group, `default` and `etcd`."""
 DEFAULT: Final = "default"
 ETCD: Final = "etcd"
-INITIAL: Final = (1, 1)
-"""(index, term) at which every founding replica of a group begins."""
 
 
 class NodeRecord(NamedTuple):
@@ -71,30 +78,113 @@ class NodeRecord(NamedTuple):
             raise Corruption(f"a node's record can't be read: {error}") from error
 
 
+class Removal(NamedTuple):
+    """A committed order to `node` to destroy its replica `replica` of `group` (S17). The row goes when that is done."""
+
+    group: int
+    replica: int
+    node: int
+
+    @property
+    def key(self) -> bytes:
+        """Its row's key."""
+        return REMOVED_PREFIX + b"%016x/%016x" % (self.group, self.replica)
+
+    def encode(self) -> bytes:
+        """Canonical JSON."""
+        fields = {"format": REMOVAL_FORMAT, "group": self.group, "node": self.node, "replica": self.replica}
+        return json.dumps(fields, sort_keys=True, separators=(",", ":")).encode()
+
+    @classmethod
+    def decode(cls, data: bytes) -> Removal:
+        """Raises `Corruption`."""
+        try:
+            fields = json.loads(data)
+            if fields["format"] != REMOVAL_FORMAT:
+                raise Corruption(f"a removal has format {fields['format']}; this build knows {REMOVAL_FORMAT}")
+            return cls(int(fields["group"]), int(fields["replica"]), int(fields["node"]))
+        except (KeyError, TypeError, ValueError) as error:
+            raise Corruption(f"a removal can't be read: {error}") from error
+
+
+_Value = int | Keyspace | Descriptor | NodeRecord | Removal
+
+
 class Meta:
-    """A picture of the meta group at one revision. Rebuilt whole when it changes: it is small and changes rarely."""
+    """An immutable picture of the meta group at one revision."""
 
     def __init__(self, rows: Iterable[KeyValue] = ()) -> None:
-        self.version = 0
+        self._fill({row.key: (row.mod_revision, _decode(row.key, row.value)) for row in rows})
+
+    def after(self, changes: Iterable[Change]) -> Meta:
+        """The picture after `changes`, which are all there were since this one. Only they are decoded."""
+        rows = dict(self._rows)
+        for change in changes:
+            if change.deleted:
+                rows.pop(change.key, None)
+            else:
+                rows[change.key] = (change.revision, _decode(change.key, change.record.value))
+        meta = Meta()
+        meta._fill(rows)
+        return meta
+
+    def _fill(self, rows: dict[bytes, tuple[int, _Value | None]]) -> None:
+        self._rows = rows
         self.nodes: dict[int, NodeRecord] = {}
-        keyspaces, descriptors = [], []
-        for row in rows:
-            if row.key == VERSION_KEY:
-                self.version = int(row.value)
-            elif row.key.startswith(NODE_PREFIX):
-                record = NodeRecord.decode(row.value)
-                self.nodes[record.node] = record
-            elif row.key.startswith(KEYSPACE_PREFIX):
-                keyspaces.append(Keyspace.decode(row.value))
-            elif row.key.startswith(SHARD_PREFIX):
-                descriptors.append(Descriptor.decode(row.value))
-        self.routing = RoutingTable(keyspaces, descriptors)
+        self.keyspaces: dict[str, Keyspace] = {}
+        """All, also those that are being created or dropped; `routing` has the ready ones."""
+        self.shards: dict[int, Descriptor] = {}
+        """By group, likewise."""
+        self.removals: list[Removal] = []
+        for key in sorted(rows):
+            value = rows[key][1]
+            if isinstance(value, NodeRecord):
+                self.nodes[value.node] = value
+            elif isinstance(value, Keyspace):
+                self.keyspaces[value.name] = value
+            elif isinstance(value, Descriptor):
+                self.shards[value.group] = value
+            elif isinstance(value, Removal):
+                self.removals.append(value)
+        self.version = self._number(VERSION_KEY, 0)
+        self.next_group = self._number(GROUP_KEY, FIRST_GROUP)
+        self.next_replica = self._number(REPLICA_KEY, 0)
+        ready = {name: found for name, found in self.keyspaces.items() if found.state is KeyspaceState.READY}
+        self.routing = RoutingTable(
+            ready.values(), [shard for shard in self.shards.values() if shard.keyspace in ready]
+        )
         self.routing.check()
+
+    def _number(self, key: bytes, absent: int) -> int:
+        value = self._rows[key][1] if key in self._rows else absent
+        return value if isinstance(value, int) else absent
+
+    def mod(self, key: bytes) -> int:
+        """The revision that changed a row last, for a compare; 0: it isn't there."""
+        return self._rows[key][0] if key in self._rows else 0
 
     def client_address(self, node: int) -> str:
         """Where clients reach a node; empty if it isn't known."""
         record = self.nodes.get(node)
         return record.client_address if record else ""
+
+
+def _decode(key: bytes, value: bytes) -> _Value | None:
+    """A row's value; None for a row that this build doesn't know."""
+    if key in (VERSION_KEY, GROUP_KEY, REPLICA_KEY):
+        return int(value)
+    for prefix, kind in _KINDS.items():
+        if key.startswith(prefix):
+            return kind.decode(value)
+    return None
+
+
+_KINDS: Final[dict[bytes, type[Keyspace | Descriptor | NodeRecord | Removal]]] = {
+    KEYSPACE_PREFIX: Keyspace,
+    NODE_PREFIX: NodeRecord,
+    REMOVED_PREFIX: Removal,
+    SHARD_PREFIX: Descriptor,
+}
 
 
 def founding_shards(founding: Founding) -> list[Descriptor]:

@@ -6,7 +6,19 @@ descriptor raises. ``node.meta`` keeps these values in the meta group; requests 
 Nothing here does I/O or decides anything by itself.
 """
 
-from nebuladb.shard.descriptor import Descriptor, Keyspace, Partitioning, slot_of
+from nebuladb.shard.balance import preferred
+from nebuladb.shard.descriptor import Descriptor, Keyspace, KeyspaceState, Partitioning, Plan, slot_of
+from nebuladb.shard.layout import shard_of
 from nebuladb.shard.routing import RoutingTable
 
-__all__ = ["Descriptor", "Keyspace", "Partitioning", "RoutingTable", "slot_of"]
+__all__ = [
+    "Descriptor",
+    "Keyspace",
+    "KeyspaceState",
+    "Partitioning",
+    "Plan",
+    "RoutingTable",
+    "preferred",
+    "shard_of",
+    "slot_of",
+]

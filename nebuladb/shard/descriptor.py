@@ -13,6 +13,8 @@ SLOTS: Final = 65_536
 """Hash slots of a hash keyspace. Final: a key's slot never changes."""
 
 DESCRIPTOR_VERSION: Final = 1
+PLANNED_VERSION: Final = 2
+"""Of the record of a keyspace that a user made."""
 
 
 class Partitioning(StrEnum):
@@ -28,23 +30,63 @@ def slot_of(key: bytes) -> int:
     return zlib.crc32(key) >> 16
 
 
+class KeyspaceState(StrEnum):
+    """How far a keyspace is. Only a ready one is routed to; both others end by themselves (``node.keyspaces``)."""
+
+    CREATING = "creating"
+    READY = "ready"
+    DROPPING = "dropping"
+
+
+class Plan(NamedTuple):
+    """From what a keyspace was made. All ids are issued with the record, so its shards are a function of it
+    (``shard.layout``), and whoever finds it half built can go on."""
+
+    shards: int
+    splits: tuple[bytes, ...]
+    """Of a range keyspace: where each shard but the first starts, ascending."""
+    first_group: int
+    """The shards' groups are this one and those that follow."""
+    first_replica: int
+    """Shard `i` has the replica ids from this + i * len(nodes) on, one a node."""
+    nodes: tuple[int, ...]
+    """Ascending."""
+
+
 class Keyspace(NamedTuple):
     """A named set of keys."""
 
     name: str
     partitioning: Partitioning
+    state: KeyspaceState = KeyspaceState.READY
+    plan: Plan | None = None
+    """None for the cluster's own keyspaces, which are there from the founding on and for ever."""
 
     def encode(self) -> bytes:
-        """Canonical JSON."""
-        return _canonical({"format": DESCRIPTOR_VERSION, "name": self.name, "partitioning": self.partitioning.value})
+        """Canonical JSON; format 1 without a plan, else 2, split keys in hex."""
+        fields: dict[str, object] = {"name": self.name, "partitioning": self.partitioning.value}
+        if self.plan is None:
+            return _canonical({"format": DESCRIPTOR_VERSION, **fields})
+        plan = self.plan._asdict() | {"splits": [key.hex() for key in self.plan.splits]}
+        return _canonical({"format": PLANNED_VERSION, "state": self.state.value, **fields, **plan})
 
     @classmethod
     def decode(cls, data: bytes) -> Keyspace:
         """Raises `Corruption` on anything but what `encode` writes."""
-        fields = _parse(data)
+        fields = _parse(data, DESCRIPTOR_VERSION, PLANNED_VERSION)
         try:
-            return cls(fields["name"], Partitioning(fields["partitioning"]))
-        except (KeyError, ValueError) as error:
+            name, partitioning = fields["name"], Partitioning(fields["partitioning"])
+            if fields["format"] == DESCRIPTOR_VERSION:
+                return cls(name, partitioning)
+            plan = Plan(
+                int(fields["shards"]),
+                tuple(map(bytes.fromhex, fields["splits"])),
+                int(fields["first_group"]),
+                int(fields["first_replica"]),
+                tuple(map(int, fields["nodes"])),
+            )
+            return cls(name, partitioning, KeyspaceState(fields["state"]), plan)
+        except (KeyError, TypeError, ValueError) as error:
             raise Corruption(f"a keyspace's record can't be read: {error}") from error
 
 
@@ -90,7 +132,7 @@ class Descriptor(NamedTuple):
     @classmethod
     def decode(cls, data: bytes) -> Descriptor:
         """Raises `Corruption` on anything but what `encode` writes."""
-        fields = _parse(data)
+        fields = _parse(data, DESCRIPTOR_VERSION)
         try:
             first, last = fields["slots"]
             index, term = fields["initial"]
@@ -112,11 +154,11 @@ def _canonical(fields: dict[str, object]) -> bytes:
     return json.dumps(fields, sort_keys=True, separators=(",", ":")).encode()
 
 
-def _parse(data: bytes) -> dict[str, Any]:
+def _parse(data: bytes, *versions: int) -> dict[str, Any]:
     try:
         fields = json.loads(data)
     except ValueError as error:
         raise Corruption(f"a meta record is not JSON: {error}") from error
-    if not isinstance(fields, dict) or fields.get("format") != DESCRIPTOR_VERSION:
-        raise Corruption(f"a meta record has an unknown format; this build knows {DESCRIPTOR_VERSION}")
+    if not isinstance(fields, dict) or fields.get("format") not in versions:
+        raise Corruption(f"a meta record has an unknown format; this build knows {', '.join(map(str, versions))}")
     return fields

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nebuladb.errors import Corruption
-from nebuladb.shard import Descriptor, Keyspace, Partitioning, slot_of
+from nebuladb.shard import Descriptor, Keyspace, KeyspaceState, Partitioning, Plan, slot_of
 from nebuladb.shard.descriptor import SLOTS
 
 U64 = st.integers(0, 2**64 - 1)
@@ -49,7 +49,38 @@ def test_a_descriptor_survives_its_bytes(descriptor: Descriptor) -> None:
     assert Descriptor.decode(descriptor.encode()) == descriptor
 
 
-@given(st.builds(Keyspace, st.text(max_size=20), st.sampled_from(Partitioning)))
+PLANNED = Keyspace("logs", Partitioning.RANGE, KeyspaceState.CREATING, Plan(2, (b"m\xff",), 4, 10, (17, 18)))
+PLANNED_BYTES = (
+    b'{"first_group":4,"first_replica":10,"format":2,"name":"logs","nodes":[17,18],"partitioning":"range",'
+    b'"shards":2,"splits":["6dff"],"state":"creating"}'
+)
+
+
+def test_bytes_of_a_keyspace_that_a_user_made() -> None:
+    assert PLANNED.encode() == PLANNED_BYTES
+    assert Keyspace.decode(PLANNED_BYTES) == PLANNED
+
+
+plans = st.builds(Plan, U64, st.lists(st.binary(max_size=9)).map(tuple), U64, U64, st.lists(U64).map(tuple))
+keyspaces = st.one_of(
+    st.builds(Keyspace, st.text(max_size=20), st.sampled_from(Partitioning), st.just(KeyspaceState.READY), st.none()),
+    st.builds(Keyspace, st.text(max_size=20), st.sampled_from(Partitioning), st.sampled_from(KeyspaceState), plans),
+)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"format": 3}, {"state": "gone"}, {"splits": ["x"]}, {"shards": None}, {"nodes": 1}, {"name": None}],
+    ids=str,
+)
+def test_a_damaged_keyspace_is_refused(change: dict[str, Any]) -> None:
+    fields = {**json.loads(PLANNED_BYTES), **change}
+    fields = {name: value for name, value in fields.items() if value is not None}
+    with pytest.raises(Corruption):
+        Keyspace.decode(json.dumps(fields).encode())
+
+
+@given(keyspaces)
 def test_a_keyspace_survives_its_bytes(keyspace: Keyspace) -> None:
     assert Keyspace.decode(keyspace.encode()) == keyspace
 

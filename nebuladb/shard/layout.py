@@ -1,0 +1,31 @@
+"""From a keyspace's record to its shards as they were when it was made."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from nebuladb.errors import invariant
+from nebuladb.shard.descriptor import SLOTS, Descriptor, Keyspace, Partitioning
+
+INITIAL: Final = (1, 1)
+"""(index, term) at which every first replica of a group begins (S17)."""
+
+
+def shard_of(keyspace: Keyspace, place: int) -> Descriptor:
+    """Shard number `place` of a planned keyspace. Hash slots are split evenly; a replica is on every node of the plan.
+
+    The same on every node and at every time, so that building may be repeated from any point.
+    """
+    plan = keyspace.plan
+    invariant(plan is not None and 0 <= place < plan.shards, f"keyspace {keyspace.name} has no shard number {place}")
+    assert plan is not None  # said above; for the type checker
+    start = end = b""
+    slots = (0, 0)
+    if keyspace.partitioning is Partitioning.HASH:
+        slots = (place * SLOTS // plan.shards, (place + 1) * SLOTS // plan.shards)
+    elif keyspace.partitioning is Partitioning.RANGE:
+        edges = (b"", *plan.splits, b"")
+        start, end = edges[place], edges[place + 1]
+    first = plan.first_replica + place * len(plan.nodes)
+    replicas = tuple((first + number, node) for number, node in enumerate(plan.nodes))
+    return Descriptor(plan.first_group + place, keyspace.name, 1, start, end, slots, replicas, INITIAL)
