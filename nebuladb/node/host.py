@@ -83,7 +83,8 @@ class Host:
         """The newest batch known to be durable."""
         self._inflight: deque[_InFlight] = deque()
         self._unsynced = 0
-        self._forward_number = 0
+        # No other life of this node uses the same ones: a peer may answer now what an earlier life forwarded (S19).
+        self._forward_number = (incarnation & 0x7FFF_FFFF) << 32
         self._ticks = 0
         self._dirty: dict[int, None] = {}
         self._batch: LogBatch | None = None

@@ -1,0 +1,254 @@
+"""`Host` through its boundary: what becomes of a write between two nodes, and what bounds a turn (S3, S6, S16, S19)."""
+
+from __future__ import annotations
+
+import pytest
+
+from nebuladb.errors import NotLeader, Outcome, UnknownOutcome
+from nebuladb.kv.answer import Answer
+from nebuladb.node import host as host_module
+from nebuladb.node.frame import Address, HostMessageType, decode_frame, encode_frame
+from tests.unit.node.boxes import CLUSTER, GROUP, Box, Boxes
+
+
+def led() -> tuple[Boxes, Box, Box, Box]:
+    """Three hosts; the first leads."""
+    boxes = Boxes()
+    boxes.elect(boxes.boxes[0])
+    return boxes, *boxes.boxes  # type: ignore[return-value]
+
+
+def test_a_follower_forwards_and_answers_from_its_own_apply() -> None:
+    boxes, leader, follower, other = led()
+    follower.put(1)
+    boxes.settle()
+    assert isinstance(follower.answers[1], Answer)
+    assert [box.store.revision for box in boxes.boxes] == [2, 2, 2]
+    assert not leader.answers
+    assert not other.answers
+
+
+def test_a_repeated_forward_is_proposed_once() -> None:
+    boxes, leader, follower, _ = led()
+    follower.put(1)
+    boxes.collect(follower)
+    boxes.flight *= 3
+    boxes.settle()
+    assert follower.outcome(1) == "Answer"
+    assert leader.store.revision == 2
+
+
+def test_a_refused_forward_is_proposed_again_and_once() -> None:
+    boxes, former, follower, other = led()
+    boxes.lose = lambda source, target: follower in (source, target)
+    former.host.transfer_leadership(GROUP, other.node)
+    boxes.settle()
+    assert other.leads
+    boxes.lose = lambda source, target: other in (source, target)  # the follower still believes in the former
+    follower.put(1)
+    boxes.settle()
+    assert follower.outcome(1) == ""
+    assert former.store.revision == 1
+    boxes.lose = lambda source, target: False
+    boxes.tick(count=10)
+    assert follower.outcome(1) == "Answer"
+    assert follower.store.revision == 2
+
+
+def test_a_link_that_breaks_after_sending_leaves_the_outcome_unknown_and_the_late_reply_void() -> None:
+    boxes, leader, follower, _ = led()
+    follower.put(1)
+    boxes.collect(follower)
+    follower.host.peer_down(leader.node)
+    boxes.settle()
+    error = follower.answers[1]
+    assert isinstance(error, UnknownOutcome)
+    assert error.outcome is Outcome.UNKNOWN
+    assert follower.store.revision == 2, "it took effect all the same"
+
+
+def test_what_was_placed_and_overwritten_has_failed() -> None:
+    boxes, former, follower, other = led()
+    # The former leader appends the write and says where; but the entry reaches nobody.
+    follower.put(1)
+    boxes.collect(follower)
+    boxes.deliver()
+    former.hung = True
+    replies = former.turn()
+    address, envelopes = decode_frame(dict(replies)[follower.node])
+    placed = [envelope for envelope in envelopes if envelope.message.type == HostMessageType.FORWARD_REPLY]
+    assert [envelope.message.reject for envelope in placed] == [False]
+    follower.host.receive(former.node, encode_frame(address, placed))
+    boxes.lose = lambda source, target: former in (source, target)
+    boxes.flight.clear()
+    boxes.tick(follower, other, count=40)
+    other.put(2)
+    boxes.settle()
+    error = follower.answers[1]
+    assert isinstance(error, NotLeader)
+    assert error.outcome is Outcome.FAILED
+    assert follower.store.revision == 2, "only the other node's write"
+
+
+def test_a_frame_for_another_cluster_life_or_node_is_dropped() -> None:
+    boxes, leader, follower, _ = led()
+    follower.put(1)
+    [(_, frame)] = follower.turn()
+    address, envelopes = decode_frame(frame)
+    wrong = [
+        address._replace(cluster=CLUSTER + 1),
+        address._replace(sender=99),
+        address._replace(sender_incarnation=99),
+        address._replace(receiver=99),
+        address._replace(receiver_incarnation=99),
+    ]
+    for bad in wrong:
+        leader.host.receive(follower.node, encode_frame(bad, envelopes))
+    leader.host.receive(99, frame)
+    leader.host.receive(follower.node, frame[:-1])
+    boxes.settle()
+    assert leader.store.revision == 1
+    leader.host.receive(follower.node, frame)
+    boxes.settle()
+    assert leader.store.revision == 2
+
+
+def test_a_message_under_another_nodes_replica_id_is_dropped() -> None:
+    boxes, leader, follower, other = led()
+    follower.put(1)
+    [(_, frame)] = follower.turn()
+    _, [envelope] = decode_frame(frame)
+    address = Address(CLUSTER, other.node, other.incarnation, leader.node, leader.incarnation)
+    leader.host.receive(other.node, encode_frame(address, [envelope]))
+    boxes.settle()
+    assert leader.store.revision == 1
+
+
+def test_two_lives_of_a_node_give_their_forwards_different_numbers() -> None:
+    """A forward of the old life may wait in the leader's queue while the new life's arrives. If both bore one number,
+    the reply to the first would be taken for one to the second: a refusal would have it proposed twice, and a place
+    that isn't its own would call it failed (S19)."""
+    boxes, leader, follower, _ = led()
+    numbers = []
+    for request in (1, 2):
+        boxes.restart(follower)
+        boxes.flight.clear()
+        leader.host.tick(boxes.time, boxes.time)
+        leader.host.tick(boxes.time, boxes.time)
+        boxes.collect(leader)
+        boxes.deliver()
+        follower.put(request)
+        boxes.collect(follower)
+        for _, _, frame in boxes.flight:
+            numbers += [e.message.context for e in decode_frame(frame)[1] if e.message.type == HostMessageType.FORWARD]
+    assert len(numbers) == 2
+    assert numbers[0] != numbers[1]
+
+
+def test_a_full_batch_leaves_the_rest_to_the_next_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    boxes = Boxes(count=1)
+    [box] = boxes.boxes
+    boxes.elect(box)
+    box.put(1)
+    monkeypatch.setattr(host_module, "MAX_BATCH_BYTES", -1)
+    box.host.create_group(9, (1, 1), b"row")
+    first, second = box.host.poll(), box.host.poll()
+    assert first.batch is not None
+    assert not first.batch.writes
+    assert first.more
+    assert second.batch is not None
+    assert [write.group for write in second.batch.writes] == [GROUP]
+
+
+def test_nothing_is_proposed_while_too_much_is_on_its_way_to_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    boxes = Boxes(count=1)
+    [box] = boxes.boxes
+    boxes.elect(box)
+    monkeypatch.setattr(host_module, "MAX_UNSYNCED_BYTES", 1_000)
+    box.hung = True
+    box.put(1, size=2_000)
+    boxes.settle()
+    written = box.log.last_batch
+    box.put(2)
+    boxes.settle()
+    assert box.log.last_batch == written
+    assert not box.answers
+    box.hung = False
+    boxes.settle()
+    assert {box.outcome(1), box.outcome(2)} == {"Answer"}
+
+
+def test_a_vote_leaves_only_when_it_is_durable() -> None:
+    boxes = Boxes()
+    candidate, voter, other = boxes.boxes
+    voter.hung = True
+    boxes.lose = lambda source, target: other in (source, target)
+    boxes.tick(candidate, count=25)
+    assert voter.replica.raft.vote == 1
+    assert not candidate.leads
+    voter.hung = False
+    boxes.settle()
+    assert candidate.leads
+
+
+def test_the_log_is_cut_to_what_every_data_store_has_on_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(host_module, "CUT_EVERY", 5)
+    boxes, leader, follower, other = led()
+    for request in range(20):
+        leader.put(request)
+        boxes.settle()
+    boxes.tick(count=4)
+    assert leader.log_start == (1, 1), "nothing is durably applied yet"
+    for box in (leader, follower):
+        box.host.flushed({GROUP: box.store.index})
+    boxes.tick(count=4)
+    for box in (leader, follower):
+        assert box.log_start[0] == box.store.index
+    assert other.log_start == (1, 1)
+
+
+def test_the_leader_keeps_what_a_silent_follower_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(host_module, "CUT_EVERY", 5)
+    boxes, leader, _, other = led()
+    matched = other.store.index
+    boxes.lose = lambda source, target: other in (source, target)
+    for request in range(20):
+        leader.put(request)
+        boxes.settle()
+    leader.host.flushed({GROUP: leader.store.index})
+    boxes.tick(count=4)
+    assert leader.replica.log_start <= matched
+    boxes.lose = lambda source, target: False
+    boxes.tick(count=10)
+    assert other.store.index == leader.store.index
+    assert leader.replica.log_start == leader.store.index
+
+
+def test_leadership_is_handed_over_and_writes_go_on() -> None:
+    boxes, leader, follower, _ = led()
+    leader.host.transfer_leadership(GROUP, follower.node)
+    leader.put(1)
+    boxes.tick(count=4)
+    assert follower.leads
+    assert leader.outcome(1) == "Answer"
+
+
+def test_a_linearizable_read_on_a_follower_sees_the_write_before_it() -> None:
+    boxes, leader, follower, _ = led()
+    leader.put(1)
+    boxes.settle()
+    follower.host.read(5, GROUP, 1 << 40)
+    boxes.settle()
+    assert follower.reads == {5: None}
+    assert follower.store.revision == 2
+
+
+def test_a_deposed_leader_confirms_no_read() -> None:
+    boxes, former, follower, other = led()
+    boxes.lose = lambda source, target: former in (source, target)
+    boxes.tick(follower, other, count=40)
+    former.host.read(5, GROUP, boxes.time + 1_000)
+    boxes.settle()
+    assert former.reads == {}
+    boxes.tick(count=25)
+    assert str(former.reads[5]).startswith("no leader")
