@@ -215,3 +215,11 @@ def test_links_and_paths_in_documents_lead_somewhere(path: Path) -> None:
     named = re.findall(r"`((?:nebuladb|tests|tools|docs|proto|cmd)/[\w./-]+)`", text)
     missing += [name for name in named if not (ROOT / name).exists()]
     assert missing == []
+
+
+def test_every_safety_rule_that_is_named_is_in_the_document() -> None:
+    rules = set(re.findall(r"^- \*\*(S\d+)\*\*", (ROOT / "docs" / "safety.md").read_text(), re.MULTILINE))
+    texts = [path.read_text() for path in [*FILES, *DOCUMENTS]]
+    named = {rule for text in texts for rule in re.findall(r"\bS\d{1,2}\b", text)}
+    assert named <= rules
+    assert rules == {f"S{number}" for number in range(1, 36)}

@@ -1,4 +1,4 @@
-"""Rows: how a group's state lies in the engine (``docs/formats-kv.md``).
+"""Rows: how a group's state lies in the engine (``docs/formats.md``).
 
 Every key is group u64, generation u32, row type u8, then numbers of fixed width, then at most one user's key, which is
 last: a row type's prefix has one length, so nothing has to mark where a user's key begins or ends, no row can be taken
