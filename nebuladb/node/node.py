@@ -88,6 +88,7 @@ class Node:
         self.host = Host(founding.cluster, identity.node, incarnation, log.last_batch + 1, rng)
         # Before any group starts: a lease clock counts from this reading, not from the machine's boot (S27).
         self.host.now, self.host.boottime = clock.monotonic(), clock.boottime()
+        self._clock = clock
         self.on_meta: Callable[[], None] | None = None
         """Called when this node's picture of meta changed."""
         self._addresses = (peer_address, client_address)
@@ -201,6 +202,9 @@ class Node:
     def turn(self) -> Turn:
         """Poll Host, write its batch, apply its slices. Raises what stops the node: store errors, broken invariants."""
         turn = Turn()
+        # Entries made and seen in this turn are timed now, not by the last tick: after a sleep of the process, a lease
+        # renewed by a clock from before it would be granted time that has passed already (S27).
+        self.host.boottime = self._clock.boottime()
         output = self.host.poll()
         if output.batch is not None:
             self._unwritten.append(output.batch)
