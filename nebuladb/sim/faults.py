@@ -22,6 +22,8 @@ class Faults:
     """Share of syncs that take up to `SLOW_SYNC_MS`."""
     flush_every: int = 1_000
     crash_every: int = 0
+    down: int = 1_000
+    """The longest that a dead node stays dead, ms: one that is back at once meets the election that it voted in."""
     partition_every: int = 0
     reset_every: int = 0
     """Links that break although both nodes live."""
@@ -50,6 +52,7 @@ class Faults:
             slow_sync=some(0, 0.01, 0.1),
             flush_every=rng.choice((100, 700, 5_000)),
             crash_every=rng.choice((0, 700, 2_000, 5_000)),
+            down=rng.choice((40, 400, 1_200)),
             partition_every=rng.choice((0, 0, 2_000, 6_000)),
             reset_every=rng.choice((0, 500, 3_000)),
             stall_every=rng.choice((0, 0, 1_000)),

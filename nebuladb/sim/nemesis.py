@@ -11,8 +11,6 @@ from nebuladb.sim.machine import Machine
 from nebuladb.sim.network import Network
 from nebuladb.storage.memory import Fault
 
-DOWN_MS = 1_000
-"""The longest that a dead node stays dead."""
 PARTITION_MS = 2_500
 HANG_MS = 2_000
 STALLED_WRITES = 20
@@ -64,10 +62,20 @@ class Nemesis:
     def _any(self) -> Machine:
         return self._rng.choice(self._machines)
 
+    def _victim(self) -> Machine:
+        """Half of the time one that leads a group or stands for election."""
+        busy = [
+            machine
+            for machine in self._machines
+            if machine.node is not None
+            and any(replica.raft.role is not StateRole.FOLLOWER for replica in machine.node.host.replicas.values())
+        ]
+        return self._rng.choice(busy) if busy and self._rng.randrange(2) else self._any()
+
     def _crash(self) -> None:
         """One node, often a leader, or all; now or in the middle of its next turn."""
         rng = self._rng
-        victims = list(self._machines) if not rng.randrange(MASSACRE) else [self._any()]
+        victims = list(self._machines) if not rng.randrange(MASSACRE) else [self._victim()]
         for machine in victims:
             power = rng.random() < 0.5
             if rng.random() < 0.5:
@@ -78,7 +86,7 @@ class Nemesis:
     def died(self, machine: Machine) -> None:
         """A node crashed: it comes back some time."""
         self._links.crashed(machine.place)
-        self._core.scheduler.after(1 + self._rng.randrange(DOWN_MS), machine.start)
+        self._core.scheduler.after(1 + self._rng.randrange(self._core.faults.down), machine.start)
 
     def _partition(self) -> None:
         """Halves, one node alone, or one direction of some pairs."""
