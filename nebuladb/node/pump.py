@@ -12,7 +12,15 @@ from collections.abc import Callable
 from typing import Final, Protocol
 
 from nebuladb.env import Clock, probe
-from nebuladb.errors import DeadlineExceeded, NebulaError, Unavailable, UnknownOutcome, WriteStalled
+from nebuladb.errors import (
+    DeadlineExceeded,
+    InvariantViolation,
+    NebulaError,
+    StoreError,
+    Unavailable,
+    UnknownOutcome,
+    WriteStalled,
+)
 from nebuladb.kv.answer import Answer
 from nebuladb.kv.command import Command
 from nebuladb.kv.store import Store
@@ -68,7 +76,7 @@ class Pump:
         self._loop = asyncio.get_running_loop()
         self._flusher = Flusher(node.log, self._synced, self._sync_failed)
         self._last_tick = clock.monotonic()
-        self._flushing = False
+        self._flush: asyncio.Task[None] | None = None
 
     def start(self) -> None:
         """Begin to tick and to turn."""
@@ -88,9 +96,14 @@ class Pump:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self._flush is not None:
+            await asyncio.wait([self._flush])  # its thread is in the engine, which is closed next
         await asyncio.to_thread(self._flusher.stop)
         if self._broken is None:
-            await asyncio.to_thread(self.node.data.flush)
+            try:
+                await asyncio.to_thread(self.node.data.flush)
+            except StoreError as error:
+                self._break(error)  # the log has it all, but whoever runs the node must know
         self._broken = self._broken or Unavailable("this node is stopping; try another one")
         self._fail_waiters()
 
@@ -129,6 +142,14 @@ class Pump:
         """The watches of `group`; raises like `store`."""
         self.store(group)
         return self.node.groups[group].hub
+
+    def met(self, error: NebulaError) -> None:
+        """Reading a store met `error`. A broken invariant ends the node. Damage is never served; it is an alarm, since
+        the log, and with it the node's vote, is whole, and other rows may be."""
+        if isinstance(error, InvariantViolation):
+            self._break(error)
+        elif isinstance(error, StoreError) and not isinstance(error, WriteStalled):
+            self.node.alarm(f"a read of the data store failed: {error.message}; this node should be replaced")
 
     def work(self) -> None:
         """There is background work: a watch was made, or its outbox drained."""
@@ -206,9 +227,8 @@ class Pump:
                     waiter.set_exception(error)
         if turn.stalled:
             self._loop.call_later(RETRY_SECONDS, self.wake)
-        if self.node.flush_wanted and not self._flushing:
-            self._flushing = True
-            self._tasks.append(self._loop.create_task(self._flush_data(), name="flush"))
+        if self.node.flush_wanted and self._flush is None and not self._stopped:
+            self._flush = self._loop.create_task(self._flush_data(), name="flush")
         return turn.more
 
     async def _tick_for_ever(self) -> None:
@@ -251,11 +271,10 @@ class Pump:
             applied = self.node.begin_flush()
             await asyncio.to_thread(self.node.data.flush)
             self.node.end_flush(applied)
-        except NebulaError as error:
+        except Exception as error:
             self._break(error)
         finally:
-            self._flushing = False
-            self._tasks = [task for task in self._tasks if not task.done() and task is not asyncio.current_task()]
+            self._flush = None
 
     # --- completions and endings -----------------------------------------------------------------------------------
 

@@ -1,0 +1,124 @@
+"""The pump over a real node whose disks fail on order: who is told what, and what ends the node (S32, S33)."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+
+from nebuladb.errors import Corruption, InvariantViolation, NebulaError, StoreError, Unavailable, UnknownOutcome
+from nebuladb.ids import DEFAULT_GROUP
+from nebuladb.kv.answer import Answer
+from nebuladb.storage.memory import ALWAYS, Fault
+from tests.unit.node.lone import SECONDS, Lone
+
+
+@pytest.fixture
+async def alone() -> AsyncIterator[Lone]:
+    lone = Lone()
+    await asyncio.wait_for(lone.serve(), SECONDS)
+    yield lone
+    await lone.pump.stop()
+
+
+@pytest.mark.parametrize("which", ["log", "data"])
+async def test_a_write_stall_is_waited_out(alone: Lone, which: str) -> None:
+    getattr(alone, which).fail(Fault.STALL, 3)
+    answer = await asyncio.wait_for(alone.put(), SECONDS)
+    assert answer.reason == 0
+    assert not alone.failures
+
+
+async def test_a_failed_sync_ends_the_node_and_tells_who_waits(alone: Lone) -> None:
+    alone.log.fail(Fault.SYNC)
+    write, read = alone.put(), alone.pump.confirm(DEFAULT_GROUP, SECONDS)
+    alone.data.fail(Fault.STALL, ALWAYS)  # nothing is applied any more, so the read waits as well
+    with pytest.raises(UnknownOutcome):
+        await asyncio.wait_for(write, SECONDS)
+    assert [type(error) for error in alone.failures] == [StoreError]
+    if not read.done() or read.exception() is not None:
+        with pytest.raises(Unavailable):
+            await read
+    with pytest.raises(Unavailable):
+        alone.put()
+    with pytest.raises(Unavailable):
+        alone.pump.store(DEFAULT_GROUP)
+
+
+@pytest.mark.parametrize("error", [StoreError("IO error"), RuntimeError("can't start new thread")])
+async def test_a_failed_flush_of_the_data_ends_the_node(alone: Lone, error: Exception) -> None:
+    def flush() -> None:
+        raise error
+
+    alone.data.flush = flush  # type: ignore[method-assign]
+    alone.node._unflushed = 1 << 40
+    await asyncio.wait_for(alone.put(), SECONDS)
+    await asyncio.wait_for(alone.failed.wait(), SECONDS)
+    assert alone.failures == [error]
+
+
+async def test_stopping_waits_for_a_flush_under_way(alone: Lone) -> None:
+    """What comes after it is the end of the engine that the flush is in."""
+    begun, gate, calls, ended = threading.Event(), threading.Event(), [0], []
+
+    def flush() -> None:
+        calls[0] += 1
+        if calls[0] == 1:
+            begun.set()
+            assert gate.wait(SECONDS)
+            ended.append("flush")
+
+    alone.data.flush = flush  # type: ignore[method-assign]
+    alone.node._unflushed = 1 << 40
+    await asyncio.wait_for(alone.put(), SECONDS)
+    await alone.until(begun.is_set)
+    stopping = asyncio.create_task(alone.pump.stop())
+    stopping.add_done_callback(lambda _: ended.append("stop"))
+    asyncio.get_running_loop().call_later(0.05, gate.set)
+    await asyncio.wait_for(stopping, SECONDS)
+    await asyncio.sleep(0)
+    assert ended == ["flush", "stop"]
+
+
+@pytest.mark.parametrize("method", ["tick", "background", "turn"])
+async def test_an_error_in_any_callback_ends_the_node(alone: Lone, method: str) -> None:
+    error = InvariantViolation("a bug")
+
+    def broken(*_: Any) -> Any:
+        raise error
+
+    setattr(alone.node, method, broken)
+    alone.pump.work()
+    alone.pump.wake()
+    await asyncio.wait_for(alone.failed.wait(), SECONDS)
+    assert alone.failures == [error]
+    assert alone.pump.broken is error
+
+
+async def test_what_waits_when_the_node_stops_is_told_so(alone: Lone) -> None:
+    alone.data.fail(Fault.STALL, ALWAYS)
+    write = alone.put()
+    await asyncio.sleep(0)
+    await alone.pump.stop()
+    with pytest.raises(UnknownOutcome):
+        await write
+    await alone.pump.stop()
+    assert not alone.failures
+
+
+async def test_damage_that_a_read_met_is_an_alarm_and_the_node_goes_on(alone: Lone) -> None:
+    alone.pump.met(Unavailable("an ordinary refusal"))
+    assert alone.node.alarms() == []
+    alone.pump.met(Corruption("block checksum mismatch"))
+    [alarm] = alone.node.alarms()
+    assert "block checksum mismatch" in alarm
+    assert isinstance(await asyncio.wait_for(alone.put(), SECONDS), Answer)
+
+
+async def test_a_broken_invariant_that_a_read_met_ends_the_node(alone: Lone) -> None:
+    error: NebulaError = InvariantViolation("a bug")
+    alone.pump.met(error)
+    assert alone.failures == [error]
