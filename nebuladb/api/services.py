@@ -145,6 +145,7 @@ class ApiServer:
 
     async def _abort(self, context: Any, error: NebulaError) -> None:
         backend = self._backend
+        backend.pump.met(error)
         shard = backend.descriptor(error.group)
         detail = status.detail(error, backend.meta, backend.leader(error.group), shard)
         await status.abort(context, error, detail)

@@ -14,6 +14,9 @@ from nebuladb.pb.nebula.v1 import common_pb2 as pb
 from nebuladb.shard import Descriptor
 
 DETAIL_KEY: Final = "nebula-error-bin"
+MAX_TEXT: Final = 1_000
+"""Letters of a status' text, which travels as metadata: a name of a megabyte that is repeated in a refusal would make
+of it a broken call, without details."""
 _CLASSES: Final = {
     int(error.reason): error
     for error in vars(errors).values()
@@ -65,4 +68,4 @@ def detail(error: NebulaError, meta: Meta, leader: int, descriptor: Descriptor |
 async def abort(context: Any, error: NebulaError, message: pb.ErrorDetail) -> None:
     """End the call with the error's status. Does not return."""
     metadata = ((DETAIL_KEY, message.SerializeToString()),)
-    await context.abort(grpc.StatusCode[error.code], error.message, metadata)
+    await context.abort(grpc.StatusCode[error.code], error.message[:MAX_TEXT], metadata)

@@ -1,0 +1,95 @@
+"""The services on their real server, over one node in memory: what a read of damaged data says, and what clients leave
+behind that go away."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator
+from typing import Any
+
+import grpc
+import grpc.aio
+import pytest
+
+from nebuladb.api.backend import Backend
+from nebuladb.api.services import ApiServer
+from nebuladb.ids import DEFAULT_GROUP
+from nebuladb.pb.nebula.v1 import kv_pb2
+from tests.unit.node.lone import SECONDS, Lone
+
+
+class Meter:
+    def rpc(self, method: str, code: str, seconds: float) -> None: ...
+
+
+class Served(Lone):
+    """A node with a client port, and a channel to it."""
+
+    async def open(self) -> None:
+        await self.serve()
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            address = f"127.0.0.1:{probe.getsockname()[1]}"
+        self.api = ApiServer(Backend(self.pump), Meter(), address, "")
+        await self.api.start(address)
+        self.channel = grpc.aio.insecure_channel(address)
+
+    async def get(self, request: kv_pb2.GetRequest) -> kv_pb2.GetResponse:
+        call = self.channel.unary_unary(
+            "/nebula.v1.KV/Get", kv_pb2.GetRequest.SerializeToString, kv_pb2.GetResponse.FromString
+        )
+        response: kv_pb2.GetResponse = await call(request, timeout=SECONDS)
+        return response
+
+    def watch(self, request: kv_pb2.WatchRequest) -> Any:
+        call = self.channel.unary_stream(
+            "/nebula.v1.KV/Watch", kv_pb2.WatchRequest.SerializeToString, kv_pb2.WatchResponse.FromString
+        )
+        return call(request)
+
+    async def close(self) -> None:
+        await self.channel.close()
+        await self.api.stop(0)
+        await self.pump.stop()
+
+
+@pytest.fixture
+async def served() -> AsyncIterator[Served]:
+    served = Served()
+    await asyncio.wait_for(served.open(), SECONDS)
+    yield served
+    await served.close()
+
+
+async def test_damaged_data_is_never_served_and_is_an_alarm(served: Served) -> None:
+    await served.put()
+    for row in list(served.data._table.keys):
+        served.data.flip(row, 0, detected=True)
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await served.get(kv_pb2.GetRequest(key=b"k", revision=2))
+    assert caught.value.code() is grpc.StatusCode.DATA_LOSS
+    [alarm] = served.node.alarms()
+    assert "checksum" in alarm
+
+
+async def test_watches_whose_clients_went_away_are_forgotten(served: Served) -> None:
+    """Idle ones, and ones that wait for a reader who is too slow."""
+    hub = served.pump.hub(DEFAULT_GROUP)
+    calls = [served.watch(kv_pb2.WatchRequest(key=b"k", start_revision=start)) for start in (0, 0, 2, 2)]
+    for call in calls:
+        assert (await call.read()).created
+    assert len(hub) == 4
+    big = kv_pb2.PutRequest(key=b"k", value=bytes(1 << 20)).SerializeToString()
+    put: Any = served.channel.unary_unary("/nebula.v1.KV/Put")
+    for _ in range(12):
+        await put(big, timeout=SECONDS)
+    for call in calls:
+        call.cancel()
+    await served.until(lambda: len(hub) == 0)
+
+
+async def test_a_long_name_in_a_refusal_does_not_break_the_call(served: Served) -> None:
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await served.get(kv_pb2.GetRequest(keyspace="x" * (1 << 20), key=b"k"))
+    assert caught.value.code() is grpc.StatusCode.NOT_FOUND
