@@ -10,17 +10,53 @@ ENTRY_OVERHEAD: Final = 400
 """Bytes of a dict slot, a tuple and its integers, roughly."""
 
 
+class RecordShare:
+    """What the caches of all shards on a node may hold together: a hot shard gets what idle ones don't use.
+
+    When their young generations together are half the bound, all turn at once.
+    """
+
+    __slots__ = ("_caches", "_half", "_old", "limit", "room")
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self._half = limit // 2
+        self.room = self._half
+        """What the young generations may still grow."""
+        self._old = 0
+        self._caches: dict[RecordCache, None] = {}
+
+    @property
+    def used(self) -> int:
+        """Bytes held, about: an overwritten record counts until the next turn."""
+        return self._old + self._half - self.room
+
+    def join(self, cache: RecordCache) -> None:
+        """From now on `cache` turns with the others."""
+        self._caches[cache] = None
+
+    def leave(self, cache: RecordCache) -> None:
+        """`cache` is empty and unused. Idempotent. Its bytes count until the turn after the next."""
+        self._caches.pop(cache, None)
+
+    def turn(self) -> None:
+        """Drop every old generation; the young ones grow old."""
+        self._old, self.room = self._half - self.room, self._half
+        for cache in self._caches:
+            cache.turn()
+
+
 class RecordCache:
-    """Two generations: what is used moves to the young one; when that is half the bound, the old one is dropped whole.
+    """One shard's part. Two generations: what is used moves to the young one; the old one is dropped whole.
 
     It holds nothing that the engine doesn't: the store fills it only after a write returned.
     """
 
-    __slots__ = ("_half", "_old", "_room", "young")
+    __slots__ = ("_old", "_share", "young")
 
-    def __init__(self, limit: int) -> None:
-        self._half = limit // 2
-        self._room = self._half
+    def __init__(self, share: RecordShare) -> None:
+        self._share = share
+        share.join(self)
         self.young: dict[bytes, Record] = {}
         """Public for one look-up without a call; a miss there means `get`."""
         self._old: dict[bytes, Record] = {}
@@ -38,14 +74,16 @@ class RecordCache:
         """Remember `record`, a live one, as the newest of `key`."""
         self.young[key] = record
         # An overwrite counts again: the young generation turns a little early, and a put costs no second look-up.
-        self._room -= len(key) + len(record.value) + ENTRY_OVERHEAD
-        if self._room < 0:
-            self._turn()
+        share = self._share
+        share.room -= len(key) + len(record.value) + ENTRY_OVERHEAD
+        if share.room < 0:
+            share.turn()
 
     def update(self, records: dict[bytes, Record]) -> None:
         """Take over what an apply wrote; deleted keys are forgotten."""
         young = self.young
-        room = self._room
+        share = self._share
+        room = share.room
         for key, record in records.items():
             if record.version:
                 young[key] = record
@@ -53,9 +91,15 @@ class RecordCache:
             else:
                 young.pop(key, None)
                 self._old.pop(key, None)
-        self._room = room
+        share.room = room
         if room < 0:
-            self._turn()
+            share.turn()
 
-    def _turn(self) -> None:
-        self._old, self.young, self._room = self.young, {}, self._half
+    def turn(self) -> None:
+        """See `RecordShare.turn`."""
+        self._old, self.young = self.young, {}
+
+    def close(self) -> None:
+        """Hold nothing any more."""
+        self._old, self.young = {}, {}
+        self._share.leave(self)

@@ -12,7 +12,7 @@ from struct import Struct
 from typing import Final
 
 from nebuladb.errors import Corruption
-from nebuladb.kv.cache import RecordCache
+from nebuladb.kv.cache import RecordCache, RecordShare
 from nebuladb.kv.rows import ANSWER, ATTACHMENT, CURRENT, KEY_AT, LEASE, SESSION, Keys, decode_record, encode_record
 from nebuladb.kv.source import EngineSource, close
 from nebuladb.kv.state import State
@@ -32,7 +32,7 @@ class HashJob:
     def __init__(self, index: int, snapshot: Snapshot, keys: Keys) -> None:
         self.index = index
         self._snapshot = snapshot
-        self._source = EngineSource(snapshot, keys, RecordCache(0))
+        self._source = EngineSource(snapshot, keys, RecordCache(RecordShare(0)))
         data = snapshot.get(keys.state)
         if data is None:
             raise Corruption("the state row is missing")

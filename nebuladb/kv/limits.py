@@ -58,7 +58,7 @@ class Limits(NamedTuple):
     slice_bytes: int = 8 << 20
     """Bytes written by one `Store.apply`, likewise."""
     cache_bytes: int = 64 << 20
-    """Newest records kept in memory, their overhead included."""
+    """Newest records kept in memory, their overhead included, where the caller gives no share of the node's."""
     hash_jobs: int = 2
     """Hashes in progress, each with an engine snapshot; one more drops the oldest."""
     pins: int = 64

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from nebuladb.errors import Unavailable
-from nebuladb.kv.cache import RecordCache
+from nebuladb.kv.cache import RecordCache, RecordShare
 from nebuladb.kv.rows import Keys
 from nebuladb.kv.source import EngineSource
 from nebuladb.kv.view import Page, page
@@ -23,7 +23,7 @@ class Pin:
         """The applied index when it was made: its age."""
         self.closed = False
         self._snapshot = snapshot
-        self._source = EngineSource(snapshot, keys, RecordCache(0))
+        self._source = EngineSource(snapshot, keys, RecordCache(RecordShare(0)))
 
     def scan(
         self,

@@ -9,7 +9,7 @@ from nebuladb.env import probe
 from nebuladb.errors import Corruption, StoreError, TooManyRequests, Unavailable, WriteStalled, invariant
 from nebuladb.ids import Generation, GroupId, NodeId
 from nebuladb.kv.answer import KeyValue, RangeResult
-from nebuladb.kv.cache import RecordCache
+from nebuladb.kv.cache import RecordCache, RecordShare
 from nebuladb.kv.change import Applied, Change, LeaseInfo, LeaseState
 from nebuladb.kv.command import Work
 from nebuladb.kv.deletion import Deletion
@@ -35,13 +35,20 @@ class Store:
     """
 
     def __init__(
-        self, engine: Engine, group: GroupId, generation: Generation, node: NodeId, limits: Limits = DEFAULT_LIMITS
+        self,
+        engine: Engine,
+        group: GroupId,
+        generation: Generation,
+        node: NodeId,
+        limits: Limits = DEFAULT_LIMITS,
+        records: RecordShare | None = None,
     ) -> None:
+        """`records`: what all stores of the node may cache together."""
         self._engine = engine
         self._node = node
         self._limits = limits
         self._keys = Keys(group, generation)
-        self._cache = RecordCache(limits.cache_bytes)
+        self._cache = RecordCache(records or RecordShare(limits.cache_bytes))
         self._source = EngineSource(engine, self._keys, self._cache)
         data = engine.get(self._keys.state)
         if data is None:
@@ -145,6 +152,11 @@ class Store:
     def size(self) -> int:
         """Bytes of the keys that exist and of their values."""
         return self._state.size + self._state.deleted_size
+
+    @property
+    def session_count(self) -> int:
+        """Open sessions."""
+        return len(self._sessions)
 
     @property
     def partial(self) -> bool:
@@ -382,3 +394,4 @@ class Store:
             pin.close()
         self._jobs.clear()
         self._pins.clear()
+        self._cache.close()

@@ -20,6 +20,7 @@ from nebuladb.kv.change import Applied, Change
 from nebuladb.kv.check import TO_THE_LAST
 from nebuladb.kv.store import Store
 from nebuladb.kv.watcher import OUTBOX_BYTES, OUTBOX_EVENTS, Watcher
+from nebuladb.storage.share import Share
 
 MAX_WATCHERS: Final = 10_000
 """Of one shard on one node."""
@@ -28,8 +29,10 @@ MAX_WATCHERS: Final = 10_000
 class WatchHub:
     """Feeds watchers from `store`. After a snapshot install `rebase` gives it the new store (S26)."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, outboxes: Share | None = None) -> None:
+        """`outboxes`: what all watchers of the node may keep waiting together; past it they fall back to history."""
         self._store = store
+        self._outboxes = outboxes
         self._revision = store.revision
         """What the live feed has published."""
         self._lagging: dict[Watcher, None] = {}
@@ -71,7 +74,8 @@ class WatchHub:
             raise TooManyRequests(f"the shard has {MAX_WATCHERS} watchers on this node")
         watcher = Watcher(
             key or b"\0", range_end, start_revision or self._revision + 1, prev_kv=prev_kv, no_put=no_put,
-            no_delete=no_delete, outbox_events=outbox_events, outbox_bytes=outbox_bytes, on_ready=on_ready,
+            no_delete=no_delete, outbox_events=outbox_events, outbox_bytes=outbox_bytes, share=self._outboxes,
+            on_ready=on_ready,
         )  # fmt: skip
         if start_revision and start_revision < self._store.floor:
             watcher.canceled, watcher.compact_revision = True, self._store.floor
@@ -82,7 +86,8 @@ class WatchHub:
         return watcher
 
     def remove(self, watcher: Watcher) -> None:
-        """Forget a watcher. Idempotent."""
+        """Forget a watcher and what waits for it. Idempotent."""
+        watcher.discard()
         if self._drop(watcher):
             self._count -= 1
 
@@ -92,6 +97,12 @@ class WatchHub:
             self._fall_back(watcher)
         self._store = store
         self._revision = max(self._revision, store.revision)
+
+    def close(self) -> None:
+        """The shard leaves this node: every watch is canceled, with nothing compacted to blame."""
+        for watcher in [*self._lagging, *self._synced()]:
+            self.remove(watcher)
+            watcher.cancel(0)
 
     # --- the live feed
 
@@ -133,7 +144,8 @@ class WatchHub:
         for watcher in waiting:
             if watcher.cursor < floor:
                 probe("watch compacted")
-                self.remove(watcher)
+                self._drop(watcher)
+                self._count -= 1
                 watcher.cancel(floor)
             elif not self._join(watcher):
                 behind.append(watcher)

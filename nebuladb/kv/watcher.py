@@ -9,6 +9,7 @@ from typing import Final, NamedTuple
 from nebuladb.kv.answer import KeyValue
 from nebuladb.kv.change import Change
 from nebuladb.kv.check import in_range
+from nebuladb.storage.share import Share
 
 OUTBOX_EVENTS: Final = 1024
 OUTBOX_BYTES: Final = 4 << 20
@@ -51,6 +52,7 @@ class Watcher:
         no_delete: bool = False,
         outbox_events: int = OUTBOX_EVENTS,
         outbox_bytes: int = OUTBOX_BYTES,
+        share: Share | None = None,
         on_ready: Callable[[], None] | None = None,
     ) -> None:
         self.key = key
@@ -67,6 +69,7 @@ class Watcher:
         self._no_delete = no_delete
         self._events_limit = outbox_events
         self._bytes_limit = outbox_bytes
+        self._share = share or Share(outbox_bytes)
         self._on_ready = on_ready
         self._outbox: deque[EventBatch] = deque()
         self._count = 0
@@ -82,10 +85,15 @@ class Watcher:
     def take(self) -> list[EventBatch]:
         """Everything that waits, in order; the outbox is empty then. The hub must get a `catch_up` after it."""
         batches = list(self._outbox)
+        self.discard()
+        return batches
+
+    def discard(self) -> None:
+        """Nobody will take what waits."""
         self._outbox.clear()
+        self._share.give(self._size)
         self._count = self._size = 0
         self._blocked = False
-        return batches
 
     def wants(self, change: Change) -> bool:
         """Whether a change is in its range and not filtered (etcd 39)."""
@@ -97,13 +105,19 @@ class Watcher:
         """Put a revision's wanted changes into the outbox; False, and nothing is done, if they don't fit."""
         events = [self._event(change) for change in changes]
         size = sum(_size(event) for event in events)
-        if self._outbox and (self._count + len(events) > self._events_limit or self._size + size > self._bytes_limit):
+        # An empty outbox takes any revision: else one larger than the bounds could never be told.
+        if self._outbox and (
+            self._count + len(events) > self._events_limit
+            or self._size + size > self._bytes_limit
+            or not self._share.fits(size)
+        ):
             self._blocked = True
             return False
         first = not self._outbox
         self._outbox.append(EventBatch(revision, tuple(events)))
         self._count += len(events)
         self._size += size
+        self._share.take(size)
         self.cursor = revision + 1
         if first:
             self._wake()

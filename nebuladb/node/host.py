@@ -12,15 +12,18 @@ from nebuladb.errors import Corruption, Unavailable, invariant
 from nebuladb.ids import BatchId, GroupId
 from nebuladb.kv.change import Applied
 from nebuladb.node.frame import Address, Envelope, HostMessageType, decode_frame, encode_frame
+from nebuladb.node.memory import MemoryPlan
 from nebuladb.node.output import Output, Request
+from nebuladb.node.proposals import MAX_PENDING_BYTES
 from nebuladb.node.replica import Forward, Replica, Start
 from nebuladb.raft import DurableMark, Message, StateRole
 from nebuladb.storage.log_batch import GroupWrite, LogBatch
+from nebuladb.storage.share import Share
 
 MAX_BATCH_BYTES: Final = 8 << 20
 """A log batch takes no further group once it is this large (S31); the rest goes with the next."""
 MAX_UNSYNCED_BYTES: Final = 64 << 20
-"""Log bytes on their way to the disk; past them no new proposal is made, so a stalled disk is felt as back-pressure."""
+"""Of any node; one with little memory has a lower bound (`Host.unsynced_limit`)."""
 MAX_FRAME_BYTES: Final = 4 << 20
 """A frame takes no further message past this size; one message is at most an append of about 2.5 MiB."""
 CUT_EVERY: Final = 4_096
@@ -68,7 +71,9 @@ class Host:
     newest when it was made, and so every older one, is durable; at most one slice per group is out.
     """
 
-    def __init__(self, cluster: int, node: int, incarnation: int, first_batch: int, rng: Rng) -> None:
+    def __init__(
+        self, cluster: int, node: int, incarnation: int, first_batch: int, rng: Rng, memory: MemoryPlan | None = None
+    ) -> None:
         self.cluster = cluster
         self.node = node
         self.incarnation = incarnation
@@ -83,6 +88,10 @@ class Host:
         """The newest batch known to be durable."""
         self._inflight: deque[_InFlight] = deque()
         self._unsynced = 0
+        self.unsynced_limit = min(memory.unsynced, MAX_UNSYNCED_BYTES) if memory else MAX_UNSYNCED_BYTES
+        """Log bytes on their way to the disk; past them no new proposal is made: a stalled disk is back-pressure."""
+        self.writes = Share(memory.writes if memory else MAX_PENDING_BYTES)
+        """Commands that wait, of all groups together."""
         # No other life of this node uses the same ones: a peer may answer now what an earlier life forwarded (S19).
         self._forward_number = (incarnation & 0x7FFF_FFFF) << 32
         self._ticks = 0
@@ -201,7 +210,7 @@ class Host:
     def add_group(self, start: Start) -> Replica:
         """Start a replica from durable state."""
         invariant(start.group not in self.replicas, f"group {start.group} is here already")
-        replica = Replica(start, self.node, self.incarnation, self._rng, self.boottime)
+        replica = Replica(start, self.node, self.incarnation, self._rng, self.boottime, writes=self.writes)
         self.replicas[start.group] = replica
         self._dirty[start.group] = None
         return replica
@@ -250,7 +259,7 @@ class Host:
         return output
 
     def _step(self, replica: Replica) -> None:
-        if self._unsynced <= MAX_UNSYNCED_BYTES:
+        if self._unsynced <= self.unsynced_limit:
             self._forward_number += 1
             self._send(replica.propose(self.boottime, self._reaches, self._forward_number))
         replica.start_read_round()

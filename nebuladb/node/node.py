@@ -14,12 +14,14 @@ from nebuladb.env import Clock, Rng, probe
 from nebuladb.errors import Corruption, IdentityError, NebulaError, WriteStalled, invariant
 from nebuladb.ids import META_GROUP, Generation, GroupId, NodeId
 from nebuladb.kv.answer import Answer, KeyValue
+from nebuladb.kv.cache import RecordShare
 from nebuladb.kv.command import Command, Kind
 from nebuladb.kv.store import Store
 from nebuladb.kv.watch import WatchHub
 from nebuladb.node.entry import encode_command
 from nebuladb.node.host import Host
 from nebuladb.node.identity import Founding, Identity
+from nebuladb.node.memory import MemoryPlan, plan
 from nebuladb.node.meta import CLUSTER_VERSION, INITIAL, Meta, NodeRecord, founding_request
 from nebuladb.node.output import Request, Slice
 from nebuladb.node.registry import GroupState, RegistryRow, first_row
@@ -29,9 +31,8 @@ from nebuladb.raft import Configuration, StateRole
 from nebuladb.storage.engine import Engine
 from nebuladb.storage.log import LogStore
 from nebuladb.storage.log_batch import LogBatch
+from nebuladb.storage.share import Share
 
-FLUSH_BYTES: Final = 32 << 20
-"""Bytes written to the data store after which it wants a flush: about what a restart replays (S6)."""
 HOUSEKEEPING_MS: Final = 1_000
 REQUEST_MS: Final = 5_000
 """Deadline of the node's own requests."""
@@ -78,6 +79,7 @@ class Node:
         clock: Clock,
         client_address: str = "",
         peer_address: str = "",
+        memory: MemoryPlan | None = None,
     ) -> None:
         self.identity = identity
         self.founding = founding
@@ -85,7 +87,10 @@ class Node:
         self.data = data
         self.groups: dict[int, GroupData] = {}
         self.meta = Meta()
-        self.host = Host(founding.cluster, identity.node, incarnation, log.last_batch + 1, rng)
+        self.memory = memory or plan()
+        self.records = RecordShare(self.memory.records)
+        self.outboxes = Share(self.memory.outboxes)
+        self.host = Host(founding.cluster, identity.node, incarnation, log.last_batch + 1, rng, self.memory)
         # Before any group starts: a lease clock counts from this reading, not from the machine's boot (S27).
         self.host.now, self.host.boottime = clock.monotonic(), clock.boottime()
         self._clock = clock
@@ -144,7 +149,7 @@ class Node:
             index, term = row.initial
             configuration = row.configuration.encode()
             Store.initialise(self.data, name, generation, index=index, term=term, configuration=configuration)
-        store = Store(self.data, name, generation, NodeId(self.identity.node))
+        store = Store(self.data, name, generation, NodeId(self.identity.node), records=self.records)
         if store.index < log.start()[0]:
             raise Corruption(
                 f"the data of group {group} ends at index {store.index}, its log begins after {log.start()[0]}: data "
@@ -166,7 +171,7 @@ class Node:
             leases=[(lease.id, lease.expires, lease.renewal) for lease in store.leases()],
         )
         self.host.add_group(start)
-        self.groups[group] = GroupData(store, WatchHub(store))
+        self.groups[group] = GroupData(store, WatchHub(store, self.outboxes))
         if group == META_GROUP:
             self._read_meta()
 
@@ -264,7 +269,7 @@ class Node:
     @property
     def flush_wanted(self) -> bool:
         """Whether enough was applied that the data store should be flushed."""
-        return self._unflushed >= FLUSH_BYTES
+        return self._unflushed >= self.memory.flush_bytes
 
     def begin_flush(self) -> dict[int, int]:
         """Applied index by group, which `Engine.flush` makes durable; give it to `end_flush` when it succeeded."""

@@ -16,10 +16,12 @@ from nebuladb.env import probe
 from nebuladb.errors import NebulaError, NoLeader, NotLeader, TooManyRequests, Unavailable, UnknownOutcome
 from nebuladb.kv.answer import Answer
 from nebuladb.node.output import Request
+from nebuladb.storage.share import Share
 
 MAX_PENDING: Final = 20_000
 """Writes of one group that this node's clients may wait for."""
 MAX_PENDING_BYTES: Final = 64 << 20
+"""Of one group, where the node gives no share of its memory for all of them."""
 
 Outcomes = list[tuple[int, Answer | NebulaError]]
 
@@ -47,12 +49,13 @@ class Pending:
 class Proposals:
     """See the module. Invariant: each pending write is in exactly one of the queue, a forward, a log place."""
 
-    def __init__(self) -> None:
+    def __init__(self, share: Share | None = None) -> None:
+        """`share`: bytes that the writes of all groups may take together."""
         self._pending: dict[int, Pending] = {}
         self._queue: list[Pending] = []
         self._forwards: dict[int, tuple[int, list[Pending]]] = {}
         self._placed: dict[int, list[Pending]] = {}
-        self._bytes = 0
+        self._share = share or Share(MAX_PENDING_BYTES)
 
     def __len__(self) -> int:
         return len(self._pending)
@@ -64,12 +67,12 @@ class Proposals:
 
     def add(self, request: Request) -> None:
         """Queue a write. Raises `TooManyRequests`, with nothing queued, past the bounds."""
-        if len(self._pending) >= MAX_PENDING or self._bytes + len(request.wire) > MAX_PENDING_BYTES:
+        if len(self._pending) >= MAX_PENDING or not self._share.fits(len(request.wire)):
             raise TooManyRequests("this node has too many writes in flight; back off and try again")
         pending = Pending(request)
         self._pending[request.request] = pending
         self._queue.append(pending)
-        self._bytes += len(request.wire)
+        self._share.take(len(request.wire))
 
     def take(self, max_commands: int, max_bytes: int) -> list[Pending]:
         """The front of the queue, at least one if there is any. The caller places, sends or gives back each."""
@@ -173,5 +176,5 @@ class Proposals:
         number = pending.request.request
         if self._pending.pop(number, None) is None:
             return []
-        self._bytes -= len(pending.request.wire)
+        self._share.give(len(pending.request.wire))
         return [(number, outcome)]

@@ -13,11 +13,12 @@ from nebuladb.node.entry import command_kind, decode_payload, encode_command, en
 from nebuladb.node.frame import Envelope, HostMessageType
 from nebuladb.node.lessor import Lessor
 from nebuladb.node.output import Output, Slice
-from nebuladb.node.proposals import Outcomes, Proposals
+from nebuladb.node.proposals import MAX_PENDING_BYTES, Outcomes, Proposals
 from nebuladb.node.reads import Reads
 from nebuladb.raft import Config, Configuration, HardState, Message, Raft, StateRole
 from nebuladb.raft.entry import ENTRY_HEADER, Entry, EntryKind
 from nebuladb.raft.ready import LogReader
+from nebuladb.storage.share import Share
 
 MAX_ENTRY_BYTES: Final = 1 << 20
 """Commands of one turn share an entry up to this size; a larger command has one of its own."""
@@ -61,13 +62,26 @@ class Forward:
     term: int
     commands: list[bytes]
 
+    @property
+    def size(self) -> int:
+        """Bytes of the commands."""
+        return sum(map(len, self.commands))
+
 
 class Replica:
     """See the module. `Host` owns it and is the only one to call it; nothing here waits."""
 
     def __init__(
-        self, start: Start, node: int, nonce: int, rng: Rng, boottime: int, config: Config | None = None
+        self,
+        start: Start,
+        node: int,
+        nonce: int,
+        rng: Rng,
+        boottime: int,
+        config: Config | None = None,
+        writes: Share | None = None,
     ) -> None:
+        """`writes`: bytes that the commands waiting in all of the node's replicas may take together."""
         invariant(
             start.applied <= start.log.last()[0],
             f"group {start.group}: the data is at index {start.applied}, its log ends at {start.log.last()[0]}; "
@@ -87,7 +101,8 @@ class Replica:
         self.start_term = hard_state.term
         self.serves_from = hard_state.commit
         """No serializable read, watch or readiness before this index is applied: it was served before the restart."""
-        self.proposals = Proposals()
+        self._writes = writes or Share(MAX_PENDING_BYTES)
+        self.proposals = Proposals(self._writes)
         self.reads = Reads()
         self.lessor = Lessor(start.clock, boottime, start.leases)
         self.applied = start.applied
@@ -113,8 +128,9 @@ class Replica:
     def forwarded(self, forward: Forward) -> bool:
         """Take another node's commands for the next entry; False: certainly not taken (S19)."""
         leads = self.raft.role is StateRole.LEADER and self.raft.term == forward.term
-        if not leads or self._forwarded + len(forward.commands) > MAX_FORWARDED:
+        if not leads or self._forwarded + len(forward.commands) > MAX_FORWARDED or not self._writes.fits(forward.size):
             return False
+        self._writes.take(forward.size)
         self._forwards.append(forward)
         self._forwarded += len(forward.commands)
         return True
@@ -214,6 +230,7 @@ class Replica:
 
     def close(self, output: Output) -> None:
         """The replica leaves this node: nobody waits for it any more."""
+        self._drop_forwards()
         output.answers += self.proposals.close()
         output.reads += self.reads.close()
 
@@ -269,14 +286,16 @@ class Replica:
         count = size = taken = 0
         for forward in self._forwards:
             count += len(forward.commands)
-            size += sum(map(len, forward.commands))
+            size += forward.size
             if taken and (count > MAX_ENTRY_COMMANDS or size > MAX_ENTRY_BYTES):
                 break
             taken += 1
         forwards, self._forwards = self._forwards[:taken], self._forwards[taken:]
         self._forwarded -= sum(len(forward.commands) for forward in forwards)
+        self._writes.give(sum(forward.size for forward in forwards))
         return forwards
 
     def _drop_forwards(self) -> list[Forward]:
         forwards, self._forwards, self._forwarded = self._forwards, [], 0
+        self._writes.give(sum(forward.size for forward in forwards))
         return forwards

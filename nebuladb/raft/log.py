@@ -8,8 +8,9 @@ from nebuladb.errors import InvariantViolation, invariant
 from nebuladb.raft.entry import Entry
 from nebuladb.raft.ready import LogReader
 
-LOG_CACHE_BYTES: Final = 8 << 20
-"""Records of committed, durable entries that stay in memory, so that a healthy follower isn't served from disk."""
+LOG_CACHE_BYTES: Final = 0
+"""Records of committed, durable entries that stay here: none, for the log store keeps the recent entries of all groups
+under one bound (``storage.log_reader``), and so many bytes a group would have none where groups are many."""
 
 CONFLICT_SCAN: Final = 4096
 """Entries that the search for a conflicting term walks back at most; a longer conflict takes more than one round."""
@@ -194,7 +195,7 @@ class RaftLog:
         return sum(len(entry.record) for entry in self._entries[low - after - 1 : high - after])
 
     def _evict(self) -> None:
-        """Keep the memory within its bound; a quarter at a time, for each costs a move of what stays."""
+        """Keep the memory within its bound; with one, a quarter at a time, for each costs a move of what stays."""
         if self._size <= self.cache_bytes:
             return
         allowed = min(self.commit, self.durable) - self._cached_after

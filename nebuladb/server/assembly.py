@@ -15,6 +15,7 @@ import uvloop
 from nebuladb.api.backend import Backend
 from nebuladb.api.services import ApiServer
 from nebuladb.errors import ConfigurationError
+from nebuladb.node.memory import plan
 from nebuladb.node.node import Node
 from nebuladb.node.pump import Pump
 from nebuladb.rpc import PeerTransport
@@ -27,6 +28,7 @@ from nebuladb.server.lifecycle import Shutdown
 from nebuladb.server.metrics import Metrics
 from nebuladb.server.peers import Peers
 from nebuladb.server.view import NodeView
+from nebuladb.storage.rocks import RocksMemory
 
 CALL_GRACE_SECONDS: Final = 2.0
 """For calls in progress when the node stops."""
@@ -96,9 +98,12 @@ async def _assemble(config: Config, shutdown: Shutdown, stack: AsyncExitStack) -
     stack.push_async_callback(transport.stop)
     founding = peers.founding or await peers.found_cluster(transport)
 
-    raft_log = await asyncio.to_thread(directory.open_log)
+    memory = plan(config.memory)
+    rocks = RocksMemory(memory.block_cache, memory.data_memtables + memory.log_memtables)
+    view.rocks = rocks
+    raft_log = await asyncio.to_thread(directory.open_log, memory, rocks)
     stack.callback(raft_log.close)
-    data = await asyncio.to_thread(directory.open_data)
+    data = await asyncio.to_thread(directory.open_data, memory, rocks)
     stack.callback(data.close)
     clock = SystemClock()
     node = Node(
@@ -111,6 +116,7 @@ async def _assemble(config: Config, shutdown: Shutdown, stack: AsyncExitStack) -
         clock,
         peer_address=config.advertise_peer_addr,
         client_address=config.advertise_client_addr,
+        memory=memory,
     )
     pump = Pump(node, clock, transport, metrics, shutdown.fail)
     peers.pump = pump

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Final
 
 from nebuladb.errors import ConfigurationError
+from nebuladb.node.memory import DEFAULT_MEMORY, MIN_MEMORY
 from nebuladb.server.addresses import is_unspecified, split_address
 
 ENV_PREFIX: Final = "NEBULA_"
@@ -22,6 +23,8 @@ ENV_OF_KUBERNETES: Final = re.compile(r"NEBULA_(.*_)?(SERVICE_HOST|SERVICE_PORT(
 MAX_NAME: Final = 64
 MAX_MEMBERS: Final = 64
 NAME: Final = re.compile(rf"[A-Za-z0-9][A-Za-z0-9._-]{{0,{MAX_NAME - 1}}}")
+UNITS: Final[Mapping[str, int]] = {"B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
+SIZE: Final = re.compile(r"(\d{1,15}) ?([KMG]iB|B)")
 LOG_FORMATS: Final = ("auto", "console", "json")
 LOG_LEVELS: Final = ("debug", "info", "warning", "error")
 
@@ -35,6 +38,7 @@ DEFAULTS: Final[Mapping[str, str]] = {
     "advertise-peer-addr": "",
     "initial-cluster": "",
     "join": "",
+    "memory": "512MiB",
     "log-format": "auto",
     "log-level": "info",
 }
@@ -57,6 +61,8 @@ class Config:
     """Name to peer address, sorted by name, this node among them. Empty exactly when `join` is given."""
     join: str
     """Any member's peer address, or empty."""
+    memory: int = DEFAULT_MEMORY
+    """Budget for caches, memtables and queues, in bytes (``node.memory``)."""
     log_format: str = "auto"
     log_level: str = "info"
 
@@ -85,6 +91,7 @@ class Config:
             "advertise-peer-addr": self.advertise_peer_addr,
             "initial-cluster": ",".join(f"{name}={address}" for name, address in self.initial_cluster.items()),
             "join": self.join,
+            "memory": _size_text(self.memory),
             "log-format": self.log_format,
             "log-level": self.log_level,
         }
@@ -187,6 +194,7 @@ def _validated(settings: Mapping[str, _Setting]) -> Config:
         advertise_peer_addr=advertise_peer,
         initial_cluster=cluster,
         join=settings["join"].text and _address(settings["join"]),
+        memory=_size(settings["memory"]),
         log_format=_choice(settings["log-format"], LOG_FORMATS),
         log_level=_choice(settings["log-level"], LOG_LEVELS),
     )
@@ -237,6 +245,23 @@ def _cluster(settings: Mapping[str, _Setting], advertise_peer: str) -> dict[str,
     if len(cluster) > MAX_MEMBERS:
         raise setting.wrong(f"it lists {len(cluster)} nodes; at most {MAX_MEMBERS} can found a cluster")
     return dict(sorted(cluster.items()))
+
+
+def _size(setting: _Setting) -> int:
+    """Bytes of a text like 512MiB."""
+    match = SIZE.fullmatch(setting.text)
+    if match is None:
+        raise setting.wrong(f"{setting.text!r} is not a size; write a number with {', '.join(UNITS)}")
+    size = int(match[1]) * UNITS[match[2]]
+    if size < MIN_MEMORY:
+        raise setting.wrong(f"{setting.text} is too little; a node needs {_size_text(MIN_MEMORY)} at least")
+    return size
+
+
+def _size_text(size: int) -> str:
+    """The shortest text that is this size."""
+    unit = next(unit for unit in reversed(list(UNITS)) if size % UNITS[unit] == 0)
+    return f"{size // UNITS[unit]}{unit}"
 
 
 def _choice(setting: _Setting, choices: tuple[str, ...]) -> str:

@@ -16,11 +16,12 @@ from pathlib import Path
 
 from nebuladb.errors import ConfigurationError, IdentityError
 from nebuladb.node.identity import Founding, Identity
+from nebuladb.node.memory import MemoryPlan
 from nebuladb.server.lifecycle import PidFile
 from nebuladb.storage.files import sync_directory, write_durably
 from nebuladb.storage.lock import DirectoryLock
 from nebuladb.storage.log import LogStore
-from nebuladb.storage.rocks import RocksEngine
+from nebuladb.storage.rocks import RocksEngine, RocksMemory
 
 
 class DataDirectory:
@@ -88,13 +89,14 @@ class DataDirectory:
             write_durably(self.path / "identity.json", identity.encode())
         return identity
 
-    def open_log(self) -> LogStore:
+    def open_log(self, plan: MemoryPlan, memory: RocksMemory) -> LogStore:
         """Open ``raft/`` and check every log in it. Raises `Corruption` (S34)."""
-        return LogStore(RocksEngine.open_log(self.path / "raft"))
+        engine = RocksEngine.open_log(self.path / "raft", memtable_bytes=plan.log_memtable, memory=memory)
+        return LogStore(engine, plan.recent_entries)
 
-    def open_data(self) -> RocksEngine:
+    def open_data(self, plan: MemoryPlan, memory: RocksMemory) -> RocksEngine:
         """Open ``data/``."""
-        return RocksEngine.open_data(self.path / "data")
+        return RocksEngine.open_data(self.path / "data", memtable_bytes=plan.data_memtable, memory=memory)
 
     def close(self) -> None:
         """Let others have it. The databases must be closed."""

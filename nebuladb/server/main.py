@@ -26,6 +26,7 @@ _FLAGS = {
     "advertise-peer-addr": "HOST:PORT that other nodes are told. Default: the peer address.",
     "initial-cluster": "NAME=HOST:PORT,... of the nodes that found the cluster. Default: this one alone.",
     "join": "HOST:PORT, any member's peer address: join its cluster.",
+    "memory": "Budget for caches, memtables and queues, like 512MiB; at least 64MiB. The process adds some 70 MiB.",
     "log-format": f"One of {', '.join(config.LOG_FORMATS)}.",
     "log-level": f"One of {', '.join(config.LOG_LEVELS)}.",
 }

@@ -10,12 +10,13 @@ from nebuladb import __version__
 from nebuladb.api.cluster import group_statuses
 from nebuladb.errors import NebulaError
 from nebuladb.ids import DEFAULT_GROUP, ETCD_GROUP
+from nebuladb.kv.limits import MAX_SESSIONS
 from nebuladb.node import proposals, reads
-from nebuladb.node.host import MAX_UNSYNCED_BYTES
 from nebuladb.raft import StateRole
 from nebuladb.server.config import Config
 from nebuladb.server.peers import Peers
 from nebuladb.server.samples import GroupSample, QueueSample
+from nebuladb.storage.rocks import RocksMemory
 
 READY_SECONDS: Final = 2.0
 
@@ -26,6 +27,8 @@ class NodeView:
     def __init__(self, config: Config, peers: Peers) -> None:
         self._config = config
         self._peers = peers
+        self.rocks: RocksMemory | None = None
+        """Set when the databases open."""
 
     def livez(self) -> tuple[bool, str]:
         """The loop answers, and nothing has broken."""
@@ -106,8 +109,17 @@ class NodeView:
         pump = self._peers.pump
         if pump is None:
             return
-        host = pump.node.host
-        yield QueueSample("log_unsynced_bytes", host.unsynced_bytes, MAX_UNSYNCED_BYTES)
+        node, host = pump.node, pump.node.host
+        if (rocks := self.rocks) is not None:
+            yield QueueSample("block_cache_bytes", rocks.block_cache_used, rocks.block_cache_limit)
+            yield QueueSample("memtables_bytes", rocks.memtables_used, rocks.memtables_limit)
+        yield QueueSample("records_bytes", node.records.used, node.records.limit)
+        yield QueueSample("recent_entries_bytes", node.log.recent.size, node.log.recent.limit)
+        yield QueueSample("log_unsynced_bytes", host.unsynced_bytes, host.unsynced_limit)
+        yield QueueSample("writes_bytes", host.writes.used, host.writes.limit)
+        yield QueueSample("outboxes_bytes", node.outboxes.used, node.outboxes.limit)
+        stores = [data.store for data in node.groups.values()]
+        yield QueueSample("sessions", sum(store.session_count for store in stores), MAX_SESSIONS * len(stores))
         for group, replica in sorted(host.replicas.items()):
             yield QueueSample(f"writes_{group}", len(replica.proposals), proposals.MAX_PENDING)
             yield QueueSample(f"reads_{group}", len(replica.reads), reads.MAX_READS)

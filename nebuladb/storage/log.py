@@ -28,7 +28,7 @@ from nebuladb.storage.log_keys import (
     group_of,
     rows_of,
 )
-from nebuladb.storage.log_reader import GroupLog, RecentEntries, check_entry
+from nebuladb.storage.log_reader import RECENT_BYTES, GroupLog, RecentEntries, check_entry
 from nebuladb.storage.log_shape import LogShape
 
 
@@ -39,11 +39,13 @@ class LogStore:
     `WriteStalled` the node stops (S33).
     """
 
-    def __init__(self, engine: Engine) -> None:
-        """Read everything and check it: each log contiguous, each entry's CRC right (S34, S35), terms ascending, and
+    def __init__(self, engine: Engine, recent_bytes: int = RECENT_BYTES) -> None:
+        """`recent_bytes`: the newest entries of all groups that stay in memory.
+
+        Read everything and check it: each log contiguous, each entry's CRC right (S34, S35), terms ascending, and
         nothing missing that the hard state says was there."""
         self._engine = engine
-        self._recent = RecentEntries()
+        self.recent = RecentEntries(recent_bytes)
         self._groups: dict[GroupId, GroupLog] = {}
         self._registry: dict[GroupId, bytes] = {}
         stamp = engine.get(STAMP_KEY)
@@ -132,7 +134,7 @@ class LogStore:
 
     def _accept(self, batch: LogBatch, shapes: dict[GroupId, LogShape]) -> None:
         """The engine has taken `batch`: so do the books."""
-        recent = self._recent
+        recent = self.recent
         for group in batch.dropped:
             if (log := self._groups.pop(group, None)) is not None:
                 recent.forget(group, log.shape.start[0] + 1, log.shape.last[0] + 1)
@@ -163,7 +165,7 @@ class LogStore:
         engine = self._engine
         for key, value in engine.scan(*rows_of(START_ROW)):
             group = group_of(key)
-            self._groups[group] = GroupLog(group, LogShape(*decode_start(value)), engine, self._recent)
+            self._groups[group] = GroupLog(group, LogShape(*decode_start(value)), engine, self.recent)
         for key, value in engine.scan(*rows_of(REGISTRY_ROW)):
             self._registry[group_of(key)] = value
         for key, value in engine.scan(*rows_of(HARD_STATE_ROW)):

@@ -15,7 +15,7 @@ from nebuladb.storage.log_keys import entry_key, index_of
 from nebuladb.storage.log_shape import LogShape
 
 RECENT_BYTES: Final = 64 << 20
-"""Bound of `RecentEntries`. A follower within it of the leader is never served from disk."""
+"""Default bound of `RecentEntries`. A follower within it of the leader is never served from disk."""
 RECENT_OVERHEAD: Final = 300
 """Bytes that a cached entry costs beside its record: tuples, key, dictionary."""
 
@@ -28,7 +28,7 @@ class RecentEntries:
 
     def __init__(self, limit: int = RECENT_BYTES) -> None:
         self.size = 0
-        self._limit = limit
+        self.limit = limit
         self._entries: OrderedDict[tuple[int, int], Entry] = OrderedDict()
 
     def add(self, group: int, entries: list[Entry]) -> None:
@@ -36,7 +36,7 @@ class RecentEntries:
         for entry in entries:
             self._entries[group, entry.index] = entry
             self.size += len(entry.record) + RECENT_OVERHEAD
-        while self.size > self._limit:
+        while self.size > self.limit:
             _, entry = self._entries.popitem(last=False)
             self.size -= len(entry.record) + RECENT_OVERHEAD
 

@@ -14,6 +14,7 @@ from typing import Final
 
 from rocksdict import (
     AccessType,
+    BlockBasedIndexType,
     BlockBasedOptions,
     Cache,
     DBCompressionType,
@@ -23,6 +24,7 @@ from rocksdict import (
     RdictIter,
     ReadOptions,
     WriteBatch,
+    WriteBufferManager,
     WriteOptions,
 )
 from rocksdict import Snapshot as RocksView
@@ -41,11 +43,21 @@ DATA_MEMTABLE_BYTES: Final = 256 << 20
 """Default for `open_data`. The node flushes long before (at most half: rows cost overhead), so that RocksDB never
 flushes by itself and the durably applied index is known (S6)."""
 DATA_CACHE_BYTES: Final = 128 << 20
-MEMTABLES: Final = 4
-"""One takes writes while up to three wait for a slow disk; then `WriteStalled`."""
+MEMTABLES: Final = 3
+"""One takes writes while up to two wait for a slow disk; then `WriteStalled`."""
+BLOCK_BYTES: Final = 4 << 10
+"""A get unpacks a whole block, 2 us at this size; larger ones would save some of the index, which has its cache."""
+INDEX_PARTITION_BYTES: Final = 4 << 10
+"""Index and filter of a table are cut into blocks of this size: a get among more data than memory then loads a few KiB
+of them, not the megabyte that a large table has and that would push 200 data blocks out of the cache."""
+LEVEL_BASE_MEMTABLES: Final = 4
+"""Size of the first level in memtables: as many as start a compaction into it, which so rewrites what it brings."""
+TABLE_BYTES: Final = 32 << 20
+"""At most; half RocksDB's default, for a compaction holds a table's index and filter in memory while it writes it."""
 OPEN_FILES: Final = 512
 """Below the usual soft limit of 1,024 descriptors, with room for sockets; RocksDB's own default is unbounded."""
 BLOOM_BITS: Final = 10
+PEEK_CACHE_BYTES: Final = 1 << 20
 BACKGROUND_JOBS: Final = 2
 INFO_LOGS: Final = 4
 INFO_LOG_BYTES: Final = 8 << 20
@@ -67,6 +79,29 @@ def classify(error: Exception) -> StoreError:
         if text.startswith(prefix):
             return kind(text)
     return StoreError(text or type(error).__name__)
+
+
+class RocksMemory:
+    """What the databases of one node share: one block cache, and one count of their memtables, both in bytes.
+
+    A memtable budget that is spent makes RocksDB write the oldest memtable out; it never stalls a write (S32).
+    """
+
+    def __init__(self, block_cache: int, memtables: int) -> None:
+        self.block_cache_limit = block_cache
+        self.memtables_limit = memtables
+        self.cache = Cache(block_cache)
+        self.buffers = WriteBufferManager(memtables, False)  # noqa: FBT003
+
+    @property
+    def block_cache_used(self) -> int:
+        """Bytes of blocks in the cache."""
+        return self.cache.get_usage()
+
+    @property
+    def memtables_used(self) -> int:
+        """Bytes of memtables, those being written out included."""
+        return self.buffers.get_usage()
 
 
 class _Cursor:
@@ -131,17 +166,21 @@ class RocksEngine:
         self._open = True
 
     @classmethod
-    def open_log(cls, path: Path) -> RocksEngine:
+    def open_log(
+        cls, path: Path, *, memtable_bytes: int | None = None, memory: RocksMemory | None = None
+    ) -> RocksEngine:
         """Open a database with a WAL, and lose nothing that was ever said to be flushed (S34).
 
-        Its batches are a `LogStore`'s, or have no stamps. Raises `Corruption` where more than a torn end is damaged;
-        the directory is then as it was.
+        Its batches are a `LogStore`'s, or have no stamps. `memory` is shared with the node's other database. Raises
+        `Corruption` where more than a torn end is damaged; the directory is then as it was.
         """
+        size = memtable_bytes or LOG_MEMTABLE_BYTES
+        memory = memory or RocksMemory(DATA_CACHE_BYTES, MEMTABLES * size)
         files = wal_files(path)
         hole = find_hole(files, _tables_batch(path)) if files else None
         if hole is None:
             try:
-                return cls._open_log(path, absolute=True)
+                return cls._open_log(path, size, memory, absolute=True)
             except Corruption:
                 probe("log opened behind a torn end")
         # What an opening would keep: it stops at the first damage, but passes over a hole between two files.
@@ -160,11 +199,11 @@ class RocksEngine:
             for file in reversed(hole.files):
                 file.unlink()
                 sync_directory(path)
-        return cls._open_log(path, absolute=False)
+        return cls._open_log(path, size, memory, absolute=False)
 
     @classmethod
-    def _open_log(cls, path: Path, *, absolute: bool) -> RocksEngine:
-        options = _options(LOG_MEMTABLE_BYTES)
+    def _open_log(cls, path: Path, memtable_bytes: int, memory: RocksMemory, *, absolute: bool) -> RocksEngine:
+        options = _options(memtable_bytes, memory)
         options.set_wal_recovery_mode(_recovery(absolute=absolute))
         # The log is overwritten and cut within minutes: compressing it would cost CPU and save nothing.
         options.set_compression_type(DBCompressionType.none())
@@ -175,21 +214,15 @@ class RocksEngine:
 
     @classmethod
     def open_data(
-        cls, path: Path, *, memtable_bytes: int = DATA_MEMTABLE_BYTES, cache_bytes: int = DATA_CACHE_BYTES
+        cls, path: Path, *, memtable_bytes: int = DATA_MEMTABLE_BYTES, memory: RocksMemory | None = None
     ) -> RocksEngine:
         """Open a database without WAL: durable is what `flush` wrote; after a crash it holds an exact prefix of its
-        writes, at least up to the last `flush`. Memory: MEMTABLES x `memtable_bytes` at worst, and `cache_bytes`."""
-        options = _options(memtable_bytes)
+        writes, at least up to the last `flush`. Memory: MEMTABLES x `memtable_bytes` at worst, and `memory`'s cache."""
+        options = _options(memtable_bytes, memory or RocksMemory(DATA_CACHE_BYTES, MEMTABLES * memtable_bytes))
         # lz4 costs a fraction of a microsecond a row, in a background thread, and MVCC rows shrink by half.
         options.set_compression_type(DBCompressionType.lz4())
-        table = BlockBasedOptions()
-        table.set_block_cache(Cache(cache_bytes))
-        # A put looks up its key's newest record; for a new key the filter saves the read.
-        table.set_bloom_filter(BLOOM_BITS, False)  # noqa: FBT003
-        # Filters and indexes grow with the data. In the cache they are bounded; those of the newest tables stay.
-        table.set_cache_index_and_filter_blocks(True)
-        table.set_pin_l0_filter_and_index_blocks_in_cache(True)
-        options.set_block_based_table_factory(table)
+        options.set_max_bytes_for_level_base(LEVEL_BASE_MEMTABLES * memtable_bytes)
+        options.set_target_file_size_base(min(memtable_bytes, TABLE_BYTES))
         return cls(_open(path, options), wal=False)
 
     def get(self, key: bytes) -> bytes | None:
@@ -318,7 +351,7 @@ class RocksSnapshot:
 def peek(path: Path, key: bytes, *, wal_dir: Path | None = None) -> bytes | None:
     """The value of `key` in the closed database at `path`, which stays untouched: what an opening at the first damage
     of its WAL would see, or, with `wal_dir` naming an empty directory, what its tables hold without the WAL."""
-    options = _options(LOG_MEMTABLE_BYTES)
+    options = _options(LOG_MEMTABLE_BYTES, RocksMemory(PEEK_CACHE_BYTES, LOG_MEMTABLE_BYTES))
     options.create_if_missing(False)  # noqa: FBT003
     options.set_wal_recovery_mode(_recovery(absolute=False))
     if wal_dir is not None:
@@ -354,11 +387,31 @@ def _recovery(*, absolute: bool) -> DBRecoveryMode:
     return DBRecoveryMode.absolute_consistency() if absolute else DBRecoveryMode.point_in_time()
 
 
-def _options(memtable_bytes: int) -> Options:
+def _table(memory: RocksMemory) -> BlockBasedOptions:
+    """How tables are laid out, and which cache their blocks go through."""
+    table = BlockBasedOptions()
+    table.set_block_cache(memory.cache)
+    table.set_block_size(BLOCK_BYTES)
+    # A put looks up its key's newest record; for a new key the filter saves the read.
+    table.set_bloom_filter(BLOOM_BITS, False)  # noqa: FBT003
+    # Filters and indexes grow with the data. In the cache they are bounded; those of the newest tables stay, and of the
+    # others the small blocks that lead to their partitions.
+    table.set_cache_index_and_filter_blocks(True)
+    table.set_pin_l0_filter_and_index_blocks_in_cache(True)
+    table.set_index_type(BlockBasedIndexType.two_level_index_search())
+    table.set_partition_filters(True)
+    table.set_metadata_block_size(INDEX_PARTITION_BYTES)
+    table.set_pin_top_level_index_and_filter(True)
+    return table
+
+
+def _options(memtable_bytes: int, memory: RocksMemory) -> Options:
     options = Options(raw_mode=True)
     options.create_if_missing(True)  # noqa: FBT003
     options.set_write_buffer_size(memtable_bytes)
     options.set_max_write_buffer_number(MEMTABLES)
+    options.set_write_buffer_manager(memory.buffers)
+    options.set_block_based_table_factory(_table(memory))
     options.set_max_open_files(OPEN_FILES)
     options.set_max_background_jobs(BACKGROUND_JOBS)
     options.set_keep_log_file_num(INFO_LOGS)

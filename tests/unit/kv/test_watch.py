@@ -16,6 +16,7 @@ from nebuladb.kv.limits import Limits
 from nebuladb.kv.store import Store
 from nebuladb.kv.watch import WatchHub
 from nebuladb.kv.watcher import EventBatch, Watcher
+from nebuladb.storage.share import Share
 from tests.unit.kv.helpers import GENERATION, GROUP, NODE, Log, compact, delete, finish, fresh, put
 from tests.unit.kv.model import Model, ModelEvent, inside
 from tests.unit.kv.programs import ENDS, KEYS, build, program
@@ -237,3 +238,25 @@ def test_bounds_and_empty_ranges(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_properties_reach_the_rare_paths() -> None:
     for name in ("watcher fell behind", "watch compacted", "watchers sent to history"):
         assert probe.hits[name] > 0, name
+
+
+def test_outboxes_share_one_bound_and_what_has_no_room_comes_from_history() -> None:
+    store, _ = fresh()
+    share = Share(1_000)
+    hub, log = WatchHub(store, share), Log()
+    watchers = [hub.watch(b"\0", b"\0") for _ in range(3)]
+    for number in range(20):
+        feed(store, hub, log, put(b"k%d" % number, bytes(100)))
+    assert share.used < share.limit + 3 * 300
+    assert all(watcher.lagging and watcher.full for watcher in watchers)
+    seen: list[list[int]] = [[] for _ in watchers]
+    for _ in range(30):
+        for mine, watcher in zip(seen, watchers, strict=True):
+            mine += revisions(watcher)
+        hub.catch_up(4)
+    assert seen == [list(range(2, 22))] * 3
+    feed(store, hub, log, put(b"last"))
+    assert share.used > 0
+    for watcher in watchers:
+        hub.remove(watcher)
+    assert share.used == 0

@@ -160,11 +160,11 @@ def test_a_full_batch_leaves_the_rest_to_the_next_turn(monkeypatch: pytest.Monke
     assert [write.group for write in second.batch.writes] == [GROUP]
 
 
-def test_nothing_is_proposed_while_too_much_is_on_its_way_to_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_is_proposed_while_too_much_is_on_its_way_to_the_disk() -> None:
     boxes = Boxes(count=1)
     [box] = boxes.boxes
     boxes.elect(box)
-    monkeypatch.setattr(host_module, "MAX_UNSYNCED_BYTES", 1_000)
+    box.host.unsynced_limit = 1_000
     box.hung = True
     box.put(1, size=2_000)
     boxes.settle()

@@ -14,6 +14,7 @@ from nebuladb.kv.answer import Answer
 from nebuladb.node import proposals as module
 from nebuladb.node.output import Request
 from nebuladb.node.proposals import Outcomes, Pending, Proposals
+from nebuladb.storage.share import Share
 
 LEADER = 77
 LONG = 1_000_000
@@ -171,12 +172,20 @@ def test_no_more_may_wait_than_the_bounds_say(monkeypatch: pytest.MonkeyPatch) -
         proposals.add(request(3))
     proposals.applied(5, [(1, Answer(2)), (2, Answer(2))])
     proposals.add(request(3))
-    monkeypatch.setattr(module, "MAX_PENDING_BYTES", 9)
-    proposals.add(request(4, size=5))
-    with pytest.raises(TooManyRequests):
-        proposals.add(request(5, size=1))
-    proposals.expire(LONG)
-    proposals.add(request(5, size=9))
+
+
+def test_no_more_bytes_may_wait_than_all_groups_share() -> None:
+    share = Share(9)
+    proposals, others = Proposals(share), Proposals(share)
+    proposals.add(request(1, size=4))
+    others.add(request(2, size=5))
+    for group in (proposals, others):
+        with pytest.raises(TooManyRequests):
+            group.add(request(3, size=1))
+    others.expire(LONG)
+    proposals.add(request(3, size=5))
+    proposals.close()
+    assert share.used == 0
 
 
 class TheLog(RuleBasedStateMachine):

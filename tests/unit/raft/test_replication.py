@@ -474,6 +474,8 @@ def test_committed_entries_come_in_slices_of_bounded_bytes() -> None:
     assert ready is not None
     assert ready.mark is not None
     assert replica.raft.committed_entries(0, BIG) == [], "S1: committed, and not durable here"
+    assert ready.hard_state is not None
+    replica.disk.write(ready.hard_state, ready.entries)
     replica.raft.durable(ready.mark)
     assert [e.index for e in replica.raft.committed_entries(0, 250)] == [1, 2]
     assert [e.index for e in replica.raft.committed_entries(2, 10)] == [3], "at least one"

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nebuladb.errors import ConfigurationError
+from nebuladb.node.memory import DEFAULT_MEMORY
 from nebuladb.server.addresses import split_address
 from nebuladb.server.config import DEFAULTS, _toml_string, load
 
@@ -158,3 +159,21 @@ def test_split_address_is_total(text: str) -> None:
         return
     assert host
     assert 1 <= port <= 65535
+
+
+@pytest.mark.parametrize(("text", "size"), [("64MiB", 64 << 20), ("1 GiB", 1 << 30), ("134217729B", (128 << 20) + 1)])
+def test_memory_is_a_size(text: str, size: int, tmp_path: Path) -> None:
+    config = load({"memory": text}, {})
+    assert config.memory == size
+    (tmp_path / "a.toml").write_text(config.to_toml(tmp_path))
+    assert load({}, {}, tmp_path / "a.toml").memory == size
+
+
+@pytest.mark.parametrize("text", ["63MiB", "0MiB", "-1GiB", "128", "128MB", "1.5GiB", "much"])
+def test_too_little_memory_and_no_size_are_refused(text: str) -> None:
+    with pytest.raises(ConfigurationError, match="memory"):
+        load({"memory": text}, {})
+
+
+def test_the_default_memory_is_what_the_node_plans_with() -> None:
+    assert load({}, {}).memory == DEFAULT_MEMORY

@@ -36,7 +36,7 @@ class Model:
 
 def check(store: LogStore, models: dict[GroupId, Model], rng: Random) -> None:
     assert store.groups() == sorted(models)
-    recent = store._recent
+    recent = store.recent
     assert recent.size == sum(len(entry.record) + RECENT_OVERHEAD for entry in recent._entries.values())
     assert all(entry in models[GroupId(group)].entries for (group, _), entry in recent._entries.items())
     for group, model in models.items():
@@ -104,7 +104,7 @@ def test_equals_the_model(seed: int, cache: int) -> None:
     rng = Random(seed)
     engine = MemoryEngine(wal=True)
     store = LogStore(engine)
-    store._recent._limit = cache
+    store.recent.limit = cache
     models: dict[GroupId, Model] = {}
     history = [deepcopy(models)]
     flushed = 0
@@ -127,7 +127,7 @@ def test_equals_the_model(seed: int, cache: int) -> None:
         elif event == 1:
             engine = engine.crash(rng)
             store = LogStore(engine)
-            store._recent._limit = cache
+            store.recent.limit = cache
             assert store.last_batch >= flushed
             flushed = store.last_batch
             del history[flushed + 1 :]

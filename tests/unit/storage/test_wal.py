@@ -34,8 +34,8 @@ path, last, every, memtable = pathlib.Path(sys.argv[1]), *map(int, sys.argv[2:])
 rocks.LOG_MEMTABLE_BYTES = memtable
 if memtable < 1 << 20:  # small memtables that are not written to tables, so that several WAL files are needed
     options_of = rocks._options
-    def patched(size):
-        options = options_of(size)
+    def patched(size, _):
+        options = options_of(size, rocks.RocksMemory(1 << 20, 1 << 30))
         options.set_max_write_buffer_number(100)
         options.set_min_write_buffer_number_to_merge(99)
         return options
