@@ -12,6 +12,8 @@ MAX_READS: Final = 50_000
 MAX_ROUNDS: Final = 2
 """Rounds in flight; reads that come meanwhile share the next one."""
 
+LATE: Final = "no leader confirmed the read in time; try again, or read with serializable"
+
 Ready = list[tuple[int, NebulaError | None]]
 _Batch = list[tuple[int, int]]
 """(request id, deadline in ms)"""
@@ -80,8 +82,7 @@ class Reads:
         def keep(batch: _Batch) -> _Batch:
             kept = [read for read in batch if read[1] > now]
             if len(kept) < len(batch):
-                error = NoLeader("no leader confirmed the read in time; try again, or read with serializable")
-                late.extend((read[0], error) for read in batch if read[1] <= now)
+                late.extend((read[0], NoLeader(LATE)) for read in batch if read[1] <= now)
             return kept
 
         self._queue = keep(self._queue)
