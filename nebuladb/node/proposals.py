@@ -61,6 +61,11 @@ class Proposals:
         return len(self._pending)
 
     @property
+    def forwards(self) -> int:
+        """Forwards without a reply."""
+        return len(self._forwards)
+
+    @property
     def waiting(self) -> bool:
         """Whether anything is in the queue."""
         return bool(self._queue)
@@ -152,7 +157,12 @@ class Proposals:
                 error = UnknownOutcome("the deadline passed while the write was on its way; it may take effect")
             outcomes += self._finish(pending, error)
         if outcomes:
-            self._queue = [pending for pending in self._queue if pending.request.request in self._pending]
+            alive = self._pending
+            self._queue = [pending for pending in self._queue if pending.request.request in alive]
+            # A forward whose frame or reply was lost while the link stands is ended by nothing else.
+            for number, (_, taken) in list(self._forwards.items()):
+                if not any(pending.request.request in alive for pending in taken):
+                    del self._forwards[number]
         return outcomes
 
     def close(self) -> Outcomes:
