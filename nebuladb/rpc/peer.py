@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections import deque
 from collections.abc import AsyncIterator, Mapping
 from typing import Any, Final, Protocol
@@ -82,6 +81,8 @@ class _Link:
         self._queue: deque[bytes] = deque()
         self._size = 0
         self._filled = asyncio.Event()
+        self.replaced = asyncio.Event()
+        """A newer link to the same node stands."""
 
     def send(self, frame: bytes) -> None:
         if self._size + len(frame) > MAX_QUEUE_BYTES:
@@ -188,7 +189,10 @@ class PeerTransport:
         return pb.FoundResponse(document=self._events.found(request))
 
     async def _accept(self, messages: AsyncIterator[pb.LinkMessage], context: Any) -> None:
-        first = await asyncio.wait_for(context.read(), HANDSHAKE_SECONDS)
+        try:
+            first = await asyncio.wait_for(context.read(), HANDSHAKE_SECONDS)
+        except TimeoutError:
+            await context.abort(grpc.StatusCode.DEADLINE_EXCEEDED, "no handshake came")
         if first is grpc.aio.EOF or not first.HasField("handshake"):
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "a link begins with a handshake")
         try:
@@ -203,9 +207,17 @@ class PeerTransport:
     async def _dial_for_ever(self, node: int, address: str) -> None:
         attempt = 0
         while True:
-            with contextlib.suppress(grpc.aio.AioRpcError, TimeoutError, IdentityError, grpc.aio.UsageError):
+            # Whatever ended a link, the next one must come: without it the peer is lost until a restart.
+            try:
                 if await self._dial(node, address):
                     attempt = 0
+            except Exception as error:
+                probe(f"dialling failed: {type(error).__name__}")
+            except asyncio.CancelledError:
+                task = asyncio.current_task()
+                if task is None or task.cancelling():
+                    raise
+                probe("a call was cancelled under a link")  # grpc.aio says so by the same exception
             pause = BACKOFF_SECONDS[min(attempt, len(BACKOFF_SECONDS) - 1)]
             attempt += 1
             await asyncio.sleep(pause * (1 + self._rng.randrange(0, 1000) / 1000))
@@ -231,26 +243,37 @@ class PeerTransport:
                 call.cancel()
 
     async def _run(self, handshake: pb.Handshake, stream: Any) -> None:
-        """Carry frames both ways until the stream breaks. A newer link to the same node takes an older one's place."""
+        """Carry frames both ways until the stream breaks or a newer link to the same node takes this one's place."""
         node = handshake.node_id
         link = _Link(node)
-        if node in self._links:
+        older = self._links.get(node)
+        if older is not None:
             probe("link replaced")
+            older.replaced.set()
             self._events.peer_down(node)
         self._links[node] = link
         self._events.peer_up(handshake)
-        writer = asyncio.get_running_loop().create_task(self._write(link, stream), name=f"write {node:016x}")
+        work = self._read(link, stream), self._write(link, stream), link.replaced.wait()
+        tasks = [asyncio.get_running_loop().create_task(part, name=f"link {node:016x}") for part in work]
         try:
-            while self._links.get(node) is link:
-                message = await stream.read()
-                if message is grpc.aio.EOF or writer.done():
-                    return
-                self._events.frame(node, message.frame)
+            ended, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         finally:
-            writer.cancel()
             if self._links.get(node) is link:
                 del self._links[node]
                 self._events.peer_down(node)
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+        for task in ended:
+            error = None if task.cancelled() else task.exception()
+            if error is not None and not isinstance(error, grpc.aio.BaseError):
+                raise error
+
+    async def _read(self, link: _Link, stream: Any) -> None:
+        while (message := await stream.read()) is not grpc.aio.EOF:
+            if link.replaced.is_set():
+                return
+            self._events.frame(link.node, message.frame)
 
     async def _write(self, link: _Link, stream: Any) -> None:
         while True:

@@ -1,0 +1,210 @@
+"""Links between transports on real sockets: they stand, break, come again, and end with nothing left behind."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import socket
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import grpc
+import grpc.aio
+import pytest
+
+from nebuladb.errors import IdentityError
+from nebuladb.pb.nebula.peer.v1 import peer_pb2 as pb
+from nebuladb.rpc import peer as module
+from nebuladb.rpc.peer import PeerTransport
+
+SECONDS = 20.0
+
+
+class End:
+    """One transport and what it told its owner."""
+
+    def __init__(self, node: int) -> None:
+        self.node = node
+        self.incarnation = node * 100
+        self.links: list[str] = []
+        self.frames: list[tuple[int, bytes]] = []
+        self.refuses = False
+        self.error: Exception | None = None
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.address = f"127.0.0.1:{probe.getsockname()[1]}"
+        self.transport = PeerTransport(node, self, random.Random(node))
+
+    def hello(self, request: pb.HelloRequest) -> pb.HelloResponse:
+        return pb.HelloResponse(name=f"n{self.node}")
+
+    def found(self, request: pb.FoundRequest) -> bytes:
+        return b"document"
+
+    def handshake(self, node: int) -> pb.Handshake:
+        return pb.Handshake(node_id=self.node, incarnation=self.incarnation, receiver=node)
+
+    def check(self, handshake: pb.Handshake) -> None:
+        if self.error is not None:
+            raise self.error
+        if self.refuses:
+            raise IdentityError("not one of us")
+
+    def peer_up(self, handshake: pb.Handshake) -> None:
+        self.links.append(f"up {handshake.node_id}")
+
+    def peer_down(self, node: int) -> None:
+        self.links.append(f"down {node}")
+
+    def frame(self, node: int, frame: bytes) -> None:
+        self.frames.append((node, frame))
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(SECONDS):
+        while not condition():  # noqa: ASYNC110
+            await asyncio.sleep(0)
+
+
+@pytest.fixture
+async def ends(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[tuple[End, End]]:
+    """Two transports that listen; the first is the one that dials."""
+    monkeypatch.setattr(module, "BACKOFF_SECONDS", (0.001,))
+    pair = End(1), End(2)
+    for end in pair:
+        await end.transport.serve(end.address)
+    yield pair
+    for end in pair:
+        await end.transport.stop()
+
+
+async def linked(one: End, other: End) -> None:
+    one.transport.connect_to({other.node: other.address, one.node: one.address})
+    await until(lambda: one.transport.connected == [2] and other.transport.connected == [1])
+
+
+async def test_frames_pass_both_ways_in_order(ends: tuple[End, End]) -> None:
+    one, other = ends
+    await linked(one, other)
+    for number in range(100):
+        one.transport.send(2, b"%d" % number)
+        other.transport.send(1, b"%d" % number)
+    await until(lambda: len(one.frames) == len(other.frames) == 100)
+    assert other.frames == [(1, b"%d" % number) for number in range(100)]
+    assert one.frames == [(2, b"%d" % number) for number in range(100)]
+
+
+async def test_without_a_link_a_frame_is_lost(ends: tuple[End, End]) -> None:
+    ends[0].transport.send(2, b"frame")
+
+
+async def test_a_link_that_breaks_is_told_once_and_comes_again(ends: tuple[End, End]) -> None:
+    one, other = ends
+    await linked(one, other)
+    await other.transport.stop()
+    await until(lambda: one.links == ["up 2", "down 2"])
+    heir = End(2)
+    heir.address = other.address
+    await heir.transport.serve(heir.address)
+    await until(lambda: one.transport.connected == [2])
+    assert one.links == ["up 2", "down 2", "up 2"]
+    await heir.transport.stop()
+
+
+async def test_who_is_refused_tries_again_until_it_is_taken(ends: tuple[End, End]) -> None:
+    one, other = ends
+    other.refuses = True
+    one.transport.connect_to({2: other.address})
+    for _ in range(100):
+        await asyncio.sleep(0)
+    assert one.links == other.links == []
+    other.refuses = False
+    await until(lambda: one.transport.connected == [2])
+
+
+@pytest.mark.parametrize("side", [0, 1])
+async def test_no_error_ends_the_dialling(ends: tuple[End, End], side: int) -> None:
+    one, other = ends
+    ends[side].error = RuntimeError("a bug")
+    one.transport.connect_to({2: other.address})
+    for _ in range(200):
+        await asyncio.sleep(0.001)
+    ends[side].error = None
+    await until(lambda: one.transport.connected == [2])
+
+
+async def test_a_newer_link_takes_an_older_ones_place_and_its_end_is_not_the_newers(ends: tuple[End, End]) -> None:
+    _, other = ends
+    async with grpc.aio.insecure_channel(other.address) as channel:
+        link: Any = channel.stream_stream(
+            f"/{module.SERVICE}/Link", pb.LinkMessage.SerializeToString, pb.LinkMessage.FromString
+        )
+        calls = []
+        for incarnation in (7, 8):
+            call = link()
+            await call.write(pb.LinkMessage(handshake=pb.Handshake(node_id=1, incarnation=incarnation)))
+            assert (await call.read()).HasField("handshake")
+            calls.append(call)
+        assert other.links == ["up 1", "down 1", "up 1"]
+        calls[0].cancel()
+        await calls[1].write(pb.LinkMessage(frame=b"frame"))
+        await until(lambda: other.frames == [(1, b"frame")])
+        assert other.links == ["up 1", "down 1", "up 1"]
+        assert other.transport.connected == [1]
+        calls[1].cancel()
+        await until(lambda: other.links[-1] == "down 1")
+
+
+async def test_an_older_link_ends_when_a_newer_one_takes_its_place(ends: tuple[End, End]) -> None:
+    """Else each lost connection would leave a call behind until the kernel notices."""
+    _, other = ends
+    async with grpc.aio.insecure_channel(other.address) as channel:
+        link: Any = channel.stream_stream(
+            f"/{module.SERVICE}/Link", pb.LinkMessage.SerializeToString, pb.LinkMessage.FromString
+        )
+        calls = []
+        for incarnation in (7, 8):
+            call = link()
+            await call.write(pb.LinkMessage(handshake=pb.Handshake(node_id=1, incarnation=incarnation)))
+            await call.read()
+            calls.append(call)
+        assert await asyncio.wait_for(calls[0].read(), SECONDS) is grpc.aio.EOF
+
+
+@pytest.mark.parametrize("first", [pb.LinkMessage(frame=b"frame"), pb.LinkMessage()])
+async def test_a_link_begins_with_a_handshake(ends: tuple[End, End], first: pb.LinkMessage) -> None:
+    _, other = ends
+    async with grpc.aio.insecure_channel(other.address) as channel:
+        link: Any = channel.stream_stream(
+            f"/{module.SERVICE}/Link", pb.LinkMessage.SerializeToString, pb.LinkMessage.FromString
+        )
+        call = link()
+        await call.write(first)
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await call.read()
+        assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert other.links == []
+
+
+async def test_who_says_nothing_is_let_go(ends: tuple[End, End], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "HANDSHAKE_SECONDS", 0.01)
+    _, other = ends
+    async with grpc.aio.insecure_channel(other.address) as channel:
+        link: Any = channel.stream_stream(
+            f"/{module.SERVICE}/Link", pb.LinkMessage.SerializeToString, pb.LinkMessage.FromString
+        )
+        call = link()
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await asyncio.wait_for(call.read(), SECONDS)
+        assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+
+
+async def test_a_slow_peers_queue_is_bounded(ends: tuple[End, End], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MAX_QUEUE_BYTES", 10)
+    one, other = ends
+    await linked(one, other)
+    for number in range(20):
+        one.transport.send(2, b"%02d" % number)
+    one.transport.send(2, bytes(11))
+    await until(lambda: len(other.frames) == 5)
+    assert [frame for _, frame in other.frames] == [b"%02d" % number for number in range(5)]
