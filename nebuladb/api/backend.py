@@ -7,8 +7,8 @@ from typing import Any, Final, TypeVar
 from google.protobuf.message import DecodeError, Message
 
 from nebuladb.api.status import refusal
-from nebuladb.errors import InvalidArgument, NebulaError, Unavailable, WrongEpoch, WrongShard
-from nebuladb.ids import lease_group
+from nebuladb.errors import InvalidArgument, KeyspaceNotFound, NebulaError, Unavailable, WrongEpoch, WrongShard
+from nebuladb.ids import META_GROUP, lease_group
 from nebuladb.kv.answer import Answer, KeyValue
 from nebuladb.kv.command import Command
 from nebuladb.kv.store import Store
@@ -51,6 +51,23 @@ class Backend:
         if not self.meta.version:
             raise Unavailable("this node is starting and does not know the keyspaces yet; try again")
         return self.meta.routing
+
+    async def refresh(self, timeout: float) -> None:
+        """Make `meta` at least as new as now. Raises like a linearizable read of the meta group."""
+        await self.pump.confirm(META_GROUP, timeout)
+        self.pump.store(META_GROUP)
+
+    async def learned(self, error: NebulaError, before: Meta, context: Any) -> bool:
+        """Whether `error` only shows that this node's picture, which was `before`, lagged behind: then ask again.
+
+        A node that has not heard of a keyspace yet must not say that there is none. Raises `NoLeader` where nobody can
+        tell.
+        """
+        if not isinstance(error, KeyspaceNotFound | WrongEpoch):
+            return False
+        if self.meta is before:
+            await self.refresh(self.timeout(context))
+        return self.meta is not before
 
     # --- routing ---------------------------------------------------------------------------------------------------
 
@@ -117,7 +134,7 @@ class Backend:
 
     def descriptor(self, group: int) -> Descriptor | None:
         """The shard with this id."""
-        return self.meta.routing.descriptors.get(group)
+        return self.meta.shards.get(group)
 
 
 def parse(kind: type[M], raw: bytes) -> M:

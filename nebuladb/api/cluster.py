@@ -1,4 +1,4 @@
-"""``nebula.v1.Keyspace`` and ``nebula.v1.Cluster``."""
+"""``nebula.v1.Cluster``."""
 
 from __future__ import annotations
 
@@ -14,46 +14,9 @@ from nebuladb.kv.answer import HashResult
 from nebuladb.kv.command import Command, Kind
 from nebuladb.node.node import Node
 from nebuladb.pb.nebula.v1 import cluster_pb2 as pb
-from nebuladb.pb.nebula.v1 import keyspace_pb2
-from nebuladb.shard import Descriptor, Keyspace, Partitioning
+from nebuladb.shard import Descriptor
 
 HASH_POLL_SECONDS: Final = 0.01
-_PARTITIONING: Final = {
-    Partitioning.RANGE: keyspace_pb2.RANGE,
-    Partitioning.HASH: keyspace_pb2.HASH,
-    Partitioning.SINGLE: keyspace_pb2.SINGLE,
-}
-
-
-class KeyspaceService:
-    """Each method takes a request's bytes and gives a response's."""
-
-    name = "nebula.v1.Keyspace"
-
-    def __init__(self, backend: Backend) -> None:
-        self._backend = backend
-
-    async def List(self, raw: bytes, context: Any) -> bytes:
-        parse(keyspace_pb2.KeyspaceListRequest, raw)
-        keyspaces = sorted(self._backend.routing.keyspaces.values())
-        response = keyspace_pb2.KeyspaceListResponse(header=self._backend.header())
-        response.keyspaces.extend(map(self._info, keyspaces))
-        return response.SerializeToString()
-
-    async def Describe(self, raw: bytes, context: Any) -> bytes:
-        request = parse(keyspace_pb2.KeyspaceDescribeRequest, raw)
-        self._backend.routing.shards(request.name)
-        info = self._info(self._backend.routing.keyspaces[request.name])
-        response = keyspace_pb2.KeyspaceDescribeResponse(header=self._backend.header(), keyspace=info)
-        return response.SerializeToString()
-
-    def _info(self, keyspace: Keyspace) -> keyspace_pb2.KeyspaceInfo:
-        shards = self._backend.routing.shards(keyspace.name)
-        return keyspace_pb2.KeyspaceInfo(
-            name=keyspace.name,
-            partitioning=_PARTITIONING[keyspace.partitioning],
-            shards=map(descriptor_message, shards),
-        )
 
 
 class ClusterService:
@@ -156,7 +119,7 @@ def group_statuses(node: Node) -> list[dict[str, Any]]:
     statuses = []
     for group, replica in sorted(node.host.replicas.items()):
         store = node.groups[group].store
-        descriptor = node.meta.routing.descriptors.get(group)
+        descriptor = node.meta.shards.get(group)
         statuses.append(
             {
                 "group": group,

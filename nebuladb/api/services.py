@@ -15,7 +15,8 @@ from grpc_reflection.v1alpha import reflection
 
 from nebuladb.api import status
 from nebuladb.api.backend import Backend
-from nebuladb.api.cluster import ClusterService, KeyspaceService
+from nebuladb.api.cluster import ClusterService
+from nebuladb.api.keyspace import KeyspaceService
 from nebuladb.api.kv import KVService
 from nebuladb.api.lease import LeaseService, SessionService
 from nebuladb.errors import ConfigurationError, NebulaError
@@ -109,8 +110,15 @@ class ApiServer:
     def _unary(self, path: str, function: Unary) -> Unary:
         async def call(raw: bytes, context: Any) -> bytes:
             begun, code = time.perf_counter(), "INTERNAL"
+            meta = self._backend.meta
             try:
-                response = await function(raw, context)
+                try:
+                    response = await function(raw, context)
+                except NebulaError as error:
+                    # Refused before anything was done, or at apply, which changes nothing either.
+                    if not await self._backend.learned(error, meta, context):
+                        raise
+                    response = await function(raw, context)
                 code = "OK"
                 return response
             except NebulaError as error:
@@ -128,9 +136,17 @@ class ApiServer:
     def _stream(self, path: str, function: Stream) -> Stream:
         async def call(raw: bytes, context: Any) -> AsyncIterator[bytes]:
             begun, code = time.perf_counter(), "INTERNAL"
+            meta, silent = self._backend.meta, True
             try:
-                async for response in function(raw, context):
-                    yield response
+                try:
+                    async for response in function(raw, context):
+                        silent = False
+                        yield response
+                except NebulaError as error:
+                    if not (silent and await self._backend.learned(error, meta, context)):
+                        raise
+                    async for response in function(raw, context):
+                        yield response
                 code = "OK"
             except NebulaError as error:
                 code = error.code

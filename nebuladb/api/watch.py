@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Iterator
 from typing import Final
 
 from nebuladb.api.backend import Backend, key_value
-from nebuladb.errors import WrongShard
+from nebuladb.errors import KeyspaceNotFound, WrongShard
 from nebuladb.kv.watcher import EventBatch, Watcher
 from nebuladb.node.meta import DEFAULT
 from nebuladb.pb.nebula.v1 import kv_pb2 as pb
@@ -51,6 +51,8 @@ class ShardWatch:
         for response in _responses(self.watcher.take()):
             response.header.CopyFrom(self._backend.header(self.group, self._hub.revision))
             yield response
+        if canceled and not self.watcher.compact_revision:
+            raise KeyspaceNotFound(f"shard {self.group} was dropped with its keyspace; the watch has ended")
         if canceled:
             response = self._empty()
             response.canceled = True

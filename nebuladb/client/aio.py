@@ -22,13 +22,18 @@ from nebuladb.client.types import BatchResult, Event, KeyValue, LeaseInfo, State
 from nebuladb.client.watch import WatchPlan
 from nebuladb.client.writes import WriteRequest, Writes
 from nebuladb.env import Rng
-from nebuladb.errors import LeaseNotFound
+from nebuladb.errors import InvalidArgument, LeaseNotFound
 from nebuladb.pb.nebula.v1 import cluster_pb2, common_pb2, keyspace_pb2, kv_pb2, lease_pb2
 
 Answer = TypeVar("Answer", bound=Message)
 
 WATCH_PATIENCE: Final = 60.0
 """Seconds for which a watch looks for a node that serves it, before it gives up."""
+
+KEYSPACE_PATIENCE: Final = 30.0
+"""Seconds for which creating or dropping a keyspace is waited for."""
+
+PARTITIONINGS: Final = {"hash": keyspace_pb2.HASH, "range": keyspace_pb2.RANGE, "single": keyspace_pb2.SINGLE}
 
 STEADY: Final = 1.0
 """Seconds after which a watch that said nothing counts as served: nodes that only begin one must not keep us busy."""
@@ -219,6 +224,32 @@ class AsyncClient(Writes):
         """One keyspace; raises `KeyspaceNotFound`."""
         request = keyspace_pb2.KeyspaceDescribeRequest(name=name)
         return (await self._transport.call(methods.KEYSPACE_DESCRIBE, request)).keyspace
+
+    async def create_keyspace(
+        self,
+        name: str,
+        partitioning: str = "hash",
+        *,
+        shards: int = 0,
+        split_at: Sequence[bytes] = (),
+        timeout: float = KEYSPACE_PATIENCE,
+    ) -> keyspace_pb2.KeyspaceInfo:
+        """Make a keyspace and wait until it serves. `partitioning`: hash (with `shards`), range (`split_at`: where each
+        shard but the first starts) or single.
+
+        Repeating it does nothing more; raises `KeyspaceExists` if there is one of this name that was made otherwise.
+        """
+        if partitioning not in PARTITIONINGS:
+            raise InvalidArgument(f"partitioning is {partitioning!r}; give one of {', '.join(PARTITIONINGS)}")
+        request = keyspace_pb2.KeyspaceCreateRequest(
+            name=name, partitioning=PARTITIONINGS[partitioning], shards=shards, split_keys=split_at
+        )
+        return (await self._transport.call(methods.KEYSPACE_CREATE, request, timeout=timeout)).keyspace
+
+    async def drop_keyspace(self, name: str, *, timeout: float = KEYSPACE_PATIENCE) -> bool:
+        """Destroy a keyspace with all its keys, and wait until nobody can read or write it. False: there was none."""
+        request = keyspace_pb2.KeyspaceDropRequest(name=name)
+        return (await self._transport.call(methods.KEYSPACE_DROP, request, timeout=timeout)).dropped
 
     async def shards(self, keyspace: str = "") -> Sequence[tuple[common_pb2.ShardDescriptor, int]]:
         """Each shard with its leader's node id (0: unknown), of one keyspace or of all."""

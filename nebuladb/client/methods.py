@@ -42,6 +42,9 @@ SESSION_CLOSE: Final = Method("/nebula.v1.Session/Close", session_pb2.SessionClo
 
 KEYSPACE_LIST: Final = Method("/nebula.v1.Keyspace/List", keyspace_pb2.KeyspaceListResponse)
 KEYSPACE_DESCRIBE: Final = Method("/nebula.v1.Keyspace/Describe", keyspace_pb2.KeyspaceDescribeResponse)
+# Both are idempotent: a repeat goes on where the first try stopped.
+KEYSPACE_CREATE: Final = Method("/nebula.v1.Keyspace/Create", keyspace_pb2.KeyspaceCreateResponse)
+KEYSPACE_DROP: Final = Method("/nebula.v1.Keyspace/Drop", keyspace_pb2.KeyspaceDropResponse)
 
 STATUS: Final = Method("/nebula.v1.Cluster/Status", cluster_pb2.StatusResponse)
 MEMBERS: Final = Method("/nebula.v1.Cluster/Members", cluster_pb2.MembersResponse)

@@ -15,7 +15,7 @@ from nebuladb.client.retry import Kind
 from nebuladb.client.shardmap import ShardMap
 from nebuladb.client.transport import Transport
 from nebuladb.client.writes import WriteRequest, Writes
-from nebuladb.errors import NebulaError, SessionExpired, WrongEpoch, WrongShard
+from nebuladb.errors import KeyspaceNotFound, NebulaError, SessionExpired, WrongShard
 from nebuladb.pb.nebula.v1 import common_pb2, keyspace_pb2, session_pb2
 
 Answer = TypeVar("Answer", bound=Message)
@@ -105,8 +105,9 @@ class Session(Writes):
             except SessionExpired:
                 if self._windows.get(window.group) is window:
                     del self._windows[window.group]
+                self._map = None  # perhaps the keyspace was dropped and made anew, with other shards
                 raise
-            except (WrongEpoch, WrongShard):
+            except (KeyspaceNotFound, WrongShard):
                 self._map = None
                 raise
 

@@ -40,6 +40,8 @@ class Peer:
 
     incarnation: int
     connected: bool = True
+    since: int = 0
+    """When it was connected or lost last, ms."""
     highest: int = 0
     seen: set[int] = field(default_factory=set)
 
@@ -118,10 +120,10 @@ class Host:
         """A link to `node`, which is in its life `incarnation`, stands."""
         known = self.peers.get(node)
         if known is not None and known.incarnation == incarnation:
-            known.connected = True
+            known.connected, known.since = True, self.now
         else:
             self.peer_down(node)
-            self.peers[node] = Peer(incarnation)
+            self.peers[node] = Peer(incarnation, since=self.now)
         self._dirty.update(dict.fromkeys(self.replicas))
 
     def peer_down(self, node: int) -> None:
@@ -130,7 +132,7 @@ class Host:
         The peer's window of forwards stays until another incarnation comes: a repeat may arrive over the next link.
         """
         if node in self.peers:
-            self.peers[node].connected = False
+            self.peers[node].connected, self.peers[node].since = False, self.now
         for replica in self.replicas.values():
             self._output.answers += replica.proposals.lost(node)
 
@@ -149,6 +151,8 @@ class Host:
             replica = self.replicas.get(envelope.group)
             message = envelope.message
             if replica is None or message.receiver != replica.id or replica.nodes.get(message.sender) != node:
+                # Also for a group that was removed here: its sender learns the same from the meta group, and until then
+                # a forward that nobody answers is *unknown*, which is true (an earlier copy may have been appended).
                 probe("message for another replica dropped")
                 continue
             self._dirty[envelope.group] = None
@@ -220,6 +224,25 @@ class Host:
         batch = self._open_batch()
         batch.create(GroupId(group), *initial)
         batch.register(GroupId(group), registry_row)
+
+    def remove_group(self, group: int, tombstone: bytes) -> BatchId:
+        """Forget a group: whoever waits for it is told so, and the next batch, whose id is returned, drops its log and
+        makes `tombstone` its registry row. Its data may go once that batch is durable, no earlier: a crash could bring
+        the row back, and a replica without data (S17)."""
+        replica = self.replicas.pop(group, None)
+        if replica is not None:
+            replica.close(self._output)
+        batch = self._open_batch()
+        batch.drop(GroupId(group))
+        batch.register(GroupId(group), tombstone)
+        return batch.id
+
+    def campaign(self, group: int) -> None:
+        """Stand for election now, if nobody leads `group` and we are in no election: its home needn't wait its turn."""
+        replica = self.replicas.get(group)
+        if replica is not None and not replica.raft.leader and replica.raft.role is StateRole.FOLLOWER:
+            replica.raft.campaign()
+            self._dirty[group] = None
 
     def transfer_leadership(self, group: int, node: int) -> None:
         """Hand `group` to the replica on `node`. Raises `NotLeader` or `Unavailable`."""

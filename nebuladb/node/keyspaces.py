@@ -19,7 +19,7 @@ from collections.abc import Mapping
 from itertools import pairwise
 from typing import Final, NamedTuple
 
-from nebuladb.errors import InvalidArgument, KeyspaceExists, TooManyRequests, Unavailable
+from nebuladb.errors import InvalidArgument, KeyspaceExists, Unavailable
 from nebuladb.kv.limits import MAX_TXN_OPERATIONS
 from nebuladb.node.meta import DEFAULT, ETCD, GROUP_KEY, KEYSPACE_PREFIX, REPLICA_KEY, SHARD_PREFIX, Meta, Removal
 from nebuladb.pb.nebula.v1 import kv_pb2
@@ -79,7 +79,7 @@ def check_name(name: str) -> None:
 def create_step(meta: Meta, spec: Spec) -> bytes | None:
     """The next transaction on the way to `spec`, which is `checked`; None: it is ready.
 
-    Raises `KeyspaceExists` if one of this name was made otherwise, `TooManyRequests` if the cluster is full.
+    Raises `KeyspaceExists` if one of this name was made otherwise, `InvalidArgument` if the cluster is full.
     """
     found = meta.keyspaces.get(spec.name)
     if found is None:
@@ -131,7 +131,7 @@ def _begin(meta: Meta, spec: Spec) -> bytes:
     if not nodes:
         raise Unavailable("this node does not know the cluster yet; try again")
     if len(meta.shards) + spec.shards > MAX_CLUSTER_SHARDS:
-        raise TooManyRequests(f"the cluster would have more than {MAX_CLUSTER_SHARDS} shards; drop a keyspace first")
+        raise InvalidArgument(f"the cluster would have more than {MAX_CLUSTER_SHARDS} shards; drop a keyspace first")
     # A replica on every node, as the founding groups have: each node answers for every key.
     plan = Plan(spec.shards, spec.splits, meta.next_group, meta.next_replica, nodes)
     key = keyspace_key(spec.name)

@@ -18,7 +18,7 @@ from collections.abc import Iterable
 from typing import Final, NamedTuple
 
 from nebuladb.errors import Corruption
-from nebuladb.ids import DEFAULT_GROUP, ETCD_GROUP
+from nebuladb.ids import DEFAULT_GROUP, ETCD_GROUP, META_GROUP
 from nebuladb.kv.answer import KeyValue
 from nebuladb.kv.change import Change
 from nebuladb.node.identity import Founding
@@ -185,6 +185,13 @@ _KINDS: Final[dict[bytes, type[Keyspace | Descriptor | NodeRecord | Removal]]] =
     REMOVED_PREFIX: Removal,
     SHARD_PREFIX: Descriptor,
 }
+
+
+def meta_shard(founding: Founding) -> Descriptor:
+    """The meta group, as if it were a shard."""
+    return Descriptor(
+        META_GROUP, "", 1, b"", b"", (0, 0), tuple(sorted(founding.replicas(META_GROUP).items())), INITIAL
+    )
 
 
 def founding_shards(founding: Founding) -> list[Descriptor]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Final
 
 from nebuladb.env import Clock, Rng, probe
@@ -18,22 +19,32 @@ from nebuladb.kv.cache import RecordShare
 from nebuladb.kv.command import Command, Kind
 from nebuladb.kv.store import Store
 from nebuladb.kv.watch import WatchHub
+from nebuladb.node.balancer import Balancer
 from nebuladb.node.entry import encode_command
 from nebuladb.node.host import Host
 from nebuladb.node.identity import Founding, Identity
+from nebuladb.node.keyspaces import acknowledgement, unfinished_step
 from nebuladb.node.memory import MemoryPlan, plan
-from nebuladb.node.meta import CLUSTER_VERSION, INITIAL, Meta, NodeRecord, founding_request
+from nebuladb.node.meta import CLUSTER_VERSION, FIRST_GROUP, Meta, NodeRecord, founding_request, meta_shard
 from nebuladb.node.output import Request, Slice
-from nebuladb.node.registry import GroupState, RegistryRow, first_row
+from nebuladb.node.reconciler import Reconciler
+from nebuladb.node.registry import GroupState, RegistryRow
 from nebuladb.node.replica import Start
 from nebuladb.pb.nebula.v1 import kv_pb2
 from nebuladb.raft import Configuration, StateRole
+from nebuladb.shard import preferred
 from nebuladb.storage.engine import Engine
 from nebuladb.storage.log import LogStore
 from nebuladb.storage.log_batch import LogBatch
 from nebuladb.storage.share import Share
 
 HOUSEKEEPING_MS: Final = 1_000
+FINISHING_MS: Final = 100
+"""Between two steps of a keyspace's creation or removal that nobody else seems to finish."""
+EAGER_MS: Final = 100
+"""After which a new group's home stands for election: the others will have created theirs."""
+MAX_STARTS: Final = 32
+"""Groups started in one turn: each reads its log's start and writes its first row."""
 REQUEST_MS: Final = 5_000
 """Deadline of the node's own requests."""
 MAX_ALARMS: Final = 64
@@ -100,9 +111,11 @@ class Node:
         self._requests = (incarnation & 0xFFFF_FFFF) << 32
         self._unwritten: deque[LogBatch] = deque()
         self._unapplied: deque[Slice] = deque()
-        self._starting: dict[int, RegistryRow] = {}
-        self._registered: set[int] = set()
-        """Groups of which the registry has, or is about to have, a row; tombstones too, which never come back."""
+        registry = {int(group): RegistryRow.decode(row) for group, row in log.registry().items()}
+        self._reconciler = Reconciler(identity.node, self.host, data, registry)
+        self._balancer = Balancer(identity.node, self.host.now)
+        self._eager: dict[int, int] = {}
+        """New groups whose home is here → when to stand for election, ms."""
         self._alarms: set[str] = set()
         self._housekept = 0
         self._unflushed = 0
@@ -112,28 +125,21 @@ class Node:
 
     def _start_groups(self) -> None:
         """Start what the registry lists; a directory without it is a founding node's first start."""
-        registry = {group: RegistryRow.decode(row) for group, row in sorted(self.log.registry().items())}
-        self._registered.update(registry)
-        wanted = {(int(group), row.generation) for group, row in registry.items() if row.state == GroupState.NORMAL}
-        for group, generation in Store.generations(self.data):
-            if (group, generation) not in wanted:
+        registry = sorted(self._reconciler.rows.items())
+        wanted: set[tuple[int, int]] = {
+            (group, row.generation) for group, row in registry if row.state == GroupState.NORMAL
+        }
+        for held in Store.generations(self.data):
+            if held not in wanted:
                 probe("orphan generation removed")
-                Store.destroy(self.data, group, generation)
-        for group, row in registry.items():
+                Store.destroy(self.data, *held)
+        for group, row in registry:
             if row.state == GroupState.NORMAL:
                 self._start(group, row)
-        if META_GROUP not in registry:
-            self._create(META_GROUP, self.founding.replicas(META_GROUP), INITIAL)
-
-    def _create(self, group: int, nodes: dict[int, int], initial: tuple[int, int]) -> None:
-        """A founding replica of `group`, if this node has one: it starts once its registry row is written (S17)."""
-        mine = [replica for replica, node in sorted(nodes.items()) if node == self.identity.node]
-        if not mine or group in self._registered:
-            return
-        self._registered.add(group)
-        row = first_row(mine[0], nodes, initial)
-        self.host.create_group(group, initial, row.encode())
-        self._starting[group] = row
+        if META_GROUP in self.groups:
+            self._read_meta()
+        else:
+            self._reconciler.create(meta_shard(self.founding))
 
     def _start(self, group: int, row: RegistryRow) -> None:
         name, generation = GroupId(group), Generation(row.generation)
@@ -172,14 +178,15 @@ class Node:
         )
         self.host.add_group(start)
         self.groups[group] = GroupData(store, WatchHub(store, self.outboxes))
-        if group == META_GROUP:
-            self._read_meta()
 
     # --- in --------------------------------------------------------------------------------------------------------
 
     def tick(self, now: int, boottime: int) -> None:
         """One tick; see `Host.tick`."""
         self.host.tick(now, boottime)
+        for group in [group for group, due in self._eager.items() if due <= now]:
+            del self._eager[group]
+            self.host.campaign(group)
         if now - self._housekept >= HOUSEKEEPING_MS:
             self._housekept = now
             self._housekeep()
@@ -218,8 +225,10 @@ class Node:
         turn.reads = output.reads
         turn.more = output.more
         self._write(turn)
+        self._start_new(turn)
         self._unapplied += output.slices
         self._apply(turn)
+        self._destroy(turn)
         return turn
 
     def _write(self, turn: Turn) -> None:
@@ -235,20 +244,44 @@ class Node:
             self._unwritten.popleft()
             turn.written = batch.id
             turn.written_bytes += batch.size
-        for group, row in list(self._starting.items()):
+
+    def _start_new(self, turn: Turn) -> None:
+        """Start groups whose creation is written, some a turn."""
+        starting = self._reconciler.starting
+        if self._unwritten or not starting:
+            return
+        for group, row in list(islice(starting.items(), MAX_STARTS)):
             try:
                 self._start(group, row)
             except WriteStalled:
                 probe("a group's first write stalled")
                 turn.stalled = True
                 return
-            del self._starting[group]
+            del starting[group]
+            if group == META_GROUP:
+                self._read_meta()
+            if group >= FIRST_GROUP and preferred(group, sorted(dict(row.nodes).values()), [self.identity.node], ()):
+                self._eager[group] = self.host.now + EAGER_MS
+        turn.more |= bool(starting)
+
+    def _destroy(self, turn: Turn) -> None:
+        """Go on with what was removed; tell meta when it is gone."""
+        try:
+            if self._reconciler.destroy():
+                self._acknowledge()
+                turn.more = True
+        except WriteStalled:
+            probe("a removal stalled")
+            turn.stalled = True
 
     def _apply(self, turn: Turn) -> None:
         """Run the slices that are out."""
         for _ in range(len(self._unapplied)):
             work = self._unapplied.popleft()
-            data = self.groups[work.group]
+            data = self.groups.get(work.group)
+            if data is None:
+                probe("slice of a removed group dropped")
+                continue
             try:
                 applied = data.store.apply(work.works)
             except WriteStalled:
@@ -261,8 +294,10 @@ class Node:
             self._unflushed += applied.size
             self.host.applied(work.group, work.generation, applied)
             data.hub.publish(applied)
-            if work.group == META_GROUP and applied.events:
+            if work.group == META_GROUP and applied.missing:
                 self._read_meta()
+            elif work.group == META_GROUP and applied.events:
+                self._look_at(self.meta.after(applied.events))
 
     # --- the data store's flush --------------------------------------------------------------------------------------
 
@@ -301,24 +336,41 @@ class Node:
             page = store.scan(start)
             rows += page.kvs
             start = page.cursor
-        meta = Meta(rows)
+        self._look_at(Meta(rows))
+
+    def _look_at(self, meta: Meta) -> None:
+        """Meta has changed: make this node's groups what it says."""
         if meta.version > CLUSTER_VERSION:
             raise IdentityError(
                 f"the cluster is at version {meta.version}, this build knows {CLUSTER_VERSION}: install a newer nebulad"
             )
         self.meta = meta
-        for descriptor in meta.routing.descriptors.values():
-            self._create(descriptor.group, dict(descriptor.replicas), descriptor.initial)
+        for shard in meta.shards.values():
+            self._reconciler.create(shard)
+        for removal in meta.removals:
+            if removal.node == self.identity.node and self._reconciler.remove(removal):
+                self._eager.pop(removal.group, None)
+                data = self.groups.pop(removal.group, None)
+                if data is not None:
+                    data.hub.close()
+                    data.store.close()
         if self.on_meta is not None:
             self.on_meta()
 
     def _housekeep(self) -> None:
-        """What this node owes the meta group: the founding entry, if it leads, and its own addresses."""
+        """Leaders to where they belong, and what this node owes the meta group: the founding entry and keyspaces that
+        are half made or dropped, if it leads; its own addresses; what it has destroyed."""
+        for group, node in self._balancer.moves(self.host):
+            try:
+                self.host.transfer_leadership(group, node)
+            except NebulaError:
+                probe("move of leadership refused")
         replica = self.host.replicas.get(META_GROUP)
         if replica is None or len(replica.proposals):
             return
+        leads = replica.raft.role is StateRole.LEADER
         if self.meta.version == 0:
-            if replica.raft.role is StateRole.LEADER:
+            if leads:
                 self._own_request(Command(Kind.TXN, founding_request(self.founding)))
             return
         peer, client = self._addresses
@@ -326,6 +378,17 @@ class Node:
         if client and self.meta.nodes.get(record.node) != record:
             probe("address announced")
             self._own_request(Command(Kind.PUT, put_request(record.key, record.encode())))
+        self._acknowledge()
+        step = unfinished_step(self.meta) if leads else None
+        if step is not None:
+            probe("keyspace finished by the leader of meta")
+            self._own_request(Command(Kind.TXN, step))
+            self._housekept -= HOUSEKEEPING_MS - FINISHING_MS
+
+    def _acknowledge(self) -> None:
+        done = self._reconciler.done(self.meta.removals)
+        if done:
+            self._own_request(Command(Kind.TXN, acknowledgement(done)))
 
     def _own_request(self, command: Command) -> None:
         try:

@@ -152,6 +152,11 @@ class Raft:
             return []
         return [replica for replica, progress in self._replication.tracker.peers if progress.active]
 
+    def lag(self, replica: int) -> int:
+        """On a leader, how many entries `replica` lacks as far as is known; 0 for a stranger."""
+        tracker = self._replication.tracker
+        return self._log.last - tracker.match(replica) if replica in tracker.progress else 0
+
     def check(self) -> None:
         """Raise `InvariantViolation` unless the invariants hold."""
         state = self._state

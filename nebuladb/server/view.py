@@ -84,10 +84,10 @@ class NodeView:
         pump = self._peers.pump
         if pump is None:
             return
-        routing = pump.node.meta.routing
+        shards = pump.node.meta.shards
         for group, replica in sorted(pump.node.host.replicas.items()):
             raft = replica.raft
-            descriptor = routing.descriptors.get(group)
+            descriptor = shards.get(group)
             yield GroupSample(
                 group=group,
                 keyspace=descriptor.keyspace if descriptor else "",

@@ -146,3 +146,103 @@ class KeyspaceDescribeResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___KeyspaceDescribeResponse: _TypeAlias = KeyspaceDescribeResponse  # noqa: Y015
+
+@_typing.final
+class KeyspaceCreateRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    PARTITIONING_FIELD_NUMBER: _builtins.int
+    SHARDS_FIELD_NUMBER: _builtins.int
+    SPLIT_KEYS_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """1 to 64 of a-z 0-9 . _ -"""
+    partitioning: Global___Partitioning.ValueType
+    shards: _builtins.int
+    """hash: 1 to 1024; single: 1 or 0; range: 0, or one more than the split keys"""
+    @_builtins.property
+    def split_keys(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
+        """range: ascending; where each shard but the first starts"""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        partitioning: Global___Partitioning.ValueType = ...,
+        shards: _builtins.int = ...,
+        split_keys: _abc.Iterable[_builtins.bytes] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "partitioning", b"partitioning", "shards", b"shards", "split_keys", b"split_keys"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___KeyspaceCreateRequest: _TypeAlias = KeyspaceCreateRequest  # noqa: Y015
+
+@_typing.final
+class KeyspaceCreateResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HEADER_FIELD_NUMBER: _builtins.int
+    KEYSPACE_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def header(self) -> _common_pb2.Header: ...
+    @_builtins.property
+    def keyspace(self) -> Global___KeyspaceInfo: ...
+    def __init__(
+        self,
+        *,
+        header: _common_pb2.Header | None = ...,
+        keyspace: Global___KeyspaceInfo | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["header", b"header", "keyspace", b"keyspace"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["header", b"header", "keyspace", b"keyspace"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___KeyspaceCreateResponse: _TypeAlias = KeyspaceCreateResponse  # noqa: Y015
+
+@_typing.final
+class KeyspaceDropRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___KeyspaceDropRequest: _TypeAlias = KeyspaceDropRequest  # noqa: Y015
+
+@_typing.final
+class KeyspaceDropResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HEADER_FIELD_NUMBER: _builtins.int
+    DROPPED_FIELD_NUMBER: _builtins.int
+    dropped: _builtins.bool
+    """false: there was none of this name"""
+    @_builtins.property
+    def header(self) -> _common_pb2.Header: ...
+    def __init__(
+        self,
+        *,
+        header: _common_pb2.Header | None = ...,
+        dropped: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["header", b"header"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["dropped", b"dropped", "header", b"header"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___KeyspaceDropResponse: _TypeAlias = KeyspaceDropResponse  # noqa: Y015

@@ -1,0 +1,156 @@
+"""``nebula.v1.Keyspace``. Creating and dropping drive the steps of ``node.keyspaces`` through the meta group."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Collection
+from typing import Any, Final
+
+from nebuladb.api.backend import Backend, parse
+from nebuladb.api.status import descriptor_message
+from nebuladb.errors import InvalidArgument, NebulaError, Outcome, Unavailable
+from nebuladb.ids import META_GROUP
+from nebuladb.kv.command import Command, Kind
+from nebuladb.node.keyspaces import Spec, check_name, checked, create_step, drop_step
+from nebuladb.node.meta import Meta
+from nebuladb.pb.nebula.v1 import keyspace_pb2 as pb
+from nebuladb.shard import Descriptor, Keyspace, Partitioning
+
+POLL_SECONDS: Final = 0.02
+_META: Final = Descriptor(META_GROUP, "", 1, b"", b"", (0, 0), ())
+_PARTITIONING: Final = {
+    Partitioning.RANGE: pb.RANGE,
+    Partitioning.HASH: pb.HASH,
+    Partitioning.SINGLE: pb.SINGLE,
+}
+_FROM_WIRE: Final = {number: partitioning for partitioning, number in _PARTITIONING.items()}
+
+
+class KeyspaceService:
+    """Each method takes a request's bytes and gives a response's."""
+
+    name = "nebula.v1.Keyspace"
+
+    def __init__(self, backend: Backend) -> None:
+        self._backend = backend
+
+    async def List(self, raw: bytes, context: Any) -> bytes:
+        parse(pb.KeyspaceListRequest, raw)
+        await self._backend.refresh(self._backend.timeout(context))
+        keyspaces = sorted(self._backend.routing.keyspaces.items())
+        response = pb.KeyspaceListResponse(header=self._backend.header())
+        response.keyspaces.extend(self._info(keyspace) for _, keyspace in keyspaces)
+        return response.SerializeToString()
+
+    async def Describe(self, raw: bytes, context: Any) -> bytes:
+        request = parse(pb.KeyspaceDescribeRequest, raw)
+        await self._backend.refresh(self._backend.timeout(context))
+        self._backend.routing.shards(request.name)
+        info = self._info(self._backend.routing.keyspaces[request.name])
+        response = pb.KeyspaceDescribeResponse(header=self._backend.header(), keyspace=info)
+        return response.SerializeToString()
+
+    async def Create(self, raw: bytes, context: Any) -> bytes:
+        spec = _spec(parse(pb.KeyspaceCreateRequest, raw))
+        due = Due(self._backend.timeout(context))
+        await self._drive(lambda meta: create_step(meta, spec), due, spec.name, "created")
+        groups = self._groups(spec.name)
+        await self._until(lambda: all(map(self._backend.leader, groups)), due, spec.name, "created")
+        response = pb.KeyspaceCreateResponse(header=self._backend.header())
+        response.keyspace.CopyFrom(self._info(self._backend.routing.keyspaces[spec.name]))
+        return response.SerializeToString()
+
+    async def Drop(self, raw: bytes, context: Any) -> bytes:
+        name = parse(pb.KeyspaceDropRequest, raw).name
+        check_name(name)
+        due = Due(self._backend.timeout(context))
+        groups: set[int] = set()
+
+        def step(meta: Meta) -> bytes | None:
+            groups.update(self._groups(name))
+            return drop_step(meta, name)
+
+        await self._drive(step, due, name, "dropped")
+        # A node that hasn't heard of it yet might still route to it; without a majority nothing comes of that.
+        await self._until(lambda: self._powerless(groups), due, name, "dropped")
+        return pb.KeyspaceDropResponse(header=self._backend.header(), dropped=bool(groups)).SerializeToString()
+
+    async def _drive(self, step_of: Callable[[Meta], bytes | None], due: Due, name: str, what: str) -> None:
+        """Step by step until there is none. Lost leaders and races only repeat a step: each names what it is from."""
+        begun = known = False
+        while True:
+            try:
+                if not known:
+                    await self._backend.refresh(due.left())
+                    known = True
+                step = step_of(self._backend.meta)
+                if step is None:
+                    return
+                begun = True
+                await self._backend.propose(_META, Command(Kind.TXN, step), due.left())
+            except NebulaError as error:
+                doubtful = error.outcome is Outcome.UNKNOWN
+                if not (error.retryable or doubtful):
+                    raise
+                if due.left() <= POLL_SECONDS:
+                    raise (_unfinished(name, what) if begun else error) from error
+                known = False
+                await asyncio.sleep(POLL_SECONDS)
+
+    async def _until(self, done: Callable[[], bool], due: Due, name: str, what: str) -> None:
+        while not done():
+            if due.left() <= POLL_SECONDS:
+                raise _unfinished(name, what)
+            await asyncio.sleep(POLL_SECONDS)
+
+    def _groups(self, name: str) -> range:
+        """The groups of a keyspace that a user made, whatever its state; none if there is no such keyspace."""
+        keyspace = self._backend.meta.keyspaces.get(name)
+        plan = keyspace.plan if keyspace else None
+        return range(plan.first_group, plan.first_group + plan.shards) if plan else range(0)
+
+    def _powerless(self, groups: Collection[int]) -> bool:
+        """Whether no group has a majority of nodes left that haven't destroyed their replica."""
+        meta = self._backend.meta
+        left: dict[int, int] = {}
+        for removal in meta.removals:
+            if removal.group in groups:
+                left[removal.group] = left.get(removal.group, 0) + 1
+        return all(count <= (len(meta.nodes) - 1) // 2 for count in left.values())
+
+    def _info(self, keyspace: Keyspace) -> pb.KeyspaceInfo:
+        return pb.KeyspaceInfo(
+            name=keyspace.name,
+            partitioning=_PARTITIONING[keyspace.partitioning],
+            shards=map(descriptor_message, self._backend.routing.shards(keyspace.name)),
+        )
+
+
+class Due:
+    """A deadline, in seconds from now."""
+
+    def __init__(self, seconds: float) -> None:
+        self._time = asyncio.get_running_loop().time
+        self._at = self._time() + seconds
+
+    def left(self) -> float:
+        """Seconds; not positive once it has passed."""
+        return self._at - self._time()
+
+
+def _unfinished(name: str, what: str) -> NebulaError:
+    error = Unavailable(f"keyspace {name!r} is being {what}, which goes on; repeat the request to wait for it")
+    error.outcome = Outcome.UNKNOWN
+    return error
+
+
+def _spec(request: pb.KeyspaceCreateRequest) -> Spec:
+    """Raises `InvalidArgument`."""
+    partitioning = _FROM_WIRE.get(request.partitioning)
+    if partitioning is None:
+        raise InvalidArgument("partitioning: give range, hash or single")
+    shards = request.shards if partitioning is Partitioning.HASH else request.shards or len(request.split_keys) + 1
+    spec = checked(Spec(request.name, partitioning, shards, tuple(request.split_keys)))
+    if spec.shards != shards:
+        raise InvalidArgument(f"{len(request.split_keys)} split keys make {spec.shards} shards, not {shards}")
+    return spec

@@ -1,0 +1,80 @@
+"""Makes this node's groups what meta says they are: the registry as it will be once all batches are written (S17).
+
+A group is created because a descriptor lists it, whenever that is seen, however often; it is removed because a
+committed removal names this very replica, never because something is absent. Removing is three steps, and a crash after
+any of them goes on with the next: tombstone and the log's end in one batch; once that is durable, the data; then the
+removal's row is deleted from meta, by which the cluster knows. (Were the data to go first, a crash would leave a
+replica in the registry whose data is gone: a lost disk looks like that.) At start, data of a tombstone is data that
+nobody refers to (S30). A tombstone stays: ids are never used again (S16).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from nebuladb.env import probe
+from nebuladb.ids import Generation, GroupId
+from nebuladb.kv.store import Store
+from nebuladb.node.host import Host
+from nebuladb.node.meta import Removal
+from nebuladb.node.registry import GroupState, RegistryRow, first_row
+from nebuladb.raft import Configuration
+from nebuladb.shard import Descriptor
+from nebuladb.storage.engine import Engine
+
+
+class Reconciler:
+    """See the module. Invariant: a group is in at most one of `starting` and those whose data waits to be destroyed."""
+
+    def __init__(self, node: int, host: Host, data: Engine, registry: Mapping[int, RegistryRow]) -> None:
+        self._node = node
+        self._host = host
+        self._data = data
+        self.rows = dict(registry)
+        """What the registry has, or is about to have."""
+        self.starting: dict[int, RegistryRow] = {}
+        """Created, and to be started when the batch is written, which is in the next turn."""
+        self._doomed: dict[int, tuple[int, int]] = {}
+        """Group → (the batch with its tombstone, its generation)."""
+
+    def create(self, shard: Descriptor) -> None:
+        """A first replica of `shard`, if this node has one and has not heard of the group before."""
+        if shard.group in self.rows:
+            return
+        for replica, node in shard.replicas:
+            if node == self._node:
+                row = first_row(replica, dict(shard.replicas), shard.initial)
+                self._host.create_group(shard.group, shard.initial, row.encode())
+                self.rows[shard.group] = self.starting[shard.group] = row
+
+    def remove(self, removal: Removal) -> bool:
+        """Begin to destroy the replica that `removal` names; False if it isn't here (any more)."""
+        group = removal.group
+        row = self.rows.get(group)
+        if row is None or row.state == GroupState.TOMBSTONE or row.replica != removal.replica:
+            return False
+        probe("group removed")
+        if self.starting.pop(group, None) is not None:
+            probe("group removed before it started")
+        tombstone = row._replace(state=GroupState.TOMBSTONE, nodes=(), configuration=Configuration())
+        self.rows[group] = tombstone
+        self._doomed[group] = (self._host.remove_group(group, tombstone.encode()), row.generation)
+        return True
+
+    def destroy(self) -> bool:
+        """Destroy the data whose tombstone is durable. True if any was. Raises `WriteStalled`: call again later."""
+        ready = [group for group, (batch, _) in self._doomed.items() if batch <= self._host.durable_batch]
+        for group in ready:
+            Store.destroy(self._data, GroupId(group), Generation(self._doomed[group][1]))
+            del self._doomed[group]
+        return bool(ready)
+
+    def done(self, removals: Iterable[Removal]) -> list[Removal]:
+        """Those for this node that need nothing more here."""
+        return [removal for removal in removals if removal.node == self._node and self._gone(removal)]
+
+    def _gone(self, removal: Removal) -> bool:
+        row = self.rows.get(removal.group)
+        if row is None or row.replica != removal.replica:
+            return True  # never here: its descriptor is gone, so it never will be
+        return row.state == GroupState.TOMBSTONE and removal.group not in self._doomed
