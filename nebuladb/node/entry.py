@@ -58,7 +58,7 @@ def command_kind(wire: bytes) -> int:
 
 
 def with_chosen(wire: bytes, chosen: int) -> bytes:
-    """The encoded command with the leader's choice in it, unless one is there (a grant whose client named the id)."""
+    """The encoded command with what the leader chose; apply looks at it only where the client left it open."""
     return wire[:_CHOSEN_OFFSET] + _CHOSEN.pack(chosen) + wire[COMMAND_HEADER:]
 
 

@@ -63,12 +63,14 @@ async def _serve(config: Config) -> int:
 class _Drain:
     """The orderly end of a node that serves."""
 
-    def __init__(self, api: ApiServer, pump: Pump) -> None:
+    def __init__(self, view: NodeView, api: ApiServer, pump: Pump) -> None:
+        self._view = view
         self._api = api
         self._pump = pump
 
     async def run(self) -> None:
         """Say that it goes, hand leadership over, let calls end, flush."""
+        self._view.serving = False
         await self._api.serving(now=False)
         await self._pump.hand_over()
         await self._api.stop(CALL_GRACE_SECONDS)
@@ -131,4 +133,5 @@ async def _assemble(config: Config, shutdown: Shutdown, stack: AsyncExitStack) -
     gc.collect()
     gc.freeze()
     log.info("serving", client=config.client_addr, peer=config.peer_addr, admin=config.admin_addr)
-    return _Drain(api, pump)
+    view.serving = True
+    return _Drain(view, api, pump)

@@ -27,6 +27,8 @@ class NodeView:
     def __init__(self, config: Config, peers: Peers) -> None:
         self._config = config
         self._peers = peers
+        self.serving = False
+        """The client port is open and the node isn't stopping."""
         self.rocks: RocksMemory | None = None
         """Set when the databases open."""
 
@@ -42,6 +44,10 @@ class NodeView:
         pump = self._peers.pump
         if pump is None:
             return False, "waiting for the other founding nodes"
+        if not self.serving:
+            return False, "the client port is not open"
+        if not pump.node.meta.version:
+            return False, "the keyspaces are not known yet"
         for group in (DEFAULT_GROUP, ETCD_GROUP):
             try:
                 await pump.confirm(group, READY_SECONDS)

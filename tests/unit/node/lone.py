@@ -16,6 +16,7 @@ from nebuladb.storage.log import LogStore
 from nebuladb.storage.memory import MemoryEngine
 
 SECONDS = 20.0
+FOUNDING_GROUPS = 3
 PUT = Command(Kind.PUT, put_request(b"k", b"v"))
 
 
@@ -68,8 +69,8 @@ class Lone:
     async def serve(self) -> None:
         """Until a write is answered. Time passes as fast as the loop turns."""
         self.pump.start()
-        host = self.node.host
-        while DEFAULT_GROUP not in host.replicas or not host.replicas[DEFAULT_GROUP].raft.leader:
+        replicas = self.node.host.replicas
+        while len(replicas) < FOUNDING_GROUPS or not all(replica.raft.leader for replica in replicas.values()):
             self.clock.time += 50
             self.node.tick(self.clock.time, self.clock.time)
             self.pump.wake()

@@ -1,0 +1,77 @@
+"""What `/readyz` and `/status` say of a node: the truth, also while it starts, stops, or has not replayed meta."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from nebuladb.node.meta import Meta
+from nebuladb.server import config
+from nebuladb.server.peers import Peers
+from nebuladb.server.view import NodeView
+from tests.unit.node.lone import SECONDS, Lone
+
+
+@pytest.fixture
+async def lone() -> AsyncIterator[Lone]:
+    lone = Lone()
+    await asyncio.wait_for(lone.serve(), SECONDS)
+    yield lone
+    await lone.pump.stop()
+
+
+def view(lone: Lone | None, tmp_path: Path) -> NodeView:
+    peers: Any = SimpleNamespace(
+        pump=lone.pump if lone else None, identity=SimpleNamespace(name="n1", node=11, cluster=7 if lone else 0)
+    )
+    return NodeView(config.load({"name": "n1", "data-dir": str(tmp_path)}, {}, None), cast(Peers, peers))
+
+
+async def test_a_node_is_ready_from_the_opening_of_its_client_port_to_its_drain(lone: Lone, tmp_path: Path) -> None:
+    shown = view(lone, tmp_path)
+    assert (await shown.readyz())[0] is False
+    shown.serving = True
+    assert await shown.readyz() == (True, "")
+    shown.serving = False
+    assert (await shown.readyz())[0] is False
+
+
+async def test_a_node_that_does_not_know_the_keyspaces_is_not_ready(lone: Lone, tmp_path: Path) -> None:
+    """Its shards may have replayed their logs before the meta group has; a put would be refused until then."""
+    shown = view(lone, tmp_path)
+    shown.serving = True
+    lone.node.meta = Meta()
+    ready, why = await shown.readyz()
+    assert not ready
+    assert "keyspaces" in why
+
+
+async def test_a_node_that_waits_to_be_founded_says_so(tmp_path: Path) -> None:
+    shown = view(None, tmp_path)
+    assert await shown.readyz() == (False, "waiting for the other founding nodes")
+    assert shown.livez() == (True, "")
+    status = shown.status()
+    assert status["groups"] == []
+    assert status["cluster_id"] == "0" * 16
+
+
+async def test_the_status_has_what_the_contract_names(lone: Lone, tmp_path: Path) -> None:
+    status = view(lone, tmp_path).status()
+    assert {"name", "node_id", "cluster_id", "pid", "version", "addresses", "groups", "alarms"} <= set(status)
+    assert [group["keyspace"] for group in status["groups"]] == ["", "default", "etcd"]
+    for group in status["groups"]:
+        wanted = {"group", "keyspace", "replica", "role", "leader", "term", "committed", "applied", "revision"}
+        assert wanted <= set(group)
+        assert (group["role"], group["leader"]) == ("leader", "n1")
+
+
+async def test_a_broken_node_is_not_alive(lone: Lone, tmp_path: Path) -> None:
+    lone.pump._break(RuntimeError("a bug"))
+    alive, why = view(lone, tmp_path).livez()
+    assert not alive
+    assert "a bug" in why
