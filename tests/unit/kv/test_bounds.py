@@ -26,6 +26,7 @@ from tests.unit.kv.helpers import (
     grant,
     open_session,
     put,
+    reopen,
     revoke,
     run,
     state_hash,
@@ -59,6 +60,15 @@ def test_a_transaction_whose_result_is_too_large_writes_nothing(monkeypatch: pyt
     assert (answer.reason, answer.result, answer.revision) == (Reason.RESULT_TOO_LARGE, None, store.revision)
     assert state_hash(store, log) == before
     assert store.get(b"a") is None
+
+
+def test_a_transaction_that_reads_its_own_revision_by_number_writes_nothing() -> None:
+    """etcd 22 and 65: refused on every replica alike, before its put."""
+    store, log = filled(2)
+    reads = Op(range=R(key=b"k000", revision=store.revision + 1))
+    [answer] = run(store, log, txn_command(kv_pb2.TxnRequest(success=[Op(put=P(key=b"k000")), reads])))
+    assert answer.reason == Reason.FUTURE_REVISION
+    assert (store.revision, store.get(b"k000").value) == (3, b"v")  # type: ignore[union-attr]
 
 
 def test_a_transaction_may_look_at_so_many_rows(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -163,6 +173,18 @@ def test_a_session_that_is_full_of_answers_runs_nothing(monkeypatch: pytest.Monk
     assert repeat == large
     assert freed[0].reason == 0
     assert store.get(b"k").value == b"3"  # type: ignore[union-attr]
+
+
+def test_the_session_used_least_recently_goes_also_after_opening_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sessions, "MAX_SESSIONS", 3)
+    store, engine = fresh()
+    log = Log()
+    first, second, third = ((1 << 16) + place for place in range(3))
+    run(store, log, open_session(), open_session(), open_session(), put(b"k", session=first, sequence=1))
+    store = reopen(engine)
+    run(store, log, open_session())
+    answers = run(store, log, *[put(b"k", session=name, sequence=2) for name in (first, second, third)])
+    assert [a.reason for a in answers] == [0, Reason.SESSION_EXPIRED, 0]
 
 
 def test_a_revoke_of_many_keys_is_sliced_and_one_revision() -> None:

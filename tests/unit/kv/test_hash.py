@@ -106,6 +106,19 @@ def test_a_missing_row_of_history_is_corruption() -> None:
         finish(store)
 
 
+def test_a_tombstone_between_a_record_and_the_floor_is_not_looked_for() -> None:
+    digests = set()
+    for thorough in (False, True):
+        store, _ = fresh()
+        log = Log()
+        run(store, log, put(b"k"), delete(b"k"), put(b"a"), put(b"k"), compact(4))
+        if thorough:
+            finish(store)
+        digests.add(state_hash(store, log))
+        assert store.get(b"k", 4) is None
+    assert len(digests) == 1
+
+
 def test_a_put_over_a_compacted_tombstone_writes_the_same_whether_it_is_deleted_yet_or_not() -> None:
     before = [put(b"a"), put(b"k"), delete(b"k"), put(b"a"), compact(5)]
     after = [put(b"k"), delete(b"k"), put(b"k")]

@@ -16,8 +16,9 @@ from nebuladb.kv.limits import Limits
 from nebuladb.kv.store import Store
 from nebuladb.kv.watch import WatchHub
 from nebuladb.kv.watcher import EventBatch, Watcher
+from nebuladb.pb.nebula.v1 import kv_pb2
 from nebuladb.storage.share import Share
-from tests.unit.kv.helpers import GENERATION, GROUP, NODE, Log, compact, delete, finish, fresh, put
+from tests.unit.kv.helpers import GENERATION, GROUP, NODE, Log, compact, delete, finish, fresh, put, txn
 from tests.unit.kv.model import Model, ModelEvent, inside
 from tests.unit.kv.programs import ENDS, KEYS, build, program
 
@@ -198,6 +199,20 @@ def test_a_laggard_whose_next_revision_is_compacted_is_canceled_after_what_it_ho
     assert revisions(watcher) == [2, 3]
     assert not hub.catch_up()
     assert (watcher.canceled, watcher.compact_revision, len(hub)) == (True, 6, 0)
+
+
+def test_a_laggard_is_as_far_as_what_it_waits_for_not_as_what_it_got() -> None:
+    store, _ = fresh()
+    hub, log = WatchHub(store), Log()
+    two = kv_pb2.TxnRequest(success=[kv_pb2.Operation(put=kv_pb2.TxnPut(key=key)) for key in (b"a", b"b")])
+    feed(store, hub, log, put(b"a"), put(b"x"), put(b"x"), txn(two))
+    watcher = hub.watch(b"a", b"c", 2, outbox_events=2)
+    assert not hub.catch_up()  # nothing more fits until it is drained, so there is nothing to go on with
+    feed(store, hub, log, compact(5))
+    assert revisions(watcher) == [2]
+    hub.catch_up()
+    assert not watcher.canceled  # what was compacted, it did not want
+    assert revisions(watcher) == [5]
 
 
 def test_a_future_start_tells_nothing_older() -> None:
