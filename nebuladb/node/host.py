@@ -26,6 +26,9 @@ MAX_UNSYNCED_BYTES: Final = 64 << 20
 """Of any node; one with little memory has a lower bound (`Host.unsynced_limit`)."""
 MAX_FRAME_BYTES: Final = 4 << 20
 """A frame takes no further message past this size; one message is at most an append of about 2.5 MiB."""
+MAX_BATCHES_IN_FLIGHT: Final = 2
+"""Log batches on their way to the disk; while there are so many, new writes of all groups gather for the next one."""
+HOLD_TICKS: Final = 2
 CUT_EVERY: Final = 4_096
 """Entries by which the log may exceed what anyone needs before it is cut: a cut is a range tombstone."""
 EXPIRE_TICKS: Final = 4
@@ -61,6 +64,7 @@ class _InFlight:
     """A batch on its way to the disk: what to tell Raft, and what may be sent, once it is there (S2, S3)."""
 
     batch: int
+    tick: int
     size: int
     marks: list[tuple[int, DurableMark]]
     held: list[tuple[int, Envelope]]
@@ -90,6 +94,8 @@ class Host:
         """The newest batch known to be durable."""
         self._inflight: deque[_InFlight] = deque()
         self._unsynced = 0
+        self._held: dict[int, None] = {}
+        """Groups whose writes wait for a batch to become durable."""
         self.unsynced_limit = min(memory.unsynced, MAX_UNSYNCED_BYTES) if memory else MAX_UNSYNCED_BYTES
         """Log bytes on their way to the disk; past them no new proposal is made: a stalled disk is back-pressure."""
         self.writes = Share(memory.writes if memory else MAX_PENDING_BYTES)
@@ -184,6 +190,8 @@ class Host:
                     self.replicas[group].raft.durable(mark)
                     self._dirty[group] = None
             self._send(done.held)
+            self._dirty.update(self._held)
+            self._held.clear()
         self.durable_batch = BatchId(max(self.durable_batch, batch))
 
     def applied(self, group: int, generation: int, applied: Applied) -> None:
@@ -282,7 +290,9 @@ class Host:
         return output
 
     def _step(self, replica: Replica) -> None:
-        if self._unsynced <= self.unsynced_limit:
+        if self._holds():
+            self._held[replica.group] = None
+        else:
             self._forward_number += 1
             self._send(replica.propose(self.boottime, self._reaches, self._forward_number))
         replica.start_read_round()
@@ -308,6 +318,15 @@ class Host:
         if work is not None:
             self._output.slices.append(work)
 
+    def _holds(self) -> bool:
+        """Whether new writes wait, to share the next batch and frames: batches are on their way to the disk already.
+
+        Only for a tick or two, for with a disk that hangs a majority of the others still commits (thesis 10.2.1).
+        """
+        if self._unsynced > self.unsynced_limit:
+            return True
+        return len(self._inflight) >= MAX_BATCHES_IN_FLIGHT and self._ticks - self._inflight[0].tick < HOLD_TICKS
+
     def _cut(self, replica: Replica) -> None:
         """Cut the log to what is durably applied here and no replica needs (S6)."""
         raft = replica.raft
@@ -323,7 +342,7 @@ class Host:
     def _open_batch(self) -> LogBatch:
         if self._batch is None:
             self._batch = LogBatch(BatchId(self._next_batch))
-            self._inflight.append(_InFlight(self._next_batch, 0, [], []))
+            self._inflight.append(_InFlight(self._next_batch, self._ticks, 0, [], []))
             self._next_batch += 1
         return self._batch
 

@@ -252,3 +252,34 @@ def test_a_deposed_leader_confirms_no_read() -> None:
     assert former.reads == {}
     boxes.tick(count=25)
     assert str(former.reads[5]).startswith("no leader")
+
+
+def test_while_batches_are_on_their_way_to_the_disk_new_writes_gather_for_one() -> None:
+    boxes, leader, follower, _ = led()
+    leader.hung = True
+    for request in range(1, host_module.MAX_BATCHES_IN_FLIGHT + 1):
+        leader.put(request)
+        boxes.settle()
+    last = leader.log.last_batch
+    before = leader.replica.raft.last_index
+    for request in range(10, 20):
+        leader.put(request)
+        boxes.settle()
+    assert (leader.log.last_batch, leader.replica.raft.last_index) == (last, before)
+    leader.hung = False
+    boxes.settle()
+    assert leader.replica.raft.last_index == before + 1, "all ten in one entry"
+    assert {leader.outcome(request) for request in range(10, 20)} == {"Answer"}
+    assert follower.store.revision == leader.store.revision
+
+
+def test_a_disk_that_hangs_holds_nobody_up_for_long() -> None:
+    boxes, leader, follower, _ = led()
+    leader.hung = True
+    for request in range(1, host_module.MAX_BATCHES_IN_FLIGHT + 2):
+        leader.put(request)
+        boxes.settle()
+    before = follower.store.revision
+    boxes.tick(count=host_module.HOLD_TICKS)
+    boxes.settle()
+    assert follower.store.revision == before + 1, "the others are a majority without the leader's disk"

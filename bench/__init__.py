@@ -1,0 +1,1 @@
+"""Benchmarks: ratios taken in one run, printed, never judged by a test."""
