@@ -82,6 +82,10 @@ class FreshNode:
             )
         self._replies[name] = reply
 
+    def forget(self, name: str) -> None:
+        """`name` gave no document: ask it again. It may have founded since, with another node under our name."""
+        self._replies.pop(name, None)
+
     def next(self) -> tuple[Step, str]:
         """What to do, and the name of the node that it concerns."""
         for name in sorted(self._replies):

@@ -57,6 +57,7 @@ class Peers:
             elif step is Step.FETCH:
                 document = await self._fetch(fresh, name, transport)
                 if not document:
+                    fresh.forget(name)
                     await asyncio.sleep(ASK_SECONDS)
                     continue
                 founding = Founding.decode(document)

@@ -61,6 +61,21 @@ def test_a_wiped_node_is_refused_by_whoever_knows_it_with_data() -> None:
         node.replied("n2", reply)
 
 
+def test_a_node_that_was_wiped_between_its_answer_and_the_founding_learns_of_it() -> None:
+    """The founder's document lists its former id, so it is given none; what it was told before does not say why."""
+    founders = Founders()
+    for other in ("n2", "n3"):
+        founders.step("n1", other)
+    founders.wipe("n2")
+    for other in ("n1", "n3"):
+        founders.step("n2", other)
+    founders.step("n1", "n1")
+    assert founders.disks["n1"].founding is not None
+    for _ in range(3):
+        founders.step("n2", "n1")
+    assert founders.stopped == {"n2"}
+
+
 def test_a_stranger_is_told_how_to_join() -> None:
     node = fresh("n1", 11)
     with pytest.raises(IdentityError, match=r"member add n1.*--join b:2"):
@@ -159,6 +174,8 @@ class Founders:
                 if founding is not None and founding.node_of(name) == disk.identity.node:
                     node.accept(founding)
                     disk.founding = founding
+                else:
+                    node.forget(source)
         except IdentityError:
             self.stopped.add(name)  # the process ends; only a person changes that
 
