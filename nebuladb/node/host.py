@@ -24,6 +24,9 @@ MAX_BATCH_BYTES: Final = 8 << 20
 """A log batch takes no further group once it is this large (S31); the rest goes with the next."""
 MAX_UNSYNCED_BYTES: Final = 64 << 20
 """Of any node; one with little memory has a lower bound (`Host.unsynced_limit`)."""
+MAX_HELD: Final = 10_000
+"""Messages that wait for one batch to be durable. While a disk hangs more are dropped, which is a loss like any other:
+in a term that isn't durable yet every heartbeat and read round of the leader adds a reply."""
 MAX_FRAME_BYTES: Final = 4 << 20
 """A frame takes no further message past this size; one message is at most an append of about 2.5 MiB."""
 MAX_BATCHES_IN_FLIGHT: Final = 2
@@ -307,6 +310,9 @@ class Host:
                 held = self._address(replica, ready.held)
                 if self._inflight:
                     self._inflight[-1].held += held
+                    if len(self._inflight[-1].held) > MAX_HELD:
+                        probe("held messages dropped")
+                        del self._inflight[-1].held[MAX_HELD:]
                 else:
                     self._send(held)
             for read in ready.reads:

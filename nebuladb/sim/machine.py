@@ -8,6 +8,7 @@ from nebuladb.errors import NebulaError, Unavailable, UnknownOutcome, WriteStall
 from nebuladb.kv.answer import Answer
 from nebuladb.kv.command import Command
 from nebuladb.kv.store import Store
+from nebuladb.kv.watch import WatchHub
 from nebuladb.node.identity import Founding, Identity
 from nebuladb.node.node import Node, Turn
 from nebuladb.sim.clock import DriftingClock
@@ -163,6 +164,18 @@ class Machine:
             raise Unavailable(f"group {group} is not ready here")
         return node.groups[group].store
 
+    def hub(self, group: int) -> WatchHub:
+        """As `Pump.hub`: the watches of the group."""
+        self.store(group)
+        return self._alive().node.groups[group].hub
+
+    def work(self) -> None:
+        """There is background work: a watch was made or drained."""
+        life = self._life
+        if life is not None and not life.working:
+            life.working = True
+            self._core.scheduler.after(1, self._background, life)
+
     def _alive(self) -> _Life:
         if self._life is None:
             raise Unavailable("the connection was refused")
@@ -238,6 +251,7 @@ class Machine:
         if life is not self._life:
             return
         life.turning = False
+        life.clock.now = self._core.scheduler.now
         turn = life.node.turn()
         # Before anything of it leaves the node. Between turns nobody else can see what it thinks.
         self._replicas.step(self.place, life.node, self._core.scheduler.now)
@@ -254,9 +268,8 @@ class Machine:
         for request, error in turn.reads:
             if (confirmed := life.reads.pop(request, None)) is not None:
                 confirmed(error)
-        if turn.applied and not life.working:
-            life.working = True
-            self._core.scheduler.after(1, self._background, life)
+        if turn.applied:
+            self.work()
         if turn.stalled:
             self._wake(life, RETRY_MS)
         elif turn.more:

@@ -283,3 +283,19 @@ def test_a_disk_that_hangs_holds_nobody_up_for_long() -> None:
     boxes.tick(count=host_module.HOLD_TICKS)
     boxes.settle()
     assert follower.store.revision == before + 1, "the others are a majority without the leader's disk"
+
+
+def test_what_waits_for_a_hung_disk_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A new term isn't durable while the disk hangs, so each heartbeat's reply is held."""
+    monkeypatch.setattr(host_module, "MAX_HELD", 20)
+    boxes, former, follower, other = led()
+    follower.hung = True
+    former.host.transfer_leadership(GROUP, other.node)
+    boxes.settle()
+    boxes.tick(former, other, count=200)
+    assert other.leads
+    assert max(len(batch.held) for batch in follower.host._inflight) == 20
+    follower.hung = False
+    other.put(1)
+    boxes.tick(count=10)
+    assert follower.store.revision == 2
