@@ -1,0 +1,101 @@
+"""Keyspaces as a user makes them, and a short campaign of creating and dropping them under kills."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from nebuladb.client import AsyncClient
+from nebuladb.errors import KeyspaceExists, KeyspaceNotFound, SessionExpired
+from tests.integration import keyspaces
+from tests.integration.cluster import Cluster
+
+ROUNDS = 2
+SEED = 3
+
+
+def cli(cluster: Cluster, *arguments: str) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "NEBULA_ENDPOINTS": ",".join(cluster.endpoints)}
+    command = [sys.executable, "-c", "from nebuladb.cli.main import main; main()", *arguments]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
+
+
+async def test_a_keyspace_serves_on_every_node_at_once_and_is_gone_at_once(cluster: Cluster) -> None:
+    async with AsyncClient(cluster.endpoints) as client:
+        info = await client.create_keyspace("at-once", shards=6)
+        assert [shard.start_slot for shard in info.shards] == [65536 * place // 6 for place in range(6)]
+        assert await client.create_keyspace("at-once", shards=6) == info, "idempotent"
+        with pytest.raises(KeyspaceExists):
+            await client.create_keyspace("at-once", shards=7)
+        for number, address in enumerate(cluster.endpoints):
+            async with AsyncClient([address], keyspace="at-once") as one:
+                await one.put(b"%d" % number, b"v")
+                assert [row.key async for row in one.scan()] == [b"%d" % i for i in range(number + 1)]
+        leaders = Counter(leader for _, leader in await client.shards("at-once"))
+        assert sorted(leaders.values()) == [2, 2, 2]
+        assert await client.drop_keyspace("at-once")
+        assert not await client.drop_keyspace("at-once"), "idempotent"
+        for address in cluster.endpoints:
+            async with AsyncClient([address], keyspace="at-once") as one:
+                with pytest.raises(KeyspaceNotFound):
+                    await one.put(b"k", b"v")
+
+
+async def test_a_session_finds_a_keyspace_that_was_made_anew(cluster: Cluster) -> None:
+    async with AsyncClient(cluster.endpoints) as client, AsyncClient(cluster.endpoints, keyspace="anew") as user:
+        await client.create_keyspace("anew", "range", split_at=[b"m"])
+        async with user.session() as session:
+            await session.put(b"a", b"1")
+            await client.drop_keyspace("anew")
+            await client.create_keyspace("anew", "range", split_at=[b"m"])
+            # The old shards' numbers mean nothing to the new ones: the first write says so, those after it go well.
+            with pytest.raises(SessionExpired):
+                await session.put(b"a", b"2")
+            await session.put(b"a", b"3")
+        found = await user.get(b"a")
+        assert found is not None
+        assert found.value == b"3"
+        await client.drop_keyspace("anew")
+
+
+async def test_a_watch_ends_with_its_keyspace(cluster: Cluster) -> None:
+    async with AsyncClient(cluster.endpoints) as client, AsyncClient(cluster.endpoints, keyspace="watched") as user:
+        await client.create_keyspace("watched", shards=2)
+        await user.put(b"k", b"v")
+        events = user.watch(b"k", start_revision=1)
+        assert (await anext(events)).kv.value == b"v"
+        await client.drop_keyspace("watched")
+        with pytest.raises(KeyspaceNotFound):
+            await anext(events)
+
+
+def test_the_command_line(cluster: Cluster) -> None:
+    assert cli(cluster, "keyspace", "create", "cli", "--partitioning", "range", "--split-at", "m").stdout == "OK\n"
+    described = cli(cluster, "-o", "json", "keyspace", "describe", "cli")
+    assert len(described.stdout.splitlines()) == 2
+    assert "cli" in cli(cluster, "keyspace", "list").stdout
+    other = cli(cluster, "keyspace", "create", "cli", "--partitioning", "single")
+    assert (other.returncode, other.stdout) == (1, "")
+    assert "created otherwise" in other.stderr
+    assert cli(cluster, "keyspace", "create", "Cli").returncode == 1
+    assert cli(cluster, "keyspace", "create", "cli", "--partitioning", "tree").returncode == 2
+    assert cli(cluster, "keyspace", "create", "cli", "--partitioning", "single", "--shards", "2").returncode == 2
+    assert cli(cluster, "keyspace", "drop", "cli").stdout == "OK\n"
+    assert cli(cluster, "keyspace", "drop", "cli").returncode == 0
+    assert cli(cluster, "keyspace", "drop", "default").returncode == 1
+    assert cli(cluster, "keyspace", "describe", "cli").returncode == 1
+
+
+def test_created_and_dropped_under_kills(tmp_path: Path) -> None:
+    campaign = keyspaces.run(tmp_path, ROUNDS, SEED)
+    report = campaign.report
+    assert report.violations == []
+    assert report.rounds == ROUNDS
+    assert report.kills
+    campaign.wipe_one()
+    assert campaign.leftovers(), "the comparison sees a replica without its log"
