@@ -12,6 +12,7 @@ from nebuladb.errors import WrongShard
 from nebuladb.kv import check
 from nebuladb.kv.answer import DeleteResult, KeyValue, PutResult, RangeResult, TxnResult
 from nebuladb.kv.command import Command, Kind
+from nebuladb.kv.loans import Misses
 from nebuladb.pb.nebula.v1 import kv_pb2 as pb
 from nebuladb.shard import Descriptor
 
@@ -30,7 +31,12 @@ class KVService:
         shard = self._backend.route(request.keyspace, request.key, request.epoch)
         timeout = self._backend.timeout(context)
         store = await self._backend.current(shard, timeout, serializable=request.serializable)
-        found = store.get(request.key, request.revision)
+        try:
+            found = store.get(request.key, request.revision)
+        except Misses as misses:
+            store, found = await self._backend.pump.looks.look(
+                shard.group, misses, lambda store: store.get(request.key, request.revision)
+            )
         response = pb.GetResponse(header=self._backend.header(shard.group, store.revision))
         if found is not None:
             response.kv.CopyFrom(key_value(found))

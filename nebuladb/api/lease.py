@@ -9,6 +9,7 @@ from nebuladb.errors import InvalidArgument, LeaseNotFound
 from nebuladb.kv import check
 from nebuladb.kv.answer import LeaseResult, SessionResult
 from nebuladb.kv.command import Command, Kind
+from nebuladb.kv.loans import Misses
 from nebuladb.node.meta import DEFAULT
 from nebuladb.pb.nebula.v1 import lease_pb2 as pb
 from nebuladb.pb.nebula.v1 import session_pb2
@@ -54,8 +55,13 @@ class LeaseService:
         request = parse(pb.LeaseTimeToLiveRequest, raw)
         shard = self._backend.route_lease(request.keyspace, _id(request.id))
         store = await self._backend.current(shard, self._backend.timeout(context))
+        try:
+            lease = store.lease(request.id, keys=request.keys)
+        except Misses as misses:
+            store, lease = await self._backend.pump.looks.look(
+                shard.group, misses, lambda store: store.lease(request.id, keys=request.keys)
+            )
         response = pb.LeaseTimeToLiveResponse(header=self._backend.header(shard.group, store.revision), id=request.id)
-        lease = store.lease(request.id, keys=request.keys)
         if lease is None:
             response.ttl = -1
         else:

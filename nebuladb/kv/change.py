@@ -90,3 +90,8 @@ class Applied:
     """The configuration that was applied, if any; then it was the last entry of this call."""
     size: int = 0
     """Bytes written to the engine."""
+    examined: int = 0
+    """Rows written or looked at."""
+    wanted: list[bytes] = field(default_factory=list)
+    """Not empty: the next command reads rows that are on the disk only. `Store.borrow` them, fetch them, `supply` them,
+    and call again with the same works."""

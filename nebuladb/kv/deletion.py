@@ -8,8 +8,9 @@ Walking R from the last floor to this one meets exactly the rows that tell which
 from __future__ import annotations
 
 from nebuladb.errors import Corruption
+from nebuladb.kv.loans import Misses
 from nebuladb.kv.rows import DELETION_ROW, FORMAT, KEY_AT, POSITION, decode_record, decode_row
-from nebuladb.kv.source import Source, close
+from nebuladb.kv.source import EngineSource, close
 from nebuladb.storage.engine import Batch
 
 
@@ -19,10 +20,10 @@ class Deletion:
     It is kept in the D row, apart from the replicated state: two replicas may differ in it.
     """
 
-    def __init__(self, source: Source) -> None:
+    def __init__(self, source: EngineSource, data: bytes | None) -> None:
+        """`data`: the D row."""
         self._source = source
         self._target, self._main, self._sub = 0, 1, 0
-        data = source.get(source.keys.deletion)
         if data is not None:
             if len(data) != DELETION_ROW.size or data[0] != FORMAT:
                 raise Corruption("the deletion row is damaged")
@@ -33,12 +34,17 @@ class Deletion:
         return self._target < floor or self._main <= self._target
 
     def step(self, floor: int, budget: int) -> tuple[Batch, tuple[int, int, int]]:
-        """Up to `budget` rows of work, as a batch, and the position to `advance` to once the batch is written."""
+        """Up to `budget` rows of work, as a batch, and the position to `advance` to once the batch is written.
+
+        Raises `Misses` before it scans what isn't in memory: an iterator would hold the interpreter's lock meanwhile.
+        """
         target, main, sub = self._target, self._main, self._sub
         if main > target:
             # The rows of the old target are met again, for their tombstones: those are below the new target.
             target, main, sub = floor, target, 0
         keys, batch = self._source.keys, Batch()
+        if missing := [row for row in self._rows(main, sub, target, budget) if self._source.misses(row)]:
+            raise Misses(missing)
         rows = self._source.scan(keys.record_key(main, sub), keys.record_key(target + 1, 0))
         position = (target, target + 1, 0)
         left = budget
@@ -49,9 +55,21 @@ class Deletion:
                 position = (target, here[0], here[1])
                 break
             left -= 1
-            self._visit(batch, row, data, target)
+            try:
+                self._visit(batch, row, data, target)
+            except Misses as misses:
+                missing += misses.rows
+        if missing:
+            raise Misses(missing)
         batch.put(keys.deletion, DELETION_ROW.pack(FORMAT, *position))
         return batch, position
+
+    def _rows(self, main: int, sub: int, target: int, budget: int) -> list[bytes]:
+        """R rows that the next step meets, as far as that can be told: most revisions have one change."""
+        key = self._source.keys.record_key
+        if sub:
+            return [key(main, place) for place in range(sub, sub + budget)]
+        return [key(revision, 0) for revision in range(main, min(main + budget, target + 1))]
 
     def advance(self, position: tuple[int, int, int]) -> None:
         """The batch of `step` is written."""

@@ -7,14 +7,15 @@ one that the walk started from, so that a byte altered in either shows.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from hashlib import blake2b
 from struct import Struct
 from typing import Final
 
 from nebuladb.errors import Corruption
-from nebuladb.kv.cache import RecordCache, RecordShare
+from nebuladb.kv.loans import Misses
 from nebuladb.kv.rows import ANSWER, ATTACHMENT, CURRENT, KEY_AT, LEASE, SESSION, Keys, decode_record, encode_record
-from nebuladb.kv.source import EngineSource, close
+from nebuladb.kv.source import SnapshotSource, close
 from nebuladb.kv.state import State
 from nebuladb.kv.view import load
 from nebuladb.storage.engine import Snapshot
@@ -29,10 +30,14 @@ SECTIONS: Final = (ANSWER, SESSION, LEASE, ATTACHMENT, CURRENT)
 class HashJob:
     """One hash in the making, over an engine snapshot that was taken right after the batch of `index`'s HASH."""
 
-    def __init__(self, index: int, snapshot: Snapshot, keys: Keys) -> None:
+    def __init__(self, index: int, snapshot: Snapshot, keys: Keys, misses: Callable[[bytes], bool]) -> None:
+        """`misses` says whether reading a row would take the disk."""
         self.index = index
+        self._misses = misses
+        self._chunk: list[tuple[bytes, bytes]] = []
+        """Rows that are read and wait for R's copies to be in memory."""
         self._snapshot = snapshot
-        self._source = EngineSource(snapshot, keys, RecordCache(RecordShare(0)))
+        self._source = SnapshotSource(snapshot, keys)
         data = snapshot.get(keys.state)
         if data is None:
             raise Corruption("the state row is missing")
@@ -47,19 +52,41 @@ class HashJob:
         """What is left to hash: ranges of rows, the last first."""
 
     def step(self, budget: int) -> bytes | None:
-        """Do about `budget` rows; the digest when it is done. Raises `Corruption`."""
+        """Do about `budget` rows; the digest when it is done. Raises `Misses` (once a chunk) or `Corruption`."""
+        if not self._chunk:
+            self._read(max(1, budget // 2))  # each key costs two rows at least
+            if missing := [copy for row, data in self._chunk if (copy := self._copy(row, data)) and self._misses(copy)]:
+                raise Misses(missing)
         left = budget
+        for done, (row, data) in enumerate(self._chunk, 1):
+            left -= self._row(row, data)
+            if left <= 0:
+                del self._chunk[:done]
+                return None
+        self._chunk.clear()
+        if self._spans:
+            return None
+        self.close()
+        return self._hash.digest()
+
+    def _read(self, count: int) -> None:
+        """The next `count` rows, if there are as many."""
         while self._spans:
             low, high = self._spans.pop()
             rows = self._snapshot.scan(low, high)
-            for row, data in rows:
-                if left <= 0:
+            for pair in rows:
+                if len(self._chunk) == count:
                     close(rows)
-                    self._spans.append((row, high))
-                    return None
-                left -= self._row(row, data)
-        self.close()
-        return self._hash.digest()
+                    self._spans.append((pair[0], high))
+                    return
+                self._chunk.append(pair)
+
+    def _copy(self, row: bytes, data: bytes) -> bytes | None:
+        """The R row of a C row. Its record never changes, so what a fetch brings of it is what the snapshot has."""
+        if row[KEY_AT - 1 : KEY_AT] != CURRENT:
+            return None
+        record = decode_record(data)
+        return self._source.keys.record_key(record.main, record.sub)
 
     def close(self) -> None:
         """Let go of the snapshot. Idempotent."""

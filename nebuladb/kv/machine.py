@@ -25,15 +25,17 @@ from nebuladb.errors import (
     invariant,
 )
 from nebuladb.kv import check
+from nebuladb.kv.ahead import rows_ahead
 from nebuladb.kv.answer import Answer, DeleteResult, HashResult, LeaseResult, PutResult, Result, SessionResult
 from nebuladb.kv.change import Applied, key_value
 from nebuladb.kv.command import Command, Kind, Work
 from nebuladb.kv.draft import Draft
 from nebuladb.kv.leases import Leases
 from nebuladb.kv.limits import MAX_COMMANDS, MAX_REQUEST_BYTES, Limits
+from nebuladb.kv.loans import Misses
 from nebuladb.kv.rows import KEY_AT, U64, Record, decode_record
 from nebuladb.kv.sessions import Sessions
-from nebuladb.kv.source import Source, close
+from nebuladb.kv.source import EngineSource, close
 from nebuladb.kv.state import State
 from nebuladb.kv.txn import Txn
 from nebuladb.pb.nebula.v1 import kv_pb2, lease_pb2, session_pb2
@@ -60,12 +62,13 @@ class Unfinished(Exception):
 class Machine:
     """Runs works; afterwards `state`, `draft` and `applied` hold the outcome, and `hashes` the indexes to hash at."""
 
-    def __init__(self, source: Source, state: State, sessions: Sessions, node: int, limits: Limits) -> None:
+    def __init__(self, source: EngineSource, state: State, sessions: Sessions, node: int, limits: Limits) -> None:
         self.state = state.copy()
         self.draft = Draft(source, state.floor)
         self.applied = Applied()
         self.hash_index = 0
         """Not 0: a HASH of this entry came last; what the engine holds after the call is to be hashed (S28)."""
+        self._source = source
         self._sessions = sessions
         self._leases = Leases(self.draft, self.state)
         self._node = node
@@ -83,10 +86,15 @@ class Machine:
                 continue
             invariant(work.index == state.index + 1, f"entry {work.index} follows entry {state.index}")
             self._index = work.index
-            if work.clock > state.clock:
+            clock = state.clock
+            if work.clock > clock:
                 state.clock = work.clock
             if not self._commands(work.commands):
-                applied.partial = True
+                applied.partial = state.place > 0 or bool(state.cursor)
+                if not applied.partial:
+                    state.clock = clock  # it missed a row before it began
+                if applied.wanted:
+                    self._look_ahead(works)
                 break
             state.place = 0
             state.index, state.term = work.index, work.term
@@ -98,8 +106,26 @@ class Machine:
         applied.index, applied.term, applied.revision = state.index, state.term, state.revision
         applied.events = self.draft.events
         applied.leases = self.draft.leases
+        applied.examined = len(self.draft.rows) + self._examined
         state.keys += self.draft.added
         state.size += self.draft.grown
+
+    def _look_ahead(self, works: Sequence[Work]) -> None:
+        """Ask for what later commands will miss too."""
+        state, applied = self.state, self.applied
+        begun = state.index + 1
+        later = (
+            command
+            for work in works
+            if work.index >= begun
+            for command in (work.commands[state.place :] if work.index == begun else work.commands)
+        )
+        applied.wanted = list(dict.fromkeys((*applied.wanted, *rows_ahead(self._source, later))))
+
+    @property
+    def idle(self) -> bool:
+        """Whether it misses rows and has written none; commands before those may have been answered."""
+        return bool(self.applied.wanted) and not self.draft.rows
 
     def _full(self) -> bool:
         limits = self._limits
@@ -116,6 +142,11 @@ class Machine:
             self._place = place
             try:
                 self._command(commands[place])
+            except Misses as misses:
+                # It has read and not written yet, so the slice ends before it.
+                self.applied.wanted += misses.rows
+                state.place = place
+                return False
             except Unfinished:
                 probe("command sliced")
                 state.place = place
@@ -211,12 +242,19 @@ class Machine:
         """
         state, draft = self.state, self.draft
         main = state.revision + 1
-        resumed, mark = bool(state.cursor), len(draft.events)
+        resumed, mark, before = bool(state.cursor), len(draft.events), state.deleted
         if resumed:
             low = low[:key_at] + state.cursor
         last = b""
         while True:
             chunk, whole = self._chunk(low, high)
+            if key_at != KEY_AT and (missing := self._missing([row[key_at:] for row, _ in chunk])):
+                if state.deleted == before:
+                    raise Misses(missing)
+                self.applied.wanted += missing
+                del draft.events[mark:]
+                state.cursor = last + b"\0"
+                raise Unfinished
             for row, data in chunk:
                 key = row[key_at:]
                 record = decode_record(data) if key_at == KEY_AT else self._attached(key)
@@ -256,6 +294,12 @@ class Machine:
             chunk.append(pair)
             size += len(pair[1])
         return chunk, True
+
+    def _missing(self, keys: Sequence[bytes]) -> list[bytes]:
+        """Rows of `keys`' newest records that are on the disk only. All are asked for before the first is deleted."""
+        source, records = self._source, self.draft.records
+        rows = (self.draft.keys.current + key for key in keys if key not in records and not source.holds(key))
+        return [row for row in rows if source.misses(row)]
 
     def _attached(self, key: bytes) -> Record:
         record = self.draft.newest(key)

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from nebuladb.errors import Unavailable
-from nebuladb.kv.cache import RecordCache, RecordShare
 from nebuladb.kv.rows import Keys
-from nebuladb.kv.source import EngineSource
+from nebuladb.kv.source import SnapshotSource
 from nebuladb.kv.view import Page, page
 from nebuladb.storage.engine import Snapshot
 
@@ -23,7 +22,7 @@ class Pin:
         """The applied index when it was made: its age."""
         self.closed = False
         self._snapshot = snapshot
-        self._source = EngineSource(snapshot, keys, RecordCache(RecordShare(0)))
+        self._source = SnapshotSource(snapshot, keys)
 
     def scan(
         self,

@@ -19,7 +19,7 @@ from nebuladb.kv.machine import Machine
 from nebuladb.kv.pin import Pin
 from nebuladb.kv.rows import KEY_AT, POSITION, U64, Keys, decode_lease, decode_row, group_span
 from nebuladb.kv.sessions import Sessions
-from nebuladb.kv.source import EngineSource, close
+from nebuladb.kv.source import EngineSource, SnapshotSource, close
 from nebuladb.kv.state import State
 from nebuladb.kv.txn import Budget, check_revision, collect
 from nebuladb.kv.view import Page, at, load, page
@@ -54,8 +54,10 @@ class Store:
         if data is None:
             raise Corruption(f"group {group} has no state under generation {generation}")
         self._state = State.decode(data)
+        # Iterators wait for the disk in any case, and hold the interpreter's lock meanwhile: so do scans' look-ups.
+        self._patient = SnapshotSource(engine, self._keys)
         self._sessions = Sessions(self._source)
-        self._deletion = Deletion(self._source)
+        self._deletion = Deletion(self._source, engine.get(self._keys.deletion))
         self._pending: tuple[Machine, Batch] | None = None
         self._dead = False
         self._jobs: list[HashJob] = []
@@ -179,6 +181,9 @@ class Store:
             self._dead = True  # until it has come to its end
             machine = Machine(self._source, self._state, self._sessions, self._node, self._limits)
             machine.run(works)
+            if machine.idle and (machine.state.index, machine.state.place) == (self.index, self._state.place):
+                self._dead = False
+                return machine.applied  # the first command has missed: nothing was done
             machine.draft.write(self._keys.state, machine.state.encode())
             self._pending = machine, machine.draft.batch()
             self._dead = False
@@ -195,6 +200,7 @@ class Store:
     def _write(self, batch: Batch) -> None:
         try:
             self._engine.write(batch)
+            self._source.loans.written(batch)
         except WriteStalled:
             probe("apply stalled")
             raise
@@ -202,10 +208,32 @@ class Store:
             self._dead = True
             raise
 
+    # --- rows that are on the disk only
+
+    def borrow(self, rows: Sequence[bytes]) -> None:
+        """Before `rows`, which a `Misses` or `Applied.wanted` named, are fetched from the engine, in a thread."""
+        self._source.loans.borrow(rows)
+
+    def supply(self, rows: Sequence[bytes], values: Sequence[bytes | None]) -> None:
+        """They are fetched: reads and apply find them until they are given back."""
+        self._source.loans.supply(rows, values)
+
+    def give_back(self, rows: Sequence[bytes]) -> None:
+        """Whoever borrowed them has done its work, or given up."""
+        self._source.loans.give_back(rows)
+
+    @property
+    def borrowed(self) -> int:
+        """Rows on loan."""
+        return len(self._source.loans)
+
     # --- reading
 
     def get(self, key: bytes, revision: int = 0) -> KeyValue | None:
-        """A key as it was at `revision` (0 or less: now). Raises `Compacted`, `FutureRevision` or `Corruption`."""
+        """A key as it was at `revision` (0 or less: now).
+
+        Raises `Misses`, `Compacted`, `FutureRevision` or `Corruption`.
+        """
         state = self._state
         if revision > 0:
             check_revision(revision, state.floor, state.revision)
@@ -241,7 +269,7 @@ class Store:
         revision = self._readable(revision)
         budget = Budget(MAX_TXN_ROWS, max_bytes)
         span = self._keys.span(key, end)
-        return collect(self._source, span, revision, budget, limit, count_only=count_only, keys_only=keys_only)
+        return collect(self._patient, span, revision, budget, limit, count_only=count_only, keys_only=keys_only)
 
     def scan(
         self,
@@ -261,7 +289,7 @@ class Store:
         """
         span = self._keys.span(key, end)
         return page(
-            self._source, span, self._readable(revision), limit=limit, max_bytes=max_bytes, max_rows=max_rows,
+            self._patient, span, self._readable(revision), limit=limit, max_bytes=max_bytes, max_rows=max_rows,
             keys_only=keys_only,
         )  # fmt: skip
 
@@ -294,7 +322,7 @@ class Store:
         check_revision(after + 1, state.floor, state.revision + 1)
         changes: list[Change] = []
         size = last = 0
-        rows = self._source.scan(keys.record_key(max(after, 0) + 1, 0), keys.record_key(state.revision + 1, 0))
+        rows = self._patient.scan(keys.record_key(max(after, 0) + 1, 0), keys.record_key(state.revision + 1, 0))
         for row, data in rows:
             main, sub = POSITION.unpack_from(row, KEY_AT)
             if main != last and (len(changes) >= limit_rows or size >= limit_bytes):
@@ -305,7 +333,7 @@ class Store:
                 raise Corruption(f"row {main}.{sub} of the history is of another revision")
             past = None
             if previous and record.past_main and not record.past_deleted and main > state.floor:
-                past = load(self._source, key, record.past_main, record.past_sub)
+                past = load(self._patient, key, record.past_main, record.past_sub)
             changes.append(Change(key, record, past))
             size += len(row) + len(data)
             last = main
@@ -325,7 +353,7 @@ class Store:
         Raises `Unavailable` where the keys are asked for while an entry is half applied: what it has detached so far is
         of an unpublished revision.
         """
-        data = self._engine.get(self._keys.lease + U64.pack(lease)) if 0 < lease < 1 << 63 else None
+        data = self._source.get(self._keys.lease + U64.pack(lease)) if 0 < lease < 1 << 63 else None
         if data is None:
             return None
         row = decode_lease(data)
@@ -348,10 +376,15 @@ class Store:
         """Whether the hash of entry `index` is being taken."""
         return any(job.index == index for job in self._jobs)
 
+    @property
+    def busy(self) -> bool:
+        """Whether `background` has anything to do."""
+        return bool(self._jobs) or self._deletion.behind(self.floor)
+
     def background(self, budget: int = 1024) -> bool:
         """Do about `budget` rows of hashing or physical deletion; True if more is left.
 
-        Raises `WriteStalled` (call again later), `Corruption` or `StoreError`.
+        Raises `WriteStalled` (call again later), `Misses` (when they are supplied), `Corruption` or `StoreError`.
         """
         invariant(not self._dead, "a store is used after it failed")
         self._drop_old_snapshots()
@@ -367,13 +400,13 @@ class Store:
             batch, position = self._deletion.step(self.floor, budget)
             self._write(batch)
             self._deletion.advance(position)
-        return bool(self._jobs) or self._deletion.behind(self.floor)
+        return self.busy
 
     def _start_hash(self, index: int) -> None:
         while self._jobs and len(self._jobs) >= self._limits.hash_jobs:
             probe("hash dropped")
             self._jobs.pop(0).close()
-        self._jobs.append(HashJob(index, self._engine.snapshot(), self._keys))
+        self._jobs.append(HashJob(index, self._engine.snapshot(), self._keys, self._source.misses))
 
     def _drop_old_snapshots(self) -> None:
         oldest = self.index - self._limits.snapshot_age

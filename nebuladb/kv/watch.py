@@ -45,6 +45,11 @@ class WatchHub:
         return self._count
 
     @property
+    def lagging(self) -> bool:
+        """Whether any watcher is to be fed from history."""
+        return bool(self._lagging)
+
+    @property
     def revision(self) -> int:
         """A watcher that isn't lagging and whose outbox is empty has been told everything up to here."""
         return self._revision

@@ -6,7 +6,7 @@ The daemon's pump and the simulator drive this same object, with real disks or w
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Final
@@ -16,9 +16,11 @@ from nebuladb.errors import Corruption, IdentityError, NebulaError, WriteStalled
 from nebuladb.ids import META_GROUP, Generation, GroupId, NodeId
 from nebuladb.kv.answer import Answer, KeyValue
 from nebuladb.kv.cache import RecordShare
+from nebuladb.kv.change import Applied
 from nebuladb.kv.command import Command, Kind
 from nebuladb.kv.store import Store
 from nebuladb.kv.watch import WatchHub
+from nebuladb.node.applier import Applier, Fetch, GroupData
 from nebuladb.node.balancer import Balancer
 from nebuladb.node.entry import encode_command
 from nebuladb.node.host import Host
@@ -51,14 +53,6 @@ MAX_ALARMS: Final = 64
 
 
 @dataclass(slots=True)
-class GroupData:
-    """A group's store and the watches on it."""
-
-    store: Store
-    hub: WatchHub
-
-
-@dataclass(slots=True)
 class Turn:
     """What a turn leaves for its driver."""
 
@@ -69,6 +63,8 @@ class Turn:
     """Log entries that were handed to stores."""
     stalled: bool = False
     """An engine refused a write for now: take another turn soon."""
+    fetches: list[Fetch] = field(default_factory=list)
+    """Rows to be read in a thread; then call `Node.fetched`, and take a turn. Their order doesn't matter."""
     frames: list[tuple[int, bytes]] = field(default_factory=list)
     answers: list[tuple[int, Answer | NebulaError]] = field(default_factory=list)
     reads: list[tuple[int, NebulaError | None]] = field(default_factory=list)
@@ -110,7 +106,8 @@ class Node:
         self._addresses = (peer_address, client_address)
         self._requests = (incarnation & 0xFFFF_FFFF) << 32
         self._unwritten: deque[LogBatch] = deque()
-        self._unapplied: deque[Slice] = deque()
+        self._applier = Applier(self.groups, self._slice_applied)
+        self._applied = 0
         registry = {int(group): RegistryRow.decode(row) for group, row in log.registry().items()}
         self._reconciler = Reconciler(identity.node, self.host, data, registry)
         self._balancer = Balancer(identity.node, self.host.now)
@@ -226,7 +223,7 @@ class Node:
         turn.more = output.more
         self._write(turn)
         self._start_new(turn)
-        self._unapplied += output.slices
+        self._applier.add(output.slices)
         self._apply(turn)
         self._destroy(turn)
         return turn
@@ -275,29 +272,26 @@ class Node:
             turn.stalled = True
 
     def _apply(self, turn: Turn) -> None:
-        """Run the slices that are out."""
-        for _ in range(len(self._unapplied)):
-            work = self._unapplied.popleft()
-            data = self.groups.get(work.group)
-            if data is None:
-                probe("slice of a removed group dropped")
-                continue
-            try:
-                applied = data.store.apply(work.works)
-            except WriteStalled:
-                probe("data write stalled")
-                self._unapplied.append(work)
-                turn.stalled = True
-                continue
-            turn.more = True
-            turn.applied += len(work.works)
-            self._unflushed += applied.size
-            self.host.applied(work.group, work.generation, applied)
-            data.hub.publish(applied)
-            if work.group == META_GROUP and applied.missing:
-                self._read_meta()
-            elif work.group == META_GROUP and applied.events:
-                self._look_at(self.meta.after(applied.events))
+        """Run the slices that are out, or as many as a turn may."""
+        more, stalled = self._applier.run()
+        turn.more |= more
+        turn.stalled |= stalled
+        turn.applied, self._applied = self._applied, 0
+        turn.fetches, self._applier.fetches = self._applier.fetches, []
+
+    def _slice_applied(self, work: Slice, data: GroupData, applied: Applied) -> None:
+        self._applied += len(work.works)
+        self._unflushed += applied.size
+        self.host.applied(work.group, work.generation, applied)
+        data.hub.publish(applied)
+        if work.group == META_GROUP and applied.missing:
+            self._read_meta()
+        elif work.group == META_GROUP and applied.events:
+            self._look_at(self.meta.after(applied.events))
+
+    def fetched(self, fetch: Fetch, values: Sequence[bytes | None]) -> None:
+        """The rows of one of `Turn.fetches` were read, after it was handed out."""
+        self._applier.fetched(fetch, values)
 
     # --- the data store's flush --------------------------------------------------------------------------------------
 
@@ -316,15 +310,13 @@ class Node:
         self.host.flushed(applied)
 
     def background(self) -> bool:
-        """A slice of each group's background work: lagging watches, physical deletion, hashes. True if more remains."""
-        more = False
-        for data in self.groups.values():
-            more |= data.hub.catch_up()
-            try:
-                more |= data.store.background()
-            except WriteStalled:
-                probe("background write stalled")
-        return more
+        """See `Applier.background`."""
+        return self._applier.background()
+
+    @property
+    def fetches_wait(self) -> bool:
+        """Whether background work has left fetches for a turn to hand out."""
+        return bool(self._applier.fetches)
 
     # --- meta ------------------------------------------------------------------------------------------------------
 
@@ -354,6 +346,7 @@ class Node:
                 if data is not None:
                     data.hub.close()
                     data.store.close()
+                    self._applier.forget(removal.group)
         if self.on_meta is not None:
             self.on_meta()
 

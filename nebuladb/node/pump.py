@@ -25,7 +25,10 @@ from nebuladb.kv.answer import Answer
 from nebuladb.kv.command import Command
 from nebuladb.kv.store import Store
 from nebuladb.kv.watch import WatchHub
+from nebuladb.node.applier import Fetch
+from nebuladb.node.fetcher import Fetcher, Values
 from nebuladb.node.flusher import Flusher
+from nebuladb.node.looks import Looks
 from nebuladb.node.node import Node
 from nebuladb.raft import StateRole
 
@@ -34,6 +37,9 @@ LATE_MS: Final = 100
 """A heartbeat interval: a tick that comes later than this after the last one follows a gap (S12)."""
 MAX_TURNS: Final = 16
 """Turns in one loop iteration before the loop gets its breath."""
+TURN_SECONDS: Final = 0.005
+"""Or as soon as they took so long: sockets and timers wait for one turn more at most."""
+BUSY_SECONDS: Final = 0.005
 RETRY_SECONDS: Final = 0.005
 """After a write stall."""
 STOP_SECONDS: Final = 2.0
@@ -60,13 +66,21 @@ class Pump:
     """See the module. All methods are for the loop's thread; `failed` is called once if the node can't go on."""
 
     def __init__(
-        self, node: Node, clock: Clock, links: Links, meter: Meter, failed: Callable[[BaseException], None]
+        self,
+        node: Node,
+        clock: Clock,
+        links: Links,
+        meter: Meter,
+        failed: Callable[[BaseException], None],
+        busy: Callable[[str, float], None] = lambda work, seconds: None,
     ) -> None:
+        """`busy` is told of work that has kept the loop for longer than `BUSY_SECONDS`."""
         self.node = node
         self._clock = clock
         self._links = links
         self._meter = meter
         self._failed = failed
+        self._busy = busy
         self._broken: BaseException | None = None
         self._writes: dict[int, asyncio.Future[Answer]] = {}
         self._reads: dict[int, asyncio.Future[None]] = {}
@@ -75,6 +89,9 @@ class Pump:
         self._tasks: list[asyncio.Task[None]] = []
         self._loop = asyncio.get_running_loop()
         self._flusher = Flusher(node.log, self._synced, self._sync_failed)
+        self._fetcher = Fetcher(node.data)
+        self.looks = Looks(self._fetcher, self.store)
+        """Reads that met rows which aren't in memory."""
         self._last_tick = clock.monotonic()
         self._flush: asyncio.Task[None] | None = None
 
@@ -99,6 +116,7 @@ class Pump:
         if self._flush is not None:
             await asyncio.wait([self._flush])  # its thread is in the engine, which is closed next
         await asyncio.to_thread(self._flusher.stop)
+        await asyncio.to_thread(self._fetcher.stop)
         if self._broken is None:
             try:
                 await asyncio.to_thread(self.node.data.flush)
@@ -190,9 +208,12 @@ class Pump:
         if self._broken is not None:
             return
         try:
+            begun = time.perf_counter()
             for _ in range(MAX_TURNS):
                 if not self._one_turn():
                     return
+                if time.perf_counter() - begun > TURN_SECONDS:
+                    break
             probe("turn budget spent")
             self.wake()
         except WriteStalled:
@@ -225,11 +246,39 @@ class Pump:
                     waiter.set_result(None)
                 else:
                     waiter.set_exception(error)
+        for fetch in turn.fetches:
+            self._fetch(fetch)
+        if (seconds := time.perf_counter() - begun) > BUSY_SECONDS:
+            self._busy(
+                f"turn: {turn.applied} entries applied, {turn.written_bytes} bytes logged, {len(turn.frames)} frames, "
+                f"{len(turn.answers)} answers, {len(turn.reads)} reads",
+                seconds,
+            )
         if turn.stalled:
             self._loop.call_later(RETRY_SECONDS, self.wake)
         if self.node.flush_wanted and self._flush is None and not self._stopped:
             self._flush = self._loop.create_task(self._flush_data(), name="flush")
         return turn.more
+
+    def _fetch(self, fetch: Fetch) -> None:
+        """Carry out one of a turn's fetches."""
+
+        def done(values: Values | BaseException) -> None:
+            self._loop.call_soon_threadsafe(self._fetched, fetch, values)
+
+        self._fetcher.fetch(fetch.rows, done)
+
+    def _fetched(self, fetch: Fetch, values: Values | BaseException) -> None:
+        if self._broken is not None:
+            return
+        if isinstance(values, BaseException):
+            # Without these rows a committed entry can't be applied here.
+            self._break(values)
+            return
+        self.node.fetched(fetch, values)
+        if fetch.background:
+            self._idle.set()
+        self.wake()
 
     async def _tick_for_ever(self) -> None:
         while True:
@@ -258,7 +307,12 @@ class Pump:
             try:
                 more = True
                 while more:
+                    begun = time.perf_counter()
                     more = self.node.background()
+                    if (seconds := time.perf_counter() - begun) > BUSY_SECONDS:
+                        self._busy("background", seconds)
+                    if self.node.fetches_wait:
+                        self.wake()
                     await asyncio.sleep(0)
             except BaseException as error:
                 if isinstance(error, asyncio.CancelledError):

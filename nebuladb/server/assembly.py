@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import random
 import secrets
 from contextlib import AsyncExitStack
@@ -28,6 +27,7 @@ from nebuladb.server.lifecycle import Shutdown
 from nebuladb.server.metrics import Metrics
 from nebuladb.server.peers import Peers
 from nebuladb.server.view import NodeView
+from nebuladb.server.watchdog import Watchdog, tune
 from nebuladb.storage.rocks import RocksMemory
 
 CALL_GRACE_SECONDS: Final = 2.0
@@ -120,7 +120,8 @@ async def _assemble(config: Config, shutdown: Shutdown, stack: AsyncExitStack) -
         client_address=config.advertise_client_addr,
         memory=memory,
     )
-    pump = Pump(node, clock, transport, metrics, shutdown.fail)
+    watchdog = Watchdog(metrics)
+    pump = Pump(node, clock, transport, metrics, shutdown.fail, watchdog.busy)
     peers.pump = pump
     node.on_meta = lambda: transport.connect_to(peers.addresses())
     stack.push_async_callback(pump.stop)
@@ -129,9 +130,9 @@ async def _assemble(config: Config, shutdown: Shutdown, stack: AsyncExitStack) -
     api = ApiServer(Backend(pump), metrics, config.advertise_client_addr, config.advertise_peer_addr)
     stack.push_async_callback(api.stop, 0)
     await api.start(config.client_addr)
-    # What was made until now lives as long as the process: the collector needn't look at it again.
-    gc.collect()
-    gc.freeze()
+    tune()
+    watchdog.start()
+    stack.callback(watchdog.stop)
     log.info("serving", client=config.client_addr, peer=config.peer_addr, admin=config.admin_addr)
     view.serving = True
     return _Drain(view, api, pump)

@@ -23,6 +23,8 @@ BYTES: Final = tuple(float(4**power) for power in range(4, 13))
 """256 bytes to 16 MiB."""
 MAX_RPC_METHODS: Final = 256
 """Methods that get numbers of their own; later ones share one, so that made-up names fill no memory."""
+MAX_WORKS: Final = 64
+"""Kinds of work that make the loop late, likewise."""
 OTHER_METHOD: Final = "other"
 CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -64,6 +66,9 @@ class Metrics:
         self.batch_bytes = Buckets(BYTES)
         self.apply_seconds = Buckets(SECONDS)
         self.applied_entries = 0
+        self.late_seconds: dict[str, float] = {}
+        self.late_turns: dict[str, int] = {}
+        self.worst_beat = 0.0
         self.rpc_seconds: dict[str, Buckets] = {}
         self.rpc_handled: dict[tuple[str, str], int] = {}
         self._samples: NodeSamples | None = None
@@ -90,6 +95,18 @@ class Metrics:
         self.applied_entries += entries
         self.apply_seconds.observe(seconds)
 
+    def loop_beat(self, late: float) -> None:
+        """The loop came round `late` seconds after it should have."""
+        if late > self.worst_beat:
+            self.worst_beat = late
+
+    def loop_late(self, late: float, work: str) -> None:
+        """That was too late, because of `work`."""
+        if work not in self.late_turns and len(self.late_turns) >= MAX_WORKS:
+            work = OTHER_METHOD
+        self.late_turns[work] = self.late_turns.get(work, 0) + 1
+        self.late_seconds[work] = self.late_seconds.get(work, 0.0) + late
+
     def rpc(self, method: str, code: str, seconds: float) -> None:
         """A call of `method` (``/package.Service/Method``) ended with the status `code` (its name)."""
         buckets = self.rpc_seconds.get(method)
@@ -112,6 +129,7 @@ class Metrics:
         yield _histogram("nebula_log_batch_bytes", "Size of one batch of the Raft log.", self.batch_bytes)
         yield _counter("nebula_apply_entries", "Log entries applied.", self.applied_entries)
         yield _histogram("nebula_apply_seconds", "Time to apply one slice of entries.", self.apply_seconds)
+        yield from self._loop_families()
         yield from self._rpc_families()
         probes = CounterMetricFamily("nebula_rare_path", "Rare paths of the code that were taken.", labels=["name"])
         for name, hits in sorted(probe.hits.items()):
@@ -120,6 +138,17 @@ class Metrics:
         if self._samples is not None:
             yield from _group_families(self._samples.groups())
             yield from _queue_families(self._samples)
+
+    def _loop_families(self) -> Iterator[Metric]:
+        late = CounterMetricFamily("nebula_loop_late", "Turns of the loop over 20 ms, by work.", labels=["work"])
+        seconds = CounterMetricFamily("nebula_loop_late_seconds", "How long those took.", labels=["work"])
+        for work, count in sorted(self.late_turns.items()):
+            late.add_metric([work], count)
+            seconds.add_metric([work], self.late_seconds[work])
+        yield late
+        yield seconds
+        worst = "The longest that the loop was away since the start."
+        yield GaugeMetricFamily("nebula_loop_worst_seconds", worst, value=self.worst_beat)
 
     def _rpc_families(self) -> Iterator[Metric]:
         handled = CounterMetricFamily("nebula_rpc_handled", "Calls that ended.", labels=["method", "code"])

@@ -33,6 +33,8 @@ class Faults:
     """Disks whose syncs don't end for a while."""
     transfer_every: int = 0
     """Leadership transfers that somebody orders."""
+    cold: float = 0.0
+    """Share of look-ups in the data that take the disk."""
     drift: float = 0.0
     """Clocks run faster or slower by up to this share."""
 
@@ -59,10 +61,13 @@ class Faults:
             hang_every=rng.choice((0, 0, 2_000)),
             transfer_every=rng.choice((0, 1_000, 4_000)),
             drift=some(0, 0.001, 0.01),
+            cold=some(0, 0, 0.1, 1),
         )
 
 
 LATE_MS = 3_000
 SLOW_SYNC_MS = 300
+FETCH_MS = 50
+"""The longest that rows take to come from the disk."""
 MAX_DRIFT = 0.01
 """The greatest `Faults.drift`."""

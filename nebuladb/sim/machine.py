@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 
 from nebuladb.errors import NebulaError, Unavailable, UnknownOutcome, WriteStalled
 from nebuladb.kv.answer import Answer
 from nebuladb.kv.command import Command
 from nebuladb.kv.store import Store
 from nebuladb.kv.watch import WatchHub
+from nebuladb.node.applier import Fetch
 from nebuladb.node.identity import Founding, Identity
 from nebuladb.node.node import Node, Turn
 from nebuladb.sim.clock import DriftingClock
 from nebuladb.sim.core import Core
 from nebuladb.sim.disk import Disk, WatchedLog
+from nebuladb.sim.faults import FETCH_MS
 from nebuladb.sim.invariants.logs import Logs
 from nebuladb.sim.invariants.replicas import Replicas
 
@@ -252,7 +255,8 @@ class Machine:
             return
         life.turning = False
         life.clock.now = self._core.scheduler.now
-        turn = life.node.turn()
+        with self._cold():
+            turn = life.node.turn()
         # Before anything of it leaves the node. Between turns nobody else can see what it thinks.
         self._replicas.step(self.place, life.node, self._core.scheduler.now)
         if self._doomed is not None:
@@ -268,12 +272,25 @@ class Machine:
         for request, error in turn.reads:
             if (confirmed := life.reads.pop(request, None)) is not None:
                 confirmed(error)
+        for fetch in turn.fetches:
+            self._core.scheduler.after(self._rng.randrange(FETCH_MS) + 1, self._fetched, life, fetch)
         if turn.applied:
             self.work()
         if turn.stalled:
             self._wake(life, RETRY_MS)
         elif turn.more:
             self._wake(life)
+
+    @contextmanager
+    def _cold(self) -> Iterator[None]:
+        """Some rows are on the disk only. Clients' reads, between turns, find everything in memory."""
+        share, rng = self._core.faults.cold, self._rng
+        if share:
+            self.disk.data.chill(lambda _: rng.random() < share)
+        try:
+            yield
+        finally:
+            self.disk.data.chill(None)
 
     def _send_all(self, turn: Turn, count: int) -> None:
         for node, frame in turn.frames[:count]:
@@ -283,10 +300,21 @@ class Machine:
         life.node.host.durable(batch)
         self._wake(life)
 
+    def _fetched(self, life: _Life, fetch: Fetch) -> None:
+        if life is not self._life:
+            return
+        life.node.fetched(fetch, self.disk.data.get_many(fetch.rows))
+        if fetch.background:
+            self.work()
+        self._wake(life)
+
     def _background(self, life: _Life) -> None:
         if life is not self._life:
             return
-        life.working = life.node.background()
+        with self._cold():
+            life.working = life.node.background()
+        if life.node.fetches_wait:
+            self._wake(life)
         self._replicas.hashes(self.place, life.node)
         if life.working:
             self._core.scheduler.after(1, self._background, life)

@@ -6,7 +6,7 @@ it; ``conformance.py`` is the suite that both must pass.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Final, Protocol
 
 PUT: Final = 0
@@ -71,11 +71,20 @@ class Snapshot(Reader, Protocol):
 
 
 class Engine(Reader, Protocol):
-    """An open database. All methods but `flush` and `sync` are called from one thread and don't wait for the disk."""
+    """An open database. All methods but `flush`, `sync` and `get_many` are called from one thread. Those don't wait for
+    the disk to write; `get` and scans may wait for it to read."""
 
     def write(self, batch: Batch) -> None:
         """Apply `batch` atomically; visible at once, durable later. Raises `WriteStalled` (nothing happened; retry
         the same batch), `DiskFull`, `Corruption` or `StoreError` (the store is broken; stop)."""
+        ...
+
+    def get_cached(self, key: bytes) -> tuple[bool, bytes | None]:
+        """(True, value or None) if that can be told from memory alone; (False, None) if it takes the disk."""
+        ...
+
+    def get_many(self, keys: Sequence[bytes]) -> list[bytes | None]:
+        """The values of `keys`, in their order. Blocking; for a thread. Raises as `get`."""
         ...
 
     def sync(self) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from bisect import bisect_left, insort
 from collections import Counter, deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from enum import Enum
 from typing import Final
 
@@ -56,12 +56,26 @@ class MemoryEngine:
         self._undo: deque[list[tuple[bytes, bytes | None]]] = deque()
         self._faults: Counter[Fault] = Counter()
         self._damaged: set[bytes] = set()
+        self._cold: Callable[[bytes], bool] | None = None
         self._state = ""
         """Empty, or why the engine refuses everything."""
 
     def get(self, key: bytes) -> bytes | None:
         self._check()
         return _get(self._table, self._damaged, key)
+
+    def get_cached(self, key: bytes) -> tuple[bool, bytes | None]:
+        if self._cold is not None and self._cold(key):
+            self._check()
+            return False, None
+        return True, self.get(key)
+
+    def get_many(self, keys: Sequence[bytes]) -> list[bytes | None]:
+        return [self.get(key) for key in keys]
+
+    def chill(self, cold: Callable[[bytes], bool] | None) -> None:
+        """From now on the keys of which `cold` says so are not in memory; it may say otherwise the next time."""
+        self._cold = cold
 
     def scan(self, low: bytes, high: bytes, *, reverse: bool = False) -> Iterator[tuple[bytes, bytes]]:
         self._check()
@@ -133,6 +147,7 @@ class MemoryEngine:
         heir = MemoryEngine(wal=self.wal)
         heir.position = heir.durable = kept
         heir._table = _Table(table.rows, table.keys)
+        heir._cold = self._cold
         heir._damaged = self._damaged & table.rows.keys()
         self._table = _Table({}, [])
         self._state = "the machine crashed"

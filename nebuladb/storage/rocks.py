@@ -7,7 +7,7 @@ the WAL durable while the loop goes on.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Final
@@ -231,6 +231,23 @@ class RocksEngine:
         except Exception as error:
             raise self._error(error) from error
         return value
+
+    def get_cached(self, key: bytes) -> tuple[bool, bytes | None]:
+        # Looks into memtables and cached blocks only. It says (False, None) for what is certainly not there, (True,
+        # value) for what is in memory, and (True, None) for what it can't tell.
+        try:
+            maybe, value = self._db.key_may_exist(key, True)  # type: ignore[misc]  # noqa: FBT003
+        except Exception as error:
+            raise self._error(error) from error
+        return (True, value) if value is not None else (not maybe, None)
+
+    def get_many(self, keys: Sequence[bytes]) -> list[bytes | None]:
+        try:
+            # Of a list, even of one key: then it reads without the interpreter's lock.
+            values: list[bytes | None] = self._db.get(list(keys))  # type: ignore[assignment]
+        except Exception as error:
+            raise self._error(error) from error
+        return values
 
     def scan(self, low: bytes, high: bytes, *, reverse: bool = False) -> Iterator[tuple[bytes, bytes]]:
         if low >= high:

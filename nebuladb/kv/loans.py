@@ -1,0 +1,68 @@
+"""Rows that the disk was asked for, while those who asked still need them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from nebuladb.storage.engine import DELETE_RANGE, PUT, Batch
+
+
+class Misses(Exception):
+    """A read from memory alone met rows that aren't there. Nothing has changed: borrow `rows`, fetch them, try again.
+
+    No error of the tree: it is no answer, and never reaches a client.
+    """
+
+    def __init__(self, rows: Sequence[bytes]) -> None:
+        super().__init__(f"{len(rows)} rows are on the disk only")
+        self.rows = rows
+
+
+class Loans:
+    """Borrowed rows and their values, true at any time: a write in between changes the loan too.
+
+    (A fetch sees x = 1; before it is back, background work deletes x; without this the reader would see x = 1.)
+    """
+
+    __slots__ = ("_counts", "rows")
+
+    def __init__(self) -> None:
+        self.rows: dict[bytes, bytes | None] = {}
+        """What is known of borrowed rows; a missing one is still being fetched."""
+        self._counts: dict[bytes, int] = {}
+
+    def __len__(self) -> int:
+        return len(self._counts)
+
+    def borrow(self, rows: Iterable[bytes]) -> None:
+        """Before the fetch begins. Each row may be borrowed by many."""
+        counts = self._counts
+        for row in rows:
+            counts[row] = counts.get(row, 0) + 1
+
+    def supply(self, rows: Sequence[bytes], values: Sequence[bytes | None]) -> None:
+        """What a fetch that began after `borrow` has found. What was written meanwhile is newer."""
+        for row, value in zip(rows, values, strict=True):
+            if row in self._counts:
+                self.rows.setdefault(row, value)
+
+    def give_back(self, rows: Iterable[bytes]) -> None:
+        """One borrower needs them no more."""
+        for row in rows:
+            left = self._counts.get(row, 0) - 1
+            if left > 0:
+                self._counts[row] = left
+            elif self._counts.pop(row, None) is not None:
+                self.rows.pop(row, None)
+
+    def written(self, batch: Batch) -> None:
+        """The engine has taken `batch`."""
+        if not self._counts:
+            return
+        for kind, row, value in batch.operations:
+            if kind == DELETE_RANGE:
+                for borrowed in self._counts:
+                    if row <= borrowed < value:
+                        self.rows[borrowed] = None
+            elif row in self._counts:
+                self.rows[row] = value if kind == PUT else None

@@ -1,0 +1,167 @@
+"""A node's stores at work: slices of committed entries, and what goes on in the background, each a bounded stretch.
+
+Neither waits for the disk. A slice that meets rows which aren't in memory ends there; the rows go out as a `Fetch`, and
+the group's next slice runs when they have come.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Final, NamedTuple
+
+from nebuladb.env import probe
+from nebuladb.errors import WriteStalled
+from nebuladb.kv.change import Applied
+from nebuladb.kv.loans import Misses
+from nebuladb.kv.store import Store
+from nebuladb.kv.watch import WatchHub
+from nebuladb.node.output import Slice
+
+TURN_ROWS: Final = 2_048
+"""Rows that one turn writes or looks at before other groups' slices wait for the next: 10 ms of puts."""
+BACKGROUND_ROWS: Final = 512
+"""Rows of one group's background work between two turns of the loop: 2 to 4 ms."""
+
+
+@dataclass(slots=True)
+class GroupData:
+    """A group's store and the watches on it."""
+
+    store: Store
+    hub: WatchHub
+
+
+class Fetch(NamedTuple):
+    """Rows of the data store to be read in a thread (`Engine.get_many`), for `Node.fetched`."""
+
+    group: int
+    store: Store
+    """Whose rows they are; by the time they come another generation may have taken its place."""
+    rows: Sequence[bytes]
+    background: bool
+
+
+class Applier:
+    """Invariant: slices of a group run in the order they were handed out, and none while rows for one are fetched."""
+
+    def __init__(self, groups: dict[int, GroupData], applied: Callable[[Slice, GroupData, Applied], None]) -> None:
+        """`applied` is told of each slice that was run, or of the part of it that was."""
+        self._groups = groups
+        self._applied = applied
+        self._slices: deque[Slice] = deque()
+        self._fetching: dict[int, Fetch] = {}
+        """By group: what its next slice waits for."""
+        self._held: dict[int, list[bytes]] = {}
+        """By group: what its slices have borrowed, until one got on."""
+        self._lent: dict[int, list[bytes]] = {}
+        """By group: what its background work has borrowed."""
+        self._awaited: set[int] = set()
+        """Groups whose background work waits for rows."""
+        self._resting: deque[int] = deque()
+        """Groups that have not had their stretch of background work in this round."""
+        self._again = False
+        """Some that had it have more."""
+        self.fetches: list[Fetch] = []
+        """To be carried out; whoever does takes them away."""
+
+    def add(self, slices: Iterable[Slice]) -> None:
+        """Slices that Host handed out."""
+        self._slices += slices
+
+    def run(self) -> tuple[bool, bool]:
+        """Run slices, at most about `TURN_ROWS`: (something was done or is left that can be, an engine stalled)."""
+        rows = 0
+        more = stalled = False
+        for _ in range(len(self._slices)):
+            work = self._slices.popleft()
+            data = self._groups.get(work.group)
+            if data is None:
+                probe("slice of a removed group dropped")
+                continue
+            if work.group in self._fetching:
+                self._slices.append(work)
+                continue
+            if rows >= TURN_ROWS:
+                probe("turn's rows spent")
+                self._slices.append(work)
+                more = True
+                continue
+            try:
+                applied = data.store.apply(work.works)
+            except WriteStalled:
+                probe("data write stalled")
+                self._slices.append(work)
+                stalled = True
+                continue
+            rows += applied.examined
+            more = True
+            self._settle(work.group, data.store, applied)
+            self._applied(work, data, applied)
+        return more, stalled
+
+    def fetched(self, fetch: Fetch, values: Sequence[bytes | None]) -> None:
+        """The rows of one of `fetches` have come."""
+        fetch.store.supply(fetch.rows, values)
+        if fetch.background:
+            self._awaited.discard(fetch.group)
+        elif self._fetching.get(fetch.group) is fetch:
+            del self._fetching[fetch.group]
+
+    def forget(self, group: int) -> None:
+        """The group's store is closed."""
+        self._fetching.pop(group, None)
+        self._held.pop(group, None)
+        self._lent.pop(group, None)
+        self._awaited.discard(group)
+
+    def background(self) -> bool:
+        """One group's lagging watches, physical deletion and hash, a stretch of each; True if anything can go on now.
+
+        The groups take turns, those without work cost a look.
+        """
+        groups = self._groups
+        if not self._resting:
+            self._resting.extend(groups)
+            self._again = False
+        for _ in range(len(self._resting)):
+            group = self._resting.popleft()
+            data = groups.get(group)
+            if data is not None and group not in self._awaited and (data.hub.lagging or data.store.busy):
+                break
+        else:
+            return self._again
+        self._again |= data.hub.catch_up(BACKGROUND_ROWS)
+        try:
+            self._again |= data.store.background(BACKGROUND_ROWS)
+            self._return(group, data.store)
+        except WriteStalled:
+            probe("background write stalled")
+        except Misses as misses:
+            probe("background work waits for rows")
+            self._awaited.add(group)
+            self._lent.setdefault(group, []).extend(misses.rows)
+            self._ask(Fetch(group, data.store, misses.rows, background=True))
+        return self._again or bool(self._resting)
+
+    def _settle(self, group: int, store: Store, applied: Applied) -> None:
+        """Give back what a slice has used, which is certain only if it got on, and ask for what it wants."""
+        held = self._held.get(group)
+        if held and (applied.size or not applied.wanted):
+            store.give_back(held)
+            del self._held[group]
+        if applied.wanted:
+            probe("slice waits for rows")
+            self._held.setdefault(group, []).extend(applied.wanted)
+            self._fetching[group] = fetch = Fetch(group, store, applied.wanted, background=False)
+            self._ask(fetch)
+
+    def _ask(self, fetch: Fetch) -> None:
+        fetch.store.borrow(fetch.rows)
+        self.fetches.append(fetch)
+
+    def _return(self, group: int, store: Store) -> None:
+        rows = self._lent.pop(group, None)
+        if rows:
+            store.give_back(rows)

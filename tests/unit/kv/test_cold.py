@@ -1,0 +1,186 @@
+"""Rows that are on the disk only: an apply or a read says which, and what it gives then is what a warm store gives."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from random import Random
+from typing import Any, TypeVar
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from nebuladb.kv.change import Applied
+from nebuladb.kv.command import Work
+from nebuladb.kv.limits import Limits
+from nebuladb.kv.loans import Loans, Misses
+from nebuladb.kv.store import Store
+from nebuladb.storage.engine import Batch
+from nebuladb.storage.memory import MemoryEngine
+from tests.unit.kv.helpers import Log, compact, drain, finish, fresh, put, reopen, run, state_hash
+from tests.unit.kv.model import Model
+from tests.unit.kv.programs import build, program, with_hash
+
+T = TypeVar("T")
+
+ROUNDS = 10_000
+
+
+class Cold:
+    """A store whose engine has in memory only what chance leaves there, and somebody who fetches."""
+
+    def __init__(self, bounds: Limits, random: Random, share: float) -> None:
+        self.engine = MemoryEngine(wal=False)
+        self.store, _ = fresh(bounds, self.engine)
+        self.engine.chill(lambda _: random.random() < share)
+        self._random = random
+        self._held: list[bytes] = []
+
+    def fetch(self, rows: list[bytes], between: Callable[[], None] = lambda: None) -> None:
+        assert rows
+        self.store.borrow(rows)
+        self._held += rows
+        values = self.engine.get_many(rows)
+        between()
+        self.store.supply(rows, values)
+
+    def release(self) -> None:
+        self.store.give_back(self._held)
+        self._held = []
+
+    def apply(self, works: list[Work]) -> list[Applied]:
+        calls: list[Applied] = []
+        for _ in range(ROUNDS):
+            if self.store.index >= works[-1].index:
+                self.release()
+                return calls
+            calls.append(self.store.apply(works))
+            if calls[-1].size:
+                self.release()
+            if calls[-1].wanted:
+                # Deletion may take away what was just read; a loan must not bring it back.
+                self.fetch(calls[-1].wanted, self.background if self._random.random() < 0.3 else lambda: None)
+        raise AssertionError("apply does not come to an end")
+
+    def background(self) -> None:
+        """One stretch, if its rows are here."""
+        try:
+            self.store.background(3)
+        except Misses:
+            return
+
+    def finish(self) -> None:
+        self.patient(lambda: finish(self.store))
+
+    def patient(self, read: Callable[[], T]) -> T:
+        for _ in range(ROUNDS):
+            try:
+                found = read()
+            except Misses as misses:
+                self.fetch(list(misses.rows))
+            else:
+                self.release()
+                return found
+        raise AssertionError("a read does not come to an end")
+
+
+@given(program, st.sampled_from([1, 2, 5, 4096]), st.sampled_from([0.1, 0.5, 1.0]), st.randoms(use_true_random=False))
+@settings(max_examples=200, deadline=None)
+def test_a_cold_store_gives_what_a_warm_one_gives(entries: list[Any], rows: int, share: float, random: Random) -> None:
+    works, _ = build(entries, Model())
+    works = with_hash(works)
+    warm, _ = fresh()
+    wanted = [pair for call in drain(warm, works) for pair in call.answers]
+    finish(warm)
+    cold = Cold(Limits(slice_rows=rows, cache_bytes=0), random, share)
+    calls = cold.apply(works)
+    assert [pair for call in calls for pair in call.answers] == wanted
+    cold.finish()
+    assert cold.store.hash_at(works[-1].index) == warm.hash_at(works[-1].index)
+    for revision in range(max(warm.floor, 1), warm.revision + 1):
+        for key in (b"a", b"b\0", b"ca", b"none"):
+            assert cold.patient(lambda: cold.store.get(key, revision)) == warm.get(key, revision)  # noqa: B023
+    assert cold.store.borrowed == 0
+
+
+def test_one_fetch_brings_the_rows_of_many_commands() -> None:
+    cold = Cold(Limits(cache_bytes=0), Random(1), 1.0)
+    log = Log()
+    keys = [b"%04d" % number for number in range(300)]
+    cold.apply([log.work(*map(put, keys))])
+    cold.store = reopen(cold.engine, Limits(cache_bytes=0))
+    cold.engine.chill(lambda row: row.endswith(tuple(keys)))
+    work = log.work(*map(put, keys))
+    first = cold.store.apply([work])
+    assert (first.index, first.size, len(first.wanted)) == (1, 0, 300)
+    cold.fetch(first.wanted)
+    assert cold.store.apply([work]).index == 2
+
+
+def test_a_miss_in_the_middle_keeps_what_was_done() -> None:
+    store, engine = fresh()
+    assert isinstance(engine, MemoryEngine)
+    log = Log()
+    run(store, log, put(b"far"))
+    store.close()
+    store = reopen(engine, Limits(cache_bytes=0))
+    engine.chill(lambda row: row.endswith(b"far"))
+    work = log.work(put(b"near"), put(b"far"), put(b"other"))
+    applied = store.apply([work])
+    assert [request for request, _ in applied.answers] == [2]
+    assert applied.partial
+    assert store.get(b"near") is not None
+    assert store.get(b"other") is None
+    again = store.apply([work])
+    assert (again.answers, again.size) == ([], 0)
+    assert again.wanted == applied.wanted
+    store.borrow(applied.wanted)
+    store.supply(applied.wanted, engine.get_many(applied.wanted))
+    assert [request for request, _ in store.apply([work]).answers] == [3, 4]
+    far = store.get(b"far")
+    assert far is not None
+    assert far.version == 2
+
+
+def test_a_loan_is_what_was_written_last() -> None:
+    loans = Loans()
+    loans.borrow([b"put", b"gone", b"range", b"same"])
+    loans.borrow([b"same"])
+    batch = Batch()
+    batch.put(b"put", b"new")
+    batch.delete(b"gone")
+    batch.delete_range(b"r", b"s")
+    batch.put(b"strange", b"x")
+    loans.written(batch)
+    loans.supply([b"put", b"gone", b"range", b"same"], [b"old", b"old", b"old", b"old"])
+    assert loans.rows == {b"put": b"new", b"gone": None, b"range": None, b"same": b"old"}
+    loans.give_back([b"put", b"gone", b"range", b"same"])
+    assert loans.rows == {b"same": b"old"}
+    loans.give_back([b"same", b"never"])
+    loans.supply([b"same"], [b"late"])
+    assert (len(loans), loans.rows) == (0, {})
+
+
+def test_a_big_hash_and_a_big_deletion_ask_for_their_rows_first() -> None:
+    cold = Cold(Limits(cache_bytes=0), Random(1), 1.0)
+    log = Log()
+    keys = [b"%03d" % number for number in range(50)]
+    for _ in range(3):
+        cold.apply([log.work(*map(put, keys))])
+    read: list[bytes] = []
+    get = cold.engine.get
+    cold.engine.get = lambda key: read.append(key) or get(key)  # type: ignore[func-returns-value, method-assign]
+    cold.apply([log.work(compact(cold.store.revision))])
+    with pytest.raises(Misses) as misses:
+        cold.store.background(512)
+    assert len(misses.value.rows) >= 150
+    cold.fetch(list(misses.value.rows))
+    read.clear()
+    assert not cold.store.background(512)
+    assert read == []
+    assert state_hash(_warm(cold), log)
+
+
+def _warm(cold: Cold) -> Store:
+    cold.engine.chill(None)
+    return cold.store
