@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterable, Iterator
 from typing import Final
 
 from nebuladb.api.backend import Backend, key_value
 from nebuladb.errors import KeyspaceNotFound, WrongShard
-from nebuladb.kv.watcher import EventBatch, Watcher
+from nebuladb.kv.watcher import Event, EventBatch, Watcher
 from nebuladb.node.meta import DEFAULT
 from nebuladb.pb.nebula.v1 import kv_pb2 as pb
 from nebuladb.shard import Descriptor
 
 MAX_RESPONSE_EVENTS: Final = 1_000
 MAX_RESPONSE_BYTES: Final = 1 << 20
-"""Revisions share a response up to here; a larger revision has one of its own."""
+"""Revisions share a response up to here; a larger one comes in fragments."""
 PROGRESS_SECONDS: Final = 10.0
 """After so long without an event a watch that asked for it is told how far it has come."""
 
@@ -113,21 +113,37 @@ async def _wait(ready: asyncio.Event, seconds: float | None) -> bool:
     return True
 
 
-def _responses(batches: list[EventBatch]) -> list[pb.WatchResponse]:
-    """Whole revisions, packed."""
-    responses: list[pb.WatchResponse] = []
-    size = MAX_RESPONSE_BYTES
+def _responses(batches: list[EventBatch]) -> Iterator[pb.WatchResponse]:
+    """Whole revisions, packed; one that is too large for a response in fragments (etcd 37)."""
+    response, size = pb.WatchResponse(), 0
     for batch in batches:
-        weight = sum(len(event.kv.key) + len(event.kv.value) for event in batch.events)
-        full = size + weight > MAX_RESPONSE_BYTES
-        if full or len(responses[-1].events) + len(batch.events) > MAX_RESPONSE_EVENTS:
-            responses.append(pb.WatchResponse())
-            size = 0
-        size += weight
+        if response.events and not _fits(size + _weight(batch.events), len(response.events) + len(batch.events)):
+            yield response
+            response, size = pb.WatchResponse(), 0
         for event in batch.events:
-            message = responses[-1].events.add(
-                type=pb.Event.DELETE if event.deleted else pb.Event.PUT, kv=key_value(event.kv)
-            )
-            if event.previous is not None:
-                message.prev_kv.CopyFrom(key_value(event.previous))
-    return responses
+            weight = _weight((event,))
+            if response.events and not _fits(size + weight, len(response.events) + 1):
+                response.fragment = True
+                yield response
+                response, size = pb.WatchResponse(), 0
+            size += weight
+            _add(response, event)
+    if response.events:
+        yield response
+
+
+def _fits(size: int, events: int) -> bool:
+    return size <= MAX_RESPONSE_BYTES and events <= MAX_RESPONSE_EVENTS
+
+
+def _weight(events: Iterable[Event]) -> int:
+    return sum(
+        len(event.kv.key) + len(event.kv.value) + (len(event.previous.value) if event.previous else 0)
+        for event in events
+    )
+
+
+def _add(response: pb.WatchResponse, event: Event) -> None:
+    message = response.events.add(type=pb.Event.DELETE if event.deleted else pb.Event.PUT, kv=key_value(event.kv))
+    if event.previous is not None:
+        message.prev_kv.CopyFrom(key_value(event.previous))

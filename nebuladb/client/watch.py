@@ -12,14 +12,15 @@ class WatchPlan:
     """Where a watch has come in each shard.
 
     `request.start_revisions` are the next revisions that were not seen, so that the request as it stands continues the
-    watch on any node. That is exact because a revision is never spread over responses, and a response without events
-    says how far its shard's part of the watch has come.
+    watch on any node. That is exact because a revision is told whole, and a response without events says how far its
+    shard's part of the watch has come.
     """
 
     def __init__(self, request: kv_pb2.WatchRequest) -> None:
         request.progress = True  # so that an idle watch isn't overtaken by compaction
         self.request = request
         self._next: dict[int, int] = {}
+        self._fragments: dict[int, list[Event]] = {}
 
     def absorb(self, response: kv_pb2.WatchResponse) -> list[Event] | Failure:
         """A response's events, or why the server ended the watch. Raises `Compacted`: events were lost for good."""
@@ -36,13 +37,19 @@ class WatchPlan:
             return Failure(Unavailable(f"the node ended the watch: {reason}"), retryable=True)
         if response.created:
             # From now on means: after what the shard had when the watch began.
+            self._fragments.pop(group, None)
             self._advance(group, start or revision + 1)
             return []
         if not response.events:
             self._advance(group, revision + 1)
             return []
+        happened = [event(e, group) for e in response.events if e.kv.mod_revision >= start]
+        if response.fragment:
+            # Told only once it is whole, so that a break in between neither repeats nor loses a part.
+            self._fragments.setdefault(group, []).extend(happened)
+            return []
         self._advance(group, max(e.kv.mod_revision for e in response.events) + 1)
-        return [event(e, group) for e in response.events if e.kv.mod_revision >= start]
+        return self._fragments.pop(group, []) + happened
 
     def _advance(self, group: int, revision: int) -> None:
         self._next[group] = max(self._next.get(group, 0), revision)

@@ -135,6 +135,22 @@ def test_a_watch_from_now_on_begins_after_its_creation() -> None:
     assert next_revision(plan) == 21
 
 
+def test_a_revision_in_fragments_is_told_once_and_whole_also_over_a_break() -> None:
+    plan = WatchPlan(kv_pb2.WatchRequest(key=b"k", start_revision=3))
+    plan.absorb(_created(2))
+    parts = [kv_pb2.WatchResponse(fragment=number < 2) for number in range(3)]
+    for number, part in enumerate(parts):
+        part.events.add().kv.MergeFrom(_kv(5, b"%d" % number))
+    assert plan.absorb(parts[0]) == []
+    assert next_revision(plan) == 3
+    plan.absorb(_created(9))  # the link broke, and the revision is sent again from its beginning
+    told = [plan.absorb(part) for part in parts]
+    assert told[:2] == [[], []]
+    assert not isinstance(told[2], Failure)
+    assert [event.kv.key for event in told[2]] == [b"0", b"1", b"2"]
+    assert next_revision(plan) == 6
+
+
 def test_a_watch_that_the_server_ends() -> None:
     plan = WatchPlan(kv_pb2.WatchRequest(key=b"k", start_revision=3))
     ended = plan.absorb(kv_pb2.WatchResponse(canceled=True, cancel_reason="draining"))

@@ -829,8 +829,8 @@ Global___Event: _TypeAlias = Event  # noqa: Y015
 
 @_typing.final
 class WatchResponse(_message.Message):
-    """A response is about one shard, which its header names; each shard's first has `created`. One revision is never spread
-    over responses. The order of events is each shard's.
+    """A response is about one shard, which its header names; each shard's first has `created`. A revision is spread over
+    responses only if it is too large for one; then all but its last have `fragment`. The order of events is each shard's.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -841,11 +841,14 @@ class WatchResponse(_message.Message):
     CANCELED_FIELD_NUMBER: _builtins.int
     CANCEL_REASON_FIELD_NUMBER: _builtins.int
     COMPACT_REVISION_FIELD_NUMBER: _builtins.int
+    FRAGMENT_FIELD_NUMBER: _builtins.int
     created: _builtins.bool
     canceled: _builtins.bool
     cancel_reason: _builtins.str
     compact_revision: _builtins.int
     """set if the start was compacted away"""
+    fragment: _builtins.bool
+    """more of the last event's revision follows"""
     @_builtins.property
     def header(self) -> _common_pb2.Header: ...
     @_builtins.property
@@ -859,10 +862,11 @@ class WatchResponse(_message.Message):
         canceled: _builtins.bool = ...,
         cancel_reason: _builtins.str = ...,
         compact_revision: _builtins.int = ...,
+        fragment: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["header", b"header"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cancel_reason", b"cancel_reason", "canceled", b"canceled", "compact_revision", b"compact_revision", "created", b"created", "events", b"events", "header", b"header"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cancel_reason", b"cancel_reason", "canceled", b"canceled", "compact_revision", b"compact_revision", "created", b"created", "events", b"events", "fragment", b"fragment", "header", b"header"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

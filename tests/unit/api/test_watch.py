@@ -1,0 +1,37 @@
+"""How a watch's events are packed into responses."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from nebuladb.api.watch import MAX_RESPONSE_BYTES, MAX_RESPONSE_EVENTS, _responses
+from nebuladb.kv.answer import KeyValue
+from nebuladb.kv.watcher import Event, EventBatch
+
+
+def batch(revision: int, sizes: list[int]) -> EventBatch:
+    kvs = [KeyValue(b"%d" % place, revision, revision, 1, 0, bytes(size)) for place, size in enumerate(sizes)]
+    return EventBatch(revision, tuple(Event(kv, deleted=False) for kv in kvs))
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.lists(st.lists(st.sampled_from([1, 100_000, 700_000, 1_200_000]), min_size=1, max_size=5), max_size=6))
+def test_every_event_comes_once_in_order_and_a_revision_is_cut_only_with_a_mark(revisions: list[list[int]]) -> None:
+    batches = [batch(revision, sizes) for revision, sizes in enumerate(revisions, 2)]
+    responses = list(_responses(batches))
+    told = [(e.kv.mod_revision, e.kv.key, len(e.kv.value)) for response in responses for e in response.events]
+    assert told == [(b.revision, e.kv.key, len(e.kv.value)) for b in batches for e in b.events]
+    for response, following in pairwise(responses):
+        cut = response.events[-1].kv.mod_revision == following.events[0].kv.mod_revision
+        assert response.fragment == cut
+    assert not responses or not responses[-1].fragment
+    for response in responses:
+        assert len(response.events) == 1 or sum(len(e.kv.value) for e in response.events) <= MAX_RESPONSE_BYTES
+
+
+def test_a_huge_revision_comes_in_responses_of_bounded_count() -> None:
+    responses = list(_responses([batch(2, [1] * (3 * MAX_RESPONSE_EVENTS + 1))]))
+    assert [len(response.events) for response in responses] == [MAX_RESPONSE_EVENTS] * 3 + [1]
