@@ -126,7 +126,14 @@ class Node:
         wanted: set[tuple[int, int]] = {
             (group, row.generation) for group, row in registry if row.state == GroupState.NORMAL
         }
-        for held in Store.generations(self.data):
+        generations = Store.generations(self.data)
+        if generations and not registry:
+            # The registry is older than any data: without it the log is gone too, with every vote (S15).
+            raise Corruption(
+                "the log's database is empty while there is data: this node forgot its votes and must not come back "
+                "as it is; replace this member: empty the data directory and run `nebula-cli member replace`"
+            )
+        for held in generations:
             if held not in wanted:
                 probe("orphan generation removed")
                 Store.destroy(self.data, *held)

@@ -6,6 +6,7 @@ import random
 
 import pytest
 
+from nebuladb.errors import Corruption
 from nebuladb.ids import DEFAULT_GROUP, ETCD_GROUP, META_GROUP
 from nebuladb.kv.answer import Answer, LeaseResult
 from nebuladb.kv.command import Command, Kind
@@ -80,3 +81,11 @@ def test_a_full_log_batch_asks_for_another_turn(monkeypatch: pytest.MonkeyPatch)
     assert first.written
     assert first.more
     assert second.written == first.written + 1
+
+
+def test_data_without_its_log_is_not_a_fresh_node() -> None:
+    """With the log the registry is gone, and every vote: started afresh, it would vote again (S15)."""
+    log, data = MemoryEngine(wal=True), MemoryEngine(wal=False)
+    Alone(log, data, 1000).run(5_000)
+    with pytest.raises(Corruption, match="member replace"):
+        Alone(MemoryEngine(wal=True), data, 1000)
