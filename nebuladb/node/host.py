@@ -36,6 +36,10 @@ CUT_EVERY: Final = 4_096
 """Entries by which the log may exceed what anyone needs before it is cut: a cut is a range tombstone."""
 EXPIRE_TICKS: Final = 4
 """Deadlines are looked at every so many ticks."""
+LIVENESS_TICKS: Final = 2
+"""Ticks between two frames to a connected peer at most; one without messages says only that we live."""
+SILENT_MS: Final = 500
+"""Without a frame for the least election timeout, a peer's groups wait for heartbeats again."""
 FORWARD_WINDOW: Final = 65_536
 """How far out of order a peer's forwards may come; older ones are dropped as repeats."""
 
@@ -48,6 +52,10 @@ class Peer:
     connected: bool = True
     since: int = 0
     """When it was connected or lost last, ms."""
+    heard: int = 0
+    """When a frame of it came last, ms."""
+    silent: bool = False
+    """Connected, but no frame came for `SILENT_MS`."""
     highest: int = 0
     seen: set[int] = field(default_factory=set)
 
@@ -107,6 +115,10 @@ class Host:
         self._forward_number = (incarnation & 0x7FFF_FFFF) << 32
         self._ticks = 0
         self._dirty: dict[int, None] = {}
+        self._awake: dict[int, None] = {}
+        """Groups that need ticks: all but those that rest."""
+        self.stepped: dict[int, None] = {}
+        """The groups that the last `poll` looked at: the others' Raft is as it was."""
         self._batch: LogBatch | None = None
         self._envelopes: dict[int, list[Envelope]] = {}
         self._output = Output()
@@ -118,12 +130,48 @@ class Host:
         self.now, self.boottime = now, boottime
         self._ticks += 1
         expire = self._ticks % EXPIRE_TICKS == 0
-        for group, replica in self.replicas.items():
+        for peer in [node for node, peer in self.peers.items() if peer.connected]:
+            self._watch(peer)
+        for group in list(self._awake):
+            replica = self.replicas.get(group)
+            if replica is None or self._rests(replica):
+                del self._awake[group]
+                continue
             replica.tick(boottime)
             self._dirty[group] = None
             if expire:
                 self._output.answers += replica.proposals.expire(now)
                 self._output.reads += replica.reads.expire(now)
+
+    def _watch(self, node: int) -> None:
+        """What quiet groups rely on: every node hears from every other at least once a heartbeat (S11)."""
+        if self._ticks % LIVENESS_TICKS == 0:
+            self._envelopes.setdefault(node, [])  # an empty frame, if there is nothing to say
+        peer = self.peers[node]
+        if not peer.silent and self.now - peer.heard > SILENT_MS:
+            probe("peer gone silent")
+            peer.silent = True
+            self._wake(node)
+
+    def _rests(self, replica: Replica) -> bool:
+        """Whether a group needs no ticks. It is seen here at least once after it fell quiet: if its leader is lost by
+        then (the word to rest was the last that came), nobody else would wake it."""
+        if not replica.resting:
+            return False
+        leader = replica.nodes.get(replica.raft.leader, 0)
+        peer = self.peers.get(leader)
+        if leader == self.node or (peer is not None and peer.connected and not peer.silent):
+            return True
+        replica.raft.wake()
+        return False
+
+    def _wake(self, node: int) -> None:
+        """`node` is gone, back or silent: the quiet groups that it leads, or that are led here, look for themselves."""
+        for group, replica in self.replicas.items():
+            raft = replica.raft
+            if raft.quiet and (raft.role is StateRole.LEADER or replica.nodes.get(raft.leader) == node):
+                raft.wake()
+                self._dirty[group] = None
 
     def peer_up(self, node: int, incarnation: int) -> None:
         """A link to `node`, which is in its life `incarnation`, stands."""
@@ -133,6 +181,8 @@ class Host:
         else:
             self.peer_down(node)
             self.peers[node] = Peer(incarnation, since=self.now)
+        self.peers[node].heard, self.peers[node].silent = self.now, False
+        self._wake(node)
         self._dirty.update(dict.fromkeys(self.replicas))
 
     def peer_down(self, node: int) -> None:
@@ -144,6 +194,7 @@ class Host:
             self.peers[node].connected, self.peers[node].since = False, self.now
         for replica in self.replicas.values():
             self._output.answers += replica.proposals.lost(node)
+        self._wake(node)
 
     def receive(self, node: int, frame: bytes) -> None:
         """A frame came over the link to `node`. A damaged or misdirected one is dropped, as if lost (S16)."""
@@ -156,6 +207,7 @@ class Host:
         if peer is None or address != (self.cluster, node, peer.incarnation, self.node, self.incarnation):
             probe("misaddressed frame dropped")
             return
+        peer.heard, peer.silent = self.now, False
         for envelope in envelopes:
             replica = self.replicas.get(envelope.group)
             message = envelope.message
@@ -273,6 +325,8 @@ class Host:
         Call again until it is empty (a turn's completions make more work).
         """
         dirty, self._dirty = self._dirty, {}
+        self._awake.update(dirty)
+        self.stepped = dirty
         for group in dirty:
             replica = self.replicas.get(group)
             if replica is None:

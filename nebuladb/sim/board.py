@@ -2,19 +2,55 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from random import Random
+from typing import Protocol, TypeVar, cast
 
+from nebuladb.kv.store import Store
+from nebuladb.sim.invariants.changes import Changes
 from nebuladb.sim.register import Register
 from nebuladb.sim.violation import require
+
+
+class Fact(Protocol):
+    """What the clients of one workload know of one group together."""
+
+    def check(self) -> None:
+        """Raise `Violation` unless the history of all of them can have been; when the run is over."""
+        ...
+
+    def holds(self, store: Store) -> None:
+        """Raise `Violation` unless a node's last state is one that they may see; after recovery, on each node."""
+        ...
+
+
+F = TypeVar("F", bound=Fact)
 
 
 class Board:
     """Shared by the clients of a world, which talk to each other outside of the database."""
 
-    def __init__(self) -> None:
+    def __init__(self, changes: Changes) -> None:
+        self.changes = changes
+        """What was committed."""
         self.registers: dict[int, list[Register]] = {}
+        self.facts: dict[tuple[int, str], Fact] = {}
         self._told: dict[int, int] = {}
         self._writes: dict[tuple[int, int], str] = {}
+        self._processes = 0
+
+    def new_process(self) -> int:
+        """A client's number."""
+        self._processes += 1
+        return self._processes
+
+    def fact(self, group: int, kind: Callable[[int], F]) -> F:
+        """What the clients of `group` share; made when it is first asked for."""
+        name = getattr(kind, "__name__", "")
+        found = self.facts.get((group, name))
+        if found is None:
+            found = self.facts[group, name] = kind(group)
+        return cast(F, found)
 
     def new_register(self, group: int) -> Register:
         """A key that nobody has used."""
@@ -44,3 +80,7 @@ class Board:
         other = self._writes.setdefault((group, revision), what)
         require(other is what, f"{what} and {other} have the same revision {revision} (group {group})")
         self.tell(group, revision, floor, what)
+
+    def acknowledged(self, group: int) -> list[int]:
+        """Revisions that clients know to be a write's own."""
+        return [revision for where, revision in self._writes if where == group]

@@ -3,55 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from random import Random
 
 from nebuladb.errors import NebulaError, Outcome
 from nebuladb.kv.answer import Answer, DeleteResult, TxnResult
 from nebuladb.kv.command import Command, Kind
+from nebuladb.kv.store import Store
 from nebuladb.pb.nebula.v1 import kv_pb2
+from nebuladb.sim.actor import Actor
 from nebuladb.sim.board import Board
 from nebuladb.sim.core import Core
 from nebuladb.sim.machine import Machine, Written
 from nebuladb.sim.register import Register
 from nebuladb.sim.violation import require
 
-BEGIN_MS = 2_000
-"""Every client has begun by then; the first meet a cluster that is being founded."""
-THINK_MS = 40
-"""The longest pause between two operations."""
-BACK_OFF_MS = 400
-"""The longest one after an operation that failed."""
-TIMEOUTS_MS = (30, 300, 1_500)
 
-
-class Client:
+class Client(Actor):
     """Puts, compare-and-sets, deletes; linearizable and serializable gets."""
 
     def __init__(self, core: Core, machines: Sequence[Machine], board: Board, group: int, name: str) -> None:
-        self.busy = False
-        """Whether an operation waits for its outcome."""
-        self.stopped = False
-        """Set it, and no further operation begins."""
-        self._core = core
-        self._machines = machines
-        self._board = board
-        self._group = group
-        self._name = name
-        self._rng: Random = core.stream(f"client {name}")
+        super().__init__(core, machines, board, group, name)
         self._count = 0
         self._register: Register = board.new_register(group)
-        self._pause(BEGIN_MS)
 
-    # --- its loop ----------------------------------------------------------------------------------------------------
-
-    def _pause(self, longest: int) -> None:
-        self.busy = False
-        self._core.scheduler.after(self._rng.randrange(longest), self._act)
-
-    def _act(self) -> None:
-        if self.stopped:
-            return
-        self.busy = True
+    def _begin(self) -> None:
         draw = self._rng.random()
         if draw < 0.3:
             self._get()
@@ -72,32 +46,23 @@ class Client:
     def _value(self) -> bytes:
         """A value never written before; the register expects it from now on."""
         self._count += 1
-        value = b"%s/%d" % (self._name.encode(), self._count)
+        value = b"%s/%d" % (self.name.encode(), self._count)
         self._register.begin(value)
         return value
-
-    def _machine(self) -> Machine:
-        return self._rng.choice(self._machines)
-
-    def _timeout(self) -> int:
-        return self._rng.choice(TIMEOUTS_MS)
 
     # --- writes ------------------------------------------------------------------------------------------------------
 
     def _send(self, kind: Kind, body: bytes) -> None:
-        register, floor = self._register, self._board.told(self._group)
+        register, floor = self._register, self._board.told(self.group)
         existed = register.exists
         if kind is Kind.DELETE:
             register.begin(None)
-        self._submit(Command(kind, body), lambda outcome: self._done(outcome, floor, existed))
+        self._submit(Command(kind, body), lambda outcome: self._written(outcome, floor, existed))
 
     def _submit(self, command: Command, written: Written) -> None:
-        try:
-            self._machine().submit(self._group, command, self._timeout(), written)
-        except NebulaError as error:
-            written(error)
+        self._ask(command, written)
 
-    def _done(self, outcome: Answer | NebulaError, floor: int, existed: bool) -> None:
+    def _written(self, outcome: Answer | NebulaError, floor: int, existed: bool) -> None:
         """The outcome of a put or delete."""
         register = self._register
         if self._undone(outcome):
@@ -107,9 +72,9 @@ class Client:
         if isinstance(result, DeleteResult):
             require(result.deleted == existed, f"{register}: deleted {result.deleted} keys, it existed: {existed}")
         if existed or not isinstance(result, DeleteResult):
-            self._board.wrote(self._group, outcome.revision, floor, f"{register}, write {self._count} of {self._name}")
+            self._board.wrote(self.group, outcome.revision, floor, f"{register}, write {self._count} of {self.name}")
         else:
-            self._board.tell(self._group, outcome.revision, floor, str(register))
+            self._board.tell(self.group, outcome.revision, floor, str(register))
         register.acknowledged(outcome.revision)
         self._ok()
 
@@ -125,13 +90,13 @@ class Client:
             register.failed()
             self._failed()
         else:
-            self._register = self._board.new_register(self._group)
+            self._register = self._board.new_register(self.group)
             self._unknown()
         return True
 
     def _compare_and_set(self, *, right: bool) -> None:
         """Put if the mod revision is the one we know (or, on purpose, not)."""
-        register, floor = self._register, self._board.told(self._group)
+        register, floor = self._register, self._board.told(self.group)
         revision = register.revision if right else register.revision + 1
         request = kv_pb2.TxnRequest()
         request.compare.add(target=kv_pb2.Compare.MOD, key=register.key, number=revision)
@@ -146,7 +111,7 @@ class Client:
         assert isinstance(outcome, Answer)
         assert isinstance(outcome.result, TxnResult)
         require(outcome.result.succeeded, f"{self._register}: a compare with its true revision failed")
-        self._board.wrote(self._group, outcome.revision, floor, f"{self._register}, write {self._count}")
+        self._board.wrote(self.group, outcome.revision, floor, f"{self._register}, write {self._count}")
         self._register.acknowledged(outcome.revision)
         self._ok()
 
@@ -154,7 +119,7 @@ class Client:
         if isinstance(outcome, Answer) and not outcome.reason:
             assert isinstance(outcome.result, TxnResult)
             require(not outcome.result.succeeded, f"{self._register}: a compare with a wrong revision succeeded")
-            self._board.tell(self._group, outcome.revision, floor, str(self._register))
+            self._board.tell(self.group, outcome.revision, floor, str(self._register))
             self._ok()
         elif isinstance(outcome, NebulaError) and outcome.outcome is Outcome.UNKNOWN:
             self._unknown()
@@ -164,54 +129,22 @@ class Client:
     # --- reads -------------------------------------------------------------------------------------------------------
 
     def _get(self) -> None:
-        register, machine = self._board.any_register(self._group, self._rng), self._machine()
-        floor, told = register.settled, self._board.told(self._group)
+        register = self._board.any_register(self.group, self._rng)
+        floor, told = register.settled, self._board.told(self.group)
 
-        def confirmed(error: NebulaError | None) -> None:
-            if error is not None:
-                self._failed()
-            else:
-                self._read(machine, register, floor, told)
+        def looked(store: Store, machine: Machine) -> None:
+            register.saw(floor, store.get(register.key))
+            self._board.tell(self.group, store.revision, told, f"a read of {register} on {machine.name}")
+            self._ok()
 
-        try:
-            machine.confirm(self._group, self._timeout(), confirmed)
-        except NebulaError:
-            self._failed()
-
-    def _read(self, machine: Machine, register: Register, floor: int, told: int) -> None:
-        try:
-            store = machine.store(self._group)
-        except NebulaError:
-            self._failed()
-            return
-        register.saw(floor, store.get(register.key))
-        self._board.tell(self._group, store.revision, told, f"a read of {register} on {machine.name}")
-        self._ok()
+        self._look(looked)
 
     def _get_serializable(self) -> None:
-        register = self._board.any_register(self._group, self._rng)
+        register = self._board.any_register(self.group, self._rng)
         try:
-            store = self._machine().store(self._group)
+            store = self._machine().store(self.group)
         except NebulaError:
             self._failed()
             return
         register.saw(0, store.get(register.key), linearizable=False)
         self._ok()
-
-    # --- outcomes ----------------------------------------------------------------------------------------------------
-
-    def _ok(self) -> None:
-        self._core.report.ops_ok += 1
-        self._finish("ok", THINK_MS)
-
-    def _failed(self) -> None:
-        self._core.report.ops_failed += 1
-        self._finish("failed", BACK_OFF_MS)
-
-    def _unknown(self) -> None:
-        self._core.report.ops_unknown += 1
-        self._finish("unknown", THINK_MS)
-
-    def _finish(self, outcome: str, pause: int) -> None:
-        self._core.note(f"operation {outcome}", "", self._name)
-        self._pause(pause)

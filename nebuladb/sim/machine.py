@@ -258,7 +258,7 @@ class Machine:
         with self._cold():
             turn = life.node.turn()
         # Before anything of it leaves the node. Between turns nobody else can see what it thinks.
-        self._replicas.step(self.place, life.node, self._core.scheduler.now)
+        self._replicas.step(self.place, life.node, turn, self._core.scheduler.now)
         if self._doomed is not None:
             self._send_all(turn, self._rng.randrange(len(turn.frames) + 1))
             self.crash(power=self._doomed)

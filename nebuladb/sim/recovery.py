@@ -10,11 +10,13 @@ from nebuladb.kv.answer import Answer, HashResult
 from nebuladb.kv.command import Command, Kind
 from nebuladb.pb.nebula.v1 import kv_pb2
 from nebuladb.raft import StateRole
+from nebuladb.sim.actor import Actor
 from nebuladb.sim.board import Board
-from nebuladb.sim.client import Client
 from nebuladb.sim.core import Core
 from nebuladb.sim.machine import Machine, Written
 from nebuladb.sim.violation import Violation, require
+from nebuladb.sim.workloads.history import History
+from nebuladb.sim.workloads.watch import Observer
 
 BOUND_MS = 12_000
 """From the last fault mended to all of it done: some election timeouts, dials and deadlines."""
@@ -27,14 +29,20 @@ class Recovery:
     """Steps: clients have their outcomes; a put on each keyspace through each node; all replicas as far as the leader;
     a state hash at one index everywhere; every register as its writer left it, on every node. `done` when all is."""
 
-    def __init__(self, core: Core, machines: Sequence[Machine], clients: Sequence[Client], board: Board) -> None:
+    def __init__(self, core: Core, machines: Sequence[Machine], clients: Sequence[Actor], board: Board) -> None:
         self.done = False
         self._core = core
         self._machines = machines
         self._clients = clients
         self._board = board
         self._deadline = core.scheduler.now + BOUND_MS
-        self._steps = [self._clients_are_idle, self._puts_succeed, self._caught_up, self._hashes_equal]
+        self._steps = [
+            self._clients_are_idle,
+            self._puts_succeed,
+            self._caught_up,
+            self._hashes_equal,
+            self._watches_complete,
+        ]
         self._waits = {(machine.place, group) for machine in machines for group in (DEFAULT_GROUP, ETCD_GROUP)}
         self._hashes: dict[int, int] = {}
         """Group → index at which its hash is taken."""
@@ -49,7 +57,7 @@ class Recovery:
         while self._steps and self._steps[0]():
             del self._steps[0]
         if not self._steps:
-            self._registers_hold()
+            self._facts_hold()
             self.done = True
             return
         if self._core.scheduler.now >= self._deadline:
@@ -130,11 +138,23 @@ class Recovery:
             require(len(set(digests)) == 1, f"group {group}: the state hashes at index {index} differ: {digests}")
         return True
 
-    def _registers_hold(self) -> None:
-        """What was acknowledged is there, and what was refused is not, on every node."""
+    def _watches_complete(self) -> bool:
+        """Every watch was told everything."""
+        return all(client.caught_up() for client in self._clients if isinstance(client, Observer))
+
+    def _facts_hold(self) -> None:
+        """What was acknowledged is there, and what was refused is not, on every node; and what clients saw can be."""
         for machine in self._machines:
             assert machine.node is not None
-            for group, registers in sorted(self._board.registers.items()):
-                store = machine.node.groups[group].store
-                for register in registers:
-                    register.saw(register.settled, store.get(register.key))
+            for group, data in machine.node.groups.items():
+                for register in self._board.registers.get(group, ()):
+                    register.saw(register.settled, data.store.get(register.key))
+                for (of, _), fact in self._board.facts.items():
+                    if of == group:
+                        fact.holds(data.store)
+        for group in self._board.registers:
+            self._board.changes.acknowledged(group, self._board.acknowledged(group))
+        for fact in self._board.facts.values():
+            fact.check()
+            if isinstance(fact, History):
+                self._core.report.undecided += fact.undecided

@@ -22,6 +22,11 @@ class Report:
     ops_ok: int = 0
     ops_failed: int = 0
     ops_unknown: int = 0
+    leases_expired: int = 0
+    locks: int = 0
+    """Acquired."""
+    undecided: int = 0
+    """Histories that the checker's bound kept from a verdict."""
     sim_seconds: float = 0.0
     wall_seconds: float = 0.0
     violations: int = 0

@@ -63,7 +63,4 @@ class SessionClient(Client):
                 written(outcome)
 
         for _ in range(2 if self._rng.random() < 0.1 else 1):
-            try:
-                self._machine().submit(self._group, command, self._timeout(), once)
-            except NebulaError as error:
-                once(error)
+            self._ask(command, once)

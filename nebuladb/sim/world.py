@@ -14,11 +14,12 @@ from nebuladb.ids import DEFAULT_GROUP, ETCD_GROUP
 from nebuladb.kv.answer import Answer, HashResult
 from nebuladb.kv.command import Command, Kind
 from nebuladb.node.identity import Founder, Founding
+from nebuladb.sim.actor import Actor
 from nebuladb.sim.board import Board
-from nebuladb.sim.client import Client
 from nebuladb.sim.core import Core
 from nebuladb.sim.disk import Disk
 from nebuladb.sim.faults import Faults
+from nebuladb.sim.invariants.changes import Changes
 from nebuladb.sim.invariants.logs import Logs
 from nebuladb.sim.invariants.replicas import Replicas
 from nebuladb.sim.knobs import small_bounds
@@ -26,14 +27,12 @@ from nebuladb.sim.links import Links
 from nebuladb.sim.machine import Machine
 from nebuladb.sim.nemesis import Nemesis
 from nebuladb.sim.network import Network
+from nebuladb.sim.population import draw, populate
 from nebuladb.sim.recovery import Recovery
 from nebuladb.sim.report import Report
-from nebuladb.sim.session_client import SessionClient
 from nebuladb.sim.trace import Trace
 from nebuladb.sim.violation import Violation
 
-CLIENTS: Final = 12
-"""Half of them on each keyspace; every third pair has a session."""
 START_MS: Final = 500
 """Nodes of a new cluster start within this time."""
 HASH_EVERY_MS: Final = 1_500
@@ -77,8 +76,8 @@ class World:
         self._milliseconds = int(seconds * 1_000)
         founding = _founding(core.stream("founding"), nodes)
         self._places = {founder.node: place for place, founder in enumerate(founding.nodes)}
-        logs = Logs(nodes)
-        self._replicas = Replicas(logs)
+        logs, changes = Logs(nodes), Changes()
+        self._replicas = Replicas(logs, changes)
         self._network = Network(core, self._deliver)
         self._ids = [founder.node for founder in founding.nodes]
         self.machines = [
@@ -100,13 +99,12 @@ class World:
         for machine in self.machines:
             machine.died = self._nemesis.died
             core.scheduler.after(rng.randrange(START_MS), machine.start)
-        self._board = Board()
-        self._clients = [
-            (SessionClient if number // 2 % 3 == 2 else Client)(
-                core, self.machines, self._board, (DEFAULT_GROUP, ETCD_GROUP)[number % 2], f"c{number}"
-            )
-            for number in range(CLIENTS)
-        ]
+        self._board = Board(changes)
+        self._clients: list[Actor] = []
+        for group in (DEFAULT_GROUP, ETCD_GROUP):
+            workloads = draw(core.stream(f"workloads {group}"))
+            core.note("workloads", "", workloads)
+            self._clients += populate(core, self.machines, self._board, group, workloads)
         self._rng = rng
         core.scheduler.after(HASH_EVERY_MS, self._ask_hash)
 

@@ -17,6 +17,7 @@ from nebuladb.sim.clock import DriftingClock
 from nebuladb.sim.core import Core
 from nebuladb.sim.disk import Disk
 from nebuladb.sim.faults import LATE_MS, Faults
+from nebuladb.sim.invariants.changes import Changes
 from nebuladb.sim.invariants.logs import Logs
 from nebuladb.sim.network import Network
 from nebuladb.sim.register import Register
@@ -261,7 +262,7 @@ def test_a_failed_write_is_not_seen_before_and_not_after() -> None:
 
 
 def test_revisions_never_go_back_and_belong_to_one_write() -> None:
-    board = Board()
+    board = Board(Changes())
     board.wrote(1, 5, 0, "one")
     with pytest.raises(Violation, match="same revision"):
         board.wrote(1, 5, 0, "two")

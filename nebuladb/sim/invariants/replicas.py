@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from nebuladb.kv.store import Store
-from nebuladb.node.node import Node
+from nebuladb.node.node import Node, Turn
 from nebuladb.raft import StateRole
 from nebuladb.sim.faults import MAX_DRIFT
+from nebuladb.sim.invariants.changes import Changes
 from nebuladb.sim.invariants.logs import Logs
-from nebuladb.sim.violation import Violation
+from nebuladb.sim.violation import Violation, require
 
 CHECK_EVERY = 32
 """Steps of a node between two runs of the product's own checks."""
@@ -36,8 +38,9 @@ class _Seen:
 class Replicas:
     """All replicas of all nodes."""
 
-    def __init__(self, logs: Logs) -> None:
+    def __init__(self, logs: Logs, changes: Changes) -> None:
         self.leader_changes = 0
+        self._changes = changes
         self._logs = logs
         self._seen: dict[tuple[int, int], _Seen] = {}
         self._leaders: dict[tuple[int, int], tuple[int, int]] = {}
@@ -51,23 +54,36 @@ class Replicas:
         for key in [key for key in self._seen if key[0] == place]:
             del self._seen[key]
 
-    def step(self, place: int, node: Node, now: int) -> None:
+    def step(self, place: int, node: Node, turn: Turn, now: int) -> None:
         """Look at a node after a turn, at virtual time `now`."""
         self._steps += 1
+        host = node.host
+        look: Iterable[int] = host.stepped
         if self._steps % CHECK_EVERY == 0:
             node.check()
-        for group, replica in node.host.replicas.items():
-            raft, index = replica.raft, node.groups[group].store.index
-            picture = (raft.role, raft.term, raft.commit, raft.last_index, replica.log.last(), index)
+            look = host.replicas
+        elif turn.applied or turn.stalled:  # by stores; they may be others than those that Raft's turn was about
+            look = host.replicas
+        for group in look:
+            replica = host.replicas.get(group)
+            if replica is None or group not in node.groups:
+                continue
+            raft, store = replica.raft, node.groups[group].store
+            picture = (raft.role, raft.term, raft.commit, raft.last_index, replica.log.last(), store.index)
             seen = self._seen.get((place, group))
-            if seen is None or seen.picture != picture:
-                self._changed(place, group, node, now)
-                self._seen[place, group].picture = picture
+            if seen is None:
+                seen = self._seen[place, group] = _Seen(index=store.index, revision=store.revision)
+            if seen.picture != picture:
+                self._changed(seen, place, group, node, now)
+                seen.picture = picture
+            if store.revision != seen.revision:
+                require(store.revision > seen.revision, f"group {group} on n{place + 1}: a revision went back")
+                seen.revision = store.revision
+                self._changes.published(group, store)
 
-    def _changed(self, place: int, group: int, node: Node, now: int) -> None:
+    def _changed(self, seen: _Seen, place: int, group: int, node: Node, now: int) -> None:
         replica, store = node.host.replicas[group], node.groups[group].store
         raft, index = replica.raft, store.index
-        seen = self._seen.setdefault((place, group), _Seen(index=index, revision=store.revision))
         if not (seen.term <= raft.term and seen.commit <= raft.commit <= raft.last_index):
             raise Violation(
                 f"group {group} on n{place + 1}: from term {seen.term}, commit {seen.commit} "
@@ -85,12 +101,11 @@ class Replicas:
                 self.leader_changes += 1
                 self._logs.elected(group, raft, replica.log)
         if index != seen.index:
-            if not (seen.index < index <= raft.commit and store.revision >= seen.revision):
-                raise Violation(
-                    f"group {group} on n{place + 1}: from applied {seen.index}, revision {seen.revision} "
-                    f"to applied {index}, revision {store.revision}; commit is {raft.commit}"
-                )
-            seen.index, seen.revision = index, store.revision
+            require(
+                seen.index < index <= raft.commit,
+                f"group {group} on n{place + 1}: from applied {seen.index} to {index}; commit is {raft.commit}",
+            )
+            seen.index = index
             self._applied(place, group, store, now)
 
     def _leads(self, place: int, group: int, node: Node) -> None:

@@ -1,0 +1,163 @@
+"""What every client of the simulator has: one operation at a time, on any machine, with a time-out of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from random import Random
+
+from nebuladb.errors import NebulaError, Outcome, UnknownOutcome
+from nebuladb.kv.answer import Answer
+from nebuladb.kv.command import Command
+from nebuladb.kv.store import Store
+from nebuladb.sim.board import Board
+from nebuladb.sim.core import Core
+from nebuladb.sim.machine import Machine, Written
+
+BEGIN_MS = 2_000
+"""Every client has begun by then; the first meet a cluster that is being founded."""
+THINK_MS = 40
+"""The longest pause between two operations."""
+BACK_OFF_MS = 300
+"""The longest one after an operation that failed."""
+TIMEOUTS_MS = (30, 300, 1_500)
+GRACE_MS = 5
+"""After its time-out a client waits so long for the answer, then it gives up by itself: the node may stand still."""
+
+Looked = Callable[[Store, Machine], None]
+
+
+class Actor:
+    """A subclass says in `_begin` what one operation is, which ends with one of `_ok`, `_failed`, `_unknown`."""
+
+    def __init__(self, core: Core, machines: Sequence[Machine], board: Board, group: int, name: str) -> None:
+        self.busy = False
+        """Whether an operation waits for its outcome."""
+        self.stopped = False
+        """Set it, and no further operation begins."""
+        self.group = group
+        self.name = name
+        self.process = board.new_process()
+        """Its number in histories."""
+        self._core = core
+        self._machines = machines
+        self._board = board
+        self._rng: Random = core.stream(f"client {name}")
+        self._pause(BEGIN_MS)
+
+    def _begin(self) -> None:
+        """Begin one operation."""
+        raise NotImplementedError
+
+    # --- its loop ----------------------------------------------------------------------------------------------------
+
+    def _pause(self, longest: int) -> None:
+        self.busy = False
+        self._core.scheduler.after(self._rng.randrange(longest), self._act)
+
+    def _act(self) -> None:
+        if not self.stopped:
+            self.busy = True
+            self._begin()
+
+    @property
+    def _now(self) -> int:
+        """Virtual ms, which no client of a real cluster knows."""
+        return self._core.scheduler.now
+
+    @property
+    def _moment(self) -> int:
+        """For histories: finer than a millisecond; what happens in one turn of a node is concurrent."""
+        return self._core.scheduler.steps
+
+    # --- asking ------------------------------------------------------------------------------------------------------
+
+    def _machine(self) -> Machine:
+        """Any; one that refuses connections is mostly passed over, as a driver would."""
+        machine = self._rng.choice(self._machines)
+        return machine if machine.node is not None else self._rng.choice(self._machines)
+
+    def _timeout(self) -> int:
+        return self._rng.choice(TIMEOUTS_MS)
+
+    def _ask(self, command: Command, written: Written) -> None:
+        """Send a write to some machine; `written` is called once."""
+        timeout = self._timeout()
+        waiting = True
+
+        def once(outcome: Answer | NebulaError) -> None:
+            nonlocal waiting
+            if waiting:
+                waiting = False
+                written(outcome)
+
+        self._core.scheduler.after(timeout + GRACE_MS, self._give_up, once)
+        try:
+            self._machine().submit(self.group, command, timeout, once)
+        except NebulaError as error:
+            once(error)
+
+    @staticmethod
+    def _give_up(once: Written) -> None:
+        once(UnknownOutcome("the client had no answer in time"))
+
+    def _look(self, looked: Looked) -> None:
+        """A linearizable read through some machine: `looked` has its store in the instant in which it may be read.
+        Otherwise the operation has failed."""
+        machine, timeout = self._machine(), self._timeout()
+        waiting = True
+
+        def confirmed(error: NebulaError | None) -> None:
+            nonlocal waiting
+            if not waiting:
+                return
+            waiting = False
+            store = None
+            if error is None:
+                with suppress(NebulaError):
+                    store = machine.store(self.group)
+            if store is None:
+                self._failed()
+            else:
+                looked(store, machine)
+
+        self._core.scheduler.after(timeout + GRACE_MS, confirmed, UnknownOutcome())
+        try:
+            machine.confirm(self.group, timeout, confirmed)
+        except NebulaError as error:
+            confirmed(error)
+
+    # --- outcomes ----------------------------------------------------------------------------------------------------
+
+    def _done(self, outcome: Answer | NebulaError) -> Answer | None:
+        """The answer, if the write was done. Else the operation has ended, failed or unknown."""
+        if isinstance(outcome, Answer):
+            if not outcome.reason:
+                return outcome
+            self._failed()
+        elif outcome.outcome is Outcome.UNKNOWN:
+            self._unknown()
+        else:
+            self._failed()
+        return None
+
+    def _ok(self, think: int = THINK_MS) -> None:
+        self._core.report.ops_ok += 1
+        self._finish("ok", think)
+
+    def _failed(self) -> None:
+        self._core.report.ops_failed += 1
+        self._finish("failed", BACK_OFF_MS)
+
+    def _unknown(self) -> None:
+        self._core.report.ops_unknown += 1
+        self._finish("unknown", THINK_MS)
+
+    def _finish(self, outcome: str, pause: int) -> None:
+        self._core.note(f"operation {outcome}", "", self.name)
+        self._pause(pause)
+
+
+def unknown(outcome: Answer | NebulaError) -> bool:
+    """Whether the write may take effect at any time, or have done so."""
+    return isinstance(outcome, NebulaError) and outcome.outcome is Outcome.UNKNOWN

@@ -1,0 +1,102 @@
+"""What was committed, revision by revision, as the first replica that published it has it: the truth for watches."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from nebuladb.errors import Compacted
+from nebuladb.kv.store import Store
+from nebuladb.kv.watcher import EventBatch
+from nebuladb.sim.violation import require
+
+
+class Event(NamedTuple):
+    """A change, as far as a watch tells it."""
+
+    key: bytes
+    deleted: bool
+    version: int
+    value: bytes
+
+
+class _Group:
+    """`revisions` ascend and have no gap above `floor`, but for those that changed nothing a watch can see."""
+
+    def __init__(self, revision: int) -> None:
+        self.revisions: list[int] = []
+        self.events: dict[int, tuple[Event, ...]] = {}
+        self.highest = self.floor = revision
+
+
+class Changes:
+    """Of all groups. A replica that applied something is asked for what nobody had published before."""
+
+    def __init__(self) -> None:
+        self._groups: dict[int, _Group] = {}
+
+    def published(self, group: int, store: Store) -> None:
+        """`store` has a revision now; each replica reads its own history, so what differs later is seen by hashes."""
+        known = self._groups.get(group)
+        if known is None:
+            known = self._groups[group] = _Group(1)
+        if store.revision <= known.highest:
+            return
+        after = known.highest
+        try:
+            changes = store.changes(after, limit_rows=1 << 30, limit_bytes=1 << 60)
+        except Compacted:
+            known.floor = after = store.floor - 1
+            changes = store.changes(after, limit_rows=1 << 30, limit_bytes=1 << 60)
+        for change in changes:
+            revision, record = change.record.main, change.record
+            if revision not in known.events:
+                known.revisions.append(revision)
+                known.events[revision] = ()
+            known.events[revision] += (Event(change.key, not record.version, record.version, record.value),)
+        known.highest = store.revision
+
+    def highest(self, group: int) -> int:
+        """The newest revision that any replica has published."""
+        known = self._groups.get(group)
+        return known.highest if known else 1
+
+    def told(self, group: int, batch: EventBatch, after: int, low: bytes, high: bytes, where: str) -> None:
+        """A watch of [`low`, `high`) that had come to `after` is told `batch`."""
+        known = self._groups.get(group)
+        where = f"group {group}, {where}"
+        require(batch.revision > after, f"{where}: revision {batch.revision} is told after {after}")
+        require(
+            known is not None and batch.revision <= known.highest,
+            f"{where}: revision {batch.revision} is told before it was published",
+        )
+        assert known is not None
+        self._nothing_between(known, after, batch.revision, low, high, where)
+        events = tuple(Event(event.kv.key, event.deleted, event.kv.version, event.kv.value) for event in batch.events)
+        wanted = _wanted(known.events.get(batch.revision, ()), low, high)
+        if batch.revision > known.floor:
+            require(events == wanted, f"{where}: at revision {batch.revision} it is told {events}, it was {wanted}")
+
+    def complete(self, group: int, after: int, through: int, low: bytes, high: bytes, where: str) -> None:
+        """A watch that had come to `after` says that it was told everything up to `through`."""
+        known = self._groups.get(group)
+        if known is not None:
+            self._nothing_between(known, after, through + 1, low, high, f"group {group}, {where}")
+
+    def acknowledged(self, group: int, revisions: Iterable[int]) -> None:
+        """Clients were told that writes of theirs stand at these revisions."""
+        known = self._groups.get(group)
+        for revision in revisions:
+            require(
+                known is not None and (revision in known.events or revision <= known.floor),
+                f"group {group}: a write was acknowledged at revision {revision}, where no replica published a change",
+            )
+
+    def _nothing_between(self, known: _Group, after: int, before: int, low: bytes, high: bytes, where: str) -> None:
+        for revision in range(max(after, known.floor) + 1, before):
+            missed = _wanted(known.events.get(revision, ()), low, high)
+            require(not missed, f"{where}: it was never told of revision {revision}: {missed}")
+
+
+def _wanted(events: tuple[Event, ...], low: bytes, high: bytes) -> tuple[Event, ...]:
+    return tuple(event for event in events if low <= event.key < high)

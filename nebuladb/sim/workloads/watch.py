@@ -1,0 +1,91 @@
+"""Watches that outlive machines: every event exactly once, in order, none missing, whoever serves them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+from nebuladb.errors import NebulaError
+from nebuladb.kv.watch import WatchHub
+from nebuladb.kv.watcher import Watcher
+from nebuladb.node.node import Node
+from nebuladb.sim.actor import Actor
+from nebuladb.sim.board import Board
+from nebuladb.sim.core import Core
+from nebuladb.sim.invariants.changes import Changes
+from nebuladb.sim.machine import Machine
+
+RANGES: Final = ((b"\0", b"\xff"), (b"key/", b"key0"), (b"bank/", b"bank0"), (b"ids/next", b"ids/next\0"))
+OUTBOX_EVENTS: Final = (1, 8, 1_024)
+TAKE_MS: Final = 60
+"""The longest pause of the consumer: outboxes fill up, and the watch is fed from history."""
+MOVE: Final = 0.03
+"""Share of takes after which it goes to another machine."""
+
+
+class Observer(Actor):
+    """One watch. `after` is the revision up to which it was told everything; it resumes behind it anywhere."""
+
+    def __init__(self, core: Core, machines: Sequence[Machine], board: Board, group: int, name: str) -> None:
+        super().__init__(core, machines, board, group, name)
+        self.after = 1
+        self.low, self.high = self._rng.choice(RANGES)
+        self.gone = False
+        """The group is no more."""
+        self._changes: Changes = board.changes
+        self._watch: tuple[Machine, Node, WatchHub, Watcher] | None = None
+
+    def _begin(self) -> None:
+        if self._watch is None or self._watch[0].node is not self._watch[1]:
+            self._open()
+        else:
+            self._take()
+
+    def _open(self) -> None:
+        """Resume on any machine."""
+        machine = self._machine()
+        try:
+            hub = machine.hub(self.group)
+            # A single key is fed by another index than a range.
+            single = self.high == self.low + b"\0"
+            watcher = hub.watch(
+                self.low, b"" if single else self.high, self.after + 1, prev_kv=self._rng.random() < 0.3,
+                outbox_events=self._rng.choice(OUTBOX_EVENTS),
+            )  # fmt: skip
+        except NebulaError:
+            self._failed()
+            return
+        assert machine.node is not None
+        self._watch = machine, machine.node, hub, watcher
+        machine.work()
+        self._ok(TAKE_MS)
+
+    def _take(self) -> None:
+        """Drain the outbox, and judge what was in it."""
+        assert self._watch is not None
+        machine, _, hub, watcher = self._watch
+        where = f"watch {self.name} on {machine.name}"
+        for batch in watcher.take():
+            self._changes.told(self.group, batch, self.after, self.low, self.high, where)
+            self.after = batch.revision
+        if watcher.canceled:
+            self._watch = None
+            # Below the floor nothing can be had; the watch goes on from there, as a client's would.
+            self.after = max(self.after, watcher.compact_revision - 1)
+        else:
+            if not watcher.lagging:
+                self._changes.complete(self.group, self.after, hub.revision, self.low, self.high, where)
+                self.after = max(self.after, hub.revision)
+            machine.work()
+            if self._rng.random() < MOVE:
+                hub.remove(watcher)
+                self._watch = None
+        self._ok(TAKE_MS)
+
+    def caught_up(self) -> bool:
+        """Take what there is; whether that was all that was ever committed. For the end of a run."""
+        if self._watch is None or self._watch[0].node is not self._watch[1]:
+            self._open()
+        else:
+            self._take()
+        return self.after >= self._changes.highest(self.group)
