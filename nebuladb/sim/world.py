@@ -31,7 +31,7 @@ from nebuladb.sim.population import draw, populate
 from nebuladb.sim.recovery import Recovery
 from nebuladb.sim.report import Report
 from nebuladb.sim.trace import Trace
-from nebuladb.sim.violation import Violation
+from nebuladb.sim.violation import Violation, raised_in
 
 START_MS: Final = 500
 """Nodes of a new cluster start within this time."""
@@ -56,6 +56,8 @@ class Result:
     report: Report
     trace: str
     violation: str = ""
+    oracle: str = ""
+    """What raised it: a module of the simulator, or the product's own error and where it came from."""
 
 
 class World:
@@ -111,20 +113,21 @@ class World:
     def run(self) -> Result:
         """Run it to its end."""
         core = self.core
-        violation = ""
+        violation = oracle = ""
         with small_bounds(core.stream("knobs")):
             try:
                 self._run()
             except Violation as error:
-                violation = str(error)
+                violation, oracle = str(error), raised_in(error)
             except Exception as error:  # the product gave up: an invariant of its own, or a bug
+                oracle = f"{type(error).__name__} in {raised_in(error)}"
                 violation = f"{type(error).__name__}: {error}\n{traceback.format_exc()}"
         report = core.report
         report.steps = core.scheduler.steps
         report.leader_changes = self._replicas.leader_changes
         report.sim_seconds = core.scheduler.now / 1_000
         report.violations = bool(violation) + 0
-        return Result(core.seed, report, core.trace.digest(), violation)
+        return Result(core.seed, report, core.trace.digest(), violation, oracle)
 
     def _run(self) -> None:
         scheduler = self.core.scheduler
