@@ -193,11 +193,23 @@ class Replica:
         self._refused = False
         if self.raft.role is not StateRole.LEADER or self._internal:
             return
+        if not len(self.lessor) and not self.unanswered:
+            self.raft.rest()
         for lease, renewal in self.lessor.due(boottime):
             body = lease.to_bytes(8, "big") + renewal.to_bytes(8, "big")
             self._internal.append(encode_command(Command(Kind.LEASE_EXPIRE, body)))
         if not self._internal and self.lessor.wants_entry(boottime):
             self._internal.append(encode_command(Command(Kind.CLOCK, b"")))
+
+    @property
+    def unanswered(self) -> bool:
+        """Whether somebody waits for something here."""
+        return bool(len(self.proposals) or len(self.reads) or self._forwards or self._internal)
+
+    @property
+    def resting(self) -> bool:
+        """Whether a tick would do nothing (S11)."""
+        return self.raft.quiet and not self.unanswered and self.applied == self.raft.commit
 
     def replied(self, node: int, message: Message) -> Outcomes:
         """The leader's reply to a forward."""

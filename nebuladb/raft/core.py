@@ -15,7 +15,7 @@ from nebuladb.raft.outbox import Outbox
 from nebuladb.raft.quorum import VoteResult
 from nebuladb.raft.reads import ForwardedReads, LeaderReads
 from nebuladb.raft.ready import DurableMark, HardState, LogReader, Ready
-from nebuladb.raft.replication import Replication
+from nebuladb.raft.replication import REST, Replication
 from nebuladb.raft.state import Config, State, StateRole
 
 
@@ -27,8 +27,8 @@ class Raft:
     """
 
     __slots__ = (
-        "_config", "_election", "_forwarded", "_handlers", "_log", "_outbox", "_reads", "_replication", "_saved",
-        "_state", "_transferee",
+        "_config", "_election", "_forwarded", "_handlers", "_idle", "_log", "_outbox", "_quiet", "_reads",
+        "_replication", "_saved", "_state", "_transferee",
     )  # fmt: skip
 
     def __init__(
@@ -55,6 +55,8 @@ class Raft:
         self._reads = LeaderReads(self._state, self._log, self._outbox, self._replication)
         self._forwarded = ForwardedReads(self._state, self._outbox, config.heartbeat_ticks)
         self._transferee = 0
+        self._quiet = False
+        self._idle = 0  # a leader's ticks without anything to do
         self._handlers: dict[int, Callable[[Message], None]] = {
             MessageType.PRE_VOTE: self._election.on_request,
             MessageType.PRE_VOTE_REPLY: self._on_pre_vote_reply,
@@ -133,6 +135,11 @@ class Raft:
         return self._replication.tracker.configuration
 
     @property
+    def quiet(self) -> bool:
+        """Whether no time passes here until `wake` (S11)."""
+        return self._quiet
+
+    @property
     def transferee(self) -> int:
         """Replica that leadership is being handed to, else 0."""
         return self._transferee
@@ -147,15 +154,14 @@ class Raft:
         return self._replication.tracker.lowest_match() if self.role is StateRole.LEADER else 0
 
     def active_peers(self) -> list[int]:
-        """On a leader, the peers heard from in the running check-quorum period, ascending; else none."""
+        """On a leader, the peers heard from in the running check-quorum period (or before it rests), ascending."""
         if self.role is not StateRole.LEADER:
             return []
-        return [replica for replica, progress in self._replication.tracker.peers if progress.active]
+        return [replica for replica, peer in self._replication.tracker.peers if peer.active or self._quiet]
 
     def lag(self, replica: int) -> int:
-        """On a leader, how many entries `replica` lacks as far as is known; 0 for a stranger."""
-        tracker = self._replication.tracker
-        return self._log.last - tracker.match(replica) if replica in tracker.progress else 0
+        """On a leader, how many entries `replica` lacks as far as is known."""
+        return self._log.last - self._replication.tracker.match(replica)
 
     def check(self) -> None:
         """Raise `InvariantViolation` unless the invariants hold."""
@@ -181,6 +187,7 @@ class Raft:
             raise NotLeader(f"replica {state.replica} does not lead its group", leader=state.leader)
         if self._transferee:
             raise NotLeader(f"replica {state.replica} is handing leadership over")
+        self.wake()
         return self._replication.propose(payload)
 
     def read_index(self, nonce: int, context: int) -> None:
@@ -188,6 +195,7 @@ class Raft:
         one. `nonce` is random for a process, `context` never repeats in it.
         """
         if self._state.role is StateRole.LEADER:
+            self.wake()
             self._reads.add(self._state.replica, nonce, context)
         else:
             self._forwarded.add(nonce, context)
@@ -201,6 +209,7 @@ class Raft:
             raise NotLeader(f"replica {state.replica} does not lead its group", leader=state.leader)
         if to == state.replica or not self._replication.tracker.votes(to):
             raise InvalidArgument(f"replica {to} is not another voter of the group")
+        self.wake()
         self._transferee = to
         self._election.elapsed = 0
         self._hand_over()
@@ -214,13 +223,32 @@ class Raft:
         else:
             self._become_candidate(TRANSFER if transfer else 0)
 
+    def rest(self) -> bool:
+        """On a leader: fall quiet, if nothing has happened for `rest_ticks` and every replica has the whole log. One
+        heartbeat tells the others; who misses it will ask for votes, which wakes us. Returns `quiet`. A quiet group
+        must be woken when the leader's node goes silent, or on the leader any other's (S11)."""
+        busy = self._state.role is not StateRole.LEADER or self._transferee or self._reads.any
+        if not (busy or self._quiet or self._idle < self._config.rest_ticks) and self._replication.settled():
+            self._quiet = True
+            self._replication.broadcast_heartbeat(0, timed=True, hint=REST)
+        return self._quiet
+
+    def wake(self) -> None:
+        """Time passes again: a leader sends heartbeats, a follower waits for them."""
+        self._idle = 0
+        if self._quiet:
+            self._quiet = False
+            self._election.restart()
+            self._replication.elapsed = self._config.heartbeat_ticks
+
     def tick(self) -> None:
         """One tick of time has passed."""
         if self._state.role is StateRole.LEADER:
-            self._tick_leader()
+            if not self._quiet:
+                self._tick_leader()
             return
         self._forwarded.tick()
-        if self._election.tick():
+        if not self._quiet and self._election.tick():
             if self._promotable():
                 self.campaign()
             else:
@@ -234,6 +262,8 @@ class Raft:
         if handler is None or message.receiver != state.replica:
             probe("message not for this replica")
             return
+        if kind != MessageType.HEARTBEAT_REPLY:
+            self.wake()  # also for a vote that we won't give: its sender misses a leader
         if term > state.term:
             if kind in (MessageType.VOTE, MessageType.PRE_VOTE) and message.hint != TRANSFER and self._election.loyal():
                 return
@@ -305,7 +335,8 @@ class Raft:
         if state.role is StateRole.LEADER:
             self._reads.fail()
         self._forwarded.fail()
-        self._transferee = 0
+        self._transferee = self._idle = 0
+        self._quiet = False
         state.role = role
         state.leader = leader
 
@@ -351,6 +382,7 @@ class Raft:
 
     def _tick_leader(self) -> None:
         election, config = self._election, self._config
+        self._idle += 1
         election.elapsed += 1
         if election.elapsed >= config.election_ticks:
             election.elapsed = 0
@@ -425,6 +457,9 @@ class Raft:
         # The leader names no more than we acknowledged to it. If our log ends below that, we lost what we promised to
         # keep: `commit_to` raises, for such a replica may neither vote nor acknowledge any more (S15).
         self._log.commit_to(message.commit)
+        if message.hint == REST and self._log.last == message.commit:
+            self._quiet = True
+            return
         self._outbox.send(
             Message(MessageType.HEARTBEAT_REPLY, state.replica, message.sender, state.term, context=message.context)
         )
@@ -451,16 +486,10 @@ class Raft:
             self._tally(self._election.count(message.sender, not message.reject))
 
     def _on_read_index(self, message: Message) -> None:
-        state = self._state
-        if state.role is StateRole.LEADER:
+        if self._state.role is StateRole.LEADER:
             self._reads.add(message.sender, message.nonce, message.context)
-            return
-        self._outbox.send(
-            Message(
-                MessageType.READ_INDEX_REPLY, state.replica, message.sender, state.term,
-                reject=True, nonce=message.nonce, context=message.context,
-            )
-        )  # fmt: skip
+        else:
+            self._forwarded.refuse(message)
 
     def _on_timeout_now(self, message: Message) -> None:
         """The leader wants us to succeed it (thesis §3.10)."""

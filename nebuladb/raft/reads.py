@@ -46,6 +46,11 @@ class LeaderReads:
         """The round under way, which heartbeats carry; 0 if there is none."""
         return self._round if self._running else 0
 
+    @property
+    def any(self) -> bool:
+        """Whether a read waits for a round, or for the end of one."""
+        return bool(self._running or self._waiting)
+
     def add(self, requester: int, nonce: int, context: int) -> None:
         """A replica's read arrived. A repeated one is answered once or twice, rightly each time."""
         if len(self._waiting) >= MAX_WAITING_READS:
@@ -142,6 +147,16 @@ class ForwardedReads:
         if key in self._pending:
             del self._pending[key]
             self._outbox.answer_read(*key, FAILED if message.reject else message.index)
+
+    def refuse(self, message: Message) -> None:
+        """Another replica takes us for the leader, which we are not."""
+        state = self._state
+        self._outbox.send(
+            Message(
+                MessageType.READ_INDEX_REPLY, state.replica, message.sender, state.term,
+                reject=True, nonce=message.nonce, context=message.context,
+            )
+        )  # fmt: skip
 
     def fail(self) -> None:
         """The leader or the term changed."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from nebuladb.env import probe
 from nebuladb.errors import InvariantViolation, TooManyRequests
 from nebuladb.raft.entry import ENTRY_HEADER, EntryKind, encode_entry
@@ -11,6 +13,9 @@ from nebuladb.raft.outbox import Outbox
 from nebuladb.raft.progress import Progress, ProgressState
 from nebuladb.raft.state import Config, State
 from nebuladb.raft.tracker import ProgressTracker
+
+REST: Final = 1
+"""`Message.hint` of a heartbeat after which none comes until something happens (S11)."""
 
 
 class Replication:
@@ -110,7 +115,15 @@ class Replication:
         progress.sent_commit = max(progress.sent_commit, min(log.commit, last))
         return True
 
-    def broadcast_heartbeat(self, context: int, *, timed: bool) -> None:
+    def settled(self) -> bool:
+        """Whether all is committed, and every replica has it and knows that."""
+        last = self._log.last
+        return self._log.commit == last and all(
+            progress.match == last == progress.sent_commit and progress.state is ProgressState.REPLICATE
+            for _, progress in self.tracker.peers
+        )
+
+    def broadcast_heartbeat(self, context: int, *, timed: bool, hint: int = 0) -> None:
         """Send a heartbeat to every peer. `timed`: the interval has passed, so look for what was lost, too."""
         log, state = self._log, self._state
         if timed:
@@ -123,7 +136,7 @@ class Replication:
             self._outbox.send(
                 Message(
                     MessageType.HEARTBEAT, state.replica, replica, state.term,
-                    commit=commit, floor=state.floor, context=context,
+                    commit=commit, floor=state.floor, hint=hint, context=context,
                 )
             )  # fmt: skip
 

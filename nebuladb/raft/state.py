@@ -26,6 +26,9 @@ class Config:
     election_ticks: int = 10
     """Least election timeout; each is drawn from [election_ticks, 2 * election_ticks)."""
     heartbeat_ticks: int = 2
+    rest_ticks: int = 20
+    """Ticks without anything to do after which a leader may fall quiet; above the election timeout, so that it has just
+    made sure of its quorum."""
     max_append_bytes: int = 512 << 10
     """Of entries in one append; a single larger entry goes alone."""
     max_inflight_messages: int = 256
