@@ -8,15 +8,16 @@ PY := .venv/bin/python
 STAMP := .venv/.complete
 SEEDS ?= 200
 CYCLES ?= 10
+KEYS ?= 1000000
 
 # A candidate must run, not only exist: version managers leave launchers for versions that they don't have.
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3 python; do \
 	$$p -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$p; break; }; done)
 
-.PHONY: help setup test check demo sim crash powercut protos format constraints clean
+.PHONY: help setup test check demo sim crash powercut bench-stall protos format constraints clean
 
 help: ## This list.
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: $(STAMP) ## Make .venv with everything; quick when nothing changed.
 
@@ -52,6 +53,9 @@ crash: setup ## kill -9 under load, then check what was acknowledged: CYCLES=10.
 
 powercut: setup ## The same with the unsynced bytes cut off: CYCLES=10; needs a C compiler.
 	$(PY) -m tests.integration.powercut --cycles $(CYCLES)
+
+bench-stall: setup ## A slow disk, then big operations on KEYS=1000000: how long is the loop away?
+	$(PY) -m bench.stall --keys $(KEYS)
 
 protos: setup ## Generate nebuladb/pb from proto/.
 	$(PY) -m tools.protos

@@ -400,6 +400,8 @@ class Store:
             batch, position = self._deletion.step(self.floor, budget)
             self._write(batch)
             self._deletion.advance(position)
+            if not self._deletion.behind(self.floor):
+                probe("superseded rows deleted")
         return self.busy
 
     def _start_hash(self, index: int) -> None:

@@ -20,6 +20,8 @@
  *   SYNCSPY_HANG=1       syncs wait as long as this stands
  *   SYNCSPY_ERROR=n      syncs fail with errno n
  *   SYNCSPY_MATCH=text   all of these only for files whose path contains the text
+ *   SYNCSPY_READ_DELAY_MS=n  reads at an offset from files whose name ends in .sst take n milliseconds longer, whatever
+ *                        the page cache holds; looked for in SYNCSPY_DIR/control only if it was in the environment too
  */
 #define _GNU_SOURCE
 #include <dirent.h>
@@ -39,13 +41,14 @@
 
 struct faults {
     int drop, hang, error;
-    long delay_ms;
+    long delay_ms, read_delay_ms;
     char match[256];
 };
 
 static char record_dir[PATH_MAX], root[PATH_MAX];
 static int records = -1;
 static struct faults given;
+static int reads_watched;
 
 static void *real(const char *name) { return dlsym(RTLD_NEXT, name); }
 
@@ -54,11 +57,14 @@ static void set_fault(struct faults *faults, const char *key, const char *value)
     if (!strcmp(key, "SYNCSPY_HANG")) faults->hang = atoi(value);
     if (!strcmp(key, "SYNCSPY_ERROR")) faults->error = atoi(value);
     if (!strcmp(key, "SYNCSPY_DELAY_MS")) faults->delay_ms = atol(value);
+    if (!strcmp(key, "SYNCSPY_READ_DELAY_MS")) faults->read_delay_ms = atol(value);
     if (!strcmp(key, "SYNCSPY_MATCH")) snprintf(faults->match, sizeof faults->match, "%s", value);
 }
 
 __attribute__((constructor)) static void start(void) {
-    static const char *const keys[] = {"SYNCSPY_DROP", "SYNCSPY_HANG", "SYNCSPY_ERROR", "SYNCSPY_DELAY_MS", "SYNCSPY_MATCH"};
+    static const char *const keys[] = {"SYNCSPY_DROP", "SYNCSPY_HANG", "SYNCSPY_ERROR", "SYNCSPY_DELAY_MS", "SYNCSPY_MATCH",
+                                       "SYNCSPY_READ_DELAY_MS"};
+    reads_watched = getenv("SYNCSPY_READ_DELAY_MS") != NULL;
     const char *dir = getenv("SYNCSPY_DIR"), *watched = getenv("SYNCSPY_ROOT");
     if (!dir || !watched || !realpath(dir, record_dir) || !realpath(watched, root)) return;
     for (size_t i = 0; i < sizeof keys / sizeof *keys; i++)
@@ -102,7 +108,8 @@ static char *list(int fd, const struct stat *file, size_t *length) {
     return line;
 }
 
-static struct faults faults_for(int fd) {
+/* What rules now, whatever the file. */
+static struct faults ruling(void) {
     struct faults faults = given;
     char path[PATH_MAX + 32], text[1024], *rest = text, *line;
     snprintf(path, sizeof path, "%s/control", record_dir);
@@ -117,6 +124,11 @@ static struct faults faults_for(int fd) {
             if (value) *value++ = 0, set_fault(&faults, line, value);
         }
     }
+    return faults;
+}
+
+static struct faults faults_for(int fd) {
+    struct faults faults = ruling();
     if (*faults.match) {
         char proc[64], name[PATH_MAX + 1];
         snprintf(proc, sizeof proc, "/proc/self/fd/%d", fd);
@@ -151,6 +163,23 @@ static int sync_with(int (*sync)(int), int fd) {
     errno = saved;
     return result;
 }
+
+static void slow_read(int fd) {
+    if (!reads_watched || records < 0) return;
+    char proc[64], name[PATH_MAX + 1];
+    int saved = errno;
+    long delay = ruling().read_delay_ms;
+    if (delay) {
+        snprintf(proc, sizeof proc, "/proc/self/fd/%d", fd);
+        ssize_t n = readlink(proc, name, sizeof name - 1);
+        name[n > 0 ? n : 0] = 0;
+        if (n > 4 && !strcmp(name + n - 4, ".sst")) pause_ms(delay);
+    }
+    errno = saved;
+}
+
+ssize_t pread(int fd, void *to, size_t count, off_t at) { return slow_read(fd), REAL(pread)(fd, to, count, at); }
+ssize_t pread64(int fd, void *to, size_t count, off64_t at) { return slow_read(fd), REAL(pread64)(fd, to, count, at); }
 
 int fsync(int fd) { return sync_with(REAL(fsync), fd); }
 int fdatasync(int fd) { return sync_with(REAL(fdatasync), fd); }
