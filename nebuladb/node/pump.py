@@ -35,6 +35,14 @@ from nebuladb.raft import StateRole
 TICK_MS: Final = 50
 LATE_MS: Final = 100
 """A heartbeat interval: a tick that comes later than this after the last one follows a gap (S12)."""
+PAUSE_PER_REQUEST: Final = 60e-6
+"""Seconds from one turn to the next, for each request in flight: a turn costs a log batch and a frame to each peer,
+whatever it carries, and who has company waits anyway."""
+MAX_PAUSE: Final = 0.008
+MIN_PAUSE: Final = 0.0005
+"""Shorter ones aren't worth a timer, so that a lone client waits for nothing."""
+BACKGROUND_PAUSE: Final = 0.002
+"""Between looks for background work, which cost something in each group."""
 MAX_TURNS: Final = 16
 """Turns in one loop iteration before the loop gets its breath."""
 TURN_SECONDS: Final = 0.005
@@ -85,6 +93,7 @@ class Pump:
         self._writes: dict[int, asyncio.Future[Answer]] = {}
         self._reads: dict[int, asyncio.Future[None]] = {}
         self._scheduled = self._stopped = False
+        self._last_turn = 0.0
         self._idle = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
         self._loop = asyncio.get_running_loop()
@@ -198,17 +207,22 @@ class Pump:
     # --- turns -----------------------------------------------------------------------------------------------------
 
     def wake(self) -> None:
-        """Take a turn in this loop iteration."""
+        """Take a turn in this loop iteration, or a moment later if many requests wait already."""
         if not self._scheduled and self._broken is None:
             self._scheduled = True
-            self._loop.call_soon(self._turn)
+            waiting = len(self._writes) + len(self._reads)
+            pause = min(MAX_PAUSE, waiting * PAUSE_PER_REQUEST) - (time.perf_counter() - self._last_turn)
+            if pause < MIN_PAUSE:
+                self._loop.call_soon(self._turn)
+            else:
+                self._loop.call_later(pause, self._turn)
 
     def _turn(self) -> None:
         self._scheduled = False
         if self._broken is not None:
             return
         try:
-            begun = time.perf_counter()
+            begun = self._last_turn = time.perf_counter()
             for _ in range(MAX_TURNS):
                 if not self._one_turn():
                     return
@@ -303,6 +317,7 @@ class Pump:
         """Slices of background work, one a loop iteration, while there is any."""
         while True:
             await self._idle.wait()
+            await asyncio.sleep(BACKGROUND_PAUSE)
             self._idle.clear()
             try:
                 more = True
