@@ -9,6 +9,7 @@ from nebuladb.errors import NebulaError
 from nebuladb.ids import META_GROUP
 from nebuladb.kv.answer import Answer, TxnResult
 from nebuladb.kv.command import Command, Kind
+from nebuladb.node.frame import Envelope, decode_frame
 from nebuladb.node.identity import Founder, Founding, Identity
 from nebuladb.node.meta import Meta
 from nebuladb.node.node import Node
@@ -42,6 +43,12 @@ class Trio:
         self.time = 1_000
         self._seed = seed
         self._rng = random.Random(seed)
+        self.hung: set[int] = set()
+        """Places whose process does nothing, while its links stand."""
+        self.lose: Callable[[int, int, bytes], bool] = lambda sender, receiver, frame: False
+        """Whether a frame is lost; node ids."""
+        self.sent: list[Envelope] = []
+        """Messages that arrived."""
 
     def monotonic(self) -> int:
         return self.time
@@ -87,13 +94,17 @@ class Trio:
         assert node is not None
         return node
 
+    @property
+    def acting(self) -> list[Machine]:
+        return [machine for machine in self.running if machine.place not in self.hung]
+
     # --- time
 
     def settle(self, rounds: int = 40) -> None:
         """Turns until nothing more happens at this instant."""
         for _ in range(rounds):
             busy = False
-            for machine in self.running:
+            for machine in self.acting:
                 assert machine.node is not None
                 turn = machine.node.turn()
                 busy |= turn.more or bool(turn.frames) or bool(turn.written)
@@ -102,16 +113,22 @@ class Trio:
                     machine.node.log.sync()
                     machine.node.host.durable(turn.written)
                 for to, frame in turn.frames:
-                    for other in self.running:
-                        if other.node is not None and other.node.identity.node == to:
-                            other.node.host.receive(machine.node.identity.node, frame)
+                    for other in self.acting:
+                        sender = machine.node.identity.node
+                        if (
+                            other.node is not None
+                            and other.node.identity.node == to
+                            and not self.lose(sender, to, frame)
+                        ):
+                            self.sent += decode_frame(frame)[1]
+                            other.node.host.receive(sender, frame)
             if not busy:
                 return
 
     def run(self, milliseconds: int) -> None:
         for _ in range(milliseconds // TICK_MS):
             self.time += TICK_MS
-            for machine in self.running:
+            for machine in self.acting:
                 assert machine.node is not None
                 machine.node.tick(self.time, self.time)
             self.settle()
@@ -129,7 +146,7 @@ class Trio:
         """The place that leads `group`."""
         leading = [
             (replica.raft.term, machine.place)
-            for machine in self.running
+            for machine in self.acting
             if machine.node is not None
             and (replica := machine.node.host.replicas.get(group)) is not None
             and replica.raft.role is StateRole.LEADER
