@@ -7,11 +7,18 @@ Walking R from the last floor to this one meets exactly the rows that tell which
 
 from __future__ import annotations
 
+from typing import Final
+
 from nebuladb.errors import Corruption
 from nebuladb.kv.loans import Misses
 from nebuladb.kv.rows import DELETION_ROW, FORMAT, KEY_AT, POSITION, decode_record, decode_row
 from nebuladb.kv.source import EngineSource, close
 from nebuladb.storage.engine import Batch
+
+MIN_RUN: Final = 16
+"""Rows side by side that are worth a range tombstone: each of those costs every later read a little."""
+LOOKED_PER_DEAD: Final = 4
+"""Rows looked at per row to delete, in search of runs; further ones are deleted one by one."""
 
 
 class Deletion:
@@ -47,7 +54,7 @@ class Deletion:
             raise Misses(missing)
         rows = self._source.scan(keys.record_key(main, sub), keys.record_key(target + 1, 0))
         position = (target, target + 1, 0)
-        left = budget
+        left, dead = budget, set[bytes]()
         for row, data in rows:
             here = POSITION.unpack_from(row, KEY_AT)
             if left <= 0:
@@ -56,11 +63,12 @@ class Deletion:
                 break
             left -= 1
             try:
-                self._visit(batch, row, data, target)
+                self._visit(batch, dead, row, data, target)
             except Misses as misses:
                 missing += misses.rows
         if missing:
             raise Misses(missing)
+        self._bury(batch, dead)
         batch.put(keys.deletion, DELETION_ROW.pack(FORMAT, *position))
         return batch, position
 
@@ -75,7 +83,29 @@ class Deletion:
         """The batch of `step` is written."""
         self._target, self._main, self._sub = position
 
-    def _visit(self, batch: Batch, row: bytes, data: bytes, target: int) -> None:
+    def _bury(self, batch: Batch, dead: set[bytes]) -> None:
+        """Delete C rows, those that lie side by side as one range: a scan that meets a million single tombstones keeps
+        the loop for a second, and after a range delete all rows of a step lie side by side."""
+        if not dead:
+            return
+        run: list[bytes] = []
+        most = LOOKED_PER_DEAD * len(dead)
+        rows = self._source.scan(min(dead), max(dead) + b"\0")
+        for looked, (row, _) in enumerate(rows):
+            if looked == most:
+                break
+            if row in dead:
+                dead.discard(row)
+                run.append(row)
+            elif run:
+                _delete_run(batch, run)
+                run = []
+        close(rows)
+        _delete_run(batch, run)
+        for row in sorted(dead):
+            batch.delete(row)
+
+    def _visit(self, batch: Batch, dead: set[bytes], row: bytes, data: bytes, target: int) -> None:
         keys = self._source.keys
         key, record = decode_row(data)
         if record.past_main and not record.past_deleted:
@@ -86,4 +116,13 @@ class Deletion:
             if newest is not None:
                 current = decode_record(newest)
                 if (current.main, current.sub) == (record.main, record.sub):
-                    batch.delete(keys.current + key)
+                    dead.add(keys.current + key)
+
+
+def _delete_run(batch: Batch, rows: list[bytes]) -> None:
+    """Delete rows between which there is no other, ascending."""
+    if len(rows) >= MIN_RUN:
+        batch.delete_range(rows[0], rows[-1] + b"\0")
+    else:
+        for row in rows:
+            batch.delete(row)

@@ -27,6 +27,12 @@ LENGTHS: Final = Struct(">II")
 SECTIONS: Final = (ANSWER, SESSION, LEASE, ATTACHMENT, CURRENT)
 
 
+def hash_spans(keys: Keys) -> list[tuple[bytes, bytes]]:
+    """Bounds of what a hash scans."""
+    prefix = keys.state[: KEY_AT - 1]
+    return [(prefix + kind, prefix + bytes((kind[0] + 1,))) for kind in SECTIONS]
+
+
 class HashJob:
     """One hash in the making, over an engine snapshot that was taken right after the batch of `index`'s HASH."""
 
@@ -47,8 +53,7 @@ class HashJob:
         self._hash.update(
             NUMBERS.pack(state.revision, state.floor, state.epoch, state.clock, state.keys, state.size, state.leases)
         )
-        prefix = keys.state[: KEY_AT - 1]
-        self._spans = [(prefix + kind, prefix + bytes((kind[0] + 1,))) for kind in SECTIONS]
+        self._spans = hash_spans(keys)
         """What is left to hash: ranges of rows, the last first."""
 
     def step(self, budget: int) -> bytes | None:

@@ -27,6 +27,9 @@ MAX_TXN_ROWS: Final = 50_000
 ROW_OVERHEAD: Final = 64
 """What a key costs in a result beyond its bytes, roughly; bounds results of many small keys."""
 
+TOMBSTONE_BYTES: Final = 64
+"""What a deleted row takes in the engine's memory beyond its key."""
+
 HISTORY_STRIDE: Final = 1024
 """Every so many versions a key's records share an anchor, so that a read of an old revision of a key with n superseded
 records takes about 2·n/1024 + 1,024 look-ups at worst, not n."""

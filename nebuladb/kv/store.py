@@ -13,8 +13,8 @@ from nebuladb.kv.cache import RecordCache, RecordShare
 from nebuladb.kv.change import Applied, Change, LeaseInfo, LeaseState
 from nebuladb.kv.command import Work
 from nebuladb.kv.deletion import Deletion
-from nebuladb.kv.hashing import HashJob
-from nebuladb.kv.limits import DEFAULT_LIMITS, MAX_RESULT_BYTES, MAX_TXN_ROWS, Limits
+from nebuladb.kv.hashing import HashJob, hash_spans
+from nebuladb.kv.limits import DEFAULT_LIMITS, MAX_RESULT_BYTES, MAX_TXN_ROWS, TOMBSTONE_BYTES, Limits
 from nebuladb.kv.machine import Machine
 from nebuladb.kv.pin import Pin
 from nebuladb.kv.rows import KEY_AT, POSITION, U64, Keys, decode_lease, decode_row, group_span
@@ -58,6 +58,8 @@ class Store:
         self._patient = SnapshotSource(engine, self._keys)
         self._sessions = Sessions(self._source)
         self._deletion = Deletion(self._source, engine.get(self._keys.deletion))
+        self.deleted_bytes = 0
+        """Written by background deletion; whoever counts what the engine holds unflushed takes it away."""
         self._pending: tuple[Machine, Batch] | None = None
         self._dead = False
         self._jobs: list[HashJob] = []
@@ -301,7 +303,9 @@ class Store:
         self._pins = [pin for pin in self._pins if not pin.closed]
         if len(self._pins) >= self._limits.pins:
             raise TooManyRequests(f"the shard serves {self._limits.pins} scans already")
-        self._pins.append(Pin(self._engine.snapshot(), self._keys, self.revision, self.index))
+        self._pins.append(
+            Pin(self._engine.snapshot([self._keys.span(b"", b"\0")]), self._keys, self.revision, self.index)
+        )
         return self._pins[-1]
 
     def _readable(self, revision: int) -> int:
@@ -399,6 +403,7 @@ class Store:
         elif self._deletion.behind(self.floor):
             batch, position = self._deletion.step(self.floor, budget)
             self._write(batch)
+            self.deleted_bytes += batch.size + TOMBSTONE_BYTES * len(batch.operations)
             self._deletion.advance(position)
             if not self._deletion.behind(self.floor):
                 probe("superseded rows deleted")
@@ -408,7 +413,9 @@ class Store:
         while self._jobs and len(self._jobs) >= self._limits.hash_jobs:
             probe("hash dropped")
             self._jobs.pop(0).close()
-        self._jobs.append(HashJob(index, self._engine.snapshot(), self._keys, self._source.misses))
+        self._jobs.append(
+            HashJob(index, self._engine.snapshot(hash_spans(self._keys)), self._keys, self._source.misses)
+        )
 
     def _drop_old_snapshots(self) -> None:
         oldest = self.index - self._limits.snapshot_age

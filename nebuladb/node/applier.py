@@ -63,6 +63,8 @@ class Applier:
         """Groups that have not had their stretch of background work in this round."""
         self._again = False
         """Some that had it have more."""
+        self.deleted_bytes = 0
+        """Written by background deletion; whoever counts it takes it away."""
         self.fetches: list[Fetch] = []
         """To be carried out; whoever does takes them away."""
 
@@ -135,6 +137,8 @@ class Applier:
         self._again |= data.hub.catch_up(BACKGROUND_ROWS)
         try:
             self._again |= data.store.background(BACKGROUND_ROWS)
+            self.deleted_bytes += data.store.deleted_bytes
+            data.store.deleted_bytes = 0
             self._return(group, data.store)
         except WriteStalled:
             probe("background write stalled")

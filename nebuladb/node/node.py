@@ -318,7 +318,10 @@ class Node:
 
     def background(self) -> bool:
         """See `Applier.background`."""
-        return self._applier.background()
+        more = self._applier.background()
+        self._unflushed += self._applier.deleted_bytes
+        self._applier.deleted_bytes = 0
+        return more
 
     @property
     def fetches_wait(self) -> bool:

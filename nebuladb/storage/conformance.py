@@ -55,6 +55,38 @@ def reads_what_was_written(harness: Harness) -> None:
     engine.close()
 
 
+def reads_from_memory_or_says_that_it_cannot(harness: Harness) -> None:
+    """What `get_cached` says is true, and `get_many` knows the rest."""
+    engine = harness.open()
+    _write(engine, ("put", b"a", b"1"), ("put", b"empty", b""), ("put", b"gone", b"x"), ("put", b"range", b"y"))
+    _write(engine, ("del", b"gone"), ("range", b"r", b"s"))
+    wanted = {b"a": b"1", b"empty": b"", b"gone": None, b"range": None, b"never": None}
+    for _ in range(2):
+        for key, value in wanted.items():
+            known, found = engine.get_cached(key)
+            _equal(found, value if known else None)
+        _equal(engine.get_many(list(wanted)), list(wanted.values()))
+        _equal(engine.get_many([]), [])
+        engine.flush()
+    engine.close()
+
+
+def keeps_snapshots_to_their_spans(harness: Harness) -> None:
+    """A snapshot with spans reads within them, as of its time."""
+    engine = harness.open()
+    _write(engine, ("put", b"a", b"1"), ("put", b"b", b"2"), ("put", b"c", b"3"), ("put", b"d", b"4"))
+    snapshot = engine.snapshot([(b"a", b"b\0"), (b"d", b"e")])
+    _write(engine, ("put", b"a", b"9"), ("del", b"b"), ("put", b"dd", b"5"))
+    for _ in range(2):
+        _equal(list(snapshot.scan(b"a", b"b\0")), [(b"a", b"1"), (b"b", b"2")])
+        _equal(list(snapshot.scan(b"d", b"e")), [(b"d", b"4")])
+        _equal(list(snapshot.scan(b"a\0", b"b")), [])
+    _equal([key for key, _ in snapshot.scan(b"a", b"b\0", reverse=True)], [b"b", b"a"])
+    _equal(snapshot.get(b"c"), b"3")
+    snapshot.close()
+    engine.close()
+
+
 def deletes_half_open_ranges(harness: Harness) -> None:
     """[low, high) in the batch's order; an empty or inverted range removes nothing and breaks nothing."""
     engine = harness.open()
@@ -277,6 +309,8 @@ def log_drops_a_group(harness: Harness) -> None:
 
 ENGINE_CASES: Final[list[Case]] = [
     reads_what_was_written,
+    reads_from_memory_or_says_that_it_cannot,
+    keeps_snapshots_to_their_spans,
     deletes_half_open_ranges,
     scans_in_order,
     scan_keeps_its_view,

@@ -97,8 +97,9 @@ class Engine(Reader, Protocol):
         thread. This is what makes an engine without WAL durable."""
         ...
 
-    def snapshot(self) -> Snapshot:
-        """A consistent view of now."""
+    def snapshot(self, spans: Sequence[tuple[bytes, bytes]] = ()) -> Snapshot:
+        """A consistent view of now. With `spans`, [low, high) each, every scan must lie within one of them: then none
+        walks over what was deleted behind its end. (An empty range before 150,000 tombstones took 280 ms.)"""
         ...
 
     def close(self) -> None:

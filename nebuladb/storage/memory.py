@@ -118,7 +118,7 @@ class MemoryEngine:
         self._check()
         self._persist(Fault.FLUSH)
 
-    def snapshot(self) -> MemorySnapshot:
+    def snapshot(self, spans: Sequence[tuple[bytes, bytes]] = ()) -> MemorySnapshot:
         self._check()
         return MemorySnapshot(self, self._table)
 

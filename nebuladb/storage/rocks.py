@@ -30,7 +30,7 @@ from rocksdict import (
 from rocksdict import Snapshot as RocksView
 
 from nebuladb.env import probe
-from nebuladb.errors import Corruption, DiskFull, StoreError, WriteStalled
+from nebuladb.errors import Corruption, DiskFull, InvariantViolation, StoreError, WriteStalled
 from nebuladb.ids import BatchId
 from nebuladb.storage.engine import DELETE, PUT, Batch
 from nebuladb.storage.files import sync_directory
@@ -254,9 +254,7 @@ class RocksEngine:
             return
         cursor = None
         try:
-            options = ReadOptions()
-            options.set_iterate_upper_bound(high)  # the lower one gets lost in rocksdict
-            cursor = _Cursor(self._db.iter(options))
+            cursor = _Cursor(self._db.iter(_below(high)))
             self._cursors.add(cursor)
             yield from cursor.walk(low, high, reverse=reverse)
         except StoreError:
@@ -298,9 +296,12 @@ class RocksEngine:
         except Exception as error:
             raise self._error(error) from error
 
-    def snapshot(self) -> RocksSnapshot:
+    def snapshot(self, spans: Sequence[tuple[bytes, bytes]] = ()) -> RocksSnapshot:
         try:
-            snapshot = RocksSnapshot(self, self._db.snapshot(), _Cursor(self._db.iter()))
+            cursors = {span: _Cursor(self._db.iter(_below(span[1]))) for span in spans}
+            if not spans:
+                cursors[b"", b""] = _Cursor(self._db.iter())
+            snapshot = RocksSnapshot(self, self._db.snapshot(), cursors)
         except Exception as error:
             raise self._error(error) from error
         self._snapshots.add(snapshot)
@@ -329,13 +330,13 @@ class RocksSnapshot:
     """See `Snapshot`.
 
     rocksdict's own honours the snapshot in point reads only: its iterators see whatever was written before they were
-    made. So one is made together with it and serves every scan.
+    made. So those that serve the scans are made together with it: one for each span, or one for everything.
     """
 
-    def __init__(self, engine: RocksEngine, view: RocksView, cursor: _Cursor) -> None:
+    def __init__(self, engine: RocksEngine, view: RocksView, cursors: dict[tuple[bytes, bytes], _Cursor]) -> None:
         self._engine = engine
         self._view: RocksView | None = view
-        self._cursor = cursor
+        self._cursors = cursors
 
     def get(self, key: bytes) -> bytes | None:
         if self._view is None:
@@ -349,11 +350,12 @@ class RocksSnapshot:
         return value
 
     def scan(self, low: bytes, high: bytes, *, reverse: bool = False) -> Iterator[tuple[bytes, bytes]]:
-        self._cursor.open()
         if low >= high:
             return
+        cursor = self._cursor_of(low, high)
+        cursor.open()
         try:
-            yield from self._cursor.walk(low, high, reverse=reverse)
+            yield from cursor.walk(low, high, reverse=reverse)
         except StoreError:
             raise
         except Exception as error:
@@ -361,8 +363,22 @@ class RocksSnapshot:
 
     def close(self) -> None:
         self._view = None
-        self._cursor.steps = None
+        for cursor in self._cursors.values():
+            cursor.steps = None
         self._engine._snapshots.discard(self)
+
+    def _cursor_of(self, low: bytes, high: bytes) -> _Cursor:
+        for (first, end), cursor in self._cursors.items():
+            if first <= low and (high <= end or not end):
+                return cursor
+        raise InvariantViolation("a scan of a snapshot goes beyond its spans")
+
+
+def _below(high: bytes) -> ReadOptions:
+    """For an iterator that ends before `high`. (A lower bound would get lost in rocksdict.)"""
+    options = ReadOptions()
+    options.set_iterate_upper_bound(high)
+    return options
 
 
 def peek(path: Path, key: bytes, *, wal_dir: Path | None = None) -> bytes | None:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from nebuladb.kv import draft, leases, machine, sessions
+from nebuladb.kv import deletion, draft, leases, machine, sessions
 from tests.unit.kv import model
 
 
@@ -18,4 +18,5 @@ def small_bounds() -> Iterator[None]:
         patch.setattr(leases, "MAX_LEASES", model.MAX_LEASES)
         patch.setattr(draft, "HISTORY_STRIDE", 3)
         patch.setattr(machine, "CHUNK_ROWS", 2)
+        patch.setattr(deletion, "MIN_RUN", 2)
         yield

@@ -15,9 +15,9 @@ from nebuladb.kv.command import Work
 from nebuladb.kv.limits import Limits
 from nebuladb.kv.loans import Loans, Misses
 from nebuladb.kv.store import Store
-from nebuladb.storage.engine import Batch
+from nebuladb.storage.engine import DELETE_RANGE, Batch
 from nebuladb.storage.memory import MemoryEngine
-from tests.unit.kv.helpers import Log, compact, drain, finish, fresh, put, reopen, run, state_hash
+from tests.unit.kv.helpers import Log, compact, delete, drain, finish, fresh, put, reopen, run, state_hash
 from tests.unit.kv.model import Model
 from tests.unit.kv.programs import build, program, with_hash
 
@@ -184,3 +184,27 @@ def test_a_big_hash_and_a_big_deletion_ask_for_their_rows_first() -> None:
 def _warm(cold: Cold) -> Store:
     cold.engine.chill(None)
     return cold.store
+
+
+def test_rows_deleted_side_by_side_go_as_one_range(monkeypatch: pytest.MonkeyPatch) -> None:
+    store, engine = fresh(Limits(slice_rows=16))
+    log = Log()
+    for first in range(0, 60, 10):
+        run(store, log, *(put(b"%03d" % number) for number in range(first, first + 10)))
+    run(store, log, delete(b"000", b"999"))
+    run(store, log, put(b"030", b"back"), put(b"0305", b"new"))
+    run(store, log, compact(store.revision))
+    ranges: list[bytes] = []
+    write = engine.write
+
+    def counting(batch: Batch) -> None:
+        ranges.extend(row for kind, row, _ in batch.operations if kind == DELETE_RANGE)
+        write(batch)
+
+    monkeypatch.setattr(engine, "write", counting)
+    while store.background(1000):
+        pass
+    assert len(ranges) == 2, "before the key that came back, and behind it"
+    assert [kv.key for kv in store.range(b"\0", b"\0").kvs] == [b"030", b"0305"]
+    low, high = store._keys.span(b"", b"\0")
+    assert len(list(engine.scan(low, high))) == 2
