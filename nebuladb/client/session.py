@@ -13,7 +13,7 @@ from nebuladb.client import methods
 from nebuladb.client.methods import Method
 from nebuladb.client.retry import Kind
 from nebuladb.client.shardmap import ShardMap
-from nebuladb.client.transport import Transport
+from nebuladb.client.transport import RoutedRequest, Transport
 from nebuladb.client.writes import WriteRequest, Writes
 from nebuladb.errors import KeyspaceNotFound, NebulaError, SessionExpired, WrongShard
 from nebuladb.pb.nebula.v1 import common_pb2, keyspace_pb2, session_pb2
@@ -100,8 +100,14 @@ class Session(Writes):
         window = await self._window(key, group)
         async with window.number() as reference:
             request.session.CopyFrom(reference)
+            epoch = self._map.epoch(window.group) if self._map else 0
+            if isinstance(request, RoutedRequest):
+                request.epoch = epoch
             try:
-                return await self._transport.call(method, request, kind=Kind.ONCE)
+                answer = await self._transport.call(method, request, kind=Kind.ONCE)
+                if isinstance(request, RoutedRequest) and request.epoch != epoch:
+                    self._map = None  # the cluster has a newer one
+                return answer
             except SessionExpired:
                 if self._windows.get(window.group) is window:
                     del self._windows[window.group]

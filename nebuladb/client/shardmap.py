@@ -26,6 +26,7 @@ class ShardMap:
         if not shards:
             raise Unavailable(f"keyspace {info.name} has no shards yet; try again shortly")
         self._groups = [shard.group for shard in shards]
+        self._epochs = {shard.group: shard.epoch for shard in shards}
 
     def group(self, key: bytes) -> int:
         """The shard that owns `key`. The server checks it again, so an old map does no harm."""
@@ -34,3 +35,7 @@ class ShardMap:
         else:
             place = bisect_right(self._keys, key)
         return self._groups[max(place - 1, 0)]
+
+    def epoch(self, group: int) -> int:
+        """The epoch of a shard's descriptor; 0: it isn't one of these shards."""
+        return self._epochs.get(group, 0)

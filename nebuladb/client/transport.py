@@ -18,13 +18,17 @@ from nebuladb.client.errors import Failure, failure_of, not_sent, silent
 from nebuladb.client.methods import Answer, Method
 from nebuladb.client.retry import Attempts, Kind, Try
 from nebuladb.env import Rng
-from nebuladb.errors import ConfigurationError, RequestTooLarge
+from nebuladb.errors import ConfigurationError, RequestTooLarge, WrongEpoch
+from nebuladb.pb.nebula.v1 import kv_pb2
 
 MAX_REQUEST: Final = 3 * 512 * 1024
 """Bytes of a request, as the servers say; a larger one is refused here, before it costs a transfer."""
 
 MAX_MESSAGE: Final = 8 * 1024 * 1024
 """Bytes of an answer that the client is ready to take."""
+
+RoutedRequest = kv_pb2.GetRequest | kv_pb2.PutRequest | kv_pb2.DeleteRequest | kv_pb2.TxnRequest
+"""Those that name the epoch by which they were routed, if any."""
 
 OPTIONS: Final = (
     # gRPC must never repeat a write on its own: only `Attempts` knows what is safe.
@@ -139,6 +143,8 @@ class Transport:
                 attempts.worked(step.address, self.clock())
                 return answer
             pause = attempts.failed(step.address, answer, self.clock())
+            if isinstance(answer.error, WrongEpoch) and isinstance(request, RoutedRequest):
+                request.epoch = answer.error.epoch  # of the descriptor that came with the refusal
             if pause:
                 await self.sleep(pause)
 

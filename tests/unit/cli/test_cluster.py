@@ -18,6 +18,24 @@ def test_lists(cli: Cli) -> None:
     assert names == ["n1", "n2", "n3"]
 
 
+def test_keyspaces_are_created_and_dropped(cli: Cli, nodes: list[Node]) -> None:
+    assert cli("keyspace", "create", "users").stdout == "OK\n"
+    assert nodes[0].store.keyspaces["users"].shards == 8
+    made = cli(
+        "-o", "json", "keyspace", "create", "logs", "--partitioning", "range", "--split-at", "m", "--split-at", "t"
+    )
+    assert json.loads(made.stdout) == {"keyspace": "logs", "created": True}
+    assert list(nodes[0].store.keyspaces["logs"].split_keys) == [b"m", b"t"]
+    other = cli("keyspace", "create", "users", "--shards", "9")
+    assert (other.exit_code, other.stdout) == (1, "")
+    assert other.stderr.count("\n") == 1
+    assert cli("keyspace", "drop", "users").stdout == "OK\n"
+    assert json.loads(cli("-o", "json", "keyspace", "drop", "users").stdout) == {"keyspace": "users", "dropped": False}
+    for wrong in (["--partitioning", "tree"], ["--shards", "0"], ["--split-at", "m"]):
+        assert cli("keyspace", "create", "x", *wrong).exit_code == 2
+    assert cli("keyspace", "create", "x", "--partitioning", "single", "--shards", "2").exit_code == 2
+
+
 def test_status(cli: Cli, nodes: list[Node]) -> None:
     answer = cli("status")
     assert answer.exit_code == 0

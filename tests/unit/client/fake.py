@@ -90,6 +90,8 @@ class Node:
             "Keyspace": [
                 ("List", keyspace_pb2.KeyspaceListRequest, self.keyspaces),
                 ("Describe", keyspace_pb2.KeyspaceDescribeRequest, self.describe),
+                ("Create", keyspace_pb2.KeyspaceCreateRequest, self.create_keyspace),
+                ("Drop", keyspace_pb2.KeyspaceDropRequest, self.drop_keyspace),
             ],
             "Cluster": [
                 ("Status", cluster_pb2.StatusRequest, self.status),
@@ -127,6 +129,8 @@ class Node:
             try:
                 if getattr(request, "keyspace", "") not in ("", "default"):
                     raise errors.KeyspaceNotFound
+                if getattr(request, "epoch", 0) not in (0, self.store.epoch):
+                    raise errors.WrongEpoch("an old one", self.store.epoch)
                 answer = run(request)
             except errors.NebulaError as error:
                 self._abort(context, error)
@@ -169,6 +173,8 @@ class Node:
             compact_revision=getattr(error, "floor", 0),
             leader_node=getattr(error, "leader", 0),
         )
+        if isinstance(error, errors.WrongEpoch):
+            detail.descriptor.CopyFrom(self._shard())
         context.set_trailing_metadata((("nebula-error-bin", detail.SerializeToString()),))
         context.abort(grpc.StatusCode[error.code], error.message)
 
@@ -287,7 +293,7 @@ class Node:
 
     def _shard(self) -> common_pb2.ShardDescriptor:
         replicas = [common_pb2.Replica(replica_id=n.node_id, node_id=n.node_id) for n in self.peers]
-        return common_pb2.ShardDescriptor(group=GROUP, keyspace="default", epoch=1, replicas=replicas)
+        return common_pb2.ShardDescriptor(group=GROUP, keyspace="default", epoch=self.store.epoch, replicas=replicas)
 
     def _keyspace(self) -> keyspace_pb2.KeyspaceInfo:
         return keyspace_pb2.KeyspaceInfo(name="default", partitioning=keyspace_pb2.RANGE, shards=[self._shard()])
@@ -299,6 +305,16 @@ class Node:
         if request.name != "default":
             raise errors.KeyspaceNotFound
         return keyspace_pb2.KeyspaceDescribeResponse(header=self.store.header(), keyspace=self._keyspace())
+
+    def create_keyspace(self, request: keyspace_pb2.KeyspaceCreateRequest) -> Message:
+        if self.store.keyspaces.setdefault(request.name, request) != request:
+            raise errors.KeyspaceExists
+        info = keyspace_pb2.KeyspaceInfo(name=request.name, partitioning=request.partitioning)
+        return keyspace_pb2.KeyspaceCreateResponse(header=self.store.header(), keyspace=info)
+
+    def drop_keyspace(self, request: keyspace_pb2.KeyspaceDropRequest) -> Message:
+        dropped = self.store.keyspaces.pop(request.name, None) is not None
+        return keyspace_pb2.KeyspaceDropResponse(header=self.store.header(), dropped=dropped)
 
     def _header(self) -> common_pb2.Header:
         header = self.store.header()

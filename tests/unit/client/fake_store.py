@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple, TypeVar
 
 from nebuladb import errors
-from nebuladb.pb.nebula.v1 import common_pb2, kv_pb2
+from nebuladb.pb.nebula.v1 import common_pb2, keyspace_pb2, kv_pb2
 
 GROUP = 2
 WINDOW = 64
@@ -30,6 +30,8 @@ class Store:
         self.sessions: dict[int, dict[int, object]] = {}
         self.lowest: dict[int, int] = {}
         self.leases: dict[int, int] = {}
+        self.epoch = 1
+        self.keyspaces: dict[str, keyspace_pb2.KeyspaceCreateRequest] = {}
         self.executed: list[str] = []
         self.index = 10
 

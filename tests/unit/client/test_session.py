@@ -48,6 +48,19 @@ async def test_an_evicted_session_surfaces_and_the_next_write_gets_a_new_one(nod
     assert node.count("Open") == 2
 
 
+async def test_an_old_epoch_is_replaced_by_the_one_that_the_refusal_names(node: Node) -> None:
+    async with AsyncClient([node.address]) as client, client.session() as session:
+        await session.put(b"k", b"1")
+        node.store.epoch = 5
+        await session.put(b"k", b"2")
+        assert node.count("Put") == 3, "one refusal"
+        await session.put(b"k", b"3")
+        assert node.count("Put") == 4, "and none any more"
+    named = [request.epoch for _, request in node.calls if isinstance(request, kv_pb2.PutRequest)]
+    assert named == [1, 1, 5, 5]
+    assert node.store.executed == ["put"] * 3
+
+
 async def test_many_writes_at_once_stay_in_the_window(node: Node) -> None:
     node.faults += [Fault("Put", LOST, after=True) for _ in range(20)]
     async with AsyncClient([node.address]) as client, client.session() as session:
