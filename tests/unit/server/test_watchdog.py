@@ -1,0 +1,65 @@
+"""Late turns of the loop are counted and named."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import time
+
+import pytest
+
+from nebuladb.server import watchdog as module
+from nebuladb.server.metrics import MAX_WORKS, OTHER_METHOD, Metrics
+from nebuladb.server.watchdog import LATE_SECONDS, NOTHING, Watchdog
+
+
+def hold(seconds: float) -> None:
+    """Keep the loop."""
+    end = time.perf_counter() + seconds
+    while time.perf_counter() < end:
+        pass
+
+
+async def beats(metrics: Metrics, wanted: int) -> None:
+    """Until so many late turns were counted."""
+    while sum(metrics.late_turns.values()) < wanted:  # noqa: ASYNC110
+        await asyncio.sleep(0.001)
+
+
+@pytest.fixture
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A busy machine is no late turn here."""
+    monkeypatch.setattr(module, "LATE_SECONDS", 0.5)
+
+
+@pytest.mark.usefixtures("patient")
+async def test_a_late_turn_is_named_after_the_longest_work() -> None:
+    metrics = Metrics()
+    watchdog = Watchdog(metrics)
+    watchdog.start()
+    await asyncio.sleep(0)
+    hold(0.6)
+    watchdog.busy("turn: 3 entries applied", 0.55)
+    watchdog.busy("background", 0.05)
+    await beats(metrics, 1)
+    assert metrics.late_turns == {"turn": 1}
+    assert metrics.late_seconds["turn"] > 0.5
+    assert metrics.worst_beat > 0.5
+    hold(0.6)
+    watchdog.busy("background", 0.006)
+    await beats(metrics, 2)
+    assert metrics.late_turns == {"turn": 1, NOTHING.partition(":")[0]: 1}, "what took a hundredth of it wasn't it"
+    watchdog.stop()
+    watchdog.stop()
+    assert watchdog._collector not in gc.callbacks
+
+
+def test_works_are_bounded() -> None:
+    metrics = Metrics()
+    for number in range(MAX_WORKS + 5):
+        metrics.loop_late(LATE_SECONDS, f"work {number}")
+    assert len(metrics.late_turns) == MAX_WORKS + 1
+    assert metrics.late_turns[OTHER_METHOD] == 5
+    text = metrics.render().decode()
+    assert 'nebula_loop_late_total{work="work 3"} 1.0' in text
+    assert "nebula_loop_worst_seconds 0.0" in text
