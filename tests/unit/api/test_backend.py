@@ -9,6 +9,7 @@ import pytest
 
 from nebuladb.api.backend import Backend
 from nebuladb.errors import KeyspaceNotFound, Unavailable, WrongEpoch, WrongShard
+from nebuladb.ids import META_GROUP
 from nebuladb.kv.answer import KeyValue
 from nebuladb.node.identity import Founder, Founding
 from nebuladb.node.meta import Meta, founding_request
@@ -53,3 +54,35 @@ def test_a_lease_is_found_by_the_keyspaces_only_shard_and_a_group_must_be_the_ke
     assert backend(founded()).route_group("default", 0).group == 2
     with pytest.raises(WrongShard):
         backend(founded()).route_group("default", 3)
+
+
+class Lagging:
+    """A pump whose node hears of `news` when the meta group is asked."""
+
+    def __init__(self, before: Meta, news: Meta) -> None:
+        self.node: Any = SimpleNamespace(founding=FOUNDING, identity=SimpleNamespace(node=11), meta=before, host=None)
+        self._news = news
+        self.asked = 0
+
+    async def confirm(self, group: int, timeout: float) -> None:
+        assert group == META_GROUP
+        self.asked += 1
+        self.node.meta = self._news
+
+    def store(self, group: int) -> None:
+        pass
+
+
+CONTEXT: Any = SimpleNamespace(time_remaining=lambda: 1.0)
+
+
+async def test_that_there_is_no_keyspace_is_said_only_when_the_meta_group_agrees() -> None:
+    before, news = founded(), founded()
+    lagging = Lagging(before, news)
+    backend = Backend(cast(Pump, lagging))
+    assert await backend.learned(KeyspaceNotFound(), before, CONTEXT), "ask again with what was learned"
+    assert not await backend.learned(KeyspaceNotFound(), news, CONTEXT), "nothing new: then it is true"
+    assert lagging.asked == 2
+    assert await backend.learned(WrongEpoch("", 1), before, CONTEXT), "it has come in the meantime"
+    assert not await backend.learned(WrongShard(), before, CONTEXT)
+    assert lagging.asked == 2
