@@ -21,7 +21,7 @@ ROOT: Final = Path(__file__).resolve().parent.parent
 GENERATED: Final = ROOT / "nebuladb" / "pb" / "nebula"
 FILES: Final = sorted(
     path
-    for folder in ("nebuladb", "tools", "tests")
+    for folder in ("nebuladb", "tools", "tests", "jepsen")
     for path in (ROOT / folder).rglob("*.py")
     if not path.is_relative_to(GENERATED)
 )

@@ -17,13 +17,13 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
 from nebuladb.ids import DEFAULT_GROUP
-from nebuladb.server.dev import PORTS_PER_NODE, plan, prepare
+from nebuladb.server.dev import PORTS_PER_NODE, Member, plan, prepare
 
 READY_SECONDS: Final = 60.0
 """Patience, not a claim: the machine may be busy with something else."""
@@ -92,7 +92,8 @@ def _is_free(port: int) -> bool:
 class Cluster:
     """`nodes` nodes in `directory`, numbered from 0; node i is called n{i+1}. Nothing runs until `start`.
 
-    `environ` is added to the nodes' environment; `node_environ(i)` to node i's, asked at each start.
+    `environ` is added to the nodes' environment; `node_environ(i)` to node i's, asked at each start. `members` replaces
+    the plan on loopback ports; `prefix(i)` is a command that runs node i's, in its place and under its pid.
     """
 
     def __init__(
@@ -101,14 +102,17 @@ class Cluster:
         nodes: int = 3,
         environ: Mapping[str, str] | None = None,
         node_environ: Callable[[int], Mapping[str, str]] = lambda _: {},
+        members: Sequence[Member] = (),
+        prefix: Callable[[int], Sequence[str]] = lambda _: (),
     ) -> None:
         self.directory = directory
-        self._ports = Ports(nodes)
-        self.members = plan(nodes, directory, self._ports.base)
+        self._ports = None if members else Ports(nodes)
+        self.members = plan(nodes, directory, self._ports.base) if self._ports else list(members)
         prepare(self.members, directory)
         self._environ = {key: value for key, value in os.environ.items() if not key.startswith("NEBULA_")}
         self._environ.update({"NEBULA_LOG_FORMAT": "json", **(environ or {})})
         self._node_environ = node_environ
+        self._prefix = prefix
         self._processes: dict[int, subprocess.Popen[bytes]] = {}
 
     def __enter__(self) -> Cluster:
@@ -124,7 +128,8 @@ class Cluster:
                 process.kill()
         for process in self._processes.values():
             process.wait()
-        self._ports.close()
+        if self._ports:
+            self._ports.close()
 
     @property
     def all(self) -> range:
@@ -159,8 +164,9 @@ class Cluster:
             if node in self.running:
                 raise ClusterError(f"n{node + 1} runs already")
             with self.log_file(node).open("ab") as log:
+                command = [sys.executable, "-m", "nebuladb.server.main", "start", "--config"]
                 self._processes[node] = subprocess.Popen(
-                    [sys.executable, "-m", "nebuladb.server.main", "start", "--config", str(self.members[node].file)],
+                    [*self._prefix(node), *command, str(self.members[node].file)],
                     env={**self._environ, **self._node_environ(node)},
                     stdin=subprocess.DEVNULL,
                     stdout=log,

@@ -53,13 +53,18 @@ class _Record:
     """Directory -> name -> (is a directory, inode)."""
 
 
+def compiler() -> str | None:
+    """A C compiler, if there is one and the platform has LD_PRELOAD."""
+    return next(filter(None, map(shutil.which, COMPILERS)), None) if sys.platform.startswith("linux") else None
+
+
 def build(directory: Path) -> Path | None:
     """Compile the library into `directory`. None where there is no C compiler, or no LD_PRELOAD."""
-    compiler = next(filter(None, map(shutil.which, COMPILERS)), None)
-    if compiler is None or not sys.platform.startswith("linux"):
+    command_name = compiler()
+    if command_name is None:
         return None
     library = directory / "syncspy.so"
-    command = [compiler, "-shared", "-fPIC", "-O1", "-Wall", "-o", str(library), str(SOURCE), "-ldl"]
+    command = [command_name, "-shared", "-fPIC", "-O1", "-Wall", "-o", str(library), str(SOURCE), "-ldl"]
     subprocess.run(command, check=True)
     return library
 

@@ -1,0 +1,179 @@
+"""Loopback addresses, with a proxy before each node's peer port that can hold back, slow down and stall.
+
+All nodes call node j at one address, for they must agree on it; who it is that calls is found by the process that has
+the connection's other end. What is blocked is held back, as TCP's sender would: it comes later if the connection lives
+so long. A lost packet is one that comes after a retransmission time-out, and holds up what is behind it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+from jepsen.network import Addresses, Delay, Network
+from jepsen.partitions import NOBODY, Pairs
+from nebuladb.server.dev import PORTS_PER_NODE
+from tests.integration.cluster import Ports
+
+CHUNK: Final = 1 << 14
+QUEUE: Final = 256
+"""Chunks under way in one direction of a connection."""
+RETRANSMISSION: Final = (0.2, 0.4)
+"""Seconds until a lost packet is sent again."""
+LOOPBACK: Final = "127.0.0.1"
+TABLES: Final = {"/proc/net/tcp": "0100007F", "/proc/net/tcp6": "0000000000000000FFFF00000100007F"}
+"""Of sockets, and loopback's address as each writes it."""
+
+
+class Loopback(Network):
+    """Node i has the ports base+100·i to +2, as ``nebulad dev`` gives them."""
+
+    name = "proxies"
+
+    def __init__(self, nodes: int, rng: random.Random) -> None:
+        self._nodes = nodes
+        self._rng = rng
+        self._ports: Ports | None = None
+        self._servers: list[asyncio.Server] = []
+        self._pipes: set[asyncio.Task[None]] = set()
+        self._blocked = NOBODY
+        self._delay: Delay | None = None
+        self._changed = asyncio.Event()
+        self._pid: Callable[[int], int | None] = lambda _: None
+
+    def watch(self, pid: Callable[[int], int | None]) -> None:
+        self._pid = pid
+
+    async def open(self) -> list[Addresses]:
+        self._ports = Ports(self._nodes)
+        found = []
+        for node in range(self._nodes):
+            client, peer, admin = (f"{LOOPBACK}:{self._ports.base + PORTS_PER_NODE * node + n}" for n in range(3))
+            server = await asyncio.start_server(self._acceptor(node, peer), LOOPBACK, 0)
+            self._servers.append(server)
+            found.append(Addresses(client, peer, admin, f"{LOOPBACK}:{server.sockets[0].getsockname()[1]}"))
+        return found
+
+    async def close(self) -> None:
+        for server in self._servers:
+            server.close()
+        for pipe in list(self._pipes):
+            pipe.cancel()
+        await asyncio.gather(*self._pipes, return_exceptions=True)
+        if self._ports is not None:
+            self._ports.close()
+
+    async def block(self, pairs: Pairs) -> None:
+        self._blocked = pairs
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+    async def delay(self, delay: Delay | None) -> None:
+        self._delay = delay
+
+    def _acceptor(self, node: int, target: str) -> Callable[[asyncio.StreamReader, asyncio.StreamWriter], None]:
+        def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            task = asyncio.create_task(self._join(node, target, reader, writer))
+            self._pipes.add(task)
+            task.add_done_callback(self._pipes.discard)
+
+        return accept
+
+    async def _join(self, node: int, target: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Carry one connection until either end closes it."""
+        caller = self._caller(writer.get_extra_info("peername")[1])
+        writers = [writer]
+        try:
+            host, _, port = target.rpartition(":")
+            with contextlib.suppress(OSError):
+                there, back = await asyncio.open_connection(host, int(port))
+                writers.append(back)
+                pipes = [
+                    asyncio.create_task(self._carry(reader, back, (caller, node))),
+                    asyncio.create_task(self._carry(there, writer, (node, caller))),
+                ]
+                try:
+                    await asyncio.wait(pipes, return_when=asyncio.FIRST_COMPLETED)
+                finally:
+                    for pipe in pipes:
+                        pipe.cancel()
+                    await asyncio.gather(*pipes, return_exceptions=True)
+        finally:
+            for each in writers:
+                each.transport.abort()
+
+    async def _carry(self, source: asyncio.StreamReader, sink: asyncio.StreamWriter, way: tuple[int, int]) -> None:
+        """One direction. Ends with its source."""
+        loop = asyncio.get_running_loop()
+        under_way: asyncio.Queue[tuple[float, bytes]] = asyncio.Queue(QUEUE)
+
+        async def deliver() -> None:
+            while True:
+                due, data = await under_way.get()
+                await asyncio.sleep(due - loop.time())
+                while way in self._blocked:
+                    await self._changed.wait()
+                sink.write(data)
+                await sink.drain()
+                under_way.task_done()
+
+        delivery = asyncio.create_task(deliver())
+        try:
+            with contextlib.suppress(OSError):
+                while data := await source.read(CHUNK):
+                    await under_way.put((loop.time() + self._late(), data))
+                arrived = asyncio.create_task(under_way.join())
+                await asyncio.wait([arrived, delivery], return_when=asyncio.FIRST_COMPLETED)
+                arrived.cancel()
+        finally:
+            delivery.cancel()
+            await asyncio.gather(delivery, return_exceptions=True)
+
+    def _late(self) -> float:
+        """Seconds for which the next chunk is held back."""
+        delay = self._delay
+        if delay is None:
+            return 0.0
+        seconds = (delay.ms + self._rng.uniform(-delay.jitter_ms, delay.jitter_ms)) / 1000
+        if self._rng.random() < delay.loss:
+            seconds += self._rng.uniform(*RETRANSMISSION)
+        return max(seconds, 0.0)
+
+    def _caller(self, port: int) -> int:
+        """The node whose process has the connection from this port; -1 if there is none (any more)."""
+        inode = _inode(port)
+        if inode:
+            for node in range(self._nodes):
+                pid = self._pid(node)
+                if pid is not None and inode in _sockets(pid):
+                    return node
+        return -1
+
+
+def _inode(port: int) -> str:
+    """Of the socket at this local port of loopback; gRPC makes IPv6 sockets for IPv4 addresses too."""
+    for table, host in TABLES.items():
+        local = f"{host}:{port:04X}"
+        with contextlib.suppress(OSError):
+            for line in Path(table).read_text().splitlines()[1:]:
+                fields = line.split()
+                if fields[1] == local:
+                    return fields[9]
+    return ""
+
+
+def _sockets(pid: int) -> set[str]:
+    """Inodes of the sockets that a process has. It may end while it is looked at."""
+    found = set()
+    with contextlib.suppress(OSError):
+        for entry in os.scandir(f"/proc/{pid}/fd"):
+            with contextlib.suppress(OSError):
+                link = os.readlink(entry.path)
+                if link.startswith("socket:["):
+                    found.add(link[8:-1])
+    return found
