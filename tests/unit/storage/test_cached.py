@@ -1,0 +1,69 @@
+"""Reads from memory only, of much more data than the cache holds, in every state that the cache may be in."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from random import Random
+
+import pytest
+
+from nebuladb.storage.engine import Batch
+from nebuladb.storage.rocks import RocksEngine, RocksMemory
+
+ROWS = 200_000
+
+
+def key(number: int) -> bytes:
+    return b"key/%08d" % number
+
+
+def value(number: int) -> bytes:
+    return Random(number).randbytes(40)
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("cached") / "data"
+    engine = RocksEngine.open_data(path)
+    batch = Batch()
+    for number in range(0, ROWS, 2):
+        batch.put(key(number), value(number))
+    engine.write(batch)
+    engine.flush()
+    # Tables of the first level keep index and filter in memory.
+    engine._db.compact_range(None, None)
+    engine.close()
+    return path
+
+
+@pytest.mark.parametrize("cache", [0, 64 << 10, 512 << 10, 64 << 20])
+def test_what_it_says_is_true_whatever_part_of_index_filter_and_data_is_cached(path: Path, cache: int) -> None:
+    engine = RocksEngine.open_data(path, memory=RocksMemory(cache, 64 << 20))
+    random = Random(cache)
+    told = untold = 0
+    for _ in range(20):
+        sample = [random.randrange(ROWS) for _ in range(500)]
+        for number in sample:
+            known, found = engine.get_cached(key(number))
+            if known:
+                told += 1
+                assert found == (None if number % 2 else value(number))
+            else:
+                untold += 1
+                assert found is None
+        wanted = [None if number % 2 else value(number) for number in sample[:100]]
+        assert engine.get_many([key(number) for number in sample[:100]]) == wanted
+    assert untold > 0
+    assert told > 0 or cache == 0
+    engine.close()
+
+
+def test_an_empty_value_is_found_too(tmp_path: Path) -> None:
+    """RocksDB's answer is the same for it as for a part of an index that isn't in memory, so it takes a fetch."""
+    engine = RocksEngine.open_data(tmp_path / "data")
+    batch = Batch()
+    batch.put(b"empty", b"")
+    engine.write(batch)
+    assert engine.get_cached(b"empty") == (False, None)
+    assert engine.get_many([b"empty"]) == [b""]
+    engine.close()
