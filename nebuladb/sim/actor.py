@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from random import Random
 
-from nebuladb.errors import NebulaError, Outcome, UnknownOutcome
+from nebuladb.errors import NebulaError, Outcome, StoreError, UnknownOutcome
 from nebuladb.kv.answer import Answer
 from nebuladb.kv.command import Command
 from nebuladb.kv.store import Store
@@ -118,8 +118,13 @@ class Actor:
                     store = machine.store(self.group)
             if store is None:
                 self._failed()
-            else:
+                return
+            try:
                 looked(store, machine)
+            except StoreError:
+                if not machine.spoiled:
+                    raise
+                self._failed()  # damage is never served
 
         self._core.scheduler.after(timeout + GRACE_MS, confirmed, UnknownOutcome())
         try:

@@ -23,3 +23,8 @@ class DriftingClock:
 
     def boottime(self) -> int:
         return self._boottime + int((self.now - self._booted) * self.rate)
+
+    def leap(self, milliseconds: int) -> None:
+        """The monotonic clock jumps ahead, or (negative) stood still so long while nobody read it. Not the other one:
+        it counts suspension, and by it a lease is as long as it is (S27)."""
+        self._monotonic += milliseconds

@@ -25,6 +25,10 @@ class Core:
         """Random numbers for one purpose. Seeded with a text, which Python hashes by SHA-512, not by its own hash."""
         return Random(f"{self.seed} {name}")
 
+    def hit(self, fault: str) -> None:
+        """Count a fault that bit."""
+        self.report.faults[fault] += 1
+
     def note(self, what: str, node: str = "", detail: object = "") -> None:
         """Add to the trace."""
         self.trace.note(self.scheduler.now, what, node, detail)

@@ -44,6 +44,8 @@ class Disk:
         self.data = MemoryEngine(wal=False)
         self.hangs_until = 0
         """Virtual ms before which no sync ends."""
+        self.slow_until = 0
+        """Virtual ms up to which every sync takes long."""
         self._lives = 0
         self._wanted = self._synced = 0
         self._syncing = self._flushing = False
@@ -94,7 +96,7 @@ class Disk:
 
     def _time(self) -> int:
         faults = self._core.faults
-        slow = self._rng.random() < faults.slow_sync
+        slow = self._rng.random() < faults.slow_sync or self.slow_until > self._core.scheduler.now
         wait = max(0, self.hangs_until - self._core.scheduler.now)
         return wait + self._rng.randrange((SLOW_SYNC_MS if slow else faults.sync) + 1)
 
@@ -108,3 +110,8 @@ class Disk:
         self._lives += 1
         self._wanted = self._synced = 0
         self._syncing = self._flushing = False
+
+    def wipe(self) -> None:
+        """Everything on it is gone. For the oracles it counts as it was: this is a loss that a majority survives."""
+        self.log = MemoryEngine(wal=True)
+        self.data = MemoryEngine(wal=False)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Collection
+from dataclasses import dataclass, fields, replace
 from random import Random
 
 
@@ -25,18 +26,35 @@ class Faults:
     down: int = 1_000
     """The longest that a dead node stays dead, ms: one that is back at once meets the election that it voted in."""
     partition_every: int = 0
+    """Halves, one node alone, a leader alone, one direction only, a ring without chords, and flapping ones."""
     reset_every: int = 0
     """Links that break although both nodes live."""
     stall_every: int = 0
     """Engines that refuse writes for a while."""
     hang_every: int = 0
     """Disks whose syncs don't end for a while."""
+    slow_every: int = 0
+    """Disks all of whose syncs are slow for a while."""
+    pause_every: int = 0
+    """Processes that stand still, and machines that are suspended (S12)."""
+    jump_every: int = 0
+    """Monotonic clocks that jump ahead."""
     transfer_every: int = 0
     """Leadership transfers that somebody orders."""
     cold: float = 0.0
     """Share of look-ups in the data that take the disk."""
     drift: float = 0.0
     """Clocks run faster or slower by up to this share."""
+    full_every: int = 0
+    """Disks without room: the node stops, and comes back when there is some. This and the next two: of a minority."""
+    flip_every: int = 0
+    """Disks with a flipped bit: the node stops for good."""
+    wipe_every: int = 0
+    """Nodes that come back with an empty directory, and are refused (S14)."""
+    keyspaces: int = 0
+    """Keyspaces that a user makes."""
+    churn_every: int = 0
+    """Keyspaces that users drop, and make anew."""
 
     @classmethod
     def draw(cls, rng: Random) -> Faults:
@@ -55,14 +73,27 @@ class Faults:
             flush_every=rng.choice((100, 700, 5_000)),
             crash_every=rng.choice((0, 700, 2_000, 5_000)),
             down=rng.choice((40, 400, 1_200)),
-            partition_every=rng.choice((0, 0, 2_000, 6_000)),
+            partition_every=rng.choice((0, 0, 1_500, 5_000)),
             reset_every=rng.choice((0, 500, 3_000)),
             stall_every=rng.choice((0, 0, 1_000)),
             hang_every=rng.choice((0, 0, 2_000)),
+            slow_every=rng.choice((0, 0, 2_000)),
+            pause_every=rng.choice((0, 0, 2_000)),
+            jump_every=rng.choice((0, 0, 2_000)),
             transfer_every=rng.choice((0, 1_000, 4_000)),
             drift=some(0, 0.001, 0.01),
             cold=some(0, 0, 0.1, 1),
+            full_every=rng.choice((0, 0, 0, 3_000)),
+            flip_every=rng.choice((0, 0, 0, 4_000)),
+            wipe_every=rng.choice((0, 0, 0, 4_000)),
+            keyspaces=rng.choice((0, 0, 1, 2)),
+            churn_every=rng.choice((0, 0, 1_500)),
         )
+
+    def without(self, names: Collection[str]) -> Faults:
+        """These kinds left out."""
+        calm = Faults()
+        return replace(self, **{field.name: getattr(calm, field.name) for field in fields(self) if field.name in names})
 
 
 LATE_MS = 3_000

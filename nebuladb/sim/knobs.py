@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from random import Random
-from types import ModuleType
 
+from nebuladb.kv.limits import Limits
+from nebuladb.kv.store import Store
 from nebuladb.node import host, replica
-from nebuladb.raft import log
+from nebuladb.raft import Config, log
 
-CHOICES: tuple[tuple[ModuleType, str, tuple[int, ...]], ...] = (
+CHOICES: tuple[tuple[object, str, tuple[object, ...]], ...] = (
     (host, "CUT_EVERY", (3, 30)),
     (host, "MAX_BATCH_BYTES", (200, 2_000)),
     (host, "MAX_FRAME_BYTES", (300, 3_000)),
@@ -19,6 +21,10 @@ CHOICES: tuple[tuple[ModuleType, str, tuple[int, ...]], ...] = (
     (replica, "MAX_SLICE_BYTES", (1, 500)),
     (replica, "MAX_ENTRIES_IN_FLIGHT", (1, 8)),
     (log, "CONFLICT_SCAN", (1, 3)),
+    # One entry an append: what a leader found in its log and what it began its term with arrive, and count, apart.
+    (replica, "Config", (partial(Config, max_append_bytes=1), partial(Config, max_append_bytes=1_000))),
+    # The store's limits and record share, where its owner gives none.
+    (Store.__init__, "__defaults__", ((Limits(slice_rows=1), None), (Limits(slice_rows=8, slice_bytes=500), None))),
 )
 """Where a bound stands and what else it may be; each keeps its own value in half of the seeds."""
 

@@ -4,15 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
+from typing import Any
 
-from nebuladb.errors import NebulaError, Unavailable, UnknownOutcome, WriteStalled
+from nebuladb.errors import (
+    DiskFull,
+    IdentityError,
+    NebulaError,
+    StoreError,
+    Unavailable,
+    UnknownOutcome,
+    WriteStalled,
+)
 from nebuladb.kv.answer import Answer
 from nebuladb.kv.command import Command
 from nebuladb.kv.store import Store
 from nebuladb.kv.watch import WatchHub
 from nebuladb.node.applier import Fetch
+from nebuladb.node.founding import Hello
 from nebuladb.node.identity import Founding, Identity
 from nebuladb.node.node import Node, Turn
+from nebuladb.sim.beginning import ASK_MS, Beginning, Neighbour, answer
 from nebuladb.sim.clock import DriftingClock
 from nebuladb.sim.core import Core
 from nebuladb.sim.disk import Disk, WatchedLog
@@ -39,6 +51,10 @@ class _Life:
         self.clock = clock
         self.turning = self.working = False
         """Whether a turn, or background work, is due already."""
+        self.paused = False
+        self.late: list[tuple[Callable[..., None], tuple[Any, ...]]] = []
+        """What came while it stood still, in order."""
+        self.late_tick = False
         self.writes: dict[int, Written] = {}
         self.reads: dict[int, Confirmed] = {}
 
@@ -50,33 +66,47 @@ class Machine:
         self,
         core: Core,
         place: int,
-        founding: Founding,
+        members: Mapping[str, str],
         disk: Disk,
         logs: Logs,
         replicas: Replicas,
         send: Callable[[int, int, bytes], None],
+        peer: Callable[[int, str], Neighbour | None],
         *,
         stale_reads: bool = False,
     ) -> None:
-        founder = founding.nodes[place]
-        self.name = founder.name
+        self.name = list(members)[place]
         self.place = place
-        self.node_id = founder.node
         self.disk = disk
         self.died: Callable[[Machine], None] | None = None
         """Told of every death."""
+        self.full = False
+        """Its disk has no room: it stops when it notices."""
+        self.spoiled = False
+        """Its disk is damaged or was emptied: it stops when it notices, for good."""
+        self.lost = False
+        """It can't come back under its identity: its disk is damaged or empty."""
         self._core = core
-        self._founding = founding
-        self._identity = Identity(founder.node, founder.name, founding.cluster)
+        self._members = members
         self._logs = logs
         self._replicas = replicas
         self._send = send
+        self._peer = peer
         self._stale_reads = stale_reads
         self._rng = core.stream(f"machine {place}")
+        self._identity = Identity(self._rng.getrandbits(63) | 1, self.name)
+        self._founding: Founding | None = None
+        """On its disk."""
+        self._beginning: Beginning | None = None
         self._life: _Life | None = None
         self._doomed: bool | None = None
 
     # --- life and death ----------------------------------------------------------------------------------------------
+
+    @property
+    def node_id(self) -> int:
+        """The id in its data directory."""
+        return self._identity.node
 
     @property
     def node(self) -> Node | None:
@@ -84,34 +114,73 @@ class Machine:
         return self._life.node if self._life else None
 
     @property
+    def paused(self) -> bool:
+        """Whether the process stands still."""
+        return self._life is not None and self._life.paused
+
+    @property
     def incarnation(self) -> int:
         """Of the running node; 0 while it is down."""
         return self._life.node.host.incarnation if self._life else 0
 
     def start(self) -> None:
-        """Start from what is on the disk."""
-        if self._life is not None:
+        """Start from what is on the disk; without a founding document there, ask the peers first."""
+        if self._life is not None or self._beginning is not None or self.lost:
             return
         self._core.note("start", self.name)
+        if self._founding is not None:
+            self._open()
+            return
+        self._beginning = Beginning(
+            self._core, self._identity, self._members, partial(self._peer, self.place), self._rng, self._founded
+        )
+        self._ask(self._beginning)
+
+    def _ask(self, beginning: Beginning) -> None:
+        if beginning is not self._beginning:
+            return
+        try:
+            beginning.step()
+        except IdentityError as error:
+            if not self.spoiled:
+                raise
+            self._core.note("refused", self.name, error)
+            self._core.hit("wiped node refused")
+            self.lost, self._beginning = True, None
+            return
+        if not beginning.over:
+            self._core.scheduler.after(1 + self._rng.randrange(ASK_MS), self._ask, beginning)
+
+    def _founded(self, document: Founding) -> None:
+        self._founding, self._beginning = document, None
+        self._identity = self._identity._replace(cluster=document.cluster)
+        self._open()
+
+    def _open(self) -> None:
+        founding = self._founding
+        assert founding is not None
         clock = DriftingClock(self._core.scheduler.now, self._core.faults.drift, self._rng)
-        log = self.disk.open_log()
-        self._replicas.started(self.place)
         incarnation = self._rng.getrandbits(63) | 1
         try:
+            log = self.disk.open_log()
+            self._replicas.started(self.place)
             node = Node(
                 self._identity,
-                self._founding,
+                founding,
                 incarnation,
                 log,
                 self.disk.data,
                 self._core.stream(f"node {self.place} {incarnation}"),
                 clock,
                 client_address=f"{self.name}:1",
-                peer_address=self._founding.nodes[self.place].peer_address,
+                peer_address=self._members[self.name],
             )
         except WriteStalled:
             # The daemon ends with an error, and whoever looks after it starts it again.
             self._core.scheduler.after(RESTART_MS, self.start)
+            return
+        except StoreError as error:
+            self._stopped(error)
             return
         for group, data in node.groups.items():
             self._logs.flushed[self.place, group] = data.store.index
@@ -120,8 +189,19 @@ class Machine:
         self._wake(life)
         self._core.scheduler.after(self._rng.randrange(TICK_MS), self._tick, life)
 
+    def _stopped(self, error: StoreError) -> None:
+        """The product gave up because of its disk: right if that is bad, and only then (S33)."""
+        if not (self.full if isinstance(error, DiskFull) else self.spoiled):
+            raise error
+        self._core.note("stopped", self.name, type(error).__name__)
+        self._core.hit(f"node stopped: {type(error).__name__}")
+        self.full = False  # somebody makes room before it starts again
+        self.lost = self.spoiled
+        self.crash(power=False)
+
     def crash(self, *, power: bool) -> None:
         """The process dies now, at the end of a turn or between two; who waits for it sees the connection break."""
+        self._beginning = None
         life = self._life
         if life is None:
             return
@@ -140,17 +220,86 @@ class Machine:
         """Die in the middle of the next turn: it has written, and only some of its frames have left."""
         self._doomed = power
 
+    def wipe(self) -> None:
+        """Its data directory is emptied: it comes back as a fresh node of the same name, and must not get far."""
+        self.spoiled = True
+        self.crash(power=True)
+        self.disk.wipe()
+        self._founding = None
+        self._identity = Identity(self._rng.getrandbits(63) | 1, self.name)
+
+    def lose(self) -> None:
+        """It is gone for good."""
+        self.lost = True
+        self.crash(power=False)
+
+    def pause(self, milliseconds: int, *, suspended: bool) -> None:
+        """The process stands still (SIGSTOP), or the whole machine with its monotonic clock (`suspended`)."""
+        life = self._life
+        if life is not None and not life.paused:
+            self._core.note("pause", self.name, milliseconds)
+            life.paused = True
+            self._core.scheduler.after(milliseconds, self._resume, life, milliseconds if suspended else 0)
+
+    def _resume(self, life: _Life, slept: int) -> None:
+        """What came meanwhile first, then one tick (S12)."""
+        life.paused = False
+        if life is not self._life:
+            return
+        self._core.note("resume", self.name)
+        life.clock.leap(-int(slept * life.clock.rate))
+        late, life.late = life.late, []
+        for action, args in late:
+            action(*args)
+        if life.late_tick:
+            life.late_tick = False
+            # As the pump, which goes once round its loop between the late input and the tick.
+            self._core.scheduler.after(0, self._tick, life)
+
+    def leap(self, milliseconds: int) -> None:
+        """Its monotonic clock jumps ahead."""
+        if self._life is not None:
+            self._life.clock.leap(milliseconds)
+
+    def _held(self, action: Callable[..., None], *args: Any) -> bool:
+        """Whether the process stands still; `action` comes when it goes on."""
+        life = self._life
+        if life is None or not life.paused:
+            return False
+        life.late.append((action, args))
+        return True
+
+    def hello(self, asker: str) -> Hello | None:
+        """Its answer to a fresh node; None: there is none."""
+        if (self._life is None and self._beginning is None) or self.paused:
+            return None
+        return answer(self._identity, self._founding, self._members, asker)
+
+    def document(self) -> Founding | None:
+        """Its founding document, for a fresh node."""
+        return None if self._life is None or self.paused else self._founding
+
     # --- what clients ask --------------------------------------------------------------------------------------------
 
     def submit(self, group: int, command: Command, timeout: int, written: Written) -> None:
         """A write; `timeout` in ms of this machine's clock. Raises `NebulaError` if it was not taken."""
+        if self._held(self._submit_late, group, command, timeout, written):
+            return
         life = self._alive()
         request = life.node.submit(group, command, self._monotonic(life) + timeout)
         life.writes[request] = written
         self._wake(life)
 
+    def _submit_late(self, group: int, command: Command, timeout: int, written: Written) -> None:
+        try:
+            self.submit(group, command, timeout, written)
+        except NebulaError as error:
+            written(error)
+
     def confirm(self, group: int, timeout: int, confirmed: Confirmed) -> None:
         """A linearizable read, to be served from `store` at once when confirmed with None. Raises likewise."""
+        if self._held(self._confirm_late, group, timeout, confirmed):
+            return
         life = self._alive()
         if self._stale_reads:  # for the simulator's self-test
             self._core.scheduler.after(0, confirmed, None)
@@ -158,6 +307,12 @@ class Machine:
         request = life.node.read(group, self._monotonic(life) + timeout)
         life.reads[request] = confirmed
         self._wake(life)
+
+    def _confirm_late(self, group: int, timeout: int, confirmed: Confirmed) -> None:
+        try:
+            self.confirm(group, timeout, confirmed)
+        except NebulaError as error:
+            confirmed(error)
 
     def store(self, group: int) -> Store:
         """As `Pump.store`: the group's state, unless it is older than what was served before a restart."""
@@ -182,6 +337,8 @@ class Machine:
     def _alive(self) -> _Life:
         if self._life is None:
             raise Unavailable("the connection was refused")
+        if self._life.paused:
+            raise Unavailable("there is no answer")
         return self._life
 
     # --- what happens to it ------------------------------------------------------------------------------------------
@@ -189,33 +346,35 @@ class Machine:
     def receive(self, sender: int, frame: bytes) -> None:
         """A frame arrives from node id `sender`, meant perhaps for an earlier life."""
         life = self._life
-        if life is not None:
+        if life is not None and not self._held(self.receive, sender, frame):
             life.node.host.receive(sender, frame)
             self._wake(life)
 
     def peer_up(self, peer: int, incarnation: int) -> None:
         """A link to node id `peer` stands."""
         life = self._life
-        if life is not None:
+        if life is not None and not self._held(self.peer_up, peer, incarnation):
             life.node.host.peer_up(peer, incarnation)
             self._wake(life)
 
     def peer_down(self, peer: int) -> None:
         """It fell."""
         life = self._life
-        if life is not None:
+        if life is not None and not self._held(self.peer_down, peer):
             life.node.host.peer_down(peer)
             self._wake(life)
 
     def flush(self) -> None:
         """Flush the data store, as the pump does when much was applied."""
         life = self._life
-        if life is None:
+        if life is None or life.paused:
             return
         applied = life.node.begin_flush()
         self.disk.flush(lambda: self._flushed(life, applied))
 
     def _flushed(self, life: _Life, applied: Mapping[int, int]) -> None:
+        if life is not self._life or self._held(self._flushed, life, applied):
+            return
         for group, index in applied.items():
             self._logs.flushed[self.place, group] = index
         life.node.end_flush(dict(applied))
@@ -224,7 +383,7 @@ class Machine:
     def transfer(self, group: int, to: int) -> None:
         """Order this node to hand the group's leadership to node id `to`."""
         life = self._life
-        if life is not None:
+        if life is not None and not life.paused:
             try:
                 life.node.host.transfer_leadership(group, to)
             except NebulaError:
@@ -233,6 +392,9 @@ class Machine:
 
     def _tick(self, life: _Life) -> None:
         if life is not self._life:
+            return
+        if life.paused:
+            life.late_tick = True
             return
         life.node.tick(self._monotonic(life), life.clock.boottime())
         self._wake(life)
@@ -251,12 +413,16 @@ class Machine:
             self._core.scheduler.after(delay, self._turn, life)
 
     def _turn(self, life: _Life) -> None:
-        if life is not self._life:
+        if life is not self._life or self._held(self._turn, life):
             return
         life.turning = False
         life.clock.now = self._core.scheduler.now
-        with self._cold():
-            turn = life.node.turn()
+        try:
+            with self._cold():
+                turn = life.node.turn()
+        except StoreError as error:
+            self._stopped(error)
+            return
         # Before anything of it leaves the node. Between turns nobody else can see what it thinks.
         self._replicas.step(self.place, life.node, turn, self._core.scheduler.now)
         if self._doomed is not None:
@@ -269,9 +435,9 @@ class Machine:
         for request, outcome in turn.answers:
             if (written := life.writes.pop(request, None)) is not None:
                 written(outcome)
-        for request, error in turn.reads:
+        for request, failure in turn.reads:
             if (confirmed := life.reads.pop(request, None)) is not None:
-                confirmed(error)
+                confirmed(failure)
         for fetch in turn.fetches:
             self._core.scheduler.after(self._rng.randrange(FETCH_MS) + 1, self._fetched, life, fetch)
         if turn.applied:
@@ -297,22 +463,32 @@ class Machine:
             self._send(self.place, node, frame)
 
     def _durable(self, life: _Life, batch: int) -> None:
+        if life is not self._life or self._held(self._durable, life, batch):
+            return
         life.node.host.durable(batch)
         self._wake(life)
 
     def _fetched(self, life: _Life, fetch: Fetch) -> None:
-        if life is not self._life:
+        if life is not self._life or self._held(self._fetched, life, fetch):
             return
-        life.node.fetched(fetch, self.disk.data.get_many(fetch.rows))
+        try:
+            life.node.fetched(fetch, self.disk.data.get_many(fetch.rows))
+        except StoreError as error:
+            self._stopped(error)
+            return
         if fetch.background:
             self.work()
         self._wake(life)
 
     def _background(self, life: _Life) -> None:
-        if life is not self._life:
+        if life is not self._life or self._held(self._background, life):
             return
-        with self._cold():
-            life.working = life.node.background()
+        try:
+            with self._cold():
+                life.working = life.node.background()
+        except StoreError as error:
+            self._stopped(error)
+            return
         if life.node.fetches_wait:
             self._wake(life)
         self._replicas.hashes(self.place, life.node)

@@ -3,19 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from random import Random
 
 from nebuladb.raft import StateRole
 from nebuladb.sim.core import Core
 from nebuladb.sim.links import Links
 from nebuladb.sim.machine import Machine
 from nebuladb.sim.network import Network
-from nebuladb.storage.memory import Fault
+from nebuladb.sim.partitions import SHAPES, Pairs
+from nebuladb.storage.memory import ALWAYS, Fault, MemoryEngine
 
 PARTITION_MS = 2_500
+FLAPS = 8
+"""The most times that a flapping partition comes and goes."""
+FLAP_MS = 300
 HANG_MS = 2_000
+SLOW_MS = 2_000
+PAUSE_MS = 2_500
+JUMP_MS = 5_000
 STALLED_WRITES = 20
+LAST_KEY = b"\xff" * 32
 MASSACRE = 6
 """One crash in so many kills all nodes."""
+FIRST_LOSS_MS = 1_000
+"""No disk is emptied or damaged before: a cluster needs all of its nodes to be founded."""
 
 
 class Nemesis:
@@ -27,6 +38,7 @@ class Nemesis:
         self._network = network
         self._links = links
         self._rng = core.stream("nemesis")
+        self._streams: dict[str, Random] = {}
         self._stopped = False
         faults = core.faults
         for mean, harm in (
@@ -35,42 +47,62 @@ class Nemesis:
             (faults.reset_every, self._reset),
             (faults.stall_every, self._stall),
             (faults.hang_every, self._hang),
+            (faults.slow_every, self._slow),
+            (faults.pause_every, self._pause),
+            (faults.jump_every, self._jump),
             (faults.transfer_every, self._transfer),
             (faults.flush_every, self._flush),
+            (faults.full_every, self._full),
+            (faults.flip_every, self._flip),
+            (faults.wipe_every, self._wipe),
         ):
             if mean:
                 self._later(mean, harm)
 
     def stop(self) -> None:
-        """No more harm, and what was done is mended: partitions healed, disks well, the dead alive."""
+        """No more harm, and what was done is mended: partitions healed, disks well, the dead alive. Disks that were
+        damaged or emptied are not, and their nodes are lost."""
         self._stopped = True
         self._network.heal()
         for machine in self._machines:
-            machine.disk.hangs_until = 0
+            machine.disk.hangs_until = machine.disk.slow_until = 0
             machine.disk.log.heal()
             machine.disk.data.heal()
+            machine.full = False
+            if machine.spoiled:
+                machine.lose()
             machine.start()
 
     def _later(self, mean: int, harm: Callable[[], None]) -> None:
-        self._core.scheduler.after(int(self._rng.expovariate(1 / mean)), self._strike, mean, harm)
+        # Each kind draws from a stream of its own: leaving one out, as the shrinker does, leaves the others alone.
+        rng = self._streams.setdefault(harm.__name__, self._core.stream(f"nemesis {harm.__name__}"))
+        self._core.scheduler.after(1 + int(rng.expovariate(1 / mean)), self._strike, mean, harm)
 
     def _strike(self, mean: int, harm: Callable[[], None]) -> None:
         if not self._stopped:
+            self._rng = self._streams[harm.__name__]
             harm()
             self._later(mean, harm)
 
     def _any(self) -> Machine:
         return self._rng.choice(self._machines)
 
-    def _victim(self) -> Machine:
-        """Half of the time one that leads a group or stands for election."""
+    def _leader(self) -> Machine | None:
+        """One that leads a group or stands for election."""
         busy = [
             machine
             for machine in self._machines
             if machine.node is not None
             and any(replica.raft.role is not StateRole.FOLLOWER for replica in machine.node.host.replicas.values())
         ]
-        return self._rng.choice(busy) if busy and self._rng.randrange(2) else self._any()
+        return self._rng.choice(busy) if busy else None
+
+    def _victim(self) -> Machine:
+        """Half of the time a leader."""
+        leader = self._leader() if self._rng.randrange(2) else None
+        return leader or self._any()
+
+    # --- processes ---------------------------------------------------------------------------------------------------
 
     def _crash(self) -> None:
         """One node, often a leader, or all; now or in the middle of its next turn."""
@@ -78,6 +110,7 @@ class Nemesis:
         victims = list(self._machines) if not rng.randrange(MASSACRE) else [self._victim()]
         for machine in victims:
             power = rng.random() < 0.5
+            self._core.hit("power cut" if power else "kill")
             if rng.random() < 0.5:
                 machine.doom(power=power)
             else:
@@ -88,39 +121,14 @@ class Nemesis:
         self._links.crashed(machine.place)
         self._core.scheduler.after(1 + self._rng.randrange(self._core.faults.down), machine.start)
 
-    def _partition(self) -> None:
-        """Halves, one node alone, or one direction of some pairs."""
-        rng, count = self._rng, len(self._machines)
-        if count == 1:
-            return
-        self._core.report.partitions += 1
-        places = list(range(count))
-        rng.shuffle(places)
-        size = 1 if rng.random() < 0.5 else rng.randrange(1, count)
-        here, there = places[:size], places[size:]
-        pairs = [(one, other) for one in here for other in there]
-        if rng.random() < 0.6:
-            pairs += [(other, one) for one, other in pairs]
-        self._core.note("partition", "", pairs)
-        self._network.cut(pairs)
-        for one, other in sorted({(min(pair), max(pair)) for pair in pairs}):
-            self._links.cut(one, other)
-        self._core.scheduler.after(rng.randrange(PARTITION_MS), self._heal)
+    def _pause(self) -> None:
+        suspended = self._rng.random() < 0.3
+        self._core.hit("suspension" if suspended else "pause")
+        self._victim().pause(1 + self._rng.randrange(PAUSE_MS), suspended=suspended)
 
-    def _heal(self) -> None:
-        self._core.note("heal")
-        self._network.heal()
-
-    def _reset(self) -> None:
-        if len(self._machines) > 1:
-            self._links.reset(*self._rng.sample(range(len(self._machines)), 2))
-
-    def _stall(self) -> None:
-        disk = self._any().disk
-        self._rng.choice((disk.log, disk.data)).fail(Fault.STALL, 1 + self._rng.randrange(STALLED_WRITES))
-
-    def _hang(self) -> None:
-        self._any().disk.hangs_until = self._core.scheduler.now + self._rng.randrange(HANG_MS)
+    def _jump(self) -> None:
+        self._core.hit("clock jump")
+        self._any().leap(self._rng.randrange(JUMP_MS))
 
     def _transfer(self) -> None:
         target = self._any()
@@ -129,7 +137,91 @@ class Nemesis:
                 continue
             for group, replica in machine.node.host.replicas.items():
                 if replica.raft.role is StateRole.LEADER and self._rng.randrange(2):
+                    self._core.hit("transfer")
                     machine.transfer(group, target.node_id)
+
+    # --- the network -------------------------------------------------------------------------------------------------
+
+    def _partition(self) -> None:
+        rng, count = self._rng, len(self._machines)
+        if count == 1:
+            return
+        leader = self._leader() or self._any()
+        shape = rng.choice(sorted(SHAPES))
+        pairs = SHAPES[shape](rng, range(count), leader.place)
+        flaps = rng.randrange(2, FLAPS) if rng.random() < 0.25 else 1
+        self._core.report.partitions += 1
+        self._core.hit(f"partition: {shape}{', flapping' if flaps > 1 else ''}")
+        self._core.note("partition", "", pairs)
+        begin = 0
+        for _ in range(flaps):
+            end = begin + 1 + rng.randrange(PARTITION_MS if flaps == 1 else FLAP_MS)
+            self._core.scheduler.after(begin, self._cut, pairs)
+            self._core.scheduler.after(end, self._heal)
+            begin = end + 1 + rng.randrange(FLAP_MS)
+
+    def _cut(self, pairs: Pairs) -> None:
+        if self._stopped:
+            return
+        self._network.cut(pairs)
+        for one, other in sorted({(min(pair), max(pair)) for pair in pairs}):
+            self._links.cut(one, other)
+
+    def _heal(self) -> None:
+        self._core.note("heal")
+        self._network.heal()
+
+    def _reset(self) -> None:
+        if len(self._machines) > 1:
+            self._core.hit("link reset")
+            self._links.reset(*self._rng.sample(range(len(self._machines)), 2))
+
+    # --- disks -------------------------------------------------------------------------------------------------------
+
+    def _stall(self) -> None:
+        disk = self._any().disk
+        self._core.hit("write stall")
+        self._rng.choice((disk.log, disk.data)).fail(Fault.STALL, 1 + self._rng.randrange(STALLED_WRITES))
+
+    def _hang(self) -> None:
+        self._core.hit("disk hang")
+        self._any().disk.hangs_until = self._core.scheduler.now + self._rng.randrange(HANG_MS)
+
+    def _slow(self) -> None:
+        self._core.hit("slow disk")
+        self._any().disk.slow_until = self._core.scheduler.now + self._rng.randrange(SLOW_MS)
 
     def _flush(self) -> None:
         self._any().flush()
+
+    def _spare(self) -> Machine | None:
+        """One whose loss leaves a majority of whole disks."""
+        whole = [machine for machine in self._machines if not (machine.full or machine.spoiled)]
+        enough = len(whole) - 1 > len(self._machines) // 2
+        if not enough or self._core.scheduler.now < FIRST_LOSS_MS:
+            return None
+        running = [machine for machine in whole if machine.node is not None and not machine.paused]
+        return self._rng.choice(running) if running else None
+
+    def _full(self) -> None:
+        machine = self._spare()
+        if machine is not None:
+            self._core.hit("full disk")
+            machine.full = True
+            self._rng.choice((machine.disk.log, machine.disk.data)).fail(Fault.FULL, ALWAYS)
+
+    def _flip(self) -> None:
+        machine = self._spare()
+        if machine is not None:
+            engine: MemoryEngine = self._rng.choice((machine.disk.log, machine.disk.data))
+            keys = [key for key, value in engine.scan(b"", LAST_KEY) if value]
+            if keys:
+                self._core.hit("flipped bit")
+                machine.spoiled = True
+                engine.flip(self._rng.choice(keys), 0, detected=True)
+
+    def _wipe(self) -> None:
+        machine = self._spare()
+        if machine is not None:
+            self._core.hit("wiped node")
+            machine.wipe()

@@ -48,6 +48,10 @@ class Network:
         """Whether frames from one to the other are let through."""
         return (sender, receiver) not in self._cut
 
+    def talks(self, one: int, other: int) -> bool:
+        """Whether frames pass both ways."""
+        return not ((one, other) in self._cut or (other, one) in self._cut)
+
     def cut(self, pairs: Iterable[tuple[int, int]]) -> None:
         """From now on frames of these (sender, receiver) are dropped; what is on its way still arrives."""
         self._cut.update(pairs)

@@ -42,6 +42,11 @@ def draw(rng: Random) -> tuple[str, ...]:
     return tuple(sorted(rng.sample(names, rng.randrange(2, len(names) + 1))))
 
 
+def draw_one(rng: Random) -> tuple[str, ...]:
+    """For one shard of many: registers, and perhaps something else."""
+    return tuple(sorted({rng.choice(("own", "register")), rng.choice(list(WORKLOADS))}))
+
+
 def populate(
     core: Core,
     machines: Sequence[Machine],

@@ -10,6 +10,7 @@ from nebuladb.kv.answer import Answer, HashResult
 from nebuladb.kv.command import Command, Kind
 from nebuladb.pb.nebula.v1 import kv_pb2
 from nebuladb.raft import StateRole
+from nebuladb.shard import KeyspaceState
 from nebuladb.sim.actor import Actor
 from nebuladb.sim.board import Board
 from nebuladb.sim.core import Core
@@ -22,7 +23,7 @@ BOUND_MS = 12_000
 """From the last fault mended to all of it done: some election timeouts, dials and deadlines."""
 POLL_MS = 20
 TIMEOUT_MS = 1_000
-GROUPS = (META_GROUP, DEFAULT_GROUP, ETCD_GROUP)
+FOUNDED = {META_GROUP, DEFAULT_GROUP, ETCD_GROUP}
 
 
 class Recovery:
@@ -32,25 +33,24 @@ class Recovery:
     def __init__(self, core: Core, machines: Sequence[Machine], clients: Sequence[Actor], board: Board) -> None:
         self.done = False
         self._core = core
-        self._machines = machines
+        self._machines = [machine for machine in machines if not machine.lost]
         self._clients = clients
         self._board = board
         self._deadline = core.scheduler.now + BOUND_MS
         self._steps = [
             self._clients_are_idle,
+            self._keyspaces_are_settled,
             self._puts_succeed,
             self._caught_up,
             self._hashes_equal,
             self._watches_complete,
         ]
-        self._waits = {(machine.place, group) for machine in machines for group in (DEFAULT_GROUP, ETCD_GROUP)}
+        self._groups: list[int] = []
+        self._waits: set[tuple[int, int]] = set()
         self._hashes: dict[int, int] = {}
         """Group → index at which its hash is taken."""
         for client in clients:
             client.stopped = True
-        for machine in machines:
-            for group in (DEFAULT_GROUP, ETCD_GROUP):
-                self._put(machine, group)
         self._poll()
 
     def _poll(self) -> None:
@@ -78,6 +78,32 @@ class Recovery:
     def _clients_are_idle(self) -> bool:
         return not any(client.busy for client in self._clients)
 
+    def _keyspaces_are_settled(self) -> bool:
+        """None is half made or half dropped any more (the leader of meta saw to it), nothing waits to be destroyed but
+        by those who are gone, and every node has a replica of every shard."""
+        nodes = [machine.node for machine in self._machines]
+        here = {machine.node_id for machine in self._machines}
+        groups: set[int] = set()
+        for node in nodes:
+            if node is None or any(
+                keyspace.state is not KeyspaceState.READY for keyspace in node.meta.keyspaces.values()
+            ):
+                return False
+            if any(removal.node in here for removal in node.meta.removals):
+                return False
+            groups = {META_GROUP, *node.meta.shards}
+            if not groups >= FOUNDED or node.groups.keys() != groups:
+                return False
+        if len({tuple(sorted(node.groups)) for node in nodes if node}) > 1:
+            return False
+        self._groups = sorted(groups)
+        self._waits = {(machine.place, group) for machine in self._machines for group in groups - {META_GROUP}}
+        for machine in self._machines:
+            for group in self._groups:
+                if group != META_GROUP:
+                    self._put(machine, group)
+        return True
+
     # --- a put through every node ------------------------------------------------------------------------------------
 
     def _put(self, machine: Machine, group: int) -> None:
@@ -104,7 +130,7 @@ class Recovery:
 
     def _caught_up(self) -> bool:
         """One leader a group, everything of its log committed, and applied by all."""
-        for group in GROUPS:
+        for group in self._groups:
             replicas = [machine.node.host.replicas.get(group) for machine in self._machines if machine.node]
             if any(replica is None for replica in replicas):
                 return False
@@ -113,7 +139,7 @@ class Recovery:
                 return False
             if any(replica and replica.applied != leaders[0].raft.last_index for replica in replicas):
                 return False
-        for group in GROUPS:
+        for group in self._groups:
             self._hash(group)
         return True
 
@@ -128,7 +154,7 @@ class Recovery:
 
     def _hashes_equal(self) -> bool:
         """Every node has taken the hash of every group, and they are equal."""
-        if len(self._hashes) < len(GROUPS):
+        if len(self._hashes) < len(self._groups):
             return False
         for group, index in sorted(self._hashes.items()):
             nodes = [machine.node for machine in self._machines if machine.node]
@@ -140,7 +166,8 @@ class Recovery:
 
     def _watches_complete(self) -> bool:
         """Every watch was told everything."""
-        return all(client.caught_up() for client in self._clients if isinstance(client, Observer))
+        watches = [client for client in self._clients if isinstance(client, Observer) and client.group in self._groups]
+        return all(client.caught_up() for client in watches)
 
     def _facts_hold(self) -> None:
         """What was acknowledged is there, and what was refused is not, on every node; and what clients saw can be."""

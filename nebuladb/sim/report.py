@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from collections import Counter
+from dataclasses import dataclass, field, fields
 
 
 @dataclass(slots=True)
@@ -30,17 +31,23 @@ class Report:
     sim_seconds: float = 0.0
     wall_seconds: float = 0.0
     violations: int = 0
+    faults: Counter[str] = field(default_factory=Counter)
+    """That bit, by kind."""
+    probes: Counter[str] = field(default_factory=Counter)
+    """Rare paths of the product that were reached."""
 
     def add(self, other: Report) -> None:
         """Count what `other` counted, but for the wall's clock: seeds run side by side."""
-        for field in fields(self):
-            if field.name != "wall_seconds":
-                setattr(self, field.name, getattr(self, field.name) + getattr(other, field.name))
+        for part in fields(self):
+            if part.name != "wall_seconds":
+                setattr(self, part.name, getattr(self, part.name) + getattr(other, part.name))
 
     def line(self) -> str:
         """``key=value`` pairs, as every campaign ends with (DESIGN §9)."""
         pairs = []
-        for field in fields(self):
-            value = getattr(self, field.name)
-            pairs.append(f"{field.name}={value:.1f}" if isinstance(value, float) else f"{field.name}={value}")
+        for part in fields(self):
+            value = getattr(self, part.name)
+            if isinstance(value, Counter):
+                value = value.total() if part.name == "faults" else len(value)
+            pairs.append(f"{part.name}={value:.1f}" if isinstance(value, float) else f"{part.name}={value}")
         return " ".join(pairs)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from functools import partial
 from multiprocessing import get_context
 
@@ -16,12 +16,14 @@ COLLECT_EVERY = 8
 """Worlds that may lie dead in memory, about."""
 
 
-def run_seed(seed: int, *, nodes: int, seconds: float, variant: Variant = Variant.NONE) -> Result:
+def run_seed(
+    seed: int, *, nodes: int, seconds: float, variant: Variant = Variant.NONE, without: Collection[str] = ()
+) -> Result:
     """One seed, from beginning to end."""
     # A world is made of cycles and dies as a whole: collecting while it lives costs a tenth of the time for nothing.
     gc.disable()
     try:
-        return World(seed, nodes=nodes, seconds=seconds, variant=variant).run()
+        return World(seed, nodes=nodes, seconds=seconds, variant=variant, without=without).run()
     finally:
         gc.enable()
         if seed % COLLECT_EVERY == 0:

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from random import Random
 from typing import Final
 
+from nebuladb.env import probe
 from nebuladb.errors import NebulaError
 from nebuladb.ids import DEFAULT_GROUP, ETCD_GROUP
 from nebuladb.kv.answer import Answer, HashResult
 from nebuladb.kv.command import Command, Kind
-from nebuladb.node.identity import Founder, Founding
 from nebuladb.sim.actor import Actor
 from nebuladb.sim.board import Board
 from nebuladb.sim.core import Core
@@ -27,16 +27,17 @@ from nebuladb.sim.links import Links
 from nebuladb.sim.machine import Machine
 from nebuladb.sim.nemesis import Nemesis
 from nebuladb.sim.network import Network
-from nebuladb.sim.population import draw, populate
+from nebuladb.sim.population import draw, draw_one, populate
 from nebuladb.sim.recovery import Recovery
 from nebuladb.sim.report import Report
 from nebuladb.sim.trace import Trace
 from nebuladb.sim.violation import Violation, raised_in
+from nebuladb.sim.workloads.keyspaces import Maker
 
 START_MS: Final = 500
 """Nodes of a new cluster start within this time."""
 HASH_EVERY_MS: Final = 1_500
-MAX_STEPS_MS: Final = 3_000
+MAX_STEPS_MS: Final = 60
 """Steps a virtual millisecond, on average; more is an endless loop."""
 
 
@@ -70,27 +71,27 @@ class World:
         nodes: int = 3,
         seconds: float = 5.0,
         variant: Variant = Variant.NONE,
+        without: Collection[str] = (),
         show: Callable[[str], None] | None = None,
     ) -> None:
-        faults = Faults.draw(Random(f"{seed} faults"))
+        faults = Faults.draw(Random(f"{seed} faults")).without(without)
         self.core = core = Core(seed, faults, Trace(show))
         core.note("faults", "", faults)
         self._milliseconds = int(seconds * 1_000)
-        founding = _founding(core.stream("founding"), nodes)
-        self._places = {founder.node: place for place, founder in enumerate(founding.nodes)}
+        members = {f"n{place + 1}": f"n{place + 1}:2" for place in range(nodes)}
         logs, changes = Logs(nodes), Changes()
         self._replicas = Replicas(logs, changes)
         self._network = Network(core, self._deliver)
-        self._ids = [founder.node for founder in founding.nodes]
         self.machines = [
             Machine(
                 core,
                 place,
-                founding,
+                members,
                 Disk(core, place, logs, lying=variant is Variant.LYING_DISK),
                 logs,
                 self._replicas,
                 self._send,
+                self._neighbour,
                 stale_reads=variant is Variant.STALE_READS,
             )
             for place in range(nodes)
@@ -102,18 +103,33 @@ class World:
             machine.died = self._nemesis.died
             core.scheduler.after(rng.randrange(START_MS), machine.start)
         self._board = Board(changes)
-        self._clients: list[Actor] = []
+        self._without = without
+        self.clients: list[Actor] = []
         for group in (DEFAULT_GROUP, ETCD_GROUP):
-            workloads = draw(core.stream(f"workloads {group}"))
-            core.note("workloads", "", workloads)
-            self._clients += populate(core, self.machines, self._board, group, workloads)
+            self._populate(group, draw(core.stream(f"workloads {group}")))
+        if faults.keyspaces:
+            self.clients.append(Maker(core, self.machines, self._board, "maker", self._made, self._dropped))
         self._rng = rng
         core.scheduler.after(HASH_EVERY_MS, self._ask_hash)
+
+    def _populate(self, group: int, workloads: Sequence[str]) -> None:
+        self.core.note("workloads", "", (group, workloads))
+        self.clients += populate(self.core, self.machines, self._board, group, workloads, self._without)
+
+    def _made(self, group: int) -> None:
+        """A user's keyspace is ready, `group` one of its shards: somebody uses it."""
+        self._populate(group, draw_one(self.core.stream(f"workloads {group}")))
+
+    def _dropped(self, group: int) -> None:
+        for client in self.clients:
+            if client.group == group:
+                client.stopped = True
 
     def run(self) -> Result:
         """Run it to its end."""
         core = self.core
         violation = oracle = ""
+        before = probe.hits.copy()
         with small_bounds(core.stream("knobs")):
             try:
                 self._run()
@@ -126,6 +142,7 @@ class World:
         report.steps = core.scheduler.steps
         report.leader_changes = self._replicas.leader_changes
         report.sim_seconds = core.scheduler.now / 1_000
+        report.probes = probe.hits - before
         report.violations = bool(violation) + 0
         return Result(core.seed, report, core.trace.digest(), violation, oracle)
 
@@ -136,14 +153,14 @@ class World:
         self.core.note("mend")
         self.core.faults = Faults()
         self._nemesis.stop()
-        recovery = Recovery(self.core, self.machines, self._clients, self._board)
+        recovery = Recovery(self.core, self.machines, self.clients, self._board)
         while not recovery.done:
             self._step()
 
     def _step(self) -> None:
         scheduler = self.core.scheduler
         scheduler.step()
-        if scheduler.steps > MAX_STEPS_MS * (scheduler.now + 1):
+        if scheduler.steps > MAX_STEPS_MS * (scheduler.now + 1_000):
             raise Violation(f"{scheduler.steps} steps in {scheduler.now} ms: something goes round in circles")
 
     def _ask_hash(self) -> None:
@@ -163,23 +180,25 @@ class World:
     # --- between machines: node ids there, places here ---------------------------------------------------------------
 
     def _send(self, place: int, node: int, frame: bytes) -> None:
-        self._network.send(place, self._places[node], frame)
+        for machine in self.machines:
+            if machine.node_id == node:
+                self._network.send(place, machine.place, frame)
 
     def _deliver(self, receiver: int, sender: int, frame: bytes) -> None:
-        self.machines[receiver].receive(self._ids[sender], frame)
+        self.machines[receiver].receive(self.machines[sender].node_id, frame)
+
+    def _neighbour(self, place: int, name: str) -> Machine | None:
+        """Whom a fresh node asks, if it gets through."""
+        peer = next(machine for machine in self.machines if machine.name == name)
+        return peer if self._network.talks(place, peer.place) else None
 
     def _incarnation(self, place: int) -> int:
         return self.machines[place].incarnation
 
     def _up(self, place: int, peer: int, incarnation: int) -> None:
         self.core.note("up", f"n{place + 1}", peer + 1)
-        self.machines[place].peer_up(self._ids[peer], incarnation)
+        self.machines[place].peer_up(self.machines[peer].node_id, incarnation)
 
     def _down(self, place: int, peer: int) -> None:
         self.core.note("down", f"n{place + 1}", peer + 1)
-        self.machines[place].peer_down(self._ids[peer])
-
-
-def _founding(rng: Random, nodes: int) -> Founding:
-    founders = tuple(Founder(f"n{place + 1}", rng.getrandbits(63) | 1, f"n{place + 1}:2") for place in range(nodes))
-    return Founding(rng.getrandbits(63) | 1, founders)
+        self.machines[place].peer_down(self.machines[peer].node_id)

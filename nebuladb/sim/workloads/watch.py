@@ -38,6 +38,8 @@ class Observer(Actor):
     def _begin(self) -> None:
         if self._watch is None or self._watch[0].node is not self._watch[1]:
             self._open()
+        elif self._watch[0].paused:
+            self._failed()  # the stream is silent
         else:
             self._take()
 

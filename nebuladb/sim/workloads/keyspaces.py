@@ -1,0 +1,108 @@
+"""A user who makes keyspaces and drops them, through any node, while all else goes on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Final
+
+from nebuladb.errors import NebulaError
+from nebuladb.ids import META_GROUP
+from nebuladb.kv.answer import Answer
+from nebuladb.kv.command import Command, Kind
+from nebuladb.kv.store import Store
+from nebuladb.node.keyspaces import Spec, checked, create_step, drop_step
+from nebuladb.node.meta import Meta
+from nebuladb.shard import Partitioning
+from nebuladb.sim.actor import Actor
+from nebuladb.sim.board import Board
+from nebuladb.sim.core import Core
+from nebuladb.sim.machine import Machine
+from nebuladb.sim.violation import require
+
+MAX_MADE: Final = 6
+MAX_SHARDS: Final = 5
+IDLE_MS: Final = 200
+
+
+class Maker(Actor):
+    """Makes `Faults.keyspaces` of them, and with `Faults.churn_every` drops one and makes another now and then.
+
+    `made(group)` is told of each shard of a keyspace that is ready, `dropped(group)` before a drop is asked for.
+    """
+
+    def __init__(
+        self,
+        core: Core,
+        machines: Sequence[Machine],
+        board: Board,
+        name: str,
+        made: Callable[[int], None],
+        dropped: Callable[[int], None],
+    ) -> None:
+        super().__init__(core, machines, board, META_GROUP, name)
+        self._made = made
+        self._dropped = dropped
+        self._wanted = core.faults.keyspaces
+        self._churn = core.faults.churn_every
+        self._count = 0
+        self._creating: Spec | None = None
+        self._dropping = ""
+        self._ready: dict[str, list[int]] = {}
+
+    def _begin(self) -> None:
+        if self._creating is None and not self._dropping:
+            self._wish()
+        if self._creating is None and not self._dropping:
+            self._pause(IDLE_MS)
+        else:
+            self._look(self._looked)
+
+    def _wish(self) -> None:
+        if len(self._ready) < self._wanted and self._count < MAX_MADE:
+            self._count += 1
+            self._creating = self._spec(f"user{self._count}")
+        elif self._churn and self._ready and self._rng.random() < IDLE_MS / 2 / self._churn:
+            self._dropping = self._rng.choice(sorted(self._ready))
+            for group in self._ready.pop(self._dropping):
+                self._dropped(group)
+
+    def _spec(self, name: str) -> Spec:
+        rng = self._rng
+        partitioning = rng.choice(list(Partitioning))
+        shards = 1 if partitioning is Partitioning.SINGLE else rng.randrange(1, MAX_SHARDS + 1)
+        splits = tuple(b"%02d" % number for number in range(1, shards)) if partitioning is Partitioning.RANGE else ()
+        return checked(Spec(name, partitioning, shards, splits))
+
+    def _looked(self, _: Store, machine: Machine) -> None:
+        """The node's picture of meta is as new as this read: what is the next step by it?"""
+        assert machine.node is not None
+        meta = machine.node.meta
+        try:
+            step = create_step(meta, self._creating) if self._creating else drop_step(meta, self._dropping)
+        except NebulaError:
+            self._failed()
+            return
+        if step is None:
+            self._finished(meta)
+            self._ok()
+        else:
+            self._ask(Command(Kind.TXN, step), self._stepped)
+
+    def _finished(self, meta: Meta) -> None:
+        if self._creating is None:
+            self._core.hit("keyspace dropped")
+            self._dropping = ""
+            return
+        name, count = self._creating.name, self._creating.shards
+        groups = sorted(shard.group for shard in meta.shards.values() if shard.keyspace == name)
+        require(len(groups) == count, f"keyspace {name} is ready with {len(groups)} of {count} shards")
+        self._core.hit("keyspace created")
+        self._creating = None
+        self._ready[name] = groups
+        for group in groups:
+            self._made(group)
+
+    def _stepped(self, outcome: Answer | NebulaError) -> None:
+        """Whatever came of it: the next look tells."""
+        if self._done(outcome) is not None:
+            self._ok()
