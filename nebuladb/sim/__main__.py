@@ -8,8 +8,10 @@ import sys
 import time
 from collections.abc import Sequence
 
+from nebuladb.sim.probes import all_probes
 from nebuladb.sim.report import Report
 from nebuladb.sim.runner import run_seed, run_seeds
+from nebuladb.sim.shrink import shrink_seed
 from nebuladb.sim.world import Result, Variant, World
 
 DEFAULT_SECONDS = 5.0
@@ -22,12 +24,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parse(arguments)
     if options.self_test:
         return _self_test(options)
+    if options.shrink is not None:
+        return _shrink(options)
+    without = tuple(filter(None, options.without.split(",")))
     begun = time.monotonic()
     report = Report()
     failed: list[Result] = []
     if options.seed is not None:
         show = print if options.trace else None
-        results = iter([World(options.seed, nodes=options.nodes, seconds=options.seconds, show=show).run()])
+        results = iter(
+            [World(options.seed, nodes=options.nodes, seconds=options.seconds, without=without, show=show).run()]
+        )
     else:
         results = run_seeds(
             options.first_seed, options.seeds, nodes=options.nodes, seconds=options.seconds, jobs=options.jobs
@@ -39,6 +46,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if len(failed) <= MAX_SHOWN:
                 _describe(result, options)
     report.wall_seconds = time.monotonic() - begun
+    for line in report.table(all_probes()) if options.seed is None else []:
+        print(line)
     trace = f" trace={result.trace}" if options.seed is not None else ""
     print(report.line() + trace)
     return 1 if failed else 0
@@ -52,15 +61,29 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--nodes", type=int, default=3, help="nodes of a cluster (default: 3)")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes (default: one a core)")
     parser.add_argument("--seed", type=int, help="run this seed only")
+    parser.add_argument("--without", default="", help="with --seed: faults and clients to leave out, with commas")
+    parser.add_argument("--shrink", type=int, metavar="SEED", help="leave out of a failing seed what isn't needed")
     parser.add_argument("--trace", action="store_true", help="with --seed: print every event")
     parser.add_argument("--self-test", action="store_true", help="break the world; exit 0 only if that is found")
     return parser.parse_args(arguments)
 
 
 def _describe(result: Result, options: argparse.Namespace) -> None:
-    chosen = f"--seed {result.seed} --seconds {options.seconds:g} --nodes {options.nodes}"
+    chosen = f"--seed {result.seed} --seconds {result.seconds:g} --nodes {options.nodes}"
+    chosen += f" --without {','.join(result.without)}" if result.without else ""
     replay = f"python -m nebuladb.sim {chosen} --trace"
     print(f"seed {result.seed}: {result.violation}\nreplay: {replay}", file=sys.stderr, flush=True)
+
+
+def _shrink(options: argparse.Namespace) -> int:
+    def say(what: str) -> None:
+        print(what, file=sys.stderr, flush=True)
+
+    result = shrink_seed(options.shrink, options.nodes, options.seconds, say)
+    if result.violation:
+        _describe(result, options)
+    print(f"seed={options.shrink} violations={result.report.violations} left_out={len(result.without)}")
+    return 1 if result.violation else 0
 
 
 def _self_test(options: argparse.Namespace) -> int:

@@ -16,6 +16,8 @@ class Core:
 
     def __init__(self, seed: int, faults: Faults, trace: Trace) -> None:
         self.seed = seed
+        self.drawn = faults
+        """What the seed drew; `faults` becomes calm in the end."""
         self.faults = faults
         self.trace = trace
         self.report = Report(seeds=1)

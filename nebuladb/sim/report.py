@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Collection
 from dataclasses import dataclass, field, fields
 
 
@@ -30,11 +31,14 @@ class Report:
     """Histories that the checker's bound kept from a verdict."""
     sim_seconds: float = 0.0
     wall_seconds: float = 0.0
-    violations: int = 0
+    ops_killed: int = 0
+    """Operations of seeds in which nodes are killed, and how many of those have an unknown outcome."""
+    unknown_killed: int = 0
     faults: Counter[str] = field(default_factory=Counter)
     """That bit, by kind."""
     probes: Counter[str] = field(default_factory=Counter)
     """Rare paths of the product that were reached."""
+    violations: int = 0
 
     def add(self, other: Report) -> None:
         """Count what `other` counted, but for the wall's clock: seeds run side by side."""
@@ -51,3 +55,9 @@ class Report:
                 value = value.total() if part.name == "faults" else len(value)
             pairs.append(f"{part.name}={value:.1f}" if isinstance(value, float) else f"{part.name}={value}")
         return " ".join(pairs)
+
+    def table(self, all_probes: Collection[str]) -> list[str]:
+        """Lines for people: faults by kind, probes by hits, and those of `all_probes` that nobody hit."""
+        lines = [f"fault {count:>8} {name}" for name, count in sorted(self.faults.items())]
+        lines += [f"probe {count:>8} {name}" for name, count in sorted(self.probes.items())]
+        return lines + [f"probe    never {name}" for name in sorted(set(all_probes) - self.probes.keys())]

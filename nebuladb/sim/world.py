@@ -15,6 +15,7 @@ from nebuladb.ids import DEFAULT_GROUP, ETCD_GROUP
 from nebuladb.kv.answer import Answer, HashResult
 from nebuladb.kv.command import Command, Kind
 from nebuladb.sim.actor import Actor
+from nebuladb.sim.ambush import Ambush
 from nebuladb.sim.board import Board
 from nebuladb.sim.core import Core
 from nebuladb.sim.disk import Disk
@@ -59,6 +60,9 @@ class Result:
     violation: str = ""
     oracle: str = ""
     """What raised it: a module of the simulator, or the product's own error and where it came from."""
+    without: tuple[str, ...] = ()
+    """Faults and clients that were left out (`shrink`), and `seconds`: what a replay has to say."""
+    seconds: float = 0.0
 
 
 class World:
@@ -77,6 +81,7 @@ class World:
         faults = Faults.draw(Random(f"{seed} faults")).without(without)
         self.core = core = Core(seed, faults, Trace(show))
         core.note("faults", "", faults)
+        self._without = without
         self._milliseconds = int(seconds * 1_000)
         members = {f"n{place + 1}": f"n{place + 1}:2" for place in range(nodes)}
         logs, changes = Logs(nodes), Changes()
@@ -98,12 +103,12 @@ class World:
         ]
         links = Links(core, self._network, nodes, self._incarnation, self._up, self._down)
         self._nemesis = Nemesis(core, self.machines, self._network, links)
+        Ambush(core, self.machines)
         rng = core.stream("world")
         for machine in self.machines:
             machine.died = self._nemesis.died
             core.scheduler.after(rng.randrange(START_MS), machine.start)
         self._board = Board(changes)
-        self._without = without
         self.clients: list[Actor] = []
         for group in (DEFAULT_GROUP, ETCD_GROUP):
             self._populate(group, draw(core.stream(f"workloads {group}")))
@@ -143,8 +148,12 @@ class World:
         report.leader_changes = self._replicas.leader_changes
         report.sim_seconds = core.scheduler.now / 1_000
         report.probes = probe.hits - before
+        if core.drawn.crash_every:
+            report.ops_killed = report.ops_ok + report.ops_failed + report.ops_unknown
+            report.unknown_killed = report.ops_unknown
         report.violations = bool(violation) + 0
-        return Result(core.seed, report, core.trace.digest(), violation, oracle)
+        without = tuple(sorted(self._without))
+        return Result(core.seed, report, core.trace.digest(), violation, oracle, without, self._milliseconds / 1_000)
 
     def _run(self) -> None:
         scheduler = self.core.scheduler
