@@ -48,6 +48,11 @@ class Beginning:
         self._rng = rng
         self._ended = ended
 
+    @property
+    def identity(self) -> Identity:
+        """Under which it begins."""
+        return self._fresh.identity
+
     def step(self) -> None:
         """Ask once; then again, until there is a document. Raises `IdentityError` if this node must not go on."""
         step, name = self._fresh.next()

@@ -27,6 +27,8 @@ class Faults:
     """The longest that a dead node stays dead, ms: one that is back at once meets the election that it voted in."""
     partition_every: int = 0
     """Halves, one node alone, a leader alone, one direction only, a ring without chords, and flapping ones."""
+    ambush_every: int = 0
+    """Times when whoever takes part in an election dies."""
     reset_every: int = 0
     """Links that break although both nodes live."""
     stall_every: int = 0
@@ -74,6 +76,7 @@ class Faults:
             crash_every=rng.choice((0, 700, 2_000, 5_000)),
             down=rng.choice((40, 400, 1_200)),
             partition_every=rng.choice((0, 0, 1_500, 5_000)),
+            ambush_every=rng.choice((0, 0, 1_000)),
             reset_every=rng.choice((0, 500, 3_000)),
             stall_every=rng.choice((0, 0, 1_000)),
             hang_every=rng.choice((0, 0, 2_000)),

@@ -152,8 +152,9 @@ class Machine:
             self._core.scheduler.after(1 + self._rng.randrange(ASK_MS), self._ask, beginning)
 
     def _founded(self, document: Founding) -> None:
+        assert self._beginning is not None
+        self._identity = self._beginning.identity._replace(cluster=document.cluster)
         self._founding, self._beginning = document, None
-        self._identity = self._identity._replace(cluster=document.cluster)
         self._open()
 
     def _open(self) -> None:

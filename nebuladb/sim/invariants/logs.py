@@ -98,10 +98,10 @@ class Logs:
                 disks[place] = _DiskLog({}, first - 1)
             disks[place].append(first, terms)
 
-    def durable_last(self, place: int, group: int) -> int:
-        """Index up to which a node's log is on its disk."""
+    def on_disk(self, place: int, group: int, index: int, term: int) -> bool:
+        """Whether a node's disk has this very entry, and so all before it."""
         disk = self._group(group).disks.get(place)
-        return disk.last if disk else 0
+        return disk is not None and disk.terms.get(index) == term
 
     def committed(self, group: int, raft: Raft, reader: LogReader, after: int) -> int:
         """A replica, whose log is written, takes what follows `after` for committed; returns up to where."""

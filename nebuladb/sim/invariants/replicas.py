@@ -116,9 +116,9 @@ class Replicas:
             raise Violation(f"group {group}: n{place + 1} leads term {term}, which n{other[0] + 1} led or leads")
 
     def _applied(self, place: int, group: int, store: Store, now: int) -> None:
-        durable = self._logs.durable_last(place, group)
-        if store.index > durable:
-            raise Violation(f"group {group} on n{place + 1}: applied {store.index}, durable is {durable} (S1)")
+        if not self._logs.on_disk(place, group, store.index, store.term):
+            entry = f"(index {store.index}, term {store.term})"
+            raise Violation(f"group {group} on n{place + 1}: {entry} is applied and not on the disk (S1)")
         if store.clock > now * (1 + MAX_DRIFT) + CLOCK_SLACK_MS:
             raise Violation(f"group {group} on n{place + 1}: the lease clock is at {store.clock} after {now} ms (S27)")
         if store.partial:
