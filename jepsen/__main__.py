@@ -22,6 +22,7 @@ from jepsen.schedule import TIMINGS
 from jepsen.verdict import Summary
 from jepsen.workloads import WORKLOADS
 from tests.integration import powerfail
+from tests.integration.cluster import ClusterError
 
 MAX_RATE: Final = 200.0
 INTERRUPTED: Final = 130
@@ -107,7 +108,7 @@ def main(arguments: Sequence[str]) -> int:
     except asyncio.CancelledError:
         say("interrupted; everything was taken down")
         return INTERRUPTED
-    except NetworkError as error:
+    except (NetworkError, ClusterError) as error:
         say(f"jepsen: {error}")
         return 1
     for line in report(summary)[:-1]:

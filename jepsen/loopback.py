@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import random
 from collections.abc import Callable
-from pathlib import Path
 from typing import Final
 
-from jepsen.network import Addresses, Delay, Network
+from jepsen import sockets
+from jepsen.network import Addresses, Delay, Network, NetworkError
 from jepsen.partitions import NOBODY, Pairs
+from jepsen.sockets import LOOPBACK
 from nebuladb.server.dev import PORTS_PER_NODE
 from tests.integration.cluster import Ports
 
@@ -25,9 +25,6 @@ QUEUE: Final = 256
 """Chunks under way in one direction of a connection."""
 RETRANSMISSION: Final = (0.2, 0.4)
 """Seconds until a lost packet is sent again."""
-LOOPBACK: Final = "127.0.0.1"
-TABLES: Final = {"/proc/net/tcp": "0100007F", "/proc/net/tcp6": "0000000000000000FFFF00000100007F"}
-"""Of sockets, and loopback's address as each writes it."""
 
 
 class Loopback(Network):
@@ -50,6 +47,8 @@ class Loopback(Network):
         self._pid = pid
 
     async def open(self) -> list[Addresses]:
+        if not sockets.known():
+            raise NetworkError("the kernel does not tell who calls (sock_diag), so that proxies can't part nodes here")
         self._ports = Ports(self._nodes)
         found = []
         for node in range(self._nodes):
@@ -86,9 +85,12 @@ class Loopback(Network):
 
     async def _join(self, node: int, target: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Carry one connection until either end closes it."""
-        caller = self._caller(writer.get_extra_info("peername")[1])
         writers = [writer]
         try:
+            peer, ours = writer.get_extra_info("peername"), writer.get_extra_info("sockname")
+            caller = self._caller(peer[1], ours[1]) if peer else None
+            if caller is None:
+                return
             host, _, port = target.rpartition(":")
             with contextlib.suppress(OSError):
                 there, back = await asyncio.open_connection(host, int(port))
@@ -144,36 +146,11 @@ class Loopback(Network):
             seconds += self._rng.uniform(*RETRANSMISSION)
         return max(seconds, 0.0)
 
-    def _caller(self, port: int) -> int:
-        """The node whose process has the connection from this port; -1 if there is none (any more)."""
-        inode = _inode(port)
-        if inode:
-            for node in range(self._nodes):
-                pid = self._pid(node)
-                if pid is not None and inode in _sockets(pid):
-                    return node
-        return -1
-
-
-def _inode(port: int) -> str:
-    """Of the socket at this local port of loopback; gRPC makes IPv6 sockets for IPv4 addresses too."""
-    for table, host in TABLES.items():
-        local = f"{host}:{port:04X}"
-        with contextlib.suppress(OSError):
-            for line in Path(table).read_text().splitlines()[1:]:
-                fields = line.split()
-                if fields[1] == local:
-                    return fields[9]
-    return ""
-
-
-def _sockets(pid: int) -> set[str]:
-    """Inodes of the sockets that a process has. It may end while it is looked at."""
-    found = set()
-    with contextlib.suppress(OSError):
-        for entry in os.scandir(f"/proc/{pid}/fd"):
-            with contextlib.suppress(OSError):
-                link = os.readlink(entry.path)
-                if link.startswith("socket:["):
-                    found.add(link[8:-1])
-    return found
+    def _caller(self, port: int, ours: int) -> int | None:
+        """The node whose process has the connection from this port to one of ours; None if there is none (any more)."""
+        number = sockets.inode(port, ours)
+        for node in range(self._nodes) if number else ():
+            pid = self._pid(node)
+            if pid is not None and sockets.has(pid, number):
+                return node
+        return None

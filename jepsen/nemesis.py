@@ -167,7 +167,8 @@ async def clock(field: Field, fault: Fault) -> None:
     with field.take(fault) as nodes:
         for node in nodes:
             field.clocks.jump(node, fault.jump)
-        field.note(fault, f"{field.names(nodes)} jump {fault.jump} s ahead", len(nodes))
+        if nodes:
+            field.note(fault, f"{field.names(nodes)} jump {fault.jump} s ahead", len(nodes))
         await asyncio.sleep(fault.length)
 
 

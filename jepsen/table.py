@@ -44,7 +44,7 @@ def run(workload: str, nemesis: str, arguments: Sequence[str]) -> tuple[int, str
         try:
             lines = process.stdout.read().splitlines()
         except KeyboardInterrupt:
-            process.send_signal(signal.SIGINT)
+            process.send_signal(signal.SIGTERM)
             process.wait()
             raise
         return process.wait(), lines[-1] if lines else ""
@@ -70,7 +70,13 @@ def main() -> int:
     return 1 if bad else 0
 
 
+def _interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
 if __name__ == "__main__":
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _interrupt)
     try:
         sys.exit(main())
     except KeyboardInterrupt:
