@@ -282,11 +282,13 @@ class Host:
         self._dirty[start.group] = None
         return replica
 
-    def create_group(self, group: int, initial: tuple[int, int], registry_row: bytes) -> None:
-        """Put a new group's log start and registry row into the next batch; `add_group` once that is written (S17)."""
+    def create_group(self, group: int, initial: tuple[int, int], registry_row: bytes) -> BatchId:
+        """Put a new group's log start and registry row into the next batch, whose id is returned. `add_group`, and data
+        of the group, once that is durable, no earlier (S15, S17): a crash could take the row and leave the data."""
         batch = self._open_batch()
         batch.create(GroupId(group), *initial)
         batch.register(GroupId(group), registry_row)
+        return batch.id
 
     def remove_group(self, group: int, tombstone: bytes) -> BatchId:
         """Forget a group: whoever waits for it is told so, and the next batch, whose id is returned, drops its log and

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
 from typing import Final
 
 from nebuladb.env import Clock, Rng, probe
@@ -250,23 +249,21 @@ class Node:
             turn.written_bytes += batch.size
 
     def _start_new(self, turn: Turn) -> None:
-        """Start groups whose creation is written, some a turn."""
-        starting = self._reconciler.starting
-        if self._unwritten or not starting:
-            return
-        for group, row in list(islice(starting.items(), MAX_STARTS)):
+        """Start groups whose creation is durable, some a turn."""
+        startable = self._reconciler.startable()
+        for group, row in startable[:MAX_STARTS]:
             try:
                 self._start(group, row)
             except WriteStalled:
                 probe("a group's first write stalled")
                 turn.stalled = True
                 return
-            del starting[group]
+            self._reconciler.started(group)
             if group == META_GROUP:
                 self._read_meta()
             if group >= FIRST_GROUP and preferred(group, sorted(dict(row.nodes).values()), [self.identity.node], ()):
                 self._eager[group] = self.host.now + EAGER_MS
-        turn.more |= bool(starting)
+        turn.more |= len(startable) > MAX_STARTS
 
     def _destroy(self, turn: Turn) -> None:
         """Go on with what was removed; tell meta when it is gone."""

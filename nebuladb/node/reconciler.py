@@ -24,7 +24,7 @@ from nebuladb.storage.engine import Engine
 
 
 class Reconciler:
-    """See the module. Invariant: a group is in at most one of `starting` and those whose data waits to be destroyed."""
+    """See the module. Invariant: a group is in at most one of those to start and those whose data waits to be destroyed."""
 
     def __init__(self, node: int, host: Host, data: Engine, registry: Mapping[int, RegistryRow]) -> None:
         self._node = node
@@ -32,8 +32,8 @@ class Reconciler:
         self._data = data
         self.rows = dict(registry)
         """What the registry has, or is about to have."""
-        self.starting: dict[int, RegistryRow] = {}
-        """Created, and to be started when the batch is written, which is in the next turn."""
+        self._starting: dict[int, tuple[int, RegistryRow]] = {}
+        """Group → (the batch that creates it, its row), to be started when that is durable."""
         self._doomed: dict[int, tuple[int, int]] = {}
         """Group → (the batch with its tombstone, its generation)."""
 
@@ -44,8 +44,20 @@ class Reconciler:
         for replica, node in shard.replicas:
             if node == self._node:
                 row = first_row(replica, dict(shard.replicas), shard.initial)
-                self._host.create_group(shard.group, shard.initial, row.encode())
-                self.rows[shard.group] = self.starting[shard.group] = row
+                batch = self._host.create_group(shard.group, shard.initial, row.encode())
+                self.rows[shard.group] = row
+                self._starting[shard.group] = (batch, row)
+
+    def startable(self) -> list[tuple[int, RegistryRow]]:
+        """Groups whose creation is durable and that aren't `started` yet."""
+        if not self._starting:
+            return []
+        durable = self._host.durable_batch
+        return [(group, row) for group, (batch, row) in self._starting.items() if batch <= durable]
+
+    def started(self, group: int) -> None:
+        """The node runs it."""
+        del self._starting[group]
 
     def remove(self, removal: Removal) -> bool:
         """Begin to destroy the replica that `removal` names; False if it isn't here (any more)."""
@@ -54,7 +66,7 @@ class Reconciler:
         if row is None or row.state == GroupState.TOMBSTONE or row.replica != removal.replica:
             return False
         probe("group removed")
-        if self.starting.pop(group, None) is not None:
+        if self._starting.pop(group, None) is not None:
             probe("group removed before it started")
         tombstone = row._replace(state=GroupState.TOMBSTONE, nodes=(), configuration=Configuration())
         self.rows[group] = tombstone

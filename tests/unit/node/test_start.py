@@ -71,6 +71,22 @@ def test_a_group_whose_first_write_stalls_starts_a_little_later() -> None:
     assert sorted(alone.node.groups) == [META_GROUP, DEFAULT_GROUP, ETCD_GROUP]
 
 
+def test_a_group_has_no_data_before_its_registry_row_is_durable() -> None:
+    """Flushed data behind a lost row looked like a node that forgot its votes, and it never started again."""
+    log, data = MemoryEngine(wal=True), MemoryEngine(wal=False)
+    alone = Alone(log, data, 1000)
+    turn = alone.node.turn()
+    while not turn.written:
+        turn = alone.node.turn()
+    for _ in range(3):
+        assert not alone.node.turn().more  # it waits for the disk, and doesn't spin
+    data.flush()
+    # The power fails: nothing of the log was synced yet.
+    again = Alone(MemoryEngine(wal=True), data.crash(random.Random(1)), UPTIME_MS)
+    again.run(5_000)
+    assert sorted(again.node.groups) == [META_GROUP, DEFAULT_GROUP, ETCD_GROUP]
+
+
 def test_a_full_log_batch_asks_for_another_turn(monkeypatch: pytest.MonkeyPatch) -> None:
     alone = Alone(MemoryEngine(wal=True), MemoryEngine(wal=False), 1000)
     alone.run(5_000)
