@@ -21,7 +21,7 @@ class Core:
         self.faults = faults
         self.trace = trace
         self.report = Report(seeds=1)
-        self.scheduler = Scheduler(self.stream("ties"))
+        self.scheduler = Scheduler(self.stream("ties"), faults.grain)
 
     def stream(self, name: str) -> Random:
         """Random numbers for one purpose. Seeded with a text, which Python hashes by SHA-512, not by its own hash."""

@@ -11,6 +11,8 @@ from random import Random
 class Faults:
     """Shares are of 1; the means of times between two faults are in ms, 0 = never."""
 
+    grain: int = 1
+    """Time goes in steps of so many ms: in a coarse one much happens at once, in any order."""
     delay: int = 2
     """A frame's usual delay is 0 to this many ms."""
     late: float = 0.0
@@ -66,6 +68,7 @@ class Faults:
             return rng.choice(choices)
 
         return cls(
+            grain=rng.choice((1, 5, 10, 20)),
             delay=rng.choice((1, 3, 10, 40)),
             late=some(0, 0.002, 0.02),
             loss=some(0, 0, 0.01, 0.1),

@@ -114,6 +114,11 @@ class Machine:
         return self._life.node if self._life else None
 
     @property
+    def founded(self) -> bool:
+        """Whether its disk has the founding document."""
+        return self._founding is not None
+
+    @property
     def paused(self) -> bool:
         """Whether the process stands still."""
         return self._life is not None and self._life.paused

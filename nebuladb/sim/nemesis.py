@@ -25,8 +25,6 @@ STALLED_WRITES = 20
 LAST_KEY = b"\xff" * 32
 MASSACRE = 6
 """One crash in so many kills all nodes."""
-FIRST_LOSS_MS = 1_000
-"""No disk is emptied or damaged before: a cluster needs all of its nodes to be founded."""
 
 
 class Nemesis:
@@ -197,9 +195,10 @@ class Nemesis:
     def _spare(self) -> Machine | None:
         """One whose loss leaves a majority of whole disks."""
         whole = [machine for machine in self._machines if not (machine.full or machine.spoiled)]
-        enough = len(whole) - 1 > len(self._machines) // 2
-        if not enough or self._core.scheduler.now < FIRST_LOSS_MS:
+        if len(whole) - 1 <= len(self._machines) // 2:
             return None
+        if not all(machine.founded for machine in whole):
+            return None  # the cluster's only founding document might be the one that goes
         running = [machine for machine in whole if machine.node is not None and not machine.paused]
         return self._rng.choice(running) if running else None
 

@@ -11,8 +11,11 @@ from typing import Any
 class Scheduler:
     """Runs actions at their virtual times (ms); those of one millisecond in an order drawn from `rng`."""
 
-    def __init__(self, rng: Random) -> None:
+    def __init__(self, rng: Random, grain: int = 1) -> None:
+        """`grain`: nothing happens but at multiples of it, in ms. A coarse one makes turns dense: many frames and
+        requests meet in each."""
         self.now = 0
+        self._grain = grain
         self.steps = 0
         self._draw = rng.random
         self._heap: list[tuple[int, float, int, Callable[..., None], tuple[Any, ...]]] = []
@@ -21,7 +24,8 @@ class Scheduler:
     def after(self, delay: int, action: Callable[..., None], *args: Any) -> None:
         """Call `action(*args)` in `delay` ms, at least 0."""
         self._count += 1  # no two items compare equal up to here: actions have no order
-        heappush(self._heap, (self.now + delay, self._draw(), self._count, action, args))
+        at = self.now + delay
+        heappush(self._heap, (at + -at % self._grain, self._draw(), self._count, action, args))
 
     def step(self) -> None:
         """Let the next thing happen. The heap may not be empty."""

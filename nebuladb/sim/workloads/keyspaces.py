@@ -20,7 +20,7 @@ from nebuladb.sim.machine import Machine
 from nebuladb.sim.violation import require
 
 MAX_MADE: Final = 6
-MAX_SHARDS: Final = 5
+MAX_SHARDS: Final = 8
 IDLE_MS: Final = 200
 
 
