@@ -24,7 +24,7 @@ from nebuladb.storage.engine import Engine
 
 
 class Reconciler:
-    """See the module. Invariant: a group is in at most one of those to start and those whose data waits to be destroyed."""
+    """See the module. Invariant: a group is at most one of: to be started, to be destroyed."""
 
     def __init__(self, node: int, host: Host, data: Engine, registry: Mapping[int, RegistryRow]) -> None:
         self._node = node
