@@ -26,6 +26,7 @@ from tests.integration.cluster import ClusterError
 
 MAX_RATE: Final = 200.0
 INTERRUPTED: Final = 130
+SELF_TEST: Final = "powercut"
 SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -38,8 +39,13 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--rate", type=float, default=100.0, help="operations a second (default: %(default)g)")
     parser.add_argument("--seed", type=int, default=None, help="of faults and clients; threads and sockets have none")
     parser.add_argument("--network", choices=("auto", "namespaces", "proxies"), default="auto")
+    parser.add_argument(
+        "--self-test", action="store_true", help="power cuts with the syncs swallowed; exits 0 only if that is found"
+    )
     parser.add_argument("--folder", type=Path, default=None, help="default: jepsen-results/<time>-<workload>-<nemesis>")
     options = parser.parse_args(arguments)
+    if options.self_test:
+        options.nemesis = SELF_TEST
     options.nemeses = tuple(dict.fromkeys(name for name in options.nemesis.split(",") if name))
     for name in options.nemeses:
         if name not in TIMINGS:
@@ -89,7 +95,7 @@ def main(arguments: Sequence[str]) -> int:
     options.nemeses = available(options.nemeses)
     if not options.nemeses:
         say("skipped: no nemesis is left")
-        return 1
+        return 0 if options.self_test else 1
     if options.folder is None:
         stamp = time.strftime("%Y%m%d-%H%M%S")
         options.folder = Path("jepsen-results", f"{stamp}-{options.workload}-{'-'.join(options.nemeses)}")
@@ -103,6 +109,7 @@ def main(arguments: Sequence[str]) -> int:
             options.seed,
             options.folder,
             clocks.find(),
+            options.self_test,
         )
         summary = asyncio.run(_run(plan, network))
     except asyncio.CancelledError:
@@ -114,6 +121,10 @@ def main(arguments: Sequence[str]) -> int:
     for line in report(summary)[:-1]:
         say(line)
     say(f"results: {options.folder}")
+    if options.self_test:
+        caught = summary.verdict == "violated"
+        print(f"self_test={'caught' if caught else 'missed'} {summary.line()}", flush=True)
+        return 0 if caught else 1
     print(summary.line(), flush=True)
     return summary.exit_code
 

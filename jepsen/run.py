@@ -9,7 +9,7 @@ import sys
 import tempfile
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
@@ -54,6 +54,8 @@ class Options:
     folder: Path
     library: Path | None = None
     """libfaketime, for clocks."""
+    broken: bool = False
+    """Syncs are swallowed, and power cuts hit everybody: to be found out."""
 
 
 def say(text: str) -> None:
@@ -91,6 +93,8 @@ class Run:
             self._field = nemesis.Field(self._cluster, self._network, self._clocks, self._scratch, self._rng)
             self._cluster.start()
             await asyncio.to_thread(self._cluster.wait_ready)
+            for node in self._cluster.all if self.options.broken else ():
+                powerfail.control(self._field.records(node), drop=1)
             say(f"cluster ready on {self._network.name}, pids {[self._cluster.pid(n) for n in self._cluster.all]}")
             clients = Clients(self._cluster.endpoints, self.options.rate, self._rng)
             lookers = [asyncio.create_task(self._look(node)) for node in self._cluster.all]
@@ -131,6 +135,8 @@ class Run:
         options = self.options
         await self._workload.open(clients)
         faults = schedule.plan(options.nemeses, options.seconds, NODES, self._rng)
+        if options.broken:
+            faults = [replace(fault, count=NODES) for fault in faults]
         work = asyncio.create_task(self._workload.run(clients))
         torment = asyncio.create_task(nemesis.torment(self._field, faults))
         try:

@@ -40,6 +40,8 @@ def inode(local: int, remote: int) -> int:
 
 def known() -> bool:
     """Whether this kernel can tell."""
+    if not hasattr(socket, "AF_NETLINK"):
+        return False
     with socket.create_server((LOOPBACK, 0)) as server, socket.create_connection(server.getsockname()) as end:
         with contextlib.suppress(OSError):
             return inode(end.getsockname()[1], server.getsockname()[1]) == os.fstat(end.fileno()).st_ino
