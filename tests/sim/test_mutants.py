@@ -1,0 +1,68 @@
+"""The mutants apply, and the simulator finds some of them: all of them is `make sim-mutants`."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from tools.mutant import ROOT, Mutant, MutantError, load
+from tools.mutants import all_mutants, main
+
+MUTANTS = all_mutants()
+QUICK = ("acknowledged-before-durable", "applied-before-durable", "lease-clock-runs-ahead")
+"""Each found by its first seed."""
+
+
+@pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name)
+def test_a_mutant_applies_and_changes_code(mutant: Mutant) -> None:
+    assert mutant.mutated(ROOT)
+
+
+def test_there_is_a_mutant_for_each_bug_of_the_list() -> None:
+    assert len(MUTANTS) >= 26
+    rules = (ROOT / "docs" / "safety.md").read_text()
+    for mutant in MUTANTS:
+        assert re.fullmatch(r"S\d+|paper [\d.]+", mutant.rule)
+        assert mutant.rule.startswith("paper") or f"**{mutant.rule}**" in rules
+
+
+def test_no_code_of_the_product_knows_of_mutants() -> None:
+    knowing = [path for path in (ROOT / "nebuladb").rglob("*.py") if "mutant" in path.read_text().lower()]
+    assert knowing == []
+
+
+def change(old: str, new: str, file: str = "nebuladb/ids.py") -> str:
+    return f"rule: S1\nbug: x\n\nfile: {file}\n<<<<\n{old}\n====\n{new}\n>>>>\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("rule: S1\nbug: x\n", "not a mutant"),
+        (change("no such line", "other"), "0 times"),
+        (change("a", "b", "nebuladb/sim/world.py"), "not the product's"),
+        (change("from __future__ import annotations", "from __future__ import annotations  # why"), "no code"),
+    ],
+)
+def test_a_mutant_that_does_nothing_is_refused(text: str, why: str, tmp_path: Path) -> None:
+    path = tmp_path / "bad.patch"
+    path.write_text(text)
+    with pytest.raises(MutantError, match=why):
+        load(path).mutated(ROOT)
+
+
+def test_the_simulator_finds_known_bugs(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*QUICK, "--first", "--seeds", "10", "--jobs", "2"]) == 0
+    out = capsys.readouterr().out
+    assert "missed=0" in out
+    assert all(f"{name} " in out for name in QUICK)
+
+
+def test_a_mutant_that_no_seed_finds_fails_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    line = "        self.leader_changes = self.proposed_entries = self.refused_entries = 0"
+    harmless = change(line, line.replace("= 0", "= 1"), "nebuladb/node/replica.py")
+    (tmp_path / "harmless.patch").write_text(harmless)
+    monkeypatch.setattr("tools.mutants.DIRECTORY", tmp_path)
+    assert main(["harmless", "--seeds", "1"]) == 1
