@@ -13,10 +13,10 @@ MIN_MEMORY: Final = 64 << 20
 1 MiB ones 70 % of the writes of a full load were refused."""
 DEFAULT_MEMORY: Final = 512 << 20
 """Leaves room for the process itself on a machine of 1 GiB, the smallest that clouds sell for this; its block cache
-holds some 700,000 records of 256 bytes, and a memtable what a restart replays in about two seconds."""
+holds some 600,000 records of 256 bytes, and a memtable what a restart replays in about two seconds."""
 
 PARTS: Final = 32
-BLOCK_CACHE: Final = 12
+BLOCK_CACHE: Final = 10
 """The largest: every read that isn't of a hot key is served from it, and tables' indexes and filters live in it."""
 DATA_MEMTABLES: Final = 8
 LOG_MEMTABLES: Final = 4
@@ -26,8 +26,8 @@ RECORDS: Final = 3
 RECENT_ENTRIES: Final = 2
 """The log's tail, for followers: what a peer misses in a second's hiccup at full load."""
 UNSYNCED: Final = 1
-WRITES: Final = 1
-OUTBOXES: Final = 1
+WRITES: Final = 2
+OUTBOXES: Final = 2
 """The last three are queues: past them there is back-pressure, not a slower answer."""
 
 MEMTABLES: Final = 3

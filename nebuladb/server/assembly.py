@@ -20,6 +20,7 @@ from nebuladb.node.pump import Pump
 from nebuladb.rpc import PeerTransport
 from nebuladb.server import logs
 from nebuladb.server.admin import AdminApp, AdminServer
+from nebuladb.server.allocator import limit_arenas
 from nebuladb.server.clock import SystemClock
 from nebuladb.server.config import Config
 from nebuladb.server.directory import DataDirectory
@@ -36,6 +37,7 @@ CALL_GRACE_SECONDS: Final = 2.0
 
 def run(config: Config) -> int:
     """Serve until a signal; returns the exit code. Raises `NebulaError` if the node can't start."""
+    limit_arenas()
     writer = logs.setup(config.name, config.log_format, config.log_level)
     try:
         return uvloop.run(_serve(config))
