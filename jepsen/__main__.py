@@ -112,7 +112,7 @@ def main(arguments: Sequence[str]) -> int:
             options.self_test,
         )
         summary = asyncio.run(_run(plan, network))
-    except asyncio.CancelledError:
+    except (asyncio.CancelledError, KeyboardInterrupt):
         say("interrupted; everything was taken down")
         return INTERRUPTED
     except (NetworkError, ClusterError) as error:
