@@ -1,7 +1,7 @@
 """What many groups cost: the same load on a keyspace of one shard and on one of 64, in pairs of rounds.
 
 ``python -m bench.groups`` prints, for each pair, puts per second and log flushes a put (``nebula_log_fsync_total`` of
-all nodes), and at the end the medians of the ratios 64 shards : 1 shard. Flushes are counted a put, which is flushes per
+all nodes), and at the end the medians of the ratios 64 shards : 1 shard. Flushes are counted a put: that is flushes per
 second at the same rate of puts.
 """
 
