@@ -29,6 +29,7 @@ INTERNAL: Final[tuple[tuple[type, str], ...]] = (
     (Logs, "committed"),
     (Logs, "elected"),
     (Replicas, "_changed"),
+    (Replicas, "_published"),
     (Replicas, "hashes"),
     (Recovery, "_hashes_equal"),
 )

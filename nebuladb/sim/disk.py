@@ -111,7 +111,8 @@ class Disk:
         self._wanted = self._synced = 0
         self._syncing = self._flushing = False
 
-    def wipe(self) -> None:
-        """Everything on it is gone. For the oracles it counts as it was: this is a loss that a majority survives."""
+    def wipe(self, *, data: bool = True) -> None:
+        """Everything on it is gone, or the log only. For the oracles it counts as it was: a majority survives it."""
         self.log = MemoryEngine(wal=True)
-        self.data = MemoryEngine(wal=False)
+        if data:
+            self.data = MemoryEngine(wal=False)

@@ -19,6 +19,10 @@ class Faults:
     """Share of frames that take up to `LATE_MS`: they arrive out of order, perhaps in the receiver's next life."""
     loss: float = 0.0
     duplication: float = 0.0
+    damage: float = 0.0
+    """Share of frames with a flipped bit."""
+    astray: float = 0.0
+    """Share of frames that arrive anywhere, also where they came from."""
     sync: int = 2
     """A sync's or flush's usual time is 0 to this many ms."""
     slow_sync: float = 0.0
@@ -73,6 +77,8 @@ class Faults:
             late=some(0, 0.002, 0.02),
             loss=some(0, 0, 0.01, 0.1),
             duplication=some(0, 0.01, 0.1),
+            damage=some(0, 0, 0.003, 0.03),
+            astray=some(0, 0, 0.003, 0.03),
             sync=rng.choice((1, 5, 20)),
             slow_sync=some(0, 0.01, 0.1),
             flush_every=rng.choice((100, 700, 5_000)),

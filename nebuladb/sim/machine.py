@@ -234,6 +234,16 @@ class Machine:
         self._founding = None
         self._identity = Identity(self._rng.getrandbits(63) | 1, self.name)
 
+    def lose_log(self) -> bool:
+        """Its log is gone, and all votes with it; the rest of its directory is there, else False: nothing is done."""
+        if next(self.disk.data.scan(b"", b"\xff"), None) is None:
+            return False
+        self.spoiled = True
+        self.disk.data.make_durable(self.disk.data.position)
+        self.crash(power=True)
+        self.disk.wipe(data=False)
+        return True
+
     def lose(self) -> None:
         """It is gone for good."""
         self.lost = True

@@ -222,5 +222,8 @@ class Nemesis:
     def _wipe(self) -> None:
         machine = self._spare()
         if machine is not None:
-            self._core.hit("wiped node")
-            machine.wipe()
+            if self._rng.randrange(2) and machine.lose_log():
+                self._core.hit("lost log")
+            else:
+                self._core.hit("wiped node")
+                machine.wipe()

@@ -1,4 +1,4 @@
-"""Frames between nodes: lost, late, doubled, out of order, and cut off by partitions."""
+"""Frames between nodes: lost, late, doubled, out of order, damaged, gone astray, and cut off by partitions."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from zlib import crc32
 from nebuladb.sim.core import Core
 from nebuladb.sim.faults import LATE_MS
 
+HEAD_BYTES = 64
 COUNT_AT = slice(56, 60)
 """Where a frame says how many messages it has (``node.frame``)."""
 
@@ -15,9 +16,10 @@ COUNT_AT = slice(56, 60)
 class Network:
     """Nodes are named by their place, 0 to n - 1. `deliver(receiver, sender, frame)` is called when a frame arrives."""
 
-    def __init__(self, core: Core, deliver: Callable[[int, int, bytes], None]) -> None:
+    def __init__(self, core: Core, deliver: Callable[[int, int, bytes], None], nodes: int) -> None:
         self._core = core
         self._deliver = deliver
+        self._nodes = nodes
         self._rng = core.stream("network")
         self._cut: set[tuple[int, int]] = set()
 
@@ -36,8 +38,20 @@ class Network:
 
     def _carry(self, sender: int, receiver: int, frame: bytes, count: int) -> None:
         late = self._rng.random() < self._core.faults.late
+        if self._rng.random() < self._core.faults.damage and len(frame) > HEAD_BYTES:
+            self._core.hit("damaged frame")
+            frame = self._damaged(frame)
+        if self._rng.random() < self._core.faults.astray:
+            self._core.hit("frame gone astray")
+            receiver = self._rng.randrange(self._nodes)
         delay = self._rng.randrange((LATE_MS if late else self._core.faults.delay) + 1)
         self._core.scheduler.after(delay, self._arrive, sender, receiver, frame, count)
+
+    def _damaged(self, frame: bytes) -> bytes:
+        """With one bit flipped, of its messages: those are what a checksum must cover."""
+        damaged = bytearray(frame)
+        damaged[self._rng.randrange(HEAD_BYTES, len(frame))] ^= 1 << self._rng.randrange(8)
+        return bytes(damaged)
 
     def _arrive(self, sender: int, receiver: int, frame: bytes, count: int) -> None:
         self._core.report.delivered += count

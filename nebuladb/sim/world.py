@@ -86,7 +86,7 @@ class World:
         members = {f"n{place + 1}": f"n{place + 1}:2" for place in range(nodes)}
         logs, changes = Logs(nodes), Changes()
         self._replicas = Replicas(logs, changes)
-        self._network = Network(core, self._deliver)
+        self._network = Network(core, self._deliver, nodes)
         self.machines = [
             Machine(
                 core,
@@ -123,7 +123,8 @@ class World:
 
     def _made(self, group: int) -> None:
         """A user's keyspace is ready, `group` one of its shards: somebody uses it."""
-        self._populate(group, draw_one(self.core.stream(f"workloads {group}")))
+        if self.core.faults is self.core.drawn:  # not any more while the cluster recovers
+            self._populate(group, draw_one(self.core.stream(f"workloads {group}")))
 
     def _dropped(self, group: int) -> None:
         for client in self.clients:

@@ -68,7 +68,7 @@ def frame(number: int, messages: int = 1) -> bytes:
 def carried(faults: Faults, count: int = 500) -> tuple[Core, list[bytes]]:
     world = core(faults)
     arrived: list[bytes] = []
-    network = Network(world, lambda receiver, sender, data: arrived.append(data))
+    network = Network(world, lambda receiver, sender, data: arrived.append(data), 2)
     for number in range(count):
         network.send(0, 1, frame(number))
     run(world)
@@ -94,7 +94,7 @@ def test_a_bad_network_loses_doubles_and_reorders() -> None:
 def test_a_cut_is_one_way_and_heals() -> None:
     world = core()
     arrived: list[tuple[int, int]] = []
-    network = Network(world, lambda receiver, sender, data: arrived.append((sender, receiver)))
+    network = Network(world, lambda receiver, sender, data: arrived.append((sender, receiver)), 2)
     network.send(0, 1, frame(1))  # on its way before the cut
     network.cut([(0, 1)])
     network.send(0, 1, frame(2, messages=3))

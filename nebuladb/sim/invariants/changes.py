@@ -35,13 +35,14 @@ class Changes:
     def __init__(self) -> None:
         self._groups: dict[int, _Group] = {}
 
-    def published(self, group: int, store: Store) -> None:
-        """`store` has a revision now; each replica reads its own history, so what differs later is seen by hashes."""
+    def published(self, group: int, store: Store) -> list[int]:
+        """`store` has a revision now; each replica reads its own history, so what differs later is seen by hashes.
+        Returns the revisions among the new ones that changed nothing."""
         known = self._groups.get(group)
         if known is None:
             known = self._groups[group] = _Group(1)
         if store.revision <= known.highest:
-            return
+            return []
         after = known.highest
         try:
             changes = store.changes(after, limit_rows=1 << 30, limit_bytes=1 << 60)
@@ -55,6 +56,7 @@ class Changes:
                 known.events[revision] = ()
             known.events[revision] += (Event(change.key, not record.version, record.version, record.value),)
         known.highest = store.revision
+        return [revision for revision in range(after + 1, store.revision + 1) if revision not in known.events]
 
     def highest(self, group: int) -> int:
         """The newest revision that any replica has published."""

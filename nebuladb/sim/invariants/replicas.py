@@ -79,7 +79,7 @@ class Replicas:
             if store.revision != seen.revision:
                 require(store.revision > seen.revision, f"group {group} on n{place + 1}: a revision went back")
                 seen.revision = store.revision
-                self._changes.published(group, store)
+                self._published(place, group, store)
 
     def _changed(self, seen: _Seen, place: int, group: int, node: Node, now: int) -> None:
         replica, store = node.host.replicas[group], node.groups[group].store
@@ -129,6 +129,10 @@ class Replicas:
             raise Violation(
                 f"group {group} on n{place + 1}: at index {store.index} it is {state}, another replica was {other}"
             )
+
+    def _published(self, place: int, group: int, store: Store) -> None:
+        empty = self._changes.published(group, store)
+        require(not empty, f"group {group} on n{place + 1}: revisions {empty} changed nothing (S29)")
 
     def hash_asked(self, group: int, index: int) -> None:
         """A HASH stands at `index`: every replica will have one of that state (S28)."""

@@ -21,6 +21,8 @@ TTL: Final = 2
 """Seconds, the shortest that there is."""
 ROUNDING_MS: Final = 10
 """Of clock readings, some a renewal."""
+LAST_MOMENT_MS: Final = (-100, 200)
+"""Around the end of a lease as its holder knows it; the cluster's is later by what the answer took."""
 LOCK: Final = b"lock"
 
 
@@ -81,6 +83,10 @@ class Leaseholder(Actor):
             self._attach()
         elif draw < 0.5 or (self._abandoned and draw < 0.97):
             self._see()
+        elif draw < 0.6 and not self._abandoned:
+            # At the last moment, or just behind it: the renewal and the leader's expiry meet in the log.
+            wait = self.until - self._now + self._rng.randrange(*LAST_MOMENT_MS)
+            self._core.scheduler.after(max(0, wait), self._renew)
         elif draw < 0.9 and not self._abandoned:
             self._renew()
         elif draw < 0.95:
