@@ -7,8 +7,8 @@ from typing import Final
 
 M_ARENA_MAX: Final = -8
 ARENAS: Final = 2
-"""glibc gives threads arenas of their own, eight a core, and memory that one of RocksDB's threads freed in its own serves
-no other. One for the loop, one for all others: 400,000 keys took 162 MiB with two, 180 MiB without."""
+"""glibc gives threads arenas of their own, eight a core, and what one of RocksDB's threads has freed serves no other.
+One for the loop, one for the rest: 400,000 keys took 162 MiB with two, 180 MiB without."""
 
 
 def limit_arenas() -> None:
