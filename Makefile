@@ -17,7 +17,7 @@ SECONDS ?= 60
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3 python; do \
 	$$p -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$p; break; }; done)
 
-.PHONY: help setup test check demo sim sim-mutants crash powercut jepsen jepsen-all bench-stall protos format constraints clean
+.PHONY: help setup test check demo sim sim-coverage sim-mutants crash powercut jepsen jepsen-all bench-stall protos format constraints clean
 
 help: ## This list.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -50,6 +50,9 @@ demo: setup ## Three nodes, thousands of files, a killed leader: watch nothing g
 
 sim: setup ## Whole clusters on virtual time: SEEDS=200.
 	$(PY) -m nebuladb.sim --seeds $(SEEDS)
+
+sim-coverage: setup ## Which lines of raft/, kv/ and node/ the simulator runs by itself.
+	$(PY) -m tools.sim_coverage --seeds 60 --lines
 
 sim-mutants: setup ## Known bugs are put back, one at a time; the simulator must find each.
 	$(PY) -m tools.mutants

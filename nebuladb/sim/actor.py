@@ -12,13 +12,14 @@ from nebuladb.kv.command import Command
 from nebuladb.kv.store import Store
 from nebuladb.sim.board import Board
 from nebuladb.sim.core import Core
-from nebuladb.sim.machine import Machine, Written
+from nebuladb.sim.life import Written
+from nebuladb.sim.machine import Machine
 
-BEGIN_MS = 2_000
+BEGIN_MS = 1_000
 """Every client has begun by then; the first meet a cluster that is being founded."""
 THINK_MS = 40
 """The longest pause between two operations."""
-BACK_OFF_MS = 300
+BACK_OFF_MS = 200
 """The longest one after an operation that failed."""
 TIMEOUTS_MS = (30, 300, 1_500)
 GRACE_MS = 5

@@ -35,6 +35,8 @@ class Board:
         """What was committed."""
         self.registers: dict[int, list[Register]] = {}
         self.facts: dict[tuple[int, str], Fact] = {}
+        self.dropped: set[int] = set()
+        """Groups of keyspaces that somebody asked to drop."""
         self._told: dict[int, int] = {}
         self._writes: dict[tuple[int, int], str] = {}
         self._processes = 0

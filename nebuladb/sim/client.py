@@ -12,7 +12,8 @@ from nebuladb.pb.nebula.v1 import kv_pb2
 from nebuladb.sim.actor import Actor
 from nebuladb.sim.board import Board
 from nebuladb.sim.core import Core
-from nebuladb.sim.machine import Machine, Written
+from nebuladb.sim.life import Written
+from nebuladb.sim.machine import Machine
 from nebuladb.sim.register import Register
 from nebuladb.sim.violation import require
 

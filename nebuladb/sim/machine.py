@@ -16,7 +16,6 @@ from nebuladb.errors import (
     UnknownOutcome,
     WriteStalled,
 )
-from nebuladb.kv.answer import Answer
 from nebuladb.kv.command import Command
 from nebuladb.kv.store import Store
 from nebuladb.kv.watch import WatchHub
@@ -27,36 +26,17 @@ from nebuladb.node.node import Node, Turn
 from nebuladb.sim.beginning import ASK_MS, Beginning, Neighbour, answer
 from nebuladb.sim.clock import DriftingClock
 from nebuladb.sim.core import Core
-from nebuladb.sim.disk import Disk, WatchedLog
+from nebuladb.sim.disk import Disk
 from nebuladb.sim.faults import FETCH_MS
 from nebuladb.sim.invariants.logs import Logs
 from nebuladb.sim.invariants.replicas import Replicas
+from nebuladb.sim.life import Confirmed, Life, Written
 
 TICK_MS = 50
 TICK_JITTER_MS = 5
 RETRY_MS = 5
 """After a write stall, as in the pump."""
 RESTART_MS = 100
-
-Written = Callable[[Answer | NebulaError], None]
-Confirmed = Callable[[NebulaError | None], None]
-
-
-class _Life:
-    """What dies with the process."""
-
-    def __init__(self, node: Node, log: WatchedLog, clock: DriftingClock) -> None:
-        self.node = node
-        self.log = log
-        self.clock = clock
-        self.turning = self.working = False
-        """Whether a turn, or background work, is due already."""
-        self.paused = False
-        self.late: list[tuple[Callable[..., None], tuple[Any, ...]]] = []
-        """What came while it stood still, in order."""
-        self.late_tick = False
-        self.writes: dict[int, Written] = {}
-        self.reads: dict[int, Confirmed] = {}
 
 
 class Machine:
@@ -98,7 +78,7 @@ class Machine:
         self._founding: Founding | None = None
         """On its disk."""
         self._beginning: Beginning | None = None
-        self._life: _Life | None = None
+        self._life: Life | None = None
         self._doomed: bool | None = None
 
     # --- life and death ----------------------------------------------------------------------------------------------
@@ -191,7 +171,7 @@ class Machine:
         for group, data in node.groups.items():
             self._logs.flushed[self.place, group] = data.store.index
         self._doomed = None
-        self._life = life = _Life(node, log, clock)
+        self._life = life = Life(node, log, clock)
         self._wake(life)
         self._core.scheduler.after(self._rng.randrange(TICK_MS), self._tick, life)
 
@@ -257,7 +237,7 @@ class Machine:
             life.paused = True
             self._core.scheduler.after(milliseconds, self._resume, life, milliseconds if suspended else 0)
 
-    def _resume(self, life: _Life, slept: int) -> None:
+    def _resume(self, life: Life, slept: int) -> None:
         """What came meanwhile first, then one tick (S12)."""
         life.paused = False
         if life is not self._life:
@@ -350,7 +330,7 @@ class Machine:
             life.working = True
             self._core.scheduler.after(1, self._background, life)
 
-    def _alive(self) -> _Life:
+    def _alive(self) -> Life:
         if self._life is None:
             raise Unavailable("the connection was refused")
         if self._life.paused:
@@ -388,7 +368,7 @@ class Machine:
         applied = life.node.begin_flush()
         self.disk.flush(lambda: self._flushed(life, applied))
 
-    def _flushed(self, life: _Life, applied: Mapping[int, int]) -> None:
+    def _flushed(self, life: Life, applied: Mapping[int, int]) -> None:
         if life is not self._life or self._held(self._flushed, life, applied):
             return
         for group, index in applied.items():
@@ -406,7 +386,7 @@ class Machine:
                 return
             self._wake(life)
 
-    def _tick(self, life: _Life) -> None:
+    def _tick(self, life: Life) -> None:
         if life is not self._life:
             return
         if life.paused:
@@ -417,18 +397,18 @@ class Machine:
         delay = int(TICK_MS / life.clock.rate) + self._rng.randrange(TICK_JITTER_MS)
         self._core.scheduler.after(delay, self._tick, life)
 
-    def _monotonic(self, life: _Life) -> int:
+    def _monotonic(self, life: Life) -> int:
         life.clock.now = self._core.scheduler.now
         return life.clock.monotonic()
 
     # --- turns -------------------------------------------------------------------------------------------------------
 
-    def _wake(self, life: _Life, delay: int = 0) -> None:
+    def _wake(self, life: Life, delay: int = 0) -> None:
         if not life.turning:
             life.turning = True
             self._core.scheduler.after(delay, self._turn, life)
 
-    def _turn(self, life: _Life) -> None:
+    def _turn(self, life: Life) -> None:
         if life is not self._life or self._held(self._turn, life):
             return
         life.turning = False
@@ -478,13 +458,13 @@ class Machine:
         for node, frame in turn.frames[:count]:
             self._send(self.place, node, frame)
 
-    def _durable(self, life: _Life, batch: int) -> None:
+    def _durable(self, life: Life, batch: int) -> None:
         if life is not self._life or self._held(self._durable, life, batch):
             return
         life.node.host.durable(batch)
         self._wake(life)
 
-    def _fetched(self, life: _Life, fetch: Fetch) -> None:
+    def _fetched(self, life: Life, fetch: Fetch) -> None:
         if life is not self._life or self._held(self._fetched, life, fetch):
             return
         try:
@@ -496,7 +476,7 @@ class Machine:
             self.work()
         self._wake(life)
 
-    def _background(self, life: _Life) -> None:
+    def _background(self, life: Life) -> None:
         if life is not self._life or self._held(self._background, life):
             return
         try:

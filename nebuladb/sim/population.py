@@ -15,6 +15,7 @@ from nebuladb.sim.session_client import SessionClient
 from nebuladb.sim.workloads.append import Appender
 from nebuladb.sim.workloads.bank import Teller
 from nebuladb.sim.workloads.compactor import Compactor
+from nebuladb.sim.workloads.explorer import Explorer
 from nebuladb.sim.workloads.lease import Leaseholder
 from nebuladb.sim.workloads.register import Contender
 from nebuladb.sim.workloads.set import Adder
@@ -32,6 +33,7 @@ WORKLOADS: Final[dict[str, tuple[type[Actor], int]]] = {
     "watch": (Observer, 2),
     "lease": (Leaseholder, 3),
     "compact": (Compactor, 1),
+    "any": (Explorer, 2),
 }
 """Its clients, and how many a group has."""
 

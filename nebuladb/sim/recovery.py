@@ -14,7 +14,8 @@ from nebuladb.shard import KeyspaceState
 from nebuladb.sim.actor import Actor
 from nebuladb.sim.board import Board
 from nebuladb.sim.core import Core
-from nebuladb.sim.machine import Machine, Written
+from nebuladb.sim.life import Written
+from nebuladb.sim.machine import Machine
 from nebuladb.sim.violation import Violation, require
 from nebuladb.sim.workloads.history import History
 from nebuladb.sim.workloads.watch import Observer
@@ -23,6 +24,8 @@ BOUND_MS = 12_000
 """From the last fault mended to all of it done: some election timeouts, dials and deadlines."""
 POLL_MS = 20
 TIMEOUT_MS = 1_000
+ASK_AGAIN_MS = 1_500
+"""Without the hash of some node."""
 FOUNDED = {META_GROUP, DEFAULT_GROUP, ETCD_GROUP}
 
 
@@ -49,6 +52,8 @@ class Recovery:
         self._waits: set[tuple[int, int]] = set()
         self._hashes: dict[int, int] = {}
         """Group → index at which its hash is taken."""
+        self._asked: dict[int, int] = {}
+        """Group → when that was asked for, ms."""
         for client in clients:
             client.stopped = True
         self._poll()
@@ -144,6 +149,8 @@ class Recovery:
         return True
 
     def _hash(self, group: int) -> None:
+        self._asked[group] = self._core.scheduler.now
+
         def written(outcome: Answer | NebulaError) -> None:
             if isinstance(outcome, Answer) and isinstance(outcome.result, HashResult):
                 self._hashes[group] = outcome.result.index
@@ -160,6 +167,8 @@ class Recovery:
             nodes = [machine.node for machine in self._machines if machine.node]
             digests = [node.groups[group].store.hash_at(index) for node in nodes]
             if None in digests:
+                if self._core.scheduler.now - self._asked[group] > ASK_AGAIN_MS:
+                    self._hash(group)  # one of many at a time is dropped, by each node as it comes
                 return False
             require(len(set(digests)) == 1, f"group {group}: the state hashes at index {index} differ: {digests}")
         return True

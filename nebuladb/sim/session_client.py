@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from nebuladb.errors import NebulaError, Outcome, Reason
+from nebuladb.errors import NebulaError, Outcome, Reason, UnknownOutcome
 from nebuladb.kv.answer import Answer, SessionResult
 from nebuladb.kv.command import Command, Kind
 from nebuladb.pb.nebula.v1 import session_pb2
 from nebuladb.sim.board import Board
 from nebuladb.sim.client import Client
 from nebuladb.sim.core import Core
-from nebuladb.sim.machine import Machine, Written
+from nebuladb.sim.life import Written
+from nebuladb.sim.machine import Machine
 
 RETRY_MS = 30
 
@@ -54,7 +55,9 @@ class SessionClient(Client):
             if answered:
                 return
             answered = True
-            if isinstance(outcome, NebulaError):
+            if isinstance(outcome, NebulaError) and self.group in self._board.dropped:
+                written(UnknownOutcome("the keyspace was dropped"))
+            elif isinstance(outcome, NebulaError):
                 self._core.scheduler.after(self._rng.randrange(RETRY_MS), self._attempt, command, written)
             elif outcome.reason == Reason.SESSION_EXPIRED:
                 self._session = 0

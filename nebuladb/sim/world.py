@@ -127,6 +127,7 @@ class World:
             self._populate(group, draw_one(self.core.stream(f"workloads {group}")))
 
     def _dropped(self, group: int) -> None:
+        self._board.dropped.add(group)
         for client in self.clients:
             if client.group == group:
                 client.stopped = True

@@ -1,0 +1,225 @@
+"""All else that a client may ask, right or wrong: it knows no answers, but replicas agree, and refuse what is wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+from nebuladb.errors import NebulaError, Outcome
+from nebuladb.kv.answer import Answer, LeaseResult, SessionResult
+from nebuladb.kv.command import Command, Kind
+from nebuladb.kv.pin import Pin
+from nebuladb.kv.store import Store
+from nebuladb.pb.nebula.v1 import kv_pb2, lease_pb2, session_pb2
+from nebuladb.sim.actor import Actor
+from nebuladb.sim.board import Board
+from nebuladb.sim.core import Core
+from nebuladb.sim.machine import Machine
+from nebuladb.sim.violation import require
+
+KEYS: Final = 6
+LOW: Final = b"any/"
+HIGH: Final = b"any0"
+PAGE: Final = 3
+MAX_PAGES: Final = 40
+WRONG: Final = 9
+"""Kinds of requests that are refused."""
+
+
+class Explorer(Actor):
+    """Transactions of any shape, deletes, leases and sessions of all kinds, wrong requests; scans in pages."""
+
+    def __init__(self, core: Core, machines: Sequence[Machine], board: Board, group: int, name: str) -> None:
+        super().__init__(core, machines, board, group, name)
+        self._session = self._sequence = self._lease = 0
+
+    def _begin(self) -> None:
+        draw = self._rng.random()
+        if draw < 0.15:
+            self._look(self._scan)
+        elif draw < 0.25:
+            self._look(self._history)
+        elif draw < 0.35:
+            self._wrong()
+        elif draw < 0.5:
+            self._sessions_and_leases()
+        else:
+            self._numbered(self._txn() if draw < 0.9 else self._delete())
+
+    def _key(self) -> bytes:
+        return LOW + b"%d" % self._rng.randrange(KEYS)
+
+    # --- writes ------------------------------------------------------------------------------------------------------
+
+    def _numbered(self, command: Command) -> None:
+        """In the session, if there is one; sometimes twice at once: the second is told what the first was."""
+        if not self._session:
+            self._ask(command, self._settle)
+            return
+        self._sequence += 1
+        numbered = command._replace(session=self._session, sequence=self._sequence, lowest=self._sequence)
+        if self._rng.random() < 0.3:
+            answers: list[Answer] = []
+
+            def twice(outcome: Answer | NebulaError) -> None:
+                if isinstance(outcome, Answer) and not outcome.reason:
+                    answers.append(outcome)
+                require(answers[1:] in ([], answers[:1]), f"{self.name}: one request, two answers: {answers}")
+
+            self._ask(numbered, twice)
+
+            def second(outcome: Answer | NebulaError) -> None:
+                twice(outcome)
+                self._settle(outcome)
+
+            self._ask(numbered, second)
+        else:
+            self._ask(numbered, self._settle)
+
+    def _settle(self, outcome: Answer | NebulaError) -> None:
+        answer = self._done(outcome)
+        if answer is None:
+            self._session = 0
+            return
+        if isinstance(answer.result, SessionResult):
+            self._session, self._sequence = answer.result.session, 0
+        elif isinstance(answer.result, LeaseResult):
+            self._lease = answer.result.lease if answer.result.ttl else 0
+        self._ok()
+
+    def _txn(self) -> Command:
+        rng = self._rng
+        request = kv_pb2.TxnRequest()
+        for _ in range(rng.randrange(3)):
+            compare = request.compare.add(
+                key=self._key(), number=rng.randrange(4), result=rng.choice(kv_pb2.Compare.Result.values()),
+                target=rng.choice(kv_pb2.Compare.Target.values()), value=b"%d" % rng.randrange(4),
+            )  # fmt: skip
+            if rng.random() < 0.3:
+                compare.range_end = HIGH
+        for branch in (request.success, request.failure):
+            for number in range(rng.randrange(4)):
+                key = LOW + b"%d" % number
+                draw = rng.random()
+                if draw < 0.5:
+                    branch.add(put=kv_pb2.TxnPut(key=key, value=b"%d" % rng.randrange(4), prev_kv=draw < 0.3))
+                elif draw < 0.7:
+                    branch.add(delete=kv_pb2.TxnDelete(key=key, prev_kv=draw < 0.6))
+                else:
+                    branch.add(range=kv_pb2.RangeRequest(
+                        key=LOW, range_end=HIGH, limit=rng.randrange(3), keys_only=draw < 0.8, count_only=draw > 0.95,
+                    ))  # fmt: skip
+        return Command(Kind.TXN, request.SerializeToString())
+
+    def _delete(self) -> Command:
+        request = kv_pb2.DeleteRequest(key=self._key(), prev_kv=self._rng.random() < 0.7)
+        if self._rng.random() < 0.5:
+            request.range_end = HIGH
+        return Command(Kind.DELETE, request.SerializeToString())
+
+    def _sessions_and_leases(self) -> None:
+        draw = self._rng.randrange(6)
+        if draw == 0 and self._session:
+            body = session_pb2.SessionCloseRequest(id=self._session).SerializeToString()
+            self._session = 0
+            self._ask(Command(Kind.SESSION_CLOSE, body), self._settle)
+        elif draw < 3 or not self._lease:
+            if self._session:
+                grant = lease_pb2.LeaseGrantRequest(ttl=1 + self._rng.randrange(60)).SerializeToString()
+                self._numbered(Command(Kind.LEASE_GRANT, grant))
+            else:
+                self._ask(Command(Kind.SESSION_OPEN, b""), self._settle)
+        elif draw == 3:
+            put = kv_pb2.PutRequest(key=self._key(), value=b"leased", lease=self._lease, prev_kv=True)
+            self._numbered(Command(Kind.PUT, put.SerializeToString()))
+        elif draw == 4:
+            keep = lease_pb2.LeaseKeepAliveRequest(id=self._lease).SerializeToString()
+            self._numbered(Command(Kind.LEASE_KEEP_ALIVE, keep))
+        else:
+            revoke = lease_pb2.LeaseRevokeRequest(id=self._lease).SerializeToString()
+            self._numbered(Command(Kind.LEASE_REVOKE, revoke))
+
+    def _wrong(self) -> None:
+        """Refused by every replica alike, and certainly not done (S22)."""
+        command = self._wrong_request(self._rng.randrange(WRONG))
+
+        def refused(outcome: Answer | NebulaError) -> None:
+            if isinstance(outcome, Answer):
+                require(outcome.reason != 0, f"{self.name}: {command} was not refused")
+                self._failed()
+            elif outcome.outcome is Outcome.UNKNOWN:
+                self._unknown()
+            else:
+                self._failed()
+
+        self._ask(command, refused)
+
+    def _wrong_request(self, number: int) -> Command:
+        txn, twice = kv_pb2.TxnRequest(), kv_pb2.TxnPut(key=LOW)
+        match number:
+            case 0:
+                return Command(Kind.PUT, b"\xff\xff\xff")
+            case 1:
+                return Command(Kind.PUT, kv_pb2.PutRequest(value=b"x").SerializeToString())
+            case 2:
+                txn.success.add(put=twice)
+                txn.success.add(put=twice)
+            case 3:
+                txn.success.add(put=twice)
+                txn.success.add(delete=kv_pb2.TxnDelete(key=LOW, range_end=HIGH))
+            case 4:
+                txn.failure.add()
+            case 5:
+                txn.compare.add(key=LOW, result=77)  # a newer client's
+            case 6:
+                return Command(Kind.PUT, kv_pb2.PutRequest(key=LOW, lease=1).SerializeToString())
+            case 7:
+                return Command(Kind.LEASE_GRANT, lease_pb2.LeaseGrantRequest(id=-1, ttl=5).SerializeToString())
+            case _:
+                return Command(Kind.PUT, kv_pb2.PutRequest(key=LOW).SerializeToString(), epoch=77)
+        return Command(Kind.TXN, txn.SerializeToString())
+
+    # --- reads -------------------------------------------------------------------------------------------------------
+
+    def _history(self, store: Store, _: Machine) -> None:
+        """Reads of the past, and of a lease."""
+        try:
+            store.get(self._key(), store.revision - self._rng.randrange(20))
+            store.range(LOW, HIGH, revision=store.revision + self._rng.randrange(-20, 2), limit=2)
+            store.lease(self._lease, keys=True)
+        except NebulaError:
+            self._failed()
+        else:
+            self._ok()
+
+    def _scan(self, store: Store, machine: Machine) -> None:
+        """Page by page, over many turns, as one revision; pinned, or refused when that is compacted meanwhile (S24)."""
+        try:
+            source: Pin | Store = store.pin() if self._rng.random() < 0.5 else store
+        except NebulaError:
+            self._failed()
+            return
+        expected = store.scan(b"\0", b"\xff", limit=0, max_rows=1 << 30).counted
+        self._next_page(source, machine, store.revision, b"\0", 0, expected, MAX_PAGES)
+
+    def _next_page(
+        self, source: Pin | Store, machine: Machine, revision: int, low: bytes, count: int, expected: int, left: int
+    ) -> None:
+        try:
+            machine.store(self.group)
+            if isinstance(source, Pin):
+                page = source.scan(low, b"\xff", limit=PAGE, keys_only=True)
+            else:
+                page = source.scan(low, b"\xff", limit=PAGE, revision=revision)
+        except NebulaError:  # compacted, or the machine or its replica is gone
+            self._failed()
+            return
+        count += len(page.kvs)
+        if page.cursor and left:
+            later = (source, machine, revision, page.cursor, count, expected, left - 1)
+            self._core.scheduler.after(1 + self._rng.randrange(5), self._next_page, *later)
+            return
+        if isinstance(source, Pin):
+            source.close()
+        require(bool(page.cursor) or count == expected, f"{self.name}: a scan found {count} keys of {expected}")
+        self._ok()
