@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import ast
 import re
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -25,6 +26,10 @@ ROOT: Final = Path(__file__).resolve().parent.parent
 DIRECTORY: Final = ROOT / "tests" / "mutants"
 HEAD: Final = re.compile(r"rule: (?P<rule>.+)\nbug: (?P<bug>.+)\n")
 CHANGE: Final = re.compile(r"\nfile: (?P<file>\S+)\n<<<<\n(?P<old>.*?)\n====\n(?P<new>(?:.*?\n)??)>>>>\n", re.DOTALL)
+
+
+_PARSING: Final = threading.Lock()
+"""CPython 3.11 counts the depth of its recursion over all threads that parse: "AST constructor recursion depth mismatch"."""
 
 
 class MutantError(Exception):
@@ -60,7 +65,7 @@ class Mutant:
                 raise MutantError(f"{self.name}: {change.file} has this {text.count(change.old)} times:\n{change.old}")
             texts[change.file] = text.replace(change.old, change.new)
         for file, text in texts.items():
-            if ast.dump(ast.parse(text, file)) == ast.dump(ast.parse((root / file).read_text(), file)):
+            if _code(text, file) == _code((root / file).read_text(), file):
                 raise MutantError(f"{self.name}: no code of {file} is changed")
         return texts
 
@@ -68,6 +73,12 @@ class Mutant:
         """Put the bug into the package under `root`."""
         for file, text in self.mutated(root).items():
             (root / file).write_text(text)
+
+
+def _code(text: str, file: str) -> str:
+    """What Python makes of it, without comments and layout."""
+    with _PARSING:
+        return ast.dump(ast.parse(text, file))
 
 
 def load(path: Path) -> Mutant:
