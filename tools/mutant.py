@@ -29,7 +29,7 @@ CHANGE: Final = re.compile(r"\nfile: (?P<file>\S+)\n<<<<\n(?P<old>.*?)\n====\n(?
 
 
 _PARSING: Final = threading.Lock()
-"""CPython 3.11 counts the depth of its recursion over all threads that parse: "AST constructor recursion depth mismatch"."""
+"""CPython 3.11 counts the depth of its recursion over all threads that parse, and fails at a mismatch."""
 
 
 class MutantError(Exception):
