@@ -46,10 +46,17 @@ class Lessor:
         value, at = self._base
         return value + max(0, now - at)
 
-    def observe(self, clock: int, now: int) -> None:
-        """An entry with `clock` was handed out for applying at boottime `now`."""
+    def observe(self, clock: int, now: int, *, leads: bool) -> None:
+        """An entry with `clock` was handed out for applying at boottime `now`; `leads`: to the group's leader.
+
+        A leader's own clock draws the line, and its entries come back to it late. Everybody else follows the line, back
+        to it too: a clock that runs faster than the leader's would get further ahead all the time, and on the day when
+        its owner leads every lease would be shorter by that much.
+        """
         self._last_entry = now
-        if clock > self.clock(now):
+        if not leads:
+            self._base = (max(clock, self._base[0]), now)
+        elif clock > self.clock(now):
             self._base = (clock, now)
 
     def changed(self, lease: int, expires: int, renewal: int) -> None:

@@ -237,7 +237,7 @@ class Replica:
         invariant(entry.kind == EntryKind.NORMAL, f"group {self.group}: entry {entry.index} has kind {entry.kind}")
         clock, commands = decode_payload(entry.record, ENTRY_HEADER)
         if clock:
-            self.lessor.observe(clock, boottime)
+            self.lessor.observe(clock, boottime, leads=self.raft.role is StateRole.LEADER)
         return Work(entry.index, entry.term, clock, commands)
 
     def close(self, output: Output) -> None:

@@ -16,12 +16,28 @@ def test_the_clock_goes_on_from_what_the_store_knew_not_from_the_machines_uptime
 
 def test_an_entry_moves_the_clock_forward_and_never_back() -> None:
     lessor = Lessor(0, 0, [])
-    lessor.observe(10_000, 100)
+    lessor.observe(10_000, 100, leads=True)
     assert lessor.clock(100) == 10_000
-    lessor.observe(10_050, 200)  # the leader of that entry is behind us: it was proposed a while ago
+    lessor.observe(10_050, 200, leads=True)  # it was proposed a while ago
     assert lessor.clock(200) == 10_100
-    lessor.observe(0, 300)
+    lessor.observe(0, 300, leads=True)
     assert lessor.clock(300) == 10_200
+
+
+def test_a_follower_with_a_fast_clock_follows_the_leaders() -> None:
+    """Else it would be ahead by what the clocks differ since they started, and as a leader end every lease early."""
+    lessor = Lessor(0, 0, [])
+    for second in range(1, 3_601):
+        lessor.observe(second * 1_000, second * 1_010, leads=False)
+    assert lessor.clock(3_600 * 1_010) == 3_600_000
+    assert lessor.clock(3_600 * 1_010 + 500) == 3_600_500
+
+
+def test_a_follower_stays_at_the_highest_entry_while_those_of_a_leader_behind_it_come() -> None:
+    lessor = Lessor(0, 0, [])
+    lessor.observe(10_000, 100, leads=False)
+    lessor.observe(9_500, 300, leads=False)
+    assert lessor.clock(300) == 10_000
 
 
 def test_a_clock_of_the_machine_that_goes_back_holds_the_lease_clock_still() -> None:
@@ -30,13 +46,13 @@ def test_a_clock_of_the_machine_that_goes_back_holds_the_lease_clock_still() -> 
 
 
 @given(st.lists(st.tuples(st.integers(0, 10_000), st.integers(0, 500)), max_size=30))
-def test_the_clock_is_monotone_and_never_ahead_of_the_entries_line(steps: list[tuple[int, int]]) -> None:
+def test_a_leaders_clock_is_monotone_and_never_ahead_of_the_entries_line(steps: list[tuple[int, int]]) -> None:
     """Each entry draws a line of slope 1; the clock is on the highest of them."""
     lessor = Lessor(0, 0, [])
     now, lines, last = 0, [0], 0
     for clock, passed in steps:
         now += passed
-        lessor.observe(clock, now)
+        lessor.observe(clock, now, leads=True)
         lines.append(clock - now)
         assert lessor.clock(now) == now + max(lines)
         assert lessor.clock(now) >= last
@@ -83,11 +99,11 @@ def test_an_idle_group_wants_an_entry_only_while_it_has_leases() -> None:
     lessor = Lessor(0, 0, [])
     assert not lessor.wants_entry(10 * CLOCK_ENTRY_MS)
     lessor.changed(7, 60_000, 1)
-    lessor.observe(1, 10_000)
+    lessor.observe(1, 10_000, leads=True)
     assert not lessor.wants_entry(10_000 + CLOCK_ENTRY_MS - 1)
     assert lessor.wants_entry(10_000 + CLOCK_ENTRY_MS)
     assert not lessor.wants_entry(10_000 + CLOCK_ENTRY_MS)
-    lessor.observe(2, 11_000)
+    lessor.observe(2, 11_000, leads=True)
     assert not lessor.wants_entry(11_000 + CLOCK_ENTRY_MS - 1)
 
 
