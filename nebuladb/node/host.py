@@ -391,6 +391,8 @@ class Host:
 
     def _cut(self, replica: Replica) -> None:
         """Cut the log to what is durably applied here and no replica needs (S6)."""
+        if replica.durably_applied - replica.log_start < CUT_EVERY:
+            return  # nearly always, and cheaper than to ask who needs what
         raft = replica.raft
         floor = raft.min_match() if raft.role is StateRole.LEADER else raft.floor
         index = min(replica.durably_applied, floor)

@@ -161,7 +161,7 @@ class Replica:
         """Turn what waits into log entries, if this replica leads, else into one forward under `number`."""
         if self.raft.role is StateRole.LEADER:
             return self._propose_here(boottime)
-        replies = [self.refuse(forward) for forward in self._drop_forwards()]
+        replies = [self.refuse(forward) for forward in self._drop_forwards()] if self._forwards else []
         self._internal.clear()
         leader = self.raft.leader
         node = self.nodes.get(leader, 0)
@@ -224,6 +224,8 @@ class Replica:
         if self._slice_out:
             return None
         if not self._works:
+            if self.raft.commit <= self.applied:
+                return None
             self._works = [self._decode(entry, boottime) for entry in self._committed()]
         if not self._works:
             return None

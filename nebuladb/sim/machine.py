@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -414,8 +413,10 @@ class Machine:
         life.turning = False
         life.clock.now = self._core.scheduler.now
         try:
-            with self._cold():
-                turn = life.node.turn()
+            cold = self._chill()
+            turn = life.node.turn()
+            if cold:
+                self.disk.data.chill(None)
         except StoreError as error:
             self._stopped(error)
             return
@@ -443,16 +444,11 @@ class Machine:
         elif turn.more:
             self._wake(life)
 
-    @contextmanager
-    def _cold(self) -> Iterator[None]:
+    def _chill(self) -> bool:
         """Some rows are on the disk only. Clients' reads, between turns, find everything in memory."""
         share, rng = self._core.faults.cold, self._rng
-        if share:
-            self.disk.data.chill(lambda _: rng.random() < share)
-        try:
-            yield
-        finally:
-            self.disk.data.chill(None)
+        self.disk.data.chill((lambda _: rng.random() < share) if share else None)
+        return share > 0
 
     def _send_all(self, turn: Turn, count: int) -> None:
         for node, frame in turn.frames[:count]:
@@ -480,8 +476,9 @@ class Machine:
         if life is not self._life or self._held(self._background, life):
             return
         try:
-            with self._cold():
-                life.working = life.node.background()
+            self._chill()
+            life.working = life.node.background()
+            self.disk.data.chill(None)
         except StoreError as error:
             self._stopped(error)
             return

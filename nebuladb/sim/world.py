@@ -101,6 +101,8 @@ class World:
             )
             for place in range(nodes)
         ]
+        self._places: dict[int, int] = {}
+        """Node id → place."""
         links = Links(core, self._network, nodes, self._incarnation, self._up, self._down)
         self._nemesis = Nemesis(core, self.machines, self._network, links)
         Ambush(core, self.machines)
@@ -191,9 +193,12 @@ class World:
     # --- between machines: node ids there, places here ---------------------------------------------------------------
 
     def _send(self, place: int, node: int, frame: bytes) -> None:
-        for machine in self.machines:
-            if machine.node_id == node:
-                self._network.send(place, machine.place, frame)
+        receiver = self._places.get(node)
+        if receiver is None or self.machines[receiver].node_id != node:  # a new machine, or one that was emptied
+            self._places = {machine.node_id: machine.place for machine in self.machines}
+            receiver = self._places.get(node)
+        if receiver is not None:
+            self._network.send(place, receiver, frame)
 
     def _deliver(self, receiver: int, sender: int, frame: bytes) -> None:
         self.machines[receiver].receive(self.machines[sender].node_id, frame)
