@@ -74,9 +74,9 @@ class Actor:
     # --- asking ------------------------------------------------------------------------------------------------------
 
     def _machine(self) -> Machine:
-        """Any; one that refuses connections is mostly passed over, as a driver would."""
-        machine = self._rng.choice(self._machines)
-        return machine if machine.node is not None else self._rng.choice(self._machines)
+        """Any that accepts connections: a driver goes on to the next by itself where one is refused."""
+        open_ones = [machine for machine in self._machines if machine.node is not None]
+        return self._rng.choice(open_ones or self._machines)
 
     def _timeout(self) -> int:
         return self._rng.choice(TIMEOUTS_MS)
