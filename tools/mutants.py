@@ -167,8 +167,9 @@ def _hunt(copy: Path, first: int, seeds: int, seconds: float, *, clients: bool) 
     command = [sys.executable, "-m", HUNT, str(first), str(seeds), f"{seconds:g}", "clients" if clients else "all"]
     # The working directory comes first on the path of `python -m`: the copy is what is imported.
     run = subprocess.run(command, cwd=copy, capture_output=True, text=True, check=False)
-    if run.returncode:
-        raise SystemExit(f"the hunt in {copy.name} broke off:\n{run.stderr}")
+    if run.returncode:  # an error of the mutant's Python, or somebody killed it: nothing was found
+        print(f"the hunt in {copy.name} broke off ({run.returncode}):\n{run.stderr}", file=sys.stderr, flush=True)
+        return Find(0, "", client=False, steps=0, seconds=seconds, tried=seeds, violation="")
     fields: dict[str, Any] = json.loads(run.stdout)
     return Find(**fields)
 

@@ -1,34 +1,50 @@
-"""Deaths at the moments that safety hangs on: a vote was given, a leader has begun its term."""
+"""Harm at the moments that safety hangs on: a vote was given, a term has begun, a leader writes for itself alone."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Final
 
 from nebuladb.raft import StateRole
 from nebuladb.sim.core import Core
 from nebuladb.sim.machine import Machine
+from nebuladb.sim.network import Network
 
-LONGEST_MS: Final = 1_500
-"""Of one ambush: several elections, each begun by the death of whoever won the last."""
+LONGEST_MS: Final = 3_000
+"""Of one ambush: some elections."""
 LOOK_MS: Final = 2
 FRESH_MS: Final = 40
 """A leader dies within this time of its election: before its term's first entry reached anybody, or just after."""
+ALONE_MS: Final = (900, 2_000)
+"""How long a leader is cut off: the others elect one meanwhile."""
+HUNG_MS: Final = 800
+"""How much longer its disk may hang."""
+
+_Strike = Callable[[Machine, StateRole], None]
 
 
 class Ambush:
-    """At times drawn from `Faults.ambush_every`, for a while, one of: a voter loses its power as somebody stands for
-    election (a vote not yet durable is lost, and it votes again); each leader is killed as its term begins (the paper's
-    figure 8: entries that nobody, one or a majority has, overwritten or revived by the next)."""
+    """At times drawn from `Faults.ambush_every`, for a while, one of three:
 
-    def __init__(self, core: Core, machines: Sequence[Machine]) -> None:
+    - voters: a candidate has its vote from one node, another is kept from hearing of the term; the voter loses its
+      power, the candidate its links. If the voter has forgotten its vote, it elects the other one in the same term;
+    - leaders: each is killed as its term begins (the paper's figure 8: entries that one node or a majority has are
+      revived or overwritten by the next);
+    - tails: a leader is cut off while its disk hangs. What it has appended is overwritten before it was durable.
+    """
+
+    def __init__(self, core: Core, machines: Sequence[Machine], network: Network) -> None:
         self._core = core
         self._machines = machines
+        self._network = network
         self._rng = core.stream("ambush")
         self._until = 0
-        self._role = StateRole.FOLLOWER
-        self._known: set[tuple[int, int, int]] = set()
-        """(place, group, term) that were looked at."""
+        self._strike: _Strike = self._leaders
+        self._known: set[tuple[int, int, int, StateRole]] = set()
+        """(place, group, term, role) that were looked at."""
+        self._apart: list[int] = []
+        """Places of a candidate and of who is kept from hearing of it."""
         self._later()
 
     def _later(self) -> None:
@@ -37,9 +53,10 @@ class Ambush:
             self._core.scheduler.after(1 + int(self._rng.expovariate(1 / mean)), self._lie_in_wait)
 
     def _lie_in_wait(self) -> None:
-        self._role = self._rng.choice((StateRole.CANDIDATE, StateRole.LEADER))
+        self._strike = self._rng.choice((self._voters, self._leaders, self._tails))
         self._until = self._core.scheduler.now + self._rng.randrange(LONGEST_MS)
-        self._core.hit(f"ambush on {'voters' if self._role is StateRole.CANDIDATE else 'leaders'}")
+        self._apart = []
+        self._core.hit(f"ambush: {self._strike.__name__.strip('_')}")
         self._look()
 
     def _look(self) -> None:
@@ -52,22 +69,45 @@ class Ambush:
                 continue
             for group, replica in node.host.replicas.items():
                 raft = replica.raft
-                at = (machine.place, group, raft.term)
-                if raft.role is self._role and at not in self._known:
+                at = (machine.place, group, raft.term, raft.role)
+                if raft.role is not StateRole.FOLLOWER and at not in self._known:
                     self._known.add(at)
-                    self._strike(machine)
+                    self._strike(machine, raft.role)
         if core.scheduler.now < self._until:
             core.scheduler.after(LOOK_MS, self._look)
         else:
+            self._network.heal()
             self._later()
 
-    def _strike(self, machine: Machine) -> None:
-        voters = self._role is StateRole.CANDIDATE
-        victims = [other for other in self._machines if (other is machine) != voters and other.node is not None]
-        if victims:
-            delay = self._rng.randrange(FRESH_MS)
-            self._core.scheduler.after(delay, self._kill, self._rng.choice(victims), voters)
+    # --- the three kinds ---------------------------------------------------------------------------------------------
 
-    def _kill(self, machine: Machine, power: bool) -> None:
+    def _voters(self, machine: Machine, role: StateRole) -> None:
+        others = [other.place for other in self._machines if other is not machine]
+        if role is StateRole.PRE_CANDIDATE and not self._apart and others:
+            self._apart = [machine.place, self._rng.choice(others)]
+            self._cut([self._apart[1]], machine.place)
+        elif role is StateRole.CANDIDATE and machine.place in self._apart[:1]:
+            for other in self._machines:
+                if other.place not in self._apart:
+                    self._core.scheduler.after(self._rng.randrange(FRESH_MS), partial(self._kill, other, power=True))
+            self._core.scheduler.after(self._rng.randrange(2 * FRESH_MS), self._cut, others, machine.place)
+
+    def _leaders(self, machine: Machine, role: StateRole) -> None:
+        if role is StateRole.LEADER:
+            self._core.scheduler.after(self._rng.randrange(FRESH_MS), partial(self._kill, machine, power=False))
+
+    def _tails(self, machine: Machine, role: StateRole) -> None:
+        if role is StateRole.LEADER and not self._apart:
+            self._apart = [machine.place]
+            alone = self._rng.randrange(*ALONE_MS)
+            self._until = self._core.scheduler.now + alone
+            machine.disk.hangs_until = self._until + self._rng.randrange(HUNG_MS)
+            self._cut([other.place for other in self._machines if other is not machine], machine.place)
+
+    def _kill(self, machine: Machine, *, power: bool) -> None:
         if self._core.faults.ambush_every:
             machine.doom(power=power)
+
+    def _cut(self, others: Sequence[int], place: int) -> None:
+        if self._core.faults.ambush_every:
+            self._network.cut([pair for other in others for pair in ((other, place), (place, other))])

@@ -8,6 +8,7 @@ from nebuladb.ids import BatchId
 from nebuladb.sim.core import Core
 from nebuladb.sim.faults import SLOW_SYNC_MS
 from nebuladb.sim.invariants.logs import Logs
+from nebuladb.sim.violation import require
 from nebuladb.storage.log import LogStore
 from nebuladb.storage.log_batch import LogBatch
 from nebuladb.storage.memory import MemoryEngine
@@ -23,8 +24,19 @@ class WatchedLog(LogStore):
         self._logs = logs
 
     def write(self, batch: LogBatch, flushed: BatchId) -> None:
+        known = self.groups()
+        ends = {write.group: self.reader(write.group).last()[0] for write in batch.writes if write.group in known}
         super().write(batch, flushed)
+        if any(write.entries and write.entries[0].index <= ends.get(write.group, 0) for write in batch.writes):
+            self._reopen(batch)
         self._logs.written(self._place, self._memory.position, batch, self)
+
+    def _reopen(self, batch: LogBatch) -> None:
+        """Entries were overwritten: whoever started from these very rows must find the log that there is."""
+        found = LogStore(self._memory)
+        for write in batch.writes:
+            here, there = self.reader(write.group).last(), found.reader(write.group).last()
+            require(here == there, f"group {write.group}: the log on the disk ends at {there}, not at {here}")
 
 
 class Disk:

@@ -85,7 +85,7 @@ class Faults:
             crash_every=rng.choice((0, 700, 2_000, 5_000)),
             down=rng.choice((40, 400, 1_200)),
             partition_every=rng.choice((0, 0, 1_500, 5_000)),
-            ambush_every=rng.choice((0, 0, 1_000)),
+            ambush_every=rng.choice((0, 0, 300, 1_000)),
             reset_every=rng.choice((0, 500, 3_000)),
             stall_every=rng.choice((0, 0, 1_000)),
             hang_every=rng.choice((0, 0, 2_000)),

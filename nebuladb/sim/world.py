@@ -105,7 +105,7 @@ class World:
         """Node id → place."""
         links = Links(core, self._network, nodes, self._incarnation, self._up, self._down)
         self._nemesis = Nemesis(core, self.machines, self._network, links)
-        Ambush(core, self.machines)
+        Ambush(core, self.machines, self._network)
         rng = core.stream("world")
         for machine in self.machines:
             machine.died = self._nemesis.died

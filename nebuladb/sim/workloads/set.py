@@ -16,8 +16,8 @@ from nebuladb.sim.machine import Machine
 from nebuladb.sim.violation import require
 from nebuladb.sim.workloads.requests import delete_range, put
 
-FULL: Final = 30
-"""Elements after which a set is left, to be swept: then a range delete has many keys, and several slices of work."""
+FULL: Final = 12
+"""Elements after which a set is left, to be swept: with small bounds the delete of so many takes several slices."""
 
 
 @dataclass(slots=True)
