@@ -117,6 +117,9 @@ class Replica:
         self._works: list[Work] = []
         """Decoded, committed and durable, and not applied yet."""
         self._slice_out = False
+        self._observed = 0
+        """Term of the last entry that was handed out. Before one of its own term a leader doesn't know the lease clock
+        of those before it, which its own may be ahead of: it proposes nothing (S27)."""
         self._proposed: list[int] = []
         self._context = 0
         self._leader = (0, 0)
@@ -195,6 +198,8 @@ class Replica:
             return
         if not len(self.lessor) and not self.unanswered:
             self.raft.rest()
+        if self._observed != self.raft.term:
+            return
         for lease, renewal in self.lessor.due(boottime):
             body = lease.to_bytes(8, "big") + renewal.to_bytes(8, "big")
             self._internal.append(encode_command(Command(Kind.LEASE_EXPIRE, body)))
@@ -238,8 +243,10 @@ class Replica:
     def _decode(self, entry: Entry, boottime: int) -> Work:
         invariant(entry.kind == EntryKind.NORMAL, f"group {self.group}: entry {entry.index} has kind {entry.kind}")
         clock, commands = decode_payload(entry.record, ENTRY_HEADER)
+        self._observed = entry.term
         if clock:
-            self.lessor.observe(clock, boottime, leads=self.raft.role is StateRole.LEADER)
+            leads = self.raft.role is StateRole.LEADER and entry.term == self.raft.term
+            self.lessor.observe(clock, boottime, leads=leads)
         return Work(entry.index, entry.term, clock, commands)
 
     def close(self, output: Output) -> None:
@@ -256,6 +263,8 @@ class Replica:
 
     def _propose_here(self, boottime: int) -> list[tuple[int, Envelope]]:
         replies: list[tuple[int, Envelope]] = []
+        if self._observed != self.raft.term:
+            return replies
         committed = self.raft.commit
         self._proposed = [index for index in self._proposed if index > committed]
         while self.proposals.waiting or self._forwards or self._internal:
