@@ -15,8 +15,11 @@ from nebuladb.sim.core import Core
 from nebuladb.sim.life import Written
 from nebuladb.sim.machine import Machine
 
-BEGIN_MS = 1_000
-"""Every client has begun by then; the first meet a cluster that is being founded."""
+BEGIN_MS = 600
+"""Within this time of a client's creation, or of `FOUNDED_MS`, it begins."""
+FOUNDED_MS = 1_300
+"""By then most clusters are founded, if nobody does them harm; some clients don't wait for it."""
+EARLY = 0.1
 THINK_MS = 40
 """The longest pause between two operations."""
 BACK_OFF_MS = 200
@@ -44,7 +47,8 @@ class Actor:
         self._machines = machines
         self._board = board
         self._rng: Random = core.stream(f"client {name}")
-        self._pause(BEGIN_MS)
+        wait = 0 if self._rng.random() < EARLY else max(FOUNDED_MS - core.scheduler.now, 0)
+        core.scheduler.after(wait + self._rng.randrange(BEGIN_MS), self._act)
 
     def _begin(self) -> None:
         """Begin one operation."""

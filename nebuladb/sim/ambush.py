@@ -45,7 +45,7 @@ class Ambush:
         """(place, group, term, role) that were looked at."""
         self._apart: list[int] = []
         """Places of a candidate and of who is kept from hearing of it."""
-        self._later()
+        core.scheduler.after(core.faults.calm, self._later)
 
     def _later(self) -> None:
         mean = self._core.faults.ambush_every

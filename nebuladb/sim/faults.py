@@ -13,6 +13,8 @@ class Faults:
 
     grain: int = 1
     """Time goes in steps of so many ms: in a coarse one much happens at once, in any order."""
+    calm: int = 0
+    """Nobody does harm before this many ms: else most of a short run is about founding a cluster."""
     delay: int = 2
     """A frame's usual delay is 0 to this many ms."""
     late: float = 0.0
@@ -73,6 +75,7 @@ class Faults:
 
         return cls(
             grain=rng.choice((1, 5, 10, 20)),
+            calm=rng.choice((0, 1_800, 1_800, 1_800)),
             delay=rng.choice((1, 3, 10, 40)),
             late=some(0, 0.002, 0.02),
             loss=some(0, 0, 0.01, 0.1),

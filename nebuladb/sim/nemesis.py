@@ -55,7 +55,7 @@ class Nemesis:
             (faults.wipe_every, self._wipe),
         ):
             if mean:
-                self._later(mean, harm)
+                core.scheduler.after(faults.calm, self._later, mean, harm)
 
     def stop(self) -> None:
         """No more harm, and what was done is mended: partitions healed, disks well, the dead alive. Disks that were
