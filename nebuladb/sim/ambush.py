@@ -6,12 +6,13 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Final
 
-from nebuladb.raft import StateRole
+from nebuladb.node.node import Node
+from nebuladb.raft import Raft, StateRole
 from nebuladb.sim.core import Core
 from nebuladb.sim.machine import Machine
 from nebuladb.sim.network import Network
 
-LONGEST_MS: Final = 3_000
+LONGEST_MS: Final = 5_000
 """Of one ambush: some elections."""
 LOOK_MS: Final = 2
 FRESH_MS: Final = 40
@@ -21,7 +22,7 @@ ALONE_MS: Final = (900, 2_000)
 HUNG_MS: Final = 800
 """How much longer its disk may hang."""
 
-_Strike = Callable[[Machine, StateRole], None]
+_Strike = Callable[[Machine, int, Raft], None]
 
 
 class Ambush:
@@ -29,8 +30,8 @@ class Ambush:
 
     - voters: a candidate has its vote from one node, another is kept from hearing of the term; the voter loses its
       power, the candidate its links. If the voter has forgotten its vote, it elects the other one in the same term;
-    - leaders: each is killed as its term begins (the paper's figure 8: entries that one node or a majority has are
-      revived or overwritten by the next);
+    - leaders: each is killed as its term begins, or in the very turn in which it does, so that nobody else has what it
+      wrote (the paper's figure 8: such entries are revived, or overwritten, by the next);
     - tails: a leader is cut off while its disk hangs. What it has appended is overwritten before it was durable.
     """
 
@@ -72,7 +73,7 @@ class Ambush:
                 at = (machine.place, group, raft.term, raft.role)
                 if raft.role is not StateRole.FOLLOWER and at not in self._known:
                     self._known.add(at)
-                    self._strike(machine, raft.role)
+                    self._strike(machine, group, raft)
         if core.scheduler.now < self._until:
             core.scheduler.after(LOOK_MS, self._look)
         else:
@@ -81,7 +82,8 @@ class Ambush:
 
     # --- the three kinds ---------------------------------------------------------------------------------------------
 
-    def _voters(self, machine: Machine, role: StateRole) -> None:
+    def _voters(self, machine: Machine, _: int, raft: Raft) -> None:
+        role = raft.role
         others = [other.place for other in self._machines if other is not machine]
         if role is StateRole.PRE_CANDIDATE and not self._apart and others:
             self._apart = [machine.place, self._rng.choice(others)]
@@ -92,12 +94,14 @@ class Ambush:
                     self._core.scheduler.after(self._rng.randrange(FRESH_MS), partial(self._kill, other, power=True))
             self._core.scheduler.after(self._rng.randrange(2 * FRESH_MS), self._cut, others, machine.place)
 
-    def _leaders(self, machine: Machine, role: StateRole) -> None:
-        if role is StateRole.LEADER:
+    def _leaders(self, machine: Machine, group: int, raft: Raft) -> None:
+        if raft.role is StateRole.CANDIDATE and self._rng.randrange(2):
+            machine.doom(power=False, when=partial(_leads, group, raft.term))
+        elif raft.role is StateRole.LEADER:
             self._core.scheduler.after(self._rng.randrange(FRESH_MS), partial(self._kill, machine, power=False))
 
-    def _tails(self, machine: Machine, role: StateRole) -> None:
-        if role is StateRole.LEADER and not self._apart:
+    def _tails(self, machine: Machine, _: int, raft: Raft) -> None:
+        if raft.role is StateRole.LEADER and not self._apart:
             self._apart = [machine.place]
             alone = self._rng.randrange(*ALONE_MS)
             self._until = self._core.scheduler.now + alone
@@ -111,3 +115,8 @@ class Ambush:
     def _cut(self, others: Sequence[int], place: int) -> None:
         if self._core.faults.ambush_every:
             self._network.cut([pair for other in others for pair in ((other, place), (place, other))])
+
+
+def _leads(group: int, term: int, node: Node) -> bool:
+    replica = node.host.replicas.get(group)
+    return replica is not None and replica.raft.role is StateRole.LEADER and replica.raft.term == term

@@ -79,6 +79,7 @@ class Machine:
         self._beginning: Beginning | None = None
         self._life: Life | None = None
         self._doomed: bool | None = None
+        self._doom: Callable[[Node], bool] | None = None
 
     # --- life and death ----------------------------------------------------------------------------------------------
 
@@ -201,9 +202,10 @@ class Machine:
         if self.died is not None:
             self.died(self)
 
-    def doom(self, *, power: bool) -> None:
-        """Die in the middle of the next turn: it has written, and only some of its frames have left."""
-        self._doomed = power
+    def doom(self, *, power: bool, when: Callable[[Node], bool] | None = None) -> None:
+        """Die in the middle of the next turn, or the next one in which `when` holds: it has written, and only some of
+        its frames have left."""
+        self._doomed, self._doom = power, when
 
     def wipe(self) -> None:
         """Its data directory is emptied: it comes back as a fresh node of the same name, and must not get far."""
@@ -422,7 +424,7 @@ class Machine:
             return
         # Before anything of it leaves the node. Between turns nobody else can see what it thinks.
         self._replicas.step(self.place, life.node, turn, self._core.scheduler.now)
-        if self._doomed is not None:
+        if self._doomed is not None and (self._doom is None or self._doom(life.node)):
             self._send_all(turn, self._rng.randrange(len(turn.frames) + 1))
             self.crash(power=self._doomed)
             return

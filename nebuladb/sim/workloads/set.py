@@ -90,7 +90,10 @@ class Adder(Actor):
     def _begin(self) -> None:
         draw = self._rng.random()
         current = self._sets.current()
-        if draw < 0.6:
+        last = self._sets.sets[-2:][0]
+        if last.sweeping and not last.swept and draw < 0.7:
+            self._read(last)  # which sees all of it or nothing, however many slices the sweep takes
+        elif draw < 0.6:
             self._add(current)
         elif draw < 0.9 or current is self._sets.sets[0]:
             self._read(self._rng.choice(self._sets.sets[-2:]))
