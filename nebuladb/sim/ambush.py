@@ -28,8 +28,8 @@ _Strike = Callable[[Machine, int, Raft], None]
 class Ambush:
     """At times drawn from `Faults.ambush_every`, for a while, one of three:
 
-    - voters: a candidate has its vote from one node, another is kept from hearing of the term; the voter loses its
-      power, the candidate its links. If the voter has forgotten its vote, it elects the other one in the same term;
+    - voters: while a leader is cut off somebody stands for election; then its voter dies, it is cut off itself, and the
+      former leader stands in the same term. If the voter has forgotten its vote, both are elected;
     - leaders: each is killed as its term begins, or in the very turn in which it does, so that nobody else has what it
       wrote (the paper's figure 8: such entries are revived, or overwritten, by the next);
     - tails: a leader is cut off while its disk hangs. What it has appended is overwritten before it was durable.
@@ -43,9 +43,9 @@ class Ambush:
         self._until = 0
         self._strike: _Strike = self._leaders
         self._known: set[tuple[int, int, int, StateRole]] = set()
-        """(place, group, term, role) that were looked at."""
+        """(place, group, term, role) that were looked at in this ambush."""
         self._apart: list[int] = []
-        """Places of a candidate and of who is kept from hearing of it."""
+        """Places of who was cut off, in their order."""
         core.scheduler.after(core.faults.calm, self._later)
 
     def _later(self) -> None:
@@ -57,6 +57,7 @@ class Ambush:
         self._strike = self._rng.choice((self._voters, self._leaders, self._tails))
         self._until = self._core.scheduler.now + self._rng.randrange(LONGEST_MS)
         self._apart = []
+        self._known.clear()
         self._core.hit(f"ambush: {self._strike.__name__.strip('_')}")
         self._look()
 
@@ -83,16 +84,21 @@ class Ambush:
     # --- the three kinds ---------------------------------------------------------------------------------------------
 
     def _voters(self, machine: Machine, _: int, raft: Raft) -> None:
-        role = raft.role
-        others = [other.place for other in self._machines if other is not machine]
-        if role is StateRole.PRE_CANDIDATE and not self._apart and others:
-            self._apart = [machine.place, self._rng.choice(others)]
-            self._cut([self._apart[1]], machine.place)
-        elif role is StateRole.CANDIDATE and machine.place in self._apart[:1]:
+        if raft.role is StateRole.LEADER and not self._apart:
+            self._apart = [machine.place]
+            self._isolate(machine)
+        elif raft.role is StateRole.CANDIDATE and len(self._apart) == 1 and machine.place != self._apart[0]:
+            self._apart.append(machine.place)
             for other in self._machines:
                 if other.place not in self._apart:
-                    self._core.scheduler.after(self._rng.randrange(FRESH_MS), partial(self._kill, other, power=True))
-            self._core.scheduler.after(self._rng.randrange(2 * FRESH_MS), self._cut, others, machine.place)
+                    power = self._rng.random() < 0.5
+                    self._core.scheduler.after(self._rng.randrange(FRESH_MS), partial(self._kill, other, power=power))
+            self._core.scheduler.after(self._rng.randrange(2 * FRESH_MS), self._turn_over, machine)
+
+    def _turn_over(self, machine: Machine) -> None:
+        """Whoever was alone may talk again, and `machine` may not."""
+        self._network.heal()
+        self._isolate(machine)
 
     def _leaders(self, machine: Machine, group: int, raft: Raft) -> None:
         if raft.role is StateRole.CANDIDATE and self._rng.randrange(2):
@@ -106,15 +112,16 @@ class Ambush:
             alone = self._rng.randrange(*ALONE_MS)
             self._until = self._core.scheduler.now + alone
             machine.disk.hangs_until = self._until + self._rng.randrange(HUNG_MS)
-            self._cut([other.place for other in self._machines if other is not machine], machine.place)
+            self._isolate(machine)
 
     def _kill(self, machine: Machine, *, power: bool) -> None:
         if self._core.faults.ambush_every:
             machine.doom(power=power)
 
-    def _cut(self, others: Sequence[int], place: int) -> None:
+    def _isolate(self, machine: Machine) -> None:
         if self._core.faults.ambush_every:
-            self._network.cut([pair for other in others for pair in ((other, place), (place, other))])
+            others = [other.place for other in self._machines if other is not machine]
+            self._network.cut([pair for other in others for pair in ((other, machine.place), (machine.place, other))])
 
 
 def _leads(group: int, term: int, node: Node) -> bool:
