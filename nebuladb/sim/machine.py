@@ -139,7 +139,9 @@ class Machine:
     def _founded(self, document: Founding) -> None:
         assert self._beginning is not None
         self._identity = self._beginning.identity._replace(cluster=document.cluster)
-        self._founding, self._beginning = document, None
+        # From the disk both come back as what their bytes say.
+        self._founding, self._beginning = Founding.decode(document.encode()), None
+        self._identity = Identity.decode(self._identity.encode())
         self._open()
 
     def _open(self) -> None:
