@@ -58,6 +58,7 @@ class Disk:
         """Virtual ms before which no sync ends."""
         self.slow_until = 0
         """Virtual ms up to which every sync takes long."""
+        self._wiped = False
         self._lives = 0
         self._wanted = self._synced = 0
         self._syncing = self._flushing = False
@@ -65,7 +66,8 @@ class Disk:
     def open_log(self) -> WatchedLog:
         """The log as it is on the disk now."""
         store = WatchedLog(self.log, self._place, self._logs)
-        self._logs.opened(self._place, store)
+        if not self._wiped:
+            self._logs.opened(self._place, store)
         return store
 
     def sync(self, batch: int, done: Callable[[int], None]) -> None:
@@ -125,6 +127,7 @@ class Disk:
 
     def wipe(self, *, data: bool = True) -> None:
         """Everything on it is gone, or the log only. For the oracles it counts as it was: a majority survives it."""
+        self._wiped = True
         self.log = MemoryEngine(wal=True)
         if data:
             self.data = MemoryEngine(wal=False)

@@ -96,7 +96,7 @@ class Faults:
             pause_every=rng.choice((0, 0, 2_000)),
             jump_every=rng.choice((0, 0, 2_000)),
             transfer_every=rng.choice((0, 1_000, 4_000)),
-            drift=some(0, 0.001, 0.01),
+            drift=some(0, 0.001, 0.01, 0.05),
             cold=some(0, 0, 0.1, 1),
             full_every=rng.choice((0, 0, 0, 3_000)),
             flip_every=rng.choice((0, 0, 0, 4_000)),
@@ -115,5 +115,5 @@ LATE_MS = 3_000
 SLOW_SYNC_MS = 300
 FETCH_MS = 50
 """The longest that rows take to come from the disk."""
-MAX_DRIFT = 0.01
+MAX_DRIFT = 0.05
 """The greatest `Faults.drift`."""

@@ -72,7 +72,7 @@ class Replicas:
             picture = (raft.role, raft.term, raft.commit, raft.last_index, replica.log.last(), store.index)
             seen = self._seen.get((place, group))
             if seen is None:
-                seen = self._seen[place, group] = _Seen(index=store.index, revision=store.revision)
+                seen = self._seen[place, group] = _Seen(index=store.index)
             if seen.picture != picture:
                 self._changed(seen, place, group, node, now)
                 seen.picture = picture

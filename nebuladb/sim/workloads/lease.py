@@ -13,7 +13,6 @@ from nebuladb.pb.nebula.v1 import kv_pb2, lease_pb2
 from nebuladb.sim.actor import Actor, unknown
 from nebuladb.sim.board import Board
 from nebuladb.sim.core import Core
-from nebuladb.sim.faults import MAX_DRIFT
 from nebuladb.sim.machine import Machine
 from nebuladb.sim.violation import require
 
@@ -68,6 +67,7 @@ class Leaseholder(Actor):
     def __init__(self, core: Core, machines: Sequence[Machine], board: Board, group: int, name: str) -> None:
         super().__init__(core, machines, board, group, name)
         self.until = 0
+        self._drift = core.faults.drift
         self._lock = board.fact(group, Lock)
         self._lease = 0
         self._key = b""
@@ -100,7 +100,7 @@ class Leaseholder(Actor):
         self._lease, self._key, self._abandoned = 0, b"", False
 
     def _lived(self, sent: int) -> None:
-        self.until = sent + int(TTL * 1_000 / (1 + MAX_DRIFT)) - ROUNDING_MS
+        self.until = sent + int(TTL * 1_000 / (1 + self._drift)) - ROUNDING_MS
 
     def _gone(self, what: str) -> None:
         """The lease has ended, as somebody says now."""
