@@ -31,7 +31,8 @@ FOUNDED = {META_GROUP, DEFAULT_GROUP, ETCD_GROUP}
 
 class Recovery:
     """Steps: clients have their outcomes; a put on each keyspace through each node; all replicas as far as the leader;
-    a state hash at one index everywhere; every register as its writer left it, on every node. `done` when all is."""
+    a state hash at one index everywhere; all watches told all; all replicas level. Then every node must show what
+    clients may see, and `done` is set."""
 
     def __init__(self, core: Core, machines: Sequence[Machine], clients: Sequence[Actor], board: Board) -> None:
         self.done = False
@@ -47,6 +48,7 @@ class Recovery:
             self._caught_up,
             self._hashes_equal,
             self._watches_complete,
+            self._level,
         ]
         self._groups: list[int] = []
         self._waits: set[tuple[int, int]] = set()
@@ -177,6 +179,13 @@ class Recovery:
         """Every watch was told everything."""
         watches = [client for client in self._clients if isinstance(client, Observer) and client.group in self._groups]
         return all(client.caught_up() for client in watches)
+
+    def _level(self) -> bool:
+        """All are at the same index, still or again: a request that its client gave up may have come only now."""
+        for group in self._groups:
+            if len({machine.node.groups[group].store.index for machine in self._machines if machine.node}) != 1:
+                return False
+        return True
 
     def _facts_hold(self) -> None:
         """What was acknowledged is there, and what was refused is not, on every node; and what clients saw can be."""
