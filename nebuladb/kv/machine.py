@@ -248,16 +248,16 @@ class Machine:
         last = b""
         while True:
             chunk, whole = self._chunk(low, high)
-            if key_at != KEY_AT and (missing := self._missing([row[key_at:] for row, _ in chunk])):
+            try:
+                records = self._records(chunk, key_at)
+            except Misses as misses:
                 if state.deleted == before:
-                    raise Misses(missing)
-                self.applied.wanted += missing
+                    raise
+                self.applied.wanted += misses.rows
                 del draft.events[mark:]
                 state.cursor = last + b"\0"
-                raise Unfinished
-            for row, data in chunk:
-                key = row[key_at:]
-                record = decode_record(data) if key_at == KEY_AT else self._attached(key)
+                raise Unfinished from None
+            for key, record in records:
                 if record.version:
                     draft.delete(main, state.deleted, key, record)
                     state.deleted += 1
@@ -295,11 +295,18 @@ class Machine:
             size += len(pair[1])
         return chunk, True
 
-    def _missing(self, keys: Sequence[bytes]) -> list[bytes]:
-        """Rows of `keys`' newest records that are on the disk only. All are asked for before the first is deleted."""
+    def _records(self, chunk: Sequence[tuple[bytes, bytes]], key_at: int) -> list[tuple[bytes, Record]]:
+        """The keys of C or K rows with their newest records. Raises `Misses` with all that are on the disk only."""
+        if key_at == KEY_AT:
+            return [(row[key_at:], decode_record(data)) for row, data in chunk]
         source, records = self._source, self.draft.records
+        keys = [row[key_at:] for row, _ in chunk]
         rows = (self.draft.keys.current + key for key in keys if key not in records and not source.holds(key))
-        return [row for row in rows if source.misses(row)]
+        missing = [row for row in rows if source.misses(row)]
+        if missing:
+            raise Misses(missing)
+        # All before the first is deleted: to read one may push another out of the cache, and that can't be undone.
+        return [(key, self._attached(key)) for key in keys]
 
     def _attached(self, key: bytes) -> Record:
         record = self.draft.newest(key)

@@ -17,7 +17,20 @@ from nebuladb.kv.loans import Loans, Misses
 from nebuladb.kv.store import Store
 from nebuladb.storage.engine import DELETE_RANGE, Batch
 from nebuladb.storage.memory import MemoryEngine
-from tests.unit.kv.helpers import Log, compact, delete, drain, finish, fresh, put, reopen, run, state_hash
+from tests.unit.kv.helpers import (
+    Log,
+    compact,
+    delete,
+    drain,
+    finish,
+    fresh,
+    grant,
+    put,
+    reopen,
+    revoke,
+    run,
+    state_hash,
+)
 from tests.unit.kv.model import Model
 from tests.unit.kv.programs import build, program, with_hash
 
@@ -140,6 +153,27 @@ def test_a_miss_in_the_middle_keeps_what_was_done() -> None:
     far = store.get(b"far")
     assert far is not None
     assert far.version == 2
+
+
+def test_a_record_that_leaves_the_memory_while_a_lease_is_revoked_is_waited_for() -> None:
+    """Half of the revision was published: a watch was told of `a`, and never of `b`."""
+    store, engine = fresh()
+    assert isinstance(engine, MemoryEngine)
+    log = Log()
+    run(store, log, grant(7), put(b"a", lease=7), put(b"b", lease=7))
+    store.close()
+    store = reopen(engine, Limits(cache_bytes=0))
+    looks: list[bytes] = []
+
+    def cold(row: bytes) -> bool:
+        looks.append(row)
+        return row.endswith(b"b") and looks.count(row) == 2
+
+    engine.chill(cold)
+    work = log.work(revoke(7))
+    first = store.apply([work])
+    assert (first.size, first.events, len(first.wanted)) == (0, [], 1)
+    assert [change.key for change in store.apply([work]).events] == [b"a", b"b"]
 
 
 def test_a_loan_is_what_was_written_last() -> None:
