@@ -17,6 +17,9 @@ from nebuladb.sim.machine import Machine
 from nebuladb.sim.register import Register
 from nebuladb.sim.violation import require
 
+NEVER = 1 << 50
+"""A revision that no key will have."""
+
 
 class Client(Actor):
     """Puts, compare-and-sets, deletes; linearizable and serializable gets."""
@@ -98,7 +101,8 @@ class Client(Actor):
     def _compare_and_set(self, *, right: bool) -> None:
         """Put if the mod revision is the one we know (or, on purpose, not)."""
         register, floor = self._register, self._board.told(self.group)
-        revision = register.revision if right else register.revision + 1
+        # Wrong for ever: the request may come late, and no revision that is past comes back.
+        revision = register.revision if right else register.revision - 1 if register.exists else NEVER
         request = kv_pb2.TxnRequest()
         request.compare.add(target=kv_pb2.Compare.MOD, key=register.key, number=revision)
         value = self._value() if right else b"never"

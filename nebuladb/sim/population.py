@@ -17,6 +17,7 @@ from nebuladb.sim.workloads.bank import Teller
 from nebuladb.sim.workloads.compactor import Compactor
 from nebuladb.sim.workloads.explorer import Explorer
 from nebuladb.sim.workloads.lease import Leaseholder
+from nebuladb.sim.workloads.operator import Operator
 from nebuladb.sim.workloads.register import Contender
 from nebuladb.sim.workloads.set import Adder
 from nebuladb.sim.workloads.unique import Numberer
@@ -34,6 +35,7 @@ WORKLOADS: Final[dict[str, tuple[type[Actor], int]]] = {
     "lease": (Leaseholder, 3),
     "compact": (Compactor, 1),
     "any": (Explorer, 2),
+    "operator": (Operator, 1),
 }
 """Its clients, and how many a group has."""
 

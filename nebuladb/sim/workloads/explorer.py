@@ -22,7 +22,7 @@ LOW: Final = b"any/"
 HIGH: Final = b"any0"
 PAGE: Final = 3
 MAX_PAGES: Final = 40
-WRONG: Final = 9
+WRONG: Final = 13
 """Kinds of requests that are refused."""
 
 
@@ -58,7 +58,7 @@ class Explorer(Actor):
             return
         self._sequence += 1
         numbered = command._replace(session=self._session, sequence=self._sequence, lowest=self._sequence)
-        if self._rng.random() < 0.3:
+        if self._rng.random() < 0.5:
             answers: list[Answer] = []
 
             def twice(outcome: Answer | NebulaError) -> None:
@@ -175,6 +175,14 @@ class Explorer(Actor):
                 return Command(Kind.PUT, kv_pb2.PutRequest(key=LOW, lease=1).SerializeToString())
             case 7:
                 return Command(Kind.LEASE_GRANT, lease_pb2.LeaseGrantRequest(id=-1, ttl=5).SerializeToString())
+            case 8:
+                return Command(Kind.LEASE_GRANT, lease_pb2.LeaseGrantRequest(ttl=1 << 60).SerializeToString())
+            case 9:
+                return Command(Kind.SESSION_CLOSE, session_pb2.SessionCloseRequest(id=7).SerializeToString())
+            case 10:
+                return Command(Kind.PUT, kv_pb2.PutRequest(key=LOW).SerializeToString(), session=7, sequence=1)
+            case 11:
+                return Command(Kind.COMPACT, kv_pb2.CompactRequest(revision=1 << 50).SerializeToString())
             case _:
                 return Command(Kind.PUT, kv_pb2.PutRequest(key=LOW).SerializeToString(), epoch=77)
         return Command(Kind.TXN, txn.SerializeToString())

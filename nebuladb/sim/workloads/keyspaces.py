@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Final
 
-from nebuladb.errors import NebulaError
+from nebuladb.errors import InvalidArgument, NebulaError
 from nebuladb.ids import META_GROUP
 from nebuladb.kv.answer import Answer
 from nebuladb.kv.command import Command, Kind
@@ -17,11 +17,20 @@ from nebuladb.sim.actor import Actor
 from nebuladb.sim.board import Board
 from nebuladb.sim.core import Core
 from nebuladb.sim.machine import Machine
-from nebuladb.sim.violation import require
+from nebuladb.sim.violation import Violation, require
 
 MAX_MADE: Final = 6
 MAX_SHARDS: Final = 8
 IDLE_MS: Final = 200
+WRONG: Final = (
+    Spec("Upper", Partitioning.SINGLE),
+    Spec("default", Partitioning.SINGLE),
+    Spec("one", Partitioning.SINGLE, 2),
+    Spec("none", Partitioning.HASH, 0),
+    Spec("hashed", Partitioning.HASH, 2, (b"k",)),
+    Spec("empty", Partitioning.RANGE, 1, (b"",)),
+    Spec("descending", Partitioning.RANGE, 1, (b"b", b"a")),
+)
 
 
 class Maker(Actor):
@@ -58,6 +67,7 @@ class Maker(Actor):
             self._look(self._looked)
 
     def _wish(self) -> None:
+        self._wrong_specs()
         if len(self._ready) < self._wanted and self._count < MAX_MADE:
             self._count += 1
             self._creating = self._spec(f"user{self._count}")
@@ -65,6 +75,15 @@ class Maker(Actor):
             self._dropping = self._rng.choice(sorted(self._ready))
             for group in self._ready.pop(self._dropping):
                 self._dropped(group)
+
+    def _wrong_specs(self) -> None:
+        """Refused before anything is asked of the cluster."""
+        for spec in WRONG:
+            try:
+                checked(spec)
+            except InvalidArgument:
+                continue
+            raise Violation(f"{spec} was not refused")
 
     def _spec(self, name: str) -> Spec:
         rng = self._rng

@@ -1,0 +1,75 @@
+"""An operator who looks at nodes: what they say of themselves fits together, and every queue is within its bound."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from nebuladb.node import proposals, reads
+from nebuladb.node.node import Node
+from nebuladb.node.replica import Replica
+from nebuladb.raft import StateRole
+from nebuladb.sim.actor import Actor
+from nebuladb.sim.violation import require
+
+PAUSE_MS: Final = 400
+
+
+class Operator(Actor):
+    """Reads what ``/status`` and ``/metrics`` show; hands leadership over as a node that is to be stopped does."""
+
+    def _begin(self) -> None:
+        machine = self._machine()
+        node = machine.node
+        if node is None or machine.paused:
+            self._failed()
+            return
+        for group, replica in sorted(node.host.replicas.items()):
+            self._check(f"{machine.name}, group {group}", replica)
+            hub = node.groups[group].hub
+            require(
+                hub.revision <= node.groups[group].store.revision, f"{machine.name}: watches are ahead of the state"
+            )
+        self._queues(machine.name, node)
+        if self._rng.random() < 0.2 and not machine.spoiled:
+            for group, replica in sorted(node.host.replicas.items()):
+                to = replica.successor() if replica.raft.role is StateRole.LEADER else 0
+                for target in self._machines:
+                    if target.node_id == to:
+                        machine.transfer(group, to)
+        self._ok(PAUSE_MS)
+
+    @staticmethod
+    def _check(where: str, replica: Replica) -> None:
+        raft = replica.raft
+        require(
+            raft.applied <= raft.commit <= raft.last_index, f"{where}: applied {raft.applied}, commit {raft.commit}"
+        )
+        require(raft.durable_index <= raft.last_index, f"{where}: durable {raft.durable_index}, last {raft.last_index}")
+        require(
+            raft.applied <= raft.durable_index, f"{where}: applied {raft.applied}, durable {raft.durable_index} (S1)"
+        )
+        require(replica.id in raft.configuration.voters, f"{where}: no voter, and nobody changed members")
+        if raft.role is StateRole.LEADER:
+            require(raft.leader == replica.id, f"{where}: it leads, and says that {raft.leader} does")
+            require(raft.vote == replica.id, f"{where}: it leads a term in which it voted for {raft.vote}")
+
+    @staticmethod
+    def _queues(where: str, node: Node) -> None:
+        host = node.host
+        pairs = {
+            "records": (node.records.used, node.records.limit),
+            "recent entries": (node.log.recent.size, node.log.recent.limit),
+            "writes": (host.writes.used, host.writes.limit),
+            "outboxes": (node.outboxes.used, node.outboxes.limit),
+            "flush": (node.memory.flush_bytes, node.memory.data_memtable),
+        }
+        for group, replica in host.replicas.items():
+            pairs[f"writes of group {group}"] = len(replica.proposals), proposals.MAX_PENDING
+            pairs[f"forwards of group {group}"] = replica.proposals.forwards, proposals.MAX_PENDING
+            pairs[f"reads of group {group}"] = len(replica.reads), reads.MAX_READS
+            pairs[f"watches of group {group}"] = len(node.groups[group].hub), 100
+            pairs[f"sessions of group {group}"] = node.groups[group].store.session_count, 10_000
+        for name, (used, limit) in pairs.items():
+            require(used <= limit, f"{where}, {name}: {used} of {limit}")
+        require(host.unsynced_bytes >= 0, f"{where}: {host.unsynced_bytes} bytes unsynced")
+        require(node.alarms() == [], f"{where}: {node.alarms()}")
