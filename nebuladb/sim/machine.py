@@ -409,7 +409,7 @@ class Machine:
     def _wake(self, life: Life, delay: int = 0) -> None:
         if not life.turning:
             life.turning = True
-            self._core.scheduler.after(delay, self._turn, life)
+            self._core.scheduler.last(delay, self._turn, life)
 
     def _turn(self, life: Life) -> None:
         if life is not self._life or self._held(self._turn, life):

@@ -27,6 +27,14 @@ class Scheduler:
         at = self.now + delay
         heappush(self._heap, (at + -at % self._grain, self._draw(), self._count, action, args))
 
+    def last(self, delay: int, action: Callable[..., None], *args: Any) -> None:
+        """Likewise; where time is coarse, after all else of its instant that is known by then, as an event loop looks
+        at all of its sockets before it goes on."""
+        self._count += 1
+        at = self.now + delay
+        behind = self._grain > 1
+        heappush(self._heap, (at + -at % self._grain, self._draw() + behind, self._count, action, args))
+
     def step(self) -> None:
         """Let the next thing happen. The heap may not be empty."""
         self.now, _, _, action, args = heappop(self._heap)
