@@ -61,7 +61,7 @@ class Beginning:
             return
         peer = self._peer(name)
         if peer is not None and step is Step.ASK:
-            reply = peer.hello(self._fresh.identity.name)
+            reply = peer.hello(self._fresh.hello().name)
             if reply is not None:
                 self._fresh.replied(name, reply)
         elif peer is not None:

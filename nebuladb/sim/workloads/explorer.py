@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
-from nebuladb.errors import NebulaError, Outcome
+from nebuladb.errors import NebulaError, Outcome, Reason
 from nebuladb.kv.answer import Answer, LeaseResult, SessionResult
 from nebuladb.kv.command import Command, Kind
 from nebuladb.kv.pin import Pin
@@ -35,7 +35,9 @@ class Explorer(Actor):
 
     def _begin(self) -> None:
         draw = self._rng.random()
-        if draw < 0.15:
+        if not self._session and draw < 0.8:
+            self._ask(Command(Kind.SESSION_OPEN, b""), self._settle)
+        elif draw < 0.15:
             self._look(self._scan)
         elif draw < 0.25:
             self._look(self._history)
@@ -77,9 +79,10 @@ class Explorer(Actor):
             self._ask(numbered, self._settle)
 
     def _settle(self, outcome: Answer | NebulaError) -> None:
+        if not isinstance(outcome, Answer) or outcome.reason == Reason.SESSION_EXPIRED:
+            self._session = 0
         answer = self._done(outcome)
         if answer is None:
-            self._session = 0
             return
         if isinstance(answer.result, SessionResult):
             self._session, self._sequence = answer.result.session, 0

@@ -36,6 +36,9 @@ class Operator(Actor):
                 for target in self._machines:
                     if target.node_id == to:
                         machine.transfer(group, to)
+        if self._rng.random() < 0.1:
+            # Orders that can't be carried out: to a node itself, perhaps by one that doesn't lead.
+            machine.transfer(self.group, machine.node_id)
         self._ok(PAUSE_MS)
 
     @staticmethod
@@ -61,15 +64,22 @@ class Operator(Actor):
             "recent entries": (node.log.recent.size, node.log.recent.limit),
             "writes": (host.writes.used, host.writes.limit),
             "outboxes": (node.outboxes.used, node.outboxes.limit),
+            "log memtable": (node.memory.log_memtable, node.memory.log_memtables),
             "flush": (node.memory.flush_bytes, node.memory.data_memtable),
         }
         for group, replica in host.replicas.items():
             pairs[f"writes of group {group}"] = len(replica.proposals), proposals.MAX_PENDING
+            store = node.groups[group].store
+            pairs[f"proposals of group {group}"] = replica.raft.uncommitted_bytes, 1 << 30
+            pairs[f"leases of group {group}"] = len(replica.lessor), replica.lessor.scheduled
+            pairs[f"loans of group {group}"] = store.borrowed, 100_000
             pairs[f"forwards of group {group}"] = replica.proposals.forwards, proposals.MAX_PENDING
             pairs[f"reads of group {group}"] = len(replica.reads), reads.MAX_READS
             pairs[f"watches of group {group}"] = len(node.groups[group].hub), 100
-            pairs[f"sessions of group {group}"] = node.groups[group].store.session_count, 10_000
+            pairs[f"sessions of group {group}"] = store.session_count, 10_000
         for name, (used, limit) in pairs.items():
             require(used <= limit, f"{where}, {name}: {used} of {limit}")
         require(host.unsynced_bytes >= 0, f"{where}: {host.unsynced_bytes} bytes unsynced")
+        require(not node.flush_wanted, f"{where}: so much was never applied in a run")
+        require(bool(node.meta.client_address(node.identity.node)) <= bool(node.meta.version), f"{where}: address")
         require(node.alarms() == [], f"{where}: {node.alarms()}")

@@ -19,6 +19,7 @@ RANGES: Final = ((b"\0", b"\xff"), (b"key/", b"key0"), (b"bank/", b"bank0"), (b"
 OUTBOX_EVENTS: Final = (1, 8, 1_024)
 TAKE_MS: Final = 60
 """The longest pause of the consumer: outboxes fill up, and the watch is fed from history."""
+WRONG: Final = 0.05
 MOVE: Final = 0.03
 """Share of takes after which it goes to another machine."""
 
@@ -48,6 +49,8 @@ class Observer(Actor):
         machine = self._machine()
         try:
             hub = machine.hub(self.group)
+            if self._rng.random() < WRONG:
+                hub.watch(self.high, self.low)  # refused: it is empty
             # A single key is fed by another index than a range.
             single = self.high == self.low + b"\0"
             watcher = hub.watch(
