@@ -6,9 +6,11 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Final
 
+from nebuladb.ids import META_GROUP
 from nebuladb.node.node import Node
 from nebuladb.raft import Raft, StateRole
 from nebuladb.sim.core import Core
+from nebuladb.sim.faults import AMBUSHES
 from nebuladb.sim.machine import Machine
 from nebuladb.sim.network import Network
 
@@ -17,21 +19,23 @@ LONGEST_MS: Final = 5_000
 LOOK_MS: Final = 2
 FRESH_MS: Final = 40
 """A leader dies within this time of its election: before its term's first entry reached anybody, or just after."""
-ALONE_MS: Final = (900, 2_000)
+ALONE_MS: Final = (1_000, 2_000)
 """How long a leader is cut off: the others elect one meanwhile."""
-HUNG_MS: Final = 800
-"""How much longer its disk may hang."""
+HUNG_MS: Final = (200, 1_200)
+"""How much longer its disk hangs."""
 
 _Strike = Callable[[Machine, int, Raft], None]
 
 
 class Ambush:
-    """At times drawn from `Faults.ambush_every`, for a while, one of three:
+    """At times drawn from `Faults.ambush_every`, for a while, one of four:
 
     - voters: while a leader is cut off somebody stands for election; then its voter dies, it is cut off itself, and the
       former leader stands in the same term. If the voter has forgotten its vote, both are elected;
-    - leaders: each is killed as its term begins, or in the very turn in which it does, so that nobody else has what it
-      wrote (the paper's figure 8: such entries are revived, or overwritten, by the next);
+    - leaders: each is killed as its term begins, or in the very turn in which it does;
+    - revivals (the paper's figure 8): one leader is cut off and appends for itself alone; the next dies in its first
+      turn, so that nobody else has what it wrote in that place; the first is elected again and dies when a follower has
+      acknowledged what it had appended before, and nothing of its new term; then the second may lead, and overwrite it;
     - tails: a leader is cut off while its disk hangs. What it has appended is overwritten before it was durable.
     """
 
@@ -41,7 +45,10 @@ class Ambush:
         self._network = network
         self._rng = core.stream("ambush")
         self._until = 0
+        kinds = self._voters, self._leaders, self._revivals, self._tails
+        self._kinds: dict[str, _Strike] = dict(zip(AMBUSHES, kinds, strict=True))
         self._strike: _Strike = self._leaders
+        self._group = 0
         self._known: set[tuple[int, int, int, StateRole]] = set()
         """(place, group, term, role) that were looked at in this ambush."""
         self._apart: list[int] = []
@@ -54,18 +61,19 @@ class Ambush:
             self._core.scheduler.after(1 + int(self._rng.expovariate(1 / mean)), self._lie_in_wait)
 
     def _lie_in_wait(self) -> None:
-        self._strike = self._rng.choice((self._voters, self._leaders, self._tails))
+        kind = self._core.faults.ambush or self._rng.choice(AMBUSHES)
+        self._strike = self._kinds[kind]
         self._until = self._core.scheduler.now + self._rng.randrange(LONGEST_MS)
         self._apart = []
         self._known.clear()
-        self._core.hit(f"ambush: {self._strike.__name__.strip('_')}")
+        self._core.hit(f"ambush: {kind}")
         self._look()
 
     def _look(self) -> None:
         core = self._core
         if not core.faults.ambush_every:
             return  # the faults are over
-        for machine in self._machines:
+        for machine in self._rng.sample(self._machines, len(self._machines)):
             node = machine.node
             if node is None:
                 continue
@@ -106,13 +114,42 @@ class Ambush:
         elif raft.role is StateRole.LEADER:
             self._core.scheduler.after(self._rng.randrange(FRESH_MS), partial(self._kill, machine, power=False))
 
-    def _tails(self, machine: Machine, _: int, raft: Raft) -> None:
-        if raft.role is StateRole.LEADER and not self._apart:
+    def _revivals(self, machine: Machine, group: int, raft: Raft) -> None:
+        place, stage = machine.place, len(self._apart)
+        if not stage:
+            if raft.role is StateRole.LEADER and group != META_GROUP:
+                self._group = group
+                self._apart = [place]
+                self._until = self._core.scheduler.now + LONGEST_MS
+                self._isolate(machine)
+        elif group == self._group and stage == 1 and raft.role is StateRole.CANDIDATE and place != self._apart[0]:
+            machine.doom(power=False, when=partial(self._falls, machine, raft.term, 0))
+        elif group == self._group and stage == 2 and raft.role is StateRole.LEADER and place == self._apart[0]:
+            machine.doom(power=False, when=partial(self._falls, machine, raft.term, raft.last_index))
+
+    def _falls(self, machine: Machine, term: int, before: int, node: Node) -> bool:
+        """Whether a leader of `term` is to die in this turn: at once, or when a follower has anything below `before`.
+        If so, nothing leaves it any more, and the others may talk."""
+        replica = node.host.replicas.get(self._group)
+        if replica is None or replica.raft.role is not StateRole.LEADER or replica.raft.term != term:
+            return False
+        raft = replica.raft
+        if before and not any(
+            0 < raft.last_index - raft.lag(peer) < before for peer in replica.nodes if peer != raft.replica
+        ):
+            return False
+        self._apart.append(machine.place)
+        self._turn_over(machine)
+        return True
+
+    def _tails(self, machine: Machine, group: int, raft: Raft) -> None:
+        if raft.role is StateRole.LEADER and group != META_GROUP and not self._apart:
             self._apart = [machine.place]
-            alone = self._rng.randrange(*ALONE_MS)
-            self._until = self._core.scheduler.now + alone
-            machine.disk.hangs_until = self._until + self._rng.randrange(HUNG_MS)
-            self._isolate(machine)
+            # First the disk: a leader that is cut off has room for an entry or two, and none of them is to be synced.
+            cut = self._core.scheduler.now + 2 * FRESH_MS
+            self._until = cut + self._rng.randrange(*ALONE_MS)
+            machine.disk.hangs_until = self._until + self._rng.randrange(*HUNG_MS)
+            self._core.scheduler.after(2 * FRESH_MS, self._isolate, machine)
 
     def _kill(self, machine: Machine, *, power: bool) -> None:
         if self._core.faults.ambush_every:

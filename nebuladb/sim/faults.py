@@ -36,7 +36,9 @@ class Faults:
     partition_every: int = 0
     """Halves, one node alone, a leader alone, one direction only, a ring without chords, and flapping ones."""
     ambush_every: int = 0
-    """Times when whoever takes part in an election dies."""
+    """Times when somebody lies in wait for an election (`Ambush`)."""
+    ambush: str = ""
+    """For what, if always for the same."""
     reset_every: int = 0
     """Links that break although both nodes live."""
     stall_every: int = 0
@@ -73,6 +75,10 @@ class Faults:
         def some(*choices: float) -> float:
             return rng.choice(choices)
 
+        if not rng.randrange(LONE):
+            # Several elections must go as they are meant to, so nothing else may happen meanwhile.
+            delay, sync = rng.choice((1, 3, 10)), rng.choice((1, 5, 20))
+            return cls(delay=delay, sync=sync, down=100, ambush_every=200, ambush=rng.choice(AMBUSHES))
         return cls(
             grain=rng.choice((1, 5, 10, 20)),
             calm=rng.choice((0, 1_800, 1_800, 1_800)),
@@ -111,6 +117,9 @@ class Faults:
         return replace(self, **{field.name: getattr(calm, field.name) for field in fields(self) if field.name in names})
 
 
+LONE = 6
+"""One seed in so many has ambushes and no other faults."""
+AMBUSHES = ("voters", "leaders", "revivals", "tails")
 LATE_MS = 3_000
 SLOW_SYNC_MS = 300
 FETCH_MS = 50

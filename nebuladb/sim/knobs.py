@@ -22,7 +22,7 @@ CHOICES: tuple[tuple[object, str, tuple[object, ...]], ...] = (
     (replica, "MAX_ENTRIES_IN_FLIGHT", (1, 8)),
     (log, "CONFLICT_SCAN", (1, 3)),
     # One entry an append: what a leader found in its log and what it began its term with arrive, and count, apart.
-    (replica, "Config", (partial(Config, max_append_bytes=1), partial(Config, max_append_bytes=1_000))),
+    (replica, "Config", (partial(Config, max_append_bytes=1),)),
     # The store's limits and record share, where its owner gives none.
     (Store.__init__, "__defaults__", ((Limits(slice_rows=1), None), (Limits(slice_rows=8, slice_bytes=500), None))),
 )
