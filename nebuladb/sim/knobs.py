@@ -10,6 +10,7 @@ from random import Random
 from nebuladb.kv.limits import Limits
 from nebuladb.kv.store import Store
 from nebuladb.node import host, replica
+from nebuladb.node.memory import MemoryPlan, plan
 from nebuladb.raft import Config, log
 
 CHOICES: tuple[tuple[object, str, tuple[object, ...]], ...] = (
@@ -27,6 +28,12 @@ CHOICES: tuple[tuple[object, str, tuple[object, ...]], ...] = (
     (Store.__init__, "__defaults__", ((Limits(slice_rows=1), None), (Limits(slice_rows=8, slice_bytes=500), None))),
 )
 """Where a bound stands and what else it may be; each keeps its own value in half of the seeds."""
+
+
+def small_memory(rng: Random) -> MemoryPlan:
+    """A node's memory; in half of its lives caches and outboxes hold next to nothing."""
+    whole = plan()
+    return whole._replace(records=4_000, recent_entries=4_000, outboxes=2_000) if rng.randrange(2) else whole
 
 
 @contextmanager

@@ -29,6 +29,7 @@ from nebuladb.sim.disk import Disk
 from nebuladb.sim.faults import FETCH_MS
 from nebuladb.sim.invariants.logs import Logs
 from nebuladb.sim.invariants.replicas import Replicas
+from nebuladb.sim.knobs import small_memory
 from nebuladb.sim.life import Confirmed, Life, Written
 
 TICK_MS = 50
@@ -163,6 +164,7 @@ class Machine:
                 client_address=f"{self.name}:1",
                 peer_address=self._members[self.name],
             )
+                memory=small_memory(self._rng),
         except WriteStalled:
             # The daemon ends with an error, and whoever looks after it starts it again.
             self._core.scheduler.after(RESTART_MS, self.start)

@@ -8,6 +8,7 @@ from typing import Final
 from nebuladb.errors import NebulaError, Outcome, Reason
 from nebuladb.kv.answer import Answer, LeaseResult, SessionResult
 from nebuladb.kv.command import Command, Kind
+from nebuladb.kv.limits import MAX_REQUEST_BYTES, MAX_TXN_OPERATIONS
 from nebuladb.kv.pin import Pin
 from nebuladb.kv.store import Store
 from nebuladb.pb.nebula.v1 import kv_pb2, lease_pb2, session_pb2
@@ -16,14 +17,15 @@ from nebuladb.sim.board import Board
 from nebuladb.sim.core import Core
 from nebuladb.sim.machine import Machine
 from nebuladb.sim.violation import require
+from nebuladb.sim.workloads.requests import compact
 
 KEYS: Final = 6
 LOW: Final = b"any/"
 HIGH: Final = b"any0"
 PAGE: Final = 3
 MAX_PAGES: Final = 40
-WRONG: Final = 13
-"""Kinds of requests that are refused."""
+WRONG_TXNS: Final = 6
+"""Kinds of transactions that are refused."""
 
 
 class Explorer(Actor):
@@ -32,6 +34,7 @@ class Explorer(Actor):
     def __init__(self, core: Core, machines: Sequence[Machine], board: Board, group: int, name: str) -> None:
         super().__init__(core, machines, board, group, name)
         self._session = self._sequence = self._lease = 0
+        self._wrong_commands = wrong_commands()
 
     def _begin(self) -> None:
         draw = self._rng.random()
@@ -127,8 +130,11 @@ class Explorer(Actor):
             self._session = 0
             self._ask(Command(Kind.SESSION_CLOSE, body), self._settle)
         elif draw < 3 or not self._lease:
-            if self._session:
-                grant = lease_pb2.LeaseGrantRequest(ttl=1 + self._rng.randrange(60)).SerializeToString()
+            if self._session and draw == 1:
+                self._numbered(compact(1))  # refused unless it is the first
+            elif self._session:
+                again = self._lease if draw == 2 else 0  # refused, if it lives
+                grant = lease_pb2.LeaseGrantRequest(id=again, ttl=1 + self._rng.randrange(60)).SerializeToString()
                 self._numbered(Command(Kind.LEASE_GRANT, grant))
             else:
                 self._ask(Command(Kind.SESSION_OPEN, b""), self._settle)
@@ -144,7 +150,7 @@ class Explorer(Actor):
 
     def _wrong(self) -> None:
         """Refused by every replica alike, and certainly not done (S22)."""
-        command = self._wrong_request(self._rng.randrange(WRONG))
+        command = self._wrong_request(self._rng.randrange(len(self._wrong_commands) + WRONG_TXNS))
 
         def refused(outcome: Answer | NebulaError) -> None:
             if isinstance(outcome, Answer):
@@ -158,36 +164,29 @@ class Explorer(Actor):
         self._ask(command, refused)
 
     def _wrong_request(self, number: int) -> Command:
+        if number >= len(self._wrong_commands):
+            return self._wrong_txn(number - len(self._wrong_commands))
+        return self._wrong_commands[number]
+
+    @staticmethod
+    def _wrong_txn(number: int) -> Command:
         txn, twice = kv_pb2.TxnRequest(), kv_pb2.TxnPut(key=LOW)
         match number:
             case 0:
-                return Command(Kind.PUT, b"\xff\xff\xff")
+                txn.success.add(put=twice)
+                txn.success.add(put=twice)
             case 1:
-                return Command(Kind.PUT, kv_pb2.PutRequest(value=b"x").SerializeToString())
-            case 2:
-                txn.success.add(put=twice)
-                txn.success.add(put=twice)
-            case 3:
                 txn.success.add(put=twice)
                 txn.success.add(delete=kv_pb2.TxnDelete(key=LOW, range_end=HIGH))
-            case 4:
+            case 2:
                 txn.failure.add()
-            case 5:
+            case 3:
                 txn.compare.add(key=LOW, result=77)  # a newer client's
-            case 6:
-                return Command(Kind.PUT, kv_pb2.PutRequest(key=LOW, lease=1).SerializeToString())
-            case 7:
-                return Command(Kind.LEASE_GRANT, lease_pb2.LeaseGrantRequest(id=-1, ttl=5).SerializeToString())
-            case 8:
-                return Command(Kind.LEASE_GRANT, lease_pb2.LeaseGrantRequest(ttl=1 << 60).SerializeToString())
-            case 9:
-                return Command(Kind.SESSION_CLOSE, session_pb2.SessionCloseRequest(id=7).SerializeToString())
-            case 10:
-                return Command(Kind.PUT, kv_pb2.PutRequest(key=LOW).SerializeToString(), session=7, sequence=1)
-            case 11:
-                return Command(Kind.COMPACT, kv_pb2.CompactRequest(revision=1 << 50).SerializeToString())
+            case 4:
+                txn.compare.add(key=LOW, target=77)
             case _:
-                return Command(Kind.PUT, kv_pb2.PutRequest(key=LOW).SerializeToString(), epoch=77)
+                for key in range(MAX_TXN_OPERATIONS + 1):
+                    txn.failure.add(put=kv_pb2.TxnPut(key=b"%d" % key))
         return Command(Kind.TXN, txn.SerializeToString())
 
     # --- reads -------------------------------------------------------------------------------------------------------
@@ -234,3 +233,20 @@ class Explorer(Actor):
             source.close()
         require(bool(page.cursor) or count == expected, f"{self.name}: a scan found {count} keys of {expected}")
         self._ok()
+
+
+def wrong_commands() -> list[Command]:
+    """Refused, each for a reason of its own."""
+    plain = kv_pb2.PutRequest(key=LOW).SerializeToString()
+    return [
+        Command(Kind.PUT, b"\xff\xff\xff"),
+        Command(Kind.PUT, kv_pb2.PutRequest(value=b"x").SerializeToString()),
+        Command(Kind.PUT, kv_pb2.PutRequest(key=LOW, lease=1).SerializeToString()),
+        Command(Kind.PUT, kv_pb2.PutRequest(key=LOW, value=bytes(MAX_REQUEST_BYTES)).SerializeToString()),
+        Command(Kind.PUT, plain, epoch=77),
+        Command(Kind.PUT, plain, session=7, sequence=1),
+        Command(Kind.LEASE_GRANT, lease_pb2.LeaseGrantRequest(id=-1, ttl=5).SerializeToString()),
+        Command(Kind.LEASE_GRANT, lease_pb2.LeaseGrantRequest(ttl=1 << 60).SerializeToString()),
+        Command(Kind.SESSION_CLOSE, session_pb2.SessionCloseRequest(id=7).SerializeToString()),
+        Command(Kind.COMPACT, kv_pb2.CompactRequest(revision=1 << 50).SerializeToString()),
+    ]

@@ -12,6 +12,8 @@ from nebuladb.sim.actor import Actor
 from nebuladb.sim.violation import require
 
 PAUSE_MS: Final = 400
+SLACK: Final = 2_000
+"""Bytes."""
 
 
 class Operator(Actor):
@@ -60,10 +62,11 @@ class Operator(Actor):
     def _queues(where: str, node: Node) -> None:
         host = node.host
         pairs = {
-            "records": (node.records.used, node.records.limit),
+            # They make room after what came, a record or two a store.
+            "records": (node.records.used, node.records.limit + SLACK * len(node.groups)),
             "recent entries": (node.log.recent.size, node.log.recent.limit),
             "writes": (host.writes.used, host.writes.limit),
-            "outboxes": (node.outboxes.used, node.outboxes.limit),
+            "outboxes": (node.outboxes.used, node.outboxes.limit + SLACK * len(node.groups)),
             "log memtable": (node.memory.log_memtable, node.memory.log_memtables),
             "flush": (node.memory.flush_bytes, node.memory.data_memtable),
         }
