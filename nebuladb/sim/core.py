@@ -21,6 +21,8 @@ class Core:
         self.faults = faults
         self.trace = trace
         self.report = Report(seeds=1)
+        self.fastest = 1.0
+        """The highest rate of any clock so far."""
         self.scheduler = Scheduler(self.stream("ties"), faults.grain)
 
     def stream(self, name: str) -> Random:

@@ -77,8 +77,8 @@ class Faults:
 
         if not rng.randrange(LONE):
             # Several elections must go as they are meant to, so nothing else may happen meanwhile.
-            delay, sync = rng.choice((1, 3, 10)), rng.choice((1, 5, 20))
-            return cls(delay=delay, sync=sync, down=100, ambush_every=200, ambush=rng.choice(AMBUSHES))
+            delay, sync, drift = rng.choice((1, 3, 10)), rng.choice((1, 5, 20)), some(0, MAX_DRIFT)
+            return cls(delay=delay, sync=sync, drift=drift, down=100, ambush_every=200, ambush=rng.choice(AMBUSHES))
         return cls(
             grain=rng.choice((1, 5, 10, 20)),
             calm=rng.choice((0, 1_800, 1_800, 1_800)),

@@ -149,6 +149,7 @@ class Machine:
         founding = self._founding
         assert founding is not None
         clock = DriftingClock(self._core.scheduler.now, self._core.faults.drift, self._rng)
+        self._core.fastest = max(self._core.fastest, clock.rate)
         incarnation = self._rng.getrandbits(63) | 1
         try:
             log = self.disk.open_log()
@@ -163,8 +164,8 @@ class Machine:
                 clock,
                 client_address=f"{self.name}:1",
                 peer_address=self._members[self.name],
-            )
                 memory=small_memory(self._rng),
+            )
         except WriteStalled:
             # The daemon ends with an error, and whoever looks after it starts it again.
             self._core.scheduler.after(RESTART_MS, self.start)

@@ -32,7 +32,7 @@ WORKLOADS: Final[dict[str, tuple[type[Actor], int]]] = {
     "unique": (Numberer, 2),
     "set": (Adder, 2),
     "watch": (Observer, 2),
-    "lease": (Leaseholder, 3),
+    "lease": (Leaseholder, 8),
     "compact": (Compactor, 1),
     "any": (Explorer, 2),
     "operator": (Operator, 1),

@@ -58,16 +58,11 @@ class Lock:
 
 
 class Leaseholder(Actor):
-    """Grants itself a lease, attaches a key and, if it is free, the lock; renews for a while; lets go or gives back.
-
-    `until`: virtual ms up to which the lease certainly lives: from the moment the last renewal that succeeded was
-    *sent*, the time to live, on the fastest clock there is.
-    """
+    """Grants itself a lease, attaches a key and, if it is free, the lock; renews for a while; lets go or gives back."""
 
     def __init__(self, core: Core, machines: Sequence[Machine], board: Board, group: int, name: str) -> None:
         super().__init__(core, machines, board, group, name)
-        self.until = 0
-        self._drift = core.faults.drift
+        self._sent = -TTL * 1_000
         self._lock = board.fact(group, Lock)
         self._lease = 0
         self._key = b""
@@ -99,8 +94,14 @@ class Leaseholder(Actor):
         self._lock.released(self)
         self._lease, self._key, self._abandoned = 0, b"", False
 
+    @property
+    def until(self) -> int:
+        """Virtual ms up to which the lease certainly lives, if there is one: from the moment at which the last renewal
+        that succeeded was *sent*, the time to live, on the fastest clock there was."""
+        return self._sent + int(TTL * 1_000 / self._core.fastest) - ROUNDING_MS
+
     def _lived(self, sent: int) -> None:
-        self.until = sent + int(TTL * 1_000 / (1 + self._drift)) - ROUNDING_MS
+        self._sent = sent
 
     def _gone(self, what: str) -> None:
         """The lease has ended, as somebody says now."""
