@@ -29,10 +29,12 @@ MAX_WATCHERS: Final = 10_000
 class WatchHub:
     """Feeds watchers from `store`. After a snapshot install `rebase` gives it the new store (S26)."""
 
-    def __init__(self, store: Store, outboxes: Share | None = None) -> None:
-        """`outboxes`: what all watchers of the node may keep waiting together; past it they fall back to history."""
+    def __init__(self, store: Store, outboxes: Share | None = None, on_lag: Callable[[], None] = lambda: None) -> None:
+        """`outboxes`: what all watchers of the node may keep waiting together; past it they fall back to history.
+        `on_lag` is called when a watcher begins to lag: `catch_up` has work. It may not call back into the hub."""
         self._store = store
         self._outboxes = outboxes
+        self._on_lag = on_lag
         self._revision = store.revision
         """What the live feed has published."""
         self._lagging: dict[Watcher, None] = {}
@@ -87,7 +89,8 @@ class WatchHub:
             return watcher
         self._count += 1
         self._lagging[watcher] = None
-        self._join(watcher)
+        if not self._join(watcher):
+            self._on_lag()
         return watcher
 
     def remove(self, watcher: Watcher) -> None:
@@ -193,6 +196,7 @@ class WatchHub:
         self._drop(watcher)
         watcher.lagging = True
         self._lagging[watcher] = None
+        self._on_lag()
 
     def _drop(self, watcher: Watcher) -> bool:
         if watcher in self._lagging:

@@ -59,8 +59,10 @@ class Applier:
         """By group: what its background work has borrowed."""
         self._awaited: set[int] = set()
         """Groups whose background work waits for rows."""
+        self._busy: dict[int, None] = {}
+        """Groups that lag or have work in their store: a thousand others cost nothing. A dict as an ordered set."""
         self._resting: deque[int] = deque()
-        """Groups that have not had their stretch of background work in this round."""
+        """Those of `_busy` that have not had their stretch in this round."""
         self._again = False
         """Some that had it have more."""
         self.deleted_bytes = 0
@@ -101,6 +103,8 @@ class Applier:
             more = True
             self._settle(work.group, data.store, applied)
             self._applied(work, data, applied)
+            if data.hub.lagging or data.store.busy:
+                self._busy[work.group] = None
         return more, stalled
 
     def fetched(self, fetch: Fetch, values: Sequence[bytes | None]) -> None:
@@ -111,8 +115,18 @@ class Applier:
         elif self._fetching.get(fetch.group) is fetch:
             del self._fetching[fetch.group]
 
+    def look_at(self, group: int) -> None:
+        """The group may have got background work otherwise than by a slice: it was started, or a watch on it lags."""
+        self._busy[group] = None
+
+    @property
+    def busy(self) -> bool:
+        """Whether any group has background work, though it may have to wait for something."""
+        return bool(self._busy)
+
     def forget(self, group: int) -> None:
         """The group's store is closed."""
+        self._busy.pop(group, None)
         self._fetching.pop(group, None)
         self._held.pop(group, None)
         self._lent.pop(group, None)
@@ -121,19 +135,14 @@ class Applier:
     def background(self) -> bool:
         """One group's lagging watches, physical deletion and hash, a stretch of each; True if anything can go on now.
 
-        The groups take turns, those without work cost a look.
+        The groups that have such work take turns.
         """
-        groups = self._groups
         if not self._resting:
-            self._resting.extend(groups)
+            self._resting.extend(self._busy)
             self._again = False
-        for _ in range(len(self._resting)):
-            group = self._resting.popleft()
-            data = groups.get(group)
-            if data is not None and group not in self._awaited and (data.hub.lagging or data.store.busy):
-                break
-        else:
+        if (found := self._next_busy()) is None:
             return self._again
+        group, data = found
         self._again |= data.hub.catch_up(BACKGROUND_ROWS)
         try:
             self._again |= data.store.background(BACKGROUND_ROWS)
@@ -148,6 +157,17 @@ class Applier:
             self._lent.setdefault(group, []).extend(misses.rows)
             self._ask(Fetch(group, data.store, misses.rows, background=True))
         return self._again or bool(self._resting)
+
+    def _next_busy(self) -> tuple[int, GroupData] | None:
+        """Whose turn it is; None: the round is over."""
+        while self._resting:
+            group = self._resting.popleft()
+            data = self._groups.get(group)
+            if data is None or not (data.hub.lagging or data.store.busy):
+                self._busy.pop(group, None)
+            elif group not in self._awaited:
+                return group, data
+        return None
 
     def _settle(self, group: int, store: Store, applied: Applied) -> None:
         """Give back what a slice has used, which is certain only if it got on, and ask for what it wants."""

@@ -8,6 +8,7 @@ stopped hands over, and would get the group back at once); a hand-over that fail
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Final
 
 from nebuladb.node.host import Host
@@ -37,6 +38,9 @@ class Balancer:
         """(group, node to hand it to), to be done now."""
         led: dict[int, tuple[int, int]] = {}
         chosen: list[tuple[int, int]] = []
+        # Once for all groups: they are on the same few nodes.
+        nodes = {self._node, *host.peers}
+        live = {node for node in nodes if self._steady(host, node, connected=True)}
         for group, replica in host.replicas.items():
             if group < FIRST_GROUP or replica.raft.role is not StateRole.LEADER:
                 continue
@@ -44,7 +48,7 @@ class Balancer:
             if term != replica.raft.term:
                 since = host.now
             elif len(chosen) < MAX_MOVES and host.now - since >= STEADY_MS:
-                target = self._target(host, replica)
+                target = self._target(host, replica, live)
                 if target:
                     chosen.append((group, target))
                     since = host.now + RETRY_MS - STEADY_MS
@@ -52,11 +56,10 @@ class Balancer:
         self._led = led
         return chosen
 
-    def _target(self, host: Host, replica: Replica) -> int:
+    def _target(self, host: Host, replica: Replica, live: Collection[int]) -> int:
         """Another node that should lead and can; else 0."""
         nodes = sorted(replica.nodes.values())
-        live = [node for node in nodes if self._steady(host, node, connected=True)]
-        dead = [node for node in nodes if self._steady(host, node, connected=False)]
+        dead = [node for node in nodes if node not in live and self._steady(host, node, connected=False)]
         wanted = preferred(replica.group, nodes, live, dead)
         for other, node in replica.nodes.items():
             if node == wanted != self._node and replica.raft.lag(other) <= MAX_LAG:

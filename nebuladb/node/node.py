@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Final
 
 from nebuladb.env import Clock, Rng, probe
@@ -180,7 +181,10 @@ class Node:
             leases=[(lease.id, lease.expires, lease.renewal) for lease in store.leases()],
         )
         self.host.add_group(start)
-        self.groups[group] = GroupData(store, WatchHub(store, self.outboxes))
+        hub = WatchHub(store, self.outboxes, partial(self._applier.look_at, group))
+        self.groups[group] = GroupData(store, hub)
+        if store.busy:
+            self._applier.look_at(group)  # physical deletion goes on where the last process left it
 
     # --- in --------------------------------------------------------------------------------------------------------
 
@@ -319,6 +323,11 @@ class Node:
         self._unflushed += self._applier.deleted_bytes
         self._applier.deleted_bytes = 0
         return more
+
+    @property
+    def background_waits(self) -> bool:
+        """Whether any group has background work, though it may have to wait for a consumer, or for the disk."""
+        return self._applier.busy
 
     @property
     def fetches_wait(self) -> bool:

@@ -29,7 +29,7 @@ from nebuladb.node.applier import Fetch
 from nebuladb.node.fetcher import Fetcher, Values
 from nebuladb.node.flusher import Flusher
 from nebuladb.node.looks import Looks
-from nebuladb.node.node import Node
+from nebuladb.node.node import Node, Turn
 from nebuladb.raft import StateRole
 
 TICK_MS: Final = 50
@@ -42,7 +42,7 @@ MAX_PAUSE: Final = 0.008
 MIN_PAUSE: Final = 0.0005
 """Shorter ones aren't worth a timer, so that a lone client waits for nothing."""
 BACKGROUND_PAUSE: Final = 0.002
-"""Between looks for background work, which cost something in each group."""
+"""Before a round of background work: requests that came in the same moment go first."""
 MAX_TURNS: Final = 16
 """Turns in one loop iteration before the loop gets its breath."""
 TURN_SECONDS: Final = 0.005
@@ -245,7 +245,24 @@ class Pump:
             self._flusher.sync(turn.written)
         if turn.applied:
             self._meter.applied(turn.applied, time.perf_counter() - begun)
-            self._idle.set()
+            if self.node.background_waits:
+                self._idle.set()
+        self._answer(turn)
+        for fetch in turn.fetches:
+            self._fetch(fetch)
+        if (seconds := time.perf_counter() - begun) > BUSY_SECONDS:
+            self._busy(
+                f"turn: {turn.applied} entries applied, {turn.written_bytes} bytes logged, {len(turn.frames)} frames, "
+                f"{len(turn.answers)} answers, {len(turn.reads)} reads",
+                seconds,
+            )
+        if turn.stalled:
+            self._loop.call_later(RETRY_SECONDS, self.wake)
+        if self.node.flush_wanted and self._flush is None and not self._stopped:
+            self._flush = self._loop.create_task(self._flush_data(), name="flush")
+        return turn.more
+
+    def _answer(self, turn: Turn) -> None:
         for request, outcome in turn.answers:
             future = self._writes.pop(request, None)
             if future is not None and not future.done():
@@ -260,19 +277,6 @@ class Pump:
                     waiter.set_result(None)
                 else:
                     waiter.set_exception(error)
-        for fetch in turn.fetches:
-            self._fetch(fetch)
-        if (seconds := time.perf_counter() - begun) > BUSY_SECONDS:
-            self._busy(
-                f"turn: {turn.applied} entries applied, {turn.written_bytes} bytes logged, {len(turn.frames)} frames, "
-                f"{len(turn.answers)} answers, {len(turn.reads)} reads",
-                seconds,
-            )
-        if turn.stalled:
-            self._loop.call_later(RETRY_SECONDS, self.wake)
-        if self.node.flush_wanted and self._flush is None and not self._stopped:
-            self._flush = self._loop.create_task(self._flush_data(), name="flush")
-        return turn.more
 
     def _fetch(self, fetch: Fetch) -> None:
         """Carry out one of a turn's fetches."""
@@ -308,6 +312,8 @@ class Pump:
             self._last_tick = now
             try:
                 self.node.tick(now, self._clock.boottime())
+                if self.node.background_waits:
+                    self._idle.set()  # a write that stalled is tried again, and a restarted node goes on deleting
             except BaseException as error:
                 self._break(error)
                 return

@@ -1,0 +1,133 @@
+"""Background work: who has it gets its turns, and groups without any cost nothing."""
+
+from __future__ import annotations
+
+import random
+from functools import partial
+
+import pytest
+
+from nebuladb.ids import DEFAULT_GROUP, ETCD_GROUP, Generation, GroupId, NodeId
+from nebuladb.kv.command import Command, Kind
+from nebuladb.kv.store import Store
+from nebuladb.kv.watch import WatchHub
+from nebuladb.node.applier import BACKGROUND_ROWS, Applier, GroupData
+from nebuladb.node.node import Node
+from nebuladb.node.output import Slice
+from nebuladb.pb.nebula.v1 import kv_pb2
+from nebuladb.storage.log import LogStore
+from nebuladb.storage.memory import MemoryEngine
+from tests.unit.kv.helpers import Log
+from tests.unit.node.lone import PUT, SECONDS, Lone
+
+GROUPS = 1_000
+FIRST, SECOND = 17, 400
+HASH = Command(Kind.HASH, b"")
+
+
+class Stores:
+    """`GROUPS` empty groups and their applier."""
+
+    def __init__(self) -> None:
+        engine = MemoryEngine(wal=False)
+        self.groups: dict[int, GroupData] = {}
+        self.applier = Applier(self.groups, lambda work, data, applied: data.hub.publish(applied))
+        self.logs = {group: Log() for group in range(1, GROUPS + 1)}
+        for group in self.logs:
+            Store.initialise(engine, GroupId(group), Generation(1), index=0, term=0, configuration=b"c")
+            store = Store(engine, GroupId(group), Generation(1), NodeId(1))
+            self.groups[group] = GroupData(store, WatchHub(store, None, partial(self.applier.look_at, group)))
+
+    def apply(self, group: int, *commands: Command) -> None:
+        work = self.logs[group].work(*commands)
+        while self.groups[group].store.index < work.index:
+            self.applier.add([Slice(group, 1, [work])])
+            self.applier.run()
+
+
+def background_waits(stores: Stores) -> bool:
+    return stores.applier.busy
+
+
+@pytest.fixture
+def looked(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The groups that were asked whether they have background work, in order."""
+    groups: list[int] = []
+    busy = vars(Store)["busy"].fget
+
+    def look(store: Store) -> bool:
+        groups.append(int.from_bytes(store._keys.state[:8]))
+        return bool(busy(store))
+
+    monkeypatch.setattr(Store, "busy", property(look))
+    return groups
+
+
+def test_groups_without_work_are_not_looked_at(looked: list[int]) -> None:
+    stores = Stores()
+    for _ in range(3):
+        stores.apply(FIRST, PUT)
+        assert not stores.applier.background()
+    assert set(looked) <= {FIRST}
+    assert not background_waits(stores)
+
+
+def test_those_with_work_take_turns(looked: list[int]) -> None:
+    stores = Stores()
+    for group in (FIRST, SECOND):
+        put = partial(kv_pb2.PutRequest, value=b"v")
+        keys = (b"%d" % number for number in range(2 * BACKGROUND_ROWS))
+        stores.apply(group, *(Command(Kind.PUT, put(key=key).SerializeToString()) for key in keys), HASH)
+    turns = []
+    while stores.applier.busy:
+        looked.clear()
+        stores.applier.background()
+        turns.append(looked[-1])
+    assert turns[:4] == [FIRST, SECOND, FIRST, SECOND]
+    assert set(turns) == {FIRST, SECOND}
+    for group in (FIRST, SECOND):
+        assert stores.groups[group].store.hash_at(1) is not None
+
+
+def test_a_watch_from_history_is_fed_without_any_write() -> None:
+    stores = Stores()
+    stores.apply(FIRST, PUT)
+    assert not background_waits(stores)
+    watcher = stores.groups[FIRST].hub.watch(b"k", start_revision=1)
+    assert background_waits(stores)
+    assert not stores.applier.background()
+    assert [batch.revision for batch in watcher.take()] == [2]
+    assert not stores.applier.background()
+    assert not background_waits(stores)
+
+
+def test_a_removed_groups_work_is_forgotten() -> None:
+    stores = Stores()
+    stores.apply(FIRST, PUT, HASH)
+    assert background_waits(stores)
+    stores.groups.pop(FIRST).store.close()
+    stores.applier.forget(FIRST)
+    assert not background_waits(stores)
+    assert not stores.applier.background()
+
+
+async def test_a_restarted_node_goes_on_with_what_it_was_about_to_delete() -> None:
+    """Nobody writes anything: a tick is enough."""
+    lone = Lone()
+    await lone.serve()
+    for _ in range(5):
+        await lone.put()
+    revision = lone.node.groups[DEFAULT_GROUP].store.revision
+    lone.node._applier.background = lambda: False  # type: ignore[method-assign]  # it dies before it gets to it
+    compact = Command(Kind.COMPACT, kv_pb2.CompactRequest(revision=revision).SerializeToString())
+    await lone.pump.propose(DEFAULT_GROUP, compact, SECONDS)
+    await lone.pump.stop()
+    node = Node(lone.node.identity, lone.node.founding, 6, LogStore(lone.log), lone.data, random.Random(2), lone.clock)
+    assert node.groups[DEFAULT_GROUP].store.busy
+    assert not node.groups[ETCD_GROUP].store.busy
+    assert node.background_waits
+    while node.background():
+        pass
+    assert not node.groups[DEFAULT_GROUP].store.busy
+    node.background()
+    assert not node.background_waits
