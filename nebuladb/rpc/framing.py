@@ -1,0 +1,124 @@
+"""gRPC messages in DATA ("Length-Prefixed-Message" of gRPC over HTTP/2): a flag byte, four bytes of length, message.
+
+Message and frame boundaries have nothing to do with each other: one DATA may hold a thousand messages, and one message
+may come in a thousand DATA.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import grpc
+
+from nebuladb.rpc.compression import Codec, Inflate
+from nebuladb.rpc.status import StatusError
+
+PREFIX_BYTES: Final = 5
+MAX_MESSAGE_BYTES: Final = (1 << 32) - 1
+"""What the length field can say."""
+_COMPRESSED: Final = 1
+
+
+def frame(message: bytes) -> bytes:
+    """`message` behind its prefix, uncompressed. Raises `OverflowError` past 4 GiB."""
+    return b"\0" + len(message).to_bytes(4, "big") + message
+
+
+def frame_compressed(message: bytes, compress: Codec) -> bytes:
+    """`message` compressed, behind its prefix; plain if compression gains nothing, which the flag allows."""
+    packed = compress(message)
+    if len(packed) >= len(message):
+        return frame(message)
+    return b"\1" + len(packed).to_bytes(4, "big") + packed
+
+
+def _checked(flag: int, size: int, max_size: int, inflate: Inflate | None) -> None:
+    if flag > _COMPRESSED:
+        raise StatusError(grpc.StatusCode.INTERNAL, f"a message has the unknown flags {flag:#04x}")
+    if flag and inflate is None:
+        raise StatusError(grpc.StatusCode.INTERNAL, "a message is compressed, and no grpc-encoding was named")
+    if size > max_size:
+        raise StatusError(
+            grpc.StatusCode.RESOURCE_EXHAUSTED, f"a message of {size} bytes came where at most {max_size} are taken"
+        )
+
+
+def unframe(data: bytes, max_size: int, inflate: Inflate | None = None) -> bytes:
+    """The one message that is all of `data`: a unary request or response that came whole.
+
+    Raises `StatusError`: INTERNAL for none, a part of one, or more than one; else as `MessageReader.feed`.
+    """
+    if len(data) < PREFIX_BYTES:
+        raise StatusError(grpc.StatusCode.INTERNAL, "a body without the one message that belongs in it")
+    flag, size = data[0], int.from_bytes(data[1:PREFIX_BYTES], "big")
+    _checked(flag, size, max_size, inflate)
+    if size != len(data) - PREFIX_BYTES:
+        raise StatusError(grpc.StatusCode.INTERNAL, "a body holds more or less than the one message that belongs in it")
+    message = data[PREFIX_BYTES:]
+    return inflate(message, max_size) if flag and inflate is not None else message
+
+
+class MessageReader:
+    """Cuts messages out of DATA as it comes. Holds less than one message: at most `max_size` bytes and a prefix."""
+
+    __slots__ = ("_buffer", "_inflate", "_max_size", "_need")
+
+    def __init__(self, max_size: int, inflate: Inflate | None = None) -> None:
+        self._max_size = max_size
+        self._inflate = inflate
+        # One growing buffer, and not a list of chunks: two-byte chunks of a 4 MiB message would be 80 MiB of objects.
+        self._buffer = bytearray()
+        self._need = PREFIX_BYTES
+        """Bytes that the buffer must hold before there is something to decide: the prefix, then prefix and message."""
+
+    def feed(self, data: bytes) -> list[bytes]:
+        """Messages that are complete with `data`, inflated, in order.
+
+        Raises `StatusError`: RESOURCE_EXHAUSTED for one that is, or inflates to, more than `max_size`; INTERNAL for
+        unknown flags, a compressed message without an encoding, or one that doesn't inflate. The reader is of no use
+        after it.
+        """
+        messages: list[bytes] = []
+        at, end = self._complete(data, messages) if self._buffer else 0, len(data)
+        while end - at >= PREFIX_BYTES:
+            size = int.from_bytes(data[at + 1 : at + PREFIX_BYTES], "big")
+            if data[at] or size > self._max_size:
+                _checked(data[at], size, self._max_size, self._inflate)
+            stop = at + PREFIX_BYTES + size
+            if stop > end:
+                self._need = PREFIX_BYTES + size
+                break
+            messages.append(self._message(data[at], data[at + PREFIX_BYTES : stop]))
+            at = stop
+        if at < end:
+            self._buffer += data[at:] if at else data
+        return messages
+
+    def _complete(self, data: bytes, messages: list[bytes]) -> int:
+        """Finish the message that the buffer began; where the next one begins in `data`."""
+        buffer, at = self._buffer, 0
+        while True:
+            missing = self._need - len(buffer)
+            if len(data) - at < missing:
+                buffer += data[at:]
+                return len(data)
+            buffer += data[at : at + missing]
+            at += missing
+            size = int.from_bytes(buffer[1:PREFIX_BYTES], "big")
+            if len(buffer) == PREFIX_BYTES:
+                _checked(buffer[0], size, self._max_size, self._inflate)
+                if size:
+                    self._need = PREFIX_BYTES + size
+                    continue
+            messages.append(self._message(buffer[0], bytes(memoryview(buffer)[PREFIX_BYTES:])))
+            # A fresh one: a stream that once carried a large message must not keep its room.
+            self._buffer, self._need = bytearray(), PREFIX_BYTES
+            return at
+
+    def _message(self, flag: int, body: bytes) -> bytes:
+        return self._inflate(body, self._max_size) if flag and self._inflate is not None else body
+
+    def ended(self) -> None:
+        """The body is over. Raises `StatusError` INTERNAL if that cut a message."""
+        if self._buffer:
+            raise StatusError(grpc.StatusCode.INTERNAL, "the stream ended in the middle of a message")
