@@ -58,14 +58,25 @@ def unframe(data: bytes, max_size: int, inflate: Inflate | None = None) -> bytes
     return inflate(message, max_size) if flag and inflate is not None else message
 
 
+class Packed(bytes):
+    """A message that a lazy `MessageReader` left compressed; `MessageReader.unpack` makes it bytes."""
+
+    __slots__ = ()
+
+
 class MessageReader:
-    """Cuts messages out of DATA as it comes. Holds less than one message: at most `max_size` bytes and a prefix."""
+    """Cuts messages out of DATA as it comes. Holds less than one message: at most `max_size` bytes and a prefix.
 
-    __slots__ = ("_buffer", "_inflate", "_max_size", "_need")
+    A `lazy` one leaves compressed messages as they are, as `Packed`, until its owner has use for them. Where messages
+    queue up it must be lazy: a window of 64 KiB holds 400 zstd messages of 4 MiB each.
+    """
 
-    def __init__(self, max_size: int, inflate: Inflate | None = None) -> None:
+    __slots__ = ("_buffer", "_inflate", "_lazy", "_max_size", "_need")
+
+    def __init__(self, max_size: int, inflate: Inflate | None = None, *, lazy: bool = False) -> None:
         self._max_size = max_size
         self._inflate = inflate
+        self._lazy = lazy
         # One growing buffer, and not a list of chunks: two-byte chunks of a 4 MiB message would be 80 MiB of objects.
         self._buffer = bytearray()
         self._need = PREFIX_BYTES
@@ -116,7 +127,15 @@ class MessageReader:
             return at
 
     def _message(self, flag: int, body: bytes) -> bytes:
-        return self._inflate(body, self._max_size) if flag and self._inflate is not None else body
+        if not flag:
+            return body
+        packed = Packed(body)
+        return packed if self._lazy else self.unpack(packed)
+
+    def unpack(self, message: Packed) -> bytes:
+        """The message itself. Raises `StatusError` as `feed` does for one that doesn't inflate."""
+        assert self._inflate is not None  # _checked: nothing compressed comes in without it
+        return self._inflate(message, self._max_size)
 
     def ended(self) -> None:
         """The body is over. Raises `StatusError` INTERNAL if that cut a message."""

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nebuladb.rpc import compression, framing
-from nebuladb.rpc.framing import MessageReader, frame, frame_compressed, unframe
+from nebuladb.rpc.framing import MessageReader, Packed, frame, frame_compressed, unframe
 from nebuladb.rpc.status import StatusError
 
 LIMIT = 1000
@@ -97,6 +97,20 @@ def test_messages_come_whole_however_the_bytes_are_split(messages: list[bytes], 
         found += reader.feed(data[begin:end])
     reader.ended()
     assert found == messages
+
+
+def test_a_lazy_reader_inflates_when_asked() -> None:
+    gzip = compression.compressor("gzip")
+    assert gzip is not None
+    reader = MessageReader(LIMIT, compression.decompressor("gzip"), lazy=True)
+    plain, packed, bomb = reader.feed(b"".join(frame_compressed(bytes(size), gzip) for size in (1, LIMIT, LIMIT + 1)))
+    assert plain == b"\0"
+    assert isinstance(packed, Packed)
+    assert len(packed) < 100
+    assert reader.unpack(packed) == bytes(LIMIT)
+    assert isinstance(bomb, Packed)
+    with pytest.raises(StatusError):
+        reader.unpack(bomb)
 
 
 def test_a_reader_keeps_no_more_than_one_message() -> None:
