@@ -64,10 +64,10 @@ class Limits(NamedTuple):
     """Newest records kept in memory, their overhead included, where the caller gives no share of the node's."""
     hash_jobs: int = 2
     """Hashes in progress, each with an engine snapshot; one more drops the oldest."""
-    pins: int = 64
-    """Reads of several turns at a time, each with an engine snapshot; one more is refused."""
+    pins: int = 1_000
+    """Reads of several turns at a time; one more is refused."""
     snapshot_age: int = 1_000_000
-    """Entries applied after which an unfinished hash or a pin is dropped with its snapshot."""
+    """Entries applied after which an unfinished hash with its snapshot, or a pin, is dropped."""
     hashes_kept: int = 16
     """Finished hashes."""
 

@@ -3,26 +3,25 @@
 from __future__ import annotations
 
 from nebuladb.errors import Unavailable
-from nebuladb.kv.rows import Keys
 from nebuladb.kv.source import SnapshotSource
 from nebuladb.kv.view import Page, page
-from nebuladb.storage.engine import Snapshot
 
 
 class Pin:
-    """Made by `Store.pin`, to be closed by its owner. It holds an engine snapshot, not the replicated floor.
+    """Made by `Store.pin`, to be closed by its owner. While it is open the store deletes nothing that its revision
+    shows, though the replicated floor moves on. It holds disk space and no memory: an engine snapshot would keep the
+    memtables of its day.
 
     The store closes it too, when it is old or when the store is closed; then `scan` raises `Unavailable`.
     """
 
-    def __init__(self, snapshot: Snapshot, keys: Keys, revision: int, index: int) -> None:
+    def __init__(self, source: SnapshotSource, revision: int, index: int) -> None:
         self.revision = revision
         """What every page reads."""
         self.index = index
         """The applied index when it was made: its age."""
         self.closed = False
-        self._snapshot = snapshot
-        self._source = SnapshotSource(snapshot, keys)
+        self._source = source
 
     def scan(
         self,
@@ -43,7 +42,5 @@ class Pin:
         )  # fmt: skip
 
     def close(self) -> None:
-        """Let go of the snapshot. Idempotent."""
-        if not self.closed:
-            self.closed = True
-            self._snapshot.close()
+        """Hold nothing any more. Idempotent."""
+        self.closed = True

@@ -295,17 +295,16 @@ class Store:
             keys_only=keys_only,
         )  # fmt: skip
 
-    def pin(self) -> Pin:
-        """The published revision, held readable for a read of several turns; to be closed (S24).
+    def pin(self, revision: int = 0) -> Pin:
+        """A readable revision (0 or less: the published one), held for a read of several turns; to be closed (S24).
 
-        Raises `TooManyRequests`.
+        Raises `TooManyRequests`, `Compacted` or `FutureRevision`.
         """
+        revision = self._readable(revision)
         self._pins = [pin for pin in self._pins if not pin.closed]
         if len(self._pins) >= self._limits.pins:
             raise TooManyRequests(f"the shard serves {self._limits.pins} scans already")
-        self._pins.append(
-            Pin(self._engine.snapshot([self._keys.span(b"", b"\0")]), self._keys, self.revision, self.index)
-        )
+        self._pins.append(Pin(self._patient, revision, self.index))
         return self._pins[-1]
 
     def _readable(self, revision: int) -> int:
@@ -382,11 +381,16 @@ class Store:
 
     @property
     def busy(self) -> bool:
-        """Whether `background` has anything to do."""
+        """Whether `background` has anything to do, though pins may hold it back for now."""
         return bool(self._jobs) or self._deletion.behind(self.floor)
 
+    @property
+    def _deletable(self) -> int:
+        """What may be deleted as if it were the floor: no pin is below it."""
+        return min([self.floor, *(pin.revision for pin in self._pins)])
+
     def background(self, budget: int = 1024) -> bool:
-        """Do about `budget` rows of hashing or physical deletion; True if more is left.
+        """Do about `budget` rows of hashing or physical deletion; True if more can be done now.
 
         Raises `WriteStalled` (call again later), `Misses` (when they are supplied), `Corruption` or `StoreError`.
         """
@@ -400,14 +404,14 @@ class Store:
                 self._hashes[job.index] = digest
                 while len(self._hashes) > self._limits.hashes_kept:
                     self._hashes.popitem(last=False)
-        elif self._deletion.behind(self.floor):
-            batch, position = self._deletion.step(self.floor, budget)
+        elif self._deletion.behind(floor := self._deletable):
+            batch, position = self._deletion.step(floor, budget)
             self._write(batch)
             self.deleted_bytes += batch.size + TOMBSTONE_BYTES * len(batch.operations)
             self._deletion.advance(position)
             if not self._deletion.behind(self.floor):
                 probe("superseded rows deleted")
-        return self.busy
+        return bool(self._jobs) or self._deletion.behind(self._deletable)
 
     def _start_hash(self, index: int) -> None:
         while self._jobs and len(self._jobs) >= self._limits.hash_jobs:

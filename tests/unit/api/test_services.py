@@ -31,7 +31,8 @@ class Served(Lone):
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             address = f"127.0.0.1:{probe.getsockname()[1]}"
-        self.api = ApiServer(Backend(self.pump), Meter(), address, "")
+        self.backend = Backend(self.pump)
+        self.api = ApiServer(self.backend, Meter(), address, "")
         await self.api.start(address)
         self.channel = grpc.aio.insecure_channel(address)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from nebuladb.errors import Compacted, TooManyRequests, Unavailable
+from nebuladb.errors import Compacted, FutureRevision, TooManyRequests, Unavailable
 from nebuladb.kv.answer import KeyValue
 from nebuladb.kv.limits import Limits
 from tests.unit.kv.helpers import Log, compact, delete, finish, fresh, put, run
@@ -43,9 +43,42 @@ def test_pins_are_bounded_and_expire() -> None:
         store.pin()
     for _ in range(3):
         run(store, log, put(b"a"))
-    store.background()
+    run(store, log, compact(store.revision))
+    finish(store)
     with pytest.raises(Unavailable):
         pin.scan(b"a")
     other = store.pin()
     store.close()
     assert other.closed
+
+
+def test_only_what_a_pin_shows_is_kept_and_only_while_it_is_open() -> None:
+    store, engine = fresh()
+    log = Log()
+    for _ in range(5):
+        run(store, log, put(b"a"))
+    first = store.pin(store.revision - 2)
+    second = store.pin()
+    run(store, log, delete(b"a"), put(b"b"), compact(store.revision + 2))
+    counts = []
+    for pin in (None, first, second):
+        if pin is not None:
+            pin.close()
+        finish(store)
+        assert store.busy is not second.closed
+        counts.append(len(list(engine.scan(b"", b"\xff" * 32))))
+    # Two versions that the first held; then its last one with the tombstone in both orders of rows.
+    assert [counts[0] - counts[1], counts[1] - counts[2]] == [2, 3]
+
+
+def test_a_pin_names_a_readable_revision() -> None:
+    store, _ = fresh()
+    log = Log()
+    for _ in range(3):
+        run(store, log, put(b"a"))
+    run(store, log, compact(3))
+    with pytest.raises(Compacted):
+        store.pin(2)
+    with pytest.raises(FutureRevision):
+        store.pin(5)
+    assert store.pin(3).revision == 3

@@ -1,0 +1,140 @@
+"""Scans of several pages through a real server while their data is overwritten, deleted and compacted."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any, Final
+
+import grpc
+import grpc.aio
+import pytest
+
+from nebuladb.api import scan
+from nebuladb.ids import DEFAULT_GROUP
+from nebuladb.kv.command import Command, Kind
+from nebuladb.kv.store import Store
+from nebuladb.pb.nebula.v1 import kv_pb2
+from tests.unit.api.test_services import Served
+from tests.unit.node.lone import SECONDS
+
+KEYS: Final = 24
+SIZE: Final = 1 << 20
+"""Of a value: a page each, far more together than waits in the transport for a client that reads slowly."""
+
+
+class Scanned(Served):
+    """A node with `KEYS` large values."""
+
+    async def fill(self, byte: bytes) -> None:
+        for number in range(KEYS):
+            await self.do(Kind.PUT, kv_pb2.PutRequest(key=b"%03d" % number, value=byte * SIZE))
+
+    async def do(self, kind: Kind, request: Any) -> None:
+        answer = await self.pump.propose(DEFAULT_GROUP, Command(kind, request.SerializeToString()), SECONDS)
+        assert answer.reason == 0
+
+    async def compact(self) -> None:
+        """Everything that isn't the newest."""
+        await self.do(Kind.COMPACT, kv_pb2.CompactRequest(revision=self.store.revision))
+
+    @property
+    def store(self) -> Store:
+        return self.pump.store(DEFAULT_GROUP)
+
+    @property
+    def pins(self) -> int:
+        """Open ones."""
+        return sum(not pin.closed for pin in self.store._pins)
+
+    def scan(self, **fields: Any) -> Any:
+        call = self.channel.unary_stream(
+            "/nebula.v1.KV/Scan", kv_pb2.ScanRequest.SerializeToString, kv_pb2.ScanResponse.FromString
+        )
+        return call(kv_pb2.ScanRequest(key=b"0", range_end=b"1", **fields), timeout=SECONDS)
+
+    async def deleted(self) -> None:
+        """Until nothing is left to be deleted."""
+        await self.until(lambda: not self.store.busy)
+
+
+@pytest.fixture
+async def served() -> AsyncIterator[Scanned]:
+    served = Scanned()
+    await asyncio.wait_for(served.open(), SECONDS)
+    await served.fill(b"a")
+    yield served
+    await served.close()
+
+
+def rows(page: kv_pb2.ScanResponse) -> list[tuple[bytes, bytes]]:
+    return [(kv.key, kv.value[:1]) for kv in page.kvs]
+
+
+async def rest(pages: AsyncIterator[kv_pb2.ScanResponse]) -> list[tuple[bytes, bytes]]:
+    return [row async for page in pages for row in rows(page)]
+
+
+async def test_a_compaction_in_the_middle_takes_nothing_from_a_scan(served: Scanned) -> None:
+    pages = aiter(served.scan())
+    found = rows(await anext(pages))
+    await served.fill(b"b")
+    await served.do(Kind.DELETE, kv_pb2.DeleteRequest(key=b"01", range_end=b"02"))
+    await served.compact()
+    floor = served.store.floor
+    assert served.pins == 1  # it is in the middle
+    found += await rest(pages)
+    assert found == [(b"%03d" % number, b"a") for number in range(KEYS)]
+    assert served.store.floor == floor == served.store.revision
+    await served.deleted()
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await rest(served.scan(revision=floor - 1))
+    assert caught.value.code() is grpc.StatusCode.OUT_OF_RANGE
+
+
+@pytest.mark.parametrize("compacts", [False, True])
+async def test_a_client_that_takes_no_page_holds_nothing_for_long(
+    served: Scanned, compacts: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scan, "HOLD_SECONDS", 0.01)
+    pages = aiter(served.scan())
+    found = rows(await anext(pages))
+    await served.until(lambda: not served.pins)
+    await served.fill(b"b")
+    if compacts:
+        await served.compact()
+        await served.deleted()
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await rest(pages)
+        assert caught.value.code() is grpc.StatusCode.OUT_OF_RANGE
+    else:
+        found += await rest(pages)
+        assert found == [(b"%03d" % number, b"a") for number in range(KEYS)]
+
+
+async def test_a_scan_that_is_given_up_holds_nothing(served: Scanned) -> None:
+    call = served.scan()
+    await anext(aiter(call))
+    assert served.pins == 1
+    call.cancel()
+    await served.until(lambda: not served.pins)
+
+
+async def test_the_loop_comes_round_while_a_scan_passes_what_is_deleted(
+    served: Scanned, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await served.do(Kind.DELETE, kv_pb2.DeleteRequest(key=b"0", range_end=b"1"))
+    monkeypatch.setattr(scan, "STRETCH_ROWS", 2)
+    turns = 0
+
+    async def count() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    counting = asyncio.create_task(count())
+    [page] = [page async for page in scan.scan(served.backend, kv_pb2.ScanRequest(key=b"0", range_end=b"1"), SECONDS)]
+    counting.cancel()
+    assert not page.kvs
+    assert turns >= KEYS // 2
