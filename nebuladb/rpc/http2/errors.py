@@ -39,3 +39,12 @@ class RemoteProtocolError(ProtocolError):
 
 class LocalProtocolError(ProtocolError):
     """Our own caller asked for what the protocol, or the state of the stream or connection, doesn't allow."""
+
+
+class StreamError(ProtocolError):
+    """The peer broke a rule of one stream, which is reset; inside this package only, for the owner gets
+    `StreamReset`."""
+
+
+class StreamLimit(LocalProtocolError):
+    """The peer allows no more streams now; `StreamsAllowed` tells when it does again."""

@@ -1,0 +1,266 @@
+"""The way out: headers, data under the peer's flow control, and the one-piece answer of a unary call."""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Final
+
+from nebuladb.rpc.http2.core import Core
+from nebuladb.rpc.http2.errors import ErrorCode, LocalProtocolError, StreamLimit
+from nebuladb.rpc.http2.events import Writable
+from nebuladb.rpc.http2.frames import DATA, END_STREAM, MAX_STREAM_ID, MIN_FRAME_SIZE, header_frames
+from nebuladb.rpc.http2.frames import frame as make_frame
+from nebuladb.rpc.http2.headers import Fields
+from nebuladb.rpc.http2.limits import Limits
+from nebuladb.rpc.http2.stream import (
+    CLOSED,
+    HALF_CLOSED_LOCAL,
+    HALF_CLOSED_REMOTE,
+    OPEN,
+    TRANSITIONS,
+    Act,
+    State,
+    Stream,
+)
+
+PIECE: Final = MIN_FRAME_SIZE
+"""Octets of a piece of waiting data. Pieces are copies: a view would hold all of a response whose last octet waits,
+and a peer that leaves one octet of each would hold a thousand responses that `waiting` doesn't count."""
+
+
+class Sending(Core):
+    """Adds what the owner sends.
+
+    Sending on a stream that was reset, or on a closed connection, does nothing: the owner will meet the event.
+    Sending on one that we ended is its mistake, and raises.
+    """
+
+    __slots__ = ("_reply", "_reply_headers", "_reply_trailers", "_reply_version")
+
+    def __init__(self, *, client: bool, limits: Limits) -> None:
+        super().__init__(client=client, limits=limits)
+        self._reply: tuple[bytes, bytes, bytes, bytes] = (b"", b"", b"", b"")
+        self._reply_headers: Fields | None = None
+        self._reply_trailers: Fields | None = None
+        self._reply_version = -1
+
+    def open(self, headers: Fields, *, end: bool = False) -> Stream:
+        """A client's new stream.
+
+        Raises:
+            StreamLimit: the peer's MAX_CONCURRENT_STREAMS are open; `StreamsAllowed` follows.
+            LocalProtocolError: the connection is closed or going away, out of ids, or a server's.
+        """
+        if not self.client:
+            raise LocalProtocolError("a server opens no streams")
+        if self.closed or self.going_away:
+            raise LocalProtocolError("the connection is going away", ErrorCode.REFUSED_STREAM)
+        if len(self.streams) >= self.peer.concurrent_streams:
+            self._refused = True
+            raise StreamLimit(f"{self.peer.concurrent_streams} streams are open", ErrorCode.REFUSED_STREAM)
+        stream_id = self._next_id
+        if stream_id > MAX_STREAM_ID:
+            raise LocalProtocolError("no stream ids are left", ErrorCode.REFUSED_STREAM)
+        self._next_id = stream_id + 2
+        stream = Stream(stream_id, HALF_CLOSED_LOCAL if end else OPEN)
+        stream.answered = True
+        self.streams[stream_id] = stream
+        self._out.append(header_frames(stream_id, self._encoder.encode(headers), self.peer.frame_size, end=end))
+        return stream
+
+    def call(self, headers: Fields, data: bytes) -> Stream:
+        """A client's unary request: headers, and all of its body.
+
+        Raises: as `open`.
+        """
+        stream = self.open(headers)
+        self.send_data(stream, data, end=True)
+        return stream
+
+    def send_headers(self, stream: Stream, headers: Fields, *, end: bool = False) -> None:
+        """Response headers, or trailers (`end`), which wait behind the stream's waiting data.
+
+        Raises:
+            LocalProtocolError: we ended the stream, or these are second headers that don't end it.
+        """
+        if stream.reset or self.closed:
+            return
+        self._check_sendable(stream)
+        if stream.answered and not end:
+            raise LocalProtocolError(f"second headers on stream {stream.id}")
+        stream.answered = True
+        if stream.waiting:
+            stream.tail = headers
+            return
+        block = self._encoder.encode(headers)
+        self._out.append(header_frames(stream.id, block, self.peer.frame_size, end=end))
+        if end:
+            self._ended(stream)
+
+    def send_data(self, stream: Stream, data: bytes, *, end: bool = False) -> None:
+        """A part of the body, as much as the windows allow; the rest waits (`stream.waiting`, then `Writable`).
+
+        If `Limits.waiting_bytes` would be exceeded the stream is reset (ENHANCE_YOUR_CALM, and a `StreamReset` comes).
+
+        Raises:
+            LocalProtocolError: we ended the stream, or its headers were not sent.
+        """
+        if stream.reset or self.closed:
+            return
+        self._check_sendable(stream)
+        if not stream.answered:
+            raise LocalProtocolError(f"data before headers on stream {stream.id}")
+        size = len(data)
+        if stream.waiting:
+            if size:
+                self._wait(stream, data)
+            if end:
+                stream.tail = True
+            return
+        room = min(self._window, self.peer.stream_window + stream.credit)
+        if size <= room:
+            self._write(stream, data, end=end)
+            if end:
+                self._ended(stream)
+            return
+        if room > 0:
+            self._write(stream, data[:room], end=False)
+            data = data[room:]
+        self._wait(stream, data)
+        if end and not stream.reset:
+            stream.tail = True
+
+    def respond(self, stream: Stream, headers: Fields, data: bytes, trailers: Fields) -> None:
+        """The whole answer of a unary call.
+
+        Raises: as `send_headers`.
+        """
+        size = len(data)
+        window = self._window - size
+        # The hot path. Nothing is looked up that a comparison of identities or numbers can answer, and the pieces go
+        # into the output as they are: `take` joins all of a turn's once.
+        if (
+            headers is self._reply_headers
+            and trailers is self._reply_trailers
+            and self._reply_version == self._encoder.version
+            and stream.state is HALF_CLOSED_REMOTE
+            and not stream.answered
+            and window >= 0
+            and 0 < size <= self._frame_out
+            and size <= self.peer.stream_window + stream.credit
+            and not self.closed
+        ):
+            stream_id = stream.id
+            name = stream_id.to_bytes(4, "big")
+            head, after_head, tail, after_tail = self._reply
+            self._window = window
+            # A DATA head's first five octets: length, type 0, flags 0.
+            self._out += (head, name, after_head, (size << 16).to_bytes(5, "big"), name, data, tail, name, after_tail)
+            stream.answered = True
+            stream.state = CLOSED
+            del self.streams[stream_id]
+            return
+        self.send_headers(stream, headers)
+        self.send_data(stream, data)
+        self.send_headers(stream, trailers, end=True)
+        self._remember_reply(headers, trailers)
+
+    def _remember_reply(self, headers: Fields, trailers: Fields) -> None:
+        """Keep the frames of a pair of header lists if they are indexes by now."""
+        encoder = self._encoder
+        version = encoder.version
+        first, last = encoder.known(headers), encoder.known(trailers)
+        if first is None or last is None or max(len(first), len(last)) > self.peer.frame_size:
+            return
+        self._reply_headers, self._reply_trailers, self._reply_version = headers, trailers, version
+        self._reply = (
+            header_frames(0, first, len(first), end=False)[:5],
+            first,
+            header_frames(0, last, len(last), end=True)[:5],
+            last,
+        )
+
+    def _check_sendable(self, stream: Stream) -> None:
+        if stream.state & State.HALF_CLOSED_LOCAL or stream.tail is not None:
+            raise LocalProtocolError(f"stream {stream.id} was ended", ErrorCode.STREAM_CLOSED)
+
+    def _ended(self, stream: Stream) -> None:
+        """END_STREAM is in the output."""
+        state = TRANSITIONS[stream.state, Act.SEND_END]
+        if state is CLOSED:
+            self._finish(stream)
+        else:
+            stream.state = State(state)
+
+    def _write(self, stream: Stream, data: bytes | memoryview, *, end: bool) -> None:
+        """DATA for which the windows have room; at least one frame."""
+        size = len(data)
+        self._window -= size
+        stream.credit -= size
+        largest = self._frame_out
+        flags = END_STREAM if end else 0
+        if size <= largest:
+            if size or end:
+                self._out.append(make_frame(DATA, flags, stream.id, bytes(data)))
+            return
+        for at in range(0, size, largest):
+            last = at + largest >= size
+            self._out.append(make_frame(DATA, flags if last else 0, stream.id, bytes(data[at : at + largest])))
+
+    def _wait(self, stream: Stream, data: bytes) -> None:
+        size = len(data)
+        if self.waiting + size > self.limits.waiting_bytes:
+            self.reset(stream, ErrorCode.ENHANCE_YOUR_CALM)
+            self._lose(stream, ErrorCode.ENHANCE_YOUR_CALM)
+            return
+        if stream.queue is None:
+            stream.queue = deque()
+        for at in range(0, size, PIECE):
+            stream.queue.append(memoryview(data[at : at + PIECE]))
+        stream.waiting += size
+        self.waiting += size
+        if self.peer.stream_window + stream.credit > 0:
+            self._sendable[stream.id] = stream
+
+    def _opened(self, stream: Stream) -> None:
+        """The stream's own window has grown, or a setting has moved it."""
+        if stream.waiting and self.peer.stream_window + stream.credit > 0:
+            self._sendable.setdefault(stream.id, stream)
+            self._pump()
+
+    def _pump(self) -> None:
+        """Let go what waits, a frame a stream in turn, until the connection's window or every stream's is used up."""
+        sendable = self._sendable
+        while sendable and self._window > 0:
+            stream_id = next(iter(sendable))
+            stream = sendable.pop(stream_id)
+            queue = stream.queue
+            room = self.peer.stream_window + stream.credit
+            if not queue or room <= 0:
+                continue
+            piece = queue[0]
+            size = min(len(piece), self._window, room, self._frame_out)
+            if size == len(piece):
+                queue.popleft()
+            else:
+                queue[0] = piece[size:]
+            stream.waiting -= size
+            self.waiting -= size
+            tail = stream.tail
+            self._write(stream, piece[:size], end=tail is True and not queue)
+            if queue:
+                # At the end of the line: everybody else has a frame first.
+                sendable[stream_id] = stream
+                continue
+            self._drained(stream, tail)
+
+    def _drained(self, stream: Stream, tail: Fields | bool | None) -> None:
+        """All that waited has left."""
+        stream.queue = None
+        stream.tail = None
+        if isinstance(tail, tuple):
+            block = self._encoder.encode(tail)
+            self._out.append(header_frames(stream.id, block, self.peer.frame_size, end=True))
+        if tail is not None:
+            self._ended(stream)
+        self._events.append(Writable(stream))
