@@ -1,0 +1,78 @@
+"""Every bound on what peers can make a server hold or do, above those of one HTTP/2 connection."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from nebuladb.rpc.http2.limits import Limits
+
+
+@dataclass(frozen=True, slots=True)
+class ServerLimits:
+    """The bounds of a server. Who goes over one loses a call or a connection; nobody else notices.
+
+    `http2` has those of each connection: streams, windows, headers, floods, time to preface, idle time.
+    """
+
+    http2: Limits = field(default_factory=Limits)
+    connections: int = 20_000
+    """At once; further ones are closed as they come. Each costs memory and a file descriptor."""
+    connections_per_address: int = 0
+    """From one source address at once; 0: any number, since a proxy or a NAT is one address."""
+    calls: int = 10_000
+    """In progress at once, until their handlers have returned (a client that resets its calls frees nothing by it);
+    further ones are answered RESOURCE_EXHAUSTED. `maximum_concurrent_rpcs` overrides it."""
+    message_bytes: int = 4 << 20
+    """Of a request message, also when inflated."""
+    response_bytes: int = 64 << 20
+    """Of a response message; a larger one is answered RESOURCE_EXHAUSTED."""
+    stream_bytes: int = 64 << 10
+    """Response bytes of one stream that may wait for the peer's window before its handler's writes wait."""
+    turn_bytes: int = 64 << 10
+    """Response bytes that a stream's handler may write before others get their turn."""
+    transport_bytes: int = 1 << 20
+    """Bytes that a peer has let us send and doesn't read. Past it nothing more is read from it, and writes wait."""
+    handshake_seconds: float = 10.0
+    """For TLS, from accept on."""
+    held_seconds: float = 60.0
+    """A response that waits for the peer's window, or a transport that takes nothing, for longer is given up: the
+    stream is reset (CANCEL), the transport aborted."""
+    held_progress: int = 4 << 10
+    """Bytes that must leave within `held_seconds`: one byte a minute is a way of holding a response for ever, too."""
+    keepalive_seconds: float = 60.0
+    """Of silence until a peer is pinged."""
+    keepalive_timeout: float = 20.0
+    """Seconds until a peer that doesn't answer a ping is given up."""
+    linger_seconds: float = 5.0
+    """That a closed connection may take to read its last bytes."""
+    sweep_seconds: float = 1.0
+    """Between two looks at the times above: they hold to within this."""
+
+    def with_options(self, options: Iterable[tuple[str, Any]]) -> ServerLimits:
+        """These limits, with what ``grpc.aio.server``'s `options` say of them. Unknown ones say nothing, as there."""
+        limits = self
+        for name, value in options:
+            known = _OPTIONS.get(name)
+            if known is not None and value is not None and int(value) >= 0:
+                limits = dataclasses.replace(limits, **{known[0]: int(value) * known[1]})
+            inner = _HTTP2_OPTIONS.get(name)
+            if inner is not None and value is not None and int(value) > 0:
+                http2 = dataclasses.replace(limits.http2, **{inner[0]: int(value) * inner[1]})
+                limits = dataclasses.replace(limits, http2=http2)
+        return limits
+
+
+_OPTIONS: dict[str, tuple[str, Any]] = {
+    "grpc.max_receive_message_length": ("message_bytes", 1),
+    "grpc.max_send_message_length": ("response_bytes", 1),
+    "grpc.keepalive_time_ms": ("keepalive_seconds", 1e-3),
+    "grpc.keepalive_timeout_ms": ("keepalive_timeout", 1e-3),
+}
+_HTTP2_OPTIONS: dict[str, tuple[str, Any]] = {
+    "grpc.max_concurrent_streams": ("concurrent_streams", 1),
+    "grpc.max_metadata_size": ("header_list", 1),
+    "grpc.max_connection_idle_ms": ("idle_seconds", 1e-3),
+}

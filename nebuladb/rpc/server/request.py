@@ -1,0 +1,99 @@
+"""What a request's header block says, read once a block: clients repeat them, and cached blocks are one object."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import grpc
+
+from nebuladb.rpc import compression, status
+from nebuladb.rpc.compression import Codec, Inflate
+from nebuladb.rpc.metadata import Fields, MetadataError, Value, decode_metadata, parse_timeout
+from nebuladb.rpc.server.routes import Route, Routes
+from nebuladb.rpc.status import StatusError
+
+CONTENT_TYPE: Final = (b"content-type", b"application/grpc")
+OK: Final[Fields] = ((b":status", b"200"), CONTENT_TYPE, (b"grpc-accept-encoding", compression.ACCEPTED))
+"""The head of every answer. One object, so that the header encoder knows it."""
+_METHOD_NOT_ALLOWED: Final[Fields] = ((b":status", b"405"), (b"allow", b"POST"))
+_UNSUPPORTED_TYPE: Final[Fields] = ((b":status", b"415"), (b"accept-post", b"application/grpc"))
+MAX_SHOWN: Final = 200
+"""Characters of a path that an error repeats."""
+
+
+def refusal(code: grpc.StatusCode, details: str) -> Fields:
+    """A trailers-only answer."""
+    return OK + status.trailers(code, details)
+
+
+class Request:
+    """A parsed header block. Shared by all calls that came with it: nothing here changes."""
+
+    __slots__ = ("_fields", "_metadata", "accepts", "answer", "inflate", "path", "route", "timeout")
+
+    def __init__(self, fields: Fields, routes: Routes) -> None:
+        self._fields = fields
+        self._metadata: tuple[tuple[str, Value], ...] | None = None
+        self.path = ""
+        self.route: Route | None = None
+        """None where `Routes.resolve` must be asked."""
+        self.timeout: float | None = None
+        """Seconds."""
+        self.inflate: Inflate | None = None
+        self.accepts: bytes = b""
+        """The value of ``grpc-accept-encoding``: what the client can inflate."""
+        self.answer: Fields | None = None
+        """What a request that can't become a call is answered with, at once."""
+        try:
+            self.answer = self._parse(fields) or self._routed(routes)
+        except StatusError as error:
+            self.answer = refusal(error.code, error.details)
+        except MetadataError as error:
+            self.answer = refusal(grpc.StatusCode.INTERNAL, str(error))
+
+    def _parse(self, fields: Fields) -> Fields | None:
+        method = kind = b""
+        binary = False
+        for name, value in fields:
+            if name == b":path":
+                self.path = value.decode("latin-1")
+            elif name == b":method":
+                method = value
+            elif name == b"content-type":
+                kind = value
+            elif name == b"grpc-timeout":
+                self.timeout = parse_timeout(value)
+            elif name == b"grpc-encoding":
+                self.inflate = compression.decompressor(value.decode("latin-1"))
+            elif name == b"grpc-accept-encoding":
+                self.accepts = value
+            elif name.endswith(b"-bin"):
+                binary = True
+        if method != b"POST":
+            return _METHOD_NOT_ALLOWED
+        if not (kind == b"application/grpc" or kind.startswith((b"application/grpc+", b"application/grpc;"))):
+            return _UNSUPPORTED_TYPE
+        if binary:
+            self.metadata()  # what is no base64 is refused before a handler runs
+        return None
+
+    def _routed(self, routes: Routes) -> Fields | None:
+        if routes.dynamic:
+            return None
+        self.route = routes.find(self.path)
+        return None if self.route is not None else self.unknown()
+
+    def unknown(self) -> Fields:
+        """The answer where there is no such method."""
+        return refusal(grpc.StatusCode.UNIMPLEMENTED, f"no method {self.path[:MAX_SHOWN]} here")
+
+    def metadata(self) -> tuple[tuple[str, Value], ...]:
+        """The client's metadata, decoded when first asked for."""
+        if self._metadata is None:
+            self._metadata = tuple(decode_metadata(self._fields))
+        return self._metadata
+
+    def takes(self, encoding: str) -> Codec | None:
+        """What compresses for this client, if it can inflate `encoding`."""
+        names = self.accepts.decode("latin-1").replace(" ", "").split(",")
+        return compression.compressor(encoding) if encoding in names else None

@@ -1,0 +1,249 @@
+"""`Server`: ports, handlers, life."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Executor
+from typing import Any, Final
+
+import grpc
+import grpc.aio
+
+from nebuladb.rpc.server.carrier import Carriers
+from nebuladb.rpc.server.connection import ServerConnection
+from nebuladb.rpc.server.limits import ServerLimits
+from nebuladb.rpc.server.ports import bind
+from nebuladb.rpc.server.routes import Handler, Routes
+from nebuladb.rpc.server.sniffer import Sniffer
+from nebuladb.rpc.tls import ServerCredentials
+
+BACKLOG: Final = 1024
+"""Connections that the kernel holds until we accept them."""
+REFRESH_SECONDS: Final = 10.0
+"""Between two looks at the files of certificates."""
+_STOPPING: Final = "the server is stopping"
+
+Http1 = Callable[[], asyncio.Protocol]
+
+
+class Server(grpc.aio.Server):
+    """A gRPC server with the surface of ``grpc.aio.Server``. Make it with `nebuladb.rpc.server`, in its loop.
+
+    One loop's, and not thread-safe.
+    """
+
+    def __init__(
+        self,
+        *,
+        handlers: Sequence[grpc.GenericRpcHandler],
+        interceptors: Sequence[grpc.aio.ServerInterceptor],
+        limits: ServerLimits,
+        reuse_port: bool,
+        thread_pool: Executor | None,
+        http1: Http1 | None,
+    ) -> None:
+        self.limits = limits
+        self.max_calls = limits.calls
+        self.thread_pool = thread_pool
+        self.http1 = http1
+        self.routes = Routes(interceptors)
+        self.routes.add_generic(handlers)
+        self.calls = 0
+        """In progress, of all connections."""
+        self.stopping = False
+        self.loop: asyncio.AbstractEventLoop
+        self.carriers: Carriers
+        self._reuse_port = reuse_port
+        self._sockets: list[tuple[socket.socket, ServerCredentials | None]] = []
+        self._listeners: list[asyncio.Server] = []
+        # A dict and not a set: sweeps go through it in order.
+        self._connections: dict[Sniffer | ServerConnection, str] = {}
+        self._addresses: dict[str, int] = {}
+        self._touched: list[ServerConnection] = []
+        self._timer: asyncio.TimerHandle | None = None
+        self._refresher: asyncio.Task[None] | None = None
+        self._started = False
+        self._quiet: asyncio.Event
+        """Set when there is no connection and no call."""
+        self._stopped: asyncio.Event
+        self._deadline: float | None = None
+
+    # --- before the start ------------------------------------------------------------------------------------------
+
+    def add_generic_rpc_handlers(self, generic_rpc_handlers: Iterable[grpc.GenericRpcHandler]) -> None:
+        """Register handlers; the first that knows a method has it."""
+        self.routes.add_generic(list(generic_rpc_handlers))
+
+    def add_registered_method_handlers(self, service_name: str, method_handlers: Mapping[str, Handler]) -> None:
+        """Register a service's methods by name; they come before generic handlers."""
+        self.routes.add_registered(service_name, method_handlers)
+
+    def add_insecure_port(self, address: str) -> int:
+        """Listen at HOST:PORT (port 0: any free one) in plain text. Returns the port. Raises `RuntimeError`."""
+        return self._bind(address, None)
+
+    def add_secure_port(self, address: str, server_credentials: grpc.ServerCredentials) -> int:
+        """The same with TLS.
+
+        Raises:
+            TypeError: credentials that `nebuladb.rpc.ssl_server_credentials` didn't make; grpc's own are opaque.
+        """
+        if not isinstance(server_credentials, ServerCredentials):
+            raise TypeError("make the credentials with nebuladb.rpc.ssl_server_credentials; grpc's own are opaque")
+        return self._bind(address, server_credentials)
+
+    def _bind(self, address: str, credentials: ServerCredentials | None) -> int:
+        if self._started:
+            raise RuntimeError("ports are added before the start")
+        sockets = bind(address, reuse_port=self._reuse_port, backlog=BACKLOG)
+        self._sockets += [(one, credentials) for one in sockets]
+        return int(sockets[0].getsockname()[1])
+
+    # --- life ------------------------------------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        """Accept connections. Once."""
+        if self._started:
+            raise grpc.aio.UsageError("the server has been started")
+        self._started = True
+        self.loop = asyncio.get_running_loop()
+        self.carriers = Carriers(self.loop)
+        self._quiet = asyncio.Event()
+        self._stopped = asyncio.Event()
+        for listening, credentials in self._sockets:
+            secured: dict[str, Any] = {}
+            if credentials is not None:
+                secured = {
+                    "ssl": credentials.listening(http1=self.http1 is not None),
+                    "ssl_handshake_timeout": self.limits.handshake_seconds,
+                }
+            listener = await self.loop.create_server(lambda: Sniffer(self), sock=listening, backlog=BACKLOG, **secured)
+            self._listeners.append(listener)
+        self._timer = self.loop.call_later(self.limits.sweep_seconds, self._sweep)
+        changing = [credentials for _, credentials in self._sockets if credentials is not None]
+        if changing:
+            self._refresher = self.loop.create_task(_refresh(changing), name="TLS files")
+
+    async def stop(self, grace: float | None) -> None:
+        """Take no new calls; give those in progress `grace` seconds, then end them with UNAVAILABLE.
+
+        A second call can make the grace shorter, not longer. Returns when all handlers have returned.
+        """
+        if not self._started:
+            self._started = True
+            for listening, _ in self._sockets:
+                listening.close()
+            self._stopped = asyncio.Event()
+            self._stopped.set()
+            return
+        if self._stopped.is_set():
+            return
+        deadline = time.monotonic() + (grace or 0.0)
+        if not self.stopping:
+            self.stopping = True
+            for listener in self._listeners:
+                listener.close()
+            if self._refresher is not None:
+                self._refresher.cancel()
+            for connection in list(self._connections):
+                if grace:
+                    connection.shutdown()
+        if self._deadline is None or deadline < self._deadline:
+            self._deadline = deadline
+            self.loop.call_later(max(0.0, deadline - time.monotonic()), self._cut)
+        self._look()
+        await self._quiet.wait()
+        self._finish()
+
+    def _cut(self) -> None:
+        """The grace is over."""
+        for connection in list(self._connections):
+            connection.stop(_STOPPING)
+
+    def _finish(self) -> None:
+        if not self._stopped.is_set():
+            if self._timer is not None:
+                self._timer.cancel()
+            self.carriers.close()
+            self._stopped.set()
+
+    async def wait_for_termination(self, timeout: float | None = None) -> bool:
+        """Wait until the server is stopped. True if `timeout` seconds passed before."""
+        try:
+            async with asyncio.timeout(timeout):
+                await self._stopped.wait()
+        except TimeoutError:
+            return True
+        return False
+
+    # --- what connections tell it ----------------------------------------------------------------------------------
+
+    def connected(self, connection: Sniffer) -> bool:
+        """Whether one more may be."""
+        if self.stopping or len(self._connections) >= self.limits.connections:
+            return False
+        most = self.limits.connections_per_address
+        if most:
+            count = self._addresses.get(connection.address, 0)
+            if count >= most:
+                return False
+            self._addresses[connection.address] = count + 1
+        self._connections[connection] = connection.address
+        return True
+
+    def became(self, sniffer: Sniffer, connection: ServerConnection) -> None:
+        """It speaks HTTP/2."""
+        self._connections[connection] = self._connections.pop(sniffer)
+
+    def disconnected(self, connection: Sniffer | ServerConnection) -> None:
+        """It is gone, or somebody else's."""
+        address = self._connections.pop(connection, None)
+        if address is None:
+            return
+        count = self._addresses.get(address, 0) - 1
+        if count > 0:
+            self._addresses[address] = count
+        else:
+            self._addresses.pop(address, None)
+        self._look()
+
+    def released(self) -> None:
+        """A handler has returned."""
+        self.calls -= 1
+        if self.stopping:
+            self._look()
+
+    def _look(self) -> None:
+        if self.stopping and not self._connections and not self.calls:
+            self._quiet.set()
+
+    def touched(self, connection: ServerConnection) -> None:
+        """It has something to write: once, when this turn's callbacks have run."""
+        if not self._touched:
+            self.loop.call_soon(self._flush)
+        self._touched.append(connection)
+
+    def _flush(self) -> None:
+        touched, self._touched = self._touched, []
+        for connection in touched:
+            connection.flush()
+
+    def _sweep(self) -> None:
+        self._timer = self.loop.call_later(self.limits.sweep_seconds, self._sweep)
+        self.sweep(time.monotonic())
+
+    def sweep(self, now: float) -> None:
+        """Look at the times of all connections; `now` is monotonic seconds."""
+        for connection in list(self._connections):
+            connection.sweep(now)
+
+
+async def _refresh(credentials: Sequence[ServerCredentials]) -> None:
+    """Look at the files for ever, off the loop."""
+    while True:
+        await asyncio.sleep(REFRESH_SECONDS)
+        for one in credentials:
+            await asyncio.to_thread(one.refresh)
