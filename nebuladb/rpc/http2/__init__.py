@@ -17,8 +17,8 @@ What its owner owes it:
 6. It keeps the time: `Limits.preface_seconds` until `ready`, `idle_seconds`, its own keepalive with `ping`.
 
 What it raises: `LocalProtocolError` for what the owner must not do (nothing has changed then), and nothing for what the
-peer does: that ends in `StreamReset` (RST_STREAM is in the output) or `ConnectionEnded` (GOAWAY is). Sending on a stream
-that was reset, or on a closed connection, is no error and does nothing: the owner can't have known.
+peer does: that ends in `StreamReset` (RST_STREAM is in the output) or `ConnectionEnded` (GOAWAY is). Sending on a
+stream that was reset, or on a closed connection, is no error and does nothing: the owner can't have known.
 
 What it won't do: push, priorities, CONNECT, HTTP/1.1 upgrade.
 """
@@ -32,6 +32,7 @@ from nebuladb.rpc.http2.events import (
     GoingAway,
     HeadersReceived,
     PingAcknowledged,
+    ResponseReceived,
     StreamReset,
     StreamsAllowed,
     Writable,
@@ -56,6 +57,7 @@ __all__ = [
     "ProtocolError",
     "Rate",
     "RemoteProtocolError",
+    "ResponseReceived",
     "State",
     "Stream",
     "StreamLimit",

@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from nebuladb.rpc.http2.errors import ErrorCode, LocalProtocolError
 from nebuladb.rpc.http2.frames import MAX_STREAM_ID, PING, frame, goaway_frame
 from nebuladb.rpc.http2.limits import Limits
-from nebuladb.rpc.http2.receiving import Receiving
+from nebuladb.rpc.http2.reading import Reading
+
+DEFAULTS: Final = Limits()
 
 
-class Connection(Receiving):
+class Connection(Reading):
     """One end of an HTTP/2 connection, client's or server's.
 
-    Read from the bottom: `Core` has the state and what ends its parts, `Sending` what the owner says, `Receiving`
-    what the peer says; here is what concerns the connection as a whole.
+    Read it from the bottom: `Core` has the state and what ends its parts, `Sending` what the owner says, `Control` and
+    `Receiving` what each frame of the peer's does, `Reading` finds the frames. Here is what concerns the whole.
     """
 
     __slots__ = ()
 
     def __init__(self, *, client: bool, limits: Limits | None = None) -> None:
-        super().__init__(client=client, limits=limits or Limits())
+        super().__init__(client=client, limits=limits or DEFAULTS)
 
     def ping(self, payload: bytes) -> None:
         """PING; the answer comes as `PingAcknowledged`.
@@ -29,6 +33,7 @@ class Connection(Receiving):
         if len(payload) != 8:
             raise LocalProtocolError("a ping has 8 octets")
         if not self.closed:
+            self._pings += 1
             self._out.append(frame(PING, 0, 0, payload))
 
     def shutdown(self) -> None:

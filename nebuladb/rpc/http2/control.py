@@ -15,7 +15,7 @@ from nebuladb.rpc.http2.sending import Sending
 class Control(Sending):
     """Adds the frames that carry no part of a message. Each method takes one, whose length and stream it checks."""
 
-    __slots__ = ("_floods", "_granted", "_now", "_sent_seen", "_unacknowledged")
+    __slots__ = ("_floods", "_granted", "_last_out", "_now", "_pings", "_sent_seen", "_unacknowledged")
 
     def __init__(self, *, client: bool, limits: Limits) -> None:
         super().__init__(client=client, limits=limits)
@@ -29,6 +29,10 @@ class Control(Sending):
         """Octets that the peer ever allowed the connection to send."""
         self._sent_seen = 0
         """Octets that we had sent at the last WINDOW_UPDATE."""
+        self._pings = 0
+        """Pings of ours that the peer has not acknowledged."""
+        self._last_out = MAX_STREAM_ID
+        """The last stream that the peer will look at: what its GOAWAY said."""
 
     def _flood(self, what: str) -> None:
         """One more of what a rate bounds."""
@@ -41,7 +45,8 @@ class Control(Sending):
         """Nobody opened it yet."""
         if self.client:
             return stream_id % 2 == 0 or stream_id >= self._next_id
-        return stream_id % 2 == 0 or stream_id > self._last_in
+        # Streams above the ceiling were opened and not looked at.
+        return stream_id % 2 == 0 or self._last_in < stream_id <= self._ceiling
 
     def _on_priority(self, flags: int, stream_id: int, payload: bytes) -> None:
         self._flood("ignored")
@@ -84,7 +89,7 @@ class Control(Sending):
             for stream in list(self.streams.values()):
                 if peer.stream_window + stream.credit > MAX_WINDOW:
                     raise RemoteProtocolError("a window over 2^31 - 1", ErrorCode.FLOW_CONTROL_ERROR)
-                self._opened(stream)
+                self._window_moved(stream)
         if self._refused:
             self._allow_again()
 
@@ -107,6 +112,10 @@ class Control(Sending):
             raise RemoteProtocolError("PING of a wrong length", ErrorCode.FRAME_SIZE_ERROR)
         self._flood("pings")
         if flags & ACK:
+            if not self._pings:
+                self._flood("ignored")
+                return
+            self._pings -= 1
             self._events.append(PingAcknowledged(payload))
         else:
             self._answer(frames.frame(frames.PING, ACK, 0, payload))
@@ -119,6 +128,9 @@ class Control(Sending):
         self._flood("settings")
         last = WORD.unpack_from(payload)[0] & MAX_STREAM_ID
         code = _error_code(WORD.unpack_from(payload, 4)[0])
+        if last > self._last_out:
+            raise RemoteProtocolError("GOAWAY takes back what an earlier one said")
+        self._last_out = last
         self.going_away = True
         self._refused = False
         self._events.append(GoingAway(code, last, payload[8 : 8 + self.limits.debug_bytes]))
@@ -131,11 +143,14 @@ class Control(Sending):
         if len(payload) != WORD.size:
             raise RemoteProtocolError("WINDOW_UPDATE of a wrong length", ErrorCode.FRAME_SIZE_ERROR)
         size = WORD.unpack(payload)[0] & MAX_WINDOW
-        # All that we ever sent is what we may have sent less what we still may.
+        # All that we ever sent is what we might have sent less what we still may.
         sent = self._granted - self._window
-        if sent == self._sent_seen:
+        if sent != self._sent_seen:
+            self._sent_seen = sent
+        elif self._updates_earned:
+            self._updates_earned -= 1
+        else:
             self._flood("window_updates")
-        self._sent_seen = sent
         if not stream_id:
             if not size:
                 raise RemoteProtocolError("WINDOW_UPDATE of 0")
@@ -155,7 +170,7 @@ class Control(Sending):
         stream.credit += size
         if self.peer.stream_window + stream.credit > MAX_WINDOW:
             raise StreamError("a window over 2^31 - 1", ErrorCode.FLOW_CONTROL_ERROR)
-        self._opened(stream)
+        self._window_moved(stream)
 
 
 def check_dependency(stream_id: int, payload: bytes) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
+from nebuladb.errors import invariant
 from nebuladb.rpc.http2.decoder import HeaderDecoder
 from nebuladb.rpc.http2.encoder import HeaderEncoder
 from nebuladb.rpc.http2.errors import ErrorCode, LocalProtocolError, ProtocolError, RemoteProtocolError
@@ -19,7 +20,7 @@ from nebuladb.rpc.http2.frames import (
 )
 from nebuladb.rpc.http2.limits import Limits
 from nebuladb.rpc.http2.settings import PeerSettings, announcement
-from nebuladb.rpc.http2.stream import CLOSED, Stream
+from nebuladb.rpc.http2.stream import CLOSED, HALF_CLOSED_LOCAL, OPEN, Stream
 
 LARGEST_FRAME: Final = 1 << 16
 """Octets of the largest DATA that we send, whatever the peer takes: streams that wait for one window share it by
@@ -57,6 +58,7 @@ class Core:
         "_taken",
         "_taken_enough",
         "_unread",
+        "_updates_earned",
         "_window",
         "client",
         "closed",
@@ -66,6 +68,7 @@ class Core:
         "ready",
         "streams",
         "waiting",
+        "whole_responses",
     )
 
     def __init__(self, *, client: bool, limits: Limits) -> None:
@@ -83,10 +86,12 @@ class Core:
         """The peer's settings, as of its last SETTINGS."""
         self.waiting = 0
         """Octets of all streams that wait for the peer's windows."""
+        self.whole_responses = False
+        """A client's owner sets it to get `ResponseReceived`."""
         self._encoder = HeaderEncoder()
         self._decoder = HeaderDecoder(limits)
         self._events: list[Event] = []
-        self._out: list[bytes] = [PREFACE] if client else []
+        self._out: list[bytes | memoryview] = [PREFACE] if client else []
         self._answers = 0
         self._next_id = 1
         self._last_in = 0
@@ -106,6 +111,8 @@ class Core:
         self._taken_enough = self._connection_window // 2
         self._unread = 0
         self._taken = 0
+        self._updates_earned = 0
+        """WINDOW_UPDATEs that the peer may send without cause to doubt it, for DATA that it got."""
         self._out.append(announcement(limits, client=client))
         if self._connection_window > DEFAULT_WINDOW:
             self._out.append(window_update_frame(0, self._connection_window - DEFAULT_WINDOW))
@@ -134,14 +141,14 @@ class Core:
         Raises:
             LocalProtocolError: it never got so many.
         """
+        if stream.reset or self.closed:
+            return
         if size > stream.unread:
-            if stream.reset or self.closed:
-                return
             raise LocalProtocolError(f"{size} octets of stream {stream.id} consumed, {stream.unread} were there")
         stream.unread -= size
         self._unread -= size
         self._taken += size
-        if not stream.state & 2:
+        if stream.state is OPEN or stream.state is HALF_CLOSED_LOCAL:
             stream.taken += size
             if stream.taken >= self._stream_window_low:
                 self._out.append(window_update_frame(stream.id, stream.taken))
@@ -151,8 +158,7 @@ class Core:
 
     def _announce(self) -> None:
         """Give the connection's window back."""
-        if not self.closed:
-            self._out.append(window_update_frame(0, self._taken))
+        self._out.append(window_update_frame(0, self._taken))
         self._taken = 0
 
     def reset(self, stream: Stream, code: ErrorCode) -> None:
@@ -179,6 +185,25 @@ class Core:
         if self._taken >= self._taken_enough:
             self._announce()
         self._finish(stream)
+
+    def check(self) -> None:
+        """The invariants above.
+
+        Raises:
+            InvariantViolation: one is broken.
+        """
+        streams = self.streams
+        window = self.peer.stream_window
+        invariant(all(stream.state is not CLOSED for stream in streams.values()), "a closed stream is held as open")
+        invariant(self.waiting == sum(stream.waiting for stream in streams.values()), "waiting octets are miscounted")
+        invariant(self._unread >= sum(stream.unread for stream in streams.values()), "unread octets are miscounted")
+        invariant(0 <= self._unread + self._taken <= self._connection_window, "the peer has more than its window")
+        sendable = {key for key, stream in streams.items() if stream.waiting and window + stream.credit > 0}
+        invariant(self.closed or self._sendable.keys() == sendable, "a stream is wrongly held as sendable, or not held")
+        invariant(self.closed or not sendable or self._window <= 0, "octets wait in front of open windows")
+        for stream in streams.values():
+            queued = sum(len(piece) for piece in stream.queue or ())
+            invariant(stream.waiting == queued, "a stream's waiting octets are miscounted")
 
     def _drop_waiting(self, stream: Stream) -> None:
         self.waiting -= stream.waiting

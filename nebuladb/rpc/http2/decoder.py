@@ -9,7 +9,7 @@ from hpack.huffman_table import decode_huffman
 from hpack.table import HeaderTable
 
 from nebuladb.rpc.http2.errors import ErrorCode, RemoteProtocolError
-from nebuladb.rpc.http2.headers import FIELD_OVERHEAD, Field, Fields, HeaderBlock
+from nebuladb.rpc.http2.headers import FIELD_OVERHEAD, Field, Fields, HeaderBlock, Judge
 from nebuladb.rpc.http2.limits import HARD_FACTOR, Limits
 
 CACHED_BLOCKS: Final = 64
@@ -19,6 +19,9 @@ CACHED_OCTETS: Final = 16 << 10
 keep."""
 MAX_SIZE_UPDATES: Final = 2
 """Table size updates at a block's start: the smallest and the last are all that can matter (RFC 7541 4.2)."""
+
+TOO_LARGE: Final = "header list too large"
+"""The fault of a list over `Limits.header_list` or `header_fields` that isn't malformed."""
 
 _STATIC: Final = HeaderTable.STATIC_TABLE
 _STATIC_END: Final = HeaderTable.STATIC_TABLE_LENGTH + 1
@@ -36,10 +39,22 @@ class HeaderDecoder:
       again, so that validation and the upper layer's memo are not repeated.
     """
 
-    __slots__ = ("_decoder", "_known_octets", "_known_old", "_lists", "_lists_octets", "_lists_old", "known")
+    __slots__ = (
+        "_decoder",
+        "_judge",
+        "_known_octets",
+        "_known_old",
+        "_limits",
+        "_lists",
+        "_lists_octets",
+        "_lists_old",
+        "known",
+    )
 
     def __init__(self, limits: Limits) -> None:
+        self._limits = limits
         self._decoder = Decoder(limits.header_list * HARD_FACTOR)
+        self._judge = Judge()
         self.known: dict[bytes, HeaderBlock] = {}
         """For the connection's inlined look-up. It is another object after every `decode`."""
         self._known_old: dict[bytes, HeaderBlock] = {}
@@ -57,13 +72,14 @@ class HeaderDecoder:
         """The list that `block` encodes.
 
         Raises:
-            RemoteProtocolError: COMPRESSION_ERROR; ENHANCE_YOUR_CALM for a list over the hard bounds. The tables
-            disagree
-                then and the connection can't go on.
+            RemoteProtocolError: COMPRESSION_ERROR; ENHANCE_YOUR_CALM for what is over the hard bounds. The tables
+                disagree then and the connection can't go on.
         """
         found = self.known.get(block)
         if found is not None:
             return found
+        if len(block) > self._limits.header_block:
+            raise RemoteProtocolError("header block too large", ErrorCode.ENHANCE_YOUR_CALM)
         found = self._known_old.get(block)
         if found is None:
             try:
@@ -74,7 +90,7 @@ class HeaderDecoder:
                     return found
             except OversizedHeaderListError as error:
                 raise RemoteProtocolError("header list too large", ErrorCode.ENHANCE_YOUR_CALM) from error
-            except (HPACKError, UnicodeDecodeError) as error:
+            except HPACKError as error:
                 raise RemoteProtocolError(f"header block: {error}", ErrorCode.COMPRESSION_ERROR) from error
             found = self._block(fields)
         self._remember(block, found)
@@ -144,9 +160,7 @@ class HeaderDecoder:
         found = self._lists.get(fields)
         if found is not None:
             return found
-        found = self._lists_old.get(fields)
-        if found is None:
-            found = HeaderBlock(fields)
+        found = self._lists_old.get(fields) or self._judged(fields)
         self._lists_octets += found.size
         if len(self._lists) >= CACHED_BLOCKS or self._lists_octets > CACHED_OCTETS:
             self._lists_old, self._lists = self._lists, {}
@@ -154,6 +168,18 @@ class HeaderDecoder:
         if found.size <= CACHED_OCTETS:
             self._lists[fields] = found
         return found
+
+    def _judged(self, fields: Fields) -> HeaderBlock:
+        size = FIELD_OVERHEAD * len(fields)
+        for name, value in fields:
+            size += len(name) + len(value)
+        block = self._judge.classify(fields, size)
+        limits = self._limits
+        if size > limits.header_list or len(fields) > limits.header_fields:
+            block.fault = block.fault or TOO_LARGE
+        elif block.length < 0:
+            block.plain = block.kind
+        return block
 
     def _remember(self, block: bytes, found: HeaderBlock) -> None:
         # A block is shorter than its list but for Huffman codes of rare octets, hence both.

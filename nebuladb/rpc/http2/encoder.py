@@ -6,7 +6,8 @@ from typing import Final
 
 from hpack.table import HeaderTable
 
-from nebuladb.rpc.http2.headers import FIELD_OVERHEAD, Field, Fields
+from nebuladb.rpc.http2.errors import LocalProtocolError
+from nebuladb.rpc.http2.headers import FIELD_OVERHEAD, Field, Fields, MalformedError, check_field
 
 MAX_TABLE: Final = 4096
 """Octets of the peer's table that we use, however much it offers: the constant headers of gRPC fit twenty times."""
@@ -84,25 +85,40 @@ class HeaderEncoder:
         self._inserted.clear()
         self._changed()
 
+    def check(self, fields: Fields) -> None:
+        """Whether they may be sent (RFC 9113, section 8.2); what was sent before is not looked at again.
+
+        Raises:
+            LocalProtocolError: a name or value that HTTP/2 has no place for.
+        """
+        if fields in self._blocks:
+            return
+        for field in fields:
+            if field not in self._fields:
+                try:
+                    check_field(field)
+                except MalformedError as error:
+                    raise LocalProtocolError(f"{error} can't be sent") from error
+
     def encode(self, fields: Fields) -> bytes:
-        """The block of `fields`; to be sent before any other is encoded, since the peer's table follows the order."""
+        """The block of `fields`; to be sent before any other is encoded, since the peer's table follows the order.
+
+        Raises: as `check`; nothing has changed then.
+        """
         block = self._blocks.get(fields)
         if block is not None:
             return block
-        prefix = b""
-        if self._updates:
-            prefix = b"".join([integer(size, 5, 0x20) for size in self._updates])
-            self._updates = []
+        self.check(fields)
+        updates = b"".join([integer(size, 5, 0x20) for size in self._updates])
+        self._updates = []
         version = self.version
         block = b"".join([self._fields.get(field) or self._field(field) for field in fields])
-        if self.version != version:
-            # Something was inserted: the next time it is an index.
-            return prefix + block
-        if not prefix and len(block) <= MEMO_OCTETS:
+        # If something was inserted the next block is another one: an index.
+        if self.version == version and not updates and len(block) <= MEMO_OCTETS:
             if len(self._blocks) >= MEMO:
                 self._blocks.clear()
             self._blocks[fields] = block
-        return prefix + block
+        return updates + block
 
     def known(self, fields: Fields) -> bytes | None:
         """The block of `fields` if it changes nothing at the peer, so that it may be sent at any time under this

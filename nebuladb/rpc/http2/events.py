@@ -27,6 +27,20 @@ class HeadersReceived:
 
 
 @dataclass(slots=True)
+class ResponseReceived:
+    """A client's: the whole answer to a unary request, in place of HeadersReceived, DataReceived and HeadersReceived.
+
+    It comes if `Connection.whole_responses` is set and all of it stood in one `receive`, in the shape that repeats; else
+    the three do. The data counts as consumed, and the stream is over.
+    """
+
+    stream: Stream
+    headers: HeaderBlock
+    data: bytes
+    trailers: HeaderBlock
+
+
+@dataclass(slots=True)
 class DataReceived:
     """A part of the body, without padding. The owner says `Connection.consumed` of its length when it has taken it."""
 
@@ -86,6 +100,7 @@ class ConnectionEnded:
 
 Event = (
     HeadersReceived
+    | ResponseReceived
     | DataReceived
     | StreamReset
     | Writable

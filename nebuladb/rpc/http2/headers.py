@@ -12,6 +12,10 @@ Fields = tuple[Field, ...]
 
 FIELD_OVERHEAD: Final = 32
 """What a field counts beside name and value (RFC 7541 4.1)."""
+KNOWN_FIELDS: Final = 128
+"""Fields that were found good, and are remembered; then all are forgotten."""
+KNOWN_FIELD_OCTETS: Final = 256
+"""A longer one is looked at each time."""
 
 _NAME: Final = re.compile(rb":?[!#$%&'*+\-.^_`|~0-9a-z]+\Z")
 """A token without capitals (section 8.2.1)."""
@@ -21,6 +25,8 @@ _CONNECTION_SPECIFIC: Final = frozenset(
     (b"connection", b"proxy-connection", b"keep-alive", b"transfer-encoding", b"upgrade"),
 )
 _REQUEST_PSEUDO: Final = frozenset((b":method", b":scheme", b":path", b":authority"))
+_CONTENT_LENGTH: Final = b"content-length"
+_HOST: Final = b"host"
 _MAX_LENGTH_DIGITS: Final = 18
 
 
@@ -36,84 +42,122 @@ class Kind(IntEnum):
 
 
 class HeaderBlock:
-    """A decoded header list. A block that repeats on a connection is one object.
+    """A decoded header list. One that repeats on a connection is one object.
 
     `memo` is the upper layer's: what it made of the fields, so that it makes it once.
     """
 
-    __slots__ = ("fault", "fields", "kind", "length", "memo", "size")
+    __slots__ = ("fault", "fields", "kind", "length", "memo", "plain", "size")
 
-    def __init__(self, fields: Fields) -> None:
+    def __init__(self, fields: Fields, size: int) -> None:
         self.fields: Fields = fields
         self.memo: Any = None
-        self.size: int = sum(len(name) + len(value) for name, value in fields) + FIELD_OVERHEAD * len(fields)
-        """As RFC 7541 4.1 counts it."""
-        self.length: int = -1
-        """content-length; -1 without one."""
+        self.size: int = size
+        """Octets as RFC 7541 4.1 counts them."""
+        self.kind: Kind = Kind.MALFORMED
         self.fault: str = ""
         """What makes it malformed."""
-        self.kind: Kind = Kind.MALFORMED
-        try:
-            self.kind = self._classify()
-        except _MalformedError as error:
-            self.fault = str(error)
+        self.length: int = -1
+        """content-length; -1 without one."""
+        self.plain: Kind = Kind.MALFORMED
+        """Its kind if that is all there is to know: no content-length, and within the limits."""
 
     def __repr__(self) -> str:
         return f"<HeaderBlock {self.kind.name} {self.fields!r}>"
 
-    def _classify(self) -> Kind:
+
+class MalformedError(Exception):
+    """Why a header list is malformed."""
+
+
+def check_field(field: Field) -> None:
+    """A field by itself.
+
+    Raises:
+        MalformedError: it has no place in HTTP/2 (section 8.2).
+    """
+    name, value = field
+    if not _NAME.match(name):
+        raise MalformedError(f"header name {name[:64]!r}")
+    if not _VALUE.match(value):
+        raise MalformedError(f"value of {name[:64]!r}")
+    if name in _CONNECTION_SPECIFIC:
+        raise MalformedError(f"{name!r} belongs to HTTP/1.1")
+    if name == b"te" and value.lower() != b"trailers":
+        raise MalformedError("te other than trailers")
+
+
+class Judge:
+    """Tells what header lists are; remembers the fields that it found good, for lists share most of theirs."""
+
+    __slots__ = ("_good",)
+
+    def __init__(self) -> None:
+        self._good: set[Field] = set()
+
+    def classify(self, fields: Fields, size: int) -> HeaderBlock:
+        """A block of `fields`, whose size is known; malformed or not."""
+        block = HeaderBlock(fields, size)
+        try:
+            self._examine(block)
+        except MalformedError as error:
+            block.fault = str(error)
+        return block
+
+    def _examine(self, block: HeaderBlock) -> None:
+        good = self._good
         pseudo: dict[bytes, bytes] = {}
         regular = False
-        for name, value in self.fields:
-            if not _NAME.match(name):
-                raise _MalformedError(f"header name {name[:64]!r}")
-            if not _VALUE.match(value):
-                raise _MalformedError(f"value of {name[:64]!r}")
-            if name.startswith(b":"):
+        for field in block.fields:
+            if field not in good:
+                check_field(field)
+                self._remember(field)
+            name, value = field
+            if name[0] == 0x3A:
                 if regular or name in pseudo:
-                    raise _MalformedError(f"{name[:64]!r} twice, or behind other headers")
+                    raise MalformedError(f"{name[:64]!r} twice, or behind other headers")
                 pseudo[name] = value
-            else:
-                regular = True
-                self._check_regular(name, value, pseudo)
+                continue
+            regular = True
+            if name == _CONTENT_LENGTH:
+                block.length = _length(value, block.length)
+            elif name == _HOST and pseudo.get(b":authority", value) != value:
+                raise MalformedError("host is not :authority")
         if not pseudo:
-            return Kind.TRAILERS
-        if b":status" in pseudo:
-            return _response(pseudo)
-        return _request(pseudo)
+            block.kind = Kind.TRAILERS
+        elif b":status" in pseudo:
+            block.kind = _response(pseudo)
+        else:
+            block.kind = _request(pseudo)
 
-    def _check_regular(self, name: bytes, value: bytes, pseudo: dict[bytes, bytes]) -> None:
-        if name in _CONNECTION_SPECIFIC:
-            raise _MalformedError(f"{name!r} belongs to HTTP/1.1")
-        if name == b"te" and value.lower() != b"trailers":
-            raise _MalformedError("te other than trailers")
-        if name == b"host" and pseudo.get(b":authority", value) != value:
-            raise _MalformedError("host is not :authority")
-        if name == b"content-length":
-            if not value.isdigit() or len(value) > _MAX_LENGTH_DIGITS or self.length not in (-1, int(value)):
-                raise _MalformedError("content-length")
-            self.length = int(value)
+    def _remember(self, field: Field) -> None:
+        if len(field[0]) + len(field[1]) <= KNOWN_FIELD_OCTETS:
+            if len(self._good) >= KNOWN_FIELDS:
+                self._good.clear()
+            self._good.add(field)
 
 
-class _MalformedError(Exception):
-    """Why a header list is malformed."""
+def _length(value: bytes, before: int) -> int:
+    """content-length; said twice it must be the same (section 8.1.1)."""
+    if not value.isdigit() or len(value) > _MAX_LENGTH_DIGITS or before not in (-1, int(value)):
+        raise MalformedError("content-length")
+    return int(value)
 
 
 def _response(pseudo: dict[bytes, bytes]) -> Kind:
     status = pseudo[b":status"]
     if len(pseudo) > 1:
-        raise _MalformedError("a pseudo header beside :status")
+        raise MalformedError("a pseudo header beside :status")
     # 101 belongs to HTTP/1.1's upgrade (section 8.6).
     if len(status) != 3 or not status.isdigit() or status < b"100" or status == b"101":
-        raise _MalformedError(f":status {status[:64]!r}")
+        raise MalformedError(f":status {status[:64]!r}")
     return Kind.INFORMATIONAL if status < b"200" else Kind.RESPONSE
 
 
 def _request(pseudo: dict[bytes, bytes]) -> Kind:
-    unknown = pseudo.keys() - _REQUEST_PSEUDO
-    if unknown:
-        raise _MalformedError(f"{min(unknown)[:64]!r} is unknown")
+    if not pseudo.keys() <= _REQUEST_PSEUDO:
+        raise MalformedError(f"{min(pseudo.keys() - _REQUEST_PSEUDO)[:64]!r} is unknown")
     # CONNECT has neither :scheme nor :path (section 8.5); this is no proxy, so that it is refused with the malformed.
     if not pseudo.get(b":method") or not pseudo.get(b":scheme") or not pseudo.get(b":path"):
-        raise _MalformedError(":method, :scheme or :path is missing or empty")
+        raise MalformedError(":method, :scheme or :path is missing or empty")
     return Kind.REQUEST

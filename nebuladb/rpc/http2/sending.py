@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections import deque
 from typing import Final
 
+from nebuladb.errors import invariant
 from nebuladb.rpc.http2.core import Core
 from nebuladb.rpc.http2.errors import ErrorCode, LocalProtocolError, StreamLimit
 from nebuladb.rpc.http2.events import Writable
-from nebuladb.rpc.http2.frames import DATA, END_STREAM, MAX_STREAM_ID, MIN_FRAME_SIZE, header_frames
-from nebuladb.rpc.http2.frames import frame as make_frame
+from nebuladb.rpc.http2.frames import DATA, END_STREAM, HEAD, MAX_STREAM_ID, MIN_FRAME_SIZE, header_frames
 from nebuladb.rpc.http2.headers import Fields
 from nebuladb.rpc.http2.limits import Limits
 from nebuladb.rpc.http2.stream import (
@@ -17,12 +17,14 @@ from nebuladb.rpc.http2.stream import (
     HALF_CLOSED_LOCAL,
     HALF_CLOSED_REMOTE,
     OPEN,
+    SEND,
+    SEND_END,
     TRANSITIONS,
-    Act,
-    State,
     Stream,
 )
 
+UPDATES_A_FRAME: Final = 2
+"""WINDOW_UPDATEs that a frame of DATA may be answered by: the stream's and the connection's."""
 PIECE: Final = MIN_FRAME_SIZE
 """Octets of a piece of waiting data. Pieces are copies: a view would hold all of a response whose last octet waits,
 and a peer that leaves one octet of each would hold a thousand responses that `waiting` doesn't count."""
@@ -49,23 +51,23 @@ class Sending(Core):
 
         Raises:
             StreamLimit: the peer's MAX_CONCURRENT_STREAMS are open; `StreamsAllowed` follows.
-            LocalProtocolError: the connection is closed or going away, out of ids, or a server's.
+            LocalProtocolError: the connection is closed or going away, out of ids, or a server's; headers that can't
+                be sent.
         """
-        if not self.client:
-            raise LocalProtocolError("a server opens no streams")
-        if self.closed or self.going_away:
-            raise LocalProtocolError("the connection is going away", ErrorCode.REFUSED_STREAM)
+        if self.going_away or not self.client:
+            raise LocalProtocolError("no streams are opened here, or no more", ErrorCode.REFUSED_STREAM)
         if len(self.streams) >= self.peer.concurrent_streams:
             self._refused = True
             raise StreamLimit(f"{self.peer.concurrent_streams} streams are open", ErrorCode.REFUSED_STREAM)
         stream_id = self._next_id
         if stream_id > MAX_STREAM_ID:
             raise LocalProtocolError("no stream ids are left", ErrorCode.REFUSED_STREAM)
+        block = self._encoder.encode(headers)
         self._next_id = stream_id + 2
         stream = Stream(stream_id, HALF_CLOSED_LOCAL if end else OPEN)
         stream.answered = True
         self.streams[stream_id] = stream
-        self._out.append(header_frames(stream_id, self._encoder.encode(headers), self.peer.frame_size, end=end))
+        self._out.append(header_frames(stream_id, block, self.peer.frame_size, end=end))
         return stream
 
     def call(self, headers: Fields, data: bytes) -> Stream:
@@ -88,11 +90,13 @@ class Sending(Core):
         self._check_sendable(stream)
         if stream.answered and not end:
             raise LocalProtocolError(f"second headers on stream {stream.id}")
-        stream.answered = True
         if stream.waiting:
+            # It is encoded when it leaves: the peer's table follows the order of the blocks.
+            self._encoder.check(headers)
             stream.tail = headers
             return
         block = self._encoder.encode(headers)
+        stream.answered = True
         self._out.append(header_frames(stream.id, block, self.peer.frame_size, end=end))
         if end:
             self._ended(stream)
@@ -118,8 +122,9 @@ class Sending(Core):
                 stream.tail = True
             return
         room = min(self._window, self.peer.stream_window + stream.credit)
-        if size <= room:
-            self._write(stream, data, end=end)
+        if size <= max(room, 0):
+            if size or end:
+                self._write(stream, data, end=end)
             if end:
                 self._ended(stream)
             return
@@ -160,6 +165,7 @@ class Sending(Core):
             stream.state = CLOSED
             del self.streams[stream_id]
             return
+        self._encoder.check(trailers)
         self.send_headers(stream, headers)
         self.send_data(stream, data)
         self.send_headers(stream, trailers, end=True)
@@ -181,31 +187,35 @@ class Sending(Core):
         )
 
     def _check_sendable(self, stream: Stream) -> None:
-        if stream.state & State.HALF_CLOSED_LOCAL or stream.tail is not None:
+        if stream.tail is not None or isinstance(TRANSITIONS[stream.state][SEND], ErrorCode):
             raise LocalProtocolError(f"stream {stream.id} was ended", ErrorCode.STREAM_CLOSED)
 
     def _ended(self, stream: Stream) -> None:
         """END_STREAM is in the output."""
-        state = TRANSITIONS[stream.state, Act.SEND_END]
+        state = TRANSITIONS[stream.state][SEND_END]
         if state is CLOSED:
             self._finish(stream)
         else:
-            stream.state = State(state)
+            stream.state = HALF_CLOSED_LOCAL
 
     def _write(self, stream: Stream, data: bytes | memoryview, *, end: bool) -> None:
         """DATA for which the windows have room; at least one frame."""
         size = len(data)
         self._window -= size
         stream.credit -= size
+        self._updates_earned += UPDATES_A_FRAME
+        out = self._out
         largest = self._frame_out
         flags = END_STREAM if end else 0
         if size <= largest:
-            if size or end:
-                self._out.append(make_frame(DATA, flags, stream.id, bytes(data)))
+            out.append(HEAD.pack(size << 8 | DATA, flags, stream.id))
+            out.append(data)
             return
+        view = memoryview(data)
         for at in range(0, size, largest):
-            last = at + largest >= size
-            self._out.append(make_frame(DATA, flags if last else 0, stream.id, bytes(data[at : at + largest])))
+            piece = view[at : at + largest]
+            out.append(HEAD.pack(len(piece) << 8 | DATA, flags if at + largest >= size else 0, stream.id))
+            out.append(piece)
 
     def _wait(self, stream: Stream, data: bytes) -> None:
         size = len(data)
@@ -222,11 +232,15 @@ class Sending(Core):
         if self.peer.stream_window + stream.credit > 0:
             self._sendable[stream.id] = stream
 
-    def _opened(self, stream: Stream) -> None:
+    def _window_moved(self, stream: Stream) -> None:
         """The stream's own window has grown, or a setting has moved it."""
-        if stream.waiting and self.peer.stream_window + stream.credit > 0:
+        if not stream.waiting:
+            return
+        if self.peer.stream_window + stream.credit > 0:
             self._sendable.setdefault(stream.id, stream)
             self._pump()
+        else:
+            self._sendable.pop(stream.id, None)
 
     def _pump(self) -> None:
         """Let go what waits, a frame a stream in turn, until the connection's window or every stream's is used up."""
@@ -236,8 +250,8 @@ class Sending(Core):
             stream = sendable.pop(stream_id)
             queue = stream.queue
             room = self.peer.stream_window + stream.credit
-            if not queue or room <= 0:
-                continue
+            invariant(bool(queue) and room > 0, "a stream is held as sendable that isn't")
+            assert queue is not None
             piece = queue[0]
             size = min(len(piece), self._window, room, self._frame_out)
             if size == len(piece):
@@ -248,11 +262,11 @@ class Sending(Core):
             self.waiting -= size
             tail = stream.tail
             self._write(stream, piece[:size], end=tail is True and not queue)
-            if queue:
+            if not queue:
+                self._drained(stream, tail)
+            elif room > size:
                 # At the end of the line: everybody else has a frame first.
                 sendable[stream_id] = stream
-                continue
-            self._drained(stream, tail)
 
     def _drained(self, stream: Stream, tail: Fields | bool | None) -> None:
         """All that waited has left."""

@@ -33,35 +33,27 @@ class Act(IntEnum):
     """RST_STREAM of either side."""
 
 
-TRANSITIONS: Final[dict[tuple[State, Act], State | ErrorCode]] = {
-    (State.OPEN, Act.RECEIVE): State.OPEN,
-    (State.OPEN, Act.RECEIVE_END): State.HALF_CLOSED_REMOTE,
-    (State.OPEN, Act.SEND): State.OPEN,
-    (State.OPEN, Act.SEND_END): State.HALF_CLOSED_LOCAL,
-    (State.OPEN, Act.RESET): State.CLOSED,
-    (State.HALF_CLOSED_LOCAL, Act.RECEIVE): State.HALF_CLOSED_LOCAL,
-    (State.HALF_CLOSED_LOCAL, Act.RECEIVE_END): State.CLOSED,
-    (State.HALF_CLOSED_LOCAL, Act.SEND): ErrorCode.STREAM_CLOSED,
-    (State.HALF_CLOSED_LOCAL, Act.SEND_END): ErrorCode.STREAM_CLOSED,
-    (State.HALF_CLOSED_LOCAL, Act.RESET): State.CLOSED,
-    (State.HALF_CLOSED_REMOTE, Act.RECEIVE): ErrorCode.STREAM_CLOSED,
-    (State.HALF_CLOSED_REMOTE, Act.RECEIVE_END): ErrorCode.STREAM_CLOSED,
-    (State.HALF_CLOSED_REMOTE, Act.SEND): State.HALF_CLOSED_REMOTE,
-    (State.HALF_CLOSED_REMOTE, Act.SEND_END): State.CLOSED,
-    (State.HALF_CLOSED_REMOTE, Act.RESET): State.CLOSED,
-    (State.CLOSED, Act.RECEIVE): ErrorCode.STREAM_CLOSED,
-    (State.CLOSED, Act.RECEIVE_END): ErrorCode.STREAM_CLOSED,
-    (State.CLOSED, Act.SEND): ErrorCode.STREAM_CLOSED,
-    (State.CLOSED, Act.SEND_END): ErrorCode.STREAM_CLOSED,
-    (State.CLOSED, Act.RESET): State.CLOSED,
-}
-"""(state, act) → the next state, or the code of the error that the act is: the peer's if it sent, our owner's if it
-did."""
-
 OPEN: Final = State.OPEN
 HALF_CLOSED_LOCAL: Final = State.HALF_CLOSED_LOCAL
 HALF_CLOSED_REMOTE: Final = State.HALF_CLOSED_REMOTE
 CLOSED: Final = State.CLOSED
+
+RECEIVE: Final = Act.RECEIVE
+RECEIVE_END: Final = Act.RECEIVE_END
+SEND: Final = Act.SEND
+SEND_END: Final = Act.SEND_END
+
+_OVER: Final = ErrorCode.STREAM_CLOSED
+
+TRANSITIONS: Final[tuple[tuple[State | ErrorCode, ...], ...]] = (
+    # RECEIVE, RECEIVE_END, SEND, SEND_END, RESET
+    (OPEN, HALF_CLOSED_REMOTE, OPEN, HALF_CLOSED_LOCAL, CLOSED),  # OPEN
+    (HALF_CLOSED_LOCAL, CLOSED, _OVER, _OVER, CLOSED),  # HALF_CLOSED_LOCAL
+    (_OVER, _OVER, HALF_CLOSED_REMOTE, CLOSED, CLOSED),  # HALF_CLOSED_REMOTE
+    (_OVER, _OVER, _OVER, _OVER, CLOSED),  # CLOSED
+)
+"""State, then act → the next state, or the code of the error that the act is: the peer's if it received, our owner's
+if it sent. Tuples, since the hash of an enumeration's member is a call into Python."""
 
 
 class Stream:
