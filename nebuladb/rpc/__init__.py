@@ -1,10 +1,27 @@
-"""Transport between nodes. Knows no database: frames are opaque bytes, and what a peer may be told is its caller's.
+"""gRPC over HTTP/2 of our own, and the transport between nodes on it. Knows no database.
 
-`PeerTransport` keeps one gRPC stream a pair of nodes, opened by the one with the lower id, and answers Hello and Found
-calls of nodes that are not linked yet. It may lose frames (a full queue, a broken stream), never tears or reorders
-them within a stream. Today it stands on ``grpc.aio``; the fast transport comes in under this same surface.
+`server`, `insecure_channel` and `secure_channel` have the surface of ``grpc.aio``'s functions of these names, and take
+and give grpc's own types, so that generated code, library servicers and interceptors run on them unchanged; their
+packages' docstrings say where they differ. `ssl_server_credentials` and `ssl_channel_credentials` stand in for grpc's,
+which can't be opened. ``grpc.aio`` itself is the other engine.
+
+`PeerTransport` keeps one stream a pair of nodes, opened by the one with the lower id, and answers Hello and Found calls
+of nodes that are not linked yet. Its frames are opaque bytes, and what a peer may be told is its caller's. It may lose
+frames (a full queue, a broken stream), never tears or reorders them within a stream.
 """
 
+from nebuladb.rpc.channel import Channel, insecure_channel, secure_channel
 from nebuladb.rpc.peer import PeerEvents, PeerTransport
+from nebuladb.rpc.server import server
+from nebuladb.rpc.tls import ssl_channel_credentials, ssl_server_credentials
 
-__all__ = ["PeerEvents", "PeerTransport"]
+__all__ = [
+    "Channel",
+    "PeerEvents",
+    "PeerTransport",
+    "insecure_channel",
+    "secure_channel",
+    "server",
+    "ssl_channel_credentials",
+    "ssl_server_credentials",
+]

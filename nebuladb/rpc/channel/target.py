@@ -1,0 +1,118 @@
+"""Targets (gRPC's naming.md): "host:port", "dns:///host:port", "ipv4:a:p,b:q", "ipv6:[a]:p,…", "unix:path"."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from ipaddress import AddressValueError, IPv4Address, IPv6Address
+from typing import Final, NamedTuple
+
+DEFAULT_PORT: Final = 443
+MAX_ENDPOINTS: Final = 256
+"""Addresses of one target; a name with more is used with the first ones."""
+
+
+class Endpoint(NamedTuple):
+    """Where to connect: an address and port, or a socket in the file system."""
+
+    host: str
+    port: int
+    path: str = ""
+
+    def __str__(self) -> str:
+        if self.path:
+            return f"unix:{self.path}"
+        return f"ipv6:[{self.host}]:{self.port}" if ":" in self.host else f"ipv4:{self.host}:{self.port}"
+
+
+class Target(NamedTuple):
+    """A parsed target: a `name` to resolve, or `endpoints` that stand."""
+
+    text: str
+    authority: str
+    """What calls say in ``:authority``."""
+    host: str
+    """What the server's certificate must bear."""
+    name: tuple[str, int] | None
+    endpoints: tuple[Endpoint, ...]
+
+    async def resolve(self) -> tuple[Endpoint, ...]:
+        """The endpoints now, each once. Raises `OSError` if the name has none."""
+        if self.name is None:
+            return self.endpoints
+        host, port = self.name
+        loop = asyncio.get_running_loop()
+        found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM, proto=socket.IPPROTO_TCP)
+        endpoints = dict.fromkeys(Endpoint(str(address[0]), int(address[1])) for *_, address in found)
+        if not endpoints:
+            raise OSError(f"{host} has no address")
+        return tuple(endpoints)[:MAX_ENDPOINTS]
+
+
+def parse(text: str) -> Target:
+    """Raises `ValueError`."""
+    scheme, colon, rest = text.partition(":")
+    if colon and scheme == "unix":
+        path = rest[2:] if rest.startswith("///") else rest
+        if not path:
+            raise ValueError(f"target {text!r} has no path")
+        return Target(text, "localhost", "localhost", None, (Endpoint("", 0, path),))
+    if colon and scheme in ("ipv4", "ipv6"):
+        return _listed(text, scheme, rest)
+    if colon and scheme == "dns":
+        if rest.startswith("//"):
+            server, slash, rest = rest[2:].partition("/")
+            if server or not slash:
+                raise ValueError(f"target {text!r}: only the system's own DNS is asked, as in dns:///host:port")
+    else:
+        rest = text
+    host, port = _split(text, rest)
+    authority = rest if port is not None else f"{rest}:{DEFAULT_PORT}"
+    port = DEFAULT_PORT if port is None else port
+    if _is_address(host):
+        return Target(text, authority, host, None, (Endpoint(host, port),))
+    return Target(text, authority, host, (host, port), ())
+
+
+def _listed(text: str, scheme: str, rest: str) -> Target:
+    endpoints = []
+    for part in rest.split(","):
+        host, port = _split(text, part)
+        try:
+            (IPv4Address if scheme == "ipv4" else IPv6Address)(host.partition("%")[0])
+        except AddressValueError:
+            raise ValueError(f"target {text!r}: {host!r} is no {scheme} address") from None
+        endpoints.append(Endpoint(host, DEFAULT_PORT if port is None else port))
+    if len(endpoints) > MAX_ENDPOINTS:
+        raise ValueError(f"target {text[:64]!r}… has {len(endpoints)} endpoints; at most {MAX_ENDPOINTS} are taken")
+    return Target(text, rest.partition(",")[0], endpoints[0].host, None, tuple(dict.fromkeys(endpoints)))
+
+
+def _split(text: str, part: str) -> tuple[str, int | None]:
+    """Host, without brackets, and port if there is one."""
+    if part.startswith("["):
+        host, bracket, port = part[1:].partition("]")
+        if not bracket or (port and not port.startswith(":")):
+            raise ValueError(f"target {text!r}: {part!r} is no [address]:port")
+        port = port[1:]
+    elif part.count(":") > 1:
+        host, port = part, ""
+    else:
+        host, _, port = part.partition(":")
+    if not host or any(c.isspace() or c in "/@" for c in host):
+        raise ValueError(f"target {text!r} is not HOST:PORT")
+    if not port:
+        return host, None
+    if not (port.isascii() and port.isdigit() and int(port) < 1 << 16):
+        raise ValueError(f"target {text!r}: {port!r} is no port")
+    return host, int(port)
+
+
+def _is_address(host: str) -> bool:
+    for kind in (IPv4Address, IPv6Address):
+        try:
+            kind(host.partition("%")[0])
+        except AddressValueError:
+            continue
+        return True
+    return False
