@@ -40,6 +40,10 @@ class Call(grpc.aio.ServicerContext[Any, Any]):
 
     task: asyncio.Task[None] | None = None
     over: bool = False
+    counted: bool = False
+    """It is in progress: its handler was started, and has not returned."""
+    plain: bool = True
+    """The handler has said nothing of status, metadata or compression, and sent nothing."""
     _cancelled: bool = False
     _released: bool = False
     _answered: bool = False
@@ -90,14 +94,15 @@ class Call(grpc.aio.ServicerContext[Any, Any]):
         self._release()
 
     def _respond(self, data: bytes) -> None:
+        plain = self.plain
         self._over()
         connection, stream = self.connection, self.stream
-        if self._answered or self._details or self._trailing_fields or self._codec is not None:
+        if plain:
+            connection.http2.respond(stream, OK, data, status.OK_TRAILERS)
+        else:
             self._head()
             connection.http2.send_data(stream, data)
             connection.http2.send_headers(stream, self._trailers(), end=True)
-        else:
-            connection.http2.respond(stream, OK, data, status.OK_TRAILERS)
         connection.sent(self, stream)
 
     def fail(self, error: BaseException) -> None:
@@ -191,7 +196,8 @@ class Call(grpc.aio.ServicerContext[Any, Any]):
             self._released = True
             if not self.over:
                 self._over()
-            self.connection.released(self)
+            if self.counted:
+                self.connection.released(self)
 
     @property
     def unread(self) -> bool:
@@ -212,6 +218,11 @@ class Call(grpc.aio.ServicerContext[Any, Any]):
         self._reader = MessageReader(self.connection.limits.message_bytes, self.request.inflate, lazy=True)
         self._inbox = deque()
         self._peer_ended = False
+
+    @property
+    def listening(self) -> bool:
+        """It was told to take messages."""
+        return self._reader is not None
 
     @property
     def complete(self) -> bool:
@@ -339,6 +350,7 @@ class Call(grpc.aio.ServicerContext[Any, Any]):
         """Send the headers, once."""
         if not self._answered:
             self._answered = True
+            self.plain = False
             fields = OK
             if self._codec is not None and self._encoding is not None:
                 fields += ((b"grpc-encoding", self._encoding.encode()),)
@@ -423,6 +435,7 @@ class Call(grpc.aio.ServicerContext[Any, Any]):
 
     def set_trailing_metadata(self, trailing_metadata: MetadataLike) -> None:
         """Metadata that goes with the status. Raises `MetadataError`."""
+        self.plain = False
         self._trailing_fields = encode_metadata(trailing_metadata)
         self._trailing = trailing_metadata
 
@@ -434,12 +447,14 @@ class Call(grpc.aio.ServicerContext[Any, Any]):
         return self.request.metadata()
 
     def set_code(self, code: grpc.StatusCode) -> None:
+        self.plain = False
         self._code = code
 
     def code(self) -> grpc.StatusCode:
         return self._code
 
     def set_details(self, details: str) -> None:
+        self.plain = False
         self._details = details
 
     def details(self) -> str:
@@ -449,6 +464,7 @@ class Call(grpc.aio.ServicerContext[Any, Any]):
         """For this call's responses, if the client can inflate it; "zstd" is known by its name only."""
         if self._answered:
             raise grpc.aio.UsageError("the headers, which name the compression, have been sent")
+        self.plain = False
         name = compression if isinstance(compression, str) else _ENCODINGS[compression]
         self._codec = self.request.takes(name)
         self._encoding = name if self._codec is not None else None
@@ -486,6 +502,7 @@ class Call(grpc.aio.ServicerContext[Any, Any]):
         if self.over:
             self._call_back(callback)
             return
+        self.plain = False
         if self._callbacks is None:
             self._callbacks = []
         if len(self._callbacks) >= MAX_DONE_CALLBACKS:

@@ -34,7 +34,7 @@ class Work(Protocol):
 class _Seat:
     """A carrier, and what it is given."""
 
-    __slots__ = ("coroutine", "first", "free", "pristine", "run", "task", "work")
+    __slots__ = ("context", "coroutine", "first", "free", "pristine", "run", "task", "work")
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.coroutine: Coroutine[Any, Any, Any] | None = None
@@ -43,23 +43,14 @@ class _Seat:
         self.work: Work | None = None
         self.free: asyncio.Future[None] | None = None
         """What the carrier waits for while it has nothing to do."""
-        context = contextvars.copy_context()
-        self.pristine: Final = context.copy()
-        self.run: Final[Callable[..., Any]] = context.run
+        self.context: Final = contextvars.copy_context()
+        self.pristine: Final = self.context.copy()
+        self.run: Final[Callable[..., Any]] = self.context.run
         carrier = _carrier(self, loop)
         # To its first yield by hand: a task that is cancelled before its first step throws into the coroutine's very
         # beginning, where no `except` of it stands yet, and what it was given would never hear of it.
         carrier.send(None)
-        self.task: Final[asyncio.Task[None]] = loop.create_task(carrier, context=context)
-
-    def unmarked(self) -> bool:
-        return context_of(self.run) == self.pristine and not self.task.cancelling()
-
-
-def context_of(run: Callable[..., Any]) -> contextvars.Context:
-    """The context whose bound ``run`` this is."""
-    context: contextvars.Context = run.__self__  # type: ignore[attr-defined]
-    return context
+        self.task: Final[asyncio.Task[None]] = loop.create_task(carrier, context=self.context)
 
 
 async def _carrier(seat: _Seat, loop: asyncio.AbstractEventLoop) -> None:
@@ -96,6 +87,8 @@ def _given(seat: _Seat, loop: asyncio.AbstractEventLoop) -> Generator[Any, Any, 
 @types.coroutine
 def _rest(coroutine: Coroutine[Any, Any, Any], first: Any, cancelled: BaseException | None) -> Generator[Any, Any, Any]:
     """The rest of a coroutine that waits for `first`: ``await coroutine`` would complain that it has begun."""
+    if cancelled is not None and first is not None and first.cancel():
+        cancelled = None  # as a task does it: what it waits for is cancelled, and tells it
     while True:
         try:
             if cancelled is not None:
@@ -120,43 +113,56 @@ class Carriers:
         self._seat: _Seat | None = None
         """The free one. Never more than one: it is given away only when a coroutine waits."""
 
-    def run(self, coroutine: Coroutine[Any, Any, Any], work: Work) -> None:
-        """Run `coroutine` to its end, or to its first wait; `work` hears of the end, now or then.
+    def step(self, coroutine: Coroutine[Any, Any, Any], work: Work) -> Any:
+        """Run `coroutine` to its end, or to its first wait.
 
+        Returns what it returned, or `WAITS`: a carrier has it then, and `work` hears of its end. Raises what it raised.
         Must not be called in a task; its callers are callbacks of transports and timers.
         """
         seat = self._seat
         if seat is None:
             seat = self._seat = _Seat(self._loop)
-        enter(self._loop, seat.task)
+        task = seat.task
+        _enter(self._loop, task)
         try:
             first = seat.run(coroutine.send, None)
         except StopIteration as stop:
-            leave(self._loop, seat.task)
-            if not (context_of(seat.run) == seat.pristine and not seat.task.cancelling()):
+            _leave(self._loop, task)
+            if seat.context != seat.pristine or task.cancelling():
                 self.close()
-            work.finish(stop.value)
+            return stop.value
+        except BaseException:
+            _leave(self._loop, task)
+            self.close()
+            raise
+        _leave(self._loop, task)
+        self._seat = None
+        work.task = task
+        seat.coroutine, seat.first, seat.work = coroutine, first, work
+        if seat.free is not None and not seat.free.done():
+            seat.free.set_result(None)
+        return WAITS
+
+    def run(self, coroutine: Coroutine[Any, Any, Any], work: Work) -> None:
+        """`step`, whose end `work` hears of now or later."""
+        try:
+            value = self.step(coroutine, work)
         except BaseException as error:
-            leave(self._loop, seat.task)
-            if not seat.unmarked():
-                self.close()
             work.fail(error)
             if isinstance(error, SystemExit | KeyboardInterrupt):
                 raise
         else:
-            leave(self._loop, seat.task)
-            self._seat = None
-            work.task = seat.task
-            seat.coroutine, seat.first, seat.work = coroutine, first, work
-            if seat.free is not None and not seat.free.done():
-                seat.free.set_result(None)
+            if value is not WAITS:
+                work.finish(value)
 
     def close(self) -> None:
-        """Let the free carrier go. `run` makes another one."""
+        """Let the free carrier go. The next step makes another one."""
         seat, self._seat = self._seat, None
         if seat is not None:
             seat.task.cancel()
 
 
-enter: Final = asyncio.tasks._enter_task
-leave: Final = asyncio.tasks._leave_task
+WAITS: Final = object()
+"""What `Carriers.step` returns of a coroutine that waits."""
+_enter: Final = asyncio.tasks._enter_task
+_leave: Final = asyncio.tasks._leave_task

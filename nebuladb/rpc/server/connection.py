@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import struct
 import time
 from collections.abc import Coroutine, Mapping
 from typing import TYPE_CHECKING, Any, Final
@@ -26,15 +27,17 @@ from nebuladb.rpc.http2.stream import Stream
 from nebuladb.rpc.metadata import Fields
 from nebuladb.rpc.server import kinds
 from nebuladb.rpc.server.call import Call
+from nebuladb.rpc.server.carrier import WAITS
 from nebuladb.rpc.server.limits import ServerLimits
-from nebuladb.rpc.server.request import Request, refusal
+from nebuladb.rpc.server.request import OK, Request, refusal
 from nebuladb.rpc.server.routes import Route
-from nebuladb.rpc.status import StatusError
+from nebuladb.rpc.status import OK_TRAILERS, StatusError
 from nebuladb.rpc.tls import identity
 
 if TYPE_CHECKING:
     from nebuladb.rpc.server.server import Server
 
+_PREFIX: Final = struct.Struct(">BI").unpack_from
 _LAST_STREAM: Final = b"last one"
 _ALIVE: Final = b"alive ??"
 _BUSY: Final = refusal(grpc.StatusCode.RESOURCE_EXHAUSTED, "as many calls as this server takes are in progress")
@@ -100,9 +103,17 @@ class ServerConnection(asyncio.Protocol):
         self._pinged = 0.0
         # Until the flush below nobody needs to schedule one.
         self._touched = True
-        http2 = self.http2
+        http2, server, most = self.http2, self.server, self.limits.message_bytes
         for event in http2.receive(data, now):
             if type(event) is HeadersReceived:
+                request, body = event.headers.memo, event.data
+                if body is not None and request is not None and request.direct is not None:
+                    size = len(body) - PREFIX_BYTES
+                    # The shape of nearly every request; `_headers` knows all others.
+                    if 0 <= size <= most and server.calls < server.max_calls and _PREFIX(body) == (0, size):
+                        route = request.direct
+                        self._direct(Call(self, event.stream, request, route, now), route, body)
+                        continue
                 self._headers(event, now)
             elif type(event) is DataReceived:
                 self._data(event)
@@ -145,8 +156,8 @@ class ServerConnection(asyncio.Protocol):
     def _headers(self, event: HeadersReceived, now: float) -> None:
         stream, block = event.stream, event.headers
         if stream.owner is not None:
-            stream.owner.feed(b"", ended=True)  # trailers of a request: gRPC has none, HTTP may
-            self._whole(stream.owner)
+            # Trailers of a request: gRPC has none, HTTP may.
+            self._data(DataReceived(stream, b"", ended=True))
             return
         request: Request = block.memo or self._request(block)
         server = self.server
@@ -157,27 +168,80 @@ class ServerConnection(asyncio.Protocol):
         else:
             route = request.route
             call = Call(self, stream, request, route, now)
-            server.calls += 1
-            self.calls += 1
-            data = event.data
-            if route is not None and data is not None and not route.request_streaming:
-                self._begin(call, route, data)
-            else:
+            if route is None or route.request_streaming:
+                self._count(call)
                 self._listen(call, route, event)
+            elif event.ended:
+                self._begin(call, route, event.data or b"")
+            else:
+                # The message follows, nearly always whole. Until then the call is not counted: streams that wait for
+                # the rest of their requests, or pretend to, are bounded by connection, and must not keep out others.
+                stream.owner = call
 
     def _request(self, block: HeaderBlock) -> Request:
         request = block.memo = Request(block.fields, self.server.routes)
         return request
 
-    def _begin(self, call: Call, route: Route, data: bytes) -> None:
-        """A unary request that came in one piece."""
-        if not data[0] and int.from_bytes(data[1:PREFIX_BYTES], "big") == len(data) - PREFIX_BYTES <= (
-            self.limits.message_bytes
-        ):
-            self._run(call, route, data[PREFIX_BYTES:])
+    def _direct(self, call: Call, route: Route, body: bytes) -> None:
+        """Run a unary coroutine on its framed, plain message. The hot path: the common case of each step stands here.
+
+        A call that ends in here is never counted: it is never in progress while anybody else looks.
+        """
+        message = body[PREFIX_BYTES:]
+        try:
+            request = route.deserialize(message) if route.deserialize is not None else message
+            coroutine = route.behaviour(request, call)
+        except Exception:
+            self._count(call)
+            self._run(call, route, message)
             return
         try:
-            message = framing.unframe(data, self.limits.message_bytes, call.request.inflate)
+            response = self.server.carriers.step(coroutine, call)
+        except BaseException as error:
+            self._count(call)
+            call.fail(error)
+            if isinstance(error, SystemExit | KeyboardInterrupt):
+                raise
+            return
+        if response is WAITS:
+            self._count(call)
+            call.stream.owner = call
+            if call.request.timeout is not None:
+                call.arm()
+            return
+        try:
+            data = response if route.serialize is None else route.serialize(response)
+            data = b"\0" + len(data).to_bytes(4, "big") + data
+        except Exception:
+            data = b""
+        if data and call.plain and len(data) <= self.limits.response_bytes:
+            call.over = True
+            self.http2.respond(call.stream, OK, data, OK_TRAILERS)
+            if call.stream.waiting:
+                self.hold(call.stream)
+        else:
+            self._count(call)
+            call.finish(response)
+
+    def _count(self, call: Call) -> None:
+        """A call is in progress, until it is `released`."""
+        call.counted = True
+        self.server.calls += 1
+        self.calls += 1
+
+    def _begin(self, call: Call, route: Route, body: bytes) -> None:
+        """Run a unary request whose body is here."""
+        if self.server.calls >= self.server.max_calls:
+            self.refuse(call.stream, _BUSY)
+            call.over = True
+            return
+        size = len(body) - PREFIX_BYTES
+        if route.direct and 0 <= size <= self.limits.message_bytes and _PREFIX(body) == (0, size):
+            self._direct(call, route, body)
+            return
+        self._count(call)
+        try:
+            message = framing.unframe(body, self.limits.message_bytes, call.request.inflate)
         except StatusError as error:
             call.fail(error)
         else:
@@ -199,39 +263,43 @@ class ServerConnection(asyncio.Protocol):
                 call.arm()
 
     def _listen(self, call: Call, route: Route | None, event: HeadersReceived) -> None:
-        """The request is not here yet, or it is a stream, or interceptors must say which it is."""
+        """The request is a stream, or interceptors must say whether it is one."""
         call.stream.owner = call
         call.listen()
         if event.data is not None or event.ended:
             call.feed(event.data or b"", ended=event.ended, counted=True)
-        if call.over:
-            call.lost()
-        elif route is None:
-            self._carry(call, kinds.resolved(call))
-        elif route.request_streaming:
-            self._run(call, route, None)
-        else:
-            call.arm()
-            self._whole(call)
+        if not call.over:
+            if route is None:
+                self._carry(call, kinds.resolved(call))
+            else:
+                self._run(call, route, None)
 
     def _data(self, event: DataReceived) -> None:
-        call: Call | None = event.stream.owner
-        if call is None:
-            self.http2.consumed(event.stream, len(event.data))
-            return
-        call.feed(event.data, ended=event.ended)
-        self._whole(call)
+        stream, data = event.stream, event.data
+        call: Call | None = stream.owner
+        if call is None or call.over:
+            self.http2.consumed(stream, len(data))
+        elif call.counted:
+            call.feed(data, ended=event.ended)
+        elif event.ended and not call.listening and call.route is not None:
+            self.http2.consumed(stream, len(data))
+            self._begin(call, call.route, data)
+        else:
+            if not call.listening:
+                call.listen()
+            call.feed(data, ended=event.ended)
+            self._gathered(call)
 
-    def _whole(self, call: Call) -> None:
-        """Run a unary request that has come to its end."""
+    def _gathered(self, call: Call) -> None:
+        """Run a unary request that came in pieces, if this was the last."""
         route = call.route
-        if call.task is None and not call.over and call.complete and route is not None and not route.request_streaming:
+        if call.complete and not call.over and route is not None:
             try:
-                message = call.whole()
+                body = framing.frame(call.whole())
             except StatusError as error:
                 call.fail(error)
             else:
-                self._run(call, route, message)
+                self._begin(call, route, body)
 
     def _rare(self, event: object) -> None:
         if isinstance(event, StreamReset):

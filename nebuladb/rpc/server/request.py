@@ -29,7 +29,7 @@ def refusal(code: grpc.StatusCode, details: str) -> Fields:
 class Request:
     """A parsed header block. Shared by all calls that came with it: nothing here changes."""
 
-    __slots__ = ("_fields", "_metadata", "accepts", "answer", "inflate", "path", "route", "timeout")
+    __slots__ = ("_fields", "_metadata", "accepts", "answer", "direct", "inflate", "path", "route", "timeout")
 
     def __init__(self, fields: Fields, routes: Routes) -> None:
         self._fields = fields
@@ -42,6 +42,8 @@ class Request:
         self.inflate: Inflate | None = None
         self.accepts: bytes = b""
         """The value of ``grpc-accept-encoding``: what the client can inflate."""
+        self.direct: Route | None = None
+        """The route, where it is a unary coroutine."""
         self.answer: Fields | None = None
         """What a request that can't become a call is answered with, at once."""
         try:
@@ -80,8 +82,12 @@ class Request:
     def _routed(self, routes: Routes) -> Fields | None:
         if routes.dynamic:
             return None
-        self.route = routes.find(self.path)
-        return None if self.route is not None else self.unknown()
+        route = self.route = routes.find(self.path)
+        if route is None:
+            return self.unknown()
+        if route.direct:
+            self.direct = route
+        return None
 
     def unknown(self) -> Fields:
         """The answer where there is no such method."""
