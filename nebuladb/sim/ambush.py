@@ -16,7 +16,8 @@ from nebuladb.sim.network import Network
 
 LONGEST_MS: Final = 5_000
 """Of one ambush: some elections."""
-LOOK_MS: Final = 2
+LOOK_MS: Final = 3
+"""Less than this passes between a change and its being seen."""
 FRESH_MS: Final = 40
 """A leader dies within this time of its election: before its term's first entry reached anybody, or just after."""
 ALONE_MS: Final = (1_000, 2_000)
@@ -67,24 +68,33 @@ class Ambush:
         self._apart = []
         self._known.clear()
         self._core.hit(f"ambush: {kind}")
-        self._look()
+        for machine in self._rng.sample(self._machines, len(self._machines)):
+            for group in machine.node.host.replicas if machine.node else ():
+                self._look_at(machine, group)
+        self._end()
 
-    def _look(self) -> None:
+    def stood(self, place: int, group: int) -> None:
+        """A replica stands for election, or leads now."""
+        if self._core.scheduler.now < self._until:
+            self._core.scheduler.after(self._rng.randrange(LOOK_MS), self._look_at, self._machines[place], group)
+
+    def _look_at(self, machine: Machine, group: int) -> None:
+        replica = machine.node.host.replicas.get(group) if machine.node else None
+        if replica is None or not self._core.faults.ambush_every:
+            return
+        raft = replica.raft
+        at = (machine.place, group, raft.term, raft.role)
+        if raft.role is not StateRole.FOLLOWER and at not in self._known:
+            self._known.add(at)
+            self._strike(machine, group, raft)
+
+    def _end(self) -> None:
+        """Unless a strike has made it longer."""
         core = self._core
         if not core.faults.ambush_every:
             return  # the faults are over
-        for machine in self._rng.sample(self._machines, len(self._machines)):
-            node = machine.node
-            if node is None:
-                continue
-            for group, replica in node.host.replicas.items():
-                raft = replica.raft
-                at = (machine.place, group, raft.term, raft.role)
-                if raft.role is not StateRole.FOLLOWER and at not in self._known:
-                    self._known.add(at)
-                    self._strike(machine, group, raft)
         if core.scheduler.now < self._until:
-            core.scheduler.after(LOOK_MS, self._look)
+            core.scheduler.after(self._until - core.scheduler.now, self._end)
         else:
             self._network.heal()
             self._later()

@@ -350,7 +350,8 @@ class Machine:
         life = self._life
         if life is not None and not self._held(self.receive, sender, frame):
             life.node.host.receive(sender, frame)
-            self._wake(life)
+            if life.node.host.works:
+                self._wake(life)
 
     def peer_up(self, peer: int, incarnation: int) -> None:
         """A link to node id `peer` stands."""
@@ -399,7 +400,8 @@ class Machine:
             life.late_tick = True
             return
         life.node.tick(self._monotonic(life), life.clock.boottime())
-        self._wake(life)
+        if life.node.host.works:
+            self._wake(life)
         delay = int(TICK_MS / life.clock.rate) + self._rng.randrange(TICK_JITTER_MS)
         self._core.scheduler.after(delay, self._tick, life)
 
@@ -420,13 +422,13 @@ class Machine:
         life.turning = False
         life.clock.now = self._core.scheduler.now
         try:
-            cold = self._chill()
+            self._chill()
             turn = life.node.turn()
-            if cold:
-                self.disk.data.chill(None)
         except StoreError as error:
             self._stopped(error)
             return
+        finally:
+            self._warm()
         # Before anything of it leaves the node. Between turns nobody else can see what it thinks.
         self._replicas.step(self.place, life.node, turn, self._core.scheduler.now)
         if self._doomed is not None and (self._doom is None or self._doom(life.node)):
@@ -451,11 +453,15 @@ class Machine:
         elif turn.more:
             self._wake(life)
 
-    def _chill(self) -> bool:
+    def _chill(self) -> None:
         """Some rows are on the disk only. Clients' reads, between turns, find everything in memory."""
         share, rng = self._core.faults.cold, self._rng
-        self.disk.data.chill((lambda _: rng.random() < share) if share else None)
-        return share > 0
+        if share:
+            self.disk.data.chill(lambda _: rng.random() < share)
+
+    def _warm(self) -> None:
+        if self._core.faults.cold:
+            self.disk.data.chill(None)
 
     def _send_all(self, turn: Turn, count: int) -> None:
         for node, frame in turn.frames[:count]:
@@ -485,10 +491,11 @@ class Machine:
         try:
             self._chill()
             life.working = life.node.background()
-            self.disk.data.chill(None)
         except StoreError as error:
             self._stopped(error)
             return
+        finally:
+            self._warm()
         if life.node.fetches_wait:
             self._wake(life)
         self._replicas.hashes(self.place, life.node)

@@ -20,32 +20,34 @@ class Network:
         self._core = core
         self._deliver = deliver
         self._nodes = nodes
+        self._names = [f"n{place + 1}" for place in range(nodes)]
         self._rng = core.stream("network")
+        self._draw = self._rng.random
         self._cut: set[tuple[int, int]] = set()
 
     def send(self, sender: int, receiver: int, frame: bytes) -> None:
         """A frame leaves."""
-        core, rng, faults = self._core, self._rng, self._core.faults
+        core, faults = self._core, self._core.faults
         count = int.from_bytes(frame[COUNT_AT])
         core.report.messages += count
-        if (sender, receiver) in self._cut or rng.random() < faults.loss:
+        if (sender, receiver) in self._cut or self._draw() < faults.loss:
             core.report.dropped += count
             return
         self._carry(sender, receiver, frame, count)
-        if rng.random() < faults.duplication:
+        if self._draw() < faults.duplication:
             core.report.duplicated += count
             self._carry(sender, receiver, frame, count)
 
     def _carry(self, sender: int, receiver: int, frame: bytes, count: int) -> None:
-        late = self._rng.random() < self._core.faults.late
-        if self._rng.random() < self._core.faults.damage and len(frame) > HEAD_BYTES:
+        draw, faults = self._draw, self._core.faults
+        if draw() < faults.damage and len(frame) > HEAD_BYTES:
             self._core.hit("damaged frame")
             frame = self._damaged(frame)
-        if self._rng.random() < self._core.faults.astray:
+        if draw() < faults.astray:
             self._core.hit("frame gone astray")
             receiver = self._rng.randrange(self._nodes)
-        delay = self._rng.randrange((LATE_MS if late else self._core.faults.delay) + 1)
-        self._core.scheduler.after(delay, self._arrive, sender, receiver, frame, count)
+        longest = LATE_MS if draw() < faults.late else faults.delay
+        self._core.scheduler.after(int(draw() * (longest + 1)), self._arrive, sender, receiver, frame, count)
 
     def _damaged(self, frame: bytes) -> bytes:
         """With one bit flipped, of its messages: those are what a checksum must cover."""
@@ -55,7 +57,7 @@ class Network:
 
     def _arrive(self, sender: int, receiver: int, frame: bytes, count: int) -> None:
         self._core.report.delivered += count
-        self._core.note("frame", f"n{receiver + 1}", crc32(frame))
+        self._core.note("frame", self._names[receiver], crc32(frame))
         self._deliver(receiver, sender, frame)
 
     def reaches(self, sender: int, receiver: int) -> bool:

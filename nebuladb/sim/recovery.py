@@ -66,6 +66,7 @@ class Recovery:
         if not self._steps:
             self._facts_hold()
             self.done = True
+            self._core.scheduler.stop()
             return
         if self._core.scheduler.now >= self._deadline:
             step = self._steps[0].__name__.strip("_").replace("_", " ")

@@ -5,7 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from heapq import heappop, heappush
 from random import Random
-from typing import Any
+from typing import Any, Final
+
+from nebuladb.sim.violation import Violation
+
+MAX_STEPS_MS: Final = 60
+"""Steps a virtual millisecond, on average; more is an endless loop."""
+WARM_UP_MS: Final = 1_000
 
 
 class Scheduler:
@@ -20,6 +26,8 @@ class Scheduler:
         self._draw = rng.random
         self._heap: list[tuple[int, float, int, Callable[..., None], tuple[Any, ...]]] = []
         self._count = 0
+        self._until = 0
+        self._limit = MAX_STEPS_MS * WARM_UP_MS
 
     def after(self, delay: int, action: Callable[..., None], *args: Any) -> None:
         """Call `action(*args)` in `delay` ms, at least 0."""
@@ -35,13 +43,25 @@ class Scheduler:
         behind = self._grain > 1
         heappush(self._heap, (at + -at % self._grain, self._draw() + behind, self._count, action, args))
 
-    def step(self) -> None:
-        """Let the next thing happen. The heap may not be empty."""
-        self.now, _, _, action, args = heappop(self._heap)
-        self.steps += 1
-        action(*args)
+    def run(self, until: int) -> None:
+        """Let things happen up to the first at or after `until`, or to `stop`, or as long as anything is due.
 
-    @property
-    def idle(self) -> bool:
-        """Whether nothing will ever happen again."""
-        return not self._heap
+        Raises `Violation` if too much happens in too little time.
+        """
+        heap = self._heap
+        self._until = until
+        while self.now < self._until and heap:
+            self.now, _, _, action, args = heappop(heap)
+            self.steps += 1
+            action(*args)
+            if self.steps >= self._limit:
+                self._check()
+
+    def stop(self) -> None:
+        """Let nothing more happen in this `run`."""
+        self._until = 0
+
+    def _check(self) -> None:
+        self._limit = MAX_STEPS_MS * (self.now + WARM_UP_MS)
+        if self.steps >= self._limit:
+            raise Violation(f"{self.steps} steps in {self.now} ms: something goes round in circles")

@@ -34,8 +34,7 @@ def core(faults: Faults | None = None) -> Core:
 
 
 def run(world: Core) -> None:
-    while not world.scheduler.idle:
-        world.scheduler.step()
+    world.scheduler.run(1 << 40)
 
 
 # --- scheduler -------------------------------------------------------------------------------------------------------
@@ -49,12 +48,34 @@ def test_things_happen_in_time_and_those_of_one_millisecond_in_a_drawn_order() -
         for number in range(4):
             scheduler.after(5, seen.append, number)
         scheduler.after(4, seen.append, -1)
-        while not scheduler.idle:
-            scheduler.step()
+        scheduler.run(100)
         assert seen[0] == -1
         assert scheduler.now == 5
         orders.add(tuple(seen))
     assert len(orders) > 5
+
+
+def test_a_run_ends_at_its_time_or_when_it_is_stopped() -> None:
+    scheduler = Scheduler(random.Random(1))
+    seen: list[int] = []
+    for at in (3, 5, 7, 9):
+        scheduler.after(at, seen.append, at)
+    scheduler.after(8, scheduler.stop)
+    scheduler.run(5)
+    assert seen == [3, 5]
+    scheduler.run(100)
+    assert seen == [3, 5, 7]
+
+
+def test_what_goes_round_in_circles_is_seen() -> None:
+    scheduler = Scheduler(random.Random(1))
+
+    def again() -> None:
+        scheduler.after(0, again)
+
+    again()
+    with pytest.raises(Violation, match="circles"):
+        scheduler.run(10)
 
 
 # --- network ---------------------------------------------------------------------------------------------------------

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from nebuladb.kv.store import Store
@@ -33,6 +33,8 @@ class _Seen:
     revision: int = 0
     led: int = 0
     """The latest term in which it was seen leading."""
+    stood: tuple[int, StateRole] = (0, StateRole.FOLLOWER)
+    """Its term and role."""
 
 
 class Replicas:
@@ -40,6 +42,8 @@ class Replicas:
 
     def __init__(self, logs: Logs, changes: Changes) -> None:
         self.leader_changes = 0
+        self.stood: Callable[[int, int], None] = lambda place, group: None
+        """Told (place, group) of each replica that stands for election, or leads now."""
         self._changes = changes
         self._logs = logs
         self._seen: dict[tuple[int, int], _Seen] = {}
@@ -47,6 +51,8 @@ class Replicas:
         self._states: dict[tuple[int, int], tuple[int, ...]] = {}
         self._hashes: dict[tuple[int, int], bytes] = {}
         self._asked: dict[int, list[int]] = {}
+        self._stalled: set[int] = set()
+        """Places whose last turn met a stalled engine."""
         self._steps = 0
 
     def started(self, place: int) -> None:
@@ -62,8 +68,12 @@ class Replicas:
         if self._steps % CHECK_EVERY == 0:
             node.check()
             look = host.replicas
-        elif turn.applied or turn.stalled:  # by stores; they may be others than those that Raft's turn was about
-            look = host.replicas
+        elif turn.stalled or place in self._stalled:
+            look = host.replicas  # what a stalled log holds back is written in a later turn, about other groups
+        if turn.stalled:
+            self._stalled.add(place)
+        else:
+            self._stalled.discard(place)
         for group in look:
             replica = host.replicas.get(group)
             if replica is None or group not in node.groups:
@@ -90,6 +100,10 @@ class Replicas:
                 f"to term {raft.term}, commit {raft.commit} in a log that ends at {raft.last_index}"
             )
         seen.term, seen.commit = raft.term, raft.commit
+        if seen.stood != (raft.term, raft.role):
+            seen.stood = raft.term, raft.role
+            if raft.role is not StateRole.FOLLOWER:
+                self.stood(place, group)
         # A stalled or full batch leaves the log behind what Raft has in memory; equal ends are equal logs.
         written = replica.log.last() == (raft.last_index, raft.last_term)
         if written and raft.commit > seen.looked:

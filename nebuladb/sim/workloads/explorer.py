@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 from typing import Final
 
 from nebuladb.errors import NebulaError, Outcome, Reason
@@ -235,6 +236,7 @@ class Explorer(Actor):
         self._ok()
 
 
+@cache
 def wrong_commands() -> list[Command]:
     """Refused, each for a reason of its own."""
     plain = kv_pb2.PutRequest(key=LOW).SerializeToString()

@@ -70,7 +70,8 @@ class Observer(Actor):
         assert self._watch is not None
         machine, _, hub, watcher = self._watch
         where = f"watch {self.name} on {machine.name}"
-        for batch in watcher.take():
+        batches = watcher.take()
+        for batch in batches:
             self._changes.told(self.group, batch, self.after, self.low, self.high, where)
             self.after = batch.revision
         if watcher.canceled:
@@ -81,7 +82,8 @@ class Observer(Actor):
             if not watcher.lagging:
                 self._changes.complete(self.group, self.after, hub.revision, self.low, self.high, where)
                 self.after = max(self.after, hub.revision)
-            machine.work()
+            if batches or watcher.lagging:
+                machine.work()
             if self._rng.random() < MOVE:
                 hub.remove(watcher)
                 self._watch = None
