@@ -107,6 +107,11 @@ class Applier:
                 self._busy[work.group] = None
         return more, stalled
 
+    @property
+    def waits(self) -> bool:
+        """Whether a slice waits for its turn, and not for rows."""
+        return any(work.group not in self._fetching for work in self._slices)
+
     def fetched(self, fetch: Fetch, values: Sequence[bytes | None]) -> None:
         """The rows of one of `fetches` have come."""
         fetch.store.supply(fetch.rows, values)

@@ -14,7 +14,8 @@ from nebuladb.kv.change import Applied
 from nebuladb.node.frame import Address, Envelope, HostMessageType, decode_frame, encode_frame
 from nebuladb.node.memory import MemoryPlan
 from nebuladb.node.output import Output, Request
-from nebuladb.node.proposals import MAX_PENDING_BYTES
+from nebuladb.node.proposals import MAX_PENDING_BYTES, Outcomes
+from nebuladb.node.reads import Ready
 from nebuladb.node.replica import Forward, Replica, Start
 from nebuladb.raft import DurableMark, Message, StateRole
 from nebuladb.storage.log_batch import GroupWrite, LogBatch
@@ -118,7 +119,7 @@ class Host:
         self._awake: dict[int, None] = {}
         """Groups that need ticks: all but those that rest."""
         self.stepped: dict[int, None] = {}
-        """The groups that the last `poll` looked at: the others' Raft is as it was."""
+        """Groups that the last `poll` looked at, or that applied something since: the others are as they were."""
         self._batch: LogBatch | None = None
         self._envelopes: dict[int, list[Envelope]] = {}
         self._output = Output()
@@ -138,7 +139,8 @@ class Host:
                 del self._awake[group]
                 continue
             replica.tick(boottime)
-            self._dirty[group] = None
+            if replica.stirs:
+                self._dirty[group] = None
             if expire:
                 self._output.answers += replica.proposals.expire(now)
                 self._output.reads += replica.reads.expire(now)
@@ -260,7 +262,9 @@ class Host:
         replica.slice_applied(applied.index)
         self._output.answers += replica.proposals.applied(applied.index, applied.answers)
         self._output.reads += replica.reads.applied(applied.index)
-        self._dirty[group] = None
+        self.stepped[group] = None
+        if replica.stirs or replica.raft.commit > applied.index:
+            self._dirty[group] = None
 
     @property
     def unsynced_bytes(self) -> int:
@@ -320,6 +324,18 @@ class Host:
         raise Unavailable(f"group {group} has no replica on that node")
 
     # --- out -----------------------------------------------------------------------------------------------------
+
+    @property
+    def works(self) -> bool:
+        """Whether `poll` would look at a group or hand anything out."""
+        return bool(self._dirty or self._envelopes or self._batch is not None or self._output)
+
+    def results(self) -> tuple[Outcomes, Ready]:
+        """Answers and reads that `applied` brought since the last poll: they needn't wait for the next one."""
+        output = self._output
+        answers, reads = output.answers, output.reads
+        output.answers, output.reads = [], []
+        return answers, reads
 
     def poll(self) -> Output:
         """One turn: step every group with work, and hand out one batch for the log and one frame per peer.

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import Final
 
@@ -56,6 +56,11 @@ MAX_ALARMS: Final = 64
 class Turn:
     """What a turn leaves for its driver."""
 
+    frames: list[tuple[int, bytes]]
+    answers: list[tuple[int, Answer | NebulaError]]
+    reads: list[tuple[int, NebulaError | None]]
+    more: bool
+    """Take another turn before waiting for input."""
     written: int = 0
     """Not 0: log batches up to this id are written; sync the log, then call `Host.durable`."""
     written_bytes: int = 0
@@ -63,13 +68,8 @@ class Turn:
     """Log entries that were handed to stores."""
     stalled: bool = False
     """An engine refused a write for now: take another turn soon."""
-    fetches: list[Fetch] = field(default_factory=list)
+    fetches: Sequence[Fetch] = ()
     """Rows to be read in a thread; then call `Node.fetched`, and take a turn. Their order doesn't matter."""
-    frames: list[tuple[int, bytes]] = field(default_factory=list)
-    answers: list[tuple[int, Answer | NebulaError]] = field(default_factory=list)
-    reads: list[tuple[int, NebulaError | None]] = field(default_factory=list)
-    more: bool = False
-    """Take another turn before waiting for input."""
 
 
 class Node:
@@ -220,17 +220,13 @@ class Node:
 
     def turn(self) -> Turn:
         """Poll Host, write its batch, apply its slices. Raises what stops the node: store errors, broken invariants."""
-        turn = Turn()
         # Entries made and seen in this turn are timed now, not by the last tick: after a sleep of the process, a lease
         # renewed by a clock from before it would be granted time that has passed already (S27).
         self.host.boottime = self._clock.boottime()
         output = self.host.poll()
         if output.batch is not None:
             self._unwritten.append(output.batch)
-        turn.frames = output.frames
-        turn.answers = output.answers
-        turn.reads = output.reads
-        turn.more = output.more
+        turn = Turn(output.frames, output.answers, output.reads, output.more)
         self._write(turn)
         self._start_new(turn)
         self._applier.add(output.slices)
@@ -281,11 +277,17 @@ class Node:
 
     def _apply(self, turn: Turn) -> None:
         """Run the slices that are out, or as many as a turn may."""
-        more, stalled = self._applier.run()
-        turn.more |= more
+        done, stalled = self._applier.run()
         turn.stalled |= stalled
-        turn.applied, self._applied = self._applied, 0
-        turn.fetches, self._applier.fetches = self._applier.fetches, []
+        if self._applier.fetches:
+            turn.fetches, self._applier.fetches = self._applier.fetches, []
+        if done:
+            turn.applied, self._applied = self._applied, 0
+            # Who waits for what was applied needn't wait for another turn, which is needed only if there is more to do.
+            answers, reads = self.host.results()
+            turn.answers += answers
+            turn.reads += reads
+            turn.more |= self.host.works or self._applier.waits
 
     def _slice_applied(self, work: Slice, data: GroupData, applied: Applied) -> None:
         self._applied += len(work.works)

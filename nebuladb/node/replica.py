@@ -212,6 +212,12 @@ class Replica:
         return bool(len(self.proposals) or len(self.reads) or self._forwards or self._internal)
 
     @property
+    def stirs(self) -> bool:
+        """Whether a step may do something although no message came."""
+        waits = self.proposals.waiting or self._forwards or self._internal or self.reads.wants_round
+        return bool(waits) or self.raft.stirs
+
+    @property
     def resting(self) -> bool:
         """Whether a tick would do nothing (S11)."""
         return self.raft.quiet and not self.unanswered and self.applied == self.raft.commit

@@ -135,6 +135,12 @@ class Raft:
         return self._replication.tracker.configuration
 
     @property
+    def stirs(self) -> bool:
+        """Whether `ready` may have something: always on a leader."""
+        state = self._state
+        return state.role is StateRole.LEADER or self._outbox.any or self._saved != (state.term, state.vote)
+
+    @property
     def quiet(self) -> bool:
         """Whether no time passes here until `wake` (S11)."""
         return self._quiet
@@ -256,8 +262,7 @@ class Raft:
 
     def step(self, message: Message) -> None:
         """Take a message. Lost, repeated, late or reordered ones do no harm."""
-        state = self._state
-        kind, term = message.type, message.term
+        state, kind, term = self._state, message.type, message.term
         handler = self._handlers.get(kind)
         if handler is None or message.receiver != state.replica:
             probe("message not for this replica")
@@ -289,10 +294,9 @@ class Raft:
             hard_state = HardState(state.term, state.vote, log.commit)
             mark = DurableMark(state.term, state.vote, log.last, log.last_term)
             self._saved = (state.term, state.vote)
-        elif not (outbox.messages or outbox.held or outbox.reads):
+        elif not outbox.any:
             return None
-        messages, held, reads = outbox.take()
-        return Ready(hard_state, entries, mark, messages, held, reads)
+        return Ready(hard_state, entries, mark, *outbox.take())
 
     def durable(self, mark: DurableMark) -> None:
         """The batch with `mark` is durable, and so are all before it.
@@ -365,8 +369,7 @@ class Raft:
         self._election.campaign(MessageType.VOTE, state.term, hint)
 
     def _become_leader(self) -> None:
-        state = self._state
-        self._leave(StateRole.LEADER, state.replica)
+        self._leave(StateRole.LEADER, self._state.replica)
         self._election.restart()
         self._replication.start()
 
@@ -389,8 +392,7 @@ class Raft:
             if self._transferee:
                 probe("leadership transfer given up")
                 self._transferee = 0
-            active = self._replication.tracker.quorum_active()
-            if config.check_quorum and not active:
+            if not self._replication.tracker.quorum_active() and config.check_quorum:
                 probe("leader without quorum steps down")
                 self._become_follower(self._state.term, 0)
                 return

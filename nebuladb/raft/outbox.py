@@ -34,6 +34,11 @@ class Outbox:
         self.held: list[Message] = []
         self.reads: list[ReadState] = []
 
+    @property
+    def any(self) -> bool:
+        """Whether there is anything in it."""
+        return bool(self.messages or self.held or self.reads)
+
     def send(self, message: Message) -> None:
         """Queue `message`: it leaves at once only if it needs nothing that isn't durable (S3)."""
         state = self._state
