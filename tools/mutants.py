@@ -1,10 +1,11 @@
 """Puts known bugs back, one at a time, and lets the simulator find them: ``make sim-mutants`` (``docs/testing.md``).
 
-    python -m tools.mutants [NAME…] [--seeds 500] [--jobs 2] [--seconds 600] [--markdown]
+    python -m tools.mutants [NAME…] [--seeds 500] [--jobs 2] [--seconds 600] [--keep FILE] [--markdown]
 
 A mutant is a file of ``tests/mutants`` (``tools.mutant`` has the format). It is applied to a copy of the package, which
 runs in a process of its own (``tools.hunt``) with seeds 1, 2, 3… until an oracle reports it. Where that oracle looks at
-what no client sees, a second hunt goes on with clients' oracles alone, from the same seed.
+what no client sees, a second hunt goes on with clients' oracles alone, from the same seed. What is in ``FILE`` already
+isn't hunted again, what is found is added to it.
 
 One line a mutant, then one of ``key=value`` pairs; exit 1 if any was not found, or if fewer than half of them by an
 oracle that a client would see.
@@ -21,7 +22,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -97,12 +98,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--first", action="store_true", help="no second hunt with clients' oracles alone")
     parser.add_argument("--show", action="store_true", help="print the violations")
     parser.add_argument("--markdown", action="store_true", help="print the table of docs/testing.md instead")
+    parser.add_argument("--keep", type=Path, help="a file of results, to go on from and to add to")
     parser.add_argument("--root", type=Path, default=ROOT, help="the tree to take the package from")
     options = parser.parse_args(arguments)
     mutants = [load(DIRECTORY / f"{name}.patch") for name in options.names] or all_mutants()
     begun = time.monotonic()
     hunted = []
-    for result in hunt_all(mutants, options):
+    for result in kept_or_hunted(mutants, options):
         hunted.append(result)
         if not options.markdown:
             print(result.line(), flush=True)
@@ -120,6 +122,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def all_mutants() -> list[Mutant]:
     """Every one, by name."""
     return [load(path) for path in sorted(DIRECTORY.glob("*.patch"))]
+
+
+def kept_or_hunted(mutants: Sequence[Mutant], options: argparse.Namespace) -> Iterator[Hunted]:
+    """First those that ``--keep`` has."""
+    kept = _kept(options.keep) if options.keep and options.keep.exists() else {}
+    for mutant in mutants:
+        if mutant.name in kept:
+            yield Hunted(mutant, *kept[mutant.name])
+    for result in hunt_all([mutant for mutant in mutants if mutant.name not in kept], options):
+        if options.keep:
+            with options.keep.open("a") as file:
+                finds = {"first": asdict(result.first), "clients": result.clients and asdict(result.clients)}
+                file.write(json.dumps({"mutant": result.mutant.name} | finds) + "\n")
+        yield result
+
+
+def _kept(path: Path) -> dict[str, tuple[Find, Find | None]]:
+    kept = {}
+    for line in path.read_text().splitlines():
+        row = json.loads(line)
+        kept[row["mutant"]] = Find(**row["first"]), Find(**row["clients"]) if row["clients"] else None
+    return kept
 
 
 def hunt_all(mutants: Sequence[Mutant], options: argparse.Namespace) -> Iterator[Hunted]:

@@ -60,6 +60,16 @@ def test_the_simulator_finds_known_bugs(capsys: pytest.CaptureFixture[str]) -> N
     assert all(f"{name} " in out for name in QUICK)
 
 
+def test_what_is_kept_is_not_hunted_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    keep = tmp_path / "kept"
+    find = '{"seed": 7, "oracle": "client", "client": true, "steps": 9, "seconds": 1.5, "tried": 6, "violation": "x"}'
+    keep.write_text(f'{{"mutant": "{QUICK[0]}", "first": {find}, "clients": null}}\n')
+    assert main([QUICK[0], "--seeds", "0", "--keep", str(keep)]) == 0
+    assert "seed 7, client, 9 steps, 1.5 s; a client saw it" in capsys.readouterr().out
+    assert main([*QUICK[:2], "--first", "--seeds", "10", "--keep", str(keep)]) == 0
+    assert [QUICK[1] in line for line in keep.read_text().splitlines()] == [False, True]
+
+
 def test_a_mutant_that_no_seed_finds_fails_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     line = "        self.leader_changes = self.proposed_entries = self.refused_entries = 0"
     harmless = change(line, line.replace("= 0", "= 1"), "nebuladb/node/replica.py")
