@@ -12,12 +12,13 @@ KEYS ?= 1000000
 WORKLOAD ?= register
 NEMESIS ?= partition,kill
 SECONDS ?= 60
+INPUTS ?= 1000000
 
 # A candidate must run, not only exist: version managers leave launchers for versions that they don't have.
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3 python; do \
 	$$p -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$p; break; }; done)
 
-.PHONY: help setup test check demo sim sim-coverage sim-mutants crash powercut jepsen jepsen-all bench-stall protos format constraints clean
+.PHONY: help setup test check demo sim sim-coverage sim-mutants crash powercut jepsen jepsen-all bench-stall fuzz-rpc protos format constraints clean
 
 help: ## This list.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -65,6 +66,9 @@ powercut: setup ## The same with the unsynced bytes cut off: CYCLES=10; needs a 
 
 bench-stall: setup ## A slow disk, then big operations on KEYS=1000000: how long is the loop away?
 	$(PY) -m bench.stall --keys $(KEYS)
+
+fuzz-rpc: setup ## Mutated octets against the HTTP/2 connection: INPUTS=1000000.
+	$(PY) -m tests.fuzz.rpc --inputs $(INPUTS)
 
 jepsen: setup ## Real nodes, real faults, checked: WORKLOAD=register NEMESIS=partition,kill SECONDS=60.
 	$(PY) -m jepsen --workload $(WORKLOAD) --nemesis $(NEMESIS) --seconds $(SECONDS)

@@ -91,7 +91,9 @@ class HeaderDecoder:
             except OversizedHeaderListError as error:
                 raise RemoteProtocolError("header list too large", ErrorCode.ENHANCE_YOUR_CALM) from error
             except HPACKError as error:
-                raise RemoteProtocolError(f"header block: {error}", ErrorCode.COMPRESSION_ERROR) from error
+                # The library's own words may name addresses in memory.
+                message = f"header block: {type(error).__name__}"
+                raise RemoteProtocolError(message, ErrorCode.COMPRESSION_ERROR) from error
             found = self._block(fields)
         self._remember(block, found)
         return found

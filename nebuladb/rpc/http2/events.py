@@ -30,8 +30,8 @@ class HeadersReceived:
 class ResponseReceived:
     """A client's: the whole answer to a unary request, in place of HeadersReceived, DataReceived and HeadersReceived.
 
-    It comes if `Connection.whole_responses` is set and all of it stood in one `receive`, in the shape that repeats; else
-    the three do. The data counts as consumed, and the stream is over.
+    It comes if `Connection.whole_responses` is set and all of it stood in one `receive`, in the shape that repeats;
+    else the three do. The data counts as consumed, and the stream is over.
     """
 
     stream: Stream

@@ -1,0 +1,1 @@
+"""Campaigns of mutated inputs; each also runs for a moment in the tests."""
