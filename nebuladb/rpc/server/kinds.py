@@ -5,18 +5,16 @@ A unary-unary coroutine handler needs none of these: its connection runs it dire
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncIterator, Coroutine, Iterator
-from typing import Any, Final
+from collections.abc import AsyncIterator, Coroutine
+from typing import Any
 
 import grpc
 import grpc.aio
 
+from nebuladb.rpc.server import plain
 from nebuladb.rpc.server.call import Call
-from nebuladb.rpc.server.routes import CallDetails, Route, awaited
+from nebuladb.rpc.server.routes import CallDetails, Route
 from nebuladb.rpc.status import StatusError
-
-_END: Final = object()
 
 
 class Requests:
@@ -41,22 +39,6 @@ class Requests:
         return request
 
 
-class _Blocking:
-    """`Requests` for a handler in a thread."""
-
-    def __init__(self, call: Call) -> None:
-        self._call = call
-
-    def __iter__(self) -> Iterator[Any]:
-        return self
-
-    def __next__(self) -> Any:
-        request = asyncio.run_coroutine_threadsafe(self._call.read(), self._call.connection.server.loop).result()
-        if request is grpc.aio.EOF:
-            raise StopIteration
-        return request
-
-
 def start(call: Call, route: Route, message: bytes | None) -> Coroutine[Any, Any, Any]:
     """What runs `route` for `call`; `message` is a unary request. Raises `StatusError` if that doesn't parse."""
     if message is not None:
@@ -65,9 +47,9 @@ def start(call: Call, route: Route, message: bytes | None) -> Coroutine[Any, Any
             coroutine: Coroutine[Any, Any, Any] = route.behaviour(request, call)
             return coroutine
     else:
-        request = Requests(call) if route.native else _Blocking(call)
+        request = Requests(call) if route.native else plain.Requests(call)
     if not route.native:
-        return _in_thread(call, route, request)
+        return plain.run(call, route, request)
     if route.generator:
         return _generated(call, route, request)
     return _plain(call, route, request)
@@ -89,22 +71,6 @@ async def _generated(call: Call, route: Route, request: Any) -> None:
     finally:
         # Not left to the collector: a generator that holds a lock or a watch must let go when its call ends.
         await responses.aclose()
-
-
-async def _in_thread(call: Call, route: Route, request: Any) -> Any:
-    """A plain function. It may block, so it runs in the server's threads (or the loop's)."""
-    loop, pool = call.connection.server.loop, call.connection.server.thread_pool
-    result = await awaited(await loop.run_in_executor(pool, route.behaviour, request, call))
-    if not route.response_streaming:
-        return result
-    if hasattr(result, "__aiter__"):
-        async for response in result:
-            await call.write(response)
-    elif result is not None:
-        responses = iter(result)
-        while (response := await loop.run_in_executor(pool, next, responses, _END)) is not _END:
-            await call.write(response)
-    return None
 
 
 async def resolved(call: Call) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import inspect
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Final, NamedTuple, TypeAlias, cast
@@ -154,8 +153,3 @@ def _bound(interceptor: grpc.aio.ServerInterceptor, following: _Continuation) ->
         return await interceptor.intercept_service(following, details)
 
     return turn
-
-
-async def awaited(value: Any) -> Any:
-    """What a plain function returned in its thread, awaited here if it is a coroutine after all."""
-    return await value if asyncio.iscoroutine(value) or isinstance(value, Awaitable) else value
