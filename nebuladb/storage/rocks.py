@@ -235,15 +235,18 @@ class RocksEngine:
         return value
 
     def get_cached(self, key: bytes) -> tuple[bool, bytes | None]:
-        # Looks into memtables and cached blocks only. It says (False, None) for what is certainly not there, (True,
-        # value) for what is in memory, and for what it can't tell (True, None), or (True, b"") if it is a part of an
-        # index that isn't in memory: an empty value proves nothing. (False, None) would also hide a damaged block, but
-        # blocks are checked before they get into the cache, and it reads no others.
+        # Looks into memtables and cached blocks only. It says False for what is certainly not there, (True, value) for
+        # what is in memory, and for what it can't tell (True, None), or (True, b"") if it is a part of an index that
+        # isn't in memory: an empty value proves nothing. False would also hide a damaged block, but blocks are checked
+        # before they get into the cache, and it reads no others. Two calls, for the one that brings a value loses 32
+        # bytes of memory for ever whenever there is none: 30 MiB a million new keys.
         try:
-            maybe, value = self._db.key_may_exist(key, True)  # type: ignore[misc]  # noqa: FBT003
+            if not self._db.key_may_exist(key):
+                return True, None
+            _, value = self._db.key_may_exist(key, True)  # type: ignore[misc]  # noqa: FBT003
         except Exception as error:
             raise self._error(error) from error
-        return (True, value) if value else (not maybe, None)
+        return (True, value) if value else (False, None)
 
     def get_many(self, keys: Sequence[bytes]) -> list[bytes | None]:
         try:

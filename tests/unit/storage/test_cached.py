@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+from collections.abc import Callable
 from pathlib import Path
 from random import Random
 
@@ -67,3 +69,28 @@ def test_an_empty_value_is_found_too(tmp_path: Path) -> None:
     assert engine.get_cached(b"empty") == (False, None)
     assert engine.get_many([b"empty"]) == [b""]
     engine.close()
+
+
+def test_to_ask_for_what_is_not_there_costs_no_memory(path: Path) -> None:
+    """rocksdict loses 32 bytes in each call of `key_may_exist(key, True)` that finds nothing."""
+    in_use = used_by_malloc()
+    if in_use is None:
+        pytest.skip("the C library doesn't say what malloc has given out")
+    engine = RocksEngine.open_data(path)
+    absent = [key(number) for number in range(1, ROWS, 2)]
+    for name in absent:
+        engine.get(name)  # then the filters, which say so, are in memory
+    before = in_use()
+    for name in absent:
+        assert engine.get_cached(name)[1] is None
+    assert (in_use() - before) / len(absent) < 8
+    engine.close()
+
+
+def used_by_malloc() -> Callable[[], int] | None:
+    """What asks glibc for the bytes that malloc has given out (mallinfo2's eighth number, uordblks)."""
+    ask = getattr(ctypes.CDLL(None), "mallinfo2", None)
+    if ask is None:
+        return None
+    ask.restype = type("mallinfo2", (ctypes.Structure,), {"_fields_": [(f"f{n}", ctypes.c_size_t) for n in range(10)]})
+    return lambda: int(ask().f7)
