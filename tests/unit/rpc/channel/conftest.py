@@ -1,0 +1,55 @@
+"""An echo server and a channel to it, for each pair of engines."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Any, NamedTuple
+
+import pytest
+
+from tests.unit.rpc.channel.echo import PAIRS, SERVICE, Echo, Servers, idle, open_channel, until
+
+
+class World(NamedTuple):
+    echo: Echo
+    channel: Any
+    client: str
+    """Engine of the channel."""
+    server: str
+    """Engine of the server."""
+    address: str
+
+    @property
+    def unary(self) -> Any:
+        return self.channel.unary_unary(f"/{SERVICE}/Unary")
+
+    @property
+    def many(self) -> Any:
+        return self.channel.unary_stream(f"/{SERVICE}/Many")
+
+    @property
+    def collect(self) -> Any:
+        return self.channel.stream_unary(f"/{SERVICE}/Collect")
+
+    @property
+    def chat(self) -> Any:
+        return self.channel.stream_stream(f"/{SERVICE}/Chat")
+
+
+@pytest.fixture
+async def servers() -> AsyncIterator[Servers]:
+    servers = Servers()
+    yield servers
+    await servers.stop_all()
+
+
+@pytest.fixture(params=PAIRS, ids="-".join)
+async def world(request: pytest.FixtureRequest, servers: Servers) -> AsyncIterator[World]:
+    client, server = request.param
+    echo = Echo()
+    size = (("grpc.max_receive_message_length", 5 << 20),)
+    _, address = await servers.start(server, echo, options=size)
+    async with open_channel(client, address, options=size) as channel:
+        yield World(echo, channel, client, server, address)
+        # Whatever a test did: in the end nothing of it is left.
+        await until(lambda: idle(channel))
