@@ -56,8 +56,11 @@ class Envelope(NamedTuple):
 
     def weight(self) -> int:
         """About how many bytes it takes in a frame."""
-        items = sum(len(entry.record) for entry in self.message.entries) + sum(map(len, self.commands))
-        return _MESSAGE.size + items
+        _, message, commands = self
+        size = _MESSAGE.size
+        for entry in message.entries:
+            size += len(entry.record)
+        return size + sum(map(len, commands)) if commands else size
 
 
 class Address(NamedTuple):
@@ -75,7 +78,7 @@ def encode_frame(address: Address, envelopes: Sequence[Envelope]) -> bytes:
     parts = []
     for group, message, commands in envelopes:
         items: Sequence[bytes] = [entry.record for entry in message.entries] if message.entries else commands
-        size = sum(map(len, items)) + 4 * len(items)
+        size = sum(map(len, items)) + 4 * len(items) if items else 0
         parts.append(
             _MESSAGE.pack(
                 message.type,
@@ -124,8 +127,16 @@ def decode_frame(frame: bytes) -> tuple[Address, list[Envelope]]:
 
 
 def _decode_message(frame: bytes, position: int) -> tuple[Envelope, int]:
-    kind, flags, _, size, group, *fields, count = _MESSAGE.unpack_from(frame, position)
+    (
+        kind, flags, _, size, group, sender, receiver, term, log_term, index, commit, floor, hint, nonce, context,
+        count,
+    ) = _MESSAGE.unpack_from(frame, position)  # fmt: skip
+    message = Message(
+        kind, sender, receiver, term, log_term, index, commit, floor, bool(flags & 1), hint, nonce, context
+    )
     position += _MESSAGE.size
+    if not count and not size:
+        return Envelope(group, message, []), position
     end = position + size
     items = []
     for _ in range(count):
@@ -134,10 +145,6 @@ def _decode_message(frame: bytes, position: int) -> tuple[Envelope, int]:
         items.append(frame[position - length : position])
     if position != end or end > len(frame):
         raise Corruption("a peer message does not end where its items do")
-    sender, receiver, term, log_term, index, commit, floor, hint, nonce, context = fields
-    message = Message(
-        kind, sender, receiver, term, log_term, index, commit, floor, bool(flags & 1), hint, nonce, context
-    )
     if kind == MessageType.APPEND:
         message.entries = [decode_entry(item) for item in items]
         items = []

@@ -369,11 +369,13 @@ class Host:
             self._held[replica.group] = None
         else:
             self._forward_number += 1
-            self._send(replica.propose(self.boottime, self._reaches, self._forward_number))
+            if addressed := replica.propose(self.boottime, self._reaches, self._forward_number):
+                self._send(addressed)
         replica.start_read_round()
         raft = replica.raft
         while (ready := raft.ready()) is not None:
-            self._send(self._address(replica, ready.messages))
+            if ready.messages:
+                self._send(self._address(replica, ready.messages))
             if ready.hard_state is not None and ready.mark is not None:
                 batch = self._open_batch()
                 batch.write(GroupWrite(GroupId(replica.group), ready.hard_state, ready.entries))
@@ -435,7 +437,7 @@ class Host:
         """One frame, or several where one would exceed `MAX_FRAME_BYTES`."""
         address = Address(self.cluster, self.node, self.incarnation, node, self.peers[node].incarnation)
         size = start = 0
-        for position, envelope in enumerate(envelopes):
+        for position, envelope in enumerate(envelopes if len(envelopes) > 1 else ()):
             weight = envelope.weight()
             if size and size + weight > MAX_FRAME_BYTES:
                 yield encode_frame(address, envelopes[start:position])

@@ -251,6 +251,8 @@ class Node:
     def _start_new(self, turn: Turn) -> None:
         """Start groups whose creation is durable, some a turn."""
         startable = self._reconciler.startable()
+        if not startable:
+            return
         for group, row in startable[:MAX_STARTS]:
             try:
                 self._start(group, row)

@@ -75,6 +75,8 @@ class Reconciler:
 
     def destroy(self) -> bool:
         """Destroy the data whose tombstone is durable. True if any was. Raises `WriteStalled`: call again later."""
+        if not self._doomed:
+            return False
         ready = [group for group, (batch, _) in self._doomed.items() if batch <= self._host.durable_batch]
         for group in ready:
             Store.destroy(self._data, GroupId(group), Generation(self._doomed[group][1]))

@@ -40,8 +40,13 @@ def committed(configuration: Configuration, match: Callable[[int], int]) -> int:
 
 def majority_vote(voters: tuple[int, ...], votes: Mapping[int, bool]) -> VoteResult:
     """The result among `voters`; who is missing from `votes` hasn't answered. The empty set agrees to all."""
-    granted = sum(1 for voter in voters if votes.get(voter, False))
-    refused = sum(1 for voter in voters if not votes.get(voter, True))
+    granted = refused = 0
+    for voter in voters:
+        vote = votes.get(voter)
+        if vote:
+            granted += 1
+        elif vote is not None:
+            refused += 1
     needed = len(voters) // 2 + 1
     if granted >= needed or not voters:
         return VoteResult.WON

@@ -24,10 +24,13 @@ class WatchedLog(LogStore):
         self._logs = logs
 
     def write(self, batch: LogBatch, flushed: BatchId) -> None:
-        known = self.groups()
-        ends = {write.group: self.reader(write.group).last()[0] for write in batch.writes if write.group in known}
+        known = self._groups
+        overwrites = any(
+            write.entries and write.group in known and write.entries[0].index <= known[write.group].last()[0]
+            for write in batch.writes
+        )
         super().write(batch, flushed)
-        if any(write.entries and write.entries[0].index <= ends.get(write.group, 0) for write in batch.writes):
+        if overwrites:
             self._reopen(batch)
         self._logs.written(self._place, self._memory.position, batch, self)
 

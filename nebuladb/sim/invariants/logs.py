@@ -49,7 +49,10 @@ class Logs:
         """(place, group) → applied index on that node's disk, for S6."""
 
     def _group(self, group: int) -> _Group:
-        return self._groups.setdefault(group, _Group())
+        found = self._groups.get(group)
+        if found is None:
+            found = self._groups[group] = _Group()
+        return found
 
     def opened(self, place: int, log: LogStore) -> None:
         """A node starts: what it found is what the crash left."""
