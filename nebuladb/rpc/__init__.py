@@ -12,13 +12,15 @@ frames (a full queue, a broken stream), never tears or reorders them within a st
 
 from nebuladb.rpc.channel import Channel, insecure_channel, secure_channel
 from nebuladb.rpc.peer import PeerEvents, PeerTransport
-from nebuladb.rpc.server import server
+from nebuladb.rpc.serving import Server, ServerLimits, server
 from nebuladb.rpc.tls import ssl_channel_credentials, ssl_server_credentials
 
 __all__ = [
     "Channel",
     "PeerEvents",
     "PeerTransport",
+    "Server",
+    "ServerLimits",
     "insecure_channel",
     "secure_channel",
     "server",

@@ -11,7 +11,7 @@ import grpc
 import grpc.aio
 
 from nebuladb import rpc
-from nebuladb.rpc.server import Server
+from nebuladb.rpc.serving import Server
 
 SERVICE: Final = "nebula.test.Echo"
 

@@ -10,8 +10,8 @@ from typing import Any, Final, NoReturn
 import grpc
 import grpc.aio
 
-from nebuladb.rpc.server.call import Call, MetadataLike
-from nebuladb.rpc.server.routes import Route
+from nebuladb.rpc.serving.call import Call, MetadataLike
+from nebuladb.rpc.serving.routes import Route
 
 _END: Final = object()
 

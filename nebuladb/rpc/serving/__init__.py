@@ -24,8 +24,8 @@ from typing import Any
 import grpc
 import grpc.aio
 
-from nebuladb.rpc.server.limits import ServerLimits
-from nebuladb.rpc.server.server import Http1, Server
+from nebuladb.rpc.serving.limits import ServerLimits
+from nebuladb.rpc.serving.server import Http1, Server
 
 __all__ = ["Server", "ServerLimits", "server"]
 

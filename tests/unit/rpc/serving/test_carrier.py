@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from nebuladb.rpc.server.carrier import WAITS, Carriers
+from nebuladb.rpc.serving.carrier import WAITS, Carriers
 
 VARIABLE: contextvars.ContextVar[str] = contextvars.ContextVar("VARIABLE", default="none")
 

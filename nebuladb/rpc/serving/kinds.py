@@ -11,9 +11,9 @@ from typing import Any
 import grpc
 import grpc.aio
 
-from nebuladb.rpc.server import plain
-from nebuladb.rpc.server.call import Call
-from nebuladb.rpc.server.routes import CallDetails, Route
+from nebuladb.rpc.serving import plain
+from nebuladb.rpc.serving.call import Call
+from nebuladb.rpc.serving.routes import CallDetails, Route
 from nebuladb.rpc.status import StatusError
 
 

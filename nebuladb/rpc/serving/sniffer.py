@@ -8,11 +8,11 @@ import time
 from typing import TYPE_CHECKING, Final, cast
 
 from nebuladb.rpc.http2.frames import PREFACE
-from nebuladb.rpc.server.connection import ServerConnection
+from nebuladb.rpc.serving.connection import ServerConnection
 from nebuladb.rpc.tls import ALPN_HTTP1, ALPN_HTTP2
 
 if TYPE_CHECKING:
-    from nebuladb.rpc.server.server import Server
+    from nebuladb.rpc.serving.server import Server
 
 _METHOD: Final = re.compile(rb"[A-Z]{1,24}(?: |\Z)")
 """How a request of HTTP/1.1 begins."""

@@ -12,12 +12,12 @@ from typing import Any, Final
 import grpc
 import grpc.aio
 
-from nebuladb.rpc.server.carrier import Carriers
-from nebuladb.rpc.server.connection import ServerConnection
-from nebuladb.rpc.server.limits import ServerLimits
-from nebuladb.rpc.server.ports import bind
-from nebuladb.rpc.server.routes import Handler, Routes
-from nebuladb.rpc.server.sniffer import Sniffer
+from nebuladb.rpc.serving.carrier import Carriers
+from nebuladb.rpc.serving.connection import ServerConnection
+from nebuladb.rpc.serving.limits import ServerLimits
+from nebuladb.rpc.serving.ports import bind
+from nebuladb.rpc.serving.routes import Handler, Routes
+from nebuladb.rpc.serving.sniffer import Sniffer
 from nebuladb.rpc.tls import ServerCredentials
 
 BACKLOG: Final = 1024

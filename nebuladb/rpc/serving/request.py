@@ -9,7 +9,7 @@ import grpc
 from nebuladb.rpc import compression, status
 from nebuladb.rpc.compression import Codec, Inflate
 from nebuladb.rpc.metadata import Fields, MetadataError, Value, decode_metadata, parse_timeout
-from nebuladb.rpc.server.routes import Route, Routes
+from nebuladb.rpc.serving.routes import Route, Routes
 from nebuladb.rpc.status import StatusError
 
 CONTENT_TYPE: Final = (b"content-type", b"application/grpc")

@@ -25,17 +25,17 @@ from nebuladb.rpc.http2.events import (
 from nebuladb.rpc.http2.headers import HeaderBlock
 from nebuladb.rpc.http2.stream import Stream
 from nebuladb.rpc.metadata import Fields
-from nebuladb.rpc.server import kinds
-from nebuladb.rpc.server.call import Call
-from nebuladb.rpc.server.carrier import WAITS
-from nebuladb.rpc.server.limits import ServerLimits
-from nebuladb.rpc.server.request import OK, Request, refusal
-from nebuladb.rpc.server.routes import Route
+from nebuladb.rpc.serving import kinds
+from nebuladb.rpc.serving.call import Call
+from nebuladb.rpc.serving.carrier import WAITS
+from nebuladb.rpc.serving.limits import ServerLimits
+from nebuladb.rpc.serving.request import OK, Request, refusal
+from nebuladb.rpc.serving.routes import Route
 from nebuladb.rpc.status import OK_TRAILERS, StatusError
 from nebuladb.rpc.tls import identity
 
 if TYPE_CHECKING:
-    from nebuladb.rpc.server.server import Server
+    from nebuladb.rpc.serving.server import Server
 
 _PREFIX: Final = struct.Struct(">BI").unpack_from
 _LAST_STREAM: Final = b"last one"

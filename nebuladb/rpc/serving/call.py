@@ -17,12 +17,12 @@ from nebuladb.rpc.compression import Codec
 from nebuladb.rpc.framing import MessageReader, Packed
 from nebuladb.rpc.http2.stream import State, Stream
 from nebuladb.rpc.metadata import Fields, Value, encode_metadata
-from nebuladb.rpc.server.request import OK, Request
-from nebuladb.rpc.server.routes import Route
+from nebuladb.rpc.serving.request import OK, Request
+from nebuladb.rpc.serving.routes import Route
 from nebuladb.rpc.status import StatusError
 
 if TYPE_CHECKING:
-    from nebuladb.rpc.server.connection import ServerConnection
+    from nebuladb.rpc.serving.connection import ServerConnection
 
 LOG: Final = logging.getLogger("nebuladb.rpc")
 MAX_DONE_CALLBACKS: Final = 100
