@@ -12,7 +12,7 @@ from nebuladb.sim.probes import all_probes
 from nebuladb.sim.report import Report
 from nebuladb.sim.runner import run_seed, run_seeds
 from nebuladb.sim.shrink import shrink_seed
-from nebuladb.sim.world import Result, Variant, World
+from nebuladb.sim.world import Result, Variant
 
 DEFAULT_SECONDS = 5.0
 SELF_TEST_SEEDS = 100
@@ -33,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.seed is not None:
         show = print if options.trace else None
         results = iter(
-            [World(options.seed, nodes=options.nodes, seconds=options.seconds, without=without, show=show).run()]
+            [run_seed(options.seed, nodes=options.nodes, seconds=options.seconds, without=without, show=show)]
         )
     else:
         results = run_seeds(
@@ -46,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if len(failed) <= MAX_SHOWN:
                 _describe(result, options)
     report.wall_seconds = time.monotonic() - begun
-    for line in report.table(all_probes()) if options.seed is None else []:
+    for line in report.table(all_probes()):
         print(line)
     trace = f" trace={result.trace}" if options.seed is not None else ""
     print(report.line() + trace)

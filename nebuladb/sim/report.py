@@ -31,6 +31,8 @@ class Report:
     """Histories that the checker's bound kept from a verdict."""
     sim_seconds: float = 0.0
     wall_seconds: float = 0.0
+    cpu_seconds: float = 0.0
+    """Of the processes that ran the seeds, all together."""
     ops_killed: int = 0
     """Operations of seeds in which nodes are killed, and how many of those have an unknown outcome."""
     unknown_killed: int = 0
@@ -54,7 +56,17 @@ class Report:
             if isinstance(value, Counter):
                 value = value.total() if part.name == "faults" else len(value)
             pairs.append(f"{part.name}={value:.1f}" if isinstance(value, float) else f"{part.name}={value}")
+        pairs[-1:-1] = [f"{name}={value:.1f}" for name, value in self.rates().items()]
         return " ".join(pairs)
+
+    def rates(self) -> dict[str, float]:
+        """What the bars of ``docs/testing.md`` are about, by name. Messages are counted when they are delivered."""
+        operations = self.ops_ok + self.ops_failed + self.ops_unknown
+        return {
+            "messages_per_cpu_second": self.delivered / max(self.cpu_seconds, 0.001),
+            "ops_per_sim_second": operations / max(self.sim_seconds, 0.001),
+            "unknown_percent_under_kills": 100 * self.unknown_killed / max(self.ops_killed, 1),
+        }
 
     def table(self, all_probes: Collection[str]) -> list[str]:
         """Lines for people: faults by kind, probes by hits, and those of `all_probes` that nobody hit."""

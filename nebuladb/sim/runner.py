@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Collection, Iterator
+import time
+from collections.abc import Callable, Collection, Iterator
 from functools import partial
 from multiprocessing import get_context
 
@@ -17,19 +18,28 @@ COLLECT_EVERY = 8
 
 
 def run_seed(
-    seed: int, *, nodes: int, seconds: float, variant: Variant = Variant.NONE, without: Collection[str] = ()
+    seed: int,
+    *,
+    nodes: int,
+    seconds: float,
+    variant: Variant = Variant.NONE,
+    without: Collection[str] = (),
+    show: Callable[[str], None] | None = None,
 ) -> Result:
-    """One seed, from beginning to end."""
+    """One seed, from beginning to end; `show` gets every event."""
     # A world is made of cycles and dies as a whole: collecting while it lives costs a tenth of the time for nothing.
     if not gc.get_freeze_count():
         gc.freeze()  # the program itself is never garbage: it isn't looked at again
     gc.disable()
+    begun = time.process_time()
     try:
-        return World(seed, nodes=nodes, seconds=seconds, variant=variant, without=without).run()
+        result = World(seed, nodes=nodes, seconds=seconds, variant=variant, without=without, show=show).run()
     finally:
         gc.enable()
         if seed % COLLECT_EVERY == 0:
             gc.collect()
+    result.report.cpu_seconds = time.process_time() - begun
+    return result
 
 
 def run_seeds(first: int, count: int, *, nodes: int, seconds: float, jobs: int) -> Iterator[Result]:

@@ -66,12 +66,31 @@ def test_a_seed_replays_also_under_another_hash_seed() -> None:
         command = [sys.executable, "-m", "nebuladb.sim", "--seed", "7", "--seconds", "2"]
         environment = os.environ | {"PYTHONHASHSEED": hash_seed}
         run = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
-        pairs = dict(pair.split("=") for pair in run.stdout.split())
-        del pairs["wall_seconds"]
-        lines.add(tuple(pairs.items()))
+        *table, last = run.stdout.splitlines()
+        pairs = dict(pair.split("=") for pair in last.split())
+        for measured in ("wall_seconds", "cpu_seconds", "messages_per_cpu_second"):
+            del pairs[measured]
+        lines.add((*table, *pairs.items()))
     assert len(lines) == 1
     assert ("violations", "0") in next(iter(lines))
     assert run_seed(8, nodes=3, seconds=2.0).trace != run_seed(9, nodes=3, seconds=2.0).trace
+
+
+def test_a_run_reports_what_happened(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--seeds", "6", "--first-seed", "1", "--seconds", "4", "--jobs", "1"]) == 0
+    *table, last = capsys.readouterr().out.splitlines()
+    report = {name: float(value) for name, value in (pair.split("=") for pair in last.split())}
+    assert report["sim_seconds"] > 24
+    assert min(report[name] for name in ("steps", "messages", "delivered", "ops_ok", "ops_failed", "ops_unknown")) > 100
+    operations = report["ops_ok"] + report["ops_failed"] + report["ops_unknown"]
+    assert report["ops_per_sim_second"] == pytest.approx(operations / report["sim_seconds"], rel=0.01)
+    assert report["ops_per_sim_second"] > 50
+    assert report["unknown_percent_under_kills"] > 5
+    assert report["messages_per_cpu_second"] == pytest.approx(report["delivered"] / report["cpu_seconds"], rel=0.1)
+    counts = {tuple(line.split(maxsplit=2)[::2]): line.split()[1] for line in table}
+    assert int(counts["fault", "kill"]) + int(counts["fault", "power cut"]) > 3
+    assert int(counts["probe", "append rejected"]) > 0
+    assert "never" in counts.values()
 
 
 @pytest.mark.parametrize("variant", [variant for variant in Variant if variant is not Variant.NONE])
