@@ -79,7 +79,7 @@ def check_bounds(connection: Connection) -> None:
         "known": (len(decoder.known) + len(decoder._known_old), 2 * CACHED_BLOCKS),
         "lists": (len(decoder._lists) + len(decoder._lists_old), 2 * CACHED_BLOCKS),
         "list octets": (sum(block.size for block in decoder._lists.values()), CACHED_OCTETS),
-        "table": (decoder._decoder.header_table._current_size, max(limits.header_table, 4096)),
+        "table": (decoder._table._current_size, max(limits.header_table, 4096)),
     }
     over = {name: pair for name, pair in held.items() if pair[0] > pair[1]}
     if over:

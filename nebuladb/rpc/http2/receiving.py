@@ -14,6 +14,7 @@ from nebuladb.rpc.http2.headers import HeaderBlock, Kind
 from nebuladb.rpc.http2.limits import Limits
 from nebuladb.rpc.http2.stream import (
     CLOSED,
+    HALF_CLOSED_LOCAL,
     HALF_CLOSED_REMOTE,
     OPEN,
     RECEIVE,
@@ -93,6 +94,19 @@ class Receiving(Control):
         if stream is None:
             self._taken += size
             self._check_closed(stream_id)
+            return
+        if (
+            not flags
+            and size
+            and stream.heard
+            and stream.expected < 0
+            and (stream.state is OPEN or stream.state is HALF_CLOSED_LOCAL)
+            and stream.unread + stream.taken + size <= self._stream_window
+        ):
+            # The middle of a body, with nothing to check: most frames of a stream.
+            stream.unread += size
+            self._unread += size
+            self._events.append(DataReceived(stream, payload, ended=False))
             return
         # All octets of the frame count, padding and those of a frame that is wrong too; but nobody will consume these.
         self._taken += size

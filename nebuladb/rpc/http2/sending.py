@@ -9,7 +9,16 @@ from nebuladb.errors import invariant
 from nebuladb.rpc.http2.core import Core
 from nebuladb.rpc.http2.errors import ErrorCode, LocalProtocolError, StreamLimit
 from nebuladb.rpc.http2.events import Writable
-from nebuladb.rpc.http2.frames import DATA, END_STREAM, HEAD, MAX_STREAM_ID, MIN_FRAME_SIZE, header_frames
+from nebuladb.rpc.http2.frames import (
+    DATA,
+    END_HEADERS,
+    END_STREAM,
+    HEAD,
+    HEADERS,
+    MAX_STREAM_ID,
+    MIN_FRAME_SIZE,
+    header_frames,
+)
 from nebuladb.rpc.http2.headers import Fields
 from nebuladb.rpc.http2.limits import Limits
 from nebuladb.rpc.http2.stream import (
@@ -75,8 +84,34 @@ class Sending(Core):
 
         Raises: as `open`.
         """
-        stream = self.open(headers)
-        self.send_data(stream, data, end=True)
+        size = len(data)
+        window = self._window - size
+        peer = self.peer
+        # As in `respond`: comparisons first, and pieces into the output as they are.
+        if (
+            self.going_away
+            or not self.client
+            or window < 0
+            or not 0 < size <= self._frame_out
+            or size > peer.stream_window
+            or len(self.streams) >= peer.concurrent_streams
+            or self._next_id > MAX_STREAM_ID
+        ):
+            stream = self.open(headers)
+            self.send_data(stream, data, end=True)
+            return stream
+        block = self._encoder.encode(headers)
+        stream_id = self._next_id
+        self._next_id = stream_id + 2
+        self._window = window
+        if len(block) <= MIN_FRAME_SIZE:
+            head = HEAD.pack(len(block) << 8 | HEADERS, END_HEADERS, stream_id)
+            self._out += (head, block, HEAD.pack(size << 8 | DATA, END_STREAM, stream_id), data)
+        else:
+            self._out.append(header_frames(stream_id, block, peer.frame_size, end=False))
+            self._out += (HEAD.pack(size << 8 | DATA, END_STREAM, stream_id), data)
+        stream = self.streams[stream_id] = Stream(stream_id, HALF_CLOSED_LOCAL)
+        stream.answered = True
         return stream
 
     def send_headers(self, stream: Stream, headers: Fields, *, end: bool = False) -> None:
