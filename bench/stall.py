@@ -2,9 +2,11 @@
 
 ``python -m bench.stall --keys 1000000`` starts three nodes under the preload library of the power-cut campaign, loads
 keys, and then: puts and gets while each flush of the log takes 200 ms longer and each read of a data table 50 ms; a
-range delete of all keys; a compaction over all revisions; a hash. After each it prints the worst lag of any loop so far
-(``nebula_loop_worst_seconds``), the turns over 20 ms (``nebula_loop_late_total``, by work) and the leader changes. The
-last line sums up; exit code 1 if the worst lag reached 50 ms or a leader was lost.
+range delete of all keys; a compaction over all revisions; a hash. With ``--slow`` the disk stays slow for these, too.
+After each it prints the worst lag of any loop so far (``nebula_loop_worst_seconds``; *own* is without the time for which
+other processes had its core), the turns over 20 ms (``nebula_loop_late_total``, by work) and the leader changes; then
+each late turn that was logged. The last line sums up; exit code 1 if the worst own lag reached 50 ms or a leader was
+lost.
 """
 
 from __future__ import annotations
@@ -33,7 +35,6 @@ READ_MS: Final = 50
 BAR_SECONDS: Final = 0.05
 IN_FLIGHT: Final = 64
 TIMEOUT: Final = 120.0
-SHOWN: Final = 5
 COMPACTED: Final = "superseded rows deleted"
 BATCH: Final = 500
 SAMPLE: Final = re.compile(r"^(nebula_[a-z_]+)(?:\{(.*)\})? (\S+)$", re.MULTILINE)
@@ -61,10 +62,18 @@ class Watcher:
     def _sum(self, name: str) -> float:
         return sum(value for found, _, value in self._samples() if found == name)
 
+    def _worst(self, name: str) -> float:
+        return max(value for found, _, value in self._samples() if found == name)
+
     @property
     def worst(self) -> float:
         """Seconds, of all loops since their start."""
-        return max(value for name, _, value in self._samples() if name == "nebula_loop_worst_seconds")
+        return self._worst("nebula_loop_worst_seconds")
+
+    @property
+    def worst_own(self) -> float:
+        """Likewise, less what other processes have taken."""
+        return self._worst("nebula_loop_worst_own_seconds")
 
     @property
     def leader_changes(self) -> int:
@@ -85,15 +94,17 @@ class Watcher:
         return int(sum(value for name, labels, value in self._samples() if (name, labels) == wanted))
 
 
-def longest(cluster: Cluster) -> list[str]:
-    """The longest late turns that the nodes have logged (they log one a second at most)."""
+def late_turns(cluster: Cluster) -> list[str]:
+    """The late turns that the nodes have logged (one a second at most), as they came; wall time beside CPU time and the
+    time for which others had the core, so that a busy machine can be told from our own fault."""
     lines = []
     for node in cluster.all:
         for text in cluster.log_file(node).read_text().splitlines():
             if "the loop was late" in text:
                 line = json.loads(text)
-                lines.append((line["ms"], f"n{node + 1}: {line['ms']} ms, {line['cpu_ms']} of CPU: {line['work']}"))
-    return [text for _, text in sorted(lines, reverse=True)[:SHOWN]]
+                numbers = f"{line['ms']} ms, {line['cpu_ms']} of CPU, {line['no_core_ms']} without a core"
+                lines.append((line["timestamp"], f"{line['timestamp']} n{node + 1}: {numbers}: {line['work']}"))
+    return [text for _, text in sorted(lines)]
 
 
 async def load(client: AsyncClient, keys: int) -> None:
@@ -131,16 +142,20 @@ async def mix(client: AsyncClient, keys: int, seconds: float) -> tuple[int, int,
     return done[0], done[1], done[2]
 
 
-async def run(cluster: Cluster, records: list[Path], keys: int, seconds: float) -> tuple[float, int]:
-    """All phases; the worst lag in seconds, and the leader changes."""
+async def run(
+    cluster: Cluster, records: list[Path], keys: int, seconds: float, *, slow: bool
+) -> tuple[float, float, int]:
+    """All phases; the worst lag and the worst own lag in seconds, and the leader changes."""
     async with AsyncClient(cluster.endpoints, timeout=TIMEOUT) as client:
 
         async def told(phase: str, began: float, more: str = "") -> None:
-            worst, changes = await asyncio.to_thread(lambda: (watcher.worst, watcher.leader_changes))
+            worst, own = await asyncio.to_thread(lambda: (watcher.worst, watcher.worst_own))
+            changes = await asyncio.to_thread(lambda: watcher.leader_changes)
             late = await asyncio.to_thread(watcher.late)
             works = ", ".join(f"{work} {count}" for work, count in late.most_common(4))
             print(
-                f"{phase}: {time.monotonic() - began:.1f} s, worst lag so far {worst * 1e3:.0f} ms, "
+                f"{phase}: {time.monotonic() - began:.1f} s, worst lag so far {worst * 1e3:.0f} ms, own "
+                f"{own * 1e3:.0f} ms, "
                 f"late turns so far: {works or 'none'}; leader changes {changes}{more}",
                 flush=True,
             )
@@ -156,7 +171,7 @@ async def run(cluster: Cluster, records: list[Path], keys: int, seconds: float) 
         puts, gets, refused = await mix(client, keys, seconds)
         waits = await asyncio.to_thread(watcher.rare, "slice waits for rows")
         await told("slow disk", began, f"; {puts} puts, {gets} gets, {refused} refused; {waits} slices waited for rows")
-        for path in records:
+        for path in records if not slow else ():
             powerfail.control(path)
         began = time.monotonic()
         await client.delete(b"key/", b"key0")
@@ -173,7 +188,7 @@ async def run(cluster: Cluster, records: list[Path], keys: int, seconds: float) 
         await client.state_hash(DEFAULT_GROUP)
         await told("hash", began)
         await asyncio.sleep(1)
-        return watcher.worst, watcher.leader_changes
+        return watcher.worst, watcher.worst_own, watcher.leader_changes
 
 
 def main() -> int:
@@ -182,6 +197,7 @@ def main() -> int:
     parser.add_argument("--keys", type=int, default=1_000_000)
     parser.add_argument("--seconds", type=float, default=20.0, help="of the slow disk")
     parser.add_argument("--memory", default="128MiB")
+    parser.add_argument("--slow", action="store_true", help="the disk stays slow for all operations")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="nebula-stall-") as scratch:
         directory = Path(scratch)
@@ -198,11 +214,14 @@ def main() -> int:
         with Cluster(directory, environ={"NEBULA_MEMORY": options.memory}, node_environ=environ) as cluster:
             cluster.start()
             cluster.wait_ready()
-            worst, changes = asyncio.run(run(cluster, records, options.keys, options.seconds))
-            for line in longest(cluster):
+            phases = run(cluster, records, options.keys, options.seconds, slow=options.slow)
+            worst, own, changes = asyncio.run(phases)
+            for line in late_turns(cluster):
                 print(line)
-    print(f"keys={options.keys} worst_lag_ms={worst * 1e3:.0f} leader_changes={changes}")
-    return 1 if worst >= BAR_SECONDS or changes else 0
+    print(
+        f"keys={options.keys} worst_lag_ms={worst * 1e3:.0f} worst_own_lag_ms={own * 1e3:.0f} leader_changes={changes}"
+    )
+    return 1 if own >= BAR_SECONDS or changes else 0
 
 
 if __name__ == "__main__":

@@ -68,7 +68,7 @@ class Metrics:
         self.applied_entries = 0
         self.late_seconds: dict[str, float] = {}
         self.late_turns: dict[str, int] = {}
-        self.worst_beat = 0.0
+        self.worst_beat = self.worst_own = 0.0
         self.rpc_seconds: dict[str, Buckets] = {}
         self.rpc_handled: dict[tuple[str, str], int] = {}
         self._samples: NodeSamples | None = None
@@ -95,10 +95,12 @@ class Metrics:
         self.applied_entries += entries
         self.apply_seconds.observe(seconds)
 
-    def loop_beat(self, late: float) -> None:
-        """The loop came round `late` seconds after it should have."""
+    def loop_beat(self, late: float, own: float) -> None:
+        """The loop came round `late` seconds after it should have; `own` of them it was not without a core."""
         if late > self.worst_beat:
             self.worst_beat = late
+        if own > self.worst_own:
+            self.worst_own = own
 
     def loop_late(self, late: float, work: str) -> None:
         """That was too late, because of `work`."""
@@ -149,6 +151,8 @@ class Metrics:
         yield seconds
         worst = "The longest that the loop was away since the start."
         yield GaugeMetricFamily("nebula_loop_worst_seconds", worst, value=self.worst_beat)
+        own = "Likewise, less the time for which other processes had its core."
+        yield GaugeMetricFamily("nebula_loop_worst_own_seconds", own, value=self.worst_own)
 
     def _rpc_families(self) -> Iterator[Metric]:
         handled = CounterMetricFamily("nebula_rpc_handled", "Calls that ended.", labels=["method", "code"])

@@ -8,7 +8,9 @@ take long says so with `busy`; the longest since the last beat names a late one.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
+import os
 import sys
 import time
 from typing import Any, Final
@@ -30,6 +32,8 @@ sixth less below. So 0.5 ms."""
 GC_THRESHOLDS: Final = (10_000, 20, 50)
 """Thousand requests in flight are some thousand new containers; a young collection of 10,000 takes 0.3 ms and meets
 mostly dead ones. A full one looks at every cached record, so it comes rarely: once in ten million containers."""
+SCHEDULER: Final = "/proc/thread-self/schedstat"
+"""Linux: nanoseconds on a core, nanoseconds that the thread was ready and had none, and slices."""
 NOTHING: Final = "unknown: no slice took long; another thread, the collector or other processes had the core"
 
 
@@ -42,27 +46,51 @@ def tune() -> None:
     gc.set_threshold(*GC_THRESHOLDS)
 
 
+class CoreWait:
+    """How long the thread that made this has been ready to run without getting a core: what other processes have taken
+    from it. For that thread; 0 where the system doesn't say."""
+
+    def __init__(self) -> None:
+        self._file: int | None = None
+        with contextlib.suppress(OSError):
+            self._file = os.open(SCHEDULER, os.O_RDONLY | os.O_CLOEXEC)
+
+    def seconds(self) -> float:
+        """So far."""
+        return 0.0 if self._file is None else int(os.pread(self._file, 128, 0).split()[1]) / 1e9
+
+    def close(self) -> None:
+        """Idempotent."""
+        if self._file is not None:
+            os.close(self._file)
+            self._file = None
+
+
 class Watchdog:
     """All methods are for the loop's thread."""
 
     def __init__(self, metrics: Metrics) -> None:
         self._metrics = metrics
         self._log = structlog.get_logger("watchdog")
-        self._due = self._logged = self._cpu = 0.0
+        self._due = self._logged = self._cpu = self._waited = 0.0
         self._work, self._longest = NOTHING, 0.0
         self._collecting = 0.0
         self._timer: asyncio.TimerHandle | None = None
+        self._core: CoreWait | None = None
 
     def start(self) -> None:
         """Watch the running loop."""
         gc.callbacks.append(self._collector)
-        self._beat(first=True)
+        self._core = CoreWait()
+        self._beat(self._core, first=True)
 
     def stop(self) -> None:
         """Watch no more. Idempotent."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+            if self._core is not None:
+                self._core.close()
             gc.callbacks.remove(self._collector)
 
     def busy(self, work: str, seconds: float) -> None:
@@ -77,11 +105,11 @@ class Watchdog:
         else:
             self.busy(f"collector, generation {info['generation']}", now - self._collecting)
 
-    def _beat(self, *, first: bool = False) -> None:
-        now, cpu = time.perf_counter(), time.thread_time()
-        late = now - self._due
+    def _beat(self, core: CoreWait, *, first: bool = False) -> None:
+        now, cpu, waited = time.perf_counter(), time.thread_time(), core.seconds()
+        late, robbed = now - self._due, waited - self._waited
         if not first:
-            self._metrics.loop_beat(late)
+            self._metrics.loop_beat(late, late - robbed)
             if late > LATE_SECONDS:
                 # What took a small part of it is not what it was.
                 work = self._work if self._longest > late / 4 else NOTHING
@@ -89,8 +117,12 @@ class Watchdog:
                 if now - self._logged > LOG_SECONDS:
                     self._logged = now
                     self._log.warning(
-                        "the loop was late", ms=round(late * 1e3), cpu_ms=round((cpu - self._cpu) * 1e3), work=work
+                        "the loop was late",
+                        ms=round(late * 1e3),
+                        cpu_ms=round((cpu - self._cpu) * 1e3),
+                        no_core_ms=round(robbed * 1e3),
+                        work=work,
                     )
         self._work, self._longest = NOTHING, 0.0
-        self._due, self._cpu = now + BEAT_SECONDS, cpu
-        self._timer = asyncio.get_running_loop().call_later(BEAT_SECONDS, self._beat)
+        self._due, self._cpu, self._waited = now + BEAT_SECONDS, cpu, waited
+        self._timer = asyncio.get_running_loop().call_later(BEAT_SECONDS, self._beat, core)

@@ -10,7 +10,7 @@ import pytest
 
 from nebuladb.server import watchdog as module
 from nebuladb.server.metrics import MAX_WORKS, OTHER_METHOD, Metrics
-from nebuladb.server.watchdog import LATE_SECONDS, NOTHING, Watchdog
+from nebuladb.server.watchdog import LATE_SECONDS, NOTHING, CoreWait, Watchdog
 
 
 def hold(seconds: float) -> None:
@@ -45,6 +45,7 @@ async def test_a_late_turn_is_named_after_the_longest_work() -> None:
     assert metrics.late_turns == {"turn": 1}
     assert metrics.late_seconds["turn"] > 0.5
     assert metrics.worst_beat > 0.5
+    assert 0 < metrics.worst_own <= metrics.worst_beat
     hold(0.6)
     watchdog.busy("background", 0.006)
     await beats(metrics, 2)
@@ -63,3 +64,13 @@ def test_works_are_bounded() -> None:
     text = metrics.render().decode()
     assert 'nebula_loop_late_total{work="work 3"} 1.0' in text
     assert "nebula_loop_worst_seconds 0.0" in text
+
+
+def test_time_without_a_core_is_told_from_time_on_one() -> None:
+    core, began = CoreWait(), time.perf_counter()
+    before = core.seconds()
+    hold(0.05)
+    assert 0 <= core.seconds() - before <= time.perf_counter() - began
+    core.close()
+    core.close()
+    assert core.seconds() == 0
