@@ -3,8 +3,8 @@
 ``python -m bench.stall --keys 1000000`` starts three nodes under the preload library of the power-cut campaign, loads
 keys, and then: puts and gets while each flush of the log takes 200 ms longer and each read of a data table 50 ms; a
 range delete of all keys; a compaction over all revisions; a hash. With ``--slow`` the disk stays slow for these, too.
-After each it prints the worst lag of any loop so far (``nebula_loop_worst_seconds``; *own* is without the time for which
-other processes had its core), the turns over 20 ms (``nebula_loop_late_total``, by work) and the leader changes; then
+After each it prints the worst lag of any loop so far (``nebula_loop_worst_seconds``; *own* is without the time when
+others had its core), the turns over 20 ms (``nebula_loop_late_total``, by work) and the leader changes; then
 each late turn that was logged. The last line sums up; exit code 1 if the worst own lag reached 50 ms or a leader was
 lost.
 """
