@@ -22,7 +22,7 @@ from nebuladb.rpc.http2 import (
 )
 from nebuladb.rpc.http2 import frames as wire
 from nebuladb.rpc.http2.frames import frame
-from nebuladb.rpc.http2.sending import PIECE
+from nebuladb.rpc.http2.sending import PIECE, UPDATES_A_FRAME
 from tests.unit.rpc.http2.ends import (
     REQUEST,
     RESPONSE,
@@ -129,6 +129,17 @@ def test_window_updates_that_data_earned_are_free() -> None:
         server.receive(wire.window_update_frame(0, 1) + wire.window_update_frame(stream.id, 1), 0.0)
         server.take()
     assert not server.closed
+
+
+def test_window_updates_are_earned_once() -> None:
+    server = greeted(Limits(window_updates=Rate(10, 1)))
+    server.receive(headers_frame(1, REQUEST, end=True), 0.0)
+    server.send_headers(server.streams[1], RESPONSE)
+    server.send_data(server.streams[1], b"x")
+    # One that answers the octet, two that its frame earned, and the burst.
+    number, events = until_the_end(server, lambda number: wire.window_update_frame(0, 1), at_most=100)
+    assert number == 1 + UPDATES_A_FRAME + 10
+    assert ended_with(events, CALM)
 
 
 def test_streams_over_the_number_are_refused() -> None:

@@ -293,3 +293,13 @@ def test_two_ends_with_small_windows_carry_everything() -> None:
         assert at_client or at_server, "nothing moves any more"
     assert asked == echoed == bodies
     assert not ends.server.streams
+
+
+def test_padding_is_given_back_to_the_stream_too() -> None:
+    server = greeted(Limits(stream_window=1_000))
+    server.receive(headers_frame(1, REQUEST), 0.0)
+    stream = server.streams[1]
+    for _ in range(2):
+        server.receive(wire.frame(wire.DATA, wire.PADDED, 1, b"\xf9" + b"x" + bytes(249)), 0.0)
+        server.consumed(stream, 1)
+    assert server.take() == wire.window_update_frame(1, 502)
