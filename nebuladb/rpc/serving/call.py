@@ -112,6 +112,8 @@ class Call(grpc.aio.ServicerContext[Any, Any]):
                 self.end()
             elif isinstance(error, StatusError):
                 self.refuse(error)
+            elif self._code is not grpc.StatusCode.OK:
+                self.end()  # it had said how it fails, as generated code does of methods that nobody wrote
             elif isinstance(error, asyncio.CancelledError):
                 self.end(grpc.StatusCode.CANCELLED, "the handler was cancelled")
             else:
