@@ -7,11 +7,13 @@ from contextlib import contextmanager
 from functools import partial
 from random import Random
 
+from nebuladb.kv import deletion, draft, sessions
 from nebuladb.kv.limits import Limits
 from nebuladb.kv.store import Store
-from nebuladb.node import host, replica
+from nebuladb.node import applier, balancer, host, proposals, reads, replica
 from nebuladb.node.memory import MemoryPlan, plan
 from nebuladb.raft import Config, log
+from nebuladb.raft import reads as raft_reads
 
 CHOICES: tuple[tuple[object, str, tuple[object, ...]], ...] = (
     (host, "CUT_EVERY", (3, 30)),
@@ -22,6 +24,19 @@ CHOICES: tuple[tuple[object, str, tuple[object, ...]], ...] = (
     (replica, "MAX_SLICE_BYTES", (1, 500)),
     (replica, "MAX_ENTRIES_IN_FLIGHT", (1, 8)),
     (log, "CONFLICT_SCAN", (1, 3)),
+    (balancer, "STEADY_MS", (300,)),
+    (balancer, "RETRY_MS", (500,)),
+    (applier, "TURN_ROWS", (1, 8)),
+    (applier, "BACKGROUND_ROWS", (2, 10)),
+    (host, "MAX_HELD", (3,)),
+    (host, "FORWARD_WINDOW", (8,)),
+    (draft, "HISTORY_STRIDE", (2, 5)),
+    (deletion, "MIN_RUN", (2,)),
+    (sessions, "MAX_SESSIONS", (4,)),
+    (sessions, "SESSION_BYTES", (100,)),
+    (raft_reads, "MAX_WAITING_READS", (2,)),
+    (reads, "MAX_READS", (4,)),
+    (proposals, "MAX_PENDING", (8,)),
     # One entry an append: what a leader found in its log and what it began its term with arrive, and count, apart.
     (replica, "Config", (partial(Config, max_append_bytes=1),)),
     # The store's limits and record share, where its owner gives none.

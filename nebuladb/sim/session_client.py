@@ -24,6 +24,8 @@ class SessionClient(Client):
         super().__init__(core, machines, board, group, name)
         self._session = 0
         self._sequence = 0
+        self._sent = 0
+        """How often the request of that number was sent."""
 
     def _write(self, draw: float) -> None:
         if self._session:
@@ -43,6 +45,7 @@ class SessionClient(Client):
 
     def _submit(self, command: Command, written: Written) -> None:
         self._sequence += 1
+        self._sent = 0
         numbered = command._replace(session=self._session, sequence=self._sequence, lowest=self._sequence)
         self._attempt(numbered, written)
 
@@ -61,9 +64,12 @@ class SessionClient(Client):
                 self._core.scheduler.after(self._rng.randrange(RETRY_MS), self._attempt, command, written)
             elif outcome.reason == Reason.SESSION_EXPIRED:
                 self._session = 0
-                written(outcome)
+                # Sent once, it was refused. Else one may have run before the session went, of which the other knows
+                # nothing any more.
+                written(outcome if self._sent == 1 else UnknownOutcome("the session expired under a repeated request"))
             else:
                 written(outcome)
 
         for _ in range(2 if self._rng.random() < 0.1 else 1):
+            self._sent += 1
             self._ask(command, once)
