@@ -25,7 +25,7 @@ import grpc
 import grpc.aio
 
 from nebuladb.rpc.serving.limits import ServerLimits
-from nebuladb.rpc.serving.server import Http1, Server
+from nebuladb.rpc.serving.lifecycle import Http1, Server
 
 __all__ = ["Server", "ServerLimits", "server"]
 

@@ -35,7 +35,7 @@ from nebuladb.rpc.status import OK_TRAILERS, StatusError
 from nebuladb.rpc.tls import identity
 
 if TYPE_CHECKING:
-    from nebuladb.rpc.serving.server import Server
+    from nebuladb.rpc.serving.lifecycle import Server
 
 _PREFIX: Final = struct.Struct(">BI").unpack_from
 _LAST_STREAM: Final = b"last one"

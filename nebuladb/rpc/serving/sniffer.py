@@ -12,7 +12,7 @@ from nebuladb.rpc.serving.connection import ServerConnection
 from nebuladb.rpc.tls import ALPN_HTTP1, ALPN_HTTP2
 
 if TYPE_CHECKING:
-    from nebuladb.rpc.serving.server import Server
+    from nebuladb.rpc.serving.lifecycle import Server
 
 _METHOD: Final = re.compile(rb"[A-Z]{1,24}(?: |\Z)")
 """How a request of HTTP/1.1 begins."""
