@@ -91,10 +91,9 @@ class HeaderEncoder:
         Raises:
             LocalProtocolError: a name or value that HTTP/2 has no place for.
         """
-        if fields in self._blocks:
-            return
+        known = self._fields
         for field in fields:
-            if field not in self._fields:
+            if field not in known:
                 try:
                     check_field(field)
                 except MalformedError as error:
@@ -109,16 +108,27 @@ class HeaderEncoder:
         if block is not None:
             return block
         self.check(fields)
-        updates = b"".join([integer(size, 5, 0x20) for size in self._updates])
-        self._updates = []
-        version = self.version
-        block = b"".join([self._fields.get(field) or self._field(field) for field in fields])
-        # If something was inserted the next block is another one: an index.
-        if self.version == version and not updates and len(block) <= MEMO_OCTETS:
+        if self._updates:
+            updates = b"".join([integer(size, 5, 0x20) for size in self._updates])
+            self._updates = []
+            return updates + self.encode(fields)
+        known = self._fields
+        parts = []
+        fresh = False
+        for field in fields:
+            part = known.get(field)
+            if part is None:
+                # If it is inserted that moves the indexes of the fields behind it: each has its turn.
+                part = self._field(field)
+                fresh = True
+            parts.append(part)
+        block = b"".join(parts)
+        # A list with a field that is new each time, a timeout, would only push out those that come again.
+        if not fresh and len(block) <= MEMO_OCTETS:
             if len(self._blocks) >= MEMO:
                 self._blocks.clear()
             self._blocks[fields] = block
-        return updates + block
+        return block
 
     def known(self, fields: Fields) -> bytes | None:
         """The block of `fields` if it changes nothing at the peer, so that it may be sent at any time under this

@@ -40,13 +40,15 @@ def test_constant_fields_become_an_octet_each() -> None:
     encoder = HeaderEncoder()
     first, second = encoder.encode(RESPONSE), encoder.encode(RESPONSE)
     assert (len(first), len(second)) == (1 + 2 + len(b"application/grpc"), 2)
-    assert encoder.encode(RESPONSE) is second
+    third = encoder.encode(RESPONSE)
+    assert third == second
+    assert encoder.encode(RESPONSE) is third
     encoder.encode(TRAILERS)
     assert len(encoder.encode(TRAILERS)) == 1
     # What was inserted since has moved the others.
-    third = encoder.encode(RESPONSE)
-    assert third != second
-    assert len(third) == 2
+    moved = encoder.encode(RESPONSE)
+    assert moved != second
+    assert len(moved) == 2
 
 
 def test_secrets_are_never_indexed() -> None:
