@@ -61,6 +61,9 @@ PEEK_CACHE_BYTES: Final = 1 << 20
 BACKGROUND_JOBS: Final = 2
 COMPACTION_READAHEAD_BYTES: Final = 256 << 10
 """For each table that a compaction reads, of which there may be dozens; RocksDB's 2 MiB are for spinning disks."""
+SCAN_READAHEAD_BYTES: Final = 64 << 10
+"""An iterator waits for the disk with the interpreter's lock held, so it should wait seldom: 1,024 cold rows of 300
+bytes took 78 reads of a block, and 6 of this size, in the same CPU time. Ten rows then read 220 KiB instead of 15."""
 INFO_LOGS: Final = 4
 INFO_LOG_BYTES: Final = 8 << 20
 
@@ -385,6 +388,7 @@ def _below(high: bytes) -> ReadOptions:
     """For an iterator that ends before `high`. (A lower bound would get lost in rocksdict.)"""
     options = ReadOptions()
     options.set_iterate_upper_bound(high)
+    options.set_readahead_size(SCAN_READAHEAD_BYTES)
     return options
 
 
