@@ -18,7 +18,7 @@ INPUTS ?= 1000000
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3 python; do \
 	$$p -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$p; break; }; done)
 
-.PHONY: help setup test check demo sim sim-coverage sim-mutants crash powercut jepsen jepsen-all bench-stall fuzz-rpc protos format constraints clean
+.PHONY: help setup test check demo sim sim-coverage sim-mutants crash powercut jepsen jepsen-all bench-stall bench-rpc fuzz-rpc protos format constraints clean
 
 help: ## This list.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -69,6 +69,9 @@ bench-stall: setup ## A slow disk, then big operations on KEYS=1000000: how long
 
 fuzz-rpc: setup ## Mutated octets against the HTTP/2 connection: INPUTS=1000000.
 	$(PY) -m tests.fuzz.rpc --inputs $(INPUTS)
+
+bench-rpc: setup ## The transport against grpc.aio: the same bytes, client and servicer, in one run.
+	$(PY) -m bench.rpc
 
 jepsen: setup ## Real nodes, real faults, checked: WORKLOAD=register NEMESIS=partition,kill SECONDS=60.
 	$(PY) -m jepsen --workload $(WORKLOAD) --nemesis $(NEMESIS) --seconds $(SECONDS)
