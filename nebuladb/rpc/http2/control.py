@@ -10,12 +10,13 @@ from nebuladb.rpc.http2.floods import Bucket
 from nebuladb.rpc.http2.frames import ACK, MAX_STREAM_ID, MAX_WINDOW, WORD
 from nebuladb.rpc.http2.limits import Limits
 from nebuladb.rpc.http2.sending import Sending
+from nebuladb.rpc.http2.stream import HALF_CLOSED_LOCAL
 
 
 class Control(Sending):
     """Adds the frames that carry no part of a message. Each method takes one, whose length and stream it checks."""
 
-    __slots__ = ("_floods", "_granted", "_last_out", "_now", "_pings", "_sent_seen", "_unacknowledged")
+    __slots__ = ("_floods", "_granted", "_last_out", "_now", "_pings", "_sent_at", "_unacknowledged")
 
     def __init__(self, *, client: bool, limits: Limits) -> None:
         super().__init__(client=client, limits=limits)
@@ -27,8 +28,8 @@ class Control(Sending):
         """SETTINGS of ours that the peer has not acknowledged."""
         self._granted = self._window
         """Octets that the peer ever allowed the connection to send."""
-        self._sent_seen = 0
-        """Octets that we had sent at the last WINDOW_UPDATE."""
+        self._sent_at: dict[str, int] = {}
+        """Octets of DATA that we had sent when the last of what a rate bounds came."""
         self._pings = 0
         """Pings of ours that the peer has not acknowledged."""
         self._last_out = MAX_STREAM_ID
@@ -40,6 +41,16 @@ class Control(Sending):
         if bucket is None:
             bucket = self._floods[what] = Bucket(what, getattr(self.limits, what))
         bucket.drop(self._now)
+
+    def _flood_unless_sent(self, what: str) -> None:
+        """The same of what peers do in answer to DATA: the first since we sent some is free, for our data sets its
+        pace."""
+        # All that we ever sent is what we might have sent less what we still may.
+        sent = self._granted - self._window
+        if self._sent_at.get(what) == sent:
+            self._flood(what)
+        else:
+            self._sent_at[what] = sent
 
     def _is_idle(self, stream_id: int) -> bool:
         """Nobody opened it yet."""
@@ -61,8 +72,12 @@ class Control(Sending):
             raise RemoteProtocolError("RST_STREAM of a wrong length", ErrorCode.FRAME_SIZE_ERROR)
         if self._is_idle(stream_id):
             raise RemoteProtocolError(f"RST_STREAM on idle stream {stream_id}")
-        self._flood("resets")
         stream = self.streams.get(stream_id)
+        if stream is None or stream.state is HALF_CLOSED_LOCAL:
+            # We have said all that we had to say: this ends nothing that works.
+            self._flood_unless_sent("ignored")
+        else:
+            self._flood("resets")
         if stream is not None:
             code = _error_code(WORD.unpack(payload)[0])
             self._abandon(stream)
@@ -110,7 +125,7 @@ class Control(Sending):
             raise RemoteProtocolError("PING on a stream")
         if len(payload) != 8:
             raise RemoteProtocolError("PING of a wrong length", ErrorCode.FRAME_SIZE_ERROR)
-        self._flood("pings")
+        self._flood_unless_sent("pings")
         if flags & ACK:
             if not self._pings:
                 self._flood("ignored")
@@ -143,14 +158,10 @@ class Control(Sending):
         if len(payload) != WORD.size:
             raise RemoteProtocolError("WINDOW_UPDATE of a wrong length", ErrorCode.FRAME_SIZE_ERROR)
         size = WORD.unpack(payload)[0] & MAX_WINDOW
-        # All that we ever sent is what we might have sent less what we still may.
-        sent = self._granted - self._window
-        if sent != self._sent_seen:
-            self._sent_seen = sent
-        elif self._updates_earned:
+        if self._updates_earned:
             self._updates_earned -= 1
         else:
-            self._flood("window_updates")
+            self._flood_unless_sent("window_updates")
         if not stream_id:
             if not size:
                 raise RemoteProtocolError("WINDOW_UPDATE of 0")

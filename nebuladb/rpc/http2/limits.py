@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
+from nebuladb.errors import ConfigurationError
+from nebuladb.rpc.http2.frames import MAX_FRAME_SIZE, MAX_WINDOW, MIN_FRAME_SIZE
+
 
 class Rate(NamedTuple):
     """So many at once, and so many a second in the long run. What exceeds it ends the connection."""
@@ -53,14 +56,16 @@ class Limits:
     settings: Rate = field(default=Rate(100, 10))
     """SETTINGS and GOAWAYs: each is work and the former an answer (CVE-2019-9515)."""
     pings: Rate = field(default=Rate(1_000, 200))
-    """PINGs: each is an answer (CVE-2019-9512). Clients that estimate bandwidth send some a second."""
+    """PINGs: each is an answer (CVE-2019-9512). The first after we sent DATA is free: gRPC for Go measures the
+    bandwidth with one a round trip, thousands a second on one machine."""
     ignored: Rate = field(default=Rate(1_000, 100))
-    """Frames that mean nothing to us: PRIORITY, unknown types, answers to no question (CVE-2019-9513)."""
+    """Frames that mean nothing to us: PRIORITY, unknown types, answers to no question, resets of what is over
+    (CVE-2019-9513)."""
     empty: Rate = field(default=Rate(1_000, 100))
     """Frames without content: DATA without octets that doesn't end a stream (CVE-2019-9518)."""
     window_updates: Rate = field(default=Rate(2_000, 1_000))
-    """WINDOW_UPDATEs since which no octet of data left. One that answers data, or lets some go, is free: a peer with a
-    window of one octet sends a million of them for a MiB, and may."""
+    """WINDOW_UPDATEs beyond two for each frame of DATA and the first after any DATA: a peer with a window of one octet
+    sends a million of them for a MiB, and may."""
 
     # What we hold because the peer doesn't take it.
     answers: int = 10_000
@@ -77,6 +82,12 @@ class Limits:
     """Until `Connection.ready`; then the transport is closed."""
     idle_seconds: float = 3_600.0
     """Without open streams and without a frame; then `shutdown`."""
+
+    def __post_init__(self) -> None:
+        if not MIN_FRAME_SIZE <= self.frame_size <= MAX_FRAME_SIZE:
+            raise ConfigurationError(f"frame_size {self.frame_size} is not in {MIN_FRAME_SIZE}..{MAX_FRAME_SIZE}")
+        if not max(self.stream_window, self.connection_window) <= MAX_WINDOW:
+            raise ConfigurationError(f"a window is over {MAX_WINDOW}")
 
 
 HARD_FACTOR: Final = 4

@@ -10,6 +10,7 @@ from typing import Final
 
 import pytest
 
+from nebuladb.errors import ConfigurationError
 from nebuladb.rpc.http2 import (
     Connection,
     ErrorCode,
@@ -70,7 +71,12 @@ FLOODS: Final[dict[str, tuple[Callable[[int], bytes], int]]] = {
     "resets (refused streams)": (refused_streams, LIMITS.resets.burst + LIMITS.concurrent_streams),
     "settings": (lambda number: wire.settings_frame({1: number}), LIMITS.settings.burst - 1),
     "settings (goaways)": (lambda number: wire.goaway_frame(0, 0), LIMITS.settings.burst - 1),
-    "pings": (lambda number: frame(wire.PING, 0, 0, bytes(8)), LIMITS.pings.burst),
+    # The first is free, as if it answered data.
+    "pings": (lambda number: frame(wire.PING, 0, 0, bytes(8)), LIMITS.pings.burst + 1),
+    "ignored (late resets)": (
+        lambda number: (b"" if number else headers_frame(1, TRAILERS)) + wire.reset_frame(1, 8),
+        LIMITS.ignored.burst + 1,
+    ),
     "ignored (priority)": (lambda number: frame(wire.PRIORITY, 0, 1, bytes(5)), LIMITS.ignored.burst),
     "ignored (unknown)": (lambda number: frame(200, 0, 1, b""), LIMITS.ignored.burst),
     "ignored (pongs)": (lambda number: frame(wire.PING, 1, 0, bytes(8)), LIMITS.ignored.burst),
@@ -82,10 +88,10 @@ FLOODS: Final[dict[str, tuple[Callable[[int], bytes], int]]] = {
         lambda number: (b"" if number else headers_frame(1, REQUEST)) + frame(0, 8, 1, b"\x01\0"),
         LIMITS.empty.burst,
     ),
-    "window_updates": (lambda number: wire.window_update_frame(0, 1), LIMITS.window_updates.burst),
+    "window_updates": (lambda number: wire.window_update_frame(0, 1), LIMITS.window_updates.burst + 1),
     "window_updates (of a stream)": (
         lambda number: (b"" if number else headers_frame(1, REQUEST)) + wire.window_update_frame(1, 1),
-        LIMITS.window_updates.burst,
+        LIMITS.window_updates.burst + 1,
     ),
 }
 
@@ -136,10 +142,45 @@ def test_window_updates_are_earned_once() -> None:
     server.receive(headers_frame(1, REQUEST, end=True), 0.0)
     server.send_headers(server.streams[1], RESPONSE)
     server.send_data(server.streams[1], b"x")
-    # One that answers the octet, two that its frame earned, and the burst.
+    # Two that the octet's frame earned, one that comes after it, and the burst.
     number, events = until_the_end(server, lambda number: wire.window_update_frame(0, 1), at_most=100)
     assert number == 1 + UPDATES_A_FRAME + 10
     assert ended_with(events, CALM)
+
+
+def test_a_ping_for_each_answer_is_free() -> None:
+    """gRPC for Go measures so; a rate would end its connection within the first second."""
+    server = greeted()
+    server.receive(wire.window_update_frame(0, 1 << 20), 0.0)
+    for number in range(3 * LIMITS.pings.burst):
+        key = 2 * number + 1
+        server.receive(headers_frame(key, REQUEST, end=True), 0.0)
+        server.respond(server.streams[key], RESPONSE, b"x", TRAILERS)
+        server.receive(frame(wire.PING, 0, 0, bytes(8)), 0.0)
+        server.take()
+    assert not server.closed
+
+
+def test_resets_of_what_was_answered_are_free() -> None:
+    """Clients of streams send one when the answer came before they had ended."""
+    server = greeted()
+    server.receive(wire.window_update_frame(0, 1 << 20), 0.0)
+    for number in range(2 * LIMITS.resets.burst):
+        key = 2 * number + 1
+        server.receive(headers_frame(key, REQUEST), 0.0)
+        server.respond(server.streams[key], RESPONSE, b"x", TRAILERS)
+        server.receive(wire.reset_frame(key, ErrorCode.CANCEL), 0.0)
+        server.take()
+    assert not server.closed
+    assert not server.streams
+
+
+def test_limits_that_http2_has_no_place_for() -> None:
+    for size in (16_383, 1 << 24):
+        with pytest.raises(ConfigurationError):
+            Limits(frame_size=size)
+    with pytest.raises(ConfigurationError):
+        Limits(stream_window=1 << 31)
 
 
 def test_streams_over_the_number_are_refused() -> None:
