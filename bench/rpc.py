@@ -42,8 +42,15 @@ ONCE: Final = "/nebula.test.Echo/Once"
 MANY: Final = "/nebula.test.Echo/Many"
 
 
+class Process(NamedTuple):
+    """Of a server."""
+
+    pid: int
+    port: int
+
+
 class Server(NamedTuple):
-    """A process."""
+    """An engine's two servers' ports."""
 
     engine: str
     port: int
@@ -60,8 +67,8 @@ class Case(NamedTuple):
 
 
 @contextmanager
-def server(engine: str, folder: Path, *more: str) -> Iterator[int]:
-    """Its port."""
+def server(engine: str, folder: Path, *more: str) -> Iterator[Process]:
+    """A server of its own."""
     process = subprocess.Popen(
         [sys.executable, "-m", "bench.rpc_server", "--engine", engine, "--folder", str(folder), *more],
         stdout=subprocess.PIPE,
@@ -69,7 +76,7 @@ def server(engine: str, folder: Path, *more: str) -> Iterator[int]:
     )
     try:
         assert process.stdout is not None
-        yield int(process.stdout.readline())
+        yield Process(process.pid, int(process.stdout.readline()))
     finally:
         process.kill()
         process.wait()
@@ -182,8 +189,8 @@ def main() -> None:
         servers = [
             Server(
                 engine,
-                stack.enter_context(server(engine, folder)),
-                stack.enter_context(server(engine, folder, *secure)) if secure else 0,
+                stack.enter_context(server(engine, folder)).port,
+                stack.enter_context(server(engine, folder, *secure)).port if secure else 0,
             )
             for engine in ENGINES
         ]
