@@ -22,7 +22,8 @@ class Limits:
 
     Memory that one connection's peer can claim is at most, in octets: `connection_window` (data that the owner has not
     consumed) + `waiting_bytes` (data that the peer doesn't let us send) + `frame_size` (a frame that has not come
-    whole) + `header_block` + `header_list` × `concurrent_streams` if the owner keeps the headers of every open stream.
+    whole) + `header_block` + 96 KiB of caches + `header_list` × `concurrent_streams` if the owner keeps the headers of
+    every open stream.
     """
 
     # What we announce in SETTINGS.
