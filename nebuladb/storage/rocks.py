@@ -422,7 +422,10 @@ def _open(path: Path, options: Options, access: AccessType | None = None) -> Rdi
         path.mkdir(parents=True)
         sync_directory(path.parent)  # RocksDB syncs what is in its directory, and not that it is there
     try:
-        return Rdict(str(path), options, access_type=access or AccessType.read_write())
+        # The family is named: else rocksdict opens what exists with the options that it finds there, a block cache of
+        # its own (8 MiB) and no filters, whatever `options` says.
+        families = {"default": options}
+        return Rdict(str(path), options, column_families=families, access_type=access or AccessType.read_write())
     except Exception as error:
         raise classify(error) from error
 
