@@ -121,6 +121,15 @@ def test_old_octets_under_a_new_table_mean_something_else() -> None:
     assert decoder.decode(b"\xbe").fields == ((b"b", b"2"),)
 
 
+def test_a_resized_table_empties_the_cache_too() -> None:
+    decoder = HeaderDecoder(Limits())
+    decoder.decode(b"\x40\x01a\x011")
+    assert decoder.decode(b"\xbe").fields == ((b"a", b"1"),)
+    decoder.decode(b"\x20")
+    with pytest.raises(RemoteProtocolError):
+        decoder.decode(b"\xbe")
+
+
 def test_after_the_acknowledgement_the_peer_must_shrink_its_table() -> None:
     decoder = HeaderDecoder(Limits(header_table=100))
     decoder.decode(b"\x82")

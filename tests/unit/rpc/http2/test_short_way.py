@@ -4,7 +4,16 @@ from __future__ import annotations
 
 import pytest
 
-from nebuladb.rpc.http2 import Connection, ErrorCode, HeadersReceived, Limits, ResponseReceived, StreamReset
+from nebuladb.rpc.http2 import (
+    Connection,
+    ErrorCode,
+    HeadersReceived,
+    Limits,
+    LocalProtocolError,
+    ResponseReceived,
+    StreamLimit,
+    StreamReset,
+)
 from nebuladb.rpc.http2 import frames as wire
 from nebuladb.rpc.http2.encoder import HeaderEncoder
 from nebuladb.rpc.http2.frames import frame
@@ -265,3 +274,29 @@ def test_an_answer_waits_for_the_streams_window() -> None:
     assert stream.waiting == 1
     server.receive(wire.window_update_frame(5, 1), 0.0)
     assert not server.streams
+
+
+def test_a_call_waits_for_both_windows() -> None:
+    client = Connection(client=True)
+    client.receive(wire.settings_frame({4: 16_000}) + wire.SETTINGS_ACK, 0.0)
+    assert client.call(REQUEST, bytes(16_001)).waiting == 1
+    for _ in range(3):
+        assert client.call(REQUEST, bytes(16_000)).waiting == 0
+    # 16,000 went four times; the connection has 65,535.
+    last = client.call(REQUEST, bytes(16_000))
+    assert last.waiting == 5 * 16_000 - 65_535
+    client.check()
+
+
+def test_a_call_is_opened_only_where_streams_are() -> None:
+    client = Connection(client=True)
+    client.receive(wire.settings_frame({3: 1}) + wire.SETTINGS_ACK, 0.0)
+    call = client.call(REQUEST, b"x")
+    with pytest.raises(StreamLimit):
+        client.call(REQUEST, b"x")
+    client.reset(call, ErrorCode.CANCEL)
+    client.shutdown()
+    with pytest.raises(LocalProtocolError):
+        client.call(REQUEST, b"x")
+    with pytest.raises(LocalProtocolError):
+        Connection(client=False).call(REQUEST, b"x")
