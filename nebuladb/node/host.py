@@ -139,7 +139,7 @@ class Host:
                 del self._awake[group]
                 continue
             replica.tick(boottime)
-            if replica.stirs:
+            if replica.waits or replica.raft.stirs:
                 self._dirty[group] = None
             if expire:
                 self._output.answers += replica.proposals.expire(now)
@@ -263,7 +263,7 @@ class Host:
         self._output.answers += replica.proposals.applied(applied.index, applied.answers)
         self._output.reads += replica.reads.applied(applied.index)
         self.stepped[group] = None
-        if replica.stirs or replica.raft.commit > applied.index:
+        if replica.waits or replica.raft.commit > applied.index:
             self._dirty[group] = None
 
     @property

@@ -212,10 +212,9 @@ class Replica:
         return bool(len(self.proposals) or len(self.reads) or self._forwards or self._internal)
 
     @property
-    def stirs(self) -> bool:
-        """Whether a step may do something although no message came."""
-        waits = self.proposals.waiting or self._forwards or self._internal or self.reads.wants_round
-        return bool(waits) or self.raft.stirs
+    def waits(self) -> bool:
+        """Whether something waits to be proposed, forwarded or asked."""
+        return bool(self.proposals.waiting or self._forwards or self._internal or self.reads.wants_round)
 
     @property
     def resting(self) -> bool:

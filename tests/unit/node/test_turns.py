@@ -1,0 +1,76 @@
+"""What a turn hands out, and when none is needed (a turn costs tens of microseconds, on each node)."""
+
+from __future__ import annotations
+
+import pytest
+
+from nebuladb.ids import DEFAULT_GROUP
+from nebuladb.kv.answer import Answer
+from nebuladb.kv.command import Command, Kind
+from nebuladb.node.node import Turn
+from nebuladb.pb.nebula.v1 import kv_pb2
+from tests.unit.node.trio import TICK_MS, Trio
+
+PUT = Command(Kind.PUT, kv_pb2.PutRequest(key=b"k", value=b"v").SerializeToString())
+
+
+def alone() -> Trio:
+    trio = Trio(1)
+    trio.start()
+    trio.run(6_000)
+    assert trio.node(0).groups.keys() >= {DEFAULT_GROUP}
+    return trio
+
+
+def durable_turn(trio: Trio) -> Turn:
+    """The turn that follows the sync of what the one before has written."""
+    node = trio.node(0)
+    written = node.turn().written
+    node.log.sync()
+    node.host.durable(written)
+    return node.turn()
+
+
+def test_who_waits_for_an_apply_is_answered_in_its_turn_and_no_other_turn_is_asked_for() -> None:
+    trio = alone()
+    node = trio.node(0)
+    request = node.submit(DEFAULT_GROUP, PUT, trio.time + 1_000)
+    turn = durable_turn(trio)
+    assert turn.applied == 1
+    assert isinstance(dict(turn.answers)[request], Answer)
+    assert not turn.more
+    assert not node.host.works
+
+
+def test_another_turn_is_asked_for_while_entries_are_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("nebuladb.node.replica.MAX_ENTRY_COMMANDS", 1)
+    monkeypatch.setattr("nebuladb.node.replica.MAX_SLICE_BYTES", 1)
+    trio = alone()
+    node = trio.node(0)
+    requests = [node.submit(DEFAULT_GROUP, PUT, trio.time + 1_000) for _ in range(2)]
+    turn = durable_turn(trio)
+    assert [request for request, _ in turn.answers] == requests[:1]
+    assert turn.more
+    assert [request for request, _ in node.turn().answers] == requests[1:]
+
+
+def test_a_follower_with_nothing_to_do_needs_no_turn_for_a_tick() -> None:
+    trio = Trio()
+    trio.start()
+    trio.run(4_000)
+    follower = next(
+        machine.node
+        for machine in trio.machines
+        if machine.node and not any(replica.raft.role == "leader" for replica in machine.node.host.replicas.values())
+    )
+    quiet = 0
+    for _ in range(4):
+        trio.time += TICK_MS
+        follower.tick(trio.time, trio.time)
+        quiet += not follower.host.stepped or not follower.host.works
+        turn = follower.turn()
+        assert not turn.written
+        assert not turn.answers
+    assert quiet >= 2  # the others have a frame that says that it lives
+    follower.submit(DEFAULT_GROUP, PUT, trio.time + 1_000)
+    assert follower.host.works
