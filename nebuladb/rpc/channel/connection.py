@@ -345,7 +345,10 @@ class Connection(asyncio.Protocol):
         self._admit_waiting()
 
     def _on_pong(self, event: PingAcknowledged) -> None:
-        pass  # that something came is what `_look` wants to know
+        if self._pinged and self._watch is not None:
+            self._pinged = 0.0
+            self._watch.cancel()
+            self._watch = self._loop.call_later(self._keepalive, self._look)
 
     def _on_going_away(self, event: GoingAway) -> None:
         probe("rpc: server goes away")

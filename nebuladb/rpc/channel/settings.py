@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any, Final, Self
 
 from nebuladb import __version__
@@ -102,9 +102,6 @@ class Settings:
 
 NAMES: Final = frozenset({*_SECONDS, *_NUMBERS, *_TEXTS, *_FLAGS})
 """The options that mean something here."""
-assert {*_SECONDS.values(), *_NUMBERS.values(), *_TEXTS.values(), *_FLAGS.values()} == {
-    f.name for f in fields(Settings)
-}
 
 
 def _whole(name: str, value: Any, least: int) -> int:

@@ -67,8 +67,8 @@ def parse(text: str) -> Target:
     else:
         rest = text
     host, port = _split(text, rest)
-    authority = rest if port is not None else f"{rest}:{DEFAULT_PORT}"
     port = DEFAULT_PORT if port is None else port
+    authority = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     if _is_address(host):
         return Target(text, authority, host, None, (Endpoint(host, port),))
     return Target(text, authority, host, (host, port), ())
