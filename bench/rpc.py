@@ -17,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -63,7 +63,7 @@ class Case(NamedTuple):
     name: str
     unit: str
     bar: str
-    measure: Callable[[Server, float], Awaitable[float]]
+    measure: Callable[[Server, float], Coroutine[Any, Any, float]]
 
 
 @contextmanager
@@ -79,7 +79,7 @@ def server(engine: str, folder: Path, *more: str) -> Iterator[Process]:
         yield Process(process.pid, int(process.stdout.readline()))
     finally:
         process.kill()
-        process.wait()
+        process.communicate()
 
 
 class Bench:

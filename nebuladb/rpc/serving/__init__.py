@@ -24,8 +24,8 @@ from typing import Any
 import grpc
 import grpc.aio
 
-from nebuladb.rpc.serving.limits import ServerLimits
 from nebuladb.rpc.serving.lifecycle import Http1, Server
+from nebuladb.rpc.serving.limits import ServerLimits
 
 __all__ = ["Server", "ServerLimits", "server"]
 

@@ -28,6 +28,7 @@ from nebuladb.rpc.metadata import Fields
 from nebuladb.rpc.serving import kinds
 from nebuladb.rpc.serving.call import Call
 from nebuladb.rpc.serving.carrier import WAITS
+from nebuladb.rpc.serving.exchange import Exchange
 from nebuladb.rpc.serving.limits import ServerLimits
 from nebuladb.rpc.serving.request import OK, Request, refusal
 from nebuladb.rpc.serving.routes import Route
@@ -87,9 +88,9 @@ class ServerConnection(asyncio.Protocol):
         self._touched = False
         self._peer: str | None = None
         self._identity: tuple[str | None, Mapping[str, list[bytes]]] | None = None
-        self._writers: list[Call] = []
+        self._writers: list[Exchange] = []
         """Calls that put messages since the last `flush`."""
-        self._stalled: list[Call] = []
+        self._stalled: list[Exchange] = []
         """Calls that wait until the peer reads."""
         self._held: dict[Stream, tuple[float, int]] | None = None
         """Streams with data that waits for the peer's window: since when, and how much it was then."""
@@ -332,7 +333,7 @@ class ServerConnection(asyncio.Protocol):
         self.http2.send_headers(stream, answer, end=True)
         self.http2.reset(stream, ErrorCode.NO_ERROR)
 
-    def sent(self, call: Call, stream: Stream) -> None:
+    def sent(self, call: Exchange, stream: Stream) -> None:
         """A call's status is out, or waits behind its data."""
         if stream.waiting:
             self.hold(stream)
@@ -350,7 +351,7 @@ class ServerConnection(asyncio.Protocol):
             self._touched = True
             self.server.touched(self)
 
-    def writes(self, call: Call) -> None:
+    def writes(self, call: Exchange) -> None:
         """`call` put something: `flush` pushes it."""
         self._writers.append(call)
         if not self._touched:
@@ -382,7 +383,7 @@ class ServerConnection(asyncio.Protocol):
         if stream not in self._held:
             self._held[stream] = (time.monotonic(), stream.waiting)
 
-    def waits(self, call: Call) -> None:
+    def waits(self, call: Exchange) -> None:
         """`call` goes on when the peer reads, or opens its window."""
         if self.paused:
             self._stalled.append(call)
@@ -394,7 +395,7 @@ class ServerConnection(asyncio.Protocol):
 
     # --- the end ---------------------------------------------------------------------------------------------------
 
-    def released(self, call: Call) -> None:
+    def released(self, call: Exchange) -> None:
         """A call's handler has returned."""
         self.calls -= 1
         self.server.released()

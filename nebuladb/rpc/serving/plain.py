@@ -10,7 +10,8 @@ from typing import Any, Final, NoReturn
 import grpc
 import grpc.aio
 
-from nebuladb.rpc.serving.call import Call, MetadataLike
+from nebuladb.rpc.serving.call import Call
+from nebuladb.rpc.serving.exchange import MetadataLike
 from nebuladb.rpc.serving.routes import Route
 
 _END: Final = object()
