@@ -237,6 +237,59 @@ class TestFlow:
             server.sweep(time.monotonic() + limits.held_seconds + 1)
             await passes(lambda: connection not in server._connections)
 
+    async def test_a_read_full_of_requests_for_large_answers(self) -> None:
+        """A peer with a huge window asks for 300 MiB in a few KiB: no more is made than it takes, and all arrives."""
+        made = 0
+
+        async def large(request: bytes, context: Any) -> bytes:
+            nonlocal made
+            made += 1
+            return bytes(1 << 20)
+
+        huge = {INITIAL_WINDOW_SIZE: (1 << 31) - 1}
+        async with met({"Large": ("unary_unary", large)}, settings=huge) as (client, server):
+            client.window(0, (1 << 31) - 1 - 65_535)
+            client.writer.transport.pause_reading()  # type: ignore[attr-defined]
+            for number in range(300):
+                client.call(2 * number + 1, "Large", b"")
+            await passes(lambda: any(getattr(one, "paused", False) for one in server._connections))
+            other = await RawClient.connect(f"127.0.0.1:{client.writer.get_extra_info('peername')[1]}")
+            other.call(1, "Echo", b"x")
+            assert await other.end_of(1) == {"grpc-status": "0"}
+            await other.close()
+            assert made < 30
+            client.writer.transport.resume_reading()  # type: ignore[attr-defined]
+            for number in range(300):
+                if len(client.data.get(2 * number + 1, b"")) < (1 << 20) + 5:
+                    await client.end_of(2 * number + 1)
+                assert len(client.data.pop(2 * number + 1)) == (1 << 20) + 5
+            assert made == 300
+            assert not connection(server).paused
+
+    async def test_answers_that_nobody_reads_are_bounded(self) -> None:
+        release = asyncio.get_running_loop().create_future()
+
+        async def later(request: bytes, context: Any) -> bytes:
+            await asyncio.shield(release)
+            return bytes(1 << 20)
+
+        limits = ServerLimits(output_bytes=8 << 20)
+        huge = {INITIAL_WINDOW_SIZE: (1 << 31) - 1}
+        async with met({"Later": ("unary_unary", later)}, settings=huge, limits=limits) as (client, server):
+            client.window(0, (1 << 31) - 1 - 65_535)
+            client.writer.transport.pause_reading()  # type: ignore[attr-defined]
+            for number in range(100):
+                client.call(2 * number + 1, "Later", b"")
+            await passes(lambda: server.calls == 100)
+            release.set_result(None)
+            await passes(lambda: server.calls == 0)
+            client.writer.transport.resume_reading()  # type: ignore[attr-defined]
+            for _ in range(100):
+                await client.until(lambda got: got.kind == wire.HEADERS and got.flags & 1 == 1)
+            ends = [headers["grpc-status"] for _, headers in client.headers if "grpc-status" in headers]
+            assert ends.count("8") + ends.count("0") == 100
+            assert ends.count("0") == len(client.data) <= 30
+
     async def test_a_window_that_never_opens(self) -> None:
         async def large(request: bytes, context: Any) -> bytes:
             return bytes(100_000)

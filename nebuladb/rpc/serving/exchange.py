@@ -24,6 +24,8 @@ from nebuladb.rpc.status import StatusError
 if TYPE_CHECKING:
     from nebuladb.rpc.serving.connection import ServerConnection
 
+LARGE: Final = 4096
+"""Bytes of an answer that is worth counting: a thousand smaller ones in one turn are no more than a few MiB."""
 LOG: Final = logging.getLogger("nebuladb.rpc")
 MetadataLike = Sequence[tuple[str, Value]] | grpc.aio.Metadata
 
@@ -86,6 +88,8 @@ class Exchange:
         else:
             try:
                 data = self._framed(value)
+                if self.connection.overfull():
+                    raise StatusError(grpc.StatusCode.RESOURCE_EXHAUSTED, "the client does not read its answers")
             except StatusError as error:
                 self.refuse(error)
             else:
@@ -102,6 +106,8 @@ class Exchange:
             self._head()
             connection.http2.send_data(stream, data)
             connection.http2.send_headers(stream, self._trailers(), end=True)
+        if len(data) > LARGE:
+            connection.answered(len(data))
         connection.sent(self, stream)
 
     def fail(self, error: BaseException) -> None:

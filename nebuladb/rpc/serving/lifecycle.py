@@ -15,6 +15,7 @@ import grpc.aio
 from nebuladb.rpc.serving.carrier import Carriers
 from nebuladb.rpc.serving.connection import ServerConnection
 from nebuladb.rpc.serving.limits import ServerLimits
+from nebuladb.rpc.serving.outgoing import Outgoing
 from nebuladb.rpc.serving.ports import bind
 from nebuladb.rpc.serving.routes import Handler, Routes
 from nebuladb.rpc.serving.sniffer import Sniffer
@@ -62,7 +63,7 @@ class Server(grpc.aio.Server):
         # A dict and not a set: sweeps go through it in order.
         self._connections: dict[Sniffer | ServerConnection, str] = {}
         self._addresses: dict[str, int] = {}
-        self._touched: list[ServerConnection] = []
+        self._touched: list[Outgoing] = []
         self._timer: asyncio.TimerHandle | None = None
         self._refresher: asyncio.Task[None] | None = None
         self._started = False
@@ -220,7 +221,7 @@ class Server(grpc.aio.Server):
         if self.stopping and not self._connections and not self.calls:
             self._quiet.set()
 
-    def touched(self, connection: ServerConnection) -> None:
+    def touched(self, connection: Outgoing) -> None:
         """It has something to write: once, when this turn's callbacks have run."""
         if not self._touched:
             self.loop.call_soon(self._flush)

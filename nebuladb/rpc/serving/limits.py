@@ -35,6 +35,8 @@ class ServerLimits:
     """Response bytes that a stream's handler may write before others get their turn."""
     transport_bytes: int = 1 << 20
     """Bytes that a peer has let us send and doesn't read. Past it nothing more is read from it, and writes wait."""
+    output_bytes: int = 64 << 20
+    """Of such bytes, with which calls that were in progress then have their answers replaced by RESOURCE_EXHAUSTED."""
     handshake_seconds: float = 10.0
     """For TLS, from accept on."""
     held_seconds: float = 60.0

@@ -1,0 +1,261 @@
+"""What leaves a connection, what is held, and the end of both."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Final
+
+from nebuladb.rpc.http2.connection import Connection
+from nebuladb.rpc.http2.errors import ErrorCode
+from nebuladb.rpc.http2.stream import Stream
+from nebuladb.rpc.metadata import Fields
+from nebuladb.rpc.serving.exchange import Exchange
+from nebuladb.rpc.serving.limits import ServerLimits
+from nebuladb.rpc.tls import identity
+
+if TYPE_CHECKING:
+    from nebuladb.rpc.serving.lifecycle import Server
+
+LAST_STREAM: Final = b"last one"
+"""The ping whose answer says that the peer has seen our GOAWAY."""
+_ALIVE: Final = b"alive ??"
+
+
+class Outgoing(asyncio.Protocol):
+    """A connection that speaks HTTP/2, as its calls and the server see it.
+
+    What is sent gathers in `http2` and leaves in one write: at the end of `data_received`, or, for what handlers say
+    later, once a turn of the loop (`touched`).
+    """
+
+    __slots__ = (
+        "_acknowledged",
+        "_active",
+        "_closing",
+        "_held",
+        "_identity",
+        "_output",
+        "_paused_since",
+        "_peer",
+        "_pinged",
+        "_stalled",
+        "_touched",
+        "_transport",
+        "_writers",
+        "calls",
+        "http2",
+        "limits",
+        "opened",
+        "paused",
+        "server",
+    )
+
+    def __init__(self, server: Server, transport: asyncio.Transport, now: float) -> None:
+        self.server = server
+        self.limits: ServerLimits = server.limits
+        self.http2 = Connection(client=False, limits=server.limits.http2)
+        self.calls = 0
+        """In progress: their handlers have not returned."""
+        self.opened = now
+        self.paused = False
+        """The peer doesn't read what we send."""
+        self._transport = transport
+        self._active = now
+        self._paused_since = 0.0
+        self._closing = 0.0
+        self._pinged = 0.0
+        self._touched = False
+        self._output = 0
+        """Bytes of large answers since the last write."""
+        self._acknowledged = False
+        """The peer knows that we take no new calls."""
+        self._peer: str | None = None
+        self._identity: tuple[str | None, Mapping[str, list[bytes]]] | None = None
+        self._writers: list[Exchange] = []
+        """Calls that put messages since the last `flush`."""
+        self._stalled: list[Exchange] = []
+        """Calls that wait until the peer reads."""
+        self._held: dict[Stream, tuple[float, int]] | None = None
+        """Streams with data that waits for the peer's window: since when, and how much it was then."""
+        transport.set_write_buffer_limits(high=self.limits.transport_bytes)
+
+    # --- what goes out ---------------------------------------------------------------------------------------------
+
+    def refuse(self, stream: Stream, answer: Fields) -> None:
+        """Answer a request that becomes no call."""
+        self.http2.send_headers(stream, answer, end=True)
+        self.http2.reset(stream, ErrorCode.NO_ERROR)
+
+    def sent(self, call: Exchange, stream: Stream) -> None:
+        """A call's status is out, or waits behind its data."""
+        if stream.waiting:
+            self.hold(stream)
+            stream.owner = call
+        elif call.unread:
+            # RFC 9113, 8.1: the answer is complete without the rest of the request; the client may stop sending it.
+            self.http2.reset(stream, ErrorCode.NO_ERROR)
+        if not self._touched:
+            self._touched = True
+            self.server.touched(self)
+
+    def answered(self, size: int) -> None:
+        """A large answer was made. Enough of them are written before the turn's end, so that it shows whether the peer
+        takes them (`paused`) before there are gigabytes of them."""
+        self._output += size
+        if self._output > self.limits.transport_bytes:
+            self._output = 0
+            self._transport.write(self.http2.take())
+
+    def overfull(self) -> bool:
+        """So much is on its way to a peer that doesn't read that no further answer may wait for it."""
+        return self.paused and self._transport.get_write_buffer_size() > self.limits.output_bytes
+
+    def touched(self) -> None:
+        """There may be something to send at the end of this turn."""
+        if not self._touched:
+            self._touched = True
+            self.server.touched(self)
+
+    def writes(self, call: Exchange) -> None:
+        """`call` put something: `flush` pushes it."""
+        self._writers.append(call)
+        if not self._touched:
+            self._touched = True
+            self.server.touched(self)
+
+    def _push(self) -> None:
+        writers, self._writers = self._writers, []
+        for call in writers:
+            call.push()
+            if call.stream.waiting:
+                self.hold(call.stream)
+
+    def flush(self) -> None:
+        """Write what has gathered."""
+        self._touched = False
+        self._output = 0
+        if self._writers:
+            self._push()
+        out = self.http2.take()
+        if out:
+            self._transport.write(out)
+        if self.http2.going_away:
+            self._close_if_done()
+
+    def hold(self, stream: Stream) -> None:
+        """Remember since when the peer gives `stream` no window."""
+        if self._held is None:
+            self._held = {}
+        if stream not in self._held:
+            self._held[stream] = (time.monotonic(), stream.waiting)
+
+    def waits(self, call: Exchange) -> None:
+        """`call` goes on when the peer reads, or opens its window."""
+        if self.paused:
+            self._stalled.append(call)
+
+    def _wake(self) -> None:
+        stalled, self._stalled = self._stalled, []
+        for call in stalled:
+            call.writable()
+
+    # --- the end ---------------------------------------------------------------------------------------------------
+
+    def released(self, call: Exchange) -> None:
+        """A call's handler has returned."""
+        self.calls -= 1
+        self.server.released()
+
+    def close(self, now: float) -> None:
+        """Close the transport when what was written has left; `sweep` aborts it if that takes too long."""
+        if not self._closing:
+            self._closing = now
+            self._transport.close()
+
+    def _close_if_done(self) -> None:
+        if self._acknowledged and not self.http2.streams:
+            self.http2.close()
+            self._write_rest()
+
+    def _write_rest(self) -> None:
+        out = self.http2.take()
+        if out:
+            self._transport.write(out)
+        self.close(time.monotonic())
+
+    def shutdown(self) -> None:
+        """Take no new calls and let those in progress end (GOAWAY; RFC 9113, 6.8)."""
+        if not self.http2.ready:
+            self.stop("")
+            return
+        self.http2.shutdown()
+        # What it sent before it saw that is still taken; its answer tells that no more of it comes.
+        self.http2.ping(LAST_STREAM)
+        self.flush()
+
+    def stop(self, why: str) -> None:
+        """End everything now."""
+        for stream in list(self.http2.streams.values()):
+            if stream.owner is not None:
+                stream.owner.stop(why)
+        self.http2.close(ErrorCode.NO_ERROR, why)
+        self._write_rest()
+
+    def sweep(self, now: float) -> None:
+        """Look at the times that `ServerLimits` bounds."""
+        limits, http2 = self.limits, self.http2
+        if self._closing:
+            if now - self._closing > limits.linger_seconds:
+                self._transport.abort()
+            return
+        if self.paused and now - self._paused_since > limits.held_seconds:
+            self._transport.abort()
+        elif not http2.ready and now - self.opened > limits.http2.preface_seconds:
+            http2.close(ErrorCode.SETTINGS_TIMEOUT, "no SETTINGS came")
+            self._write_rest()
+        elif self._pinged:
+            if now - self._pinged > limits.keepalive_timeout:
+                self._transport.abort()
+        elif not http2.streams and now - self._active > limits.http2.idle_seconds:
+            self.http2.close(ErrorCode.NO_ERROR, "idle")
+            self._write_rest()
+        elif now - self._active > limits.keepalive_seconds:
+            self._pinged = now
+            http2.ping(_ALIVE)
+            self.flush()
+        if self._held:
+            self._sweep_held(now, self._held)
+
+    def _sweep_held(self, now: float, held: dict[Stream, tuple[float, int]]) -> None:
+        for stream, (since, waiting) in list(held.items()):
+            if not stream.waiting:
+                del held[stream]
+            elif now - since > self.limits.held_seconds:
+                if waiting - stream.waiting >= self.limits.held_progress:
+                    held[stream] = (now, stream.waiting)
+                    continue
+                del held[stream]
+                self.http2.reset(stream, ErrorCode.CANCEL)
+                if stream.owner is not None:
+                    stream.owner.lost()
+                self.touched()
+
+    # --- who it is -------------------------------------------------------------------------------------------------
+
+    def peer(self) -> str:
+        """As grpc writes addresses: ``ipv4:127.0.0.1:4711``, ``ipv6:[::1]:4711``."""
+        if self._peer is None:
+            name = self._transport.get_extra_info("peername")
+            if isinstance(name, tuple) and len(name) >= 2:
+                self._peer = f"ipv6:[{name[0]}]:{name[1]}" if ":" in name[0] else f"ipv4:{name[0]}:{name[1]}"
+            else:
+                self._peer = "unknown"
+        return self._peer
+
+    def identity(self) -> tuple[str | None, Mapping[str, list[bytes]]]:
+        """What TLS knows of the peer: the property that identifies it, and all of them."""
+        if self._identity is None:
+            self._identity = identity(self._transport.get_extra_info("ssl_object"))
+        return self._identity
