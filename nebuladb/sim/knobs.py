@@ -27,7 +27,7 @@ CHOICES: tuple[tuple[object, str, tuple[object, ...]], ...] = (
     (balancer, "STEADY_MS", (300,)),
     (balancer, "RETRY_MS", (500,)),
     (applier, "TURN_ROWS", (1, 8)),
-    (applier, "BACKGROUND_ROWS", (2, 10)),
+    (applier, "BACKGROUND_ROWS", (20, 100)),
     (host, "MAX_HELD", (3,)),
     (host, "FORWARD_WINDOW", (8,)),
     (draft, "HISTORY_STRIDE", (2, 5)),
