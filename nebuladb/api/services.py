@@ -1,4 +1,4 @@
-"""All services on one ``grpc.aio`` server, with health and reflection."""
+"""All services on one gRPC server, with health and reflection."""
 
 from __future__ import annotations
 
@@ -21,6 +21,8 @@ from nebuladb.api.kv import KVService
 from nebuladb.api.lease import LeaseService, SessionService
 from nebuladb.errors import ConfigurationError, NebulaError
 from nebuladb.pb.nebula.v1 import cluster_pb2, keyspace_pb2, kv_pb2, lease_pb2, session_pb2
+from nebuladb.rpc import engine as engines
+from nebuladb.rpc.engine import Engine
 
 MAX_MESSAGE_BYTES: Final = 4 << 20
 """The transport's cap; a request is at most 1.5 MiB, and between the two the refusal says so."""
@@ -57,10 +59,17 @@ class Meter(Protocol):
 class ApiServer:
     """The client port of one node."""
 
-    def __init__(self, backend: Backend, meter: Meter, client_address: str, peer_address: str) -> None:
+    def __init__(
+        self,
+        backend: Backend,
+        meter: Meter,
+        client_address: str,
+        peer_address: str,
+        engine: Engine = engines.DEFAULT,
+    ) -> None:
         self._backend = backend
         self._meter = meter
-        self._server = grpc.aio.server(options=OPTIONS, maximum_concurrent_rpcs=MAX_CALLS)
+        self._server = engine.server(options=OPTIONS, maximum_concurrent_rpcs=MAX_CALLS)
         self._health = health.aio.HealthServicer()
         services: list[Any] = [
             KVService(backend),

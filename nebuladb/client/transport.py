@@ -20,6 +20,7 @@ from nebuladb.client.retry import Attempts, Kind, Try
 from nebuladb.env import Rng
 from nebuladb.errors import ConfigurationError, RequestTooLarge, WrongEpoch
 from nebuladb.pb.nebula.v1 import kv_pb2
+from nebuladb.rpc.engine import Engine, engine_of
 
 MAX_REQUEST: Final = 3 * 512 * 1024
 """Bytes of a request, as the servers say; a larger one is refused here, before it costs a transfer."""
@@ -49,8 +50,8 @@ OPTIONS: Final = (
 class Link:
     """One node's channel, with its calls kept ready."""
 
-    def __init__(self, address: str) -> None:
-        self.channel = grpc.aio.insecure_channel(address, options=OPTIONS)
+    def __init__(self, address: str, engine: Engine | None = None) -> None:
+        self.channel = (engine or engine_of()).insecure_channel(address, options=OPTIONS)
         self._calls: dict[str, Any] = {}
 
     def unary(self, method: Method[Answer]) -> Callable[..., Awaitable[Answer]]:
@@ -112,8 +113,9 @@ class Transport:
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
         rng: Rng | None = None,
+        engine: Engine | None = None,
     ) -> None:
-        """`timeout`: seconds for a request, all its attempts together."""
+        """`timeout`: seconds for a request, all its attempts together. `engine`: None for the environment's."""
         if not timeout > 0:
             raise ConfigurationError(f"timeout is {timeout}; give the seconds a request may take, e.g. 5")
         self.endpoints = Endpoints(addresses)
@@ -121,6 +123,7 @@ class Transport:
         self.clock = clock
         self.sleep = sleep
         self.rng: Rng = rng or random.Random()
+        self._engine = engine or engine_of()
         self._links: dict[str, Link] = {}
 
     async def call(
@@ -191,7 +194,7 @@ class Transport:
     def _link(self, address: str) -> Link:
         link = self._links.get(address)
         if link is None:
-            link = self._links[address] = Link(address)
+            link = self._links[address] = Link(address, self._engine)
         return link
 
     async def _attempt(self, method: Method[Answer], request: Message, kind: Kind, step: Try) -> Answer | Failure:

@@ -1,4 +1,4 @@
-"""Links between nodes over ``grpc.aio`` (``proto/nebula/peer/v1/peer.proto``)."""
+"""Links between nodes (``proto/nebula/peer/v1/peer.proto``), on either engine."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ import grpc.aio
 from nebuladb.env import Rng, probe
 from nebuladb.errors import ConfigurationError, IdentityError
 from nebuladb.pb.nebula.peer.v1 import peer_pb2 as pb
+from nebuladb.rpc import engine as engines
+from nebuladb.rpc.engine import Engine
 
 SERVICE: Final = "nebula.peer.v1.Peer"
 MAX_FRAME_BYTES: Final = 16 << 20
@@ -104,13 +106,14 @@ class _Link:
 class PeerTransport:
     """Start it with `serve`; tell it whom to reach with `connect_to`."""
 
-    def __init__(self, node: int, events: PeerEvents, rng: Rng) -> None:
+    def __init__(self, node: int, events: PeerEvents, rng: Rng, engine: Engine = engines.DEFAULT) -> None:
+        self._engine = engine
         self._node = node
         self._events = events
         self._rng = rng
         self._links: dict[int, _Link] = {}
         self._dialers: dict[int, tuple[str, asyncio.Task[None]]] = {}
-        self._server = grpc.aio.server(options=OPTIONS, maximum_concurrent_rpcs=1_000)
+        self._server = engine.server(options=OPTIONS, maximum_concurrent_rpcs=1_000)
         handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {
             "Hello": grpc.unary_unary_rpc_method_handler(
                 self._hello, pb.HelloRequest.FromString, pb.HelloResponse.SerializeToString
@@ -176,7 +179,7 @@ class PeerTransport:
         return response.document
 
     async def _call(self, address: str, method: str, request: Any, response: Any) -> Any:
-        async with grpc.aio.insecure_channel(address, options=OPTIONS) as channel:
+        async with self._engine.insecure_channel(address, options=OPTIONS) as channel:
             call = channel.unary_unary(f"/{SERVICE}/{method}", type(request).SerializeToString, response.FromString)
             return await call(request, timeout=CALL_SECONDS)
 
@@ -217,14 +220,14 @@ class PeerTransport:
                 task = asyncio.current_task()
                 if task is None or task.cancelling():
                     raise
-                probe("a call was cancelled under a link")  # grpc.aio says so by the same exception
+                probe("a call was cancelled under a link")  # both engines say so by the same exception
             pause = BACKOFF_SECONDS[min(attempt, len(BACKOFF_SECONDS) - 1)]
             attempt += 1
             await asyncio.sleep(pause * (1 + self._rng.randrange(0, 1000) / 1000))
 
     async def _dial(self, node: int, address: str) -> bool:
         """One link from beginning to end; True if it stood."""
-        async with grpc.aio.insecure_channel(address, options=OPTIONS) as channel:
+        async with self._engine.insecure_channel(address, options=OPTIONS) as channel:
             method = channel.stream_stream(
                 f"/{SERVICE}/Link", pb.LinkMessage.SerializeToString, pb.LinkMessage.FromString
             )

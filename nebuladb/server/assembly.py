@@ -18,6 +18,7 @@ from nebuladb.node.memory import plan
 from nebuladb.node.node import Node
 from nebuladb.node.pump import Pump
 from nebuladb.rpc import PeerTransport
+from nebuladb.rpc.engine import ENGINES
 from nebuladb.server import logs
 from nebuladb.server.admin import AdminApp, AdminServer
 from nebuladb.server.allocator import limit_arenas
@@ -97,7 +98,8 @@ async def _assemble(config: Config, shutdown: Shutdown, stack: AsyncExitStack) -
     admin = AdminServer(AdminApp(view, metrics), config.admin_addr)
     await admin.start()
     stack.push_async_callback(admin.stop)
-    transport = PeerTransport(identity.node, peers, rng)
+    engine = ENGINES[config.rpc_engine]
+    transport = PeerTransport(identity.node, peers, rng, engine)
     await transport.serve(config.peer_addr)
     stack.push_async_callback(transport.stop)
     founding = peers.founding or await peers.found_cluster(transport)
@@ -129,7 +131,7 @@ async def _assemble(config: Config, shutdown: Shutdown, stack: AsyncExitStack) -
     stack.push_async_callback(pump.stop)
     pump.start()
     transport.connect_to(peers.addresses())
-    api = ApiServer(Backend(pump), metrics, config.advertise_client_addr, config.advertise_peer_addr)
+    api = ApiServer(Backend(pump), metrics, config.advertise_client_addr, config.advertise_peer_addr, engine)
     stack.push_async_callback(api.stop, 0)
     await api.start(config.client_addr)
     tune()

@@ -25,6 +25,8 @@ MAX_MEMBERS: Final = 64
 NAME: Final = re.compile(rf"[A-Za-z0-9][A-Za-z0-9._-]{{0,{MAX_NAME - 1}}}")
 UNITS: Final[Mapping[str, int]] = {"B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
 SIZE: Final = re.compile(r"(\d{1,15}) ?([KMG]iB|B)")
+RPC_ENGINES: Final = ("nebula", "grpcio")
+"""As in ``rpc.engine``, which `nebulad --help` need not load."""
 LOG_FORMATS: Final = ("auto", "console", "json")
 LOG_LEVELS: Final = ("debug", "info", "warning", "error")
 
@@ -39,6 +41,7 @@ DEFAULTS: Final[Mapping[str, str]] = {
     "initial-cluster": "",
     "join": "",
     "memory": "512MiB",
+    "rpc-engine": RPC_ENGINES[0],
     "log-format": "auto",
     "log-level": "info",
 }
@@ -63,6 +66,8 @@ class Config:
     """Any member's peer address, or empty."""
     memory: int = DEFAULT_MEMORY
     """Budget for caches, memtables and queues, in bytes (``node.memory``)."""
+    rpc_engine: str = RPC_ENGINES[0]
+    """Which gRPC serves clients and peers (``rpc.engine``)."""
     log_format: str = "auto"
     log_level: str = "info"
 
@@ -92,6 +97,7 @@ class Config:
             "initial-cluster": ",".join(f"{name}={address}" for name, address in self.initial_cluster.items()),
             "join": self.join,
             "memory": _size_text(self.memory),
+            "rpc-engine": self.rpc_engine,
             "log-format": self.log_format,
             "log-level": self.log_level,
         }
@@ -195,6 +201,7 @@ def _validated(settings: Mapping[str, _Setting]) -> Config:
         initial_cluster=cluster,
         join=settings["join"].text and _address(settings["join"]),
         memory=_size(settings["memory"]),
+        rpc_engine=_choice(settings["rpc-engine"], RPC_ENGINES),
         log_format=_choice(settings["log-format"], LOG_FORMATS),
         log_level=_choice(settings["log-level"], LOG_LEVELS),
     )

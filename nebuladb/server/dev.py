@@ -33,7 +33,7 @@ PROBE_SECONDS: Final = 1.0
 """For one request to a node's admin port: as long as a signal or a child's death may go unnoticed."""
 STOP_SECONDS: Final = DRAIN_SECONDS + 5.0
 """A child that was asked to stop and still runs after this is killed."""
-PASSED_ON: Final = ("NEBULA_LOG_LEVEL", "NEBULA_LOG_FORMAT")
+PASSED_ON: Final = ("NEBULA_LOG_LEVEL", "NEBULA_LOG_FORMAT", "NEBULA_RPC_ENGINE")
 """Settings that the children take from our environment. Not others: NEBULA_NAME would name all of them the same."""
 START: Final = (sys.executable, "-m", "nebuladb.server.main", "start")
 PR_SET_PDEATHSIG: Final = 1

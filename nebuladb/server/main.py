@@ -27,6 +27,7 @@ _FLAGS = {
     "initial-cluster": "NAME=HOST:PORT,... of the nodes that found the cluster. Default: this one alone.",
     "join": "HOST:PORT, any member's peer address: join its cluster.",
     "memory": "Budget for caches, memtables and queues, like 512MiB; at least 64MiB. The process adds some 70 MiB.",
+    "rpc-engine": f"Which gRPC carries calls: one of {', '.join(config.RPC_ENGINES)}.",
     "log-format": f"One of {', '.join(config.LOG_FORMATS)}.",
     "log-level": f"One of {', '.join(config.LOG_LEVELS)}.",
 }

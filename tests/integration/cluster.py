@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from nebuladb.ids import DEFAULT_GROUP
+from nebuladb.rpc.engine import VARIABLE, engine_of
 from nebuladb.server.dev import PORTS_PER_NODE, Member, plan, prepare
 
 READY_SECONDS: Final = 60.0
@@ -110,7 +111,8 @@ class Cluster:
         self.members = plan(nodes, directory, self._ports.base) if self._ports else list(members)
         prepare(self.members, directory)
         self._environ = {key: value for key, value in os.environ.items() if not key.startswith("NEBULA_")}
-        self._environ.update({"NEBULA_LOG_FORMAT": "json", **(environ or {})})
+        # One variable for nodes and clients: NEBULA_RPC_ENGINE=grpcio runs a whole suite on the other engine.
+        self._environ.update({"NEBULA_LOG_FORMAT": "json", VARIABLE: engine_of().name, **(environ or {})})
         self._node_environ = node_environ
         self._prefix = prefix
         self._processes: dict[int, subprocess.Popen[bytes]] = {}

@@ -16,6 +16,7 @@ from nebuladb.api.backend import Backend
 from nebuladb.api.services import ApiServer
 from nebuladb.ids import DEFAULT_GROUP
 from nebuladb.pb.nebula.v1 import kv_pb2
+from nebuladb.rpc.engine import DEFAULT, ENGINES, Engine
 from tests.unit.node.lone import SECONDS, Lone
 
 
@@ -26,15 +27,15 @@ class Meter:
 class Served(Lone):
     """A node with a client port, and a channel to it."""
 
-    async def open(self) -> None:
+    async def open(self, engine: Engine = DEFAULT) -> None:
         await self.serve()
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             address = f"127.0.0.1:{probe.getsockname()[1]}"
         self.backend = Backend(self.pump)
-        self.api = ApiServer(self.backend, Meter(), address, "")
+        self.api = ApiServer(self.backend, Meter(), address, "", engine)
         await self.api.start(address)
-        self.channel = grpc.aio.insecure_channel(address)
+        self.channel = engine.insecure_channel(address)
 
     async def get(self, request: kv_pb2.GetRequest) -> kv_pb2.GetResponse:
         call = self.channel.unary_unary(
@@ -55,10 +56,10 @@ class Served(Lone):
         await self.pump.stop()
 
 
-@pytest.fixture
-async def served() -> AsyncIterator[Served]:
+@pytest.fixture(params=list(ENGINES))
+async def served(request: pytest.FixtureRequest) -> AsyncIterator[Served]:
     served = Served()
-    await asyncio.wait_for(served.open(), SECONDS)
+    await asyncio.wait_for(served.open(ENGINES[request.param]), SECONDS)
     yield served
     await served.close()
 

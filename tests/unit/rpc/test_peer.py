@@ -15,6 +15,7 @@ import pytest
 from nebuladb.errors import IdentityError
 from nebuladb.pb.nebula.peer.v1 import peer_pb2 as pb
 from nebuladb.rpc import peer as module
+from nebuladb.rpc.engine import DEFAULT, ENGINES, Engine
 from nebuladb.rpc.peer import PeerTransport
 
 SECONDS = 20.0
@@ -23,7 +24,7 @@ SECONDS = 20.0
 class End:
     """One transport and what it told its owner."""
 
-    def __init__(self, node: int) -> None:
+    def __init__(self, node: int, engine: Engine = DEFAULT) -> None:
         self.node = node
         self.incarnation = node * 100
         self.links: list[str] = []
@@ -33,7 +34,7 @@ class End:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self.address = f"127.0.0.1:{probe.getsockname()[1]}"
-        self.transport = PeerTransport(node, self, random.Random(node))
+        self.transport = PeerTransport(node, self, random.Random(node), engine)
 
     def hello(self, request: pb.HelloRequest) -> pb.HelloResponse:
         return pb.HelloResponse(name=f"n{self.node}")
@@ -66,11 +67,12 @@ async def until(condition: Callable[[], bool]) -> None:
             await asyncio.sleep(0)
 
 
-@pytest.fixture
-async def ends(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[tuple[End, End]]:
+@pytest.fixture(params=["nebula", "grpcio", "nebula and grpcio", "grpcio and nebula"])
+async def ends(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> AsyncIterator[tuple[End, End]]:
     """Two transports that listen; the first is the one that dials."""
     monkeypatch.setattr(module, "BACKOFF_SECONDS", (0.001,))
-    pair = End(1), End(2)
+    first, _, second = request.param.partition(" and ")
+    pair = End(1, ENGINES[first]), End(2, ENGINES[second or first])
     for end in pair:
         await end.transport.serve(end.address)
     yield pair

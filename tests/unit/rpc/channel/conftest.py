@@ -7,7 +7,8 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from tests.unit.rpc.channel.echo import PAIRS, SERVICE, Echo, Servers, idle, open_channel, until
+from nebuladb import rpc
+from tests.unit.rpc.channel.echo import PAIRS, QUICK, SERVICE, Echo, Servers, idle, open_channel, until
 
 
 class World(NamedTuple):
@@ -53,3 +54,18 @@ async def world(request: pytest.FixtureRequest, servers: Servers) -> AsyncIterat
         yield World(echo, channel, client, server, address)
         # Whatever a test did: in the end nothing of it is left.
         await until(lambda: idle(channel))
+
+
+@pytest.fixture
+async def channels() -> AsyncIterator[Any]:
+    opened: list[rpc.Channel] = []
+
+    def open_channel(target: str, **more: Any) -> rpc.Channel:
+        more["options"] = (*QUICK, *more.get("options", ()))
+        opened.append(rpc.insecure_channel(target, **more))
+        return opened[-1]
+
+    yield open_channel
+    for channel in opened:
+        await until(lambda: idle(channel))  # noqa: B023
+        await channel.close()

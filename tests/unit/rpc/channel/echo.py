@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import AsyncIterator
 from typing import Any
 
 import grpc
 import grpc.aio
+import pytest
 
 from nebuladb import rpc
 
@@ -15,6 +17,9 @@ SECONDS = 20.0
 SERVICE = "test.Echo"
 PAIRS = [("nebula", "nebula"), ("nebula", "grpcio"), ("grpcio", "grpcio")]
 """(client, server). The last one shows that a test asks for no more than grpc.aio gives."""
+State = grpc.ChannelConnectivity
+QUICK = (("grpc.initial_reconnect_backoff_ms", 10), ("grpc.max_reconnect_backoff_ms", 10))
+ENGINES = ["nebula", "grpcio"]
 
 
 class Echo:
@@ -142,3 +147,23 @@ async def until(condition: Any) -> None:
     async with asyncio.timeout(SECONDS):
         while not condition():  # noqa: ASYNC110
             await asyncio.sleep(0)
+
+
+def free_address() -> str:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return f"127.0.0.1:{probe.getsockname()[1]}"
+
+
+def unary(channel: Any) -> Any:
+    return channel.unary_unary(f"/{SERVICE}/Unary")
+
+
+async def status_of(call: Any) -> grpc.StatusCode:
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await asyncio.wait_for(call, SECONDS)
+    return caught.value.code()
+
+
+async def ready(channel: Any) -> None:
+    await asyncio.wait_for(channel.channel_ready(), SECONDS)

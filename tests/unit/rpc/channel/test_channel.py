@@ -1,0 +1,149 @@
+"""Channels: several endpoints, and the end."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import grpc
+import grpc.aio
+import pytest
+
+from nebuladb import rpc
+from nebuladb.rpc.channel import dispatcher
+from tests.unit.rpc.channel.echo import (
+    ENGINES,
+    SECONDS,
+    SERVICE,
+    Echo,
+    Servers,
+    free_address,
+    ready,
+    unary,
+    until,
+)
+from tests.unit.rpc.channel.scripted import Scripted
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+async def test_the_first_endpoint_that_answers_is_picked(channels: Any, servers: Servers, engine: str) -> None:
+    echoes = Echo(), Echo()
+    addresses = [(await servers.start(engine, echo))[1] for echo in echoes]
+    channel = channels(f"ipv4:{free_address()},{addresses[0]},{addresses[1]}")
+    for _ in range(4):
+        await unary(channel)(b"x")
+    assert [echo.calls for echo in echoes] == [4, 0]
+
+
+async def test_round_robin(channels: Any, servers: Servers) -> None:
+    echoes = Echo(), Echo()
+    started = [await servers.start("nebula", echo) for echo in echoes]
+    target = "ipv4:" + ",".join([*(address for _, address in started), free_address()])
+    channel = channels(target, options=(("grpc.lb_policy_name", "round_robin"),))
+    await ready(channel)
+    await until(lambda: len(channel._core._ready) == 2)
+    for _ in range(6):
+        await unary(channel)(b"x")
+    assert [echo.calls for echo in echoes] == [3, 3]
+    await servers.stop(started[0][0])
+    await until(lambda: len(channel._core._ready) == 1)
+    for _ in range(2):
+        await unary(channel)(b"x")
+    assert [echo.calls for echo in echoes] == [3, 5]
+    await servers.start("nebula", echoes[0], started[0][1])
+    await until(lambda: len(channel._core._ready) == 2)
+
+
+async def test_round_robin_follows_its_name(channels: Any, servers: Servers, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dispatcher, "RESOLVE_SECONDS", 0.0)
+    echoes = Echo(), Echo()
+    started = [await servers.start("nebula", echo) for echo in echoes]
+    names = [int(address.rpartition(":")[2]) for _, address in started]
+    listed = names[:1]
+
+    async def getaddrinfo(host: str, port: int, **_: Any) -> list[Any]:
+        return [(0, 0, 0, "", ("127.0.0.1", port)) for port in listed]
+
+    monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", getaddrinfo)
+    channel = channels("dns:///some.name:1", options=(("grpc.lb_policy_name", "round_robin"),))
+    await unary(channel)(b"x")
+    listed = names[1:]
+    await servers.stop(started[0][0])
+    assert await unary(channel)(b"x", wait_for_ready=True, timeout=SECONDS) == b"x"
+    assert [echo.calls for echo in echoes] == [1, 1]
+    assert len(channel._core._subchannels) == 1
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+async def test_a_socket_in_the_file_system(channels: Any, servers: Servers, engine: str, tmp_path: Any) -> None:
+    if engine == "nebula":
+        pytest.skip("our server listens at TCP ports")
+    address = f"unix:{tmp_path}/socket"
+    await servers.start(engine, Echo(), address)
+    assert await unary(channels(address))(b"x") == b"x"
+
+
+# --- the end ---------------------------------------------------------------------------------------------------------
+
+
+async def test_close_cancels_what_runs(channels: Any, servers: Servers) -> None:
+    echo = Echo()
+    _, address = await servers.start("nebula", echo)
+    channel = channels(address)
+    call, queued = unary(channel)(b"wait"), unary(channels(free_address()))(b"x", wait_for_ready=True)
+    stream = channel.stream_stream(f"/{SERVICE}/Chat")()
+    await stream.write(b"x")
+    await asyncio.wait_for(echo.started.wait(), SECONDS)
+    await channel.close()
+    with pytest.raises(asyncio.CancelledError):
+        await call
+    while True:
+        try:
+            await stream.read()
+        except asyncio.CancelledError:
+            break
+    await asyncio.wait_for(echo.cancelled.wait(), SECONDS)
+    queued.cancel()
+    await channel.close()
+
+
+async def test_close_with_grace_lets_calls_end(channels: Any, servers: Servers) -> None:
+    echo = Echo()
+    _, address = await servers.start("nebula", echo)
+    channel = channels(address)
+    call = unary(channel)(b"wait")
+    await asyncio.wait_for(echo.started.wait(), SECONDS)
+    closing = asyncio.create_task(channel.close(SECONDS))
+    await asyncio.sleep(0)
+    with pytest.raises(grpc.aio.UsageError):
+        unary(channel)(b"late")
+    echo.release.set()
+    assert await asyncio.wait_for(call, SECONDS) == b"wait"
+    await asyncio.wait_for(closing, SECONDS)
+
+
+async def test_a_channel_that_nobody_holds_closes(servers: Servers) -> None:
+    async with Scripted() as server:
+        channel = rpc.insecure_channel(server.address)
+        assert await unary(channel)(b"x") == b"x"
+        del channel
+        await until(lambda: server.peers[0].lost)
+
+
+def test_a_loop_that_is_closed_first() -> None:
+    """Nothing is raised, warned of or left when what is left of a channel is collected after its loop."""
+
+    async def leave() -> Any:
+        async with Scripted() as server:
+            channel = rpc.insecure_channel(server.address)
+            await unary(channel)(b"x")
+            stream = channel.stream_stream(f"/{SERVICE}/Chat")()
+            await stream.write(b"x")
+            channel._core.shut()
+            await asyncio.sleep(0)
+            return channel, stream
+
+    left = asyncio.run(leave())
+    with pytest.raises(grpc.aio.UsageError):
+        unary(left[0])(b"x")
+    del left
