@@ -68,6 +68,28 @@ class TestHostile:
             await other.close()
             await passes(lambda: server.calls == 0 and not server._connections)
 
+    async def test_one_that_is_lost_as_it_is_answered_takes_no_answer_with_it(self) -> None:
+        """Its transport refuses the write; the others of that turn are written all the same."""
+        release = asyncio.Event()
+
+        async def wait(request: bytes, context: Any) -> bytes:
+            await release.wait()
+            if request == b"lose":
+                context.connection.abort()
+            return b""
+
+        async with serving({"Wait": ("unary_unary", wait)}) as (address, server):
+            lost, other = await RawClient.connect(address), await RawClient.connect(address)
+            lost.call(1, "Wait", b"lose")
+            await passes(lambda: server.calls == 1)
+            other.call(1, "Wait", b"")
+            await passes(lambda: server.calls == 2)
+            release.set()
+            assert await other.end_of(1) == {"grpc-status": "0"}
+            await passes(lambda: server.calls == 0 and len(server._connections) == 1)
+            await lost.close()
+            await other.close()
+
     async def test_rapid_resets(self) -> None:
         """CVE-2023-44487: each reset frees a place among streams while its handler may still run."""
         started = 0

@@ -91,12 +91,9 @@ class ServerConnection(Outgoing):
         else:
             self._backlog = None
         self._touched = False
-        self._output = 0
         if self._writers:
             self._push()
-        out = http2.take()
-        if out:
-            self._transport.write(out)
+        self._send()
         if http2.closed:
             self.close(now)
 

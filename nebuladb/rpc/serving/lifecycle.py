@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import socket
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -21,6 +22,7 @@ from nebuladb.rpc.serving.routes import Handler, Routes
 from nebuladb.rpc.serving.sniffer import Sniffer
 from nebuladb.rpc.tls import ServerCredentials
 
+LOG: Final = logging.getLogger("nebuladb.rpc")
 BACKLOG: Final = 1024
 """Connections that the kernel holds until we accept them."""
 REFRESH_SECONDS: Final = 10.0
@@ -230,7 +232,12 @@ class Server(grpc.aio.Server):
     def _flush(self) -> None:
         touched, self._touched = self._touched, []
         for connection in touched:
-            connection.flush()
+            try:
+                connection.flush()
+            except Exception:
+                # Ours, whatever it is; it must not cost the others their answers.
+                LOG.exception("the connection of %s failed", connection.peer())
+                connection.abort()
 
     def _sweep(self) -> None:
         self._timer = self.loop.call_later(self.limits.sweep_seconds, self._sweep)

@@ -105,8 +105,7 @@ class Outgoing(asyncio.Protocol):
         takes them (`paused`) before there are gigabytes of them."""
         self._output += size
         if self._output > self.limits.transport_bytes:
-            self._output = 0
-            self._transport.write(self.http2.take())
+            self._send()
 
     def overfull(self) -> bool:
         """So much is on its way to a peer that doesn't read that no further answer may wait for it."""
@@ -135,14 +134,18 @@ class Outgoing(asyncio.Protocol):
     def flush(self) -> None:
         """Write what has gathered."""
         self._touched = False
-        self._output = 0
         if self._writers:
             self._push()
-        out = self.http2.take()
-        if out:
-            self._transport.write(out)
+        self._send()
         if self.http2.going_away:
             self._close_if_done()
+
+    def _send(self) -> None:
+        """Write what is in the output. A transport that was lost a moment ago refuses it, and has nobody to take it."""
+        self._output = 0
+        out = self.http2.take()
+        if out and not self._transport.is_closing():
+            self._transport.write(out)
 
     def hold(self, stream: Stream) -> None:
         """Remember since when the peer gives `stream` no window."""
@@ -174,15 +177,17 @@ class Outgoing(asyncio.Protocol):
             self._closing = now
             self._transport.close()
 
+    def abort(self) -> None:
+        """Drop the connection."""
+        self._transport.abort()
+
     def _close_if_done(self) -> None:
         if self._acknowledged and not self.http2.streams:
             self.http2.close()
             self._write_rest()
 
     def _write_rest(self) -> None:
-        out = self.http2.take()
-        if out:
-            self._transport.write(out)
+        self._send()
         self.close(time.monotonic())
 
     def shutdown(self) -> None:
