@@ -52,6 +52,7 @@ class Caller(asyncio.Protocol):
         self.most = 1 << 62
         """Calls to make."""
         self._begun = 0
+        self._stalling = False
         self._bodies: dict[int, list[bytes]] = {}
         self._http2 = Connection(client=True, limits=LIMITS)
         self._http2.whole_responses = True
@@ -69,6 +70,13 @@ class Caller(asyncio.Protocol):
             self._call()
         self._flush()
 
+    def begin_and_stall(self) -> None:
+        """Make one call, and read no more when its answer begins."""
+        self._stalling = True
+        self.finished = asyncio.get_running_loop().create_future()
+        self._call()
+        self._flush()
+
     def _call(self) -> None:
         self._begun += 1
         self._http2.call(self.headers, self.request)
@@ -84,6 +92,11 @@ class Caller(asyncio.Protocol):
             if type(event) is ResponseReceived:
                 self._check(event.data, event.trailers.fields)
                 ended += 1
+            elif self._stalling:
+                self._transport.pause_reading()
+                if not self.finished.done():
+                    self.finished.set_result(None)
+                return
             elif type(event) is DataReceived:
                 self._http2.consumed(event.stream, len(event.data))
                 self._bodies.setdefault(event.stream.id, []).append(event.data)
@@ -147,6 +160,13 @@ class Load:
         for caller in self._callers:
             await asyncio.wait_for(caller.finished, seconds + 120)
         return sum(caller.done for caller in self._callers) / (time.perf_counter() - began)
+
+    async def stall(self) -> None:
+        """Make one call on each connection, and read no more once something has come."""
+        for caller in self._callers:
+            caller.begin_and_stall()
+        for caller in self._callers:
+            await asyncio.wait_for(caller.finished, 60)
 
     def close(self) -> None:
         for caller in self._callers:
