@@ -288,8 +288,7 @@ class Raft:
             self._reads.begin()
             self._replication.send_appends()
         log, outbox = self._log, self._outbox
-        entries = log.take()
-        hard_state, mark = None, None
+        entries, hard_state, mark = log.take(), None, None
         if entries or self._saved != (state.term, state.vote):
             hard_state = HardState(state.term, state.vote, log.commit)
             mark = DurableMark(state.term, state.vote, log.last, log.last_term)

@@ -428,7 +428,7 @@ class Machine:
             self._stopped(error)
             return
         finally:
-            self._warm()
+            self.disk.data.chill(None)
         # Before anything of it leaves the node. Between turns nobody else can see what it thinks.
         self._replicas.step(self.place, life.node, turn, self._core.scheduler.now)
         if self._doomed is not None and (self._doom is None or self._doom(life.node)):
@@ -458,10 +458,6 @@ class Machine:
         share, rng = self._core.faults.cold, self._rng
         if share:
             self.disk.data.chill(lambda _: rng.random() < share)
-
-    def _warm(self) -> None:
-        if self._core.faults.cold:
-            self.disk.data.chill(None)
 
     def _send_all(self, turn: Turn, count: int) -> None:
         for node, frame in turn.frames[:count]:
@@ -495,7 +491,7 @@ class Machine:
             self._stopped(error)
             return
         finally:
-            self._warm()
+            self.disk.data.chill(None)
         if life.node.fetches_wait:
             self._wake(life)
         self._replicas.hashes(self.place, life.node)
