@@ -156,13 +156,14 @@ class Proposals:
             else:
                 error = UnknownOutcome("the deadline passed while the write was on its way; it may take effect")
             outcomes += self._finish(pending, error)
+        alive = self._pending
         if outcomes:
-            alive = self._pending
             self._queue = [pending for pending in self._queue if pending.request.request in alive]
-            # A forward whose frame or reply was lost while the link stands is ended by nothing else.
-            for number, (_, taken) in list(self._forwards.items()):
-                if not any(pending.request.request in alive for pending in taken):
-                    del self._forwards[number]
+        # A forward whose frame or reply was lost while the link stands is ended by nothing else: also where nothing is
+        # late, for its writes may have been answered from what was applied here.
+        for number, (_, taken) in list(self._forwards.items()):
+            if not any(pending.request.request in alive for pending in taken):
+                del self._forwards[number]
         return outcomes
 
     def close(self) -> Outcomes:

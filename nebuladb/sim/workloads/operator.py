@@ -14,6 +14,8 @@ from nebuladb.sim.violation import require
 PAUSE_MS: Final = 400
 SLACK: Final = 2_000
 """Bytes."""
+ANSWERED: Final = 100
+"""Forwards that wait for no one any more, until they are looked for."""
 
 
 class Operator(Actor):
@@ -76,7 +78,7 @@ class Operator(Actor):
             pairs[f"proposals of group {group}"] = replica.raft.uncommitted_bytes, 1 << 30
             pairs[f"leases of group {group}"] = len(replica.lessor), replica.lessor.scheduled
             pairs[f"loans of group {group}"] = store.borrowed, 100_000
-            pairs[f"forwards of group {group}"] = replica.proposals.forwards, proposals.MAX_PENDING
+            pairs[f"forwards of group {group}"] = replica.proposals.forwards, proposals.MAX_PENDING + ANSWERED
             pairs[f"reads of group {group}"] = len(replica.reads), reads.MAX_READS
             pairs[f"watches of group {group}"] = len(node.groups[group].hub), 100
             pairs[f"sessions of group {group}"] = store.session_count, 10_000

@@ -144,6 +144,16 @@ def test_past_the_deadline_what_never_left_failed_and_the_rest_is_unknown() -> N
     assert proposals.applied(5, [(1, Answer(2))]) == []
 
 
+def test_a_forward_that_was_answered_and_never_replied_to_is_forgotten() -> None:
+    """The reply was lost, the answer came from what was applied here: it lay there until some deadline passed."""
+    proposals = filled(1)
+    proposals.sent(take(proposals), 7, node=2)
+    proposals.applied(5, [(1, Answer(5))])
+    assert len(proposals) == 0
+    assert proposals.expire(1) == []
+    assert proposals.forwards == 0
+
+
 def test_the_end_of_a_replica_tells_everyone() -> None:
     proposals = filled(1)
     proposals.placed(take(proposals), 5, 3)
