@@ -33,6 +33,9 @@ if TYPE_CHECKING:
 
 UNSENT_BYTES: Final = 1 << 16
 """Output that goes to the transport before the turn ends; the transport then says whether it can take more."""
+QUIET_SECONDS: Final = 0.05
+"""Silence after which a call's bytes leave a turn later, behind whatever came in meanwhile. (A loop that was busy while
+its server restarted would else write calls to a dead connection, and nobody could say what became of them.)"""
 KEEPALIVE: Final = b"nebulaka"
 """Payload of our pings."""
 
@@ -93,6 +96,8 @@ class Connection(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._ready = False
         self._scheduled = False
+        self._fresh: list[Rpc] = []
+        """Calls that were begun since the last flush: none of their bytes have left."""
         self._unsent = 0
         """Bytes of request messages since the last flush."""
         self._paused = False
@@ -152,18 +157,20 @@ class Connection(asyncio.Protocol):
         """A stream with its whole request. Raises `LocalProtocolError`."""
         stream = self._h2.call(headers, data)
         stream.owner = rpc
+        self._fresh.append(rpc)
         if stream.reset:
             self._refuse(rpc)
         if not self._scheduled:
-            self._scheduled = True
-            self._loop.call_soon(self._flush)
+            self._schedule_calls()
         return stream
 
     def open(self, rpc: Rpc, headers: Fields) -> Stream:
         """A stream whose messages come later. Raises `LocalProtocolError`."""
         stream = self._h2.open(headers)
         stream.owner = rpc
-        self._schedule()
+        self._fresh.append(rpc)
+        if not self._scheduled:
+            self._schedule_calls()
         return stream
 
     def send(self, rpc: Rpc, stream: Stream, data: bytes, *, end: bool = False) -> bool:
@@ -258,6 +265,7 @@ class Connection(asyncio.Protocol):
 
     def eof_received(self) -> bool | None:
         """The server closed its side; nothing can come, so the whole connection ends."""
+        self._end(f"the connection to {self.endpoint} was lost: the server closed it")
         return None
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -286,6 +294,14 @@ class Connection(asyncio.Protocol):
             self._scheduled = True
             self._loop.call_soon(self._flush)
 
+    def _schedule_calls(self) -> None:
+        self._scheduled = True
+        quiet = monotonic() - self._heard > QUIET_SECONDS
+        self._loop.call_soon(self._flush_behind_input if quiet else self._flush)
+
+    def _flush_behind_input(self) -> None:
+        self._loop.call_soon(self._flush)
+
     def _flush(self) -> None:
         self._scheduled = False
         self._flush_now()
@@ -294,10 +310,14 @@ class Connection(asyncio.Protocol):
         # While the transport takes nothing, what the server makes us write stays where it is counted.
         if self._paused and not self.closed:
             return
+        transport = self._transport
+        if transport is None or transport.is_closing():
+            return
         self._unsent = 0
+        self._fresh.clear()
         data = self._h2.take()
-        if data and self._transport is not None and not self._transport.is_closing():
-            self._transport.write(data)
+        if data:
+            transport.write(data)
 
     # --- events ----------------------------------------------------------------------------------------------------
 
@@ -325,6 +345,7 @@ class Connection(asyncio.Protocol):
             return
         if (event.unprocessed or event.code is ErrorCode.REFUSED_STREAM) and rpc.repeatable():
             probe("rpc: a call the server never saw is begun again")
+            rpc.retried = True
             event.stream.owner = None
             del self.calls[rpc]
             self._blocked.pop(rpc, None)
@@ -416,6 +437,10 @@ class Connection(asyncio.Protocol):
         self.usable = False
         if self._watch is not None:
             self._watch.cancel()
+        fresh, self._fresh = [rpc for rpc in self._fresh if rpc in self.calls and rpc.whole()], []
+        for rpc in fresh:
+            probe("rpc: a call that never left is begun again")
+            del self.calls[rpc]
         if self._transport is not None:
             self._flush_now()
             # A peer that reads nothing would keep a transport that still has something to say open for ever.
@@ -431,6 +456,7 @@ class Connection(asyncio.Protocol):
             rpc.fail(grpc.StatusCode.UNAVAILABLE, why)
         for rpc in waiting:
             rpc.queued = None
+        for rpc in (*fresh, *waiting):
             self._owner.again(rpc)
 
 

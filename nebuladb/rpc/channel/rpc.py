@@ -117,11 +117,14 @@ class Rpc:
 
     def repeatable(self) -> bool:
         """Whether it may be begun again, once, after a server did not look at it (gRPC's transparent retry)."""
-        return not self.retried and self.request is not None
+        return not self.retried and self.whole()
+
+    def whole(self) -> bool:
+        """Whether all of the request, as far as there is one, is still at hand."""
+        return self.request is not None
 
     def forget(self) -> None:
         """It will be begun again."""
-        self.retried = True
         self.connection = self.stream = self.head = None
 
     def headers(self, block: HeaderBlock, data: bytes | None, ended: bool) -> None:

@@ -139,9 +139,9 @@ class RequestStream(Rpc):
     _wrote = False
     _room: asyncio.Future[None] | None = None
 
-    def repeatable(self) -> bool:
+    def whole(self) -> bool:
         """Only while nothing was written: what was written is not kept."""
-        return not (self.retried or self._wrote or self._half_closed)
+        return not (self._wrote or self._half_closed)
 
     async def write(self, message: bytes) -> None:
         """Send a message; returns when the next one may come.

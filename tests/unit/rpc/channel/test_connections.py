@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from typing import Any
 
 import grpc
@@ -10,6 +11,7 @@ import grpc.aio
 import pytest
 
 from nebuladb.rpc import http2
+from nebuladb.rpc.channel import connection as connection_module
 from nebuladb.rpc.framing import frame
 from nebuladb.rpc.http2 import ErrorCode, HeadersReceived
 from tests.integration.proxy import Proxy
@@ -260,3 +262,28 @@ async def test_too_many_calls_without_a_connection(channels: Any) -> None:
     assert await status_of(unary(channel)(b"x", wait_for_ready=True)) is grpc.StatusCode.RESOURCE_EXHAUSTED
     for call in calls:
         call.cancel()
+
+
+@pytest.mark.parametrize("kind", ["unary", "stream"])
+async def test_calls_that_never_left_a_dead_connection_are_made_on_the_next(
+    channels: Any, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The loop was busy while the server restarted: to it the connection still stands when the calls begin."""
+    monkeypatch.setattr(connection_module, "QUIET_SECONDS", -1.0)
+    seen: list[Peer] = []
+
+    def script(peer: Peer, event: Any) -> None:
+        if isinstance(event, HeadersReceived):
+            seen.append(peer)
+            peer.answer(event.stream)
+
+    async with Scripted(script) as server:
+        channel = channels(server.address)
+        await unary(channel)(b"x")
+        seen[0].transport.get_extra_info("socket").shutdown(socket.SHUT_RDWR)
+        assert channel.get_state() is State.READY
+        calls = [
+            unary(channel)(b"x") if kind == "unary" else channel.stream_unary(f"/{SERVICE}/Collect")() for _ in range(3)
+        ]
+        assert [await asyncio.wait_for(call, SECONDS) for call in calls] == [b"answer"] * 3
+        assert seen == [server.peers[0]] + [server.peers[1]] * 3
