@@ -25,6 +25,7 @@ from typing import Any, Final, NamedTuple
 import grpc.aio
 import uvloop
 
+from bench.idle import core_seconds
 from bench.rpc_load import Load
 from nebuladb import rpc
 from nebuladb.rpc.framing import frame
@@ -50,11 +51,28 @@ class Process(NamedTuple):
 
 
 class Server(NamedTuple):
-    """An engine's two servers' ports."""
+    """An engine's two servers."""
 
     engine: str
-    port: int
-    secure_port: int
+    plain: Process
+    secure: Process | None
+
+    @property
+    def port(self) -> int:
+        return self.plain.port
+
+    def core_seconds(self) -> float:
+        """What both have used of the processor."""
+        return sum(core_seconds(process.pid) for process in (self.plain, self.secure) if process is not None)
+
+
+class Result(NamedTuple):
+    """What one measurement saw."""
+
+    rate: float
+    """A second."""
+    units: int
+    """Calls or messages that the server was asked for in all, warming up included."""
 
 
 class Case(NamedTuple):
@@ -63,7 +81,7 @@ class Case(NamedTuple):
     name: str
     unit: str
     bar: str
-    measure: Callable[[Server, float], Coroutine[Any, Any, float]]
+    measure: Callable[[Server, float], Coroutine[Any, Any, Result]]
 
 
 @contextmanager
@@ -109,32 +127,33 @@ class Bench:
             found.append(Case("h2load", "calls/s", ">= 10", self.h2load))
         return found
 
-    async def _echo(self, port: int, connections: int, in_flight: int, seconds: float, trust: Any = None) -> float:
+    async def _echo(self, port: int, connections: int, in_flight: int, seconds: float, trust: Any = None) -> Result:
         load = Load(port, ONCE, self._once, self._once, trust)
         await load.connect(connections, in_flight)
         await load.run(seconds / 10)
         rate = await load.run(seconds)
         load.close()
-        return rate
+        return Result(rate, load.total)
 
-    async def unary(self, to: Server, seconds: float) -> float:
+    async def unary(self, to: Server, seconds: float) -> Result:
         return await self._echo(to.port, CONNECTIONS, IN_FLIGHT, seconds)
 
-    async def lone(self, to: Server, seconds: float) -> float:
+    async def lone(self, to: Server, seconds: float) -> Result:
         return await self._echo(to.port, 1, 1, seconds)
 
-    async def tls(self, to: Server, seconds: float) -> float:
-        return await self._echo(to.secure_port, CONNECTIONS, IN_FLIGHT, seconds, self._trust)
+    async def tls(self, to: Server, seconds: float) -> Result:
+        assert to.secure is not None
+        return await self._echo(to.secure.port, CONNECTIONS, IN_FLIGHT, seconds, self._trust)
 
-    async def stream(self, to: Server, seconds: float) -> float:
+    async def stream(self, to: Server, seconds: float) -> Result:
         """One stream of 100,000 messages."""
         load = Load(to.port, MANY, self._many, self._streamed, None)
         await load.connect(1, 1)
         rate = await load.run(seconds, calls=1)
         load.close()
-        return rate * STREAM
+        return Result(rate * STREAM, load.total * STREAM)
 
-    async def client(self, to: Server, seconds: float) -> float:
+    async def client(self, to: Server, seconds: float) -> Result:
         """Each engine's own Python client against its own server, 64 calls in flight on one channel."""
         target = f"127.0.0.1:{to.port}"
         channel: Any = rpc.insecure_channel(target) if to.engine == "nebula" else grpc.aio.insecure_channel(target)
@@ -151,9 +170,9 @@ class Bench:
             stub = self._services.EchoStub(channel)
             began = time.perf_counter()
             await asyncio.gather(*(calls(stub.Once) for _ in range(CONNECTIONS * IN_FLIGHT)))
-            return done / (time.perf_counter() - began)
+            return Result(done / (time.perf_counter() - began), done)
 
-    async def h2load(self, to: Server, seconds: float) -> float:
+    async def h2load(self, to: Server, seconds: float) -> Result:
         """A client in C; it counts answers and bytes, and compares nothing."""
         body = self.folder / "body"
         await asyncio.to_thread(body.write_bytes, self._once)
@@ -168,7 +187,32 @@ class Bench:
         assert f"({calls * len(self._once)}) data" in out, out
         found = re.search(r"([\d.]+) req/s", out)
         assert found is not None
-        return float(found[1])
+        return Result(float(found[1]), calls)
+
+
+def compare(case: Case, servers: list[Server], rounds: int, seconds: float) -> list[str]:
+    """Measure one case in turns, print a line of it, and return it as key=value pairs."""
+    rates: dict[str, list[float]] = {engine: [] for engine in ENGINES}
+    costs: dict[str, list[float]] = {engine: [] for engine in ENGINES}
+    for _ in range(rounds):
+        for to in servers:
+            before = to.core_seconds()
+            result = uvloop.run(case.measure(to, seconds))
+            rates[to.engine].append(result.rate)
+            costs[to.engine].append((to.core_seconds() - before) / result.units * 1e6)
+    ours, theirs = (statistics.median(rates[engine]) for engine in ENGINES)
+    ratio = statistics.median(a / b for a, b in zip(*(rates[engine] for engine in ENGINES), strict=True))
+    cost, other = (statistics.median(costs[engine]) for engine in ENGINES)
+    print(
+        f"{case.name:7} nebula {ours:10,.0f}  grpcio {theirs:8,.0f} {case.unit:10} ratio {ratio:6.2f} (bar {case.bar})"
+        f"   server's CPU {cost:7.1f} and {other:7.1f} µs each, ratio {other / max(cost, 0.01):5.1f}",
+        flush=True,
+    )
+    name = case.name
+    return [
+        *(f"{name}={ours:.0f}", f"{name}_grpcio={theirs:.0f}", f"{name}_ratio={ratio:.2f}"),
+        *(f"{name}_cpu_us={cost:.1f}", f"{name}_cpu_us_grpcio={other:.1f}"),
+    ]
 
 
 def main() -> None:
@@ -189,27 +233,16 @@ def main() -> None:
         servers = [
             Server(
                 engine,
-                stack.enter_context(server(engine, folder)).port,
-                stack.enter_context(server(engine, folder, *secure)).port if secure else 0,
+                stack.enter_context(server(engine, folder)),
+                stack.enter_context(server(engine, folder, *secure)) if secure else None,
             )
             for engine in ENGINES
         ]
-        pairs = []
+        pairs: list[str] = []
         for case in bench.cases():
             if options.only and case.name not in options.only.split(","):
                 continue
-            rates: dict[str, list[float]] = {engine: [] for engine in ENGINES}
-            for _ in range(options.rounds):
-                for to in servers:
-                    rates[to.engine].append(uvloop.run(case.measure(to, options.seconds)))
-            ours, theirs = (statistics.median(rates[engine]) for engine in ENGINES)
-            ratio = statistics.median(a / b for a, b in zip(*(rates[engine] for engine in ENGINES), strict=True))
-            print(
-                f"{case.name:8} nebula {ours:12,.0f}  grpcio {theirs:12,.0f} {case.unit:10}  ratio {ratio:6.2f}"
-                f"  (bar {case.bar})",
-                flush=True,
-            )
-            pairs += [f"{case.name}={ours:.0f}", f"{case.name}_grpcio={theirs:.0f}", f"{case.name}_ratio={ratio:.2f}"]
+            pairs += compare(case, servers, options.rounds, options.seconds)
         print(*pairs)
 
 

@@ -138,6 +138,8 @@ class Load:
         self._port = port
         self._shape = (path, request, expected)
         self._context = context
+        self.total = 0
+        """Calls that were answered, of all runs."""
         self._callers: list[Caller] = []
 
     async def connect(self, connections: int, in_flight: int) -> None:
@@ -159,7 +161,9 @@ class Load:
             caller.begin(seconds, calls)
         for caller in self._callers:
             await asyncio.wait_for(caller.finished, seconds + 120)
-        return sum(caller.done for caller in self._callers) / (time.perf_counter() - began)
+        done = sum(caller.done for caller in self._callers)
+        self.total += done
+        return done / (time.perf_counter() - began)
 
     async def stall(self) -> None:
         """Make one call on each connection, and read no more once something has come."""

@@ -31,8 +31,9 @@ class ServerLimits:
     """Of a response message; a larger one is answered RESOURCE_EXHAUSTED."""
     stream_bytes: int = 64 << 10
     """Response bytes of one stream that may wait for the peer's window before its handler's writes wait."""
-    turn_bytes: int = 64 << 10
-    """Response bytes that a stream's handler may write before others get their turn."""
+    turn_bytes: int = 16 << 10
+    """Response bytes that a stream's handler may write before others get their turn: with a thousand streams at it a
+    turn is a thousand times as long, and whoever calls waits for its end."""
     transport_bytes: int = 1 << 20
     """Bytes that a peer has let us send and doesn't read. Past it nothing more is read from it, and writes wait."""
     output_bytes: int = 64 << 20
