@@ -55,6 +55,7 @@ class Reason(IntEnum):
     KEY_NOT_FOUND = 32
     BUSY = 33
     KEYSPACE_EXISTS = 34
+    CHANGE_REFUSED = 35
 
 
 class NebulaError(Exception):
@@ -173,6 +174,13 @@ class TooManyRequests(NebulaError):
     reason = Reason.TOO_MANY_REQUESTS
     code = "RESOURCE_EXHAUSTED"
     retryable = True
+
+
+class ChangeRefused(NebulaError):
+    """A change of members that isn't possible now, or isn't safe. Nothing was proposed."""
+
+    reason = Reason.CHANGE_REFUSED
+    code = "FAILED_PRECONDITION"
 
 
 class WrongEpoch(NebulaError):

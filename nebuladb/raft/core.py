@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from nebuladb.env import Rng, probe
-from nebuladb.errors import InvalidArgument, NotLeader, invariant
+from nebuladb.errors import NotLeader, invariant
+from nebuladb.raft.confchange import Change
 from nebuladb.raft.configuration import Configuration
 from nebuladb.raft.election import TRANSFER, Election
-from nebuladb.raft.entry import Entry
+from nebuladb.raft.entry import Entry, EntryKind
+from nebuladb.raft.following import Following
 from nebuladb.raft.log import RaftLog
+from nebuladb.raft.membership import Membership
 from nebuladb.raft.message import Message, MessageType
 from nebuladb.raft.outbox import Outbox
 from nebuladb.raft.quorum import VoteResult
@@ -17,6 +20,7 @@ from nebuladb.raft.reads import ForwardedReads, LeaderReads
 from nebuladb.raft.ready import DurableMark, HardState, LogReader, Ready
 from nebuladb.raft.replication import REST, Replication
 from nebuladb.raft.state import Config, State, StateRole
+from nebuladb.raft.transfer import Transfer
 
 
 class Raft:
@@ -27,8 +31,8 @@ class Raft:
     """
 
     __slots__ = (
-        "_config", "_election", "_forwarded", "_handlers", "_idle", "_log", "_outbox", "_quiet", "_reads",
-        "_replication", "_saved", "_state", "_transferee",
+        "_config", "_election", "_following", "_forwarded", "_handlers", "_idle", "_log", "_membership", "_outbox",
+        "_quiet", "_reads", "_replication", "_saved", "_state", "_transfer",
     )  # fmt: skip
 
     def __init__(
@@ -51,10 +55,12 @@ class Raft:
         self._outbox = Outbox(self._state)
         self._replication = Replication(config, self._state, self._log, self._outbox)
         self._replication.tracker.configure(configuration, self._log.last + 1)
+        self._membership = Membership(self._state, self._log, self._replication)
+        self._following = Following(self._state, self._log, self._outbox)
         self._election = Election(config, self._state, self._log, self._outbox, self._replication.tracker, rng)
         self._reads = LeaderReads(self._state, self._log, self._outbox, self._replication)
         self._forwarded = ForwardedReads(self._state, self._outbox, config.heartbeat_ticks)
-        self._transferee = 0
+        self._transfer = Transfer(self._state, self._log, self._outbox, self._replication)
         self._quiet = False
         self._idle = 0  # a leader's ticks without anything to do
         self._handlers: dict[int, Callable[[Message], None]] = {
@@ -142,7 +148,7 @@ class Raft:
     @property
     def transferee(self) -> int:
         """Replica that leadership is being handed to, else 0."""
-        return self._transferee
+        return self._transfer.to
 
     @property
     def uncommitted_bytes(self) -> int:
@@ -182,13 +188,21 @@ class Raft:
         Raises `NotLeader` (with the leader's replica id, 0 also while leadership is handed over) or `TooManyRequests`;
         then the entry certainly was not appended.
         """
-        state = self._state
-        if state.role is not StateRole.LEADER:
-            raise NotLeader(f"replica {state.replica} does not lead its group", leader=state.leader)
-        if self._transferee:
-            raise NotLeader(f"replica {state.replica} is handing leadership over")
-        self.wake()
+        self._leads_on()
         return self._replication.propose(payload)
+
+    def propose_change(self, changes: Iterable[Change]) -> tuple[int, int]:
+        """Append the entry that changes the group's members; returns its (index, term). With more than one voter
+        changed, a joint configuration comes first, and the leader leaves it by itself.
+
+        Raises as `propose` does, and `ChangeRefused` with the reason or `InvalidArgument`; nothing was appended then.
+        """
+        self._leads_on()
+        return self._membership.propose(changes)
+
+    def snapshot_finished(self, replica: int, index: int) -> None:
+        """The snapshot that `Ready.snapshots` asked for is in at `index`, durably; 0: it failed. Else it is void."""
+        self._replication.snapshot_finished(replica, index)
 
     def read_index(self, nonce: int, context: int) -> None:
         """Ask for a linearizable read; exactly one `ReadState` with (nonce, context) follows in a Ready, maybe a failed
@@ -204,19 +218,16 @@ class Raft:
         """Hand leadership to voter `to` once its log is as long as ours (thesis §3.10), or give up after an election
         timeout. Raises `NotLeader`, or `InvalidArgument` if `to` can't lead.
         """
-        state = self._state
-        if state.role is not StateRole.LEADER:
-            raise NotLeader(f"replica {state.replica} does not lead its group", leader=state.leader)
-        if to == state.replica or not self._replication.tracker.votes(to):
-            raise InvalidArgument(f"replica {to} is not another voter of the group")
-        self.wake()
-        self._transferee = to
+        self._leads()
+        self._transfer.begin(to)
         self._election.elapsed = 0
-        self._hand_over()
 
     def campaign(self, *, transfer: bool = False) -> None:
         """Stand for election now. `transfer`: because the leader asked for it, hence without a pre-vote."""
         if self._state.role is StateRole.LEADER or not self._promotable():
+            return
+        if self._log.change_unapplied():
+            probe("campaign waits for a configuration")  # its majority may not be ours (S4)
             return
         if self._config.pre_vote and not transfer:
             self._become_pre_candidate()
@@ -227,7 +238,7 @@ class Raft:
         """On a leader: fall quiet, if nothing has happened for `rest_ticks` and every replica has the whole log. One
         heartbeat tells the others; who misses it will ask for votes, which wakes us. Returns `quiet`. A quiet group
         must be woken when the leader's node goes silent, or on the leader any other's (S11)."""
-        busy = self._state.role is not StateRole.LEADER or self._transferee or self._reads.any
+        busy = self._state.role is not StateRole.LEADER or self._transfer.to or self._reads.any
         if not (busy or self._quiet or self._idle < self._config.rest_ticks) and self._replication.settled():
             self._quiet = True
             self._replication.broadcast_heartbeat(0, timed=True, hint=REST)
@@ -289,10 +300,9 @@ class Raft:
             hard_state = HardState(state.term, state.vote, log.commit)
             mark = DurableMark(state.term, state.vote, log.last, log.last_term)
             self._saved = (state.term, state.vote)
-        elif not (outbox.messages or outbox.held or outbox.reads):
+        elif not outbox:
             return None
-        messages, held, reads = outbox.take()
-        return Ready(hard_state, entries, mark, messages, held, reads)
+        return Ready(hard_state, entries, mark, *outbox.take())
 
     def durable(self, mark: DurableMark) -> None:
         """The batch with `mark` is durable, and so are all before it.
@@ -312,19 +322,53 @@ class Raft:
             self._tally(self._election.count(state.replica, True))
 
     def committed_entries(self, after: int, max_bytes: int) -> list[Entry]:
-        """Entries behind `after` that are committed and durable here (S1), at least one if there is any, in order."""
+        """Entries behind `after` that are committed and durable here (S1), at least one if there is any, in order.
+        A configuration is the last of them, for it takes effect before the next entry (S4)."""
         high = min(self._log.commit, self._log.durable)
-        return self._log.slice(after + 1, high, max_bytes) if high > after else []
+        entries = self._log.slice(after + 1, high, max_bytes) if high > after else []
+        for position, entry in enumerate(entries, 1):
+            if entry.kind == EntryKind.CONFIGURATION:
+                return entries[:position]
+        return entries
 
-    def applied_to(self, index: int) -> None:
-        """Everything up to `index` was applied."""
+    def applied_to(self, index: int, configuration: Configuration | None = None) -> None:
+        """Everything up to `index` was applied; that entry brought `configuration`, if one is given: it is in force."""
         self._log.applied_to(index)
+        if configuration is not None:
+            self._reconfigure(configuration)
+        if self._state.role is StateRole.LEADER and not self._transfer.to:
+            self._membership.leave()
 
     def cut(self, index: int) -> None:
         """The log up to `index` was cut, or is about to be: the core won't ask for it again. S6 is the caller's."""
         self._log.cut(index)
 
     # Transitions.
+
+    def _leads_on(self) -> None:
+        """Raise `NotLeader` unless we lead and mean to go on."""
+        self._leads()
+        if self._transfer.to:
+            raise NotLeader(f"replica {self._state.replica} is handing leadership over")
+
+    def _leads(self) -> None:
+        """Raise `NotLeader` unless we lead; what is asked of a leader wakes the group."""
+        state = self._state
+        if state.role is not StateRole.LEADER:
+            raise NotLeader(f"replica {state.replica} does not lead its group", leader=state.leader)
+        self.wake()
+
+    def _reconfigure(self, configuration: Configuration) -> None:
+        """Take what was applied. Who votes no more leads no more (thesis §4.2.2)."""
+        state, tracker = self._state, self._replication.tracker
+        tracker.configure(configuration, self._log.last + 1)
+        if state.role is not StateRole.FOLLOWER and not tracker.votes(state.replica):
+            probe("leader or candidate votes no more")
+            self._become_follower(state.term, 0)
+        elif state.role is StateRole.LEADER:
+            self._transfer.reconfigured()
+            self._replication.reconfigured()
+            self._reads.reconfigured()
 
     def _promotable(self) -> bool:
         return self._replication.tracker.votes(self._state.replica)
@@ -335,7 +379,7 @@ class Raft:
         if state.role is StateRole.LEADER:
             self._reads.fail()
         self._forwarded.fail()
-        self._transferee = self._idle = 0
+        self._transfer.to = self._idle = 0
         self._quiet = False
         state.role = role
         state.leader = leader
@@ -369,6 +413,7 @@ class Raft:
         self._leave(StateRole.LEADER, state.replica)
         self._election.restart()
         self._replication.start()
+        self._membership.start()
 
     def _tally(self, result: VoteResult) -> None:
         """Go on as the vote says."""
@@ -386,9 +431,7 @@ class Raft:
         election.elapsed += 1
         if election.elapsed >= config.election_ticks:
             election.elapsed = 0
-            if self._transferee:
-                probe("leadership transfer given up")
-                self._transferee = 0
+            self._transfer.give_up()
             active = self._replication.tracker.quorum_active()
             if config.check_quorum and not active:
                 probe("leader without quorum steps down")
@@ -398,14 +441,7 @@ class Raft:
         if self._replication.elapsed >= config.heartbeat_ticks:
             self._replication.elapsed = 0
             self._replication.broadcast_heartbeat(self._reads.context, timed=True)
-            if self._transferee:
-                self._hand_over()
-
-    def _hand_over(self) -> None:
-        """Tell the successor to campaign at once, if it has our whole log."""
-        state = self._state
-        if self._replication.tracker.match(self._transferee) == self._log.last:
-            self._outbox.send(Message(MessageType.TIMEOUT_NOW, state.replica, self._transferee, state.term))
+            self._transfer.hand_over()
 
     # Messages. The sender's term is ours, but for pre-votes.
 
@@ -430,45 +466,18 @@ class Raft:
 
     def _on_append(self, message: Message) -> None:
         self._follow(message)
-        state, log, entries, index = self._state, self._log, message.entries, message.index
-        if index < log.commit:
-            # An old append. What is committed is the leader's log as well, so this says more than it asked for.
-            self._outbox.acknowledge(message.sender, log.commit)
-        elif not log.matches(index, message.log_term):
-            hint, hint_term = log.find_conflict_by_term(index, message.log_term)
-            self._outbox.send(
-                Message(
-                    MessageType.APPEND_REPLY, state.replica, message.sender, state.term,
-                    log_term=hint_term, index=index, reject=True, hint=hint,
-                )
-            )  # fmt: skip
-        elif entries and (entries[0].index != index + 1 or entries[-1].index != index + len(entries)):
-            probe("append with a gap")
-        else:
-            if entries:
-                log.splice(entries)
-                index += len(entries)
-            log.commit_to(min(message.commit, index))
-            self._outbox.acknowledge(message.sender, index)
+        self._following.on_append(message)
 
     def _on_heartbeat(self, message: Message) -> None:
         self._follow(message)
-        state = self._state
-        # The leader names no more than we acknowledged to it. If our log ends below that, we lost what we promised to
-        # keep: `commit_to` raises, for such a replica may neither vote nor acknowledge any more (S15).
-        self._log.commit_to(message.commit)
-        if message.hint == REST and self._log.last == message.commit:
+        if self._following.on_heartbeat(message):
             self._quiet = True
-            return
-        self._outbox.send(
-            Message(MessageType.HEARTBEAT_REPLY, state.replica, message.sender, state.term, context=message.context)
-        )
 
     def _on_append_reply(self, message: Message) -> None:
         if self._state.role is StateRole.LEADER:
             self._replication.on_append_reply(message)
-            if self._transferee == message.sender:
-                self._hand_over()
+            if self._transfer.to == message.sender:
+                self._transfer.hand_over()
 
     def _on_heartbeat_reply(self, message: Message) -> None:
         if self._state.role is StateRole.LEADER:
