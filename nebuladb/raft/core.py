@@ -65,7 +65,7 @@ class Raft:
         self._idle = 0  # a leader's ticks without anything to do
         self._handlers: dict[int, Callable[[Message], None]] = {
             MessageType.PRE_VOTE: self._election.on_request,
-            MessageType.PRE_VOTE_REPLY: self._on_pre_vote_reply,
+            MessageType.PRE_VOTE_REPLY: self._on_vote_reply,
             MessageType.VOTE: self._election.on_request,
             MessageType.VOTE_REPLY: self._on_vote_reply,
             MessageType.APPEND: self._on_append,
@@ -156,7 +156,7 @@ class Raft:
         return self._replication.uncommitted
 
     def min_match(self) -> int:
-        """On a leader, the index that every replica is known to hold durably; else 0."""
+        """On a leader, what every replica is known to hold durably; else 0."""
         return self._replication.tracker.lowest_match() if self.role is StateRole.LEADER else 0
 
     def active_peers(self) -> list[int]:
@@ -215,20 +215,16 @@ class Raft:
             self._forwarded.add(nonce, context)
 
     def transfer_leadership(self, to: int) -> None:
-        """Hand leadership to voter `to` once its log is as long as ours (thesis §3.10), or give up after an election
-        timeout. Raises `NotLeader`, or `InvalidArgument` if `to` can't lead.
-        """
+        """Hand leadership to voter `to` once its log is as long as ours, or give up after an election timeout.
+        Raises `NotLeader`, or `InvalidArgument` if `to` can't lead."""
         self._leads()
         self._transfer.begin(to)
         self._election.elapsed = 0
 
     def campaign(self, *, transfer: bool = False) -> None:
         """Stand for election now. `transfer`: because the leader asked for it, hence without a pre-vote."""
-        if self._state.role is StateRole.LEADER or not self._promotable():
-            return
-        if self._log.change_unapplied():
-            probe("campaign waits for a configuration")  # its majority may not be ours (S4)
-            return
+        if self._state.role is StateRole.LEADER or not self._promotable() or self._log.change_unapplied():
+            return  # a committed configuration may count by another majority than ours (S4)
         if self._config.pre_vote and not transfer:
             self._become_pre_candidate()
         else:
@@ -289,11 +285,10 @@ class Raft:
 
     def ready(self) -> Ready | None:
         """What is to be made durable, sent and answered since the last call; None if there is nothing."""
-        state = self._state
+        state, log, outbox = self._state, self._log, self._outbox
         if state.role is StateRole.LEADER:
             self._reads.begin()
             self._replication.send_appends()
-        log, outbox = self._log, self._outbox
         entries = log.take()
         hard_state, mark = None, None
         if entries or self._saved != (state.term, state.vote):
@@ -361,7 +356,7 @@ class Raft:
     def _reconfigure(self, configuration: Configuration) -> None:
         """Take what was applied. Who votes no more leads no more (thesis §4.2.2)."""
         state, tracker = self._state, self._replication.tracker
-        tracker.configure(configuration, self._log.last + 1)
+        tracker.configure(configuration, self._log.last)  # a newcomer is probed with the last entry, at once
         if state.role is not StateRole.FOLLOWER and not tracker.votes(state.replica):
             probe("leader or candidate votes no more")
             self._become_follower(state.term, 0)
@@ -484,15 +479,12 @@ class Raft:
             self._replication.on_heartbeat_reply(message)
             self._reads.on_heartbeat_reply(message)
 
-    def _on_pre_vote_reply(self, message: Message) -> None:
-        state = self._state
-        asked = state.term if message.reject else state.term + 1
-        if state.role is StateRole.PRE_CANDIDATE and message.term == asked:
-            self._tally(self._election.count(message.sender, not message.reject))
-
     def _on_vote_reply(self, message: Message) -> None:
-        if self._state.role is StateRole.CANDIDATE:
-            self._tally(self._election.count(message.sender, not message.reject))
+        state, granted = self._state, not message.reject
+        pre = message.type == MessageType.PRE_VOTE_REPLY
+        stands = StateRole.PRE_CANDIDATE if pre else StateRole.CANDIDATE
+        if state.role is stands and message.term == state.term + (pre and granted):
+            self._tally(self._election.count(message.sender, granted))
 
     def _on_read_index(self, message: Message) -> None:
         if self._state.role is StateRole.LEADER:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
+from nebuladb.env import probe
 from nebuladb.errors import InvariantViolation, invariant
 from nebuladb.raft.entry import Entry, EntryKind
 from nebuladb.raft.ready import LogReader
@@ -187,7 +188,10 @@ class RaftLog:
         if self._unscanned:
             self._unscanned = 0
             self._changes.sort()
-        return bool(self._changes) and self._changes[0] <= self.commit
+        unapplied = bool(self._changes) and self._changes[0] <= self.commit
+        if unapplied:
+            probe("configuration committed and not applied")
+        return unapplied
 
     def cut(self, index: int) -> None:
         """The entries up to `index` are not needed any more. What the reader holds of them is the caller's (S6)."""
