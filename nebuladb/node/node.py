@@ -28,10 +28,12 @@ from nebuladb.node.identity import Founding, Identity
 from nebuladb.node.keyspaces import acknowledgement, unfinished_step
 from nebuladb.node.memory import MemoryPlan, plan
 from nebuladb.node.meta import CLUSTER_VERSION, FIRST_GROUP, Meta, NodeRecord, founding_request, meta_shard
+from nebuladb.node.options import NodeOptions
 from nebuladb.node.output import Request, Slice
 from nebuladb.node.reconciler import Reconciler
 from nebuladb.node.registry import GroupState, RegistryRow
 from nebuladb.node.replica import Start
+from nebuladb.node.upkeep import Upkeep
 from nebuladb.pb.nebula.v1 import kv_pb2
 from nebuladb.raft import Configuration, StateRole
 from nebuladb.shard import preferred
@@ -87,6 +89,7 @@ class Node:
         client_address: str = "",
         peer_address: str = "",
         memory: MemoryPlan | None = None,
+        options: NodeOptions | None = None,
     ) -> None:
         self.identity = identity
         self.founding = founding
@@ -111,6 +114,7 @@ class Node:
         registry = {int(group): RegistryRow.decode(row) for group, row in log.registry().items()}
         self._reconciler = Reconciler(identity.node, self.host, data, registry)
         self._balancer = Balancer(identity.node, self.host.now)
+        self._upkeep = Upkeep(self, options or NodeOptions())
         self._eager: dict[int, int] = {}
         """New groups whose home is here → when to stand for election, ms."""
         self._alarms: set[str] = set()
@@ -374,6 +378,7 @@ class Node:
                 self.host.transfer_leadership(group, node)
             except NebulaError:
                 probe("move of leadership refused")
+        self._upkeep.step()
         replica = self.host.replicas.get(META_GROUP)
         if replica is None or len(replica.proposals):
             return

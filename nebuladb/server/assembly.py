@@ -18,7 +18,7 @@ from nebuladb.node.memory import plan
 from nebuladb.node.node import Node
 from nebuladb.node.pump import Pump
 from nebuladb.rpc import PeerTransport
-from nebuladb.server import logs
+from nebuladb.server import logs, options
 from nebuladb.server.admin import AdminApp, AdminServer
 from nebuladb.server.allocator import limit_arenas
 from nebuladb.server.clock import SystemClock
@@ -121,6 +121,7 @@ async def _assemble(config: Config, shutdown: Shutdown, stack: AsyncExitStack) -
         peer_address=config.advertise_peer_addr,
         client_address=config.advertise_client_addr,
         memory=memory,
+        options=options.parse(dict(config.options)),
     )
     watchdog = Watchdog(metrics)
     pump = Pump(node, clock, transport, metrics, shutdown.fail, watchdog.busy)

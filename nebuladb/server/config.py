@@ -13,6 +13,7 @@ from typing import Final
 
 from nebuladb.errors import ConfigurationError
 from nebuladb.node.memory import DEFAULT_MEMORY, MIN_MEMORY
+from nebuladb.server import options
 from nebuladb.server.addresses import is_unspecified, split_address
 
 ENV_PREFIX: Final = "NEBULA_"
@@ -41,6 +42,7 @@ DEFAULTS: Final[Mapping[str, str]] = {
     "memory": "512MiB",
     "log-format": "auto",
     "log-level": "info",
+    **options.DEFAULTS,
 }
 """Every setting, under the name that its flag and TOML key have. Empty means "not given"."""
 
@@ -65,6 +67,8 @@ class Config:
     """Budget for caches, memtables and queues, in bytes (``node.memory``)."""
     log_format: str = "auto"
     log_level: str = "info"
+    options: tuple[tuple[str, str], ...] = tuple(options.DEFAULTS.items())
+    """The node's options as texts, valid (``server.options``)."""
 
     def check_founding(self) -> None:
         """Raise `ConfigurationError` if the listed cluster knows this node under another address.
@@ -94,6 +98,7 @@ class Config:
             "memory": _size_text(self.memory),
             "log-format": self.log_format,
             "log-level": self.log_level,
+            **{key: text for key, text in self.options if text != options.DEFAULTS[key]},
         }
         return "".join(f"{key} = {_toml_string(value)}\n" for key, value in settings.items() if value)
 
@@ -197,7 +202,18 @@ def _validated(settings: Mapping[str, _Setting]) -> Config:
         memory=_size(settings["memory"]),
         log_format=_choice(settings["log-format"], LOG_FORMATS),
         log_level=_choice(settings["log-level"], LOG_LEVELS),
+        options=_options(settings),
     )
+
+
+def _options(settings: Mapping[str, _Setting]) -> tuple[tuple[str, str], ...]:
+    texts = {key: settings[key].text for key in options.DEFAULTS}
+    try:
+        options.parse(texts)
+    except ConfigurationError as error:
+        key, _, why = error.message.partition(": ")
+        raise settings[key].wrong(why) from error
+    return tuple(texts.items())
 
 
 def _address(setting: _Setting) -> str:

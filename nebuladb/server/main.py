@@ -11,7 +11,7 @@ import click
 
 from nebuladb import __version__
 from nebuladb.errors import ConfigurationError, NebulaError
-from nebuladb.server import config
+from nebuladb.server import config, options
 
 EXIT_FAILED = 1
 EXIT_USAGE = 2
@@ -29,6 +29,7 @@ _FLAGS = {
     "memory": "Budget for caches, memtables and queues, like 512MiB; at least 64MiB. The process adds some 70 MiB.",
     "log-format": f"One of {', '.join(config.LOG_FORMATS)}.",
     "log-level": f"One of {', '.join(config.LOG_LEVELS)}.",
+    **options.FLAGS,
 }
 
 

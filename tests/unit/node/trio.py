@@ -13,6 +13,7 @@ from nebuladb.node.frame import Envelope, decode_frame
 from nebuladb.node.identity import Founder, Founding, Identity
 from nebuladb.node.meta import Meta
 from nebuladb.node.node import Node
+from nebuladb.node.options import NodeOptions
 from nebuladb.node.registry import GroupState, RegistryRow
 from nebuladb.raft import StateRole
 from nebuladb.storage.log import LogStore
@@ -37,7 +38,8 @@ class Machine:
 class Trio:
     """Invariant: whoever runs is connected to all others that run."""
 
-    def __init__(self, count: int = 3, seed: int = 1) -> None:
+    def __init__(self, count: int = 3, seed: int = 1, options: NodeOptions | None = None) -> None:
+        self._options = options
         self.founding = Founding(7, tuple(Founder(f"n{i + 1}", 11 + i, f"n{i + 1}:2") for i in range(count)))
         self.machines = [Machine(place) for place in range(count)]
         self.time = 1_000
@@ -67,6 +69,7 @@ class Trio:
             machine.node = Node(
                 Identity(founder.node, founder.name, 7), self.founding, incarnation, LogStore(machine.log),
                 machine.data, random.Random(self._seed * 1_000 + incarnation), self, founder.name, founder.peer_address,
+                options=self._options,
             )  # fmt: skip
             for other in self.running:
                 if other is not machine:

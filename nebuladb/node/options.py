@@ -1,0 +1,15 @@
+"""What an operator may set of a node's behaviour, as `Node` takes it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from nebuladb.node.retention import Retention
+
+
+@dataclass(frozen=True, slots=True)
+class NodeOptions:
+    """Times in milliseconds; 0 switches a thing off."""
+
+    retention: Retention = field(default_factory=Retention)
+    """History that the leaders on this node keep."""

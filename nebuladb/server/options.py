@@ -1,0 +1,36 @@
+"""The settings that become a `NodeOptions`: their names, defaults, help, and how their texts are read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final
+
+from nebuladb.errors import ConfigurationError
+from nebuladb.node.options import NodeOptions
+from nebuladb.node.retention import MODES, Retention
+
+DEFAULTS: Final[Mapping[str, str]] = {
+    "auto-compaction-mode": "periodic",
+    "auto-compaction-retention": "0",
+}
+
+FLAGS: Final[Mapping[str, str]] = {
+    "auto-compaction-mode": "What a number without a unit means in auto-compaction-retention: periodic, hours; "
+    "revision, revisions.",
+    "auto-compaction-retention": "History to keep, like 1h or 1000; 0: all. With exceptions: 1h,users=10m,etcd=0.",
+}
+
+
+def parse(texts: Mapping[str, str]) -> NodeOptions:
+    """The options, from every setting's text. Raises `ConfigurationError` whose first word is the setting's name."""
+    mode = texts["auto-compaction-mode"]
+    if mode not in MODES:
+        raise ConfigurationError(f"auto-compaction-mode: {mode!r} is not one of {', '.join(MODES)}")
+    return NodeOptions(retention=_named("auto-compaction-retention", texts, mode))
+
+
+def _named(key: str, texts: Mapping[str, str], mode: str) -> Retention:
+    try:
+        return Retention.parse(texts[key], mode)
+    except ConfigurationError as error:
+        raise ConfigurationError(f"{key}: {error.message}") from error
