@@ -62,7 +62,7 @@ class Balancer:
         dead = [node for node in nodes if node not in live and self._steady(host, node, connected=False)]
         wanted = preferred(replica.group, nodes, live, dead)
         for other, node in replica.nodes.items():
-            if node == wanted != self._node and replica.raft.lag(other) <= MAX_LAG:
+            if node == wanted != self._node and replica.raft.membership.lag(other) <= MAX_LAG:
                 return node
         return 0
 

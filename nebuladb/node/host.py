@@ -257,7 +257,7 @@ class Host:
             return
         for change in applied.leases:
             replica.lessor.changed(change.lease, change.expires, change.renewal)
-        replica.slice_applied(applied.index)
+        replica.slice_applied(applied.index, applied.configuration)
         self._output.answers += replica.proposals.applied(applied.index, applied.answers)
         self._output.reads += replica.reads.applied(applied.index)
         self._dirty[group] = None
@@ -287,6 +287,12 @@ class Host:
         of the group, once that is durable, no earlier (S15, S17): a crash could take the row and leave the data."""
         batch = self._open_batch()
         batch.create(GroupId(group), *initial)
+        batch.register(GroupId(group), registry_row)
+        return batch.id
+
+    def register_group(self, group: int, registry_row: bytes) -> BatchId:
+        """Put a group's new registry row into the next batch, whose id is returned."""
+        batch = self._open_batch()
         batch.register(GroupId(group), registry_row)
         return batch.id
 
@@ -440,7 +446,14 @@ class Host:
             self._send([replica.refuse(forward)])
 
     def _address(self, replica: Replica, messages: list[Message]) -> list[tuple[int, Envelope]]:
-        return [(replica.nodes[message.receiver], Envelope(replica.group, message)) for message in messages]
+        """A replica that a configuration names may be one that this node hasn't heard of, or that is gone: what is sent
+        to it is lost."""
+        nodes = replica.nodes
+        return [
+            (nodes[message.receiver], Envelope(replica.group, message))
+            for message in messages
+            if message.receiver in nodes
+        ]
 
     def _reaches(self, node: int) -> bool:
         peer = self.peers.get(node)

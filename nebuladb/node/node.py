@@ -161,6 +161,8 @@ class Node:
                     "replace this member: empty the data directory and run `nebula-cli member replace`"
                 )
             index, term = row.initial
+            # Perhaps of a later index; it is not in force before the entry that brings it is applied again, and until
+            # then the replica neither campaigns nor leads (S4).
             configuration = row.configuration.encode()
             Store.initialise(self.data, name, generation, index=index, term=term, configuration=configuration)
         store = Store(self.data, name, generation, NodeId(self.identity.node), records=self.records)
@@ -177,6 +179,7 @@ class Node:
             generation=row.generation,
             nodes=dict(row.nodes),
             configuration=Configuration.decode(store.configuration) if newer else row.configuration,
+            configuration_index=store.index if newer else row.configuration_index,
             hard_state=self.log.hard_state(name),
             log=log,
             applied=store.index,
@@ -295,6 +298,8 @@ class Node:
         self._applied += len(work.works)
         self._unflushed += applied.size
         self.host.applied(work.group, work.generation, applied)
+        if applied.configuration:
+            self._reconciler.configured(work.group, applied.index, Configuration.decode(applied.configuration))
         data.hub.publish(applied)
         if work.group == META_GROUP and applied.missing:
             self._read_meta()

@@ -48,6 +48,17 @@ class Reconciler:
                 self.rows[shard.group] = row
                 self._starting[shard.group] = (batch, row)
 
+    def configured(self, group: int, index: int, configuration: Configuration) -> None:
+        """The entry at `index` has brought `configuration`: the registry has it too, since the data, which has it
+        first, may be lost in a crash, and the vote that it decided about is not (S4, S30)."""
+        row = self.rows[group]
+        if index > row.configuration_index:
+            self._change(group, row._replace(configuration_index=index, configuration=configuration))
+
+    def _change(self, group: int, row: RegistryRow) -> None:
+        self.rows[group] = row
+        self._host.register_group(group, row.encode())
+
     def startable(self) -> list[tuple[int, RegistryRow]]:
         """Groups whose creation is durable and that aren't `started` yet."""
         if not self._starting:

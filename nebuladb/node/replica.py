@@ -41,6 +41,8 @@ class Start:
     nodes: Mapping[int, int]
     """Replica id → node id."""
     configuration: Configuration
+    configuration_index: int
+    """Log index of `configuration`; perhaps above `applied`, then older ones on the way there are history (S30)."""
     hard_state: HardState
     log: LogReader
     applied: int
@@ -93,6 +95,7 @@ class Replica:
         self.generation = start.generation
         self.id = start.replica
         self.nodes = dict(start.nodes)
+        self._configured = start.configuration_index
         self.node = node
         self.nonce = nonce
         self.raft = Raft(
@@ -150,13 +153,18 @@ class Replica:
         )
         return forward.node, Envelope(self.group, message)
 
-    def slice_applied(self, index: int) -> None:
-        """The store finished the slice that was out, up to `index`: not all of it if an entry is half applied."""
+    def slice_applied(self, index: int, configuration: bytes = b"") -> None:
+        """The store finished the slice that was out, up to `index`: not all of it if an entry is half applied. The last
+        entry brought `configuration`, if that isn't empty, which is in force now (S4)."""
         self._slice_out = False
         if self._works:
             del self._works[: index + 1 - self._works[0].index]
         self.applied = index
-        self.raft.applied_to(index)
+        brought = None
+        if configuration and index > self._configured:
+            brought = Configuration.decode(configuration)
+            self._configured = index
+        self.raft.applied_to(index, brought)
 
     # --- what goes out -------------------------------------------------------------------------------------------
 
@@ -241,9 +249,11 @@ class Replica:
         return self.raft.committed_entries(self.applied, MAX_SLICE_BYTES)
 
     def _decode(self, entry: Entry, boottime: int) -> Work:
+        self._observed = entry.term
+        if entry.kind == EntryKind.CONFIGURATION:
+            return Work(entry.index, entry.term, 0, (), bytes(entry.record[ENTRY_HEADER:]))
         invariant(entry.kind == EntryKind.NORMAL, f"group {self.group}: entry {entry.index} has kind {entry.kind}")
         clock, commands = decode_payload(entry.record, ENTRY_HEADER)
-        self._observed = entry.term
         if clock:
             leads = self.raft.role is StateRole.LEADER and entry.term == self.raft.term
             self.lessor.observe(clock, boottime, leads=leads)
@@ -256,8 +266,8 @@ class Replica:
         output.reads += self.reads.close()
 
     def successor(self) -> int:
-        """A node to hand leadership to: one that was heard from lately; 0 if there is none."""
-        return next((self.nodes[replica] for replica in self.raft.active_peers()), 0)
+        """A node to hand leadership to: a voter that was heard from lately; 0 if there is none."""
+        return next((self.nodes[replica] for replica in self.raft.active_voters() if replica in self.nodes), 0)
 
     # --- proposing -----------------------------------------------------------------------------------------------
 

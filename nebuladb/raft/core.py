@@ -31,8 +31,8 @@ class Raft:
     """
 
     __slots__ = (
-        "_config", "_election", "_following", "_forwarded", "_handlers", "_idle", "_log", "_membership", "_outbox",
-        "_quiet", "_reads", "_replication", "_saved", "_state", "_transfer",
+        "_config", "_election", "_following", "_forwarded", "_handlers", "_idle", "_log", "_outbox", "_quiet", "_reads",
+        "_replication", "_saved", "_state", "_transfer", "membership",
     )  # fmt: skip
 
     def __init__(
@@ -55,7 +55,8 @@ class Raft:
         self._outbox = Outbox(self._state)
         self._replication = Replication(config, self._state, self._log, self._outbox)
         self._replication.tracker.configure(configuration, self._log.last + 1)
-        self._membership = Membership(self._state, self._log, self._replication)
+        self.membership = Membership(self._state, self._log, self._replication)
+        """What a leader knows of its members and their changes."""
         self._following = Following(self._state, self._log, self._outbox)
         self._election = Election(config, self._state, self._log, self._outbox, self._replication.tracker, rng)
         self._reads = LeaderReads(self._state, self._log, self._outbox, self._replication)
@@ -159,15 +160,11 @@ class Raft:
         """On a leader, what every replica is known to hold durably; else 0."""
         return self._replication.tracker.lowest_match() if self.role is StateRole.LEADER else 0
 
-    def active_peers(self) -> list[int]:
-        """On a leader, the peers heard from in the running check-quorum period (or before it rests), ascending."""
-        if self.role is not StateRole.LEADER:
-            return []
-        return [replica for replica, peer in self._replication.tracker.peers if peer.active or self._quiet]
-
-    def lag(self, replica: int) -> int:
-        """On a leader, how many entries `replica` lacks as far as is known."""
-        return self._log.last - self._replication.tracker.match(replica)
+    def active_voters(self) -> list[int]:
+        """On a leader, the voters heard from in the running check-quorum period (or before it rests), ascending."""
+        tracker = self._replication.tracker
+        peers = tracker.peers if self.role is StateRole.LEADER else ()
+        return [replica for replica, peer in peers if (peer.active or self._quiet) and tracker.votes(replica)]
 
     def check(self) -> None:
         """Raise `InvariantViolation` unless the invariants hold."""
@@ -198,7 +195,7 @@ class Raft:
         Raises as `propose` does, and `ChangeRefused` with the reason or `InvalidArgument`; nothing was appended then.
         """
         self._leads_on()
-        return self._membership.propose(changes)
+        return self.membership.propose(changes)
 
     def snapshot_finished(self, replica: int, index: int) -> None:
         """The snapshot that `Ready.snapshots` asked for is in at `index`, durably; 0: it failed. Else it is void."""
@@ -332,7 +329,7 @@ class Raft:
         if configuration is not None:
             self._reconfigure(configuration)
         if self._state.role is StateRole.LEADER and not self._transfer.to:
-            self._membership.leave()
+            self.membership.leave()
 
     def cut(self, index: int) -> None:
         """The log up to `index` was cut, or is about to be: the core won't ask for it again. S6 is the caller's."""
@@ -408,7 +405,7 @@ class Raft:
         self._leave(StateRole.LEADER, state.replica)
         self._election.restart()
         self._replication.start()
-        self._membership.start()
+        self.membership.start()
 
     def _tally(self, result: VoteResult) -> None:
         """Go on as the vote says."""

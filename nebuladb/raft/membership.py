@@ -100,3 +100,18 @@ class Membership:
     def lag(self, replica: int) -> int:
         """How many entries `replica` lacks as far as is known."""
         return self._log.last - self._replication.tracker.match(replica)
+
+    @property
+    def settled(self) -> bool:
+        """Of a leader: no change is under way, neither ours nor one that a predecessor left."""
+        return self._free() and not self._replication.tracker.configuration.outgoing
+
+    def caught_up(self, replica: int) -> bool:
+        """Whether a learner may become a voter as far as its log goes (S13)."""
+        progress = self._replication.tracker.progress.get(replica)
+        return progress is not None and progress.caught_up
+
+    def lives(self, replica: int) -> bool:
+        """Whether a leader has heard from `replica` lately."""
+        progress = self._replication.tracker.progress.get(replica)
+        return replica == self._state.replica or (progress is not None and progress.lives)

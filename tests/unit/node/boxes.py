@@ -62,6 +62,7 @@ class Box:
                 generation=1,
                 nodes=self.nodes,
                 configuration=Configuration.decode(self.store.configuration),
+                configuration_index=self.store.index,
                 hard_state=self.log.hard_state(GroupId(GROUP)),
                 log=self.log.reader(GroupId(GROUP)),
                 applied=self.store.index,

@@ -176,7 +176,7 @@ def test_only_a_learner_that_has_caught_up_becomes_a_voter() -> None:
 
 def test_a_learner_that_fell_behind_again_has_not_caught_up() -> None:
     network = with_learner()
-    assert network[1].raft.lag(4) == 0
+    assert network[1].raft.membership.lag(4) == 0
     network.cut_off(4)
     network[1].propose()
     network.settle()
