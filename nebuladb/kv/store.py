@@ -66,6 +66,8 @@ class Store:
         self._pins: list[Pin] = []
         """Oldest first."""
         self._hashes: OrderedDict[int, bytes] = OrderedDict()
+        self.hashed: list[tuple[int, bytes]] = []
+        """(index, hash) finished by `background`; whoever reports them takes them away."""
 
     @staticmethod
     def initialise(
@@ -398,6 +400,7 @@ class Store:
             if digest is not None:
                 del self._jobs[0]
                 self._hashes[job.index] = digest
+                self.hashed.append((job.index, digest))
                 while len(self._hashes) > self._limits.hashes_kept:
                     self._hashes.popitem(last=False)
         elif self._deletion.behind(self.floor):

@@ -69,6 +69,8 @@ class Applier:
         """Written by background deletion; whoever counts it takes it away."""
         self.fetches: list[Fetch] = []
         """To be carried out; whoever does takes them away."""
+        self.hashed: list[tuple[int, int, bytes]] = []
+        """(group, index, hash) of states that were hashed; whoever reports them takes them away."""
 
     def add(self, slices: Iterable[Slice]) -> None:
         """Slices that Host handed out."""
@@ -148,6 +150,8 @@ class Applier:
             self._again |= data.store.background(BACKGROUND_ROWS)
             self.deleted_bytes += data.store.deleted_bytes
             data.store.deleted_bytes = 0
+            self.hashed += [(group, *hashed) for hashed in data.store.hashed]
+            data.store.hashed.clear()
             self._return(group, data.store)
         except WriteStalled:
             probe("background write stalled")

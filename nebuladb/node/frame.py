@@ -44,6 +44,8 @@ class HostMessageType(IntEnum):
     FORWARD_REPLY = 33
     """`context` repeats the forward's number; (`index`, `term`) say where the commands were appended, or `reject`:
     they certainly were not."""
+    HASH = 40
+    """The sender's state at `index` has the hash (`nonce`, `context`), its upper and lower half (S28)."""
     ANSWER = 34  # its place: a leader's answer to a node without a replica
 
 

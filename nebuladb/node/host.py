@@ -223,6 +223,9 @@ class Host:
                 self._forwarded(replica, peer, node, envelope)
             elif message.type == HostMessageType.FORWARD_REPLY:
                 self._output.answers += replica.replied(node, message)
+            elif message.type == HostMessageType.HASH:
+                digest = message.nonce.to_bytes(8, "big") + message.context.to_bytes(8, "big")
+                self._output.hashes.append((envelope.group, message.sender, message.index, digest))
 
     def request(self, request: Request) -> None:
         """A write. Raises `Unavailable` or `TooManyRequests` if it was not taken; else an answer will come."""
@@ -273,6 +276,18 @@ class Host:
             if group in self.replicas:
                 replica = self.replicas[group]
                 replica.durably_applied = max(replica.durably_applied, index)
+
+    def report(self, group: int, index: int, digest: bytes) -> None:
+        """Tell the other replicas of `group` the hash (16 bytes) of the state here at `index` (S28)."""
+        replica = self._replica(group)
+        nonce, context = int.from_bytes(digest[:8], "big"), int.from_bytes(digest[8:], "big")
+        for other, node in replica.nodes.items():
+            if other != replica.id:
+                message = Message(
+                    HostMessageType.HASH, replica.id, other, replica.raft.term, index=index, nonce=nonce,
+                    context=context,
+                )  # fmt: skip
+                self._send([(node, Envelope(group, message))])
 
     def add_group(self, start: Start) -> Replica:
         """Start a replica from durable state."""

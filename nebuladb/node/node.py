@@ -20,6 +20,7 @@ from nebuladb.kv.change import Applied
 from nebuladb.kv.command import Command, Kind
 from nebuladb.kv.store import Store
 from nebuladb.kv.watch import WatchHub
+from nebuladb.node.alarms import Alarm, AlarmKind, Alarms
 from nebuladb.node.applier import Applier, Fetch, GroupData
 from nebuladb.node.balancer import Balancer
 from nebuladb.node.entry import encode_command
@@ -51,7 +52,6 @@ MAX_STARTS: Final = 32
 """Groups started in one turn: each reads its log's start and writes its first row."""
 REQUEST_MS: Final = 5_000
 """Deadline of the node's own requests."""
-MAX_ALARMS: Final = 64
 
 
 @dataclass(slots=True)
@@ -117,7 +117,7 @@ class Node:
         self._upkeep = Upkeep(self, options or NodeOptions())
         self._eager: dict[int, int] = {}
         """New groups whose home is here → when to stand for election, ms."""
-        self._alarms: set[str] = set()
+        self.alarms_now = Alarms()
         self._housekept = 0
         self._unflushed = 0
         self._start_groups()
@@ -243,6 +243,8 @@ class Node:
         self._applier.add(output.slices)
         self._apply(turn)
         self._destroy(turn)
+        for report in output.hashes:
+            self._upkeep.reported(*report)
         return turn
 
     def _write(self, turn: Turn) -> None:
@@ -331,6 +333,9 @@ class Node:
         more = self._applier.background()
         self._unflushed += self._applier.deleted_bytes
         self._applier.deleted_bytes = 0
+        hashed, self._applier.hashed = self._applier.hashed, []
+        for one in hashed:
+            self._upkeep.hashed(*one)
         return more
 
     @property
@@ -417,12 +422,11 @@ class Node:
 
     def alarms(self) -> list[str]:
         """What an operator must know."""
-        return sorted(self._alarms)
+        return self.alarms_now.texts()
 
     def alarm(self, text: str) -> None:
         """Raise an alarm; it stays until the process ends."""
-        if len(self._alarms) < MAX_ALARMS:
-            self._alarms.add(text)
+        self.alarms_now.raised(Alarm(AlarmKind.OTHER, text))
 
     def check(self) -> None:
         """Raise `InvariantViolation` unless the invariants hold: Raft's, and that the stores are where Host thinks."""

@@ -13,3 +13,5 @@ class NodeOptions:
 
     retention: Retention = field(default_factory=Retention)
     """History that the leaders on this node keep."""
+    check: int = 0
+    """How often the leaders on this node have their replicas compared (S28)."""

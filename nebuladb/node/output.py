@@ -57,6 +57,8 @@ class Output:
     """(request id, what its client is told)"""
     reads: list[tuple[int, NebulaError | None]] = field(default_factory=list)
     """(request id, None): the group's state is now at least as new as when the read came; serve it this turn."""
+    hashes: list[tuple[int, int, int, bytes]] = field(default_factory=list)
+    """(group, replica, index, hash): other replicas' reports of their state (S28)."""
     more: bool = False
     """The batch was full: groups wait for the next poll, which should come at once."""
 

@@ -18,8 +18,9 @@ from nebuladb.raft import StateRole
 from nebuladb.shard import Descriptor
 
 MODES: Final = ("periodic", "revision")
-UNITS: Final[Mapping[str, int]] = {"ms": 1, "s": 1_000, "m": 60_000, "h": 3_600_000}
-HOUR_MS: Final = UNITS["h"]
+SECOND_MS: Final = 1_000
+MINUTE_MS: Final = 60 * SECOND_MS
+HOUR_MS: Final = 60 * MINUTE_MS
 SAMPLES: Final = 10
 """Looks at a shard's revision in one period: history is kept for a period and at most a tenth more."""
 MIN_SAMPLE_MS: Final = 1_000
@@ -79,11 +80,18 @@ def _rule(text: str, mode: str) -> Rule:
         if mode == "revision":
             return Rule(revisions=number)
         return Rule(period=number * HOUR_MS)
+    return Rule(period=milliseconds(text))
+
+
+def milliseconds(text: str) -> int:
+    """A time as a person writes it, 90s, 30m or 1h30m; 0 is 0. Raises `ConfigurationError`."""
     match = _DURATION.fullmatch(text)
+    if text == "0":
+        return 0
     if not text or match is None:
         raise ConfigurationError(f"{text!r} is neither a number nor a time like 90s, 30m or 1h30m")
     hours, minutes, seconds = (int(group or 0) for group in match.groups())
-    return Rule(period=hours * HOUR_MS + minutes * UNITS["m"] + seconds * UNITS["s"])
+    return hours * HOUR_MS + minutes * MINUTE_MS + seconds * SECOND_MS
 
 
 class Compactor:

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Final
 from nebuladb.env import probe
 from nebuladb.errors import NebulaError
 from nebuladb.kv.command import Command, Kind
+from nebuladb.node.alarms import Alarm, AlarmKind
+from nebuladb.node.consistency import Consistency, Verdict
 from nebuladb.node.options import NodeOptions
 from nebuladb.node.retention import Compactor
 from nebuladb.pb.nebula.v1 import kv_pb2
@@ -24,6 +26,7 @@ class Upkeep:
     def __init__(self, node: Node, options: NodeOptions) -> None:
         self._node = node
         self._compactor = Compactor(options.retention, node.host.now)
+        self._consistency = Consistency(options.check, node.host.now)
 
     def step(self) -> None:
         """Propose what is due."""
@@ -32,6 +35,51 @@ class Upkeep:
         for group, revision in self._compactor.due(node.host, node.groups, node.meta.shards, now):
             probe("history compacted by rule")
             self._propose(group, Command(Kind.COMPACT, kv_pb2.CompactRequest(revision=revision).SerializeToString()))
+        for group in self._consistency.due(node.host, now):
+            self._propose(group, Command(Kind.HASH, b""))
+        for verdict in self._consistency.late(now):
+            self._judged(verdict)
+
+    def hashed(self, group: int, index: int, digest: bytes) -> None:
+        """This node has hashed its state of `group`."""
+        replica = self._node.host.replicas.get(group)
+        if replica is not None:
+            self._node.host.report(group, index, digest)
+            self.reported(group, replica.id, index, digest)
+
+    def reported(self, group: int, replica: int, index: int, digest: bytes) -> None:
+        """A replica, ours or another's, has hashed its state of `group`."""
+        mine = self._node.host.replicas.get(group)
+        if mine is None:
+            self._consistency.forget(group)
+            return
+        verdict = self._consistency.report(group, mine.nodes, replica, index, digest, self._node.host.now)
+        if verdict is not None:
+            self._judged(verdict)
+
+    def _judged(self, verdict: Verdict) -> None:
+        """Raise the alarm, or clear it where all replicas are the same again."""
+        node, group = self._node, verdict.group
+        if not verdict.deviating:
+            node.alarms_now.cleared(AlarmKind.INCONSISTENT, group)
+            return
+        shard = node.meta.shards.get(group)
+        what = f"shard {group} of keyspace {shard.keyspace!r}" if shard else f"group {group}"
+        replicas = node.host.replicas[group].nodes if group in node.host.replicas else {}
+        nodes = {replicas.get(replica, 0): replica for replica in verdict.deviating}
+        names = [self._name(one) for one in nodes]
+        where = f"at log index {verdict.index}"
+        if not verdict.certain:
+            text = f"{what}: the data on {', '.join(names)} is not the same {where}; which is right can't be told"
+            node.alarms_now.raised(Alarm(AlarmKind.INCONSISTENT, text, group))
+            return
+        for one, name in zip(nodes, names, strict=True):
+            text = f"{what}: the data on {name} differs from the other nodes' {where}; replace that node"
+            node.alarms_now.raised(Alarm(AlarmKind.INCONSISTENT, text, group, one))
+
+    def _name(self, node: int) -> str:
+        record = self._node.meta.nodes.get(node)
+        return record.name if record else f"node {node:016x}"
 
     def _propose(self, group: int, command: Command) -> None:
         try:

@@ -123,6 +123,7 @@ async def _assemble(config: Config, shutdown: Shutdown, stack: AsyncExitStack) -
         memory=memory,
         options=options.parse(dict(config.options)),
     )
+    node.alarms_now.on_raised = lambda alarm: log.error("alarm", kind=str(alarm.kind), text=alarm.text)
     watchdog = Watchdog(metrics)
     pump = Pump(node, clock, transport, metrics, shutdown.fail, watchdog.busy)
     peers.pump = pump

@@ -138,6 +138,10 @@ class Metrics:
         if self._samples is not None:
             yield from _group_families(self._samples.groups())
             yield from _queue_families(self._samples)
+            alarms = GaugeMetricFamily("nebula_alarms", "Alarms that are raised; /status has them.", labels=["kind"])
+            for kind, count in sorted(self._samples.alarms().items()):
+                alarms.add_metric([kind], count)
+            yield alarms
 
     def _loop_families(self) -> Iterator[Metric]:
         late = CounterMetricFamily("nebula_loop_late", "Turns of the loop over 20 ms, by work.", labels=["work"])

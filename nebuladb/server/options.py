@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Final
+from collections.abc import Callable, Mapping
+from typing import Final, TypeVar
 
 from nebuladb.errors import ConfigurationError
 from nebuladb.node.options import NodeOptions
-from nebuladb.node.retention import MODES, Retention
+from nebuladb.node.retention import MODES, Retention, milliseconds
+
+Value = TypeVar("Value")
 
 DEFAULTS: Final[Mapping[str, str]] = {
     "auto-compaction-mode": "periodic",
     "auto-compaction-retention": "0",
+    "consistency-check-interval": "1h",
 }
 
 FLAGS: Final[Mapping[str, str]] = {
     "auto-compaction-mode": "What a number without a unit means in auto-compaction-retention: periodic, hours; "
     "revision, revisions.",
     "auto-compaction-retention": "History to keep, like 1h or 1000; 0: all. With exceptions: 1h,users=10m,etcd=0.",
+    "consistency-check-interval": "How often a shard's replicas compare their data, like 1h; 0: only when asked.",
 }
 
 
@@ -26,11 +30,14 @@ def parse(texts: Mapping[str, str]) -> NodeOptions:
     mode = texts["auto-compaction-mode"]
     if mode not in MODES:
         raise ConfigurationError(f"auto-compaction-mode: {mode!r} is not one of {', '.join(MODES)}")
-    return NodeOptions(retention=_named("auto-compaction-retention", texts, mode))
+    return NodeOptions(
+        retention=_named("auto-compaction-retention", texts, lambda text: Retention.parse(text, mode)),
+        check=_named("consistency-check-interval", texts, milliseconds),
+    )
 
 
-def _named(key: str, texts: Mapping[str, str], mode: str) -> Retention:
+def _named(key: str, texts: Mapping[str, str], read: Callable[[str], Value]) -> Value:
     try:
-        return Retention.parse(texts[key], mode)
+        return read(texts[key])
     except ConfigurationError as error:
         raise ConfigurationError(f"{key}: {error.message}") from error

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -46,4 +46,8 @@ class NodeSamples(Protocol):
 
     def queues(self) -> Iterable[QueueSample]:
         """Every bounded queue here."""
+        ...
+
+    def alarms(self) -> Mapping[str, int]:
+        """How many alarms of each kind are raised."""
         ...

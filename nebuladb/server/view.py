@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
 from nebuladb import __version__
@@ -109,6 +109,11 @@ class NodeView:
                 proposals=replica.proposed_entries,
                 proposals_refused=replica.refused_entries,
             )
+
+    def alarms(self) -> Mapping[str, int]:
+        """By kind."""
+        pump = self._peers.pump
+        return pump.node.alarms_now.counts() if pump is not None else {}
 
     def queues(self) -> Iterable[QueueSample]:
         """Every bounded queue here."""

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -30,6 +30,9 @@ class Node:
 
     def queues(self) -> Iterable[QueueSample]:
         yield QueueSample("log_batch_bytes", 10, 1000)
+
+    def alarms(self) -> Mapping[str, int]:
+        return {"other": 2}
 
 
 def scrape(metrics: Metrics) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
