@@ -225,7 +225,9 @@ def test_numbers_of_messages_are_on_the_wire() -> None:
         "PRE_VOTE": 1, "PRE_VOTE_REPLY": 2, "VOTE": 3, "VOTE_REPLY": 4, "APPEND": 5, "APPEND_REPLY": 6, "HEARTBEAT": 7,
         "HEARTBEAT_REPLY": 8, "READ_INDEX": 9, "READ_INDEX_REPLY": 10, "TIMEOUT_NOW": 11, "SNAPSHOT": 12,
     }  # fmt: skip
-    assert {kind.name: kind.value for kind in HostMessageType} == {"FORWARD": 32, "FORWARD_REPLY": 33, "ANSWER": 34}
+    assert {kind.name: kind.value for kind in HostMessageType} == {
+        "FORWARD": 32, "FORWARD_REPLY": 33, "ANSWER": 34, "HASH": 40,
+    }  # fmt: skip
 
 
 def test_numbers_of_commands_are_in_the_log() -> None:
