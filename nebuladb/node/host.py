@@ -14,6 +14,7 @@ from nebuladb.kv.change import Applied
 from nebuladb.node.frame import Address, Envelope, HostMessageType, decode_frame, encode_frame
 from nebuladb.node.memory import MemoryPlan
 from nebuladb.node.output import Output, Request
+from nebuladb.node.peer import Peer
 from nebuladb.node.proposals import MAX_PENDING_BYTES
 from nebuladb.node.replica import Forward, Replica, Start
 from nebuladb.raft import DurableMark, Message, StateRole
@@ -40,34 +41,6 @@ LIVENESS_TICKS: Final = 2
 """Ticks between two frames to a connected peer at most; one without messages says only that we live."""
 SILENT_MS: Final = 500
 """Without a frame for the least election timeout, a peer's groups wait for heartbeats again."""
-FORWARD_WINDOW: Final = 65_536
-"""How far out of order a peer's forwards may come; older ones are dropped as repeats."""
-
-
-@dataclass(slots=True)
-class Peer:
-    """A connected node. `seen` are numbers of its forwards above `below`, so that a repeated one isn't run twice."""
-
-    incarnation: int
-    connected: bool = True
-    since: int = 0
-    """When it was connected or lost last, ms."""
-    heard: int = 0
-    """When a frame of it came last, ms."""
-    silent: bool = False
-    """Connected, but no frame came for `SILENT_MS`."""
-    highest: int = 0
-    seen: set[int] = field(default_factory=set)
-
-    def first_time(self, number: int) -> bool:
-        """Whether forward `number` is new here."""
-        if number in self.seen or number <= self.highest - FORWARD_WINDOW:
-            return False
-        self.seen.add(number)
-        self.highest = max(self.highest, number)
-        if len(self.seen) > 2 * FORWARD_WINDOW:
-            self.seen = {seen for seen in self.seen if seen > self.highest - FORWARD_WINDOW}
-        return True
 
 
 @dataclass(slots=True)
