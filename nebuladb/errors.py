@@ -56,6 +56,7 @@ class Reason(IntEnum):
     BUSY = 33
     KEYSPACE_EXISTS = 34
     CHANGE_REFUSED = 35
+    NODE_REMOVED = 36
 
 
 class NebulaError(Exception):
@@ -300,6 +301,13 @@ class IdentityError(NebulaError):
     """This data directory, name or peer is not who it claims to be (S14, S18)."""
 
     reason = Reason.IDENTITY
+    code = "FAILED_PRECONDITION"
+
+
+class NodeRemoved(NebulaError):
+    """This node was removed from its cluster, and must not come back under its id."""
+
+    reason = Reason.NODE_REMOVED
     code = "FAILED_PRECONDITION"
 
 

@@ -28,10 +28,11 @@ from nebuladb.node.host import Host
 from nebuladb.node.identity import Founding, Identity
 from nebuladb.node.keyspaces import acknowledgement, unfinished_step
 from nebuladb.node.memory import MemoryPlan, plan
-from nebuladb.node.meta import CLUSTER_VERSION, FIRST_GROUP, Meta, NodeRecord, founding_request, meta_shard
+from nebuladb.node.meta import CLUSTER_VERSION, FIRST_GROUP, Meta, founding_request, meta_shard
 from nebuladb.node.options import NodeOptions
 from nebuladb.node.output import Request, Slice
 from nebuladb.node.reconciler import Reconciler
+from nebuladb.node.record import NodeRecord
 from nebuladb.node.registry import GroupState, RegistryRow
 from nebuladb.node.replica import Start
 from nebuladb.node.upkeep import Upkeep
