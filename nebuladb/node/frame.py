@@ -44,8 +44,18 @@ class HostMessageType(IntEnum):
     FORWARD_REPLY = 33
     """`context` repeats the forward's number; (`index`, `term`) say where the commands were appended, or `reject`:
     they certainly were not."""
+    GONE = 36
+    """The receiver's replica was removed from its group, for ever, as meta says (S16)."""
     HASH = 40
     """The sender's state at `index` has the hash (`nonce`, `context`), its upper and lower half (S28)."""
+    SNAPSHOT_CHUNK = 48
+    """A piece of a snapshot at (`index`, `log_term`), from a leader of `term`: chunk `hint` (``kv.chunk``) of the
+    transfer `context`, which is unique in the term."""
+    SNAPSHOT_REPLY = 49
+    """To transfer `context`: `hint` chunks have come, without a gap; `index` not 0: the state here is at least that
+    new, durably; `reject`: no more of it, please."""
+    SNAPSHOT_WANTED = 50
+    """The sender has lost its data, and wants a snapshot at `index` or later."""
     ANSWER = 34  # its place: a leader's answer to a node without a replica
 
 

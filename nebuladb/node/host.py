@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
 from typing import Final
 
 from nebuladb.env import Rng, probe
@@ -12,12 +11,15 @@ from nebuladb.errors import Corruption, Unavailable, invariant
 from nebuladb.ids import BatchId, GroupId
 from nebuladb.kv.change import Applied
 from nebuladb.node.frame import Address, Envelope, HostMessageType, decode_frame, encode_frame
+from nebuladb.node.inflight import InFlight
 from nebuladb.node.memory import MemoryPlan
 from nebuladb.node.output import Output, Request
 from nebuladb.node.peer import Peer
 from nebuladb.node.proposals import MAX_PENDING_BYTES
 from nebuladb.node.replica import Forward, Replica, Start
-from nebuladb.raft import DurableMark, Message, StateRole
+from nebuladb.node.tail import TailLimits, cut_index, wants_flush
+from nebuladb.raft import HardState, Message, StateRole
+from nebuladb.raft.confchange import Change
 from nebuladb.storage.log_batch import GroupWrite, LogBatch
 from nebuladb.storage.share import Share
 
@@ -33,25 +35,14 @@ MAX_FRAME_BYTES: Final = 4 << 20
 MAX_BATCHES_IN_FLIGHT: Final = 2
 """Log batches on their way to the disk; while there are so many, new writes of all groups gather for the next one."""
 HOLD_TICKS: Final = 2
-CUT_EVERY: Final = 4_096
-"""Entries by which the log may exceed what anyone needs before it is cut: a cut is a range tombstone."""
+CUT_TICKS: Final = 20
+"""How often a log is looked at for what may be cut, beside after each flush."""
 EXPIRE_TICKS: Final = 4
 """Deadlines are looked at every so many ticks."""
 LIVENESS_TICKS: Final = 2
 """Ticks between two frames to a connected peer at most; one without messages says only that we live."""
 SILENT_MS: Final = 500
 """Without a frame for the least election timeout, a peer's groups wait for heartbeats again."""
-
-
-@dataclass(slots=True)
-class _InFlight:
-    """A batch on its way to the disk: what to tell Raft, and what may be sent, once it is there (S2, S3)."""
-
-    batch: int
-    tick: int
-    size: int
-    marks: list[tuple[int, DurableMark]]
-    held: list[tuple[int, Envelope]]
 
 
 class Host:
@@ -76,7 +67,7 @@ class Host:
         self._next_batch = first_batch
         self.durable_batch = BatchId(first_batch - 1)
         """The newest batch known to be durable."""
-        self._inflight: deque[_InFlight] = deque()
+        self._inflight: deque[InFlight] = deque()
         self._unsynced = 0
         self._held: dict[int, None] = {}
         """Groups whose writes wait for a batch to become durable."""
@@ -86,7 +77,16 @@ class Host:
         """Commands that wait, of all groups together."""
         # No other life of this node uses the same ones: a peer may answer now what an earlier life forwarded (S19).
         self._forward_number = (incarnation & 0x7FFF_FFFF) << 32
+        self.gone: Callable[[int, int], bool] = lambda group, replica: False
+        """Whether a replica was removed from its group for ever, as this node's picture of meta has it."""
+        self.removed: dict[int, int] = {}
+        """Group → our replica of it, of which a peer says that it was; whoever acts on it takes it away."""
         self._ticks = 0
+        self.tail_limits = TailLimits()
+        self.held_logs: dict[int, dict[int, int]] = {}
+        """Group → replica → index of the snapshot that is on its way there: the log behind it is kept."""
+        self.flush_due = False
+        """A log is long, and only the data store's flush lets it be cut; whoever flushes takes it away."""
         self._dirty: dict[int, None] = {}
         self._awake: dict[int, None] = {}
         """Groups that need ticks: all but those that rest."""
@@ -102,7 +102,7 @@ class Host:
         """One tick (50 ms) has passed; both clocks in ms. After a gap call it once only, and after all input (S12)."""
         self.now, self.boottime = now, boottime
         self._ticks += 1
-        expire = self._ticks % EXPIRE_TICKS == 0
+        expire, cut = self._ticks % EXPIRE_TICKS == 0, self._ticks % CUT_TICKS == 0
         for peer in [node for node, peer in self.peers.items() if peer.connected]:
             self._watch(peer)
         for group in list(self._awake):
@@ -111,6 +111,7 @@ class Host:
                 del self._awake[group]
                 continue
             replica.tick(boottime)
+            replica.cut_due |= cut
             self._dirty[group] = None
             if expire:
                 self._output.answers += replica.proposals.expire(now)
@@ -184,21 +185,34 @@ class Host:
         for envelope in envelopes:
             replica = self.replicas.get(envelope.group)
             message = envelope.message
-            if replica is None or message.receiver != replica.id or replica.nodes.get(message.sender) != node:
+            if message.type == HostMessageType.GONE:
+                if replica is not None and message.receiver == replica.id:
+                    self.removed[envelope.group] = replica.id
+            elif replica is None or message.receiver != replica.id or replica.nodes.get(message.sender) != node:
                 # Also for a group that was removed here: its sender learns the same from the meta group, and until then
                 # a forward that nobody answers is *unknown*, which is true (an earlier copy may have been appended).
                 probe("message for another replica dropped")
-                continue
-            self._dirty[envelope.group] = None
-            if message.type < HostMessageType.FORWARD:
-                replica.raft.step(message)
-            elif message.type == HostMessageType.FORWARD:
-                self._forwarded(replica, peer, node, envelope)
-            elif message.type == HostMessageType.FORWARD_REPLY:
-                self._output.answers += replica.replied(node, message)
-            elif message.type == HostMessageType.HASH:
-                digest = message.nonce.to_bytes(8, "big") + message.context.to_bytes(8, "big")
-                self._output.hashes.append((envelope.group, message.sender, message.index, digest))
+                if self.gone(envelope.group, message.sender):
+                    probe("removed replica told so")
+                    told = Message(HostMessageType.GONE, 0, message.sender, message.term)
+                    self._send([(node, Envelope(envelope.group, told))])
+            else:
+                self._step_in(replica, peer, node, envelope)
+
+    def _step_in(self, replica: Replica, peer: Peer, node: int, envelope: Envelope) -> None:
+        message = envelope.message
+        self._dirty[envelope.group] = None
+        if message.type < HostMessageType.FORWARD:
+            replica.raft.step(message)
+        elif message.type == HostMessageType.FORWARD:
+            self._forwarded(replica, peer, node, envelope)
+        elif message.type == HostMessageType.FORWARD_REPLY:
+            self._output.answers += replica.replied(node, message)
+        elif message.type >= HostMessageType.SNAPSHOT_CHUNK:
+            self._output.transfers.append((node, envelope))
+        elif message.type == HostMessageType.HASH:
+            digest = message.nonce.to_bytes(8, "big") + message.context.to_bytes(8, "big")
+            self._output.hashes.append((envelope.group, message.sender, message.index, digest))
 
     def request(self, request: Request) -> None:
         """A write. Raises `Unavailable` or `TooManyRequests` if it was not taken; else an answer will come."""
@@ -249,6 +263,8 @@ class Host:
             if group in self.replicas:
                 replica = self.replicas[group]
                 replica.durably_applied = max(replica.durably_applied, index)
+                replica.cut_due = True
+                self._dirty[group] = None
 
     def report(self, group: int, index: int, digest: bytes) -> None:
         """Tell the other replicas of `group` the hash (16 bytes) of the state here at `index` (S28)."""
@@ -296,12 +312,34 @@ class Host:
         batch.register(GroupId(group), tombstone)
         return batch.id
 
+    def install(self, group: int, head: tuple[int, int], commit: int, registry_row: bytes) -> BatchId:
+        """A snapshot at `head`, (index, term), takes the place of the group's state: the log up to there goes, or all
+        of it if it isn't the same there; term and vote stay, and the durable `commit` (S5, S30). The replica is gone
+        until `add_group`, which the caller owes it once the batch, whose id is returned, is durable."""
+        replica = self.replicas.pop(group)
+        replica.close(self._output)
+        batch = self._open_batch()
+        state = HardState(replica.raft.term, replica.raft.vote, max(head[0], commit))
+        batch.write(GroupWrite(GroupId(group), state))
+        batch.cut(GroupId(group), *head)
+        batch.register(GroupId(group), registry_row)
+        return batch.id
+
+    def post(self, node: int, envelope: Envelope) -> None:
+        """A message of the node's own, for the next frame."""
+        self._send([(node, envelope)])
+
     def campaign(self, group: int) -> None:
         """Stand for election now, if nobody leads `group` and we are in no election: its home needn't wait its turn."""
         replica = self.replicas.get(group)
         if replica is not None and not replica.raft.leader and replica.raft.role is StateRole.FOLLOWER:
             replica.raft.campaign()
             self._dirty[group] = None
+
+    def propose_change(self, group: int, changes: Sequence[Change]) -> None:
+        """Change a group's members. Raises `NotLeader`, `ChangeRefused`, `InvalidArgument` or `Unavailable`."""
+        self._replica(group).raft.propose_change(changes)
+        self._dirty[group] = None
 
     def transfer_leadership(self, group: int, node: int) -> None:
         """Hand `group` to the replica on `node`. Raises `NotLeader` or `Unavailable`."""
@@ -355,6 +393,8 @@ class Host:
             if ready.hard_state is not None and ready.mark is not None:
                 batch = self._open_batch()
                 batch.write(GroupWrite(GroupId(replica.group), ready.hard_state, ready.entries))
+                if ready.entries:
+                    replica.tail.appended(ready.entries)
                 self._inflight[-1].marks.append((replica.group, ready.mark))
             if ready.held:
                 held = self._address(replica, ready.held)
@@ -365,11 +405,13 @@ class Host:
                         del self._inflight[-1].held[MAX_HELD:]
                 else:
                     self._send(held)
+            self._output.snapshots += [(replica.group, receiver) for receiver in ready.snapshots]
             for read in ready.reads:
                 if read.nonce == self.incarnation:
                     self._output.reads += replica.reads.confirmed(read.context, read.index, replica.applied)
                     self._dirty[replica.group] = None
-        self._cut(replica)
+        if replica.cut_due:
+            self._cut(replica)
         work = replica.next_slice(self.boottime)
         if work is not None:
             self._output.slices.append(work)
@@ -384,23 +426,19 @@ class Host:
         return len(self._inflight) >= MAX_BATCHES_IN_FLIGHT and self._ticks - self._inflight[0].tick < HOLD_TICKS
 
     def _cut(self, replica: Replica) -> None:
-        """Cut the log to what is durably applied here and no replica needs (S6)."""
-        if replica.durably_applied - replica.log_start < CUT_EVERY:
-            return  # nearly always, and cheaper than to ask who needs what
-        raft = replica.raft
-        floor = raft.min_match() if raft.role is StateRole.LEADER else raft.floor
-        index = min(replica.durably_applied, floor)
-        if index - replica.log_start < CUT_EVERY:
-            return
-        probe("log cut")
-        self._open_batch().cut(GroupId(replica.group), index, replica.log.term(index))
-        raft.cut(index)
-        replica.log_start = index
+        """Cut the log to what is durably applied here and nobody waits for (S6)."""
+        replica.cut_due = False
+        index = cut_index(replica, self.tail_limits, self.held_logs.get(replica.group, {}))
+        self.flush_due |= wants_flush(replica, self.tail_limits)
+        if index:
+            probe("log cut")
+            self._open_batch().cut(GroupId(replica.group), index, replica.log.term(index))
+            replica.cut(index)
 
     def _open_batch(self) -> LogBatch:
         if self._batch is None:
             self._batch = LogBatch(BatchId(self._next_batch))
-            self._inflight.append(_InFlight(self._next_batch, self._ticks, 0, [], []))
+            self._inflight.append(InFlight(self._next_batch, self._ticks, 0, [], []))
             self._next_batch += 1
         return self._batch
 

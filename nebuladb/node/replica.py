@@ -15,6 +15,7 @@ from nebuladb.node.lessor import Lessor
 from nebuladb.node.output import Output, Slice
 from nebuladb.node.proposals import MAX_PENDING_BYTES, Outcomes, Proposals
 from nebuladb.node.reads import Reads
+from nebuladb.node.tail import LogTail
 from nebuladb.raft import Config, Configuration, HardState, Message, Raft, StateRole
 from nebuladb.raft.entry import ENTRY_HEADER, Entry, EntryKind
 from nebuladb.raft.ready import LogReader
@@ -27,6 +28,8 @@ MAX_ENTRIES_IN_FLIGHT: Final = 2
 """Entries of this leader not yet committed; later commands gather for the next (speed: fewer, larger entries)."""
 MAX_SLICE_BYTES: Final = 1 << 20
 """Entries decoded for the store at once. What it has no room for stays decoded for its next slice."""
+NEVER: Final = 1 << 63
+"""An index that no log reaches."""
 MAX_FORWARDED: Final = 20_000
 """Forwarded commands that may wait here to be proposed."""
 
@@ -52,6 +55,9 @@ class Start:
     """The store's lease clock, ms."""
     leases: Iterable[tuple[int, int, int]]
     """(lease, expires, renewal) of the store."""
+    lost: bool = False
+    """There is no data behind the log: the replica votes and keeps its log, and neither campaigns nor serves nor
+    applies until a snapshot is in (S5, S15)."""
 
 
 @dataclass(slots=True)
@@ -98,11 +104,10 @@ class Replica:
         self._configured = start.configuration_index
         self.node = node
         self.nonce = nonce
-        self.raft = Raft(
-            config or Config(start.replica), start.log, hard_state, start.configuration, start.applied, rng
-        )
+        config = config or Config(start.replica, campaigns=not start.lost)
+        self.raft = Raft(config, start.log, hard_state, start.configuration, start.applied, rng)
         self.start_term = hard_state.term
-        self.serves_from = hard_state.commit
+        self.serves_from = NEVER if start.lost else hard_state.commit
         """No serializable read, watch or readiness before this index is applied: it was served before the restart."""
         self._writes = writes or Share(MAX_PENDING_BYTES)
         self.proposals = Proposals(self._writes)
@@ -120,6 +125,10 @@ class Replica:
         self._works: list[Work] = []
         """Decoded, committed and durable, and not applied yet."""
         self._slice_out = False
+        self.lost = start.lost
+        self.tail = LogTail(start.log.last()[0])
+        self.cut_due = True
+        """Whether to see to what of the log may go."""
         self._observed = 0
         """Term of the last entry that was handed out. Before one of its own term a leader doesn't know the lease clock
         of those before it, which its own may be ahead of: it proposes nothing (S27)."""
@@ -234,7 +243,7 @@ class Replica:
 
     def next_slice(self, boottime: int) -> Slice | None:
         """Committed and durable entries for the store, if none are out (S1)."""
-        if self._slice_out:
+        if self._slice_out or self.lost:
             return None
         if not self._works:
             if self.raft.commit <= self.applied:
@@ -258,6 +267,12 @@ class Replica:
             leads = self.raft.role is StateRole.LEADER and entry.term == self.raft.term
             self.lessor.observe(clock, boottime, leads=leads)
         return Work(entry.index, entry.term, clock, commands)
+
+    def cut(self, index: int) -> None:
+        """The log up to `index` goes with the next batch."""
+        self.raft.cut(index)
+        self.tail.cut(index)
+        self.log_start = index
 
     def close(self, output: Output) -> None:
         """The replica leaves this node: nobody waits for it any more."""

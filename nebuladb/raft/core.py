@@ -133,7 +133,7 @@ class Raft:
 
     @property
     def floor(self) -> int:
-        """Every replica of the group holds the log durably up to here, as far as we know; for the cut (S6)."""
+        """No replica of the group will be sent entries up to here, as far as we know; for the cut (S6)."""
         return self._state.floor
 
     @property
@@ -156,9 +156,9 @@ class Raft:
         """Bytes of this leader's proposals that wait for a majority."""
         return self._replication.uncommitted
 
-    def min_match(self) -> int:
-        """On a leader, what every replica is known to hold durably; else 0."""
-        return self._replication.tracker.lowest_match() if self.role is StateRole.LEADER else 0
+    def release(self, index: int) -> None:
+        """On a leader: the log up to `index`, if committed, is kept for nobody. Who lacks it then gets a snapshot."""
+        self._state.floor = max(self._state.floor, min(index, self._log.commit))
 
     def active_voters(self) -> list[int]:
         """On a leader, the voters heard from in the running check-quorum period (or before it rests), ascending."""
@@ -363,7 +363,7 @@ class Raft:
             self._reads.reconfigured()
 
     def _promotable(self) -> bool:
-        return self._replication.tracker.votes(self._state.replica)
+        return self._config.campaigns and self._replication.tracker.votes(self._state.replica)
 
     def _leave(self, role: StateRole, leader: int) -> None:
         """Enter `role`: reads that asked the former leader fail, and a transfer ends."""

@@ -18,6 +18,7 @@ from nebuladb.raft.confchange import Change, Changer
 from nebuladb.raft.configuration import Configuration
 from nebuladb.raft.entry import EntryKind
 from nebuladb.raft.log import RaftLog
+from nebuladb.raft.progress import Progress
 from nebuladb.raft.quorum import VoteResult, vote_result
 from nebuladb.raft.replication import Replication
 from nebuladb.raft.state import State
@@ -96,6 +97,10 @@ class Membership:
         if vote_result(target, alive) is not VoteResult.WON:
             dead = [replica for replica in sorted({*target.voters, *target.outgoing}) if not alive[replica]]
             raise ChangeRefused(f"the change would leave no live majority: replicas {dead} are not heard from")
+
+    def peers(self) -> tuple[tuple[int, Progress], ...]:
+        """What a leader knows of every other replica, ascending, to be looked at only."""
+        return self._replication.tracker.peers
 
     def lag(self, replica: int) -> int:
         """How many entries `replica` lacks as far as is known."""

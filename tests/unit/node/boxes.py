@@ -51,6 +51,7 @@ class Box:
         self.incarnation += 1
         self.hung = False
         self.unsynced = 0
+        self.snapshots: list[tuple[int, int]] = []
         self.answers: dict[int, Answer | NebulaError] = {}
         self.reads: dict[int, NebulaError | None] = {}
         self.host = Host(CLUSTER, self.node, self.incarnation, self.log.last_batch + 1, random.Random(self.incarnation))
@@ -102,6 +103,7 @@ class Box:
             self.host.applied(work.group, work.generation, applied)
         self.answers.update(output.answers)
         self.reads.update(output.reads)
+        self.snapshots += output.snapshots
         if self.unsynced and not self.hung:
             self.log.sync()
             self.host.durable(self.unsynced)
