@@ -75,7 +75,7 @@ def promote_step(meta: Meta, name: str) -> bytes | None:
     record = _existing(meta, name)
     if record.state is NodeState.LEAVING:
         raise ChangeRefused(f"node {name!r} is leaving")
-    return _put(meta, record._replace(learner=False)) if record.learner else None
+    return put_node(meta, record._replace(learner=False)) if record.learner else None
 
 
 def remove_step(meta: Meta, founding: Founding, name: str, connected: Collection[int]) -> bytes | None:
@@ -88,7 +88,7 @@ def remove_step(meta: Meta, founding: Founding, name: str, connected: Collection
     if record.state is NodeState.LEAVING:
         return None
     if record.state is NodeState.JOINING and not record.claim:
-        return _put(meta, record._replace(state=NodeState.REMOVED))
+        return put_node(meta, record._replace(state=NodeState.REMOVED))
     staying = [one for one in meta.nodes.values() if one.node != record.node and one.state is NodeState.MEMBER]
     if not staying:
         raise ChangeRefused(f"node {name!r} is the last member; a cluster has at least one. To end it, stop the node")
@@ -103,7 +103,7 @@ def remove_step(meta: Meta, founding: Founding, name: str, connected: Collection
                 f"without {name!r} no live majority would be left: {names} of {len(voters)} nodes not connected; "
                 "start those first, or replace the one that is dead"
             )
-    return _put(meta, record._replace(state=NodeState.LEAVING))
+    return put_node(meta, record._replace(state=NodeState.LEAVING))
 
 
 # --- a node that starts with --join
@@ -135,15 +135,6 @@ def claim_step(meta: Meta, name: str, peer: str, claim: int, node: int) -> bytes
         compares[old.key] = meta.mod(old.key)
         changes[old.key] = old._replace(state=NodeState.LEAVING).encode()
     return transaction(compares, changes)
-
-
-def announcement(meta: Meta, record: NodeRecord) -> bytes:
-    """A node says where it is reached now, and nothing else of its record."""
-    known = meta.nodes.get(record.node)
-    if known is not None:
-        _, name, peer, client, *_ = record
-        record = known._replace(name=name, peer_address=peer, client_address=client, version=record.version)
-    return _put(meta, record)
 
 
 # --- what follows from it
@@ -234,9 +225,9 @@ def _state_step(meta: Meta, founding: Founding, moving: list[NodeRecord]) -> byt
             if node == record.node
         ]
         if record.state is NodeState.LEAVING and not roles:
-            return _put(meta, record._replace(state=NodeState.REMOVED))
+            return put_node(meta, record._replace(state=NodeState.REMOVED))
         if record.state is NodeState.JOINING and not record.learner and roles and Role.JOINING not in roles:
-            return _put(meta, record._replace(state=NodeState.MEMBER, replaces=0))
+            return put_node(meta, record._replace(state=NodeState.MEMBER, replaces=0))
     return None
 
 
@@ -312,6 +303,15 @@ def _issue(meta: Meta, record: NodeRecord) -> bytes:
     )
 
 
-def _put(meta: Meta, record: NodeRecord) -> bytes:
+def put_node(meta: Meta, record: NodeRecord) -> bytes:
+    """The transaction that changes a node's record from what it is in `meta`."""
     key = node_key(record.node)
     return transaction({key: meta.mod(key)}, {key: record.encode()})
+
+
+def removed_text(name: str) -> str:
+    """What a node is told that is no member any more."""
+    return (
+        f"node {name!r} was removed from its cluster and must not come back as it is; to use the machine again, empty "
+        f"the data directory, run `nebula-cli member add {name}` and start it with --join"
+    )

@@ -117,6 +117,9 @@ class Meta:
                 self.shards[value.group] = value
             elif isinstance(value, Removal):
                 self.removals.append(value)
+        own = (self.own,) if self.own else ()
+        self.changing = [shard.group for shard in (*own, *self.shards.values()) if shard.roles]
+        """Groups whose replicas aren't plain voters all."""
         self.version = self._number(VERSION_KEY, 0)
         self.next_group = self._number(GROUP_KEY, FIRST_GROUP)
         self.next_replica = self._number(REPLICA_KEY, 0)

@@ -11,8 +11,9 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Final
 
+from nebuladb import __version__
 from nebuladb.env import Clock, Rng, probe
-from nebuladb.errors import Corruption, IdentityError, NebulaError, WriteStalled, invariant
+from nebuladb.errors import Corruption, IdentityError, NebulaError, NodeRemoved, WriteStalled, invariant
 from nebuladb.ids import META_GROUP, Generation, GroupId, NodeId
 from nebuladb.kv.answer import Answer, KeyValue
 from nebuladb.kv.cache import RecordShare
@@ -27,18 +28,19 @@ from nebuladb.node.entry import encode_command
 from nebuladb.node.host import Host
 from nebuladb.node.identity import Founding, Identity
 from nebuladb.node.keyspaces import acknowledgement, unfinished_step
+from nebuladb.node.members import put_node, removed_text
 from nebuladb.node.memory import MemoryPlan, plan
-from nebuladb.node.meta import CLUSTER_VERSION, FIRST_GROUP, Meta, founding_request, meta_shard
+from nebuladb.node.meta import CLUSTER_VERSION, FIRST_GROUP, Meta, Removal, founding_request, meta_shard
 from nebuladb.node.options import NodeOptions
 from nebuladb.node.output import Request, Slice
 from nebuladb.node.reconciler import Reconciler
-from nebuladb.node.record import NodeRecord
 from nebuladb.node.registry import GroupState, RegistryRow
 from nebuladb.node.replica import Start
+from nebuladb.node.surgeon import Surgeon
 from nebuladb.node.upkeep import Upkeep
 from nebuladb.pb.nebula.v1 import kv_pb2
 from nebuladb.raft import Configuration, StateRole
-from nebuladb.shard import preferred
+from nebuladb.shard import Descriptor, preferred
 from nebuladb.storage.engine import Engine
 from nebuladb.storage.log import LogStore
 from nebuladb.storage.log_batch import LogBatch
@@ -91,7 +93,9 @@ class Node:
         peer_address: str = "",
         memory: MemoryPlan | None = None,
         options: NodeOptions | None = None,
+        joined: Descriptor | None = None,
     ) -> None:
+        """`joined`: the meta group as it was told to a node that isn't one of the founders; for its first start."""
         self.identity = identity
         self.founding = founding
         self.log = log
@@ -115,17 +119,21 @@ class Node:
         registry = {int(group): RegistryRow.decode(row) for group, row in log.registry().items()}
         self._reconciler = Reconciler(identity.node, self.host, data, registry)
         self._balancer = Balancer(identity.node, self.host.now)
+        self._surgeon = Surgeon(self)
+        self._asked: dict[int, Callable[[NebulaError | None], None]] = {}
+        """Request → who waits for this read of the node's own."""
+        self.host.gone = lambda group, replica: self.meta.gone(group, replica)
         self._upkeep = Upkeep(self, options or NodeOptions())
         self._eager: dict[int, int] = {}
         """New groups whose home is here → when to stand for election, ms."""
         self.alarms_now = Alarms()
         self._housekept = 0
         self._unflushed = 0
-        self._start_groups()
+        self._start_groups(joined)
 
     # --- start -----------------------------------------------------------------------------------------------------
 
-    def _start_groups(self) -> None:
+    def _start_groups(self, joined: Descriptor | None) -> None:
         """Start what the registry lists; a directory without it is a founding node's first start."""
         registry = sorted(self._reconciler.rows.items())
         wanted: set[tuple[int, int]] = {
@@ -148,7 +156,7 @@ class Node:
         if META_GROUP in self.groups:
             self._read_meta()
         else:
-            self._reconciler.create(meta_shard(self.founding))
+            self._reconciler.create(joined or meta_shard(self.founding))
 
     def _start(self, group: int, row: RegistryRow) -> None:
         name, generation = GroupId(group), Generation(row.generation)
@@ -205,6 +213,7 @@ class Node:
         if now - self._housekept >= HOUSEKEEPING_MS:
             self._housekept = now
             self._housekeep()
+        self._surgeon.step()
 
     def submit(self, group: int, command: Command, deadline: int) -> int:
         """Ask for a write; the answer comes in a `Turn` under the returned id. Raises what `Host.request` does."""
@@ -218,6 +227,15 @@ class Node:
         request = self.next_request()
         self.host.read(request, group, deadline)
         return request
+
+    def ask(self, group: int, milliseconds: int, then: Callable[[NebulaError | None], None]) -> None:
+        """A linearizable read of the node's own: `then` is called in the turn in which it may be served, or with why it
+        failed. Raises what `read` does."""
+        self._asked[self.read(group, self.host.now + milliseconds)] = then
+
+    def request(self, command: Command) -> None:
+        """A write to the meta group of the node's own; nobody waits for the answer. Raises what `submit` does."""
+        self.submit(META_GROUP, command, self.host.now + REQUEST_MS)
 
     def next_request(self) -> int:
         """A request id that no other life of this node has used."""
@@ -237,10 +255,16 @@ class Node:
             self._unwritten.append(output.batch)
         turn.frames = output.frames
         turn.answers = output.answers
-        turn.reads = output.reads
+        turn.reads = [read for read in output.reads if read[0] not in self._asked]
+        for request, failure in output.reads:
+            if (then := self._asked.pop(request, None)) is not None:
+                then(failure)
         turn.more = output.more
         self._write(turn)
         self._start_new(turn)
+        self._reconciler.moved()
+        if self.host.removed:
+            self._removed_here()
         self._applier.add(output.slices)
         self._apply(turn)
         self._destroy(turn)
@@ -302,7 +326,10 @@ class Node:
         self._unflushed += applied.size
         self.host.applied(work.group, work.generation, applied)
         if applied.configuration:
-            self._reconciler.configured(work.group, applied.index, Configuration.decode(applied.configuration))
+            configuration = Configuration.decode(applied.configuration)
+            stays = self._reconciler.configured(work.group, applied.index, configuration)
+            if work.group == META_GROUP and not stays:
+                raise NodeRemoved(removed_text(self.identity.name))
         data.hub.publish(applied)
         if work.group == META_GROUP and applied.missing:
             self._read_meta()
@@ -368,18 +395,34 @@ class Node:
                 f"the cluster is at version {meta.version}, this build knows {CLUSTER_VERSION}: install a newer nebulad"
             )
         self.meta = meta
-        for shard in meta.shards.values():
+        if self.identity.node in meta.removed:
+            raise NodeRemoved(removed_text(self.identity.name))
+        for shard in (*((meta.own,) if meta.own else ()), *meta.shards.values()):
             self._reconciler.create(shard)
         for removal in meta.removals:
-            if removal.node == self.identity.node and self._reconciler.remove(removal):
-                self._eager.pop(removal.group, None)
-                data = self.groups.pop(removal.group, None)
-                if data is not None:
-                    data.hub.close()
-                    data.store.close()
-                    self._applier.forget(removal.group)
+            if removal.node == self.identity.node:
+                self._remove(removal)
         if self.on_meta is not None:
             self.on_meta()
+
+    def _removed_here(self) -> None:
+        """Peers say that replicas of this node were removed, which they have from meta: if this node's picture of it is
+        too old to say so, it never will."""
+        removed, self.host.removed = self.host.removed, {}
+        if META_GROUP in removed:
+            raise NodeRemoved(removed_text(self.identity.name))
+        for group, replica in removed.items():
+            probe("replica gone without an order")
+            self._remove(Removal(group, replica, self.identity.node))
+
+    def _remove(self, removal: Removal) -> None:
+        if self._reconciler.remove(removal):
+            self._eager.pop(removal.group, None)
+            data = self.groups.pop(removal.group, None)
+            if data is not None:
+                data.hub.close()
+                data.store.close()
+                self._applier.forget(removal.group)
 
     def _housekeep(self) -> None:
         """Leaders to where they belong, and what this node owes the meta group: the founding entry and keyspaces that
@@ -398,17 +441,24 @@ class Node:
             if leads:
                 self._own_request(Command(Kind.TXN, founding_request(self.founding)))
             return
-        peer, client = self._addresses
-        record = NodeRecord(self.identity.node, self.identity.name, peer, client)
-        if client and self.meta.nodes.get(record.node) != record:
-            probe("address announced")
-            self._own_request(Command(Kind.PUT, put_request(record.key, record.encode())))
+        self._announce()
         self._acknowledge()
         step = unfinished_step(self.meta) if leads else None
         if step is not None:
             probe("keyspace finished by the leader of meta")
             self._own_request(Command(Kind.TXN, step))
             self._housekept -= HOUSEKEEPING_MS - FINISHING_MS
+
+    def _announce(self) -> None:
+        """Its own addresses and version, if meta has others."""
+        peer, client = self._addresses
+        known = self.meta.nodes.get(self.identity.node)
+        if known is None or not client:
+            return
+        record = known._replace(name=self.identity.name, peer_address=peer, client_address=client, version=__version__)
+        if known != record:
+            probe("address announced")
+            self._own_request(Command(Kind.TXN, put_node(self.meta, record)))
 
     def _acknowledge(self) -> None:
         done = self._reconciler.done(self.meta.removals)

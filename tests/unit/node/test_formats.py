@@ -226,7 +226,8 @@ def test_numbers_of_messages_are_on_the_wire() -> None:
         "HEARTBEAT_REPLY": 8, "READ_INDEX": 9, "READ_INDEX_REPLY": 10, "TIMEOUT_NOW": 11, "SNAPSHOT": 12,
     }  # fmt: skip
     assert {kind.name: kind.value for kind in HostMessageType} == {
-        "FORWARD": 32, "FORWARD_REPLY": 33, "ANSWER": 34, "HASH": 40,
+        "FORWARD": 32, "FORWARD_REPLY": 33, "ANSWER": 34, "GONE": 36, "HASH": 40, "SNAPSHOT_CHUNK": 48,
+        "SNAPSHOT_REPLY": 49, "SNAPSHOT_WANTED": 50,
     }  # fmt: skip
 
 
