@@ -34,8 +34,8 @@ class Balancer:
         self._led: dict[int, tuple[int, int]] = {}
         """Group → (term in which we lead it, since when, or when a hand-over may be tried again)."""
 
-    def moves(self, host: Host) -> list[tuple[int, int]]:
-        """(group, node to hand it to), to be done now."""
+    def moves(self, host: Host, leaving: Collection[int] = ()) -> list[tuple[int, int]]:
+        """(group, node to hand it to), to be done now; nodes that are `leaving` the cluster get none."""
         led: dict[int, tuple[int, int]] = {}
         chosen: list[tuple[int, int]] = []
         # Once for all groups: they are on the same few nodes.
@@ -48,7 +48,7 @@ class Balancer:
             if term != replica.raft.term:
                 since = host.now
             elif len(chosen) < MAX_MOVES and host.now - since >= STEADY_MS:
-                target = self._target(host, replica, live)
+                target = self._target(host, replica, live, leaving)
                 if target:
                     chosen.append((group, target))
                     since = host.now + RETRY_MS - STEADY_MS
@@ -56,12 +56,13 @@ class Balancer:
         self._led = led
         return chosen
 
-    def _target(self, host: Host, replica: Replica, live: Collection[int]) -> int:
+    def _target(self, host: Host, replica: Replica, live: Collection[int], leaving: Collection[int]) -> int:
         """Another node that should lead and can; else 0."""
-        nodes = sorted(replica.nodes.values())
+        voters = {voter: replica.nodes.get(voter, 0) for voter in replica.raft.configuration.voters}
+        nodes = sorted(node for node in voters.values() if node and node not in leaving)
         dead = [node for node in nodes if node not in live and self._steady(host, node, connected=False)]
         wanted = preferred(replica.group, nodes, live, dead)
-        for other, node in replica.nodes.items():
+        for other, node in voters.items():
             if node == wanted != self._node and replica.raft.membership.lag(other) <= MAX_LAG:
                 return node
         return 0

@@ -11,26 +11,24 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Final
 
-from nebuladb import __version__
 from nebuladb.env import Clock, Rng, probe
 from nebuladb.errors import Corruption, IdentityError, NebulaError, NodeRemoved, WriteStalled, invariant
 from nebuladb.ids import META_GROUP, Generation, GroupId, NodeId
 from nebuladb.kv.answer import Answer, KeyValue
 from nebuladb.kv.cache import RecordShare
 from nebuladb.kv.change import Applied
-from nebuladb.kv.command import Command, Kind
+from nebuladb.kv.command import Command
 from nebuladb.kv.store import Store
 from nebuladb.kv.watch import WatchHub
 from nebuladb.node.alarms import Alarm, AlarmKind, Alarms
 from nebuladb.node.applier import Applier, Fetch, GroupData
-from nebuladb.node.balancer import Balancer
 from nebuladb.node.entry import encode_command
 from nebuladb.node.host import Host
+from nebuladb.node.housekeeping import Housekeeper
 from nebuladb.node.identity import Founding, Identity
-from nebuladb.node.keyspaces import acknowledgement, unfinished_step
-from nebuladb.node.members import put_node, removed_text
+from nebuladb.node.members import removed_text
 from nebuladb.node.memory import MemoryPlan, plan
-from nebuladb.node.meta import CLUSTER_VERSION, FIRST_GROUP, Meta, Removal, founding_request, meta_shard
+from nebuladb.node.meta import CLUSTER_VERSION, FIRST_GROUP, Meta, Removal, meta_shard
 from nebuladb.node.options import NodeOptions
 from nebuladb.node.output import Request, Slice
 from nebuladb.node.reconciler import Reconciler
@@ -39,16 +37,13 @@ from nebuladb.node.replica import Start
 from nebuladb.node.surgeon import Surgeon
 from nebuladb.node.upkeep import Upkeep
 from nebuladb.pb.nebula.v1 import kv_pb2
-from nebuladb.raft import Configuration, StateRole
+from nebuladb.raft import Configuration
 from nebuladb.shard import Descriptor, preferred
 from nebuladb.storage.engine import Engine
 from nebuladb.storage.log import LogStore
 from nebuladb.storage.log_batch import LogBatch
 from nebuladb.storage.share import Share
 
-HOUSEKEEPING_MS: Final = 1_000
-FINISHING_MS: Final = 100
-"""Between two steps of a keyspace's creation or removal that nobody else seems to finish."""
 EAGER_MS: Final = 100
 """After which a new group's home stands for election: the others will have created theirs."""
 MAX_STARTS: Final = 32
@@ -111,14 +106,13 @@ class Node:
         self._clock = clock
         self.on_meta: Callable[[], None] | None = None
         """Called when this node's picture of meta changed."""
-        self._addresses = (peer_address, client_address)
         self._requests = (incarnation & 0xFFFF_FFFF) << 32
         self._unwritten: deque[LogBatch] = deque()
         self._applier = Applier(self.groups, self._slice_applied)
         self._applied = 0
         registry = {int(group): RegistryRow.decode(row) for group, row in log.registry().items()}
-        self._reconciler = Reconciler(identity.node, self.host, data, registry)
-        self._balancer = Balancer(identity.node, self.host.now)
+        self.reconciler = Reconciler(identity.node, self.host, data, registry)
+        self._housekeeper = Housekeeper(self, peer_address, client_address)
         self._surgeon = Surgeon(self)
         self._asked: dict[int, Callable[[NebulaError | None], None]] = {}
         """Request → who waits for this read of the node's own."""
@@ -127,7 +121,6 @@ class Node:
         self._eager: dict[int, int] = {}
         """New groups whose home is here → when to stand for election, ms."""
         self.alarms_now = Alarms()
-        self._housekept = 0
         self._unflushed = 0
         self._start_groups(joined)
 
@@ -135,7 +128,7 @@ class Node:
 
     def _start_groups(self, joined: Descriptor | None) -> None:
         """Start what the registry lists; a directory without it is a founding node's first start."""
-        registry = sorted(self._reconciler.rows.items())
+        registry = sorted(self.reconciler.rows.items())
         wanted: set[tuple[int, int]] = {
             (group, row.generation) for group, row in registry if row.state == GroupState.NORMAL
         }
@@ -156,7 +149,7 @@ class Node:
         if META_GROUP in self.groups:
             self._read_meta()
         else:
-            self._reconciler.create(joined or meta_shard(self.founding))
+            self.reconciler.create(joined or meta_shard(self.founding))
 
     def _start(self, group: int, row: RegistryRow) -> None:
         name, generation = GroupId(group), Generation(row.generation)
@@ -210,9 +203,8 @@ class Node:
         for group in [group for group, due in self._eager.items() if due <= now]:
             del self._eager[group]
             self.host.campaign(group)
-        if now - self._housekept >= HOUSEKEEPING_MS:
-            self._housekept = now
-            self._housekeep()
+        if self._housekeeper.step():
+            self._upkeep.step()
         self._surgeon.step()
 
     def submit(self, group: int, command: Command, deadline: int) -> int:
@@ -262,7 +254,7 @@ class Node:
         turn.more = output.more
         self._write(turn)
         self._start_new(turn)
-        self._reconciler.moved()
+        self.reconciler.moved()
         if self.host.removed:
             self._removed_here()
         self._applier.add(output.slices)
@@ -288,7 +280,7 @@ class Node:
 
     def _start_new(self, turn: Turn) -> None:
         """Start groups whose creation is durable, some a turn."""
-        startable = self._reconciler.startable()
+        startable = self.reconciler.startable()
         for group, row in startable[:MAX_STARTS]:
             try:
                 self._start(group, row)
@@ -296,7 +288,7 @@ class Node:
                 probe("a group's first write stalled")
                 turn.stalled = True
                 return
-            self._reconciler.started(group)
+            self.reconciler.started(group)
             if group == META_GROUP:
                 self._read_meta()
             if group >= FIRST_GROUP and preferred(group, sorted(dict(row.nodes).values()), [self.identity.node], ()):
@@ -306,8 +298,8 @@ class Node:
     def _destroy(self, turn: Turn) -> None:
         """Go on with what was removed; tell meta when it is gone."""
         try:
-            if self._reconciler.destroy():
-                self._acknowledge()
+            if self.reconciler.destroy():
+                self._housekeeper.acknowledge()
                 turn.more = True
         except WriteStalled:
             probe("a removal stalled")
@@ -327,7 +319,7 @@ class Node:
         self.host.applied(work.group, work.generation, applied)
         if applied.configuration:
             configuration = Configuration.decode(applied.configuration)
-            stays = self._reconciler.configured(work.group, applied.index, configuration)
+            stays = self.reconciler.configured(work.group, applied.index, configuration)
             if work.group == META_GROUP and not stays:
                 raise NodeRemoved(removed_text(self.identity.name))
         data.hub.publish(applied)
@@ -398,7 +390,7 @@ class Node:
         if self.identity.node in meta.removed:
             raise NodeRemoved(removed_text(self.identity.name))
         for shard in (*((meta.own,) if meta.own else ()), *meta.shards.values()):
-            self._reconciler.create(shard)
+            self.reconciler.create(shard)
         for removal in meta.removals:
             if removal.node == self.identity.node:
                 self._remove(removal)
@@ -416,60 +408,13 @@ class Node:
             self._remove(Removal(group, replica, self.identity.node))
 
     def _remove(self, removal: Removal) -> None:
-        if self._reconciler.remove(removal):
+        if self.reconciler.remove(removal):
             self._eager.pop(removal.group, None)
             data = self.groups.pop(removal.group, None)
             if data is not None:
                 data.hub.close()
                 data.store.close()
                 self._applier.forget(removal.group)
-
-    def _housekeep(self) -> None:
-        """Leaders to where they belong, and what this node owes the meta group: the founding entry and keyspaces that
-        are half made or dropped, if it leads; its own addresses; what it has destroyed."""
-        for group, node in self._balancer.moves(self.host):
-            try:
-                self.host.transfer_leadership(group, node)
-            except NebulaError:
-                probe("move of leadership refused")
-        self._upkeep.step()
-        replica = self.host.replicas.get(META_GROUP)
-        if replica is None or len(replica.proposals):
-            return
-        leads = replica.raft.role is StateRole.LEADER
-        if self.meta.version == 0:
-            if leads:
-                self._own_request(Command(Kind.TXN, founding_request(self.founding)))
-            return
-        self._announce()
-        self._acknowledge()
-        step = unfinished_step(self.meta) if leads else None
-        if step is not None:
-            probe("keyspace finished by the leader of meta")
-            self._own_request(Command(Kind.TXN, step))
-            self._housekept -= HOUSEKEEPING_MS - FINISHING_MS
-
-    def _announce(self) -> None:
-        """Its own addresses and version, if meta has others."""
-        peer, client = self._addresses
-        known = self.meta.nodes.get(self.identity.node)
-        if known is None or not client:
-            return
-        record = known._replace(name=self.identity.name, peer_address=peer, client_address=client, version=__version__)
-        if known != record:
-            probe("address announced")
-            self._own_request(Command(Kind.TXN, put_node(self.meta, record)))
-
-    def _acknowledge(self) -> None:
-        done = self._reconciler.done(self.meta.removals)
-        if done:
-            self._own_request(Command(Kind.TXN, acknowledgement(done)))
-
-    def _own_request(self, command: Command) -> None:
-        try:
-            self.submit(META_GROUP, command, self.host.now + REQUEST_MS)
-        except NebulaError:
-            probe("own request refused")  # housekeeping comes again
 
     def alarms(self) -> list[str]:
         """What an operator must know."""
