@@ -1,4 +1,4 @@
-"""keyspace, shard, member and status."""
+"""keyspace, shard and status."""
 
 from __future__ import annotations
 
@@ -139,38 +139,6 @@ def shard_list(settings: Settings) -> None:
                 _print_shard(output, descriptor, names.get(leader, "unknown"), "leader")
 
     settings.run(work)
-
-
-@click.group("member", cls=Commands)
-def member() -> None:
-    """The cluster's nodes.
-
-    \b
-    Example:
-      nebula-cli member list
-    """
-
-
-@member.command("list")
-@pass_settings
-def member_list(settings: Settings) -> None:
-    """Print all nodes, as the answering one sees them.
-
-    \b
-    Example:
-      nebula-cli member list
-    """
-    with settings.output() as output:
-        for found in settings.run(lambda client: client.members()):
-            output.row(
-                {
-                    "node_id": f"{found.node_id:016x}",
-                    "name": found.name,
-                    "client_address": found.client_address,
-                    "peer_address": found.peer_address,
-                    "connected": found.connected,
-                }
-            )
 
 
 @click.command()
@@ -344,4 +312,4 @@ def _print_shard(output: Output, shard: common_pb2.ShardDescriptor, extra: str, 
     )
 
 
-COMMANDS: Final = (keyspace, shard, member, status, check)
+COMMANDS: Final = (keyspace, shard, status, check)

@@ -262,6 +262,30 @@ class AsyncClient(Writes):
         """All nodes, as the answering one sees them."""
         return (await self._transport.call(methods.MEMBERS, cluster_pb2.MembersRequest())).members
 
+    async def add_member(
+        self, name: str, peer_address: str, *, learner: bool = False, replaces: str = ""
+    ) -> cluster_pb2.Member:
+        """Issue an id to a node that is then started with ``--join``. `learner`: it votes when it is promoted only.
+        `replaces`: the node whose place it takes. Raises `ChangeRefused` with the reason."""
+        request = cluster_pb2.MemberAddRequest(name=name, peer_address=peer_address, learner=learner, replaces=replaces)
+        return (await self._transport.call(methods.MEMBER_ADD, request)).member
+
+    async def promote_member(self, name: str, *, timeout: float = KEYSPACE_PATIENCE) -> cluster_pb2.Member:
+        """Let a node that was added as a learner vote, and wait until it does."""
+        request = cluster_pb2.MemberPromoteRequest(name=name)
+        return (await self._transport.call(methods.MEMBER_PROMOTE, request, timeout=timeout)).member
+
+    async def remove_member(self, name: str, *, timeout: float = KEYSPACE_PATIENCE) -> None:
+        """Remove a node, and wait until it is no member any more. Raises `ChangeRefused` if that is not safe now."""
+        request = cluster_pb2.MemberRemoveRequest(name=name)
+        await self._transport.call(methods.MEMBER_REMOVE, request, timeout=timeout)
+
+    async def discover(self) -> tuple[str, ...]:
+        """Add every member's client address to `endpoints`, which are returned: those that were named at first may be
+        gone one day."""
+        self._transport.endpoints.learn(member.client_address for member in await self.members())
+        return self.endpoints
+
     async def status(self, endpoint: str = "") -> cluster_pb2.StatusResponse:
         """A node's own account of itself and its groups."""
         return await self._transport.call(methods.STATUS, cluster_pb2.StatusRequest(), pinned=endpoint)
