@@ -7,7 +7,7 @@ from typing import Any
 
 from nebuladb.api.backend import Backend, parse
 from nebuladb.api.drive import Due, drive, until
-from nebuladb.errors import NebulaError, Outcome, Unavailable
+from nebuladb.errors import NebulaError, NodeRemoved, Outcome, Unavailable
 from nebuladb.node.members import add_step, descriptors, find, promote_step, remove_step, replace_step
 from nebuladb.node.meta import Meta
 from nebuladb.node.record import NodeRecord, NodeState
@@ -65,7 +65,7 @@ class Members:
         node = self._backend.node
         await drive(self._backend, lambda meta: remove_step(meta, node.founding, name, self._connected()), due)
         await until(
-            lambda: find(self._backend.meta, name) is None,
+            lambda: find(self._backend.meta, name) is None or isinstance(self._backend.pump.broken, NodeRemoved),
             due,
             _unfinished(f"node {name!r} is being removed, which goes on: its groups hand over what it has"),
         )

@@ -13,7 +13,6 @@ import uvloop
 
 from nebuladb.api.backend import Backend
 from nebuladb.api.services import ApiServer
-from nebuladb.errors import ConfigurationError
 from nebuladb.node.memory import plan
 from nebuladb.node.node import Node
 from nebuladb.node.pump import Pump
@@ -24,6 +23,7 @@ from nebuladb.server.allocator import limit_arenas
 from nebuladb.server.clock import SystemClock
 from nebuladb.server.config import Config
 from nebuladb.server.directory import DataDirectory
+from nebuladb.server.joining import JoinService, join_cluster
 from nebuladb.server.lifecycle import Shutdown
 from nebuladb.server.metrics import Metrics
 from nebuladb.server.peers import Peers
@@ -56,7 +56,7 @@ async def _serve(config: Config) -> int:
                 # Stopped while it still waits for the other founding nodes: there is nothing to drain.
                 serving.cancel()
                 await asyncio.gather(serving, return_exceptions=True)
-                return 0 if shutdown.failure is None else 1
+                return shutdown.exit_code()
             asked.cancel()
             drain = serving.result()
             return await shutdown.run(drain.run)
@@ -85,8 +85,6 @@ async def _assemble(config: Config, shutdown: Shutdown, stack: AsyncExitStack) -
     directory = DataDirectory(config.data_dir)
     stack.callback(directory.close)
     identity = directory.identity(config.name)
-    if config.join and not identity.cluster:
-        raise ConfigurationError("join: this version founds clusters only; start all nodes with --initial-cluster")
     incarnation = secrets.randbits(63) | 1
     # Randomness comes from one seeded source, so that whoever has the seed can tell the node's choices.
     rng = random.Random(secrets.randbits(64))
@@ -97,7 +95,9 @@ async def _assemble(config: Config, shutdown: Shutdown, stack: AsyncExitStack) -
     admin = AdminServer(AdminApp(view, metrics), config.admin_addr)
     await admin.start()
     stack.push_async_callback(admin.stop)
-    transport = PeerTransport(identity.node, peers, rng)
+    if config.join and not identity.cluster:
+        peers.join_with(await join_cluster(config, identity, PeerTransport(identity.node, peers, rng)))
+    transport = PeerTransport(peers.identity.node, peers, rng)
     await transport.serve(config.peer_addr)
     stack.push_async_callback(transport.stop)
     founding = peers.founding or await peers.found_cluster(transport)
@@ -122,6 +122,7 @@ async def _assemble(config: Config, shutdown: Shutdown, stack: AsyncExitStack) -
         client_address=config.advertise_client_addr,
         memory=memory,
         options=options.parse(dict(config.options)),
+        joined=peers.joined.meta if peers.joined is not None else None,
     )
     node.alarms_now.on_raised = lambda alarm: log.error("alarm", kind=str(alarm.kind), text=alarm.text)
     watchdog = Watchdog(metrics)
@@ -131,7 +132,11 @@ async def _assemble(config: Config, shutdown: Shutdown, stack: AsyncExitStack) -
     stack.push_async_callback(pump.stop)
     pump.start()
     transport.connect_to(peers.addresses())
-    api = ApiServer(Backend(pump), metrics, config.advertise_client_addr, config.advertise_peer_addr)
+    backend = Backend(pump)
+    peers.joins = JoinService(backend)
+    watch = asyncio.create_task(peers.watch_removal(transport, shutdown.fail), name="removal")
+    stack.callback(watch.cancel)
+    api = ApiServer(backend, metrics, config.advertise_client_addr, config.advertise_peer_addr)
     stack.push_async_callback(api.stop, 0)
     await api.start(config.client_addr)
     tune()

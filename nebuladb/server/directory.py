@@ -5,6 +5,7 @@
     LOCK            held while a nebulad runs
     identity.json   node id, name and, once founded, cluster id
     founding.json   the founding document, the same on all founding nodes
+    joined.json     of a node that joined later: the same document, its id, and where the meta group was
     raft/           RocksDB: log, hard states, registry; WAL on
     data/           RocksDB: the groups' rows; no WAL, the log replays
 """
@@ -16,6 +17,7 @@ from pathlib import Path
 
 from nebuladb.errors import ConfigurationError, IdentityError
 from nebuladb.node.identity import Founding, Identity
+from nebuladb.node.joined import FILE, Joined
 from nebuladb.node.memory import MemoryPlan
 from nebuladb.server.lifecycle import PidFile
 from nebuladb.storage.files import sync_directory, write_durably
@@ -45,7 +47,7 @@ class DataDirectory:
         """
         file = self.path / "identity.json"
         if not file.exists():
-            if any((self.path / name).exists() for name in ("raft", "data", "founding.json")):
+            if any((self.path / name).exists() for name in ("raft", "data", "founding.json", FILE)):
                 raise IdentityError(f"{self.path} has data but no identity.json; restore it, or use an empty directory")
             identity = Identity(secrets.randbits(63) | 1, name)
             write_durably(file, identity.encode())
@@ -63,6 +65,9 @@ class DataDirectory:
                 f"the log in {self.path / 'raft'} is gone; restore it, or empty the directory and replace the member: "
                 f"`nebula-cli member replace {name}`"
             )
+        joined = self.joined()
+        if joined is not None and not identity.cluster:
+            return self.join(identity, joined)  # a crash came between the two documents
         founding = self.founding()
         # `found` writes two documents: a crash may have come between them.
         return identity if founding is None else self.found(identity, founding)
@@ -70,7 +75,22 @@ class DataDirectory:
     def founding(self) -> Founding | None:
         """The founding document, if this node has one yet."""
         file = self.path / "founding.json"
+        joined = self.joined()
+        if joined is not None:
+            return joined.founding
         return Founding.decode(file.read_bytes()) if file.exists() else None
+
+    def joined(self) -> Joined | None:
+        """What this node was told when it joined, if it isn't one of the founders."""
+        file = self.path / FILE
+        return Joined.decode(file.read_bytes()) if file.exists() else None
+
+    def join(self, identity: Identity, joined: Joined) -> Identity:
+        """Keep what a member said, durably, before anyone acts on it; the identity that follows from it."""
+        write_durably(self.path / FILE, joined.encode())
+        identity = Identity(joined.node, identity.name, joined.founding.cluster)
+        write_durably(self.path / "identity.json", identity.encode())
+        return identity
 
     def found(self, identity: Identity, founding: Founding) -> Identity:
         """Keep the founding document, durably, before anyone acts on it. Raises `IdentityError` if there is another."""

@@ -12,13 +12,15 @@ from typing import Final
 
 import structlog
 
-from nebuladb.errors import NebulaError, StoreError
+from nebuladb.errors import NebulaError, NodeRemoved, StoreError
 
 PID_FILE: Final = "nebulad.pid"
 DRAIN_SECONDS: Final = 10.0
 """How long a drain may take: hand leadership over, finish what is in flight, close the stores."""
 EXIT_FORCED: Final = 1
 EXIT_BROKEN: Final = 1
+EXIT_REMOVED: Final = 3
+"""The node is no member of its cluster any more: whoever starts it again and again may stop."""
 
 
 class PidFile:
@@ -78,7 +80,10 @@ class Shutdown:
     def fail(self, error: BaseException) -> None:
         """Stop because of `error`. Later ones are logged only."""
         text = error.message if isinstance(error, NebulaError) else repr(error)
-        self._log.error("the node stops: it can't go on", error=text, exc_info=error)
+        if isinstance(error, NodeRemoved):
+            self._log.error("the node stops: it was removed", error=text)
+        else:
+            self._log.error("the node stops: it can't go on", error=text, exc_info=error)
         if self._failure is None:
             self._failure = error
         self._asked.set()
@@ -100,14 +105,18 @@ class Shutdown:
         """Until somebody asks for the end."""
         await self._asked.wait()
 
-    def _exit_code(self) -> int:
+    def exit_code(self) -> int:
+        """What the process ends with, as things are."""
+        if isinstance(self._failure, NodeRemoved):
+            return EXIT_REMOVED
         return EXIT_BROKEN if self._failure is not None else 0
 
     async def run(self, drain: Callable[[], Awaitable[None]], grace: float = DRAIN_SECONDS) -> int:
         """Wait for the end, `drain` within `grace` seconds, and return the exit code: 0 only after a whole drain."""
         await self.wait()
-        if self._exit_code():
-            return self._exit_code()
+        # Who was removed is wrong about nothing, and may be answering the very request that removed it.
+        if self.exit_code() not in (0, EXIT_REMOVED):
+            return self.exit_code()
         try:
             async with asyncio.timeout(grace):
                 await drain()
@@ -115,4 +124,4 @@ class Shutdown:
             # Not an error of the data: everything acknowledged is durable, the next start replays the rest.
             self._log.warning("the drain was cut short", seconds=grace)
         self._log.info("stopped")
-        return self._exit_code()
+        return self.exit_code()

@@ -10,11 +10,12 @@ from typing import NoReturn
 import click
 
 from nebuladb import __version__
-from nebuladb.errors import ConfigurationError, NebulaError
+from nebuladb.errors import ConfigurationError, NebulaError, NodeRemoved
 from nebuladb.server import config, options
 
 EXIT_FAILED = 1
 EXIT_USAGE = 2
+EXIT_REMOVED = 3
 
 _FLAGS = {
     "name": "The node's name, a label for people.",
@@ -53,7 +54,7 @@ def start(config_file: Path | None, **flags: str | None) -> None:
         sys.exit(assembly.run(loaded))
     except NebulaError as error:
         # The settings were fine by themselves: a port or directory in use is no wrong usage.
-        _refuse(error, EXIT_FAILED)
+        _refuse(error, EXIT_REMOVED if isinstance(error, NodeRemoved) else EXIT_FAILED)
 
 
 def _start_command() -> click.Command:
@@ -100,7 +101,8 @@ def dev_command(nodes: int, data_dir: Path, base_port: int) -> None:
 
 
 def main() -> None:
-    """Entry point. Exit code 0: done; 1: the node couldn't start or had to stop; 2: a wrong flag or setting."""
+    """Entry point. Exit code 0: done; 1: the node couldn't start or had to stop; 2: a wrong flag or setting; 3: the
+    node was removed from its cluster."""
     try:
         nebulad()
     except NebulaError as error:

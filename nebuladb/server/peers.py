@@ -4,23 +4,30 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+from collections.abc import Callable
 from typing import Final
 
 import grpc.aio
 import structlog
 
-from nebuladb.errors import IdentityError
+from nebuladb.errors import IdentityError, NodeRemoved
+from nebuladb.ids import META_GROUP
 from nebuladb.node.founding import FreshNode, Hello, Step, answer_hello
 from nebuladb.node.frame import FRAME_VERSION
 from nebuladb.node.identity import Founding, Identity, initial_cluster_hash
+from nebuladb.node.joined import Joined
+from nebuladb.node.members import find, removed_text
 from nebuladb.node.pump import Pump
 from nebuladb.pb.nebula.peer.v1 import peer_pb2 as pb
 from nebuladb.rpc import PeerTransport
 from nebuladb.server.config import Config
 from nebuladb.server.directory import DataDirectory
+from nebuladb.server.joining import JoinService
 
 ASK_SECONDS: Final = 0.2
 """Between two rounds of Hello."""
+REMOVAL_SECONDS: Final = 1.0
+"""Between two rounds of asking whether this node is a member still."""
 REMIND_SECONDS: Final = 10.0
 """How often a waiting node says for whom it waits."""
 MAX_INCARNATIONS: Final = 64
@@ -33,6 +40,9 @@ class Peers:
     def __init__(self, config: Config, directory: DataDirectory, identity: Identity, incarnation: int) -> None:
         self.identity = identity
         self.founding = directory.founding()
+        self.joined = directory.joined()
+        self.joins: JoinService | None = None
+        """Set when the node serves."""
         self.pump: Pump | None = None
         self._config = config
         self._directory = directory
@@ -41,6 +51,38 @@ class Peers:
         self._seen: dict[int, list[int]] = {}
         self._refused: set[str] = set()
         self._log = structlog.get_logger("peers")
+
+    # --- joining ---------------------------------------------------------------------------------------------------
+
+    def join_with(self, joined: Joined) -> None:
+        """This node is told who it is."""
+        self.identity = self._directory.join(self.identity, joined)
+        self.founding, self.joined = joined.founding, joined
+
+    async def join(self, request: pb.JoinRequest) -> pb.JoinResponse:
+        """A new node asks who it is."""
+        if self.joins is None:
+            return pb.JoinResponse(wait=f"node {self.identity.name} is starting")
+        return await self.joins.answer(request)
+
+    async def watch_removal(self, transport: PeerTransport, removed: Callable[[NodeRemoved], None]) -> None:
+        """While nobody leads the meta group here, ask the others whether this node is a member still: they refuse the
+        links of one that is none, so that it wouldn't hear it otherwise."""
+        while True:
+            await asyncio.sleep(REMOVAL_SECONDS)
+            replica = self.pump.node.host.replicas.get(META_GROUP) if self.pump is not None else None
+            if replica is None or replica.raft.leader:
+                continue
+            identity = self.identity
+            request = pb.HelloRequest(
+                cluster_id=identity.cluster, node_id=identity.node, name=identity.name, has_data=True
+            )
+            others = [address for node, address in sorted(self.addresses().items()) if node != identity.node]
+            calls = [transport.hello(address, request) for address in others]
+            for reply in await asyncio.gather(*calls, return_exceptions=True):
+                if isinstance(reply, pb.HelloResponse) and reply.removed and reply.cluster_id == identity.cluster:
+                    removed(NodeRemoved(removed_text(identity.name)))
+                    return
 
     # --- founding --------------------------------------------------------------------------------------------------
 
@@ -117,8 +159,14 @@ class Peers:
             name=answer.name,
             initial_cluster_hash=answer.initial_cluster_hash,
             has_data=answer.has_data,
-            known_node_id=answer.known_node,
+            known_node_id=answer.known_node or self._known(request.name),
+            removed=self.pump is not None and request.node_id in self.pump.node.meta.removed,
         )
+
+    def _known(self, name: str) -> int:
+        """Id of the member of that name, else 0."""
+        record = find(self.pump.node.meta, name) if self.pump is not None else None
+        return record.node if record is not None else 0
 
     def found(self, request: pb.FoundRequest) -> bytes:
         """The founding document, for a node that it lists."""
@@ -160,15 +208,18 @@ class Peers:
                 f"{who} looked for node {handshake.receiver:016x} here and found {self.identity.name} "
                 f"({self.identity.node:016x}); check the peer addresses"
             )
-        known = self.pump.node.meta.nodes.get(handshake.node_id)
-        names = {node.name: node.node for node in self.founding.nodes}
-        names |= {record.name: record.node for record in self.pump.node.meta.nodes.values()}
+        meta = self.pump.node.meta
+        if handshake.node_id in meta.removed:
+            raise IdentityError(f"{who} was removed from this cluster; it must not come back under this id")
+        names = {record.name: record.node for record in meta.nodes.values()}
+        if not meta.version:  # nothing is known but what every node began with
+            names = {node.name: node.node for node in self.founding.nodes}
         if names.get(handshake.name, handshake.node_id) != handshake.node_id:
             raise IdentityError(
                 f"{who} bears the name of {names[handshake.name]:016x}; a node that lost its data must not return "
                 f"under its name: run `nebula-cli member replace {handshake.name}`"
             )
-        if known is None and handshake.node_id not in names.values():
+        if handshake.node_id not in names.values() and (meta.version or self.joined is None):
             raise IdentityError(f"{who} is no member of this cluster; add it with `nebula-cli member add`")
         if handshake.version < FRAME_VERSION:
             raise IdentityError(f"{who} speaks peer frames of version {handshake.version} only: upgrade it")
@@ -209,9 +260,12 @@ class Peers:
     # --- after founding --------------------------------------------------------------------------------------------
 
     def addresses(self) -> dict[int, str]:
-        """Peer address of every node, by id: meta's, or the founding document's before there is a meta."""
+        """Peer address of every node, by id: meta's, or what this node was told when it began."""
         assert self.founding is not None
         assert self.pump is not None
-        addresses = {node.node: node.peer_address for node in self.founding.nodes}
-        addresses |= {record.node: record.peer_address for record in self.pump.node.meta.nodes.values()}
-        return addresses
+        meta = self.pump.node.meta
+        if meta.version:
+            return {record.node: record.peer_address for record in meta.nodes.values()}
+        if self.joined is not None:
+            return dict(self.joined.peers)
+        return {node.node: node.peer_address for node in self.founding.nodes}
