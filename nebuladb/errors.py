@@ -57,6 +57,7 @@ class Reason(IntEnum):
     KEYSPACE_EXISTS = 34
     CHANGE_REFUSED = 35
     NODE_REMOVED = 36
+    NO_SPACE = 40
 
 
 class NebulaError(Exception):
@@ -173,6 +174,14 @@ class TooManyRequests(NebulaError):
     """Too much is waiting already; back off and try again."""
 
     reason = Reason.TOO_MANY_REQUESTS
+    code = "RESOURCE_EXHAUSTED"
+    retryable = True
+
+
+class NoSpace(NebulaError):
+    """The disk is nearly full: deletions and compactions are taken, other writes are not. Nothing was done."""
+
+    reason = Reason.NO_SPACE
     code = "RESOURCE_EXHAUSTED"
     retryable = True
 

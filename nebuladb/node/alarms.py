@@ -14,6 +14,10 @@ class AlarmKind(StrEnum):
 
     OTHER = "other"
     """Stays until the process ends."""
+    NO_SPACE = "no-space"
+    """The disk is nearly full; the node is read-only (S33)."""
+    STALLED = "stalled"
+    """The log's disk doesn't answer."""
     INCONSISTENT = "inconsistent"
     """Replicas of a shard differ (S28)."""
 

@@ -40,7 +40,8 @@ class Balancer:
         chosen: list[tuple[int, int]] = []
         # Once for all groups: they are on the same few nodes.
         nodes = {self._node, *host.peers}
-        live = {node for node in nodes if self._steady(host, node, connected=True)}
+        # A node that is short of space, or whose disk hangs, gets nothing (``node.disk``).
+        live = {node for node in nodes if self._steady(host, node, connected=True) and not _ill(host, node)}
         for group, replica in host.replicas.items():
             if group < FIRST_GROUP or replica.raft.role is not StateRole.LEADER:
                 continue
@@ -74,3 +75,7 @@ class Balancer:
         peer = host.peers.get(node)
         now, since = (peer.connected, peer.since) if peer else (False, self._began)
         return now == connected and host.now - since >= STEADY_MS
+
+
+def _ill(host: Host, node: int) -> bool:
+    return bool(host.peers[node].status if node in host.peers else host.disk.status)

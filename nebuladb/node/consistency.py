@@ -8,18 +8,36 @@ comes.
 from __future__ import annotations
 
 from collections import Counter, OrderedDict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
 from nebuladb.env import probe
+from nebuladb.node.frame import Envelope, HostMessageType
 from nebuladb.node.host import Host
-from nebuladb.raft import StateRole
+from nebuladb.node.replica import Replica
+from nebuladb.raft import Message, StateRole
 
 KEPT: Final = 4
 """Indexes of one shard that reports are kept for."""
 VERDICT_MS: Final = 30_000
 """A difference is told after so long even if not all replicas have reported, so that it can't be said who is wrong."""
+
+
+def hash_messages(replica: Replica, index: int, digest: bytes) -> Iterator[tuple[int, Envelope]]:
+    """Tell all other replicas the hash (16 bytes) of the state here at `index`."""
+    nonce, context = int.from_bytes(digest[:8], "big"), int.from_bytes(digest[8:], "big")
+    for other, node in replica.nodes.items():
+        if other != replica.id:
+            message = Message(
+                HostMessageType.HASH, replica.id, other, replica.raft.term, index=index, nonce=nonce, context=context
+            )
+            yield node, Envelope(replica.group, message)
+
+
+def hash_of(message: Message) -> bytes:
+    """What a HASH tells."""
+    return message.nonce.to_bytes(8, "big") + message.context.to_bytes(8, "big")
 
 
 class Verdict(NamedTuple):

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Final
 
 from nebuladb.env import Rng, probe
 from nebuladb.errors import Corruption, Unavailable, invariant
 from nebuladb.ids import BatchId, GroupId
 from nebuladb.kv.change import Applied
-from nebuladb.node.frame import Address, Envelope, HostMessageType, decode_frame, encode_frame
+from nebuladb.node.disk import STALLED_BIT, DiskState
+from nebuladb.node.frame import Address, Envelope, HostMessageType, decode_frame, encode_frames, frame_status
 from nebuladb.node.inflight import InFlight
 from nebuladb.node.memory import MemoryPlan
 from nebuladb.node.output import Output, Request
@@ -24,19 +25,19 @@ from nebuladb.storage.log_batch import GroupWrite, LogBatch
 from nebuladb.storage.share import Share
 
 MAX_BATCH_BYTES: Final = 8 << 20
-"""A log batch takes no further group once it is this large (S31); the rest goes with the next."""
+"""A log batch takes no further group once it is this large, but those of which it takes a hard state without entries,
+so that no vote waits behind a bulk load (S31); the rest goes with the next."""
 MAX_UNSYNCED_BYTES: Final = 64 << 20
 """Of any node; one with little memory has a lower bound (`Host.unsynced_limit`)."""
 MAX_HELD: Final = 10_000
 """Messages that wait for one batch to be durable. While a disk hangs more are dropped, which is a loss like any other:
 in a term that isn't durable yet every heartbeat and read round of the leader adds a reply."""
-MAX_FRAME_BYTES: Final = 4 << 20
-"""A frame takes no further message past this size; one message is at most an append of about 2.5 MiB."""
 MAX_BATCHES_IN_FLIGHT: Final = 2
 """Log batches on their way to the disk; while there are so many, new writes of all groups gather for the next one."""
 HOLD_TICKS: Final = 2
 CUT_TICKS: Final = 20
 """How often a log is looked at for what may be cut, beside after each flush."""
+TICK_MS: Final = 50
 EXPIRE_TICKS: Final = 4
 """Deadlines are looked at every so many ticks."""
 LIVENESS_TICKS: Final = 2
@@ -63,6 +64,7 @@ class Host:
         self.peers: dict[int, Peer] = {}
         self.now = 0
         self.boottime = 0
+        self.disk = DiskState()
         self._rng = rng
         self._next_batch = first_batch
         self.durable_batch = BatchId(first_batch - 1)
@@ -103,6 +105,8 @@ class Host:
         self.now, self.boottime = now, boottime
         self._ticks += 1
         expire, cut = self._ticks % EXPIRE_TICKS == 0, self._ticks % CUT_TICKS == 0
+        self.disk.strained = any(peer.status for peer in self.peers.values())
+        self.disk.sync_age = (self._ticks - self._inflight[0].tick) * TICK_MS if self._inflight else 0
         for peer in [node for node, peer in self.peers.items() if peer.connected]:
             self._watch(peer)
         for group in list(self._awake):
@@ -181,7 +185,9 @@ class Host:
         if peer is None or address != (self.cluster, node, peer.incarnation, self.node, self.incarnation):
             probe("misaddressed frame dropped")
             return
-        peer.heard, peer.silent = self.now, False
+        if (status := frame_status(frame)) & STALLED_BIT & ~peer.status:
+            self._wake(node)  # it leads nothing any more, and can't say so to the groups that rest
+        peer.heard, peer.silent, peer.status = self.now, False, status
         for envelope in envelopes:
             replica = self.replicas.get(envelope.group)
             message = envelope.message
@@ -195,7 +201,7 @@ class Host:
                 if self.gone(envelope.group, message.sender):
                     probe("removed replica told so")
                     told = Message(HostMessageType.GONE, 0, message.sender, message.term)
-                    self._send([(node, Envelope(envelope.group, told))])
+                    self.send([(node, Envelope(envelope.group, told))])
             else:
                 self._step_in(replica, peer, node, envelope)
 
@@ -203,20 +209,22 @@ class Host:
         message = envelope.message
         self._dirty[envelope.group] = None
         if message.type < HostMessageType.FORWARD:
-            replica.raft.step(message)
+            if not self.disk.refuses(message):
+                replica.raft.step(message)
         elif message.type == HostMessageType.FORWARD:
             self._forwarded(replica, peer, node, envelope)
         elif message.type == HostMessageType.FORWARD_REPLY:
             self._output.answers += replica.replied(node, message)
+        elif message.type == HostMessageType.HASH:
+            self._output.hashes.append((envelope.group, message))
         elif message.type >= HostMessageType.SNAPSHOT_CHUNK:
             self._output.transfers.append((node, envelope))
-        elif message.type == HostMessageType.HASH:
-            digest = message.nonce.to_bytes(8, "big") + message.context.to_bytes(8, "big")
-            self._output.hashes.append((envelope.group, message.sender, message.index, digest))
 
     def request(self, request: Request) -> None:
-        """A write. Raises `Unavailable` or `TooManyRequests` if it was not taken; else an answer will come."""
+        """A write. Raises `Unavailable`, `TooManyRequests` or `NoSpace` if it was not taken; else an answer comes."""
         replica = self._replica(request.group)
+        if self.disk.space or self.disk.strained:
+            self.disk.admit(request, replica, self.peers)
         replica.proposals.add(request)
         self._dirty[request.group] = None
 
@@ -234,7 +242,7 @@ class Host:
                 if group in self.replicas:
                     self.replicas[group].raft.durable(mark)
                     self._dirty[group] = None
-            self._send(done.held)
+            self.send(done.held)
             self._dirty.update(self._held)
             self._held.clear()
         self.durable_batch = BatchId(max(self.durable_batch, batch))
@@ -265,18 +273,6 @@ class Host:
                 replica.durably_applied = max(replica.durably_applied, index)
                 replica.cut_due = True
                 self._dirty[group] = None
-
-    def report(self, group: int, index: int, digest: bytes) -> None:
-        """Tell the other replicas of `group` the hash (16 bytes) of the state here at `index` (S28)."""
-        replica = self._replica(group)
-        nonce, context = int.from_bytes(digest[:8], "big"), int.from_bytes(digest[8:], "big")
-        for other, node in replica.nodes.items():
-            if other != replica.id:
-                message = Message(
-                    HostMessageType.HASH, replica.id, other, replica.raft.term, index=index, nonce=nonce,
-                    context=context,
-                )  # fmt: skip
-                self._send([(node, Envelope(group, message))])
 
     def add_group(self, start: Start) -> Replica:
         """Start a replica from durable state."""
@@ -327,7 +323,7 @@ class Host:
 
     def post(self, node: int, envelope: Envelope) -> None:
         """A message of the node's own, for the next frame."""
-        self._send([(node, envelope)])
+        self.send([(node, envelope)])
 
     def campaign(self, group: int) -> None:
         """Stand for election now, if nobody leads `group` and we are in no election: its home needn't wait its turn."""
@@ -339,6 +335,10 @@ class Host:
     def propose_change(self, group: int, changes: Sequence[Change]) -> None:
         """Change a group's members. Raises `NotLeader`, `ChangeRefused`, `InvalidArgument` or `Unavailable`."""
         self._replica(group).raft.propose_change(changes)
+
+    def step_down(self, group: int) -> None:
+        """Lead `group` no more: this node's disk hangs, so it neither appends nor votes; the others elect one."""
+        self._replica(group).raft.step_down()
         self._dirty[group] = None
 
     def transfer_leadership(self, group: int, node: int) -> None:
@@ -365,7 +365,7 @@ class Host:
             replica = self.replicas.get(group)
             if replica is None:
                 continue
-            if self._batch is not None and self._batch.size > MAX_BATCH_BYTES:
+            if self._batch is not None and self._batch.size > MAX_BATCH_BYTES and not replica.urgent:
                 probe("log batch full")
                 self._dirty[group] = None
                 self._output.more = True
@@ -376,7 +376,9 @@ class Host:
         output.batch, self._batch = self._batch, None
         for node, envelopes in self._envelopes.items():
             if self._reaches(node):  # else the link fell since they were addressed
-                output.frames += [(node, frame) for frame in self._encode(node, envelopes)]
+                address = Address(self.cluster, self.node, self.incarnation, node, self.peers[node].incarnation)
+                frames = encode_frames(address, envelopes, self.disk.status)
+                output.frames += [(node, frame) for frame in frames]
         self._envelopes = {}
         return output
 
@@ -385,12 +387,13 @@ class Host:
             self._held[replica.group] = None
         else:
             self._forward_number += 1
-            self._send(replica.propose(self.boottime, self._reaches, self._forward_number))
+            self.send(replica.propose(self.boottime, self._reaches, self._forward_number))
         replica.start_read_round()
         raft = replica.raft
         while (ready := raft.ready()) is not None:
-            self._send(self._address(replica, ready.messages))
+            self.send(self._address(replica, ready.messages))
             if ready.hard_state is not None and ready.mark is not None:
+                replica.saved = (ready.hard_state.term, ready.hard_state.vote, raft.last_index)
                 batch = self._open_batch()
                 batch.write(GroupWrite(GroupId(replica.group), ready.hard_state, ready.entries))
                 if ready.entries:
@@ -404,7 +407,7 @@ class Host:
                         probe("held messages dropped")
                         del self._inflight[-1].held[MAX_HELD:]
                 else:
-                    self._send(held)
+                    self.send(held)
             self._output.snapshots += [(replica.group, receiver) for receiver in ready.snapshots]
             for read in ready.reads:
                 if read.nonce == self.incarnation:
@@ -447,18 +450,6 @@ class Host:
             self._inflight[-1].size = self._batch.size
             self._unsynced += self._batch.size
 
-    def _encode(self, node: int, envelopes: list[Envelope]) -> Iterator[bytes]:
-        """One frame, or several where one would exceed `MAX_FRAME_BYTES`."""
-        address = Address(self.cluster, self.node, self.incarnation, node, self.peers[node].incarnation)
-        size = start = 0
-        for position, envelope in enumerate(envelopes):
-            weight = envelope.weight()
-            if size and size + weight > MAX_FRAME_BYTES:
-                yield encode_frame(address, envelopes[start:position])
-                size, start = 0, position
-            size += weight
-        yield encode_frame(address, envelopes[start:])
-
     # --- messages ------------------------------------------------------------------------------------------------
 
     def _forwarded(self, replica: Replica, peer: Peer, node: int, envelope: Envelope) -> None:
@@ -469,7 +460,7 @@ class Host:
             return
         forward = Forward(node, message.sender, message.context, message.term, list(envelope.commands))
         if not replica.forwarded(forward):
-            self._send([replica.refuse(forward)])
+            self.send([replica.refuse(forward)])
 
     def _address(self, replica: Replica, messages: list[Message]) -> list[tuple[int, Envelope]]:
         """A replica that a configuration names may be one that this node hasn't heard of, or that is gone: what is sent
@@ -485,7 +476,8 @@ class Host:
         peer = self.peers.get(node)
         return peer is not None and peer.connected
 
-    def _send(self, addressed: list[tuple[int, Envelope]]) -> None:
+    def send(self, addressed: Iterable[tuple[int, Envelope]]) -> None:
+        """Put messages, each with its receiver's node, into the next frames; whoever isn't reached misses them."""
         for node, envelope in addressed:
             if self._reaches(node):
                 self._envelopes.setdefault(node, []).append(envelope)

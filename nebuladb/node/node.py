@@ -22,6 +22,8 @@ from nebuladb.kv.store import Store
 from nebuladb.kv.watch import WatchHub
 from nebuladb.node.alarms import Alarm, AlarmKind, Alarms
 from nebuladb.node.applier import Applier, Fetch, GroupData
+from nebuladb.node.consistency import hash_of
+from nebuladb.node.disk import Space
 from nebuladb.node.entry import encode_command
 from nebuladb.node.host import Host
 from nebuladb.node.housekeeping import Housekeeper
@@ -260,8 +262,8 @@ class Node:
         self._applier.add(output.slices)
         self._apply(turn)
         self._destroy(turn)
-        for report in output.hashes:
-            self._upkeep.reported(*report)
+        for group, message in output.hashes:
+            self._upkeep.reported(group, message.sender, message.index, hash_of(message))
         return turn
 
     def _write(self, turn: Turn) -> None:
@@ -423,6 +425,10 @@ class Node:
     def alarm(self, text: str) -> None:
         """Raise an alarm; it stays until the process ends."""
         self.alarms_now.raised(Alarm(AlarmKind.OTHER, text))
+
+    def space(self, space: Space, text: str) -> None:
+        """So much room is on the disk; see ``node.disk``."""
+        self._upkeep.space(space, text)
 
     def check(self) -> None:
         """Raise `InvariantViolation` unless the invariants hold: Raft's, and that the stores are where Host thinks."""

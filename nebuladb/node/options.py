@@ -13,5 +13,7 @@ class NodeOptions:
 
     retention: Retention = field(default_factory=Retention)
     """History that the leaders on this node keep."""
+    stall: int = 0
+    """A log batch that is older and not durable means that the disk hangs: this node leads nothing then."""
     check: int = 0
     """How often the leaders on this node have their replicas compared (S28)."""

@@ -26,6 +26,7 @@ from nebuladb.kv.command import Command
 from nebuladb.kv.store import Store
 from nebuladb.kv.watch import WatchHub
 from nebuladb.node.applier import Fetch
+from nebuladb.node.disk import heir
 from nebuladb.node.fetcher import Fetcher, Values
 from nebuladb.node.flusher import Flusher
 from nebuladb.node.looks import Looks
@@ -401,7 +402,7 @@ class Pump:
             if not others:
                 return
             for replica in others:
-                target = replica.successor()
+                target = heir(replica, host.peers) or replica.successor()
                 if target:
                     try:
                         host.transfer_leadership(replica.group, target)

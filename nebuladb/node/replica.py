@@ -117,6 +117,8 @@ class Replica:
         self.durably_applied = start.durably_applied
         self.log = start.log
         self.log_start = start.log.start()[0]
+        self.saved = (hard_state.term, hard_state.vote, self.raft.last_index)
+        """Term, vote and last index of the last hard state that went into a log batch."""
         self._rng = rng
         self._forwards: list[Forward] = []
         self._forwarded = 0
@@ -227,6 +229,12 @@ class Replica:
     def unanswered(self) -> bool:
         """Whether somebody waits for something here."""
         return bool(len(self.proposals) or len(self.reads) or self._forwards or self._internal)
+
+    @property
+    def urgent(self) -> bool:
+        """Whether a term or vote waits for the next log batch, and no entries with it (S31)."""
+        raft = self.raft
+        return self.saved != (raft.term, raft.vote, raft.last_index) and self.saved[2] == raft.last_index
 
     @property
     def resting(self) -> bool:

@@ -8,10 +8,12 @@ from nebuladb.env import probe
 from nebuladb.errors import NebulaError
 from nebuladb.kv.command import Command, Kind
 from nebuladb.node.alarms import Alarm, AlarmKind
-from nebuladb.node.consistency import Consistency, Verdict
+from nebuladb.node.consistency import Consistency, Verdict, hash_messages
+from nebuladb.node.disk import Space, heir
 from nebuladb.node.options import NodeOptions
 from nebuladb.node.retention import Compactor
 from nebuladb.pb.nebula.v1 import kv_pb2
+from nebuladb.raft import StateRole
 
 if TYPE_CHECKING:
     from nebuladb.node.node import Node
@@ -26,11 +28,13 @@ class Upkeep:
     def __init__(self, node: Node, options: NodeOptions) -> None:
         self._node = node
         self._compactor = Compactor(options.retention, node.host.now)
+        self._stall = options.stall
         self._consistency = Consistency(options.check, node.host.now)
 
     def step(self) -> None:
-        """Propose what is due."""
+        """Propose what is due, and lead nothing while the disk is full or hangs."""
         node = self._node
+        self._look_at_disk()
         now = node.host.now
         for group, revision in self._compactor.due(node.host, node.groups, node.meta.shards, now):
             probe("history compacted by rule")
@@ -40,11 +44,49 @@ class Upkeep:
         for verdict in self._consistency.late(now):
             self._judged(verdict)
 
+    def space(self, space: Space, text: str) -> None:
+        """There is so much room on the disk now; `text` says how much, for the alarm."""
+        node = self._node
+        node.host.disk.space = space
+        if space is Space.PLENTY:
+            node.alarms_now.cleared(AlarmKind.NO_SPACE)
+        else:
+            node.alarms_now.raised(Alarm(AlarmKind.NO_SPACE, f"{self._name(node.identity.node)}: {text}"))
+            self._give_away()
+
+    def _look_at_disk(self) -> None:
+        node, disk = self._node, self._node.host.disk
+        before = disk.stalled
+        disk.stalled = bool(self._stall) and node.host.disk.sync_age >= self._stall
+        if disk.stalled:
+            text = f"{self._name(node.identity.node)}: the log's disk has not answered for {self._stall} ms or more"
+            node.alarms_now.raised(Alarm(AlarmKind.STALLED, text))
+        elif before:
+            node.alarms_now.cleared(AlarmKind.STALLED)
+        if disk.status:
+            self._give_away()
+
+    def _give_away(self) -> None:
+        """Every group to a node that is well. While the disk hangs nothing can be said that waits for it (S3), the word
+        to the successor included: then we let go, and the others, whom our frames tell, elect one of them."""
+        host = self._node.host
+        for group, replica in host.replicas.items():
+            if replica.raft.role is not StateRole.LEADER or not (node := heir(replica, host.peers)):
+                continue
+            probe("leadership given away for the disk's sake")
+            try:
+                if host.disk.stalled:
+                    host.step_down(group)
+                else:
+                    host.transfer_leadership(group, node)
+            except NebulaError:
+                probe("leadership not given away")
+
     def hashed(self, group: int, index: int, digest: bytes) -> None:
         """This node has hashed its state of `group`."""
         replica = self._node.host.replicas.get(group)
         if replica is not None:
-            self._node.host.report(group, index, digest)
+            self._node.host.send(hash_messages(replica, index, digest))
             self.reported(group, replica.id, index, digest)
 
     def reported(self, group: int, replica: int, index: int, digest: bytes) -> None:

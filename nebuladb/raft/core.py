@@ -218,6 +218,11 @@ class Raft:
         self._transfer.begin(to)
         self._election.elapsed = 0
 
+    def step_down(self) -> None:
+        """Lead no more, in this term; followers will elect another."""
+        if self._state.role is StateRole.LEADER:
+            self._become_follower(self._state.term, 0)
+
     def campaign(self, *, transfer: bool = False) -> None:
         """Stand for election now. `transfer`: because the leader asked for it, hence without a pre-vote."""
         if self._state.role is StateRole.LEADER or not self._promotable() or self._log.change_unapplied():
@@ -373,8 +378,7 @@ class Raft:
         self._forwarded.fail()
         self._transfer.to = self._idle = 0
         self._quiet = False
-        state.role = role
-        state.leader = leader
+        state.role, state.leader = role, leader
 
     def _become_follower(self, term: int, leader: int) -> None:
         state = self._state
@@ -424,8 +428,7 @@ class Raft:
         if election.elapsed >= config.election_ticks:
             election.elapsed = 0
             self._transfer.give_up()
-            active = self._replication.tracker.quorum_active()
-            if config.check_quorum and not active:
+            if not self._replication.tracker.quorum_active() and config.check_quorum:
                 probe("leader without quorum steps down")
                 self._become_follower(self._state.term, 0)
                 return

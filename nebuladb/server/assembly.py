@@ -13,20 +13,22 @@ import uvloop
 
 from nebuladb.api.backend import Backend
 from nebuladb.api.services import ApiServer
+from nebuladb.errors import DiskFull, NebulaError
 from nebuladb.node.memory import plan
 from nebuladb.node.node import Node
 from nebuladb.node.pump import Pump
 from nebuladb.rpc import PeerTransport
-from nebuladb.server import logs, options
+from nebuladb.server import logs, options, space
 from nebuladb.server.admin import AdminApp, AdminServer
 from nebuladb.server.allocator import limit_arenas
 from nebuladb.server.clock import SystemClock
 from nebuladb.server.config import Config
 from nebuladb.server.directory import DataDirectory
 from nebuladb.server.joining import JoinService, join_cluster
-from nebuladb.server.lifecycle import Shutdown
+from nebuladb.server.lifecycle import Shutdown, end_in_time
 from nebuladb.server.metrics import Metrics
 from nebuladb.server.peers import Peers
+from nebuladb.server.space import SpaceWatch
 from nebuladb.server.view import NodeView
 from nebuladb.server.watchdog import Watchdog, tune
 from nebuladb.storage.rocks import RocksMemory
@@ -39,14 +41,24 @@ def run(config: Config) -> int:
     """Serve until a signal; returns the exit code. Raises `NebulaError` if the node can't start."""
     limit_arenas()
     writer = logs.setup(config.name, config.log_format, config.log_level)
+    shutdown = Shutdown(end_in_time)
     try:
-        return uvloop.run(_serve(config))
+        code = uvloop.run(_serve(config, shutdown))
+    except NebulaError as error:
+        if not isinstance(shutdown.failure or error, DiskFull):
+            raise
+        # It could not even open; or, after a failed append, closing the log failed likewise.
+        shutdown.failure, code = shutdown.failure or error, 1
     finally:
-        writer.close()
+        if not isinstance(shutdown.failure, DiskFull):
+            writer.close()
+    if isinstance(shutdown.failure, DiskFull):
+        # What was acknowledged is on the disk: with room again, this is a restart like any other (S33).
+        space.wait_and_restart(config.data_dir, options.reserves(dict(config.options)))
+    return code
 
 
-async def _serve(config: Config) -> int:
-    shutdown = Shutdown()
+async def _serve(config: Config, shutdown: Shutdown) -> int:
     with shutdown.signals():
         async with AsyncExitStack() as stack:
             serving = asyncio.create_task(_assemble(config, shutdown, stack))
@@ -125,6 +137,9 @@ async def _assemble(config: Config, shutdown: Shutdown, stack: AsyncExitStack) -
         joined=peers.joined.meta if peers.joined is not None else None,
     )
     node.alarms_now.on_raised = lambda alarm: log.error("alarm", kind=str(alarm.kind), text=alarm.text)
+    room = SpaceWatch(config.data_dir, options.reserves(dict(config.options)), node.space)
+    watching = asyncio.create_task(room.run(), name="space")
+    stack.callback(watching.cancel)
     watchdog = Watchdog(metrics)
     pump = Pump(node, clock, transport, metrics, shutdown.fail, watchdog.busy)
     peers.pump = pump

@@ -210,6 +210,7 @@ def _options(settings: Mapping[str, _Setting]) -> tuple[tuple[str, str], ...]:
     texts = {key: settings[key].text for key in options.DEFAULTS}
     try:
         options.parse(texts)
+        options.reserves(texts)
     except ConfigurationError as error:
         key, _, why = error.message.partition(": ")
         raise settings[key].wrong(why) from error

@@ -8,6 +8,7 @@ from typing import Final, TypeVar
 from nebuladb.errors import ConfigurationError
 from nebuladb.node.options import NodeOptions
 from nebuladb.node.retention import MODES, Retention, milliseconds
+from nebuladb.server.space import AUTO_BALLAST, AUTO_LOW, Reserves, amount
 
 Value = TypeVar("Value")
 
@@ -15,6 +16,9 @@ DEFAULTS: Final[Mapping[str, str]] = {
     "auto-compaction-mode": "periodic",
     "auto-compaction-retention": "0",
     "consistency-check-interval": "1h",
+    "min-free-space": "auto",
+    "ballast": "auto",
+    "log-stall-timeout": "5s",
 }
 
 FLAGS: Final[Mapping[str, str]] = {
@@ -22,6 +26,10 @@ FLAGS: Final[Mapping[str, str]] = {
     "revision, revisions.",
     "auto-compaction-retention": "History to keep, like 1h or 1000; 0: all. With exceptions: 1h,users=10m,etcd=0.",
     "consistency-check-interval": "How often a shard's replicas compare their data, like 1h; 0: only when asked.",
+    "min-free-space": "Free space, like 2GiB or 5%, below which the node is read-only; auto: 5% and at most 1GiB; 0: "
+    "never.",
+    "ballast": "Space that a file holds in reserve, like 64MiB; auto: a quarter of min-free-space, at most 64MiB.",
+    "log-stall-timeout": "A flush of the log that takes longer makes the node lead nothing, like 5s; 0: never.",
 }
 
 
@@ -32,7 +40,16 @@ def parse(texts: Mapping[str, str]) -> NodeOptions:
         raise ConfigurationError(f"auto-compaction-mode: {mode!r} is not one of {', '.join(MODES)}")
     return NodeOptions(
         retention=_named("auto-compaction-retention", texts, lambda text: Retention.parse(text, mode)),
+        stall=_named("log-stall-timeout", texts, milliseconds),
         check=_named("consistency-check-interval", texts, milliseconds),
+    )
+
+
+def reserves(texts: Mapping[str, str]) -> Reserves:
+    """What is kept free on the disk. Raises as `parse`."""
+    return Reserves(
+        _named("min-free-space", texts, lambda text: amount(text, AUTO_LOW)),
+        _named("ballast", texts, lambda text: amount(text, AUTO_BALLAST)),
     )
 
 

@@ -9,14 +9,14 @@ from random import Random
 
 from nebuladb.kv.limits import Limits
 from nebuladb.kv.store import Store
-from nebuladb.node import host, replica
+from nebuladb.node import frame, host, replica
 from nebuladb.node.memory import MemoryPlan, plan
 from nebuladb.node.tail import TailLimits
 from nebuladb.raft import Config, log
 
 CHOICES: tuple[tuple[object, str, tuple[object, ...]], ...] = (
     (host, "MAX_BATCH_BYTES", (200, 2_000)),
-    (host, "MAX_FRAME_BYTES", (300, 3_000)),
+    (frame, "MAX_FRAME_BYTES", (300, 3_000)),
     (host, "MAX_UNSYNCED_BYTES", (2_000,)),
     (replica, "MAX_ENTRY_COMMANDS", (1, 3)),
     (replica, "MAX_SLICE_BYTES", (1, 500)),

@@ -39,6 +39,8 @@ class Machine:
         self.removed = ""
         """What it was told when it stopped because it is no member any more."""
         self.answers: dict[int, Answer | NebulaError] = {}
+        self.written = 0
+        """The newest batch that is not synced."""
 
 
 class Trio:
@@ -55,6 +57,8 @@ class Trio:
         self._rng = random.Random(seed)
         self.hung: set[int] = set()
         """Places whose process does nothing, while its links stand."""
+        self.unsynced: set[int] = set()
+        """Places whose disk takes writes and doesn't make them durable."""
         self.lose: Callable[[int, int, bytes], bool] = lambda sender, receiver, frame: False
         """Whether a frame is lost; node ids."""
         self.sent: list[Envelope] = []
@@ -89,7 +93,7 @@ class Trio:
         """The process dies and the machine loses what was not synced or flushed."""
         for place in places:
             machine = self.machines[place]
-            machine.node = None
+            machine.node, machine.written = None, 0
             machine.log = machine.log.crash(self._rng)
             machine.data = machine.data.crash(self._rng)
             for other in self.running:
@@ -150,9 +154,11 @@ class Trio:
                     continue
                 busy |= turn.more or bool(turn.frames) or bool(turn.written)
                 machine.answers.update(turn.answers)
-                if turn.written:
+                machine.written = max(machine.written, turn.written)
+                if machine.written and machine.place not in self.unsynced:
                     machine.node.log.sync()
-                    machine.node.host.durable(turn.written)
+                    machine.node.host.durable(machine.written)
+                    machine.written = 0
                 for to, frame in turn.frames:
                     for other in self.acting:
                         sender = machine.node.identity.node
