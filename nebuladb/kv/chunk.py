@@ -119,6 +119,11 @@ def content_size(chunk: bytes) -> int:
     return raw
 
 
+def kind_of(chunk: bytes) -> int:
+    """Its `ChunkKind`, as its header says."""
+    return chunk[1]
+
+
 def decode_chunk(data: bytes) -> Chunk:
     """Check and unpack. Raises `Corruption` for all that `encode_chunk` doesn't write."""
     try:

@@ -48,6 +48,7 @@ class Store:
         self._node = node
         self._limits = limits
         self._keys = Keys(group, generation)
+        self.generation = generation
         self._cache = RecordCache(records or RecordShare(limits.cache_bytes))
         self._source = EngineSource(engine, self._keys, self._cache)
         data = engine.get(self._keys.state)

@@ -83,8 +83,8 @@ class Applier:
         for _ in range(len(self._slices)):
             work = self._slices.popleft()
             data = self._groups.get(work.group)
-            if data is None:
-                probe("slice of a removed group dropped")
+            if data is None or data.store.generation != work.generation:
+                probe("slice of a removed group or generation dropped")
                 continue
             if work.group in self._fetching:
                 self._slices.append(work)

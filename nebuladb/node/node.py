@@ -7,14 +7,13 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from functools import partial
 from typing import Final
 
 from nebuladb.env import Clock, Rng, probe
 from nebuladb.errors import Corruption, IdentityError, NebulaError, NodeRemoved, WriteStalled, invariant
-from nebuladb.ids import META_GROUP, Generation, GroupId, NodeId
-from nebuladb.kv.answer import Answer, KeyValue
+from nebuladb.ids import META_GROUP
+from nebuladb.kv.answer import KeyValue
 from nebuladb.kv.cache import RecordShare
 from nebuladb.kv.change import Applied
 from nebuladb.kv.command import Command
@@ -35,8 +34,10 @@ from nebuladb.node.options import NodeOptions
 from nebuladb.node.output import Request, Slice
 from nebuladb.node.reconciler import Reconciler
 from nebuladb.node.registry import GroupState, RegistryRow
-from nebuladb.node.replica import Start
+from nebuladb.node.snapshots import Snapshots
+from nebuladb.node.starting import open_replica
 from nebuladb.node.surgeon import Surgeon
+from nebuladb.node.turn import Flush, Turn
 from nebuladb.node.upkeep import Upkeep
 from nebuladb.pb.nebula.v1 import kv_pb2
 from nebuladb.raft import Configuration
@@ -52,26 +53,6 @@ MAX_STARTS: Final = 32
 """Groups started in one turn: each reads its log's start and writes its first row."""
 REQUEST_MS: Final = 5_000
 """Deadline of the node's own requests."""
-
-
-@dataclass(slots=True)
-class Turn:
-    """What a turn leaves for its driver."""
-
-    written: int = 0
-    """Not 0: log batches up to this id are written; sync the log, then call `Host.durable`."""
-    written_bytes: int = 0
-    applied: int = 0
-    """Log entries that were handed to stores."""
-    stalled: bool = False
-    """An engine refused a write for now: take another turn soon."""
-    fetches: list[Fetch] = field(default_factory=list)
-    """Rows to be read in a thread; then call `Node.fetched`, and take a turn. Their order doesn't matter."""
-    frames: list[tuple[int, bytes]] = field(default_factory=list)
-    answers: list[tuple[int, Answer | NebulaError]] = field(default_factory=list)
-    reads: list[tuple[int, NebulaError | None]] = field(default_factory=list)
-    more: bool = False
-    """Take another turn before waiting for input."""
 
 
 class Node:
@@ -114,12 +95,15 @@ class Node:
         self._applied = 0
         registry = {int(group): RegistryRow.decode(row) for group, row in log.registry().items()}
         self.reconciler = Reconciler(identity.node, self.host, data, registry)
+        options = options or NodeOptions()
+        self.host.tail_limits = options.tail
+        self.snapshots = Snapshots(self, options.snapshots, self.reconciler.rows)
         self._housekeeper = Housekeeper(self, peer_address, client_address)
         self._surgeon = Surgeon(self)
         self._asked: dict[int, Callable[[NebulaError | None], None]] = {}
         """Request → who waits for this read of the node's own."""
         self.host.gone = lambda group, replica: self.meta.gone(group, replica)
-        self._upkeep = Upkeep(self, options or NodeOptions())
+        self._upkeep = Upkeep(self, options)
         self._eager: dict[int, int] = {}
         """New groups whose home is here → when to stand for election, ms."""
         self.alarms_now = Alarms()
@@ -146,7 +130,7 @@ class Node:
                 probe("orphan generation removed")
                 Store.destroy(self.data, *held)
         for group, row in registry:
-            if row.state == GroupState.NORMAL:
+            if row.state in (GroupState.NORMAL, GroupState.INSTALLING):
                 self._start(group, row)
         if META_GROUP in self.groups:
             self._read_meta()
@@ -154,54 +138,40 @@ class Node:
             self.reconciler.create(joined or meta_shard(self.founding))
 
     def _start(self, group: int, row: RegistryRow) -> None:
-        name, generation = GroupId(group), Generation(row.generation)
-        log = self.log.reader(name)
-        if not Store.exists(self.data, name, generation):
-            # The first rows of the data are written without WAL, after the registry row: a crash may have lost them,
-            # and they are the same on every replica. Later data can't be made up.
-            if log.start() != row.initial:
-                raise Corruption(
-                    f"the data of group {group} is gone while its log begins at index {log.start()[0]}; "
-                    "replace this member: empty the data directory and run `nebula-cli member replace`"
-                )
-            index, term = row.initial
-            # Perhaps of a later index; it is not in force before the entry that brings it is applied again, and until
-            # then the replica neither campaigns nor leads (S4).
-            configuration = row.configuration.encode()
-            Store.initialise(self.data, name, generation, index=index, term=term, configuration=configuration)
-        store = Store(self.data, name, generation, NodeId(self.identity.node), records=self.records)
-        if store.index < log.start()[0]:
-            raise Corruption(
-                f"the data of group {group} ends at index {store.index}, its log begins after {log.start()[0]}: data "
-                "was lost; replace this member: empty the data directory and run `nebula-cli member replace`"
-            )
-        # The configuration stands with the data and in the registry; the one of the higher index holds (S4, S30).
-        newer = store.index >= row.configuration_index
-        start = Start(
-            group=group,
-            replica=row.replica,
-            generation=row.generation,
-            nodes=dict(row.nodes),
-            configuration=Configuration.decode(store.configuration) if newer else row.configuration,
-            configuration_index=store.index if newer else row.configuration_index,
-            hard_state=self.log.hard_state(name),
-            log=log,
-            applied=store.index,
-            durably_applied=store.index,
-            clock=store.clock,
-            leases=[(lease.id, lease.expires, lease.renewal) for lease in store.leases()],
-        )
+        """Start a replica, or start it anew from what is durable."""
+        start, store = open_replica(group, row, self.log, self.data, self.identity.node, self.records)
         self.host.add_group(start)
-        hub = WatchHub(store, self.outboxes, partial(self._applier.look_at, group))
-        self.groups[group] = GroupData(store, hub)
-        if store.busy:
+        data = self.groups.get(group)
+        if data is None:
+            hub = WatchHub(store, self.outboxes, partial(self._applier.look_at, group))
+            data = self.groups[group] = GroupData(store, hub)
+        else:
+            data.store.close()
+            self._applier.forget(group)
+            data.hub.rebase(store)
+            data.store = store
+        if start.lost:
+            self.snapshots.lost[group] = None
+            self.alarm(f"the data of group {group} is gone or damaged; it waits for a snapshot from its leader")
+        if store.busy or data.hub.lagging:
             self._applier.look_at(group)  # physical deletion goes on where the last process left it
+
+    def restart_group(self, group: int) -> None:
+        """Its state was replaced, and so is its replica, in place; its watches live on (S26)."""
+        self._start(group, self.reconciler.rows[group])
+        if group == META_GROUP:
+            self._read_meta()
+
+    def wrote(self, size: int) -> None:
+        """Bytes were written to the data store beside what was applied."""
+        self._unflushed += size
 
     # --- in --------------------------------------------------------------------------------------------------------
 
     def tick(self, now: int, boottime: int) -> None:
         """One tick; see `Host.tick`."""
         self.host.tick(now, boottime)
+        self.snapshots.tick()
         for group in [group for group, due in self._eager.items() if due <= now]:
             del self._eager[group]
             self.host.campaign(group)
@@ -259,6 +229,7 @@ class Node:
         self.reconciler.moved()
         if self.host.removed:
             self._removed_here()
+        self.snapshots.turn(output.snapshots, output.transfers, turn)
         self._applier.add(output.slices)
         self._apply(turn)
         self._destroy(turn)
@@ -339,16 +310,20 @@ class Node:
     @property
     def flush_wanted(self) -> bool:
         """Whether enough was applied that the data store should be flushed."""
-        return self._unflushed >= self.memory.flush_bytes
+        full = self._unflushed >= self.memory.flush_bytes
+        return full or self.host.flush_due or self.snapshots.flush_wanted
 
-    def begin_flush(self) -> dict[int, int]:
-        """Applied index by group, which `Engine.flush` makes durable; give it to `end_flush` when it succeeded."""
+    def begin_flush(self) -> Flush:
+        """What `Engine.flush` makes durable; give it to `end_flush` when it succeeded, and take a turn."""
         self._unflushed = 0
-        return {group: data.store.index for group, data in self.groups.items()}
+        self.host.flush_due = False
+        applied = {group: data.store.index for group, data in self.groups.items()}
+        return Flush(applied, self.snapshots.to_flush())
 
-    def end_flush(self, applied: dict[int, int]) -> None:
+    def end_flush(self, flush: Flush) -> None:
         """The flush that `begin_flush` preceded is done."""
-        self.host.flushed(applied)
+        self.host.flushed(flush.applied)
+        self.snapshots.flushed(flush.installs)
 
     def background(self) -> bool:
         """See `Applier.background`."""
@@ -417,6 +392,7 @@ class Node:
                 data.hub.close()
                 data.store.close()
                 self._applier.forget(removal.group)
+                self.snapshots.forget(removal.group)
 
     def alarms(self) -> list[str]:
         """What an operator must know."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Final, Protocol
 
 from nebuladb.env import Clock, probe
@@ -30,7 +31,9 @@ from nebuladb.node.disk import heir
 from nebuladb.node.fetcher import Fetcher, Values
 from nebuladb.node.flusher import Flusher
 from nebuladb.node.looks import Looks
-from nebuladb.node.node import Node, Turn
+from nebuladb.node.node import Node
+from nebuladb.node.outgoing import Outgoing
+from nebuladb.node.turn import Turn
 from nebuladb.raft import StateRole
 
 TICK_MS: Final = 50
@@ -100,6 +103,7 @@ class Pump:
         self._loop = asyncio.get_running_loop()
         self._flusher = Flusher(node.log, self._synced, self._sync_failed)
         self._fetcher = Fetcher(node.data)
+        self._exporter = ThreadPoolExecutor(1, "exporter")
         self.looks = Looks(self._fetcher, self.store)
         """Reads that met rows which aren't in memory."""
         self._last_tick = clock.monotonic()
@@ -127,6 +131,8 @@ class Pump:
             await asyncio.wait([self._flush])  # its thread is in the engine, which is closed next
         await asyncio.to_thread(self._flusher.stop)
         await asyncio.to_thread(self._fetcher.stop)
+        self.node.snapshots.close()
+        await asyncio.to_thread(self._exporter.shutdown)
         if self._broken is None:
             try:
                 await asyncio.to_thread(self.node.data.flush)
@@ -251,6 +257,8 @@ class Pump:
         self._answer(turn)
         for fetch in turn.fetches:
             self._fetch(fetch)
+        for outgoing in turn.exports:
+            self._exporter.submit(self._export, outgoing)
         if (seconds := time.perf_counter() - begun) > BUSY_SECONDS:
             self._busy(
                 f"turn: {turn.applied} entries applied, {turn.written_bytes} bytes logged, {len(turn.frames)} frames, "
@@ -299,6 +307,25 @@ class Pump:
             self._idle.set()
         self.wake()
 
+    def _export(self, outgoing: Outgoing) -> None:
+        """In a thread: read the next chunk of a snapshot."""
+        chunk: bytes | None = None
+        problem: BaseException | None = None
+        try:
+            chunk = outgoing.exporter.read()
+        except BaseException as error:
+            problem = error
+        self._loop.call_soon_threadsafe(self._exported, outgoing, chunk, problem)
+
+    def _exported(self, outgoing: Outgoing, chunk: bytes | None, problem: BaseException | None) -> None:
+        if self._broken is not None:
+            return
+        given_up = outgoing.outcome is not None
+        self.node.snapshots.chunk_read(outgoing, chunk)
+        if problem is not None and not given_up:
+            self.met(problem if isinstance(problem, NebulaError) else StoreError(str(problem)))
+        self.wake()
+
     async def _tick_for_ever(self) -> None:
         while True:
             await asyncio.sleep(TICK_MS / 1000)
@@ -344,9 +371,10 @@ class Pump:
 
     async def _flush_data(self) -> None:
         try:
-            applied = self.node.begin_flush()
+            flush = self.node.begin_flush()
             await asyncio.to_thread(self.node.data.flush)
-            self.node.end_flush(applied)
+            self.node.end_flush(flush)
+            self.wake()
         except Exception as error:
             self._break(error)
         finally:
@@ -396,7 +424,7 @@ class Pump:
         """Give away the leadership of every group, so that nobody waits for an election timeout."""
         host = self.node.host
         deadline = self._clock.monotonic() + int(STOP_SECONDS * 1000)
-        while self._clock.monotonic() < deadline:
+        while self._broken is None and self._clock.monotonic() < deadline:
             leading = [replica for replica in host.replicas.values() if replica.raft.role is StateRole.LEADER]
             others = [replica for replica in leading if len(replica.nodes) > 1]
             if not others:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from random import Random
 
 from nebuladb.ids import BatchId
 from nebuladb.sim.core import Core
@@ -113,6 +115,17 @@ class Disk:
         slow = self._rng.random() < faults.slow_sync or self.slow_until > self._core.scheduler.now
         wait = max(0, self.hangs_until - self._core.scheduler.now)
         return wait + self._rng.randrange((SLOW_SYNC_MS if slow else faults.sync) + 1)
+
+    @contextmanager
+    def cold(self, rng: Random) -> Iterator[None]:
+        """Meanwhile some rows are on the disk only. Clients' reads, between turns, find everything in memory."""
+        share = self._core.faults.cold
+        data = self.data
+        data.chill((lambda _: rng.random() < share) if share else None)
+        try:
+            yield
+        finally:
+            data.chill(None)
 
     def crash(self, *, power: bool) -> None:
         """The process is gone. With the `power`, so is any of what was not synced; else the operating system still has

@@ -21,7 +21,10 @@ from nebuladb.kv.watch import WatchHub
 from nebuladb.node.applier import Fetch
 from nebuladb.node.founding import Hello
 from nebuladb.node.identity import Founding, Identity
-from nebuladb.node.node import Node, Turn
+from nebuladb.node.node import Node
+from nebuladb.node.options import NodeOptions
+from nebuladb.node.outgoing import Outgoing
+from nebuladb.node.turn import Flush, Turn
 from nebuladb.sim.beginning import ASK_MS, Beginning, Neighbour, answer
 from nebuladb.sim.clock import DriftingClock
 from nebuladb.sim.core import Core
@@ -29,7 +32,7 @@ from nebuladb.sim.disk import Disk
 from nebuladb.sim.faults import FETCH_MS
 from nebuladb.sim.invariants.logs import Logs
 from nebuladb.sim.invariants.replicas import Replicas
-from nebuladb.sim.knobs import small_memory
+from nebuladb.sim.knobs import small_memory, small_tail
 from nebuladb.sim.life import Confirmed, Life, Written
 
 TICK_MS = 50
@@ -165,6 +168,7 @@ class Machine:
                 client_address=f"{self.name}:1",
                 peer_address=self._members[self.name],
                 memory=small_memory(self._rng),
+                options=NodeOptions(tail=small_tail(self._rng)),
             )
         except WriteStalled:
             # The daemon ends with an error, and whoever looks after it starts it again.
@@ -285,22 +289,23 @@ class Machine:
 
     def submit(self, group: int, command: Command, timeout: int, written: Written) -> None:
         """A write; `timeout` in ms of this machine's clock. Raises `NebulaError` if it was not taken."""
-        if self._held(self._submit_late, group, command, timeout, written):
+        if self._held(self._late, self.submit, group, command, timeout, written):
             return
         life = self._alive()
         request = life.node.submit(group, command, self._monotonic(life) + timeout)
         life.writes[request] = written
         self._wake(life)
 
-    def _submit_late(self, group: int, command: Command, timeout: int, written: Written) -> None:
+    def _late(self, action: Callable[..., None], *args: Any) -> None:
+        """What was asked while it stood still; the last of `args` is told if it is refused."""
         try:
-            self.submit(group, command, timeout, written)
+            action(*args)
         except NebulaError as error:
-            written(error)
+            args[-1](error)
 
     def confirm(self, group: int, timeout: int, confirmed: Confirmed) -> None:
         """A linearizable read, to be served from `store` at once when confirmed with None. Raises likewise."""
-        if self._held(self._confirm_late, group, timeout, confirmed):
+        if self._held(self._late, self.confirm, group, timeout, confirmed):
             return
         life = self._alive()
         if self._stale_reads:  # for the simulator's self-test
@@ -309,12 +314,6 @@ class Machine:
         request = life.node.read(group, self._monotonic(life) + timeout)
         life.reads[request] = confirmed
         self._wake(life)
-
-    def _confirm_late(self, group: int, timeout: int, confirmed: Confirmed) -> None:
-        try:
-            self.confirm(group, timeout, confirmed)
-        except NebulaError as error:
-            confirmed(error)
 
     def store(self, group: int) -> Store:
         """As `Pump.store`: the group's state, unless it is older than what was served before a restart."""
@@ -371,15 +370,14 @@ class Machine:
         life = self._life
         if life is None or life.paused:
             return
-        applied = life.node.begin_flush()
-        self.disk.flush(lambda: self._flushed(life, applied))
+        flush = life.node.begin_flush()
+        self.disk.flush(lambda: self._flushed(life, flush))
 
-    def _flushed(self, life: Life, applied: Mapping[int, int]) -> None:
-        if life is not self._life or self._held(self._flushed, life, applied):
+    def _flushed(self, life: Life, flush: Flush) -> None:
+        if life is not self._life or self._held(self._flushed, life, flush):
             return
-        for group, index in applied.items():
-            self._logs.flushed[self.place, group] = index
-        life.node.end_flush(dict(applied))
+        self._logs.flush(self.place, flush)
+        life.node.end_flush(flush)
         self._wake(life)
 
     def transfer(self, group: int, to: int) -> None:
@@ -420,10 +418,8 @@ class Machine:
         life.turning = False
         life.clock.now = self._core.scheduler.now
         try:
-            cold = self._chill()
-            turn = life.node.turn()
-            if cold:
-                self.disk.data.chill(None)
+            with self.disk.cold(self._rng):
+                turn = life.node.turn()
         except StoreError as error:
             self._stopped(error)
             return
@@ -436,6 +432,9 @@ class Machine:
         self._send_all(turn, len(turn.frames))
         if turn.written:
             self.disk.sync(turn.written, lambda batch: self._durable(life, batch))
+        self._carry_out(life, turn)
+
+    def _carry_out(self, life: Life, turn: Turn) -> None:
         for request, outcome in turn.answers:
             if (written := life.writes.pop(request, None)) is not None:
                 written(outcome)
@@ -444,18 +443,16 @@ class Machine:
                 confirmed(failure)
         for fetch in turn.fetches:
             self._core.scheduler.after(self._rng.randrange(FETCH_MS) + 1, self._fetched, life, fetch)
+        for outgoing in turn.exports:
+            self._core.scheduler.after(self._rng.randrange(FETCH_MS) + 1, self._exported, life, outgoing)
+        if life.node.flush_wanted:
+            self.flush()
         if turn.applied:
             self.work()
         if turn.stalled:
             self._wake(life, RETRY_MS)
         elif turn.more:
             self._wake(life)
-
-    def _chill(self) -> bool:
-        """Some rows are on the disk only. Clients' reads, between turns, find everything in memory."""
-        share, rng = self._core.faults.cold, self._rng
-        self.disk.data.chill((lambda _: rng.random() < share) if share else None)
-        return share > 0
 
     def _send_all(self, turn: Turn, count: int) -> None:
         for node, frame in turn.frames[:count]:
@@ -479,13 +476,17 @@ class Machine:
             self.work()
         self._wake(life)
 
+    def _exported(self, life: Life, outgoing: Outgoing) -> None:
+        if life is self._life and not self._held(self._exported, life, outgoing):
+            life.node.snapshots.chunk_read(outgoing, outgoing.exporter.read() if outgoing.outcome is None else None)
+            self._wake(life)
+
     def _background(self, life: Life) -> None:
         if life is not self._life or self._held(self._background, life):
             return
         try:
-            self._chill()
-            life.working = life.node.background()
-            self.disk.data.chill(None)
+            with self.disk.cold(self._rng):
+                life.working = life.node.background()
         except StoreError as error:
             self._stopped(error)
             return

@@ -6,6 +6,7 @@ from collections import deque
 from dataclasses import dataclass, field
 
 from nebuladb.ids import GroupId
+from nebuladb.node.turn import Flush
 from nebuladb.raft import Entry, LogReader, Raft
 from nebuladb.sim.violation import Violation, require
 from nebuladb.storage.log import LogStore
@@ -62,6 +63,14 @@ class Logs:
             terms = {index: reader.term(index) for index in range(start, last + 1)}
             self._group(group).disks[place] = _DiskLog(terms, last)
 
+    def flush(self, place: int, flush: Flush) -> None:
+        """A node has flushed its data store."""
+        for group, index in flush.applied.items():
+            self.flushed[place, group] = index
+        for incoming in flush.installs:
+            group, index = incoming.head.group, incoming.head.index
+            self.flushed[place, group] = max(self.flushed.get((place, group), 0), index)
+
     def written(self, place: int, position: int, batch: LogBatch, log: LogStore) -> None:
         """A batch was written, as the engine's write number `position`; durable it isn't."""
         pending = self._pending[place]
@@ -71,7 +80,9 @@ class Logs:
             if write.entries:
                 pending.append((position, write.group, write.entries[0].index, [entry.term for entry in write.entries]))
                 self._match(write.group, write.entries, log)
-        for group, index, _ in batch.cuts:
+        for group, index, term in batch.cuts:
+            if log.reader(group).last()[0] == index:
+                pending.append((position, group, index, [term]))  # perhaps a snapshot took the place of the whole log
             flushed = self.flushed.get((place, group), 0)
             require(index <= flushed, f"group {group}: n{place + 1} cuts its log to {index}, {flushed} is flushed (S6)")
 

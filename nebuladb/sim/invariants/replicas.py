@@ -6,7 +6,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from nebuladb.kv.store import Store
-from nebuladb.node.node import Node, Turn
+from nebuladb.node.node import Node
+from nebuladb.node.turn import Turn
 from nebuladb.raft import StateRole
 from nebuladb.sim.faults import MAX_DRIFT
 from nebuladb.sim.invariants.changes import Changes

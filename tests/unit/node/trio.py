@@ -57,6 +57,8 @@ class Trio:
         self._rng = random.Random(seed)
         self.hung: set[int] = set()
         """Places whose process does nothing, while its links stand."""
+        self.unflushed: set[int] = set()
+        """Places whose data store isn't flushed when that is wanted."""
         self.unsynced: set[int] = set()
         """Places whose disk takes writes and doesn't make them durable."""
         self.lose: Callable[[int, int, bytes], bool] = lambda sender, receiver, frame: False
@@ -154,6 +156,12 @@ class Trio:
                     continue
                 busy |= turn.more or bool(turn.frames) or bool(turn.written)
                 machine.answers.update(turn.answers)
+                for outgoing in turn.exports:
+                    machine.node.snapshots.chunk_read(outgoing, outgoing.exporter.read())
+                    busy = True
+                if machine.node.flush_wanted and machine.place not in self.unflushed:
+                    self.flush(machine.place)
+                    busy = True
                 machine.written = max(machine.written, turn.written)
                 if machine.written and machine.place not in self.unsynced:
                     machine.node.log.sync()
@@ -171,6 +179,13 @@ class Trio:
                             other.node.host.receive(sender, frame)
             if not busy:
                 return
+
+    def flush(self, place: int) -> None:
+        """Flush a node's data store."""
+        node = self.node(place)
+        flush = node.begin_flush()
+        node.data.flush()
+        node.end_flush(flush)
 
     def run(self, milliseconds: int) -> None:
         for _ in range(milliseconds // TICK_MS):
