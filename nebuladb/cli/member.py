@@ -82,12 +82,12 @@ def member_add(settings: Settings, name: str, peer_address: str, learner: bool) 
 
 @member.command("replace")
 @click.argument("old")
-@click.argument("new")
+@click.argument("new", required=False)
 @click.option("--peer-address", metavar="HOST:PORT", help="Of the new node; the old one's, if it is not given.")
 @pass_settings
-def member_replace(settings: Settings, old: str, new: str, peer_address: str | None) -> None:
-    """Put a new node NEW, with an empty data directory, in the place of OLD, dead or alive, and print the command that
-    starts it. OLD goes when NEW has all that it had.
+def member_replace(settings: Settings, old: str, new: str | None, peer_address: str | None) -> None:
+    """Put a new node NEW (OLD and a b, if it is not given), with an empty data directory, in the place of OLD, dead or
+    alive, and print the command that starts it. OLD goes when NEW has all that it had.
 
     \b
     Example:
@@ -100,7 +100,7 @@ def member_replace(settings: Settings, old: str, new: str, peer_address: str | N
             # One that isn't there is refused by the server, with the reason.
             known = {found.name: found.peer_address for found in await client.members()}
             address = known.get(old, "")
-        await _added(settings, client, await client.add_member(new, address, replaces=old))
+        await _added(settings, client, await client.add_member(new or f"{old}b", address, replaces=old))
 
     settings.run(work)
 
