@@ -100,6 +100,22 @@ def dev_command(nodes: int, data_dir: Path, base_port: int) -> None:
     sys.exit(dev.run(nodes, data_dir, base_port))
 
 
+@nebulad.command("verify")
+@click.option("--data-dir", type=click.Path(path_type=Path, file_okay=False), required=True, help="The directory.")
+def verify_command(data_dir: Path) -> None:
+    """Check a data directory that no node runs on: documents, log, and the rows of every shard.
+
+    It writes nothing. Prints a line for each part, and for each problem what to do; exits 1 if there is one, 2 if the
+    directory can't be checked.
+    """
+    from nebuladb.server import verify
+
+    try:
+        sys.exit(0 if verify.report(data_dir, print) else EXIT_FAILED)
+    except NebulaError as error:
+        _refuse(error, EXIT_USAGE)
+
+
 def main() -> None:
     """Entry point. Exit code 0: done; 1: the node couldn't start or had to stop; 2: a wrong flag or setting; 3: the
     node was removed from its cluster."""

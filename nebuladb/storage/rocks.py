@@ -227,6 +227,14 @@ class RocksEngine:
         options.set_target_file_size_base(min(memtable_bytes, TABLE_BYTES))
         return cls(_open(path, options), wal=False)
 
+    @classmethod
+    def inspect(cls, path: Path) -> RocksEngine:
+        """Open a closed database to read it and leave it untouched; its WAL counts up to the first damage."""
+        options = _options(LOG_MEMTABLE_BYTES, RocksMemory(DATA_CACHE_BYTES, LOG_MEMTABLE_BYTES))
+        options.create_if_missing(False)  # noqa: FBT003
+        options.set_wal_recovery_mode(_recovery(absolute=False))
+        return cls(_open(path, options, AccessType.read_only(error_if_log_file_exist=False)), wal=False)
+
     def get(self, key: bytes) -> bytes | None:
         try:
             value: bytes | None = self._db.get(key)
