@@ -48,6 +48,11 @@ class NodeSamples(Protocol):
         """Every bounded queue here."""
         ...
 
+    def snapshots(self) -> Mapping[str, int]:
+        """Of snapshots between nodes since the process started: sent, received, failed, refused, sent_bytes,
+        received_bytes, received_ms."""
+        ...
+
     def alarms(self) -> Mapping[str, int]:
         """How many alarms of each kind are raised."""
         ...

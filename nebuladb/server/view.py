@@ -110,6 +110,11 @@ class NodeView:
                 proposals_refused=replica.refused_entries,
             )
 
+    def snapshots(self) -> Mapping[str, int]:
+        """What became of them."""
+        pump = self._peers.pump
+        return pump.node.snapshots.counts if pump is not None else {}
+
     def alarms(self) -> Mapping[str, int]:
         """By kind."""
         pump = self._peers.pump
