@@ -103,8 +103,9 @@ class Membership:
         return self._replication.tracker.peers
 
     def lag(self, replica: int) -> int:
-        """How many entries `replica` lacks as far as is known."""
-        return self._log.last - self._replication.tracker.match(replica)
+        """How many entries `replica` lacks as far as is known; one that is no member lacks all."""
+        progress = self._replication.tracker.progress.get(replica)
+        return self._log.last - (progress.match if progress is not None else 0)
 
     @property
     def settled(self) -> bool:

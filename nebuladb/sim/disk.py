@@ -138,6 +138,12 @@ class Disk:
         self._wanted = self._synced = 0
         self._syncing = self._flushing = False
 
+    def renew(self) -> None:
+        """Another node's disk takes its place; `crash` came before."""
+        self.log = MemoryEngine(wal=True)
+        self.data = MemoryEngine(wal=False)
+        self._logs.renewed(self._place)
+
     def wipe(self, *, data: bool = True) -> None:
         """Everything on it is gone, or the log only. For the oracles it counts as it was: a majority survives it."""
         self._wiped = True

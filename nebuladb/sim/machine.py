@@ -10,6 +10,7 @@ from nebuladb.errors import (
     DiskFull,
     IdentityError,
     NebulaError,
+    NodeRemoved,
     StoreError,
     Unavailable,
     UnknownOutcome,
@@ -25,6 +26,7 @@ from nebuladb.node.node import Node
 from nebuladb.node.options import NodeOptions
 from nebuladb.node.outgoing import Outgoing
 from nebuladb.node.turn import Flush, Turn
+from nebuladb.shard import Descriptor
 from nebuladb.sim.beginning import ASK_MS, Beginning, Neighbour, answer
 from nebuladb.sim.clock import DriftingClock
 from nebuladb.sim.core import Core
@@ -58,9 +60,12 @@ class Machine:
         *,
         stale_reads: bool = False,
     ) -> None:
-        self.name = list(members)[place]
+        self.name = f"n{place + 1}"
         self.place = place
         self.disk = disk
+        self.founds = place < len(members)
+        """A fresh one founds the cluster with others; else it waits to be told to join."""
+        self.joined: Descriptor | None = None
         self.died: Callable[[Machine], None] | None = None
         """Told of every death."""
         self.full = False
@@ -103,6 +108,11 @@ class Machine:
         return self._founding is not None
 
     @property
+    def serves(self) -> bool:
+        """Whether it is, or may become, a node that does its work."""
+        return not self.lost and (self.founds or self.founded)
+
+    @property
     def paused(self) -> bool:
         """Whether the process stands still."""
         return self._life is not None and self._life.paused
@@ -114,7 +124,7 @@ class Machine:
 
     def start(self) -> None:
         """Start from what is on the disk; without a founding document there, ask the peers first."""
-        if self._life is not None or self._beginning is not None or self.lost:
+        if self._life is not None or self._beginning is not None or self.lost or not (self.founds or self._founding):
             return
         self._core.note("start", self.name)
         if self._founding is not None:
@@ -157,6 +167,7 @@ class Machine:
         try:
             log = self.disk.open_log()
             self._replicas.started(self.place)
+            self._logs.nodes[self.node_id] = self.place
             node = Node(
                 self._identity,
                 founding,
@@ -166,15 +177,16 @@ class Machine:
                 self._core.stream(f"node {self.place} {incarnation}"),
                 clock,
                 client_address=f"{self.name}:1",
-                peer_address=self._members[self.name],
+                peer_address=f"{self.name}:2",
                 memory=small_memory(self._rng),
                 options=NodeOptions(tail=small_tail(self._rng)),
+                joined=self.joined,
             )
         except WriteStalled:
             # The daemon ends with an error, and whoever looks after it starts it again.
             self._core.scheduler.after(RESTART_MS, self.start)
             return
-        except StoreError as error:
+        except (StoreError, NodeRemoved) as error:
             self._stopped(error)
             return
         for group, data in node.groups.items():
@@ -184,8 +196,15 @@ class Machine:
         self._wake(life)
         self._core.scheduler.after(self._rng.randrange(TICK_MS), self._tick, life)
 
-    def _stopped(self, error: StoreError) -> None:
+    def _removed(self, error: NodeRemoved) -> None:
+        """The product says that this node is no member any more."""
+        raise error
+
+    def _stopped(self, error: StoreError | NodeRemoved) -> None:
         """The product gave up because of its disk: right if that is bad, and only then (S33)."""
+        if isinstance(error, NodeRemoved):
+            self._removed(error)
+            return
         if not (self.full if isinstance(error, DiskFull) else self.spoiled):
             raise error
         self._core.note("stopped", self.name, type(error).__name__)
@@ -215,29 +234,6 @@ class Machine:
         """Die in the middle of the next turn, or the next one in which `when` holds: it has written, and only some of
         its frames have left."""
         self._doomed, self._doom = power, when
-
-    def wipe(self) -> None:
-        """Its data directory is emptied: it comes back as a fresh node of the same name, and must not get far."""
-        self.spoiled = True
-        self.crash(power=True)
-        self.disk.wipe()
-        self._founding = None
-        self._identity = Identity(self._rng.getrandbits(63) | 1, self.name)
-
-    def lose_log(self) -> bool:
-        """Its log is gone, and all votes with it; the rest of its directory is there, else False: nothing is done."""
-        if next(self.disk.data.scan(b"", b"\xff"), None) is None:
-            return False
-        self.spoiled = True
-        self.disk.data.make_durable(self.disk.data.position)
-        self.crash(power=True)
-        self.disk.wipe(data=False)
-        return True
-
-    def lose(self) -> None:
-        """It is gone for good."""
-        self.lost = True
-        self.crash(power=False)
 
     def pause(self, milliseconds: int, *, suspended: bool) -> None:
         """The process stands still (SIGSTOP), or the whole machine with its monotonic clock (`suspended`)."""
@@ -420,7 +416,7 @@ class Machine:
         try:
             with self.disk.cold(self._rng):
                 turn = life.node.turn()
-        except StoreError as error:
+        except (StoreError, NodeRemoved) as error:
             self._stopped(error)
             return
         # Before anything of it leaves the node. Between turns nobody else can see what it thinks.
