@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
 from typing import Any, Final
 
 from nebuladb import __version__
 from nebuladb.api.backend import Backend, parse
+from nebuladb.api.backup import backup
 from nebuladb.api.members import Members
 from nebuladb.api.status import descriptor_message
 from nebuladb.errors import DeadlineExceeded, Unavailable, WrongShard
@@ -95,6 +97,11 @@ class ClusterService:
                 raise Unavailable(f"this node has no hash of shard {shard.group} at index {index}; ask for a new one")
             await asyncio.sleep(HASH_POLL_SECONDS)
         raise DeadlineExceeded(f"this node's hash of shard {shard.group} at index {index} took too long")
+
+    async def Snapshot(self, raw: bytes, context: Any) -> AsyncIterator[bytes]:
+        request = parse(pb.SnapshotRequest, raw)
+        async for response in backup(self._backend, request, self._backend.timeout(context)):
+            yield response.SerializeToString()
 
     async def TransferLeadership(self, raw: bytes, context: Any) -> bytes:
         request = parse(pb.TransferLeadershipRequest, raw)

@@ -296,6 +296,17 @@ class AsyncClient(Writes):
         found = await self._transport.call(methods.STATE_HASH, request, pinned=endpoint)
         return StateHash(found.header.node_id, found.index, found.hash)
 
+    async def snapshot(self, request: cluster_pb2.SnapshotRequest) -> AsyncIterator[cluster_pb2.SnapshotResponse]:
+        """A backup as the bytes of its file, from one node; a stream that breaks is not resumed: begin anew."""
+        transport = self._transport
+        step = transport.attempts().next(transport.clock())
+        try:
+            async with transport.open(methods.SNAPSHOT, request, step, step.seconds) as read:
+                while (response := await read()) is not None:
+                    yield response
+        except StreamBroken as broken:
+            raise broken.failure.error from None
+
     async def transfer_leadership(self, group: int, node_id: int) -> None:
         """Ask a shard's leader to hand over to `node_id`."""
         request = cluster_pb2.TransferLeadershipRequest(group=group, node_id=node_id)

@@ -54,4 +54,5 @@ MEMBER_PROMOTE: Final = Method("/nebula.v1.Cluster/MemberPromote", cluster_pb2.M
 MEMBER_REMOVE: Final = Method("/nebula.v1.Cluster/MemberRemove", cluster_pb2.MemberRemoveResponse)
 SHARDS: Final = Method("/nebula.v1.Cluster/Shards", cluster_pb2.ShardsResponse)
 STATE_HASH: Final = Method("/nebula.v1.Cluster/StateHash", cluster_pb2.StateHashResponse)
+SNAPSHOT: Final = Method("/nebula.v1.Cluster/Snapshot", cluster_pb2.SnapshotResponse)
 TRANSFER: Final = Method("/nebula.v1.Cluster/TransferLeadership", cluster_pb2.TransferLeadershipResponse, Kind.WRITE)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from itertools import chain
 from typing import Final
 
 from zstandard import ZstdCompressor
@@ -26,11 +27,20 @@ class Exporter:
     after it is done or given up: it keeps old tables on the disk, and one memtable in memory.
     """
 
-    def __init__(self, engine: Engine, group: GroupId, generation: Generation) -> None:
-        """Raises `Corruption` if there is no such state, or `Unavailable` while an entry is half applied in it: the
-        view of half an entry is of no index. Try again when the next slices are through."""
-        span = group_span(group, generation)
-        self._view = engine.snapshot([span])
+    def __init__(
+        self,
+        engine: Engine,
+        group: GroupId,
+        generation: Generation,
+        spans: Sequence[tuple[bytes, bytes]] = (),
+    ) -> None:
+        """`spans`, ascending: only these rows of it.
+
+        Raises `Corruption` if there is no such state, or `Unavailable` while an entry is half applied in it: the view
+        of half an entry is of no index. Try again when the next slices are through.
+        """
+        spans = spans or [group_span(group, generation)]
+        self._view = engine.snapshot(spans)
         try:
             data = self._view.get(Keys(group, generation).state)
             if data is None:
@@ -44,7 +54,7 @@ class Exporter:
         self.head = Head(
             group, state.index, state.term, state.revision, state.floor, state.keys, state.size, state.configuration
         )
-        self._chunks = self._run(span)
+        self._chunks = self._run(spans)
 
     def read(self) -> bytes | None:
         """The next chunk; None after the last. Raises `Corruption` or `StoreError`; then the sequence has no end."""
@@ -54,7 +64,7 @@ class Exporter:
         """Let go of the engine, even while `read` runs in a thread, which then raises `StoreError`. Idempotent."""
         self._view.close()
 
-    def _run(self, span: tuple[bytes, bytes]) -> Iterator[bytes]:
+    def _run(self, spans: Sequence[tuple[bytes, bytes]]) -> Iterator[bytes]:
         head = self.head.encode()
         yield encode_chunk(ChunkKind.HEAD, 0, len(head), head)
         digest, packer = stream_hash(), ZstdCompressor(level=COMPRESSION_LEVEL)
@@ -66,7 +76,7 @@ class Exporter:
             digest.update(content)
             return encode_chunk(ChunkKind.ROWS, number, len(content), packer.compress(content))
 
-        for key, value in self._view.scan(*span):
+        for key, value in chain.from_iterable(self._view.scan(*span) for span in spans):
             waiting += ROW_LENGTHS.pack(len(key) - PREFIX_SIZE, len(value))
             waiting += key[PREFIX_SIZE:]
             waiting += value

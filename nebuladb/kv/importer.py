@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Final, Protocol
 
 from nebuladb.errors import Corruption, InvariantViolation
 from nebuladb.ids import Generation, GroupId
@@ -20,9 +20,17 @@ from nebuladb.kv.rows import (
     Keys,
 )
 from nebuladb.kv.state import State
-from nebuladb.storage.engine import Batch, Engine
+from nebuladb.storage.engine import Batch
 
 ROW_TYPES: Final = frozenset(row[0] for row in (ANSWER, ATTACHMENT, CURRENT, DELETION, LEASE, RECORD, SESSION, STATE))
+
+
+class Target(Protocol):
+    """What rows are written to: an engine, or what stands before one."""
+
+    def write(self, batch: Batch) -> None:
+        """As `Engine.write`."""
+        ...
 
 
 class Importer:
@@ -33,7 +41,7 @@ class Importer:
     when the engine was flushed after `done`. What was given up is removed by `Store.destroy`.
     """
 
-    def __init__(self, engine: Engine, group: GroupId, generation: Generation) -> None:
+    def __init__(self, engine: Target, group: GroupId, generation: Generation) -> None:
         self.head: Head | None = None
         """From the first chunk on. Its group is the one that was exported."""
         self.next = 0

@@ -116,6 +116,25 @@ def verify_command(data_dir: Path) -> None:
         _refuse(error, EXIT_USAGE)
 
 
+@nebulad.command("recover")
+@click.option("--data-dir", type=click.Path(path_type=Path, file_okay=False), required=True, help="A survivor's.")
+@click.option(
+    "--i-accept-data-loss", "accepted", is_flag=True, help="Do it; without this flag it says what may be lost."
+)
+def recover_command(data_dir: Path, accepted: bool) -> None:
+    """Make a cluster of one out of a survivor, when the majority of the nodes is gone for good.
+
+    No node may run on the directory. Keep a copy of it first.
+    """
+    from nebuladb.server import recover
+
+    if not accepted:
+        _refuse(
+            ConfigurationError(f"{recover.WARNING}\nIf that is what you want, add --i-accept-data-loss."), EXIT_USAGE
+        )
+    recover.recover(data_dir, print)
+
+
 def main() -> None:
     """Entry point. Exit code 0: done; 1: the node couldn't start or had to stop; 2: a wrong flag or setting; 3: the
     node was removed from its cluster."""
