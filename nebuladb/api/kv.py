@@ -30,7 +30,9 @@ class KVService:
         check.key(request.key)
         shard = self._backend.route(request.keyspace, request.key, request.epoch)
         timeout = self._backend.timeout(context)
-        store = await self._backend.current(shard, timeout, serializable=request.serializable)
+        store = await self._backend.current(
+            shard, timeout, serializable=request.serializable, max_staleness=request.max_staleness
+        )
         try:
             found = store.get(request.key, request.revision)
         except Misses as misses:

@@ -92,7 +92,10 @@ async def _pin(
         raise WrongShard("a revision is one shard's; scan one shard's keys, or leave the revision open")
     named = {pair.group: pair.revision for pair in request.revisions}
     stores = await asyncio.gather(
-        *(backend.current(shard, timeout, serializable=request.serializable) for shard in shards)
+        *(
+            backend.current(shard, timeout, serializable=request.serializable, max_staleness=request.max_staleness)
+            for shard in shards
+        )
     )
     return [
         (shard, named.get(shard.group) or request.revision or store.revision)

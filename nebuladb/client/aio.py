@@ -39,6 +39,11 @@ STEADY: Final = 1.0
 """Seconds after which a watch that said nothing counts as served: nodes that only begin one must not keep us busy."""
 
 
+def staleness(seconds: float) -> int:
+    """Milliseconds, as a request has them; at least one if it is more than 0."""
+    return max(math.ceil(seconds * 1000), 0)
+
+
 class AsyncClient(Writes):
     """A cluster, seen from one keyspace. Safe to share by the tasks of one event loop."""
 
@@ -74,9 +79,18 @@ class AsyncClient(Writes):
 
     # Reads
 
-    async def get(self, key: bytes, *, revision: int = 0, serializable: bool = False) -> KeyValue | None:
-        """`key` now, or at `revision`; None if it isn't there. `serializable`: perhaps an old one, from any node."""
-        request = kv_pb2.GetRequest(keyspace=self.keyspace, key=key, revision=revision, serializable=serializable)
+    async def get(
+        self, key: bytes, *, revision: int = 0, serializable: bool = False, max_staleness: float = 0.0
+    ) -> KeyValue | None:
+        """`key` now, or at `revision`; None if it isn't there. `serializable`: perhaps an old one, from any node;
+        `max_staleness`, in seconds: at most so old."""
+        request = kv_pb2.GetRequest(
+            keyspace=self.keyspace,
+            key=key,
+            revision=revision,
+            serializable=serializable or max_staleness > 0,
+            max_staleness=staleness(max_staleness),
+        )
         response = await self._transport.call(methods.GET, request)
         return key_value(response.kv) if response.HasField("kv") else None
 
@@ -93,6 +107,7 @@ class AsyncClient(Writes):
         revision: int = 0,
         keys_only: bool = False,
         serializable: bool = False,
+        max_staleness: float = 0.0,
         page_size: int = 0,
     ) -> AsyncIterator[KeyValue]:
         """The keys of [start, end) in order; no end: to the last. All of one revision, also over a change of nodes."""
@@ -104,7 +119,8 @@ class AsyncClient(Writes):
                 limit=limit,
                 revision=revision,
                 keys_only=keys_only,
-                serializable=serializable,
+                serializable=serializable or max_staleness > 0,
+                max_staleness=staleness(max_staleness),
                 page_size=page_size,
             )
         )

@@ -96,6 +96,8 @@ class Pump:
         self._broken: BaseException | None = None
         self._writes: dict[int, asyncio.Future[Answer]] = {}
         self._reads: dict[int, asyncio.Future[None]] = {}
+        self._fresh: dict[int, tuple[int, int]] = {}
+        """Group → (replica, boottime in ms as new as which its state is known to be); one for each that was read so."""
         self._scheduled = self._stopped = False
         self._last_turn = 0.0
         self._idle = asyncio.Event()
@@ -160,6 +162,22 @@ class Pump:
         self._reads[request] = future
         self.wake()
         return future
+
+    async def confirm_within(self, group: int, staleness: int, timeout: float) -> None:
+        """Done when this node's state of `group` is at least as new as `staleness` milliseconds ago.
+
+        That it was so at the beginning of the last such read that its leader confirmed is known, and a replica's state
+        never goes back; so the leader is asked once in that time. The clock counts a sleep of the machine, in which
+        others write on. Raises as `confirm`.
+        """
+        replica = self.node.host.replicas.get(group)
+        mine = replica.id if replica else 0
+        begun = self._clock.boottime()
+        known = self._fresh.get(group, (0, 0))
+        if known[0] == mine and begun - known[1] <= staleness:
+            return
+        await self.confirm(group, timeout)
+        self._fresh[group] = (mine, begun)
 
     def store(self, group: int) -> Store:
         """The store of `group`. Raises `Unavailable` while it is older than what was served before a restart."""
