@@ -287,6 +287,13 @@ class StoreError(NebulaError):
     reason = Reason.DISK
 
 
+class DataDamaged(StoreError):
+    """The data store as a whole can't be used, because something in it is damaged."""
+
+    reason = Reason.CORRUPTION
+    code = "DATA_LOSS"
+
+
 class WriteStalled(StoreError):
     """The engine refused the write for now; nothing of it was done (S32)."""
 

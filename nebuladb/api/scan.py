@@ -9,7 +9,7 @@ from itertools import chain
 from typing import Final
 
 from nebuladb.api.backend import Backend, key_value
-from nebuladb.errors import InvalidArgument, WrongShard
+from nebuladb.errors import Corruption, InvalidArgument, WrongShard
 from nebuladb.kv import check
 from nebuladb.kv.answer import KeyValue
 from nebuladb.node.meta import DEFAULT
@@ -47,14 +47,19 @@ class Scan:
         limit = min(self._stretch_keys, request.limit or self._stretch_keys)
         while cursor:
             # The store is asked for anew: between pages the node may have lost the replica.
-            page = self._backend.pump.store(shard.group).scan(
-                cursor,
-                end,
-                revision=revision,
-                limit=limit,
-                max_bytes=self._stretch_bytes,
-                keys_only=request.keys_only,
-            )
+            store = self._backend.pump.store(shard.group)
+            try:
+                page = store.scan(
+                    cursor,
+                    end,
+                    revision=revision,
+                    limit=limit,
+                    max_bytes=self._stretch_bytes,
+                    keys_only=request.keys_only,
+                )
+            except Corruption as error:
+                error.group = shard.group  # so that the replica gets its data anew
+                raise
             yield from page.kvs
             cursor = page.cursor
 

@@ -18,6 +18,8 @@ class AlarmKind(StrEnum):
     """The disk is nearly full; the node is read-only (S33)."""
     STALLED = "stalled"
     """The log's disk doesn't answer."""
+    DATA_LOST = "data-lost"
+    """A replica's data is gone or damaged, and it waits for a snapshot."""
     INCONSISTENT = "inconsistent"
     """Replicas of a shard differ (S28)."""
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Final, NamedTuple
 
 from nebuladb.env import probe
-from nebuladb.errors import WriteStalled
+from nebuladb.errors import Corruption, WriteStalled
 from nebuladb.kv.change import Applied
 from nebuladb.kv.loans import Misses
 from nebuladb.kv.store import Store
@@ -69,6 +69,8 @@ class Applier:
         """Written by background deletion; whoever counts it takes it away."""
         self.fetches: list[Fetch] = []
         """To be carried out; whoever does takes them away."""
+        self.damaged: list[tuple[int, Corruption]] = []
+        """(group, what was met) where a store's rows are damaged; whoever sees to it takes them away."""
         self.hashed: list[tuple[int, int, bytes]] = []
         """(group, index, hash) of states that were hashed; whoever reports them takes them away."""
 
@@ -100,6 +102,10 @@ class Applier:
                 probe("data write stalled")
                 self._slices.append(work)
                 stalled = True
+                continue
+            except Corruption as error:
+                self.damaged.append((work.group, error))
+                more = True
                 continue
             rows += applied.examined
             more = True
@@ -145,8 +151,8 @@ class Applier:
         if (found := self._next_busy()) is None:
             return self._again
         group, data = found
-        self._again |= data.hub.catch_up(BACKGROUND_ROWS)
         try:
+            self._again |= data.hub.catch_up(BACKGROUND_ROWS)
             self._again |= data.store.background(BACKGROUND_ROWS)
             self.deleted_bytes += data.store.deleted_bytes
             data.store.deleted_bytes = 0
@@ -155,6 +161,8 @@ class Applier:
             self._return(group, data.store)
         except WriteStalled:
             probe("background write stalled")
+        except Corruption as error:
+            self.damaged.append((group, error))
         except Misses as misses:
             probe("background work waits for rows")
             self._awaited.add(group)

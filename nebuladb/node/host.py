@@ -312,12 +312,18 @@ class Host:
         """A snapshot at `head`, (index, term), takes the place of the group's state: the log up to there goes, or all
         of it if it isn't the same there; term and vote stay, and the durable `commit` (S5, S30). The replica is gone
         until `add_group`, which the caller owes it once the batch, whose id is returned, is durable."""
-        replica = self.replicas.pop(group)
-        replica.close(self._output)
+        replica = self.replicas[group]
+        self.suspend(group, registry_row)
         batch = self._open_batch()
         state = HardState(replica.raft.term, replica.raft.vote, max(head[0], commit))
         batch.write(GroupWrite(GroupId(group), state))
         batch.cut(GroupId(group), *head)
+        return batch.id
+
+    def suspend(self, group: int, registry_row: bytes) -> BatchId:
+        """The replica is gone until `add_group`, likewise; its log stays as it is."""
+        self.replicas.pop(group).close(self._output)
+        batch = self._open_batch()
         batch.register(GroupId(group), registry_row)
         return batch.id
 

@@ -11,7 +11,7 @@ from functools import partial
 from typing import Final
 
 from nebuladb.env import Clock, Rng, probe
-from nebuladb.errors import Corruption, IdentityError, NebulaError, NodeRemoved, WriteStalled, invariant
+from nebuladb.errors import Corruption, DataDamaged, IdentityError, NebulaError, NodeRemoved, WriteStalled, invariant
 from nebuladb.ids import META_GROUP
 from nebuladb.kv.answer import KeyValue
 from nebuladb.kv.cache import RecordShare
@@ -118,7 +118,10 @@ class Node:
         wanted: set[tuple[int, int]] = {
             (group, row.generation) for group, row in registry if row.state == GroupState.NORMAL
         }
-        generations = Store.generations(self.data)
+        try:
+            generations = Store.generations(self.data)
+        except Corruption as error:
+            raise DataDamaged(error.message) from error
         if generations and not registry:
             # The registry is older than any data: without it the log is gone too, with every vote (S15).
             raise Corruption(
@@ -133,7 +136,10 @@ class Node:
             if row.state in (GroupState.NORMAL, GroupState.INSTALLING):
                 self._start(group, row)
         if META_GROUP in self.groups:
-            self._read_meta()
+            try:
+                self._read_meta()
+            except Corruption as error:
+                self.damaged(META_GROUP, error)
         else:
             self.reconciler.create(joined or meta_shard(self.founding))
 
@@ -142,6 +148,11 @@ class Node:
         start, store = open_replica(group, row, self.log, self.data, self.identity.node, self.records)
         self.host.add_group(start)
         data = self.groups.get(group)
+        if data is not None and start.lost:
+            data.hub.close()  # there is no history to feed its watches from
+            data.store.close()
+            self._applier.forget(group)
+            data = None
         if data is None:
             hub = WatchHub(store, self.outboxes, partial(self._applier.look_at, group))
             data = self.groups[group] = GroupData(store, hub)
@@ -152,7 +163,8 @@ class Node:
             data.store = store
         if start.lost:
             self.snapshots.lost[group] = None
-            self.alarm(f"the data of group {group} is gone or damaged; it waits for a snapshot from its leader")
+            text = f"the data of shard {group} is gone or damaged; it waits for a snapshot from its leader"
+            self.alarms_now.raised(Alarm(AlarmKind.DATA_LOST, text, group))
         if store.busy or data.hub.lagging:
             self._applier.look_at(group)  # physical deletion goes on where the last process left it
 
@@ -161,6 +173,15 @@ class Node:
         self._start(group, self.reconciler.rows[group])
         if group == META_GROUP:
             self._read_meta()
+
+    def damaged(self, group: int, error: Corruption) -> None:
+        """Rows of the group's data are damaged. Raises `error` if the node can't go on without them."""
+        self.snapshots.damaged(group, error)
+
+    def _see_to_damage(self) -> None:
+        damaged, self._applier.damaged = self._applier.damaged, []
+        for group, error in damaged:
+            self.damaged(group, error)
 
     def wrote(self, size: int) -> None:
         """Bytes were written to the data store beside what was applied."""
@@ -281,6 +302,7 @@ class Node:
     def _apply(self, turn: Turn) -> None:
         """Run the slices that are out, or as many as a turn may."""
         more, stalled = self._applier.run()
+        self._see_to_damage()
         turn.more |= more
         turn.stalled |= stalled
         turn.applied, self._applied = self._applied, 0
@@ -328,6 +350,7 @@ class Node:
     def background(self) -> bool:
         """See `Applier.background`."""
         more = self._applier.background()
+        self._see_to_damage()
         self._unflushed += self._applier.deleted_bytes
         self._applier.deleted_bytes = 0
         hashed, self._applier.hashed = self._applier.hashed, []

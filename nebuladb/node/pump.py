@@ -14,6 +14,7 @@ from typing import Final, Protocol
 
 from nebuladb.env import Clock, probe
 from nebuladb.errors import (
+    Corruption,
     DeadlineExceeded,
     InvariantViolation,
     NebulaError,
@@ -200,8 +201,18 @@ class Pump:
         the log, and with it the node's vote, is whole, and other rows may be."""
         if isinstance(error, InvariantViolation):
             self._break(error)
+        elif isinstance(error, Corruption) and error.group:
+            self._damaged(error.group, error)
+            self.wake()
         elif isinstance(error, StoreError) and not isinstance(error, WriteStalled):
             self.node.alarm(f"a read of the data store failed: {error.message}; this node should be replaced")
+
+    def _damaged(self, group: int, error: Corruption) -> None:
+        """A group's data is damaged. Where no other node has it, its other rows may still be good for reads."""
+        try:
+            self.node.damaged(group, error)
+        except Corruption:
+            self.node.alarm(f"the data of shard {group} is damaged: {error.message}; restore it from a backup")
 
     def work(self) -> None:
         """There is background work: a watch was made, or its outbox drained."""
@@ -316,11 +327,17 @@ class Pump:
     def _fetched(self, fetch: Fetch, values: Values | BaseException) -> None:
         if self._broken is not None:
             return
-        if isinstance(values, BaseException):
+        try:
+            if isinstance(values, Corruption):
+                self.node.damaged(fetch.group, values)
+            elif isinstance(values, BaseException):
+                raise values
+            else:
+                self.node.fetched(fetch, values)
+        except BaseException as error:
             # Without these rows a committed entry can't be applied here.
-            self._break(values)
+            self._break(error)
             return
-        self.node.fetched(fetch, values)
         if fetch.background:
             self._idle.set()
         self.wake()
@@ -340,7 +357,9 @@ class Pump:
             return
         given_up = outgoing.outcome is not None
         self.node.snapshots.chunk_read(outgoing, chunk)
-        if problem is not None and not given_up:
+        if isinstance(problem, Corruption) and not given_up:
+            self._damaged(outgoing.group, problem)
+        elif problem is not None and not given_up:
             self.met(problem if isinstance(problem, NebulaError) else StoreError(str(problem)))
         self.wake()
 

@@ -15,12 +15,13 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from nebuladb.env import probe
-from nebuladb.errors import Unavailable, WriteStalled
+from nebuladb.errors import Corruption, Unavailable, WriteStalled
 from nebuladb.ids import Generation, GroupId
 from nebuladb.kv.chunk import CHUNK_BYTES, content_size
 from nebuladb.kv.export import Exporter
 from nebuladb.kv.importer import Importer
 from nebuladb.kv.store import Store
+from nebuladb.node.alarms import AlarmKind
 from nebuladb.node.frame import Envelope, HostMessageType
 from nebuladb.node.incoming import Incoming, Stage
 from nebuladb.node.outgoing import Outcome, Outgoing
@@ -74,6 +75,8 @@ class Snapshots:
         """Group → the last generation that a snapshot was built under in this process."""
         self._doomed: list[tuple[int, int]] = []
         """Generations that nobody refers to any more."""
+        self._suspended: dict[int, int] = {}
+        """Group whose data is damaged → the batch that says so."""
         self._number = 0
         self._posted = False
         """Messages wait for the next frames."""
@@ -109,6 +112,9 @@ class Snapshots:
         told: dict[int, None] = {}
         for node, envelope in messages:
             self._message(node, envelope, told)
+        for group in [group for group, batch in self._suspended.items() if batch <= self._host.durable_batch]:
+            del self._suspended[group]
+            self._node.restart_group(group)
         if self._wanted:
             self._begin()
         if self.incoming:
@@ -133,6 +139,8 @@ class Snapshots:
     def forget(self, group: int) -> None:
         """The group leaves this node."""
         self.lost.pop(group, None)
+        self._node.alarms_now.cleared(AlarmKind.DATA_LOST, group)
+        self._suspended.pop(group, None)
         self._drop(group)
 
     @property
@@ -149,6 +157,21 @@ class Snapshots:
         for group, incoming in list(self.incoming.items()):
             if incoming in installs:
                 self._flip(group, incoming)
+
+    def damaged(self, group: int, error: Corruption) -> None:
+        """The group's data is damaged: the replica goes on without it, under its own id, since its log is whole, and
+        gets a snapshot (S5, S15). Raises `error` if there is nobody to send one."""
+        replica = self._host.replicas.get(group)
+        if replica is None or replica.lost:
+            return
+        if len(replica.nodes) == 1:
+            raise error
+        probe("data damaged in use")
+        self._drop(group)
+        row = self._rows[group]
+        self._doomed.append((group, row.generation))
+        row = self._rows[group] = row._replace(state=GroupState.INSTALLING)
+        self._suspended[group] = self._host.suspend(group, row.encode())
 
     def close(self) -> None:
         """Let go of the engine."""
@@ -183,6 +206,9 @@ class Snapshots:
                     exporter = Exporter(self._node.data, GroupId(group), Generation(replica.generation))
                 except Unavailable:
                     continue  # half an entry is applied
+                except Corruption as error:
+                    self.damaged(group, error)
+                    continue
                 probe("snapshot begun")
                 del self._wanted[group, receiver]
                 self._number += 1
@@ -357,6 +383,7 @@ class Snapshots:
         probe("snapshot installed")
         del self.incoming[group]
         self.lost.pop(group, None)
+        self._node.alarms_now.cleared(AlarmKind.DATA_LOST, group)
         self._node.restart_group(group)
         self.counts["received"] += 1
         self.counts["received_bytes"] += incoming.received
@@ -373,6 +400,7 @@ class Snapshots:
     def _bury(self, turn: Turn) -> None:
         """Remove generations that nobody refers to, and nobody will after a crash."""
         flipping = {group for group, incoming in self.incoming.items() if incoming.stage is Stage.FLIPPING}
+        flipping |= self._suspended.keys()
         try:
             for doomed in [doomed for doomed in self._doomed if doomed[0] not in flipping]:
                 Store.destroy(self._node.data, GroupId(doomed[0]), Generation(doomed[1]))

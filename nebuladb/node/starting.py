@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from nebuladb.env import probe
 from nebuladb.errors import Corruption
 from nebuladb.ids import Generation, GroupId, NodeId
@@ -15,6 +17,9 @@ from nebuladb.storage.log import LogStore
 from nebuladb.storage.log_reader import GroupLog
 from nebuladb.storage.memory import MemoryEngine
 
+Leases = Sequence[tuple[int, int, int]]
+"""(lease, expires, renewal)"""
+
 
 def open_replica(
     group: int, row: RegistryRow, log: LogStore, data: Engine, node: int, records: RecordShare
@@ -23,8 +28,13 @@ def open_replica(
     empty, in memory: the node gets a snapshot instead (S5, S15)."""
     name = GroupId(group)
     reader = log.reader(name)
-    found = None if row.state == GroupState.INSTALLING else _open_store(name, row, reader, data, node, records)
-    store = found or _stand_in(name, reader, row, node)
+    found = None
+    if row.state != GroupState.INSTALLING:
+        try:
+            found = _open_store(name, row, reader, data, node, records)
+        except Corruption:
+            probe("data damaged at the start")
+    store, leases = found or (_stand_in(name, reader, row, node), ())
     # The configuration stands with the data and in the registry; the one of the higher index holds (S4, S30).
     newer = found is not None and store.index >= row.configuration_index
     start = Start(
@@ -39,7 +49,7 @@ def open_replica(
         applied=store.index,
         durably_applied=store.index,
         clock=store.clock,
-        leases=[(lease.id, lease.expires, lease.renewal) for lease in store.leases()],
+        leases=leases,
         lost=found is None,
     )
     return start, store
@@ -47,30 +57,26 @@ def open_replica(
 
 def _open_store(
     group: GroupId, row: RegistryRow, log: GroupLog, data: Engine, node: int, records: RecordShare
-) -> Store | None:
-    """The store that the log can go on from; None: there is none (any more)."""
+) -> tuple[Store, Leases] | None:
+    """The store that the log can go on from, and its leases; None: there is none (any more). Raises `Corruption`."""
     generation = Generation(row.generation)
-    try:
-        if not Store.exists(data, group, generation):
-            # The first rows of the data are written without WAL, after the registry row: a crash may have lost them,
-            # and they are the same on every replica. Later data can't be made up.
-            if log.start() != row.initial:
-                probe("data lost")
-                return None
-            index, term = row.initial
-            # Perhaps of a later index; it is not in force before the entry that brings it is applied again, and until
-            # then the replica neither campaigns nor leads (S4).
-            configuration = row.configuration.encode()
-            Store.initialise(data, group, generation, index=index, term=term, configuration=configuration)
-        store = Store(data, group, generation, NodeId(node), records=records)
-    except Corruption:
-        probe("data damaged at the start")
-        return None
+    if not Store.exists(data, group, generation):
+        # The first rows of the data are written without WAL, after the registry row: a crash may have lost them, and
+        # they are the same on every replica. Later data can't be made up.
+        if log.start() != row.initial:
+            probe("data lost")
+            return None
+        index, term = row.initial
+        # Perhaps of a later index; it is not in force before the entry that brings it is applied again, and until then
+        # the replica neither campaigns nor leads (S4).
+        configuration = row.configuration.encode()
+        Store.initialise(data, group, generation, index=index, term=term, configuration=configuration)
+    store = Store(data, group, generation, NodeId(node), records=records)
     if store.index < log.start()[0]:
         probe("data older than the log")
         store.close()
         return None
-    return store
+    return store, [(lease.id, lease.expires, lease.renewal) for lease in store.leases()]
 
 
 def _stand_in(group: GroupId, log: GroupLog, row: RegistryRow, node: int) -> Store:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import random
 import secrets
+import sys
 from contextlib import AsyncExitStack
 from typing import Final
 
@@ -13,7 +15,7 @@ import uvloop
 
 from nebuladb.api.backend import Backend
 from nebuladb.api.services import ApiServer
-from nebuladb.errors import DiskFull, NebulaError
+from nebuladb.errors import DataDamaged, DiskFull, NebulaError
 from nebuladb.node.memory import plan
 from nebuladb.node.node import Node
 from nebuladb.node.pump import Pump
@@ -23,7 +25,7 @@ from nebuladb.server.admin import AdminApp, AdminServer
 from nebuladb.server.allocator import limit_arenas
 from nebuladb.server.clock import SystemClock
 from nebuladb.server.config import Config
-from nebuladb.server.directory import DataDirectory
+from nebuladb.server.directory import DataDirectory, put_data_aside
 from nebuladb.server.joining import JoinService, join_cluster
 from nebuladb.server.lifecycle import Shutdown, end_in_time
 from nebuladb.server.metrics import Metrics
@@ -45,13 +47,17 @@ def run(config: Config) -> int:
     try:
         code = uvloop.run(_serve(config, shutdown))
     except NebulaError as error:
-        if not isinstance(shutdown.failure or error, DiskFull):
+        if not isinstance(shutdown.failure or error, DiskFull | DataDamaged):
             raise
         # It could not even open; or, after a failed append, closing the log failed likewise.
         shutdown.failure, code = shutdown.failure or error, 1
     finally:
         if not isinstance(shutdown.failure, DiskFull):
             writer.close()
+    if isinstance(shutdown.failure, DataDamaged):
+        # The log is whole, and with it the votes: a start without data gets it from the others (S15).
+        put_data_aside(config.data_dir)
+        os.execv(sys.executable, sys.orig_argv)
     if isinstance(shutdown.failure, DiskFull):
         # What was acknowledged is on the disk: with room again, this is a restart like any other (S33).
         space.wait_and_restart(config.data_dir, options.reserves(dict(config.options)))

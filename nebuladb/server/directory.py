@@ -8,14 +8,20 @@
     joined.json     of a node that joined later: the same document, its id, and where the meta group was
     raft/           RocksDB: log, hard states, registry; WAL on
     data/           RocksDB: the groups' rows; no WAL, the log replays
+    data.damaged/   the last data/ that could not be used, if there was one
 """
 
 from __future__ import annotations
 
 import secrets
+import shutil
 from pathlib import Path
+from typing import Final
 
-from nebuladb.errors import ConfigurationError, IdentityError
+import structlog
+
+from nebuladb.env import probe
+from nebuladb.errors import ConfigurationError, Corruption, IdentityError
 from nebuladb.node.identity import Founding, Identity
 from nebuladb.node.joined import FILE, Joined
 from nebuladb.node.memory import MemoryPlan
@@ -24,6 +30,16 @@ from nebuladb.storage.files import sync_directory, write_durably
 from nebuladb.storage.lock import DirectoryLock
 from nebuladb.storage.log import LogStore
 from nebuladb.storage.rocks import RocksEngine, RocksMemory
+
+DAMAGED: Final = "data.damaged"
+"""Where a data store that can't be used is kept, for whoever wants to look into it: the last one."""
+
+
+def put_data_aside(path: Path) -> None:
+    """Rename the data store of the directory at `path`, durably. It must be closed."""
+    shutil.rmtree(path / DAMAGED, ignore_errors=True)
+    (path / "data").rename(path / DAMAGED)
+    sync_directory(path)
 
 
 class DataDirectory:
@@ -115,8 +131,15 @@ class DataDirectory:
         return LogStore(engine, plan.recent_entries)
 
     def open_data(self, plan: MemoryPlan, memory: RocksMemory) -> RocksEngine:
-        """Open ``data/``."""
-        return RocksEngine.open_data(self.path / "data", memtable_bytes=plan.data_memtable, memory=memory)
+        """Open ``data/``. If it is damaged so that it can't be opened, it is put aside, and an empty one opened: the
+        log is whole, and with it the node's votes, so its replicas get their data from their leaders (S15)."""
+        try:
+            return RocksEngine.open_data(self.path / "data", memtable_bytes=plan.data_memtable, memory=memory)
+        except Corruption as error:
+            probe("data store can't be opened")
+            structlog.get_logger("nebulad").error("data store put aside", to=str(self.path / DAMAGED), why=str(error))
+            put_data_aside(self.path)
+            return RocksEngine.open_data(self.path / "data", memtable_bytes=plan.data_memtable, memory=memory)
 
     def close(self) -> None:
         """Let others have it. The databases must be closed."""

@@ -17,6 +17,7 @@ from nebuladb.node.frame import FRAME_VERSION
 from nebuladb.node.identity import Founding, Identity, initial_cluster_hash
 from nebuladb.node.joined import Joined
 from nebuladb.node.members import find, removed_text
+from nebuladb.node.meta import Meta
 from nebuladb.node.pump import Pump
 from nebuladb.pb.nebula.peer.v1 import peer_pb2 as pb
 from nebuladb.rpc import PeerTransport
@@ -41,6 +42,8 @@ class Peers:
         self.identity = identity
         self.founding = directory.founding()
         self.joined = directory.joined()
+        self._learned: dict[int, str] = {}
+        """Where peers say that the members are, as long as this node has no better picture."""
         self.joins: JoinService | None = None
         """Set when the node serves."""
         self.pump: Pump | None = None
@@ -66,12 +69,18 @@ class Peers:
         return await self.joins.answer(request)
 
     async def watch_removal(self, transport: PeerTransport, removed: Callable[[NodeRemoved], None]) -> None:
-        """While nobody leads the meta group here, ask the others whether this node is a member still: they refuse the
-        links of one that is none, so that it wouldn't hear it otherwise."""
+        """While nobody leads the meta group here, ask the others whether this node is a member still (they refuse the
+        links of one that is none, so that it wouldn't hear it otherwise) and who the others are now: all those that it
+        knew, or their addresses, may have changed while it was away."""
         while True:
             await asyncio.sleep(REMOVAL_SECONDS)
             replica = self.pump.node.host.replicas.get(META_GROUP) if self.pump is not None else None
-            if replica is None or replica.raft.leader:
+            if replica is None:
+                continue
+            if replica.raft.leader:
+                if self._learned and replica.applied == replica.raft.commit:
+                    self._learned.clear()  # meta has it all by now
+                    transport.connect_to(self.addresses())
                 continue
             identity = self.identity
             request = pb.HelloRequest(
@@ -83,6 +92,9 @@ class Peers:
                 if isinstance(reply, pb.HelloResponse) and reply.removed and reply.cluster_id == identity.cluster:
                     removed(NodeRemoved(removed_text(identity.name)))
                     return
+                if isinstance(reply, pb.HelloResponse) and reply.cluster_id == identity.cluster:
+                    self._learned |= {peer.node_id: peer.address for peer in reply.peers}
+            transport.connect_to(self.addresses())
 
     # --- founding --------------------------------------------------------------------------------------------------
 
@@ -152,6 +164,8 @@ class Peers:
 
     def hello(self, request: pb.HelloRequest) -> pb.HelloResponse:
         """Who this node is, and under which id it knows the asker's name."""
+        meta = self.pump.node.meta if self.pump is not None else Meta()
+        ours = request.cluster_id == self.identity.cluster != 0
         answer = answer_hello(self.identity, self.founding, self._hash, request.name)
         return pb.HelloResponse(
             cluster_id=answer.cluster,
@@ -160,7 +174,8 @@ class Peers:
             initial_cluster_hash=answer.initial_cluster_hash,
             has_data=answer.has_data,
             known_node_id=answer.known_node or self._known(request.name),
-            removed=self.pump is not None and request.node_id in self.pump.node.meta.removed,
+            removed=request.node_id in meta.removed,
+            peers=[pb.PeerAddress(node_id=one.node, address=one.peer_address) for one in meta.nodes.values() if ours],
         )
 
     def _known(self, name: str) -> int:
@@ -184,6 +199,7 @@ class Peers:
             version=FRAME_VERSION,
             receiver=node,
             client_address=self._config.advertise_client_addr,
+            issued_nodes=self.pump.node.meta.issued_nodes if self.pump is not None else 0,
         )
 
     def check(self, handshake: pb.Handshake) -> None:
@@ -211,6 +227,10 @@ class Peers:
         meta = self.pump.node.meta
         if handshake.node_id in meta.removed:
             raise IdentityError(f"{who} was removed from this cluster; it must not come back under this id")
+        if handshake.version < FRAME_VERSION:
+            raise IdentityError(f"{who} speaks peer frames of version {handshake.version} only: upgrade it")
+        if handshake.issued_nodes > meta.issued_nodes:
+            return  # it knows of nodes that came while we were away, and may be one, under the name of one that went
         names = {record.name: record.node for record in meta.nodes.values()}
         if not meta.version:  # nothing is known but what every node began with
             names = {node.name: node.node for node in self.founding.nodes}
@@ -221,8 +241,6 @@ class Peers:
             )
         if handshake.node_id not in names.values() and (meta.version or self.joined is None):
             raise IdentityError(f"{who} is no member of this cluster; add it with `nebula-cli member add`")
-        if handshake.version < FRAME_VERSION:
-            raise IdentityError(f"{who} speaks peer frames of version {handshake.version} only: upgrade it")
 
     def peer_up(self, handshake: pb.Handshake) -> None:
         """A link stands."""
@@ -264,8 +282,9 @@ class Peers:
         assert self.founding is not None
         assert self.pump is not None
         meta = self.pump.node.meta
-        if meta.version:
-            return {record.node: record.peer_address for record in meta.nodes.values()}
+        told = {node.node: node.peer_address for node in self.founding.nodes}
         if self.joined is not None:
-            return dict(self.joined.peers)
-        return {node.node: node.peer_address for node in self.founding.nodes}
+            told = dict(self.joined.peers)
+        # A picture that is being replayed is of yesterday: who isn't in it yet is no less there.
+        known = {record.node: record.peer_address for record in meta.nodes.values()}
+        return {node: address for node, address in (told | known | self._learned).items() if node not in meta.removed}

@@ -30,7 +30,7 @@ from rocksdict import (
 from rocksdict import Snapshot as RocksView
 
 from nebuladb.env import probe
-from nebuladb.errors import Corruption, DiskFull, InvariantViolation, StoreError, WriteStalled
+from nebuladb.errors import Corruption, DataDamaged, DiskFull, InvariantViolation, StoreError, WriteStalled
 from nebuladb.ids import BatchId
 from nebuladb.storage.engine import DELETE, PUT, Batch
 from nebuladb.storage.files import sync_directory
@@ -292,7 +292,7 @@ class RocksEngine:
                     rows.delete_range(key, value)
             self._db.write(rows, self._options)
         except Exception as error:
-            raise self._error(error) from error
+            raise self._damaged(error) from error
 
     def sync(self) -> None:
         if not self.wal:
@@ -306,7 +306,7 @@ class RocksEngine:
         try:
             self._db.flush(wait=True)
         except Exception as error:
-            raise self._error(error) from error
+            raise self._damaged(error) from error
 
     def snapshot(self, spans: Sequence[tuple[bytes, bytes]] = ()) -> RocksSnapshot:
         try:
@@ -333,6 +333,11 @@ class RocksEngine:
             db.close()
         except Exception as error:
             raise classify(error) from error
+
+    def _damaged(self, error: Exception) -> StoreError:
+        """A write that fails by damage: RocksDB met it in the background, and refuses all writes from then on."""
+        found = self._error(error)
+        return DataDamaged(found.message) if isinstance(found, Corruption) else found
 
     def _error(self, error: Exception) -> StoreError:
         return classify(error) if self._open else StoreError("the database is closed")

@@ -162,3 +162,48 @@ def test_killed_at_any_point_of_the_install_it_comes_back_right(tmp_path: Path) 
             cluster.wait_for(lambda last=last: applied(cluster, node) >= last, "it has caught up")  # type: ignore[misc]
             holds(cluster, node, written, set())
         same_hash(cluster)
+
+
+def test_damaged_tables_are_never_served_and_are_replaced_by_a_snapshot(tmp_path: Path) -> None:
+    """Bytes flip in every table of a node's data store; its log is whole, so it keeps its vote (S15)."""
+    with running(tmp_path) as cluster:
+        node = (cluster.leader() + 1) % 3
+        written = fill(cluster, b"key/")
+        cluster.wait_for(lambda: log_start(cluster, node) > 100, "its log is cut")
+        assert cluster.stop(node) == [0]
+        for table in (cluster.data_dir(node) / "data").glob("*.sst"):
+            content = bytearray(table.read_bytes())
+            for at in range(100, len(content) // 2, 1_000):
+                content[at] ^= 1
+            table.write_bytes(content)
+        cluster.start(node)
+        with Client([cluster.endpoints[node]]) as client:
+
+            def right() -> bool:
+                """Nothing wrong comes, and in the end everything does."""
+                try:
+                    found = {key: client.get(key, serializable=True) for key in sorted(written)[::50]}
+                except NebulaError:
+                    return False
+                assert all(kv is not None and kv.value == written[key] for key, kv in found.items())
+                return received(cluster, node) >= 1
+
+            cluster.wait_for(right, "its data is whole again")
+        cluster.wait_for(lambda: not (cluster.status(node) or {"alarms": [1]})["alarms"], "no alarm is left")
+        same_hash(cluster)
+
+
+def test_without_its_data_directory_a_node_gets_snapshots(tmp_path: Path) -> None:
+    with running(tmp_path) as cluster:
+        node = (cluster.leader() + 1) % 3
+        written = fill(cluster, b"key/")
+        cluster.wait_for(lambda: log_start(cluster, node) > 100, "its log is cut")
+        cluster.kill(node)
+        for file in (cluster.data_dir(node) / "data").glob("MANIFEST-*"):
+            file.write_bytes(b"no manifest")
+        cluster.start(node)
+        cluster.wait_ready(node)
+        holds(cluster, node, written, set())
+        assert received(cluster, node) >= 1
+        assert (cluster.data_dir(node) / "data.damaged").is_dir()
+        same_hash(cluster)

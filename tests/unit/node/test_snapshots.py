@@ -8,8 +8,10 @@ from collections.abc import Callable
 import pytest
 
 from nebuladb.env import probe
+from nebuladb.errors import Corruption
 from nebuladb.ids import DEFAULT_GROUP, META_GROUP, Generation, GroupId
 from nebuladb.kv.command import Command, Kind
+from nebuladb.kv.rows import group_span
 from nebuladb.kv.store import Store
 from nebuladb.node.frame import HostMessageType, decode_frame
 from nebuladb.node.node import put_request
@@ -314,7 +316,7 @@ def test_without_data_a_replica_votes_and_gets_a_snapshot() -> None:
     replica = trio.node(follower).host.replicas[DEFAULT_GROUP]
     assert replica.lost
     assert replica.serves_from > 1 << 60
-    assert any(f"group {DEFAULT_GROUP}" in text for text in trio.node(follower).alarms())
+    assert any(f"shard {DEFAULT_GROUP}" in text for text in trio.node(follower).alarms())
     trio.hung.add(leader)
     trio.until(lambda: trio.leader(DEFAULT_GROUP) == other, "its vote counts, and it doesn't lead")
     trio.until(lambda: not trio.node(follower).host.replicas[DEFAULT_GROUP].lost, "a snapshot is in")
@@ -332,3 +334,77 @@ def test_an_installing_row_is_a_replica_without_data() -> None:
     start, stand_in = open_replica(DEFAULT_GROUP, row, node.log, node.data, 11, node.records)
     assert start.lost
     assert stand_in.index == node.log.reader(GroupId(DEFAULT_GROUP)).start()[0]
+
+
+def flip(trio: Trio, place: int) -> None:
+    """A bit of every row of `default` flips on the disk, where checksums see it."""
+    data = trio.machines[place].data
+    row = trio.registry(place)[DEFAULT_GROUP]
+    for key, _ in list(data.scan(*group_span(GroupId(DEFAULT_GROUP), Generation(row.generation)))):
+        data.flip(key, 3, detected=True)
+
+
+def test_damage_met_in_use_is_not_served_and_heals_by_a_snapshot() -> None:
+    """By apply, which then has read a damaged row; the replica keeps its id and its vote (S15)."""
+    trio = founded()
+    leader = trio.leader(DEFAULT_GROUP)
+    assert leader is not None
+    follower = (leader + 1) % 3
+    for number in range(5):
+        put(trio, leader, b"%04d" % number)
+    trio.until(level(trio), "level")
+    replica = trio.node(follower).host.replicas[DEFAULT_GROUP].id
+    watcher = trio.node(follower).groups[DEFAULT_GROUP].hub.watch(b"\0", b"\0")
+    trio.node(follower).records.turn()
+    trio.node(follower).records.turn()
+    flip(trio, follower)
+    found, alarms = probe.hits["data damaged in use"], list[str]()
+    trio.node(follower).alarms_now.on_raised = lambda alarm: alarms.append(alarm.text)
+    for number in range(5):
+        put(trio, leader, b"%04d" % number, b"again")
+    trio.until(lambda: trio.node(follower).snapshots.counts["received"] > 0, "a snapshot is in")
+    assert probe.hits["data damaged in use"] == found + 1
+    assert watcher.canceled
+    assert any("shard 2" in text for text in alarms)
+    trio.until(level(trio), "level")
+    assert trio.node(follower).alarms() == []
+    assert trio.node(follower).host.replicas[DEFAULT_GROUP].id == replica
+    assert len(digest(trio)) == 1
+
+
+def test_after_a_restart_damage_is_remembered() -> None:
+    trio = founded()
+    leader = trio.leader(DEFAULT_GROUP)
+    assert leader is not None
+    follower = (leader + 1) % 3
+    trio.node(follower).damaged(DEFAULT_GROUP, Corruption("for the test"))
+    trio.node(follower).damaged(DEFAULT_GROUP, Corruption("twice, before the first is durable"))
+    trio.hung.add(leader)
+    trio.settle()
+    trio.crash(follower)
+    trio.start(follower)
+    assert trio.node(follower).host.replicas[DEFAULT_GROUP].lost
+    trio.hung.clear()
+    trio.until(lambda: not trio.node(follower).snapshots.lost, "a snapshot is in")
+    assert len(digest(trio)) == 1
+
+
+def test_a_leader_whose_data_is_damaged_lets_go() -> None:
+    """When a snapshot is to be read from it, say."""
+    trio = founded()
+    leader = trio.leader(DEFAULT_GROUP)
+    assert leader is not None
+    trio.node(leader).damaged(DEFAULT_GROUP, Corruption("for the test"))
+    trio.until(lambda: trio.leader(DEFAULT_GROUP) not in (None, leader), "another leads")
+    trio.until(lambda: not trio.node(leader).snapshots.lost, "a snapshot is in")
+    trio.until(level(trio), "level")
+    assert len(digest(trio)) == 1
+
+
+def test_alone_it_stops() -> None:
+    """There is nobody to send a snapshot, and what is committed can't be applied."""
+    trio = Trio(1)
+    trio.start()
+    trio.founded()
+    with pytest.raises(Corruption):
+        trio.node(0).damaged(DEFAULT_GROUP, Corruption("for the test"))
