@@ -61,6 +61,7 @@ class HelloResponse(_message.Message):
     HAS_DATA_FIELD_NUMBER: _builtins.int
     KNOWN_NODE_ID_FIELD_NUMBER: _builtins.int
     REMOVED_FIELD_NUMBER: _builtins.int
+    PEERS_FIELD_NUMBER: _builtins.int
     cluster_id: _builtins.int
     node_id: _builtins.int
     name: _builtins.str
@@ -70,6 +71,10 @@ class HelloResponse(_message.Message):
     """the id under which the answering node knows the asker's name; 0 = does not"""
     removed: _builtins.bool
     """the asker's id was removed from the cluster"""
+    @_builtins.property
+    def peers(self) -> _containers.RepeatedCompositeFieldContainer[Global___PeerAddress]:
+        """for one of the same cluster: where the members are now"""
+
     def __init__(
         self,
         *,
@@ -80,10 +85,11 @@ class HelloResponse(_message.Message):
         has_data: _builtins.bool = ...,
         known_node_id: _builtins.int = ...,
         removed: _builtins.bool = ...,
+        peers: _abc.Iterable[Global___PeerAddress] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cluster_id", b"cluster_id", "has_data", b"has_data", "initial_cluster_hash", b"initial_cluster_hash", "known_node_id", b"known_node_id", "name", b"name", "node_id", b"node_id", "removed", b"removed"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cluster_id", b"cluster_id", "has_data", b"has_data", "initial_cluster_hash", b"initial_cluster_hash", "known_node_id", b"known_node_id", "name", b"name", "node_id", b"node_id", "peers", b"peers", "removed", b"removed"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -254,6 +260,7 @@ class Handshake(_message.Message):
     VERSION_FIELD_NUMBER: _builtins.int
     RECEIVER_FIELD_NUMBER: _builtins.int
     CLIENT_ADDRESS_FIELD_NUMBER: _builtins.int
+    ISSUED_NODES_FIELD_NUMBER: _builtins.int
     cluster_id: _builtins.int
     node_id: _builtins.int
     name: _builtins.str
@@ -264,6 +271,8 @@ class Handshake(_message.Message):
     receiver: _builtins.int
     """whom it believes it speaks to"""
     client_address: _builtins.str
+    issued_nodes: _builtins.int
+    """node ids that were issued as far as it knows: whose picture of the cluster is newer"""
     def __init__(
         self,
         *,
@@ -274,10 +283,11 @@ class Handshake(_message.Message):
         version: _builtins.int = ...,
         receiver: _builtins.int = ...,
         client_address: _builtins.str = ...,
+        issued_nodes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["client_address", b"client_address", "cluster_id", b"cluster_id", "incarnation", b"incarnation", "name", b"name", "node_id", b"node_id", "receiver", b"receiver", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["client_address", b"client_address", "cluster_id", b"cluster_id", "incarnation", b"incarnation", "issued_nodes", b"issued_nodes", "name", b"name", "node_id", b"node_id", "receiver", b"receiver", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
