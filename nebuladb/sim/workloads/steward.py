@@ -155,7 +155,8 @@ class Steward(Actor):
             if step is not None:
                 return step
             self._removable.add(wish.old)
-            if self._rng.random() < DEAD:
+            members = sum(record.state is NodeState.MEMBER for record in meta.nodes.values())
+            if members > 2 and self._rng.random() < DEAD:  # else no majority would be left
                 self._lose(wish.old)
         wish.begun = True
         return claim_step(meta, wish.name, address, wish.claim, fresh)
