@@ -69,6 +69,8 @@ class NebulaError(Exception):
     outcome: Outcome = Outcome.FAILED
     group: int = 0
     """The shard it is about, where there is one."""
+    retry_after: int = 0
+    """Milliseconds before which trying again makes no sense; 0: nobody knows."""
 
     def __init__(self, message: str = "") -> None:
         super().__init__(message or (self.__doc__ or "").splitlines()[0])
@@ -176,6 +178,7 @@ class TooManyRequests(NebulaError):
     reason = Reason.TOO_MANY_REQUESTS
     code = "RESOURCE_EXHAUSTED"
     retryable = True
+    retry_after = 50
 
 
 class NoSpace(NebulaError):
@@ -184,6 +187,7 @@ class NoSpace(NebulaError):
     reason = Reason.NO_SPACE
     code = "RESOURCE_EXHAUSTED"
     retryable = True
+    retry_after = 500
 
 
 class ChangeRefused(NebulaError):

@@ -16,7 +16,7 @@ from nebuladb.node.inflight import InFlight
 from nebuladb.node.memory import MemoryPlan
 from nebuladb.node.output import Output, Request
 from nebuladb.node.peer import Peer
-from nebuladb.node.proposals import MAX_PENDING_BYTES
+from nebuladb.node.proposals import MAX_NODE_PENDING, MAX_PENDING_BYTES
 from nebuladb.node.replica import Forward, Replica, Start
 from nebuladb.node.tail import TailLimits, cut_index, wants_flush
 from nebuladb.raft import HardState, Message, StateRole
@@ -77,6 +77,8 @@ class Host:
         """Log bytes on their way to the disk; past them no new proposal is made: a stalled disk is back-pressure."""
         self.writes = Share(memory.writes if memory else MAX_PENDING_BYTES)
         """Commands that wait, of all groups together."""
+        self.pending = Share(MAX_NODE_PENDING)
+        """How many of them are our clients'."""
         # No other life of this node uses the same ones: a peer may answer now what an earlier life forwarded (S19).
         self._forward_number = (incarnation & 0x7FFF_FFFF) << 32
         self.gone: Callable[[int, int], bool] = lambda group, replica: False
@@ -277,7 +279,9 @@ class Host:
     def add_group(self, start: Start) -> Replica:
         """Start a replica from durable state."""
         invariant(start.group not in self.replicas, f"group {start.group} is here already")
-        replica = Replica(start, self.node, self.incarnation, self._rng, self.boottime, writes=self.writes)
+        replica = Replica(
+            start, self.node, self.incarnation, self._rng, self.boottime, writes=self.writes, counts=self.pending
+        )
         self.replicas[start.group] = replica
         self._dirty[start.group] = None
         return replica
@@ -392,7 +396,7 @@ class Host:
         if self._holds():
             self._held[replica.group] = None
         else:
-            self._forward_number += 1
+            self._forward_number += 2
             self.send(replica.propose(self.boottime, self._reaches, self._forward_number))
         replica.start_read_round()
         raft = replica.raft

@@ -13,7 +13,7 @@ from nebuladb.node.entry import command_kind, decode_payload, encode_command, en
 from nebuladb.node.frame import Envelope, HostMessageType
 from nebuladb.node.lessor import Lessor
 from nebuladb.node.output import Output, Slice
-from nebuladb.node.proposals import MAX_PENDING_BYTES, Outcomes, Proposals
+from nebuladb.node.proposals import MAX_PENDING_BYTES, Outcomes, Proposals, is_control
 from nebuladb.node.reads import Reads
 from nebuladb.node.tail import LogTail
 from nebuladb.raft import Config, Configuration, HardState, Message, Raft, StateRole
@@ -88,8 +88,10 @@ class Replica:
         boottime: int,
         config: Config | None = None,
         writes: Share | None = None,
+        counts: Share | None = None,
     ) -> None:
-        """`writes`: bytes that the commands waiting in all of the node's replicas may take together."""
+        """`writes`: bytes that the commands waiting in all of the node's replicas may take together; `counts`: how many
+        of its own clients' there may be."""
         invariant(
             start.applied <= start.log.last()[0],
             f"group {start.group}: the data is at index {start.applied}, its log ends at {start.log.last()[0]}; "
@@ -110,7 +112,7 @@ class Replica:
         self.serves_from = NEVER if start.lost else hard_state.commit
         """No serializable read, watch or readiness before this index is applied: it was served before the restart."""
         self._writes = writes or Share(MAX_PENDING_BYTES)
-        self.proposals = Proposals(self._writes)
+        self.proposals = Proposals(self._writes, counts)
         self.reads = Reads()
         self.lessor = Lessor(start.clock, boottime, start.leases)
         self.applied = start.applied
@@ -145,10 +147,18 @@ class Replica:
     def forwarded(self, forward: Forward) -> bool:
         """Take another node's commands for the next entry; False: certainly not taken (S19)."""
         leads = self.raft.role is StateRole.LEADER and self.raft.term == forward.term
-        if not leads or self._forwarded + len(forward.commands) > MAX_FORWARDED or not self._writes.fits(forward.size):
+        control = all(is_control(self.group, wire) for wire in forward.commands)
+        most = 2 * MAX_FORWARDED if control else MAX_FORWARDED
+        if not leads or self._forwarded + len(forward.commands) > most:
+            return False
+        if not control and not self._writes.fits(forward.size):
+            probe("forward refused under pressure")
             return False
         self._writes.take(forward.size)
-        self._forwards.append(forward)
+        if control:
+            self._forwards.insert(0, forward)
+        else:
+            self._forwards.append(forward)
         self._forwarded += len(forward.commands)
         return True
 
@@ -180,7 +190,7 @@ class Replica:
     # --- what goes out -------------------------------------------------------------------------------------------
 
     def propose(self, boottime: int, reaches: Callable[[int], bool], number: int) -> list[tuple[int, Envelope]]:
-        """Turn what waits into log entries, if this replica leads, else into one forward under `number`."""
+        """Turn what waits into log entries, if this replica leads, else into forwards from `number` on, two at most."""
         if self.raft.role is StateRole.LEADER:
             return self._propose_here(boottime)
         replies = [self.refuse(forward) for forward in self._drop_forwards()] if self._forwards else []
@@ -189,10 +199,16 @@ class Replica:
         node = self.nodes.get(leader, 0)
         if not self.proposals.waiting or self._refused or not leader or not reaches(node):
             return replies
-        taken = self.proposals.take(MAX_ENTRY_COMMANDS, MAX_ENTRY_BYTES)
-        self.proposals.sent(taken, number, node)
-        message = Message(HostMessageType.FORWARD, self.id, leader, self.raft.term, context=number)
-        return [*replies, (node, Envelope(self.group, message, [pending.request.wire for pending in taken]))]
+        # Control commands go apart: a leader under pressure takes them and refuses the others.
+        for context, urgent in ((number, self.proposals.urgent), (number + 1, False)):
+            taken = self.proposals.take(MAX_ENTRY_COMMANDS, MAX_ENTRY_BYTES, urgent=urgent)
+            if taken:
+                self.proposals.sent(taken, context, node)
+                message = Message(HostMessageType.FORWARD, self.id, leader, self.raft.term, context=context)
+                replies.append((node, Envelope(self.group, message, [pending.request.wire for pending in taken])))
+            if not urgent:
+                break
+        return replies
 
     def start_read_round(self) -> None:
         """Ask Raft to confirm the reads that wait, if there is someone to ask."""

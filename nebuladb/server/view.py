@@ -133,6 +133,7 @@ class NodeView:
         yield QueueSample("recent_entries_bytes", node.log.recent.size, node.log.recent.limit)
         yield QueueSample("log_unsynced_bytes", host.unsynced_bytes, host.unsynced_limit)
         yield QueueSample("writes_bytes", host.writes.used, host.writes.limit)
+        yield QueueSample("writes", host.pending.used, host.pending.limit)
         yield QueueSample("outboxes_bytes", node.outboxes.used, node.outboxes.limit)
         stores = [data.store for data in node.groups.values()]
         yield QueueSample("sessions", sum(store.session_count for store in stores), MAX_SESSIONS * len(stores))
