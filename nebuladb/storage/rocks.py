@@ -332,12 +332,15 @@ class RocksEngine:
         try:
             db.close()
         except Exception as error:
-            raise classify(error) from error
+            raise self._whole(classify(error)) from error
 
     def _damaged(self, error: Exception) -> StoreError:
         """A write that fails by damage: RocksDB met it in the background, and refuses all writes from then on."""
-        found = self._error(error)
-        return DataDamaged(found.message) if isinstance(found, Corruption) else found
+        return self._whole(self._error(error))
+
+    def _whole(self, found: StoreError) -> StoreError:
+        """Without a WAL the log has what is needed to get the data anew; a damaged log is another matter."""
+        return DataDamaged(found.message) if isinstance(found, Corruption) and not self.wal else found
 
     def _error(self, error: Exception) -> StoreError:
         return classify(error) if self._open else StoreError("the database is closed")
