@@ -55,6 +55,9 @@ class Reason(IntEnum):
     KEY_NOT_FOUND = 32
     BUSY = 33
     KEYSPACE_EXISTS = 34
+    CHANGE_REFUSED = 35
+    NODE_REMOVED = 36
+    NO_SPACE = 40
 
 
 class NebulaError(Exception):
@@ -66,6 +69,8 @@ class NebulaError(Exception):
     outcome: Outcome = Outcome.FAILED
     group: int = 0
     """The shard it is about, where there is one."""
+    retry_after: int = 0
+    """Milliseconds before which trying again makes no sense; 0: nobody knows."""
 
     def __init__(self, message: str = "") -> None:
         super().__init__(message or (self.__doc__ or "").splitlines()[0])
@@ -173,6 +178,23 @@ class TooManyRequests(NebulaError):
     reason = Reason.TOO_MANY_REQUESTS
     code = "RESOURCE_EXHAUSTED"
     retryable = True
+    retry_after = 50
+
+
+class NoSpace(NebulaError):
+    """The disk is nearly full: deletions and compactions are taken, other writes are not. Nothing was done."""
+
+    reason = Reason.NO_SPACE
+    code = "RESOURCE_EXHAUSTED"
+    retryable = True
+    retry_after = 500
+
+
+class ChangeRefused(NebulaError):
+    """A change of members that isn't possible now, or isn't safe. Nothing was proposed."""
+
+    reason = Reason.CHANGE_REFUSED
+    code = "FAILED_PRECONDITION"
 
 
 class WrongEpoch(NebulaError):
@@ -269,6 +291,13 @@ class StoreError(NebulaError):
     reason = Reason.DISK
 
 
+class DataDamaged(StoreError):
+    """The data store as a whole can't be used, because something in it is damaged."""
+
+    reason = Reason.CORRUPTION
+    code = "DATA_LOSS"
+
+
 class WriteStalled(StoreError):
     """The engine refused the write for now; nothing of it was done (S32)."""
 
@@ -292,6 +321,13 @@ class IdentityError(NebulaError):
     """This data directory, name or peer is not who it claims to be (S14, S18)."""
 
     reason = Reason.IDENTITY
+    code = "FAILED_PRECONDITION"
+
+
+class NodeRemoved(NebulaError):
+    """This node was removed from its cluster, and must not come back under its id."""
+
+    reason = Reason.NODE_REMOVED
     code = "FAILED_PRECONDITION"
 
 

@@ -107,11 +107,16 @@ class Backend:
             raise
         return answer
 
-    async def current(self, shard: Descriptor, timeout: float, *, serializable: bool = False) -> Store:
-        """The shard's store, at least as new as now unless the caller asked for less."""
+    async def current(
+        self, shard: Descriptor, timeout: float, *, serializable: bool = False, max_staleness: int = 0
+    ) -> Store:
+        """The shard's store, at least as new as now unless the caller asked for less: with `serializable` as old as it
+        may be, or, with `max_staleness`, at least as new as so many milliseconds ago."""
         try:
             if not serializable:
                 await self.pump.confirm(shard.group, timeout)
+            elif max_staleness > 0:
+                await self.pump.confirm_within(shard.group, max_staleness, timeout)
             return self.pump.store(shard.group)
         except NebulaError as error:
             error.group = shard.group

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
 from typing import Any, Final
 
 from nebuladb import __version__
 from nebuladb.api.backend import Backend, parse
+from nebuladb.api.backup import backup
+from nebuladb.api.members import Members
 from nebuladb.api.status import descriptor_message
 from nebuladb.errors import DeadlineExceeded, Unavailable, WrongShard
 from nebuladb.ids import META_GROUP
@@ -27,6 +30,7 @@ class ClusterService:
     def __init__(self, backend: Backend, client_address: str, peer_address: str) -> None:
         self._backend = backend
         self._addresses = (client_address, peer_address)
+        self._members = Members(backend)
 
     async def Status(self, raw: bytes, context: Any) -> bytes:
         parse(pb.StatusRequest, raw)
@@ -43,19 +47,16 @@ class ClusterService:
         return response.SerializeToString()
 
     async def Members(self, raw: bytes, context: Any) -> bytes:
-        parse(pb.MembersRequest, raw)
-        peers = self._backend.node.host.peers
-        response = pb.MembersResponse(header=self._backend.header())
-        for node, record in sorted(self._backend.meta.nodes.items()):
-            here = node == self._backend.id
-            response.members.add(
-                node_id=node,
-                name=record.name,
-                peer_address=record.peer_address,
-                client_address=record.client_address,
-                connected=here or (node in peers and peers[node].connected),
-            )
-        return response.SerializeToString()
+        return await self._members.list(raw, context)
+
+    async def MemberAdd(self, raw: bytes, context: Any) -> bytes:
+        return await self._members.add(raw, context)
+
+    async def MemberPromote(self, raw: bytes, context: Any) -> bytes:
+        return await self._members.promote(raw, context)
+
+    async def MemberRemove(self, raw: bytes, context: Any) -> bytes:
+        return await self._members.remove(raw, context)
 
     async def Shards(self, raw: bytes, context: Any) -> bytes:
         request = parse(pb.ShardsRequest, raw)
@@ -96,6 +97,11 @@ class ClusterService:
                 raise Unavailable(f"this node has no hash of shard {shard.group} at index {index}; ask for a new one")
             await asyncio.sleep(HASH_POLL_SECONDS)
         raise DeadlineExceeded(f"this node's hash of shard {shard.group} at index {index} took too long")
+
+    async def Snapshot(self, raw: bytes, context: Any) -> AsyncIterator[bytes]:
+        request = parse(pb.SnapshotRequest, raw)
+        async for response in backup(self._backend, request, self._backend.timeout(context)):
+            yield response.SerializeToString()
 
     async def TransferLeadership(self, raw: bytes, context: Any) -> bytes:
         request = parse(pb.TransferLeadershipRequest, raw)

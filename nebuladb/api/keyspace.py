@@ -15,6 +15,7 @@ from nebuladb.node.keyspaces import Spec, check_name, checked, create_step, drop
 from nebuladb.node.meta import Meta
 from nebuladb.pb.nebula.v1 import keyspace_pb2 as pb
 from nebuladb.shard import Descriptor, Keyspace, Partitioning
+from nebuladb.shard.membership import MAX_VOTERS
 
 POLL_SECONDS: Final = 0.02
 _META: Final = Descriptor(META_GROUP, "", 1, b"", b"", (0, 0), ())
@@ -116,7 +117,8 @@ class KeyspaceService:
         for removal in meta.removals:
             if removal.group in groups:
                 left[removal.group] = left.get(removal.group, 0) + 1
-        return all(count <= (len(meta.nodes) - 1) // 2 for count in left.values())
+        replicas = min(len(meta.nodes), MAX_VOTERS)
+        return all(count <= (replicas - 1) // 2 for count in left.values())
 
     def _info(self, keyspace: Keyspace) -> pb.KeyspaceInfo:
         return pb.KeyspaceInfo(

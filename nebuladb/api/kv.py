@@ -8,7 +8,7 @@ from typing import Any
 from nebuladb.api.backend import Backend, key_value, parse, session_fields
 from nebuladb.api.scan import scan
 from nebuladb.api.watch import watch
-from nebuladb.errors import WrongShard
+from nebuladb.errors import Corruption, WrongShard
 from nebuladb.kv import check
 from nebuladb.kv.answer import DeleteResult, KeyValue, PutResult, RangeResult, TxnResult
 from nebuladb.kv.command import Command, Kind
@@ -30,13 +30,19 @@ class KVService:
         check.key(request.key)
         shard = self._backend.route(request.keyspace, request.key, request.epoch)
         timeout = self._backend.timeout(context)
-        store = await self._backend.current(shard, timeout, serializable=request.serializable)
+        store = await self._backend.current(
+            shard, timeout, serializable=request.serializable, max_staleness=request.max_staleness
+        )
         try:
-            found = store.get(request.key, request.revision)
-        except Misses as misses:
-            store, found = await self._backend.pump.looks.look(
-                shard.group, misses, lambda store: store.get(request.key, request.revision)
-            )
+            try:
+                found = store.get(request.key, request.revision)
+            except Misses as misses:
+                store, found = await self._backend.pump.looks.look(
+                    shard.group, misses, lambda store: store.get(request.key, request.revision)
+                )
+        except Corruption as error:
+            error.group = shard.group  # so that the replica gets its data anew
+            raise
         response = pb.GetResponse(header=self._backend.header(shard.group, store.revision))
         if found is not None:
             response.kv.CopyFrom(key_value(found))

@@ -9,7 +9,7 @@ from heapq import heapify, heappop, heapreplace
 from typing import Final
 
 from nebuladb.api.backend import Backend, key_value
-from nebuladb.errors import InvalidArgument, WrongShard
+from nebuladb.errors import Corruption, InvalidArgument, WrongShard
 from nebuladb.kv import check
 from nebuladb.kv.answer import KeyValue
 from nebuladb.kv.pin import Pin
@@ -88,14 +88,18 @@ class Scan:
         """Whether there is another row; it is read then. The loop comes round between stretches: a million deleted
         keys have no row to show for the time that it takes to pass them."""
         while not part.rows and part.cursor:
-            page = self._pin(part).scan(
-                part.cursor,
-                part.end,
-                limit=self._stretch_keys,
-                max_bytes=self._stretch_bytes,
-                max_rows=STRETCH_ROWS,
-                keys_only=self._keys_only,
-            )
+            try:
+                page = self._pin(part).scan(
+                    part.cursor,
+                    part.end,
+                    limit=self._stretch_keys,
+                    max_bytes=self._stretch_bytes,
+                    max_rows=STRETCH_ROWS,
+                    keys_only=self._keys_only,
+                )
+            except Corruption as error:
+                error.group = part.group  # so that the replica gets its data anew
+                raise
             part.rows.extend(page.kvs)
             part.cursor = page.cursor
             if not part.cursor:
@@ -165,7 +169,10 @@ async def _pin(
         raise WrongShard("a revision is one shard's; scan one shard's keys, or leave the revision open")
     named = {pair.group: pair.revision for pair in request.revisions}
     stores = await asyncio.gather(
-        *(backend.current(shard, timeout, serializable=request.serializable) for shard in shards)
+        *(
+            backend.current(shard, timeout, serializable=request.serializable, max_staleness=request.max_staleness)
+            for shard in shards
+        )
     )
     return [
         (shard, named.get(shard.group) or request.revision or store.revision)

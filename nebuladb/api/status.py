@@ -57,6 +57,7 @@ def detail(error: NebulaError, meta: Meta, leader: int, descriptor: Descriptor |
         retryable=error.retryable,
         leader_node=leader,
         leader_address=meta.client_address(leader),
+        retry_after_ms=error.retry_after,
     )
     if isinstance(error, errors.Compacted):
         message.compact_revision = error.floor

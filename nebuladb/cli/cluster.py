@@ -1,8 +1,9 @@
-"""keyspace, shard, member and status."""
+"""keyspace, shard and status."""
 
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Final, NamedTuple
 
@@ -140,38 +141,6 @@ def shard_list(settings: Settings) -> None:
     settings.run(work)
 
 
-@click.group("member", cls=Commands)
-def member() -> None:
-    """The cluster's nodes.
-
-    \b
-    Example:
-      nebula-cli member list
-    """
-
-
-@member.command("list")
-@pass_settings
-def member_list(settings: Settings) -> None:
-    """Print all nodes, as the answering one sees them.
-
-    \b
-    Example:
-      nebula-cli member list
-    """
-    with settings.output() as output:
-        for found in settings.run(lambda client: client.members()):
-            output.row(
-                {
-                    "node_id": f"{found.node_id:016x}",
-                    "name": found.name,
-                    "client_address": found.client_address,
-                    "peer_address": found.peer_address,
-                    "connected": found.connected,
-                }
-            )
-
-
 @click.command()
 @click.option("--hash", "hashes", is_flag=True, help="Compare the state of every shard on all its nodes.")
 @click.pass_context
@@ -192,6 +161,20 @@ def status(context: click.Context, hashes: bool) -> None:
     # Hashing a gigabyte takes as long as reading it; the nodes serve on meanwhile.
     sound = settings.run(lambda client: work(client, settings.output()), PATIENCE if hashes else 0.0)
     context.exit(0 if sound else 1)
+
+
+@click.command()
+@click.pass_context
+def check(context: click.Context) -> None:
+    """Compare the data of every shard on all its nodes, now; the same as status --hash.
+
+    Nodes do it in the background too (setting consistency-check-interval), and raise an alarm where they differ.
+
+    \b
+    Example:
+      nebula-cli check
+    """
+    context.invoke(status, hashes=True)
 
 
 class Node(NamedTuple):
@@ -262,10 +245,19 @@ async def _hashes(client: AsyncClient, output: Output) -> bool:
                 if isinstance(answer, str):
                     complain(f"group {group}: no hash from {name}: {answer}")
                     sound = False
-            if len({answer.hash for answer in answers if isinstance(answer, StateHash)}) > 1:
-                complain(f"group {group}: the nodes DIFFER at index {made.index}: their data is not the same")
+            hashes = {name_of(i): a.hash for i, a in zip(holders, answers, strict=True) if isinstance(a, StateHash)}
+            if len(set(hashes.values())) > 1:
+                complain(f"group {group}: the nodes DIFFER at index {made.index}: {_deviating(hashes)}")
                 sound = False
     return sound
+
+
+def _deviating(hashes: Mapping[str, bytes]) -> str:
+    """Who differs from the majority, if there is one, by node's name."""
+    digest, most = Counter(hashes.values()).most_common(1)[0]
+    if 2 * most <= len(hashes):
+        return "there is no majority with the same data"
+    return f"{', '.join(name for name, its in hashes.items() if its != digest)} has other data than the majority"
 
 
 async def _replicas(client: AsyncClient, nodes: Mapping[int, Node]) -> dict[tuple[int, str], set[int]]:
@@ -320,4 +312,4 @@ def _print_shard(output: Output, shard: common_pb2.ShardDescriptor, extra: str, 
     )
 
 
-COMMANDS: Final = (keyspace, shard, member, status)
+COMMANDS: Final = (keyspace, shard, status, check)

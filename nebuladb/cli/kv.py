@@ -48,9 +48,14 @@ def put(settings: Settings, key: str, value: str | None, file: IO[bytes] | None,
 @click.argument("key")
 @click.option("--revision", default=0, help="As it was at this revision.")
 @click.option("--serializable", is_flag=True, help="Let any node answer from its own state, perhaps an old one.")
+@click.option(
+    "--max-staleness", type=click.FloatRange(min=0), default=0.0, help="Likewise, but at most so many seconds old."
+)
 @hex_option
 @click.pass_context
-def get(context: click.Context, key: str, revision: int, serializable: bool, hexadecimal: bool) -> None:
+def get(
+    context: click.Context, key: str, revision: int, serializable: bool, max_staleness: float, hexadecimal: bool
+) -> None:
     """Print the value of KEY. Of a missing key it prints nothing, and exits 1.
 
     \b
@@ -61,7 +66,9 @@ def get(context: click.Context, key: str, revision: int, serializable: bool, hex
     settings = context.find_object(Settings)
     assert settings is not None  # the group made it
     name = key_bytes(key, hexadecimal)
-    found = settings.run(lambda client: client.get(name, revision=revision, serializable=serializable))
+    found = settings.run(
+        lambda client: client.get(name, revision=revision, serializable=serializable, max_staleness=max_staleness)
+    )
     if found is None:
         context.exit(1)
     with settings.output() as output:

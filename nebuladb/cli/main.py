@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from nebuladb import __version__
-from nebuladb.cli import cluster, dump, kv, lease, load
+from nebuladb.cli import cluster, dump, kv, lease, load, member, snapshot
 from nebuladb.cli.output import Style
 from nebuladb.cli.settings import DEFAULT_ENDPOINTS, Commands, Settings
 
@@ -44,5 +44,13 @@ def main(context: click.Context, endpoints: str, keyspace: str, output: str, tim
     context.obj = Settings(tuple(endpoints.split(",")), keyspace, Style(output), timeout)
 
 
-for command in (*kv.COMMANDS, *lease.COMMANDS, *cluster.COMMANDS, *load.COMMANDS, *dump.COMMANDS):
+for command in (
+    *kv.COMMANDS,
+    *lease.COMMANDS,
+    *cluster.COMMANDS,
+    *member.COMMANDS,
+    *load.COMMANDS,
+    *dump.COMMANDS,
+    *snapshot.COMMANDS,
+):
     main.add_command(command)

@@ -39,6 +39,11 @@ STEADY: Final = 1.0
 """Seconds after which a watch that said nothing counts as served: nodes that only begin one must not keep us busy."""
 
 
+def staleness(seconds: float) -> int:
+    """Milliseconds, as a request has them; at least one if it is more than 0."""
+    return max(math.ceil(seconds * 1000), 0)
+
+
 class AsyncClient(Writes):
     """A cluster, seen from one keyspace. Safe to share by the tasks of one event loop."""
 
@@ -74,9 +79,18 @@ class AsyncClient(Writes):
 
     # Reads
 
-    async def get(self, key: bytes, *, revision: int = 0, serializable: bool = False) -> KeyValue | None:
-        """`key` now, or at `revision`; None if it isn't there. `serializable`: perhaps an old one, from any node."""
-        request = kv_pb2.GetRequest(keyspace=self.keyspace, key=key, revision=revision, serializable=serializable)
+    async def get(
+        self, key: bytes, *, revision: int = 0, serializable: bool = False, max_staleness: float = 0.0
+    ) -> KeyValue | None:
+        """`key` now, or at `revision`; None if it isn't there. `serializable`: perhaps an old one, from any node;
+        `max_staleness`, in seconds: at most so old."""
+        request = kv_pb2.GetRequest(
+            keyspace=self.keyspace,
+            key=key,
+            revision=revision,
+            serializable=serializable or max_staleness > 0,
+            max_staleness=staleness(max_staleness),
+        )
         response = await self._transport.call(methods.GET, request)
         return key_value(response.kv) if response.HasField("kv") else None
 
@@ -93,6 +107,7 @@ class AsyncClient(Writes):
         revision: int = 0,
         keys_only: bool = False,
         serializable: bool = False,
+        max_staleness: float = 0.0,
         page_size: int = 0,
     ) -> AsyncIterator[KeyValue]:
         """The keys of [start, end) in order; no end: to the last. All of one revision, also over a change of nodes."""
@@ -104,7 +119,8 @@ class AsyncClient(Writes):
                 limit=limit,
                 revision=revision,
                 keys_only=keys_only,
-                serializable=serializable,
+                serializable=serializable or max_staleness > 0,
+                max_staleness=staleness(max_staleness),
                 page_size=page_size,
             )
         )
@@ -262,6 +278,30 @@ class AsyncClient(Writes):
         """All nodes, as the answering one sees them."""
         return (await self._transport.call(methods.MEMBERS, cluster_pb2.MembersRequest())).members
 
+    async def add_member(
+        self, name: str, peer_address: str, *, learner: bool = False, replaces: str = ""
+    ) -> cluster_pb2.Member:
+        """Issue an id to a node that is then started with ``--join``. `learner`: it votes when it is promoted only.
+        `replaces`: the node whose place it takes. Raises `ChangeRefused` with the reason."""
+        request = cluster_pb2.MemberAddRequest(name=name, peer_address=peer_address, learner=learner, replaces=replaces)
+        return (await self._transport.call(methods.MEMBER_ADD, request)).member
+
+    async def promote_member(self, name: str, *, timeout: float = KEYSPACE_PATIENCE) -> cluster_pb2.Member:
+        """Let a node that was added as a learner vote, and wait until it does."""
+        request = cluster_pb2.MemberPromoteRequest(name=name)
+        return (await self._transport.call(methods.MEMBER_PROMOTE, request, timeout=timeout)).member
+
+    async def remove_member(self, name: str, *, timeout: float = KEYSPACE_PATIENCE) -> None:
+        """Remove a node, and wait until it is no member any more. Raises `ChangeRefused` if that is not safe now."""
+        request = cluster_pb2.MemberRemoveRequest(name=name)
+        await self._transport.call(methods.MEMBER_REMOVE, request, timeout=timeout)
+
+    async def discover(self) -> tuple[str, ...]:
+        """Add every member's client address to `endpoints`, which are returned: those that were named at first may be
+        gone one day."""
+        self._transport.endpoints.learn(member.client_address for member in await self.members())
+        return self.endpoints
+
     async def status(self, endpoint: str = "") -> cluster_pb2.StatusResponse:
         """A node's own account of itself and its groups."""
         return await self._transport.call(methods.STATUS, cluster_pb2.StatusRequest(), pinned=endpoint)
@@ -271,6 +311,17 @@ class AsyncClient(Writes):
         request = cluster_pb2.StateHashRequest(group=group, index=index)
         found = await self._transport.call(methods.STATE_HASH, request, pinned=endpoint)
         return StateHash(found.header.node_id, found.index, found.hash)
+
+    async def snapshot(self, request: cluster_pb2.SnapshotRequest) -> AsyncIterator[cluster_pb2.SnapshotResponse]:
+        """A backup as the bytes of its file, from one node; a stream that breaks is not resumed: begin anew."""
+        transport = self._transport
+        step = transport.attempts().next(transport.clock())
+        try:
+            async with transport.open(methods.SNAPSHOT, request, step, step.seconds) as read:
+                while (response := await read()) is not None:
+                    yield response
+        except StreamBroken as broken:
+            raise broken.failure.error from None
 
     async def transfer_leadership(self, group: int, node_id: int) -> None:
         """Ask a shard's leader to hand over to `node_id`."""

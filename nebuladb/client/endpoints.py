@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Sequence
+from collections.abc import Container, Iterable, Sequence
 from typing import Final
 
 from nebuladb.errors import ConfigurationError
@@ -59,6 +59,11 @@ class Endpoints:
         self._resting[address] = now + REST
         if address == self.current:
             self.current = self.pick({address}, now)
+
+    def learn(self, addresses: Iterable[str]) -> None:
+        """Ask these, too, from now on; they come last."""
+        known = [*self.addresses, *(address for address in addresses if address)]
+        self.addresses = list(dict.fromkeys(known))[:MAX_ENDPOINTS]
 
     def hint(self, leader: str) -> None:
         """A server named `leader` as the one to ask. Only endpoints that the caller named are followed.

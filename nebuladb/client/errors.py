@@ -49,6 +49,8 @@ class Failure(NamedTuple):
     """It may succeed later, or elsewhere."""
     lost: bool = False
     """Nobody answered: the node or the way to it is in trouble."""
+    retry_after: float = 0.0
+    """Seconds before which another attempt makes no sense, if the server said so."""
     leader_address: str = ""
     """Who should be asked instead, if the server said so."""
 
@@ -121,7 +123,8 @@ def _answered(status: grpc.aio.AioRpcError, detail: common_pb2.ErrorDetail, addr
     error = _rebuild(status.details() or f"{address} answered {status.code().name}", detail)
     # A server that states no outcome has promised nothing.
     error.outcome = Outcome.FAILED if detail.outcome == common_pb2.FAILED else Outcome.UNKNOWN
-    return Failure(error, detail.retryable, leader_address=detail.leader_address)
+    later = detail.retry_after_ms / 1000
+    return Failure(error, detail.retryable, retry_after=later, leader_address=detail.leader_address)
 
 
 def _rebuild(message: str, detail: common_pb2.ErrorDetail) -> NebulaError:

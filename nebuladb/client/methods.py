@@ -48,6 +48,11 @@ KEYSPACE_DROP: Final = Method("/nebula.v1.Keyspace/Drop", keyspace_pb2.KeyspaceD
 
 STATUS: Final = Method("/nebula.v1.Cluster/Status", cluster_pb2.StatusResponse)
 MEMBERS: Final = Method("/nebula.v1.Cluster/Members", cluster_pb2.MembersResponse)
+# These, too, are idempotent.
+MEMBER_ADD: Final = Method("/nebula.v1.Cluster/MemberAdd", cluster_pb2.MemberAddResponse)
+MEMBER_PROMOTE: Final = Method("/nebula.v1.Cluster/MemberPromote", cluster_pb2.MemberPromoteResponse)
+MEMBER_REMOVE: Final = Method("/nebula.v1.Cluster/MemberRemove", cluster_pb2.MemberRemoveResponse)
 SHARDS: Final = Method("/nebula.v1.Cluster/Shards", cluster_pb2.ShardsResponse)
 STATE_HASH: Final = Method("/nebula.v1.Cluster/StateHash", cluster_pb2.StateHashResponse)
+SNAPSHOT: Final = Method("/nebula.v1.Cluster/Snapshot", cluster_pb2.SnapshotResponse)
 TRANSFER: Final = Method("/nebula.v1.Cluster/TransferLeadership", cluster_pb2.TransferLeadershipResponse, Kind.WRITE)

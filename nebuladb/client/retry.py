@@ -129,7 +129,8 @@ class Attempts:
         self._tried.clear()
         micros = int(self._pause * 1_000_000)
         self._pause = min(self._pause * 2, LONGEST_PAUSE)
-        return self._rng.randrange(micros // 2, micros + 1) / 1_000_000
+        pause = self._rng.randrange(micros // 2, micros + 1) / 1_000_000
+        return max(pause, min(failure.retry_after, LONGEST_PAUSE))
 
     def _final(self, failure: Failure) -> NebulaError:
         error = failure.error

@@ -48,6 +48,7 @@ class Store:
         self._node = node
         self._limits = limits
         self._keys = Keys(group, generation)
+        self.generation = generation
         self._cache = RecordCache(records or RecordShare(limits.cache_bytes))
         self._source = EngineSource(engine, self._keys, self._cache)
         data = engine.get(self._keys.state)
@@ -66,6 +67,8 @@ class Store:
         self._pins: list[Pin] = []
         """Oldest first."""
         self._hashes: OrderedDict[int, bytes] = OrderedDict()
+        self.hashed: list[tuple[int, bytes]] = []
+        """(index, hash) finished by `background`; whoever reports them takes them away."""
 
     @staticmethod
     def initialise(
@@ -219,6 +222,10 @@ class Store:
     def supply(self, rows: Sequence[bytes], values: Sequence[bytes | None]) -> None:
         """They are fetched: reads and apply find them until they are given back."""
         self._source.loans.supply(rows, values)
+
+    def fetch(self, rows: Sequence[bytes]) -> Sequence[bytes | None]:
+        """Read rows from the disk; for who has nothing else to do meanwhile."""
+        return self._engine.get_many(rows)
 
     def give_back(self, rows: Sequence[bytes]) -> None:
         """Whoever borrowed them has done its work, or given up."""
@@ -402,6 +409,7 @@ class Store:
             if digest is not None:
                 del self._jobs[0]
                 self._hashes[job.index] = digest
+                self.hashed.append((job.index, digest))
                 while len(self._hashes) > self._limits.hashes_kept:
                     self._hashes.popitem(last=False)
         elif self._deletion.behind(floor := self._deletable):

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Final, NamedTuple
 
 from nebuladb.env import probe
-from nebuladb.errors import WriteStalled
+from nebuladb.errors import Corruption, WriteStalled
 from nebuladb.kv.change import Applied
 from nebuladb.kv.loans import Misses
 from nebuladb.kv.store import Store
@@ -69,6 +69,10 @@ class Applier:
         """Written by background deletion; whoever counts it takes it away."""
         self.fetches: list[Fetch] = []
         """To be carried out; whoever does takes them away."""
+        self.damaged: list[tuple[int, Corruption]] = []
+        """(group, what was met) where a store's rows are damaged; whoever sees to it takes them away."""
+        self.hashed: list[tuple[int, int, bytes]] = []
+        """(group, index, hash) of states that were hashed; whoever reports them takes them away."""
 
     def add(self, slices: Iterable[Slice]) -> None:
         """Slices that Host handed out."""
@@ -81,8 +85,8 @@ class Applier:
         for _ in range(len(self._slices)):
             work = self._slices.popleft()
             data = self._groups.get(work.group)
-            if data is None:
-                probe("slice of a removed group dropped")
+            if data is None or data.store.generation != work.generation:
+                probe("slice of a removed group or generation dropped")
                 continue
             if work.group in self._fetching:
                 self._slices.append(work)
@@ -98,6 +102,10 @@ class Applier:
                 probe("data write stalled")
                 self._slices.append(work)
                 stalled = True
+                continue
+            except Corruption as error:
+                self.damaged.append((work.group, error))
+                more = True
                 continue
             rows += applied.examined
             more = True
@@ -148,14 +156,18 @@ class Applier:
         if (found := self._next_busy()) is None:
             return self._again
         group, data = found
-        self._again |= data.hub.catch_up(BACKGROUND_ROWS)
         try:
+            self._again |= data.hub.catch_up(BACKGROUND_ROWS)
             self._again |= data.store.background(BACKGROUND_ROWS)
             self.deleted_bytes += data.store.deleted_bytes
             data.store.deleted_bytes = 0
+            self.hashed += [(group, *hashed) for hashed in data.store.hashed]
+            data.store.hashed.clear()
             self._return(group, data.store)
         except WriteStalled:
             probe("background write stalled")
+        except Corruption as error:
+            self.damaged.append((group, error))
         except Misses as misses:
             probe("background work waits for rows")
             self._awaited.add(group)

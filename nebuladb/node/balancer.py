@@ -34,13 +34,14 @@ class Balancer:
         self._led: dict[int, tuple[int, int]] = {}
         """Group → (term in which we lead it, since when, or when a hand-over may be tried again)."""
 
-    def moves(self, host: Host) -> list[tuple[int, int]]:
-        """(group, node to hand it to), to be done now."""
+    def moves(self, host: Host, leaving: Collection[int] = ()) -> list[tuple[int, int]]:
+        """(group, node to hand it to), to be done now; nodes that are `leaving` the cluster get none."""
         led: dict[int, tuple[int, int]] = {}
         chosen: list[tuple[int, int]] = []
         # Once for all groups: they are on the same few nodes.
         nodes = {self._node, *host.peers}
-        live = {node for node in nodes if self._steady(host, node, connected=True)}
+        # A node that is short of space, or whose disk hangs, gets nothing (``node.disk``).
+        live = {node for node in nodes if self._steady(host, node, connected=True) and not _ill(host, node)}
         for group, replica in host.replicas.items():
             if group < FIRST_GROUP or replica.raft.role is not StateRole.LEADER:
                 continue
@@ -48,7 +49,7 @@ class Balancer:
             if term != replica.raft.term:
                 since = host.now
             elif len(chosen) < MAX_MOVES and host.now - since >= STEADY_MS:
-                target = self._target(host, replica, live)
+                target = self._target(host, replica, live, leaving)
                 if target:
                     chosen.append((group, target))
                     since = host.now + RETRY_MS - STEADY_MS
@@ -56,13 +57,14 @@ class Balancer:
         self._led = led
         return chosen
 
-    def _target(self, host: Host, replica: Replica, live: Collection[int]) -> int:
+    def _target(self, host: Host, replica: Replica, live: Collection[int], leaving: Collection[int]) -> int:
         """Another node that should lead and can; else 0."""
-        nodes = sorted(replica.nodes.values())
+        voters = {voter: replica.nodes.get(voter, 0) for voter in replica.raft.configuration.voters}
+        nodes = sorted(node for node in voters.values() if node and node not in leaving)
         dead = [node for node in nodes if node not in live and self._steady(host, node, connected=False)]
         wanted = preferred(replica.group, nodes, live, dead)
-        for other, node in replica.nodes.items():
-            if node == wanted != self._node and replica.raft.lag(other) <= MAX_LAG:
+        for other, node in voters.items():
+            if node == wanted != self._node and replica.raft.membership.lag(other) <= MAX_LAG:
                 return node
         return 0
 
@@ -73,3 +75,7 @@ class Balancer:
         peer = host.peers.get(node)
         now, since = (peer.connected, peer.since) if peer else (False, self._began)
         return now == connected and host.now - since >= STEADY_MS
+
+
+def _ill(host: Host, node: int) -> bool:
+    return bool(host.peers[node].status if node in host.peers else host.disk.status)

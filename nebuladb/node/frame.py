@@ -2,7 +2,7 @@
 
 The transport carries frames as opaque bytes. Big-endian. A frame begins with 64 bytes::
 
-    u8 version = 1 | u8 flags (1 = the rest is zstd; not written yet) | u16 reserved | u32 cluster version
+    u8 version = 1 | u8 flags (1 = the rest is zstd; not written yet) | u16 status | u32 cluster version
     | u64 cluster id | u64 sender node | u64 sender incarnation | u64 receiver node | u64 receiver incarnation
     | u64 liveness epoch = 0 | u32 count of messages | u32 crc32 of the rest
 
@@ -19,7 +19,7 @@ Items are entry records in an APPEND and encoded commands in a FORWARD. Types be
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from enum import IntEnum
 from typing import Final, NamedTuple
 from zlib import crc32
@@ -29,6 +29,8 @@ from nebuladb.raft import Message, MessageType
 from nebuladb.raft.entry import decode_entry
 
 FRAME_VERSION: Final = 1
+MAX_FRAME_BYTES: Final = 4 << 20
+"""A frame takes no further message past this size; one message is at most an append of about 2.5 MiB."""
 CLUSTER_VERSION: Final = 1
 _FRAME: Final = struct.Struct(">BBHI6QII")
 _MESSAGE: Final = struct.Struct(">BBHI11QI")
@@ -44,6 +46,18 @@ class HostMessageType(IntEnum):
     FORWARD_REPLY = 33
     """`context` repeats the forward's number; (`index`, `term`) say where the commands were appended, or `reject`:
     they certainly were not."""
+    GONE = 36
+    """The receiver's replica was removed from its group, for ever, as meta says (S16)."""
+    HASH = 40
+    """The sender's state at `index` has the hash (`nonce`, `context`), its upper and lower half (S28)."""
+    SNAPSHOT_CHUNK = 48
+    """A piece of a snapshot at (`index`, `log_term`), from a leader of `term`: chunk `hint` (``kv.chunk``) of the
+    transfer `context`, which is unique in the term."""
+    SNAPSHOT_REPLY = 49
+    """To transfer `context`: `hint` chunks have come, without a gap; `index` not 0: the state here is at least that
+    new, durably; `reject`: no more of it, please."""
+    SNAPSHOT_WANTED = 50
+    """The sender has lost its data, and wants a snapshot at `index` or later."""
     ANSWER = 34  # its place: a leader's answer to a node without a replica
 
 
@@ -73,8 +87,8 @@ class Address(NamedTuple):
     receiver_incarnation: int
 
 
-def encode_frame(address: Address, envelopes: Sequence[Envelope]) -> bytes:
-    """One frame; entries and commands go in as the bytes that they are."""
+def encode_frame(address: Address, envelopes: Sequence[Envelope], status: int = 0) -> bytes:
+    """One frame; entries and commands go in as the bytes that they are. `status`: how our disk is (``node.disk``)."""
     parts = []
     for group, message, commands in envelopes:
         items: Sequence[bytes] = [entry.record for entry in message.entries] if message.entries else commands
@@ -102,8 +116,25 @@ def encode_frame(address: Address, envelopes: Sequence[Envelope]) -> bytes:
         for item in items:
             parts += (_LENGTH.pack(len(item)), item)
     rest = b"".join(parts)
-    head = _FRAME.pack(FRAME_VERSION, 0, 0, CLUSTER_VERSION, *address, 0, len(envelopes), crc32(rest))
+    head = _FRAME.pack(FRAME_VERSION, 0, status, CLUSTER_VERSION, *address, 0, len(envelopes), crc32(rest))
     return head + rest
+
+
+def encode_frames(address: Address, envelopes: Sequence[Envelope], status: int) -> Iterator[bytes]:
+    """One frame, or several where one would exceed `MAX_FRAME_BYTES`."""
+    size = start = 0
+    for position, envelope in enumerate(envelopes):
+        weight = envelope.weight()
+        if size and size + weight > MAX_FRAME_BYTES:
+            yield encode_frame(address, envelopes[start:position], status)
+            size, start = 0, position
+        size += weight
+    yield encode_frame(address, envelopes[start:], status)
+
+
+def frame_status(frame: bytes) -> int:
+    """How the disk of a whole frame's sender is."""
+    return int.from_bytes(frame[2:4], "big")
 
 
 def decode_frame(frame: bytes) -> tuple[Address, list[Envelope]]:

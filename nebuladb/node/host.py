@@ -3,83 +3,48 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Sequence
 from typing import Final
 
 from nebuladb.env import Rng, probe
 from nebuladb.errors import Corruption, Unavailable, invariant
 from nebuladb.ids import BatchId, GroupId
 from nebuladb.kv.change import Applied
-from nebuladb.node.frame import Address, Envelope, HostMessageType, decode_frame, encode_frame
+from nebuladb.node.disk import STALLED_BIT, DiskState
+from nebuladb.node.frame import Address, Envelope, HostMessageType, decode_frame, encode_frames, frame_status
+from nebuladb.node.inflight import InFlight
 from nebuladb.node.memory import MemoryPlan
 from nebuladb.node.output import Output, Request
-from nebuladb.node.proposals import MAX_PENDING_BYTES, Outcomes
+from nebuladb.node.peer import Peer
+from nebuladb.node.proposals import MAX_NODE_PENDING, MAX_PENDING_BYTES, Outcomes
 from nebuladb.node.reads import Ready
 from nebuladb.node.replica import Forward, Replica, Start
-from nebuladb.raft import DurableMark, Message, StateRole
+from nebuladb.node.tail import TailLimits, cut_index, wants_flush
+from nebuladb.raft import HardState, Message, StateRole
+from nebuladb.raft.confchange import Change
 from nebuladb.storage.log_batch import GroupWrite, LogBatch
 from nebuladb.storage.share import Share
 
 MAX_BATCH_BYTES: Final = 8 << 20
-"""A log batch takes no further group once it is this large (S31); the rest goes with the next."""
+"""A log batch takes no further group once it is this large, but those of which it takes a hard state without entries,
+so that no vote waits behind a bulk load (S31); the rest goes with the next."""
 MAX_UNSYNCED_BYTES: Final = 64 << 20
 """Of any node; one with little memory has a lower bound (`Host.unsynced_limit`)."""
 MAX_HELD: Final = 10_000
 """Messages that wait for one batch to be durable. While a disk hangs more are dropped, which is a loss like any other:
 in a term that isn't durable yet every heartbeat and read round of the leader adds a reply."""
-MAX_FRAME_BYTES: Final = 4 << 20
-"""A frame takes no further message past this size; one message is at most an append of about 2.5 MiB."""
 MAX_BATCHES_IN_FLIGHT: Final = 2
 """Log batches on their way to the disk; while there are so many, new writes of all groups gather for the next one."""
 HOLD_TICKS: Final = 2
-CUT_EVERY: Final = 4_096
-"""Entries by which the log may exceed what anyone needs before it is cut: a cut is a range tombstone."""
+CUT_TICKS: Final = 20
+"""How often a log is looked at for what may be cut, beside after each flush."""
+TICK_MS: Final = 50
 EXPIRE_TICKS: Final = 4
 """Deadlines are looked at every so many ticks."""
 LIVENESS_TICKS: Final = 2
 """Ticks between two frames to a connected peer at most; one without messages says only that we live."""
 SILENT_MS: Final = 500
 """Without a frame for the least election timeout, a peer's groups wait for heartbeats again."""
-FORWARD_WINDOW: Final = 65_536
-"""How far out of order a peer's forwards may come; older ones are dropped as repeats."""
-
-
-@dataclass(slots=True)
-class Peer:
-    """A connected node. `seen` are numbers of its forwards above `below`, so that a repeated one isn't run twice."""
-
-    incarnation: int
-    connected: bool = True
-    since: int = 0
-    """When it was connected or lost last, ms."""
-    heard: int = 0
-    """When a frame of it came last, ms."""
-    silent: bool = False
-    """Connected, but no frame came for `SILENT_MS`."""
-    highest: int = 0
-    seen: set[int] = field(default_factory=set)
-
-    def first_time(self, number: int) -> bool:
-        """Whether forward `number` is new here."""
-        if number in self.seen or number <= self.highest - FORWARD_WINDOW:
-            return False
-        self.seen.add(number)
-        self.highest = max(self.highest, number)
-        if len(self.seen) > 2 * FORWARD_WINDOW:
-            self.seen = {seen for seen in self.seen if seen > self.highest - FORWARD_WINDOW}
-        return True
-
-
-@dataclass(slots=True)
-class _InFlight:
-    """A batch on its way to the disk: what to tell Raft, and what may be sent, once it is there (S2, S3)."""
-
-    batch: int
-    tick: int
-    size: int
-    marks: list[tuple[int, DurableMark]]
-    held: list[tuple[int, Envelope]]
 
 
 class Host:
@@ -100,11 +65,12 @@ class Host:
         self.peers: dict[int, Peer] = {}
         self.now = 0
         self.boottime = 0
+        self.disk = DiskState()
         self._rng = rng
         self._next_batch = first_batch
         self.durable_batch = BatchId(first_batch - 1)
         """The newest batch known to be durable."""
-        self._inflight: deque[_InFlight] = deque()
+        self._inflight: deque[InFlight] = deque()
         self._unsynced = 0
         self._held: dict[int, None] = {}
         """Groups whose writes wait for a batch to become durable."""
@@ -112,9 +78,20 @@ class Host:
         """Log bytes on their way to the disk; past them no new proposal is made: a stalled disk is back-pressure."""
         self.writes = Share(memory.writes if memory else MAX_PENDING_BYTES)
         """Commands that wait, of all groups together."""
+        self.pending = Share(MAX_NODE_PENDING)
+        """How many of them are our clients'."""
         # No other life of this node uses the same ones: a peer may answer now what an earlier life forwarded (S19).
         self._forward_number = (incarnation & 0x7FFF_FFFF) << 32
+        self.gone: Callable[[int, int], bool] = lambda group, replica: False
+        """Whether a replica was removed from its group for ever, as this node's picture of meta has it."""
+        self.removed: dict[int, int] = {}
+        """Group → our replica of it, of which a peer says that it was; whoever acts on it takes it away."""
         self._ticks = 0
+        self.tail_limits = TailLimits()
+        self.held_logs: dict[int, dict[int, int]] = {}
+        """Group → replica → index of the snapshot that is on its way there: the log behind it is kept."""
+        self.flush_due = False
+        """A log is long, and only the data store's flush lets it be cut; whoever flushes takes it away."""
         self._dirty: dict[int, None] = {}
         self._awake: dict[int, None] = {}
         """Groups that need ticks: all but those that rest."""
@@ -130,7 +107,9 @@ class Host:
         """One tick (50 ms) has passed; both clocks in ms. After a gap call it once only, and after all input (S12)."""
         self.now, self.boottime = now, boottime
         self._ticks += 1
-        expire = self._ticks % EXPIRE_TICKS == 0
+        expire, cut = self._ticks % EXPIRE_TICKS == 0, self._ticks % CUT_TICKS == 0
+        self.disk.strained = any(peer.status for peer in self.peers.values())
+        self.disk.sync_age = (self._ticks - self._inflight[0].tick) * TICK_MS if self._inflight else 0
         for peer in [node for node, peer in self.peers.items() if peer.connected]:
             self._watch(peer)
         for group in list(self._awake):
@@ -139,7 +118,8 @@ class Host:
                 del self._awake[group]
                 continue
             replica.tick(boottime)
-            if replica.waits or replica.raft.stirs:
+            replica.cut_due |= cut
+            if replica.waits or replica.cut_due or replica.raft.stirs:
                 self._dirty[group] = None
             if expire:
                 self._output.answers += replica.proposals.expire(now)
@@ -209,26 +189,46 @@ class Host:
         if peer is None or address != (self.cluster, node, peer.incarnation, self.node, self.incarnation):
             probe("misaddressed frame dropped")
             return
-        peer.heard, peer.silent = self.now, False
+        if (status := frame_status(frame)) & STALLED_BIT & ~peer.status:
+            self._wake(node)  # it leads nothing any more, and can't say so to the groups that rest
+        peer.heard, peer.silent, peer.status = self.now, False, status
         for envelope in envelopes:
             replica = self.replicas.get(envelope.group)
             message = envelope.message
-            if replica is None or message.receiver != replica.id or replica.nodes.get(message.sender) != node:
+            if message.type == HostMessageType.GONE:
+                if replica is not None and message.receiver == replica.id:
+                    self.removed[envelope.group] = replica.id
+            elif replica is None or message.receiver != replica.id or replica.nodes.get(message.sender) != node:
                 # Also for a group that was removed here: its sender learns the same from the meta group, and until then
                 # a forward that nobody answers is *unknown*, which is true (an earlier copy may have been appended).
                 probe("message for another replica dropped")
-                continue
-            self._dirty[envelope.group] = None
-            if message.type < HostMessageType.FORWARD:
+                if self.gone(envelope.group, message.sender):
+                    probe("removed replica told so")
+                    told = Message(HostMessageType.GONE, 0, message.sender, message.term)
+                    self.send([(node, Envelope(envelope.group, told))])
+            else:
+                self._step_in(replica, peer, node, envelope)
+
+    def _step_in(self, replica: Replica, peer: Peer, node: int, envelope: Envelope) -> None:
+        message = envelope.message
+        self._dirty[envelope.group] = None
+        if message.type < HostMessageType.FORWARD:
+            if not self.disk.refuses(message):
                 replica.raft.step(message)
-            elif message.type == HostMessageType.FORWARD:
-                self._forwarded(replica, peer, node, envelope)
-            elif message.type == HostMessageType.FORWARD_REPLY:
-                self._output.answers += replica.replied(node, message)
+        elif message.type == HostMessageType.FORWARD:
+            self._forwarded(replica, peer, node, envelope)
+        elif message.type == HostMessageType.FORWARD_REPLY:
+            self._output.answers += replica.replied(node, message)
+        elif message.type == HostMessageType.HASH:
+            self._output.hashes.append((envelope.group, message))
+        elif message.type >= HostMessageType.SNAPSHOT_CHUNK:
+            self._output.transfers.append((node, envelope))
 
     def request(self, request: Request) -> None:
-        """A write. Raises `Unavailable` or `TooManyRequests` if it was not taken; else an answer will come."""
+        """A write. Raises `Unavailable`, `TooManyRequests` or `NoSpace` if it was not taken; else an answer comes."""
         replica = self._replica(request.group)
+        if self.disk.space or self.disk.strained:
+            self.disk.admit(request, replica, self.peers)
         replica.proposals.add(request)
         self._dirty[request.group] = None
 
@@ -246,7 +246,7 @@ class Host:
                 if group in self.replicas:
                     self.replicas[group].raft.durable(mark)
                     self._dirty[group] = None
-            self._send(done.held)
+            self.send(done.held)
             self._dirty.update(self._held)
             self._held.clear()
         self.durable_batch = BatchId(max(self.durable_batch, batch))
@@ -259,11 +259,11 @@ class Host:
             return
         for change in applied.leases:
             replica.lessor.changed(change.lease, change.expires, change.renewal)
-        replica.slice_applied(applied.index)
+        replica.slice_applied(applied.index, applied.configuration)
         self._output.answers += replica.proposals.applied(applied.index, applied.answers)
         self._output.reads += replica.reads.applied(applied.index)
         self.stepped[group] = None
-        if replica.waits or replica.raft.commit > applied.index:
+        if replica.waits or replica.raft.commit > applied.index or applied.configuration:
             self._dirty[group] = None
 
     @property
@@ -277,11 +277,15 @@ class Host:
             if group in self.replicas:
                 replica = self.replicas[group]
                 replica.durably_applied = max(replica.durably_applied, index)
+                replica.cut_due = True
+                self._dirty[group] = None
 
     def add_group(self, start: Start) -> Replica:
         """Start a replica from durable state."""
         invariant(start.group not in self.replicas, f"group {start.group} is here already")
-        replica = Replica(start, self.node, self.incarnation, self._rng, self.boottime, writes=self.writes)
+        replica = Replica(
+            start, self.node, self.incarnation, self._rng, self.boottime, writes=self.writes, counts=self.pending
+        )
         self.replicas[start.group] = replica
         self._dirty[start.group] = None
         return replica
@@ -291,6 +295,12 @@ class Host:
         of the group, once that is durable, no earlier (S15, S17): a crash could take the row and leave the data."""
         batch = self._open_batch()
         batch.create(GroupId(group), *initial)
+        batch.register(GroupId(group), registry_row)
+        return batch.id
+
+    def register_group(self, group: int, registry_row: bytes) -> BatchId:
+        """Put a group's new registry row into the next batch, whose id is returned."""
+        batch = self._open_batch()
         batch.register(GroupId(group), registry_row)
         return batch.id
 
@@ -306,12 +316,44 @@ class Host:
         batch.register(GroupId(group), tombstone)
         return batch.id
 
+    def install(self, group: int, head: tuple[int, int], commit: int, registry_row: bytes) -> BatchId:
+        """A snapshot at `head`, (index, term), takes the place of the group's state: the log up to there goes, or all
+        of it if it isn't the same there; term and vote stay, and the durable `commit` (S5, S30). The replica is gone
+        until `add_group`, which the caller owes it once the batch, whose id is returned, is durable."""
+        replica = self.replicas[group]
+        self.suspend(group, registry_row)
+        batch = self._open_batch()
+        state = HardState(replica.raft.term, replica.raft.vote, max(head[0], commit))
+        batch.write(GroupWrite(GroupId(group), state))
+        batch.cut(GroupId(group), *head)
+        return batch.id
+
+    def suspend(self, group: int, registry_row: bytes) -> BatchId:
+        """The replica is gone until `add_group`, likewise; its log stays as it is."""
+        self.replicas.pop(group).close(self._output)
+        batch = self._open_batch()
+        batch.register(GroupId(group), registry_row)
+        return batch.id
+
+    def post(self, node: int, envelope: Envelope) -> None:
+        """A message of the node's own, for the next frame."""
+        self.send([(node, envelope)])
+
     def campaign(self, group: int) -> None:
         """Stand for election now, if nobody leads `group` and we are in no election: its home needn't wait its turn."""
         replica = self.replicas.get(group)
         if replica is not None and not replica.raft.leader and replica.raft.role is StateRole.FOLLOWER:
             replica.raft.campaign()
             self._dirty[group] = None
+
+    def propose_change(self, group: int, changes: Sequence[Change]) -> None:
+        """Change a group's members. Raises `NotLeader`, `ChangeRefused`, `InvalidArgument` or `Unavailable`."""
+        self._replica(group).raft.propose_change(changes)
+
+    def step_down(self, group: int) -> None:
+        """Lead `group` no more: this node's disk hangs, so it neither appends nor votes; the others elect one."""
+        self._replica(group).raft.step_down()
+        self._dirty[group] = None
 
     def transfer_leadership(self, group: int, node: int) -> None:
         """Hand `group` to the replica on `node`. Raises `NotLeader` or `Unavailable`."""
@@ -349,7 +391,7 @@ class Host:
             replica = self.replicas.get(group)
             if replica is None:
                 continue
-            if self._batch is not None and self._batch.size > MAX_BATCH_BYTES:
+            if self._batch is not None and self._batch.size > MAX_BATCH_BYTES and not replica.urgent:
                 probe("log batch full")
                 self._dirty[group] = None
                 self._output.more = True
@@ -360,7 +402,9 @@ class Host:
         output.batch, self._batch = self._batch, None
         for node, envelopes in self._envelopes.items():
             if self._reaches(node):  # else the link fell since they were addressed
-                output.frames += [(node, frame) for frame in self._encode(node, envelopes)]
+                address = Address(self.cluster, self.node, self.incarnation, node, self.peers[node].incarnation)
+                frames = encode_frames(address, envelopes, self.disk.status)
+                output.frames += [(node, frame) for frame in frames]
         self._envelopes = {}
         return output
 
@@ -368,17 +412,20 @@ class Host:
         if self._holds():
             self._held[replica.group] = None
         else:
-            self._forward_number += 1
+            self._forward_number += 2
             if addressed := replica.propose(self.boottime, self._reaches, self._forward_number):
-                self._send(addressed)
+                self.send(addressed)
         replica.start_read_round()
         raft = replica.raft
         while (ready := raft.ready()) is not None:
             if ready.messages:
-                self._send(self._address(replica, ready.messages))
+                self.send(self._address(replica, ready.messages))
             if ready.hard_state is not None and ready.mark is not None:
+                replica.saved = (ready.hard_state.term, ready.hard_state.vote, raft.last_index)
                 batch = self._open_batch()
                 batch.write(GroupWrite(GroupId(replica.group), ready.hard_state, ready.entries))
+                if ready.entries:
+                    replica.tail.appended(ready.entries)
                 self._inflight[-1].marks.append((replica.group, ready.mark))
             if ready.held:
                 held = self._address(replica, ready.held)
@@ -388,12 +435,14 @@ class Host:
                         probe("held messages dropped")
                         del self._inflight[-1].held[MAX_HELD:]
                 else:
-                    self._send(held)
+                    self.send(held)
+            self._output.snapshots += [(replica.group, receiver) for receiver in ready.snapshots]
             for read in ready.reads:
                 if read.nonce == self.incarnation:
                     self._output.reads += replica.reads.confirmed(read.context, read.index, replica.applied)
                     self._dirty[replica.group] = None
-        self._cut(replica)
+        if replica.cut_due:
+            self._cut(replica)
         work = replica.next_slice(self.boottime)
         if work is not None:
             self._output.slices.append(work)
@@ -408,23 +457,19 @@ class Host:
         return len(self._inflight) >= MAX_BATCHES_IN_FLIGHT and self._ticks - self._inflight[0].tick < HOLD_TICKS
 
     def _cut(self, replica: Replica) -> None:
-        """Cut the log to what is durably applied here and no replica needs (S6)."""
-        if replica.durably_applied - replica.log_start < CUT_EVERY:
-            return  # nearly always, and cheaper than to ask who needs what
-        raft = replica.raft
-        floor = raft.min_match() if raft.role is StateRole.LEADER else raft.floor
-        index = min(replica.durably_applied, floor)
-        if index - replica.log_start < CUT_EVERY:
-            return
-        probe("log cut")
-        self._open_batch().cut(GroupId(replica.group), index, replica.log.term(index))
-        raft.cut(index)
-        replica.log_start = index
+        """Cut the log to what is durably applied here and nobody waits for (S6)."""
+        replica.cut_due = False
+        index = cut_index(replica, self.tail_limits, self.held_logs.get(replica.group, {}))
+        self.flush_due |= wants_flush(replica, self.tail_limits)
+        if index:
+            probe("log cut")
+            self._open_batch().cut(GroupId(replica.group), index, replica.log.term(index))
+            replica.cut(index)
 
     def _open_batch(self) -> LogBatch:
         if self._batch is None:
             self._batch = LogBatch(BatchId(self._next_batch))
-            self._inflight.append(_InFlight(self._next_batch, self._ticks, 0, [], []))
+            self._inflight.append(InFlight(self._next_batch, self._ticks, 0, [], []))
             self._next_batch += 1
         return self._batch
 
@@ -432,18 +477,6 @@ class Host:
         if self._batch is not None:
             self._inflight[-1].size = self._batch.size
             self._unsynced += self._batch.size
-
-    def _encode(self, node: int, envelopes: list[Envelope]) -> Iterator[bytes]:
-        """One frame, or several where one would exceed `MAX_FRAME_BYTES`."""
-        address = Address(self.cluster, self.node, self.incarnation, node, self.peers[node].incarnation)
-        size = start = 0
-        for position, envelope in enumerate(envelopes if len(envelopes) > 1 else ()):
-            weight = envelope.weight()
-            if size and size + weight > MAX_FRAME_BYTES:
-                yield encode_frame(address, envelopes[start:position])
-                size, start = 0, position
-            size += weight
-        yield encode_frame(address, envelopes[start:])
 
     # --- messages ------------------------------------------------------------------------------------------------
 
@@ -455,16 +488,24 @@ class Host:
             return
         forward = Forward(node, message.sender, message.context, message.term, list(envelope.commands))
         if not replica.forwarded(forward):
-            self._send([replica.refuse(forward)])
+            self.send([replica.refuse(forward)])
 
     def _address(self, replica: Replica, messages: list[Message]) -> list[tuple[int, Envelope]]:
-        return [(replica.nodes[message.receiver], Envelope(replica.group, message)) for message in messages]
+        """A replica that a configuration names may be one that this node hasn't heard of, or that is gone: what is sent
+        to it is lost."""
+        nodes = replica.nodes
+        return [
+            (nodes[message.receiver], Envelope(replica.group, message))
+            for message in messages
+            if message.receiver in nodes
+        ]
 
     def _reaches(self, node: int) -> bool:
         peer = self.peers.get(node)
         return peer is not None and peer.connected
 
-    def _send(self, addressed: list[tuple[int, Envelope]]) -> None:
+    def send(self, addressed: Iterable[tuple[int, Envelope]]) -> None:
+        """Put messages, each with its receiver's node, into the next frames; whoever isn't reached misses them."""
         for node, envelope in addressed:
             if self._reaches(node):
                 self._envelopes.setdefault(node, []).append(envelope)

@@ -29,12 +29,12 @@ class Identity(NamedTuple):
     def encode(self) -> bytes:
         """The bytes of ``identity.json``."""
         fields = {"cluster": _hex(self.cluster), "format": IDENTITY_FORMAT, "name": self.name, "node": _hex(self.node)}
-        return _seal(fields)
+        return seal(fields)
 
     @classmethod
     def decode(cls, data: bytes) -> Identity:
         """Raises `IdentityError`."""
-        fields = _open(data, "identity.json", IDENTITY_FORMAT)
+        fields = open_document(data, "identity.json", IDENTITY_FORMAT)
         return cls(int(fields["node"], 16), str(fields["name"]), int(fields["cluster"], 16))
 
 
@@ -55,12 +55,12 @@ class Founding(NamedTuple):
     def encode(self) -> bytes:
         """The bytes of ``founding.json``, which travel between nodes as they are."""
         nodes = [{"name": node.name, "node": _hex(node.node), "peer": node.peer_address} for node in self.nodes]
-        return _seal({"cluster": _hex(self.cluster), "format": FOUNDING_FORMAT, "nodes": nodes})
+        return seal({"cluster": _hex(self.cluster), "format": FOUNDING_FORMAT, "nodes": nodes})
 
     @classmethod
     def decode(cls, data: bytes) -> Founding:
         """Raises `IdentityError`."""
-        fields = _open(data, "founding.json", FOUNDING_FORMAT)
+        fields = open_document(data, "founding.json", FOUNDING_FORMAT)
         nodes = (Founder(node["name"], int(node["node"], 16), node["peer"]) for node in fields["nodes"])
         return cls(int(fields["cluster"], 16), tuple(nodes))
 
@@ -88,12 +88,14 @@ def _hex(number: int) -> str:
     return f"{number:016x}"
 
 
-def _seal(fields: dict[str, Any]) -> bytes:
+def seal(fields: dict[str, Any]) -> bytes:
+    """A document's bytes: canonical JSON and its CRC-32."""
     body = json.dumps(fields, sort_keys=True, separators=(",", ":")).encode()
     return body + b"\n%08x\n" % crc32(body)
 
 
-def _open(data: bytes, name: str, version: int) -> dict[str, Any]:
+def open_document(data: bytes, name: str, version: int) -> dict[str, Any]:
+    """A document's fields. Raises `IdentityError` if it is damaged or of another format."""
     body, _, crc = data.rstrip(b"\n").rpartition(b"\n")
     if crc != b"%08x" % crc32(body):
         raise IdentityError(f"{name} is damaged; restore this node as a new member with an empty data directory")

@@ -22,8 +22,10 @@ from typing import Final, NamedTuple
 from nebuladb.errors import InvalidArgument, KeyspaceExists, Unavailable
 from nebuladb.kv.limits import MAX_TXN_OPERATIONS
 from nebuladb.node.meta import DEFAULT, ETCD, GROUP_KEY, KEYSPACE_PREFIX, REPLICA_KEY, SHARD_PREFIX, Meta, Removal
+from nebuladb.node.record import NodeState
 from nebuladb.pb.nebula.v1 import kv_pb2
 from nebuladb.shard import Keyspace, KeyspaceState, Partitioning, Plan, shard_of
+from nebuladb.shard.membership import MAX_VOTERS
 
 MAX_SHARDS: Final = 1_024
 """Of one keyspace."""
@@ -103,7 +105,7 @@ def drop_step(meta: Meta, name: str) -> bytes | None:
     if found.state is KeyspaceState.DROPPING:
         return _tear_down(meta, found)
     key = keyspace_key(name)
-    return _transaction({key: meta.mod(key)}, {key: found._replace(state=KeyspaceState.DROPPING).encode()})
+    return transaction({key: meta.mod(key)}, {key: found._replace(state=KeyspaceState.DROPPING).encode()})
 
 
 def unfinished_step(meta: Meta) -> bytes | None:
@@ -118,7 +120,7 @@ def unfinished_step(meta: Meta) -> bytes | None:
 
 def acknowledgement(removals: list[Removal]) -> bytes:
     """The transaction that says: these replicas are destroyed, for ever. The first ones, if they are many."""
-    return _transaction({}, dict.fromkeys(removal.key for removal in removals[:MAX_TXN_OPERATIONS]))
+    return transaction({}, dict.fromkeys(removal.key for removal in removals[:MAX_TXN_OPERATIONS]))
 
 
 def keyspace_key(name: str) -> bytes:
@@ -127,15 +129,14 @@ def keyspace_key(name: str) -> bytes:
 
 
 def _begin(meta: Meta, spec: Spec) -> bytes:
-    nodes = tuple(sorted(meta.nodes))
+    nodes = _nodes(meta)
     if not nodes:
         raise Unavailable("this node does not know the cluster yet; try again")
     if len(meta.shards) + spec.shards > MAX_CLUSTER_SHARDS:
         raise InvalidArgument(f"the cluster would have more than {MAX_CLUSTER_SHARDS} shards; drop a keyspace first")
-    # A replica on every node, as the founding groups have: each node answers for every key.
     plan = Plan(spec.shards, spec.splits, meta.next_group, meta.next_replica, nodes)
     key = keyspace_key(spec.name)
-    return _transaction(
+    return transaction(
         {key: 0, GROUP_KEY: meta.mod(GROUP_KEY), REPLICA_KEY: meta.mod(REPLICA_KEY)},
         {
             key: Keyspace(spec.name, spec.partitioning, KeyspaceState.CREATING, plan).encode(),
@@ -145,6 +146,14 @@ def _begin(meta: Meta, spec: Spec) -> bytes:
     )
 
 
+def _nodes(meta: Meta) -> tuple[int, ...]:
+    """Where a new keyspace's replicas are: on every member, so that each node answers for every key, as long as those
+    are not too many; else on some, other ones each time."""
+    members = sorted(node for node, record in meta.nodes.items() if record.state is NodeState.MEMBER)
+    turn = meta.next_group % len(members) if len(members) > MAX_VOTERS else 0
+    return tuple(sorted((members[turn:] + members[:turn])[:MAX_VOTERS]))
+
+
 def _build(meta: Meta, keyspace: Keyspace) -> bytes:
     assert keyspace.plan is not None  # only a planned one is ever creating
     key = keyspace_key(keyspace.name)
@@ -152,7 +161,7 @@ def _build(meta: Meta, keyspace: Keyspace) -> bytes:
     missing = [place for place in range(keyspace.plan.shards) if first + place not in meta.shards]
     shards = [shard_of(keyspace, place) for place in missing[:MAX_TXN_OPERATIONS]]
     puts = {shard_key(shard.group): shard.encode() for shard in shards}
-    return _transaction({key: meta.mod(key)}, puts or {key: keyspace._replace(state=KeyspaceState.READY).encode()})
+    return transaction({key: meta.mod(key)}, puts or {key: keyspace._replace(state=KeyspaceState.READY).encode()})
 
 
 def _tear_down(meta: Meta, keyspace: Keyspace) -> bytes:
@@ -167,7 +176,7 @@ def _tear_down(meta: Meta, keyspace: Keyspace) -> bytes:
         for replica, node in shard.replicas:
             removal = Removal(shard.group, replica, node)
             changes[removal.key] = removal.encode()
-    return _transaction({key: meta.mod(key)}, changes or {key: None})
+    return transaction({key: meta.mod(key)}, changes or {key: None})
 
 
 def shard_key(group: int) -> bytes:
@@ -175,7 +184,7 @@ def shard_key(group: int) -> bytes:
     return SHARD_PREFIX + b"%016x" % group
 
 
-def _transaction(compares: Mapping[bytes, int], changes: Mapping[bytes, bytes | None]) -> bytes:
+def transaction(compares: Mapping[bytes, int], changes: Mapping[bytes, bytes | None]) -> bytes:
     """If the rows were changed last at these revisions (0: are not there), put or (None) delete."""
     request = kv_pb2.TxnRequest()
     for key, revision in sorted(compares.items()):

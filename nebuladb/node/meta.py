@@ -4,11 +4,12 @@ The meta group is an ordinary group (1) with an ordinary store; its rows are key
 
     cluster/version            the cluster version, decimal: which entry kinds may be proposed (S22)
     issue/group                the next group id to issue, decimal; absent: `FIRST_GROUP`
+    issue/node                 how many node ids were issued, decimal: every issue steps it (S14)
     issue/replica              the next replica id to issue, decimal (S16)
     keyspace/NAME              a `Keyspace`
     node/<id, 16 hex digits>   a `NodeRecord`
     removed/<group>/<replica>  a `Removal`, both ids in 16 hex digits
-    shard/<group, 16 hex>      a `Descriptor`
+    shard/<group, 16 hex>      a `Descriptor`; the meta group's own, once its replicas are others than the founders
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from nebuladb.ids import DEFAULT_GROUP, ETCD_GROUP, META_GROUP
 from nebuladb.kv.answer import KeyValue
 from nebuladb.kv.change import Change
 from nebuladb.node.identity import Founding
+from nebuladb.node.record import NODE_PREFIX, NodeRecord, NodeState
 from nebuladb.pb.nebula.v1 import kv_pb2
 from nebuladb.shard import Descriptor, Keyspace, KeyspaceState, Partitioning, RoutingTable
 from nebuladb.shard.layout import INITIAL
@@ -30,52 +32,15 @@ CLUSTER_VERSION: Final = 1
 VERSION_KEY: Final = b"cluster/version"
 GROUP_KEY: Final = b"issue/group"
 REPLICA_KEY: Final = b"issue/replica"
+NODE_KEY: Final = b"issue/node"
 KEYSPACE_PREFIX: Final = b"keyspace/"
-NODE_PREFIX: Final = b"node/"
 REMOVED_PREFIX: Final = b"removed/"
 SHARD_PREFIX: Final = b"shard/"
-NODE_FORMAT: Final = 1
 REMOVAL_FORMAT: Final = 1
 FIRST_GROUP: Final = 4
 """Below are the meta group, `default` and `etcd`."""
 DEFAULT: Final = "default"
 ETCD: Final = "etcd"
-
-
-class NodeRecord(NamedTuple):
-    """A member of the cluster; its addresses are where others reach it."""
-
-    node: int
-    name: str
-    peer_address: str
-    client_address: str = ""
-
-    @property
-    def key(self) -> bytes:
-        """Its row's key."""
-        return NODE_PREFIX + b"%016x" % self.node
-
-    def encode(self) -> bytes:
-        """Canonical JSON."""
-        fields = {
-            "client": self.client_address,
-            "format": NODE_FORMAT,
-            "name": self.name,
-            "node": f"{self.node:016x}",
-            "peer": self.peer_address,
-        }
-        return json.dumps(fields, sort_keys=True, separators=(",", ":")).encode()
-
-    @classmethod
-    def decode(cls, data: bytes) -> NodeRecord:
-        """Raises `Corruption`."""
-        try:
-            fields = json.loads(data)
-            if fields["format"] != NODE_FORMAT:
-                raise Corruption(f"a node's record has format {fields['format']}; this build knows {NODE_FORMAT}")
-            return cls(int(fields["node"], 16), fields["name"], fields["peer"], fields["client"])
-        except (KeyError, TypeError, ValueError) as error:
-            raise Corruption(f"a node's record can't be read: {error}") from error
 
 
 class Removal(NamedTuple):
@@ -131,29 +96,54 @@ class Meta:
     def _fill(self, rows: dict[bytes, tuple[int, _Value | None]]) -> None:
         self._rows = rows
         self.nodes: dict[int, NodeRecord] = {}
+        """All that are, or are about to be, or still are members."""
+        self.removed: dict[int, NodeRecord] = {}
         self.keyspaces: dict[str, Keyspace] = {}
         """All, also those that are being created or dropped; `routing` has the ready ones."""
         self.shards: dict[int, Descriptor] = {}
-        """By group, likewise."""
+        """By group, likewise; the meta group is none of them."""
+        self.own: Descriptor | None = None
+        """The meta group's, once it was changed."""
         self.removals: list[Removal] = []
         for key in sorted(rows):
             value = rows[key][1]
             if isinstance(value, NodeRecord):
-                self.nodes[value.node] = value
+                (self.removed if value.state is NodeState.REMOVED else self.nodes)[value.node] = value
             elif isinstance(value, Keyspace):
                 self.keyspaces[value.name] = value
+            elif isinstance(value, Descriptor) and value.group == META_GROUP:
+                self.own = value
             elif isinstance(value, Descriptor):
                 self.shards[value.group] = value
             elif isinstance(value, Removal):
                 self.removals.append(value)
+        own = (self.own,) if self.own else ()
+        self.changing = [shard.group for shard in (*own, *self.shards.values()) if shard.roles]
+        """Groups whose replicas aren't plain voters all."""
         self.version = self._number(VERSION_KEY, 0)
         self.next_group = self._number(GROUP_KEY, FIRST_GROUP)
         self.next_replica = self._number(REPLICA_KEY, 0)
+        self.issued_nodes = self._number(NODE_KEY, 0)
         ready = {name: found for name, found in self.keyspaces.items() if found.state is KeyspaceState.READY}
         self.routing = RoutingTable(
             ready.values(), [shard for shard in self.shards.values() if shard.keyspace in ready]
         )
         self.routing.check()
+
+    def descriptor(self, group: int) -> Descriptor | None:
+        """Of a shard, or of the meta group itself."""
+        return self.own if group == META_GROUP else self.shards.get(group)
+
+    def gone(self, group: int, replica: int) -> bool:
+        """Whether `replica` was one of `group` and is none any more, for ever: it was issued, since ids are issued in
+        order, and a descriptor lists a replica from then until it is gone (S16)."""
+        found = self.descriptor(group)
+        return found is not None and replica < self.next_replica and replica not in dict(found.replicas)
+
+    def name(self, node: int) -> str:
+        """A node's name, or its id."""
+        record = self.nodes.get(node) or self.removed.get(node)
+        return record.name if record else f"{node:016x}"
 
     def _number(self, key: bytes, absent: int) -> int:
         value = self._rows[key][1] if key in self._rows else absent
@@ -171,7 +161,7 @@ class Meta:
 
 def _decode(key: bytes, value: bytes) -> _Value | None:
     """A row's value; None for a row that this build doesn't know."""
-    if key in (VERSION_KEY, GROUP_KEY, REPLICA_KEY):
+    if key in (VERSION_KEY, GROUP_KEY, NODE_KEY, REPLICA_KEY):
         return int(value)
     for prefix, kind in _KINDS.items():
         if key.startswith(prefix):

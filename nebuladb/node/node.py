@@ -7,69 +7,53 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Final
 
 from nebuladb.env import Clock, Rng, probe
-from nebuladb.errors import Corruption, IdentityError, NebulaError, WriteStalled, invariant
-from nebuladb.ids import META_GROUP, Generation, GroupId, NodeId
-from nebuladb.kv.answer import Answer, KeyValue
+from nebuladb.errors import Corruption, DataDamaged, IdentityError, NebulaError, NodeRemoved, WriteStalled, invariant
+from nebuladb.ids import META_GROUP
+from nebuladb.kv.answer import KeyValue
 from nebuladb.kv.cache import RecordShare
 from nebuladb.kv.change import Applied
-from nebuladb.kv.command import Command, Kind
+from nebuladb.kv.command import Command
 from nebuladb.kv.store import Store
 from nebuladb.kv.watch import WatchHub
+from nebuladb.node.alarms import Alarm, AlarmKind, Alarms
 from nebuladb.node.applier import Applier, Fetch, GroupData
-from nebuladb.node.balancer import Balancer
+from nebuladb.node.consistency import hash_of
+from nebuladb.node.disk import Space
 from nebuladb.node.entry import encode_command
 from nebuladb.node.host import Host
+from nebuladb.node.housekeeping import Housekeeper
 from nebuladb.node.identity import Founding, Identity
-from nebuladb.node.keyspaces import acknowledgement, unfinished_step
+from nebuladb.node.members import removed_text
 from nebuladb.node.memory import MemoryPlan, plan
-from nebuladb.node.meta import CLUSTER_VERSION, FIRST_GROUP, Meta, NodeRecord, founding_request, meta_shard
+from nebuladb.node.meta import CLUSTER_VERSION, FIRST_GROUP, Meta, Removal, meta_shard
+from nebuladb.node.options import NodeOptions
 from nebuladb.node.output import Request, Slice
+from nebuladb.node.reads import Ready
 from nebuladb.node.reconciler import Reconciler
 from nebuladb.node.registry import GroupState, RegistryRow
-from nebuladb.node.replica import Start
+from nebuladb.node.snapshots import Snapshots
+from nebuladb.node.starting import open_replica
+from nebuladb.node.surgeon import Surgeon
+from nebuladb.node.turn import Flush, Turn
+from nebuladb.node.upkeep import Upkeep
 from nebuladb.pb.nebula.v1 import kv_pb2
-from nebuladb.raft import Configuration, StateRole
-from nebuladb.shard import preferred
+from nebuladb.raft import Configuration
+from nebuladb.shard import Descriptor, preferred
 from nebuladb.storage.engine import Engine
 from nebuladb.storage.log import LogStore
 from nebuladb.storage.log_batch import LogBatch
 from nebuladb.storage.share import Share
 
-HOUSEKEEPING_MS: Final = 1_000
-FINISHING_MS: Final = 100
-"""Between two steps of a keyspace's creation or removal that nobody else seems to finish."""
 EAGER_MS: Final = 100
 """After which a new group's home stands for election: the others will have created theirs."""
 MAX_STARTS: Final = 32
 """Groups started in one turn: each reads its log's start and writes its first row."""
 REQUEST_MS: Final = 5_000
 """Deadline of the node's own requests."""
-MAX_ALARMS: Final = 64
-
-
-@dataclass(slots=True)
-class Turn:
-    """What a turn leaves for its driver."""
-
-    frames: list[tuple[int, bytes]]
-    answers: list[tuple[int, Answer | NebulaError]]
-    reads: list[tuple[int, NebulaError | None]]
-    more: bool
-    """Take another turn before waiting for input."""
-    written: int = 0
-    """Not 0: log batches up to this id are written; sync the log, then call `Host.durable`."""
-    written_bytes: int = 0
-    applied: int = 0
-    """Log entries that were handed to stores."""
-    stalled: bool = False
-    """An engine refused a write for now: take another turn soon."""
-    fetches: Sequence[Fetch] = ()
-    """Rows to be read in a thread; then call `Node.fetched`, and take a turn. Their order doesn't matter."""
 
 
 class Node:
@@ -87,7 +71,10 @@ class Node:
         client_address: str = "",
         peer_address: str = "",
         memory: MemoryPlan | None = None,
+        options: NodeOptions | None = None,
+        joined: Descriptor | None = None,
     ) -> None:
+        """`joined`: the meta group as it was told to a node that isn't one of the founders; for its first start."""
         self.identity = identity
         self.founding = founding
         self.log = log
@@ -103,30 +90,39 @@ class Node:
         self._clock = clock
         self.on_meta: Callable[[], None] | None = None
         """Called when this node's picture of meta changed."""
-        self._addresses = (peer_address, client_address)
         self._requests = (incarnation & 0xFFFF_FFFF) << 32
         self._unwritten: deque[LogBatch] = deque()
         self._applier = Applier(self.groups, self._slice_applied)
         self._applied = 0
         registry = {int(group): RegistryRow.decode(row) for group, row in log.registry().items()}
-        self._reconciler = Reconciler(identity.node, self.host, data, registry)
-        self._balancer = Balancer(identity.node, self.host.now)
+        self.reconciler = Reconciler(identity.node, self.host, data, registry)
+        options = options or NodeOptions()
+        self.host.tail_limits = options.tail
+        self.snapshots = Snapshots(self, options.snapshots, self.reconciler.rows)
+        self._housekeeper = Housekeeper(self, peer_address, client_address)
+        self._surgeon = Surgeon(self)
+        self._asked: dict[int, Callable[[NebulaError | None], None]] = {}
+        """Request → who waits for this read of the node's own."""
+        self.host.gone = lambda group, replica: self.meta.gone(group, replica)
+        self._upkeep = Upkeep(self, options)
         self._eager: dict[int, int] = {}
         """New groups whose home is here → when to stand for election, ms."""
-        self._alarms: set[str] = set()
-        self._housekept = 0
+        self.alarms_now = Alarms()
         self._unflushed = 0
-        self._start_groups()
+        self._start_groups(joined)
 
     # --- start -----------------------------------------------------------------------------------------------------
 
-    def _start_groups(self) -> None:
+    def _start_groups(self, joined: Descriptor | None) -> None:
         """Start what the registry lists; a directory without it is a founding node's first start."""
-        registry = sorted(self._reconciler.rows.items())
+        registry = sorted(self.reconciler.rows.items())
         wanted: set[tuple[int, int]] = {
             (group, row.generation) for group, row in registry if row.state == GroupState.NORMAL
         }
-        generations = Store.generations(self.data)
+        try:
+            generations = Store.generations(self.data)
+        except Corruption as error:
+            raise DataDamaged(error.message) from error
         if generations and not registry:
             # The registry is older than any data: without it the log is gone too, with every vote (S15).
             raise Corruption(
@@ -138,65 +134,72 @@ class Node:
                 probe("orphan generation removed")
                 Store.destroy(self.data, *held)
         for group, row in registry:
-            if row.state == GroupState.NORMAL:
+            if row.state in (GroupState.NORMAL, GroupState.INSTALLING):
                 self._start(group, row)
         if META_GROUP in self.groups:
-            self._read_meta()
+            try:
+                self._read_meta()
+            except Corruption as error:
+                self.damaged(META_GROUP, error)
         else:
-            self._reconciler.create(meta_shard(self.founding))
+            self.reconciler.create(joined or meta_shard(self.founding))
 
     def _start(self, group: int, row: RegistryRow) -> None:
-        name, generation = GroupId(group), Generation(row.generation)
-        log = self.log.reader(name)
-        if not Store.exists(self.data, name, generation):
-            # The first rows of the data are written without WAL, after the registry row: a crash may have lost them,
-            # and they are the same on every replica. Later data can't be made up.
-            if log.start() != row.initial:
-                raise Corruption(
-                    f"the data of group {group} is gone while its log begins at index {log.start()[0]}; "
-                    "replace this member: empty the data directory and run `nebula-cli member replace`"
-                )
-            index, term = row.initial
-            configuration = row.configuration.encode()
-            Store.initialise(self.data, name, generation, index=index, term=term, configuration=configuration)
-        store = Store(self.data, name, generation, NodeId(self.identity.node), records=self.records)
-        if store.index < log.start()[0]:
-            raise Corruption(
-                f"the data of group {group} ends at index {store.index}, its log begins after {log.start()[0]}: data "
-                "was lost; replace this member: empty the data directory and run `nebula-cli member replace`"
-            )
-        # The configuration stands with the data and in the registry; the one of the higher index holds (S4, S30).
-        newer = store.index >= row.configuration_index
-        start = Start(
-            group=group,
-            replica=row.replica,
-            generation=row.generation,
-            nodes=dict(row.nodes),
-            configuration=Configuration.decode(store.configuration) if newer else row.configuration,
-            hard_state=self.log.hard_state(name),
-            log=log,
-            applied=store.index,
-            durably_applied=store.index,
-            clock=store.clock,
-            leases=[(lease.id, lease.expires, lease.renewal) for lease in store.leases()],
-        )
+        """Start a replica, or start it anew from what is durable."""
+        start, store = open_replica(group, row, self.log, self.data, self.identity.node, self.records)
         self.host.add_group(start)
-        hub = WatchHub(store, self.outboxes, partial(self._applier.look_at, group))
-        self.groups[group] = GroupData(store, hub)
-        if store.busy:
+        data = self.groups.get(group)
+        if data is not None and start.lost:
+            data.hub.close()  # there is no history to feed its watches from
+            data.store.close()
+            self._applier.forget(group)
+            data = None
+        if data is None:
+            hub = WatchHub(store, self.outboxes, partial(self._applier.look_at, group))
+            data = self.groups[group] = GroupData(store, hub)
+        else:
+            data.store.close()
+            self._applier.forget(group)
+            data.hub.rebase(store)
+            data.store = store
+        if start.lost:
+            self.snapshots.lost[group] = None
+            text = f"the data of shard {group} is gone or damaged; it waits for a snapshot from its leader"
+            self.alarms_now.raised(Alarm(AlarmKind.DATA_LOST, text, group))
+        if store.busy or data.hub.lagging:
             self._applier.look_at(group)  # physical deletion goes on where the last process left it
+
+    def restart_group(self, group: int) -> None:
+        """Its state was replaced, and so is its replica, in place; its watches live on (S26)."""
+        self._start(group, self.reconciler.rows[group])
+        if group == META_GROUP:
+            self._read_meta()
+
+    def damaged(self, group: int, error: Corruption) -> None:
+        """Rows of the group's data are damaged. Raises `error` if the node can't go on without them."""
+        self.snapshots.damaged(group, error)
+
+    def _see_to_damage(self) -> None:
+        damaged, self._applier.damaged = self._applier.damaged, []
+        for group, error in damaged:
+            self.damaged(group, error)
+
+    def wrote(self, size: int) -> None:
+        """Bytes were written to the data store beside what was applied."""
+        self._unflushed += size
 
     # --- in --------------------------------------------------------------------------------------------------------
 
     def tick(self, now: int, boottime: int) -> None:
         """One tick; see `Host.tick`."""
         self.host.tick(now, boottime)
+        self.snapshots.tick()
         for group in [group for group, due in self._eager.items() if due <= now]:
             del self._eager[group]
             self.host.campaign(group)
-        if now - self._housekept >= HOUSEKEEPING_MS:
-            self._housekept = now
-            self._housekeep()
+        if self._housekeeper.step():
+            self._upkeep.step()
+        self._surgeon.step()
 
     def submit(self, group: int, command: Command, deadline: int) -> int:
         """Ask for a write; the answer comes in a `Turn` under the returned id. Raises what `Host.request` does."""
@@ -210,6 +213,15 @@ class Node:
         request = self.next_request()
         self.host.read(request, group, deadline)
         return request
+
+    def ask(self, group: int, milliseconds: int, then: Callable[[NebulaError | None], None]) -> None:
+        """A linearizable read of the node's own: `then` is called in the turn in which it may be served, or with why it
+        failed. Raises what `read` does."""
+        self._asked[self.read(group, self.host.now + milliseconds)] = then
+
+    def request(self, command: Command) -> None:
+        """A write to the meta group of the node's own; nobody waits for the answer. Raises what `submit` does."""
+        self.submit(META_GROUP, command, self.host.now + REQUEST_MS)
 
     def next_request(self) -> int:
         """A request id that no other life of this node has used."""
@@ -226,13 +238,29 @@ class Node:
         output = self.host.poll()
         if output.batch is not None:
             self._unwritten.append(output.batch)
-        turn = Turn(output.frames, output.answers, output.reads, output.more)
+        turn = Turn(output.frames, output.answers, [], output.more)
+        self._take_reads(turn, output.reads)
         self._write(turn)
         self._start_new(turn)
+        self.reconciler.moved()
+        if self.host.removed:
+            self._removed_here()
+        self.snapshots.turn(output.snapshots, output.transfers, turn)
         self._applier.add(output.slices)
         self._apply(turn)
         self._destroy(turn)
+        for group, message in output.hashes:
+            self._upkeep.reported(group, message.sender, message.index, hash_of(message))
         return turn
+
+    def _take_reads(self, turn: Turn, reads: Ready) -> None:
+        """Hand out the reads that clients wait for; those of the node's own are called back."""
+        for read in reads:
+            then = self._asked.pop(read[0], None) if self._asked else None
+            if then is None:
+                turn.reads.append(read)
+            else:
+                then(read[1])
 
     def _write(self, turn: Turn) -> None:
         """Write what Host gave; a stalled engine is asked again in the next turn, in the same order (S32)."""
@@ -250,7 +278,7 @@ class Node:
 
     def _start_new(self, turn: Turn) -> None:
         """Start groups whose creation is durable, some a turn."""
-        startable = self._reconciler.startable()
+        startable = self.reconciler.startable()
         if not startable:
             return
         for group, row in startable[:MAX_STARTS]:
@@ -260,7 +288,7 @@ class Node:
                 probe("a group's first write stalled")
                 turn.stalled = True
                 return
-            self._reconciler.started(group)
+            self.reconciler.started(group)
             if group == META_GROUP:
                 self._read_meta()
             if group >= FIRST_GROUP and preferred(group, sorted(dict(row.nodes).values()), [self.identity.node], ()):
@@ -270,8 +298,8 @@ class Node:
     def _destroy(self, turn: Turn) -> None:
         """Go on with what was removed; tell meta when it is gone."""
         try:
-            if self._reconciler.destroy():
-                self._acknowledge()
+            if self.reconciler.destroy():
+                self._housekeeper.acknowledge()
                 turn.more = True
         except WriteStalled:
             probe("a removal stalled")
@@ -280,6 +308,7 @@ class Node:
     def _apply(self, turn: Turn) -> None:
         """Run the slices that are out, or as many as a turn may."""
         done, stalled = self._applier.run()
+        self._see_to_damage()
         turn.stalled |= stalled
         if self._applier.fetches:
             turn.fetches, self._applier.fetches = self._applier.fetches, []
@@ -288,13 +317,18 @@ class Node:
             # Who waits for what was applied needn't wait for another turn, which is needed only if there is more to do.
             answers, reads = self.host.results()
             turn.answers += answers
-            turn.reads += reads
+            self._take_reads(turn, reads)
             turn.more |= self.host.works or self._applier.waits
 
     def _slice_applied(self, work: Slice, data: GroupData, applied: Applied) -> None:
         self._applied += len(work.works)
         self._unflushed += applied.size
         self.host.applied(work.group, work.generation, applied)
+        if applied.configuration:
+            configuration = Configuration.decode(applied.configuration)
+            stays = self.reconciler.configured(work.group, applied.index, configuration)
+            if work.group == META_GROUP and not stays:
+                raise NodeRemoved(removed_text(self.identity.name))
         data.hub.publish(applied)
         if work.group == META_GROUP and applied.missing:
             self._read_meta()
@@ -310,22 +344,30 @@ class Node:
     @property
     def flush_wanted(self) -> bool:
         """Whether enough was applied that the data store should be flushed."""
-        return self._unflushed >= self.memory.flush_bytes
+        full = self._unflushed >= self.memory.flush_bytes
+        return full or self.host.flush_due or self.snapshots.flush_wanted
 
-    def begin_flush(self) -> dict[int, int]:
-        """Applied index by group, which `Engine.flush` makes durable; give it to `end_flush` when it succeeded."""
+    def begin_flush(self) -> Flush:
+        """What `Engine.flush` makes durable; give it to `end_flush` when it succeeded, and take a turn."""
         self._unflushed = 0
-        return {group: data.store.index for group, data in self.groups.items()}
+        self.host.flush_due = False
+        applied = {group: data.store.index for group, data in self.groups.items()}
+        return Flush(applied, self.snapshots.to_flush())
 
-    def end_flush(self, applied: dict[int, int]) -> None:
+    def end_flush(self, flush: Flush) -> None:
         """The flush that `begin_flush` preceded is done."""
-        self.host.flushed(applied)
+        self.host.flushed(flush.applied)
+        self.snapshots.flushed(flush.installs)
 
     def background(self) -> bool:
         """See `Applier.background`."""
         more = self._applier.background()
+        self._see_to_damage()
         self._unflushed += self._applier.deleted_bytes
         self._applier.deleted_bytes = 0
+        hashed, self._applier.hashed = self._applier.hashed, []
+        for one in hashed:
+            self._upkeep.hashed(*one)
         return more
 
     @property
@@ -357,66 +399,47 @@ class Node:
                 f"the cluster is at version {meta.version}, this build knows {CLUSTER_VERSION}: install a newer nebulad"
             )
         self.meta = meta
-        for shard in meta.shards.values():
-            self._reconciler.create(shard)
+        if self.identity.node in meta.removed:
+            raise NodeRemoved(removed_text(self.identity.name))
+        for shard in (*((meta.own,) if meta.own else ()), *meta.shards.values()):
+            self.reconciler.create(shard)
         for removal in meta.removals:
-            if removal.node == self.identity.node and self._reconciler.remove(removal):
-                self._eager.pop(removal.group, None)
-                data = self.groups.pop(removal.group, None)
-                if data is not None:
-                    data.hub.close()
-                    data.store.close()
-                    self._applier.forget(removal.group)
+            if removal.node == self.identity.node:
+                self._remove(removal)
         if self.on_meta is not None:
             self.on_meta()
 
-    def _housekeep(self) -> None:
-        """Leaders to where they belong, and what this node owes the meta group: the founding entry and keyspaces that
-        are half made or dropped, if it leads; its own addresses; what it has destroyed."""
-        for group, node in self._balancer.moves(self.host):
-            try:
-                self.host.transfer_leadership(group, node)
-            except NebulaError:
-                probe("move of leadership refused")
-        replica = self.host.replicas.get(META_GROUP)
-        if replica is None or len(replica.proposals):
-            return
-        leads = replica.raft.role is StateRole.LEADER
-        if self.meta.version == 0:
-            if leads:
-                self._own_request(Command(Kind.TXN, founding_request(self.founding)))
-            return
-        peer, client = self._addresses
-        record = NodeRecord(self.identity.node, self.identity.name, peer, client)
-        if client and self.meta.nodes.get(record.node) != record:
-            probe("address announced")
-            self._own_request(Command(Kind.PUT, put_request(record.key, record.encode())))
-        self._acknowledge()
-        step = unfinished_step(self.meta) if leads else None
-        if step is not None:
-            probe("keyspace finished by the leader of meta")
-            self._own_request(Command(Kind.TXN, step))
-            self._housekept -= HOUSEKEEPING_MS - FINISHING_MS
+    def _removed_here(self) -> None:
+        """Peers say that replicas of this node were removed, which they have from meta: if this node's picture of it is
+        too old to say so, it never will."""
+        removed, self.host.removed = self.host.removed, {}
+        if META_GROUP in removed:
+            raise NodeRemoved(removed_text(self.identity.name))
+        for group, replica in removed.items():
+            probe("replica gone without an order")
+            self._remove(Removal(group, replica, self.identity.node))
 
-    def _acknowledge(self) -> None:
-        done = self._reconciler.done(self.meta.removals)
-        if done:
-            self._own_request(Command(Kind.TXN, acknowledgement(done)))
-
-    def _own_request(self, command: Command) -> None:
-        try:
-            self.submit(META_GROUP, command, self.host.now + REQUEST_MS)
-        except NebulaError:
-            probe("own request refused")  # housekeeping comes again
+    def _remove(self, removal: Removal) -> None:
+        if self.reconciler.remove(removal):
+            self._eager.pop(removal.group, None)
+            data = self.groups.pop(removal.group, None)
+            if data is not None:
+                data.hub.close()
+                data.store.close()
+                self._applier.forget(removal.group)
+                self.snapshots.forget(removal.group)
 
     def alarms(self) -> list[str]:
         """What an operator must know."""
-        return sorted(self._alarms)
+        return self.alarms_now.texts()
 
     def alarm(self, text: str) -> None:
         """Raise an alarm; it stays until the process ends."""
-        if len(self._alarms) < MAX_ALARMS:
-            self._alarms.add(text)
+        self.alarms_now.raised(Alarm(AlarmKind.OTHER, text))
+
+    def space(self, space: Space, text: str) -> None:
+        """So much room is on the disk; see ``node.disk``."""
+        self._upkeep.space(space, text)
 
     def check(self) -> None:
         """Raise `InvariantViolation` unless the invariants hold: Raft's, and that the stores are where Host thinks."""

@@ -22,6 +22,8 @@ from typing import NamedTuple
 from nebuladb.errors import NebulaError
 from nebuladb.kv.answer import Answer
 from nebuladb.kv.command import Work
+from nebuladb.node.frame import Envelope
+from nebuladb.raft import Message
 from nebuladb.storage.log_batch import LogBatch
 
 
@@ -57,6 +59,12 @@ class Output:
     """(request id, what its client is told)"""
     reads: list[tuple[int, NebulaError | None]] = field(default_factory=list)
     """(request id, None): the group's state is now at least as new as when the read came; serve it this turn."""
+    hashes: list[tuple[int, Message]] = field(default_factory=list)
+    """(group, HASH): other replicas' reports of their state (S28)."""
+    snapshots: list[tuple[int, int]] = field(default_factory=list)
+    """(group, replica): it lacks entries that the log has no more; end each with `Raft.snapshot_finished`."""
+    transfers: list[tuple[int, Envelope]] = field(default_factory=list)
+    """(node, message): of transfers of snapshots."""
     more: bool = False
     """The batch was full: groups wait for the next poll, which should come at once."""
 

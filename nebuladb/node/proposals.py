@@ -14,14 +14,35 @@ from typing import Final
 
 from nebuladb.env import probe
 from nebuladb.errors import NebulaError, NoLeader, NotLeader, TooManyRequests, Unavailable, UnknownOutcome
+from nebuladb.ids import META_GROUP
 from nebuladb.kv.answer import Answer
+from nebuladb.kv.command import Kind
+from nebuladb.node.entry import command_kind
 from nebuladb.node.output import Request
 from nebuladb.storage.share import Share
 
 MAX_PENDING: Final = 20_000
 """Writes of one group that this node's clients may wait for."""
+MAX_NODE_PENDING: Final = 50_000
+"""Of all groups together: each is some objects in memory, however small its command is."""
 MAX_PENDING_BYTES: Final = 64 << 20
-"""Of one group, where the node gives no share of its memory for all of them."""
+"""Of all groups, where the node gives no share of its memory for them."""
+GROUP_PART: Final = 2
+"""One group may take this part of the node's bytes: a shard that stands still must not take them from all others."""
+MAX_CONTROL: Final = 10_000
+"""Control commands of one group, which no other bound holds back."""
+CONTROL: Final = frozenset(
+    (
+        Kind.CLOCK,
+        Kind.COMPACT,
+        Kind.LEASE_REVOKE,
+        Kind.LEASE_KEEP_ALIVE,
+        Kind.LEASE_EXPIRE,
+        Kind.HASH,
+    )
+)
+"""Kinds that always get through, before all others: they are small, and without them an overload turns into lost
+leases, and space that nobody gives back."""
 
 Outcomes = list[tuple[int, Answer | NebulaError]]
 
@@ -37,25 +58,38 @@ class State(IntEnum):
 class Pending:
     """One write. `place` is the forward's number while SENT and the log index while PLACED."""
 
-    __slots__ = ("place", "request", "state", "term")
+    __slots__ = ("control", "place", "request", "state", "term")
 
     def __init__(self, request: Request) -> None:
         self.request = request
         self.state = State.WAITING
+        self.control = False
         self.place = 0
         self.term = 0
 
 
-class Proposals:
-    """See the module. Invariant: each pending write is in exactly one of the queue, a forward, a log place."""
+def is_control(group: int, wire: bytes) -> bool:
+    """Whether an encoded command gets through whatever waits: it is of such a kind, or for the meta group."""
+    return group == META_GROUP or command_kind(wire) in CONTROL
 
-    def __init__(self, share: Share | None = None) -> None:
-        """`share`: bytes that the writes of all groups may take together."""
+
+class Proposals:
+    """See the module. Invariant: each pending write is in exactly one of the queues, a forward, a log place."""
+
+    def __init__(self, share: Share | None = None, counts: Share | None = None) -> None:
+        """`share`: bytes, and `counts`: writes, that all groups may have waiting together."""
         self._pending: dict[int, Pending] = {}
         self._queue: list[Pending] = []
+        self._urgent: list[Pending] = []
+        """Control commands; they go before the queue."""
+        self._control = 0
+        """Control commands that are pending."""
+        self._size = 0
+        """Bytes of the others."""
         self._forwards: dict[int, tuple[int, list[Pending]]] = {}
         self._placed: dict[int, list[Pending]] = {}
         self._share = share or Share(MAX_PENDING_BYTES)
+        self._counts = counts or Share(MAX_NODE_PENDING)
 
     def __len__(self) -> int:
         return len(self._pending)
@@ -68,33 +102,63 @@ class Proposals:
     @property
     def waiting(self) -> bool:
         """Whether anything is in the queue."""
-        return bool(self._queue)
+        return bool(self._queue or self._urgent)
+
+    @property
+    def urgent(self) -> bool:
+        """Whether control commands are."""
+        return bool(self._urgent)
 
     def add(self, request: Request) -> None:
         """Queue a write. Raises `TooManyRequests`, with nothing queued, past the bounds."""
-        if len(self._pending) >= MAX_PENDING or not self._share.fits(len(request.wire)):
-            raise TooManyRequests("this node has too many writes in flight; back off and try again")
         pending = Pending(request)
+        size = len(request.wire)
+        if is_control(request.group, request.wire):
+            if self._control >= MAX_CONTROL:
+                raise TooManyRequests("the shard has too many lease and session requests in flight; back off")
+            pending.control = True
+            self._control += 1
+            self._urgent.append(pending)
+        else:
+            self._check(size)
+            self._queue.append(pending)
+            self._size += size
+            self._share.take(size)
+            self._counts.take(1)
         self._pending[request.request] = pending
-        self._queue.append(pending)
-        self._share.take(len(request.wire))
 
-    def take(self, max_commands: int, max_bytes: int) -> list[Pending]:
-        """The front of the queue, at least one if there is any. The caller places, sends or gives back each."""
-        size = count = 0
+    def _check(self, size: int) -> None:
+        if len(self._pending) - self._control >= MAX_PENDING or self._size + size > self._share.limit // GROUP_PART:
+            raise TooManyRequests("this shard has too many writes in flight on this node; back off and try again")
+        if not (self._share.fits(size) and self._counts.fits(1)):
+            raise TooManyRequests("this node has too many writes in flight; back off and try again")
+
+    def take(self, max_commands: int, max_bytes: int, *, urgent: bool = False) -> list[Pending]:
+        """The front of the queue, at least one if there is any. The caller places, sends or gives back each.
+
+        Control commands come first; with `urgent` nothing else does.
+        """
+        taken, self._urgent = self._urgent[:max_commands], self._urgent[max_commands:]
+        if urgent or self._urgent:
+            return taken
+        size, count = sum(len(pending.request.wire) for pending in taken), 0
+        room = max_commands - len(taken)
         for pending in self._queue:
             size += len(pending.request.wire)
-            if count and (count >= max_commands or size > max_bytes):
+            if count >= room or (size > max_bytes and (count or taken)):
                 break
             count += 1
-        taken, self._queue = self._queue[:count], self._queue[count:]
+        taken += self._queue[:count]
+        del self._queue[:count]
         return taken
 
     def give_back(self, taken: Sequence[Pending]) -> None:
         """To the front of the queue again: they certainly went nowhere."""
         for pending in taken:
             pending.state = State.WAITING
-        self._queue[:0] = [pending for pending in taken if pending.request.request in self._pending]
+        alive = [pending for pending in taken if pending.request.request in self._pending]
+        self._urgent[:0] = [pending for pending in alive if pending.control]
+        self._queue[:0] = [pending for pending in alive if not pending.control]
 
     def placed(self, taken: Iterable[Pending], index: int, term: int) -> None:
         """They stand in the log at (`index`, `term`)."""
@@ -159,6 +223,7 @@ class Proposals:
         alive = self._pending
         if outcomes:
             self._queue = [pending for pending in self._queue if pending.request.request in alive]
+            self._urgent = [pending for pending in self._urgent if pending.request.request in alive]
         # A forward whose frame or reply was lost while the link stands is ended by nothing else: also where nothing is
         # late, for its writes may have been answered from what was applied here.
         for number, (_, taken) in list(self._forwards.items()):
@@ -172,7 +237,7 @@ class Proposals:
         for pending in list(self._pending.values()):
             waiting = pending.state is State.WAITING
             outcomes += self._finish(pending, Unavailable() if waiting else UnknownOutcome())
-        self._queue, self._forwards, self._placed = [], {}, {}
+        self._queue, self._urgent, self._forwards, self._placed = [], [], {}, {}
         return outcomes
 
     def _overwritten(self, index: int) -> Outcomes:
@@ -187,5 +252,11 @@ class Proposals:
         number = pending.request.request
         if self._pending.pop(number, None) is None:
             return []
-        self._share.give(len(pending.request.wire))
+        if pending.control:
+            self._control -= 1
+        else:
+            size = len(pending.request.wire)
+            self._size -= size
+            self._share.give(size)
+            self._counts.give(1)
         return [(number, outcome)]

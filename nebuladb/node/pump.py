@@ -9,10 +9,12 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Final, Protocol
 
 from nebuladb.env import Clock, probe
 from nebuladb.errors import (
+    Corruption,
     DeadlineExceeded,
     InvariantViolation,
     NebulaError,
@@ -26,10 +28,13 @@ from nebuladb.kv.command import Command
 from nebuladb.kv.store import Store
 from nebuladb.kv.watch import WatchHub
 from nebuladb.node.applier import Fetch
+from nebuladb.node.disk import heir
 from nebuladb.node.fetcher import Fetcher, Values
 from nebuladb.node.flusher import Flusher
 from nebuladb.node.looks import Looks
-from nebuladb.node.node import Node, Turn
+from nebuladb.node.node import Node
+from nebuladb.node.outgoing import Outgoing
+from nebuladb.node.turn import Turn
 from nebuladb.raft import StateRole
 
 TICK_MS: Final = 50
@@ -92,6 +97,8 @@ class Pump:
         self._broken: BaseException | None = None
         self._writes: dict[int, asyncio.Future[Answer]] = {}
         self._reads: dict[int, asyncio.Future[None]] = {}
+        self._fresh: dict[int, tuple[int, int]] = {}
+        """Group → (replica, boottime in ms as new as which its state is known to be); one for each that was read so."""
         self._scheduled = self._stopped = False
         self._last_turn = 0.0
         self._idle = asyncio.Event()
@@ -99,6 +106,7 @@ class Pump:
         self._loop = asyncio.get_running_loop()
         self._flusher = Flusher(node.log, self._synced, self._sync_failed)
         self._fetcher = Fetcher(node.data)
+        self._exporter = ThreadPoolExecutor(1, "exporter")
         self.looks = Looks(self._fetcher, self.store)
         """Reads that met rows which aren't in memory."""
         self._last_tick = clock.monotonic()
@@ -126,6 +134,8 @@ class Pump:
             await asyncio.wait([self._flush])  # its thread is in the engine, which is closed next
         await asyncio.to_thread(self._flusher.stop)
         await asyncio.to_thread(self._fetcher.stop)
+        self.node.snapshots.close()
+        await asyncio.to_thread(self._exporter.shutdown)
         if self._broken is None:
             try:
                 await asyncio.to_thread(self.node.data.flush)
@@ -154,6 +164,22 @@ class Pump:
         self.wake()
         return future
 
+    async def confirm_within(self, group: int, staleness: int, timeout: float) -> None:
+        """Done when this node's state of `group` is at least as new as `staleness` milliseconds ago.
+
+        That it was so at the beginning of the last such read that its leader confirmed is known, and a replica's state
+        never goes back; so the leader is asked once in that time. The clock counts a sleep of the machine, in which
+        others write on. Raises as `confirm`.
+        """
+        replica = self.node.host.replicas.get(group)
+        mine = replica.id if replica else 0
+        begun = self._clock.boottime()
+        known = self._fresh.get(group, (0, 0))
+        if known[0] == mine and begun - known[1] <= staleness:
+            return
+        await self.confirm(group, timeout)
+        self._fresh[group] = (mine, begun)
+
     def store(self, group: int) -> Store:
         """The store of `group`. Raises `Unavailable` while it is older than what was served before a restart."""
         self._check()
@@ -175,8 +201,18 @@ class Pump:
         the log, and with it the node's vote, is whole, and other rows may be."""
         if isinstance(error, InvariantViolation):
             self._break(error)
+        elif isinstance(error, Corruption) and error.group:
+            self._damaged(error.group, error)
+            self.wake()
         elif isinstance(error, StoreError) and not isinstance(error, WriteStalled):
             self.node.alarm(f"a read of the data store failed: {error.message}; this node should be replaced")
+
+    def _damaged(self, group: int, error: Corruption) -> None:
+        """A group's data is damaged. Where no other node has it, its other rows may still be good for reads."""
+        try:
+            self.node.damaged(group, error)
+        except Corruption:
+            self.node.alarm(f"the data of shard {group} is damaged: {error.message}; restore it from a backup")
 
     def work(self) -> None:
         """There is background work: a watch was made, or its outbox drained."""
@@ -250,6 +286,8 @@ class Pump:
         self._answer(turn)
         for fetch in turn.fetches:
             self._fetch(fetch)
+        for outgoing in turn.exports:
+            self._exporter.submit(self._export, outgoing)
         if (seconds := time.perf_counter() - begun) > BUSY_SECONDS:
             self._busy(
                 f"turn: {turn.applied} entries applied, {turn.written_bytes} bytes logged, {len(turn.frames)} frames, "
@@ -289,13 +327,40 @@ class Pump:
     def _fetched(self, fetch: Fetch, values: Values | BaseException) -> None:
         if self._broken is not None:
             return
-        if isinstance(values, BaseException):
+        try:
+            if isinstance(values, Corruption):
+                self.node.damaged(fetch.group, values)
+            elif isinstance(values, BaseException):
+                raise values
+            else:
+                self.node.fetched(fetch, values)
+        except BaseException as error:
             # Without these rows a committed entry can't be applied here.
-            self._break(values)
+            self._break(error)
             return
-        self.node.fetched(fetch, values)
         if fetch.background:
             self._idle.set()
+        self.wake()
+
+    def _export(self, outgoing: Outgoing) -> None:
+        """In a thread: read the next chunk of a snapshot."""
+        chunk: bytes | None = None
+        problem: BaseException | None = None
+        try:
+            chunk = outgoing.exporter.read()
+        except BaseException as error:
+            problem = error
+        self._loop.call_soon_threadsafe(self._exported, outgoing, chunk, problem)
+
+    def _exported(self, outgoing: Outgoing, chunk: bytes | None, problem: BaseException | None) -> None:
+        if self._broken is not None:
+            return
+        given_up = outgoing.outcome is not None
+        self.node.snapshots.chunk_read(outgoing, chunk)
+        if isinstance(problem, Corruption) and not given_up:
+            self._damaged(outgoing.group, problem)
+        elif problem is not None and not given_up:
+            self.met(problem if isinstance(problem, NebulaError) else StoreError(str(problem)))
         self.wake()
 
     async def _tick_for_ever(self) -> None:
@@ -343,9 +408,10 @@ class Pump:
 
     async def _flush_data(self) -> None:
         try:
-            applied = self.node.begin_flush()
+            flush = self.node.begin_flush()
             await asyncio.to_thread(self.node.data.flush)
-            self.node.end_flush(applied)
+            self.node.end_flush(flush)
+            self.wake()
         except Exception as error:
             self._break(error)
         finally:
@@ -395,13 +461,13 @@ class Pump:
         """Give away the leadership of every group, so that nobody waits for an election timeout."""
         host = self.node.host
         deadline = self._clock.monotonic() + int(STOP_SECONDS * 1000)
-        while self._clock.monotonic() < deadline:
+        while self._broken is None and self._clock.monotonic() < deadline:
             leading = [replica for replica in host.replicas.values() if replica.raft.role is StateRole.LEADER]
             others = [replica for replica in leading if len(replica.nodes) > 1]
             if not others:
                 return
             for replica in others:
-                target = replica.successor()
+                target = heir(replica, host.peers) or replica.successor()
                 if target:
                     try:
                         host.transfer_leadership(replica.group, target)

@@ -19,7 +19,8 @@ from nebuladb.node.host import Host
 from nebuladb.node.meta import Removal
 from nebuladb.node.registry import GroupState, RegistryRow, first_row
 from nebuladb.raft import Configuration
-from nebuladb.shard import Descriptor
+from nebuladb.raft.confchange import replicas
+from nebuladb.shard import Descriptor, Role
 from nebuladb.storage.engine import Engine
 
 
@@ -32,28 +33,66 @@ class Reconciler:
         self._data = data
         self.rows = dict(registry)
         """What the registry has, or is about to have."""
-        self._starting: dict[int, tuple[int, RegistryRow]] = {}
-        """Group → (the batch that creates it, its row), to be started when that is durable."""
+        self._starting: dict[int, int] = {}
+        """Group → the batch that creates it, to be started when that is durable."""
+        self._moved: dict[int, int] = {}
+        """Group → the batch with the newest places of its replicas."""
         self._doomed: dict[int, tuple[int, int]] = {}
         """Group → (the batch with its tombstone, its generation)."""
 
     def create(self, shard: Descriptor) -> None:
-        """A first replica of `shard`, if this node has one and has not heard of the group before."""
-        if shard.group in self.rows:
+        """A replica of `shard`, if this node is to have one and has not heard of it before."""
+        row = self.rows.get(shard.group)
+        if row is not None and (row.state != GroupState.TOMBSTONE or shard.group in self._doomed):
+            self._know(shard, row)
             return
         for replica, node in shard.replicas:
-            if node == self._node:
-                row = first_row(replica, dict(shard.replicas), shard.initial)
-                batch = self._host.create_group(shard.group, shard.initial, row.encode())
-                self.rows[shard.group] = row
-                self._starting[shard.group] = (batch, row)
+            if node != self._node or shard.role(replica) is Role.LEAVING:
+                continue
+            if row is not None and replica <= row.replica:
+                continue  # an id below a tombstone's is one that was removed (S16)
+            generation = row.generation + 1 if row is not None else 1
+            if row is not None:
+                probe("a group comes back under a new replica id")
+            made = first_row(replica, dict(shard.replicas), shard.initial, shard.first_voters, generation)
+            self.rows[shard.group] = made
+            self._starting[shard.group] = self._host.create_group(shard.group, shard.initial, made.encode())
+
+    def _know(self, shard: Descriptor, row: RegistryRow) -> None:
+        """Where the group's replicas are now. They are addressed once the registry has it: after a restart it would
+        still be the configuration that says whose votes count."""
+        if row.state != GroupState.TOMBSTONE and row.nodes != shard.replicas:
+            self._moved[shard.group] = self._change(shard.group, row._replace(nodes=shard.replicas))
+
+    def moved(self) -> None:
+        """Address those whose places are durable by now."""
+        durable = self._host.durable_batch
+        for group in [group for group, batch in self._moved.items() if batch <= durable]:
+            del self._moved[group]
+            if group in self._host.replicas:
+                self._host.replicas[group].nodes = dict(self.rows[group].nodes)
+
+    def configured(self, group: int, index: int, configuration: Configuration) -> bool:
+        """The entry at `index` has brought `configuration`: the registry has it too, since the data, which has it
+        first, may be lost in a crash, and the vote that it decided about is not (S4, S30). False if our replica was in
+        the one before and isn't any more, as it never will be (S16)."""
+        row = self.rows[group]
+        if index <= row.configuration_index:
+            return True
+        self._change(group, row._replace(configuration_index=index, configuration=configuration))
+        return row.replica not in replicas(row.configuration) or row.replica in replicas(configuration)
+
+    def _change(self, group: int, row: RegistryRow) -> int:
+        """The batch that has the new row."""
+        self.rows[group] = row
+        return self._host.register_group(group, row.encode())
 
     def startable(self) -> list[tuple[int, RegistryRow]]:
         """Groups whose creation is durable and that aren't `started` yet."""
         if not self._starting:
             return []
         durable = self._host.durable_batch
-        return [(group, row) for group, (batch, row) in self._starting.items() if batch <= durable]
+        return [(group, self.rows[group]) for group, batch in self._starting.items() if batch <= durable]
 
     def started(self, group: int) -> None:
         """The node runs it."""
@@ -68,6 +107,7 @@ class Reconciler:
         probe("group removed")
         if self._starting.pop(group, None) is not None:
             probe("group removed before it started")
+        self._moved.pop(group, None)
         tombstone = row._replace(state=GroupState.TOMBSTONE, nodes=(), configuration=Configuration())
         self.rows[group] = tombstone
         self._doomed[group] = (self._host.remove_group(group, tombstone.encode()), row.generation)

@@ -80,9 +80,12 @@ class RegistryRow(NamedTuple):
         return cls(state, generation, replica, (index, term), configuration_index, nodes, configuration)
 
 
-def first_row(replica: int, nodes: dict[int, int], initial: tuple[int, int]) -> RegistryRow:
-    """The row of a group's founding replica: everyone votes."""
-    voters = tuple(sorted(nodes))
+def first_row(
+    replica: int, nodes: dict[int, int], initial: tuple[int, int], voters: tuple[int, ...] = (), generation: int = 1
+) -> RegistryRow:
+    """The row of a replica that begins where its group began, with the voters there (none named: all of `nodes`). One
+    that was added later is none of them: it reads the log from there, or gets a snapshot."""
+    configuration = Configuration(voters or tuple(sorted(nodes)))
     return RegistryRow(
-        GroupState.NORMAL, 1, replica, initial, initial[0], tuple(sorted(nodes.items())), Configuration(voters)
+        GroupState.NORMAL, generation, replica, initial, initial[0], tuple(sorted(nodes.items())), configuration
     )

@@ -13,8 +13,9 @@ from nebuladb.node.entry import command_kind, decode_payload, encode_command, en
 from nebuladb.node.frame import Envelope, HostMessageType
 from nebuladb.node.lessor import Lessor
 from nebuladb.node.output import Output, Slice
-from nebuladb.node.proposals import MAX_PENDING_BYTES, Outcomes, Proposals
+from nebuladb.node.proposals import MAX_PENDING_BYTES, Outcomes, Proposals, is_control
 from nebuladb.node.reads import Reads
+from nebuladb.node.tail import LogTail
 from nebuladb.raft import Config, Configuration, HardState, Message, Raft, StateRole
 from nebuladb.raft.entry import ENTRY_HEADER, Entry, EntryKind
 from nebuladb.raft.ready import LogReader
@@ -27,6 +28,8 @@ MAX_ENTRIES_IN_FLIGHT: Final = 2
 """Entries of this leader not yet committed; later commands gather for the next (speed: fewer, larger entries)."""
 MAX_SLICE_BYTES: Final = 1 << 20
 """Entries decoded for the store at once. What it has no room for stays decoded for its next slice."""
+NEVER: Final = 1 << 63
+"""An index that no log reaches."""
 MAX_FORWARDED: Final = 20_000
 """Forwarded commands that may wait here to be proposed."""
 
@@ -41,6 +44,8 @@ class Start:
     nodes: Mapping[int, int]
     """Replica id → node id."""
     configuration: Configuration
+    configuration_index: int
+    """Log index of `configuration`; perhaps above `applied`, then older ones on the way there are history (S30)."""
     hard_state: HardState
     log: LogReader
     applied: int
@@ -50,6 +55,9 @@ class Start:
     """The store's lease clock, ms."""
     leases: Iterable[tuple[int, int, int]]
     """(lease, expires, renewal) of the store."""
+    lost: bool = False
+    """There is no data behind the log: the replica votes and keeps its log, and neither campaigns nor serves nor
+    applies until a snapshot is in (S5, S15)."""
 
 
 @dataclass(slots=True)
@@ -80,8 +88,10 @@ class Replica:
         boottime: int,
         config: Config | None = None,
         writes: Share | None = None,
+        counts: Share | None = None,
     ) -> None:
-        """`writes`: bytes that the commands waiting in all of the node's replicas may take together."""
+        """`writes`: bytes that the commands waiting in all of the node's replicas may take together; `counts`: how many
+        of its own clients' there may be."""
         invariant(
             start.applied <= start.log.last()[0],
             f"group {start.group}: the data is at index {start.applied}, its log ends at {start.log.last()[0]}; "
@@ -93,22 +103,24 @@ class Replica:
         self.generation = start.generation
         self.id = start.replica
         self.nodes = dict(start.nodes)
+        self._configured = start.configuration_index
         self.node = node
         self.nonce = nonce
-        self.raft = Raft(
-            config or Config(start.replica), start.log, hard_state, start.configuration, start.applied, rng
-        )
+        config = config or Config(start.replica, campaigns=not start.lost)
+        self.raft = Raft(config, start.log, hard_state, start.configuration, start.applied, rng)
         self.start_term = hard_state.term
-        self.serves_from = hard_state.commit
+        self.serves_from = NEVER if start.lost else hard_state.commit
         """No serializable read, watch or readiness before this index is applied: it was served before the restart."""
         self._writes = writes or Share(MAX_PENDING_BYTES)
-        self.proposals = Proposals(self._writes)
+        self.proposals = Proposals(self._writes, counts)
         self.reads = Reads()
         self.lessor = Lessor(start.clock, boottime, start.leases)
         self.applied = start.applied
         self.durably_applied = start.durably_applied
         self.log = start.log
         self.log_start = start.log.start()[0]
+        self.saved = (hard_state.term, hard_state.vote, self.raft.last_index)
+        """Term, vote and last index of the last hard state that went into a log batch."""
         self._rng = rng
         self._forwards: list[Forward] = []
         self._forwarded = 0
@@ -117,6 +129,10 @@ class Replica:
         self._works: list[Work] = []
         """Decoded, committed and durable, and not applied yet."""
         self._slice_out = False
+        self.lost = start.lost
+        self.tail = LogTail(start.log.last()[0])
+        self.cut_due = True
+        """Whether to see to what of the log may go."""
         self._observed = 0
         """Term of the last entry that was handed out. Before one of its own term a leader doesn't know the lease clock
         of those before it, which its own may be ahead of: it proposes nothing (S27)."""
@@ -131,10 +147,18 @@ class Replica:
     def forwarded(self, forward: Forward) -> bool:
         """Take another node's commands for the next entry; False: certainly not taken (S19)."""
         leads = self.raft.role is StateRole.LEADER and self.raft.term == forward.term
-        if not leads or self._forwarded + len(forward.commands) > MAX_FORWARDED or not self._writes.fits(forward.size):
+        control = all(is_control(self.group, wire) for wire in forward.commands)
+        most = 2 * MAX_FORWARDED if control else MAX_FORWARDED
+        if not leads or self._forwarded + len(forward.commands) > most:
+            return False
+        if not control and not self._writes.fits(forward.size):
+            probe("forward refused under pressure")
             return False
         self._writes.take(forward.size)
-        self._forwards.append(forward)
+        if control:
+            self._forwards.insert(0, forward)
+        else:
+            self._forwards.append(forward)
         self._forwarded += len(forward.commands)
         return True
 
@@ -150,18 +174,23 @@ class Replica:
         )
         return forward.node, Envelope(self.group, message)
 
-    def slice_applied(self, index: int) -> None:
-        """The store finished the slice that was out, up to `index`: not all of it if an entry is half applied."""
+    def slice_applied(self, index: int, configuration: bytes = b"") -> None:
+        """The store finished the slice that was out, up to `index`: not all of it if an entry is half applied. The last
+        entry brought `configuration`, if that isn't empty, which is in force now (S4)."""
         self._slice_out = False
         if self._works:
             del self._works[: index + 1 - self._works[0].index]
         self.applied = index
-        self.raft.applied_to(index)
+        brought = None
+        if configuration and index > self._configured:
+            brought = Configuration.decode(configuration)
+            self._configured = index
+        self.raft.applied_to(index, brought)
 
     # --- what goes out -------------------------------------------------------------------------------------------
 
     def propose(self, boottime: int, reaches: Callable[[int], bool], number: int) -> list[tuple[int, Envelope]]:
-        """Turn what waits into log entries, if this replica leads, else into one forward under `number`."""
+        """Turn what waits into log entries, if this replica leads, else into forwards from `number` on, two at most."""
         if self.raft.role is StateRole.LEADER:
             return self._propose_here(boottime)
         replies = [self.refuse(forward) for forward in self._drop_forwards()] if self._forwards else []
@@ -170,10 +199,16 @@ class Replica:
         node = self.nodes.get(leader, 0)
         if not self.proposals.waiting or self._refused or not leader or not reaches(node):
             return replies
-        taken = self.proposals.take(MAX_ENTRY_COMMANDS, MAX_ENTRY_BYTES)
-        self.proposals.sent(taken, number, node)
-        message = Message(HostMessageType.FORWARD, self.id, leader, self.raft.term, context=number)
-        return [*replies, (node, Envelope(self.group, message, [pending.request.wire for pending in taken]))]
+        # Control commands go apart: a leader under pressure takes them and refuses the others.
+        for context, urgent in ((number, self.proposals.urgent), (number + 1, False)):
+            taken = self.proposals.take(MAX_ENTRY_COMMANDS, MAX_ENTRY_BYTES, urgent=urgent)
+            if taken:
+                self.proposals.sent(taken, context, node)
+                message = Message(HostMessageType.FORWARD, self.id, leader, self.raft.term, context=context)
+                replies.append((node, Envelope(self.group, message, [pending.request.wire for pending in taken])))
+            if not urgent:
+                break
+        return replies
 
     def start_read_round(self) -> None:
         """Ask Raft to confirm the reads that wait, if there is someone to ask."""
@@ -217,6 +252,12 @@ class Replica:
         return bool(self.proposals.waiting or self._forwards or self._internal or self.reads.wants_round)
 
     @property
+    def urgent(self) -> bool:
+        """Whether a term or vote waits for the next log batch, and no entries with it (S31)."""
+        raft = self.raft
+        return self.saved != (raft.term, raft.vote, raft.last_index) and self.saved[2] == raft.last_index
+
+    @property
     def resting(self) -> bool:
         """Whether a tick would do nothing (S11)."""
         return self.raft.quiet and not self.unanswered and self.applied == self.raft.commit
@@ -231,7 +272,7 @@ class Replica:
 
     def next_slice(self, boottime: int) -> Slice | None:
         """Committed and durable entries for the store, if none are out (S1)."""
-        if self._slice_out:
+        if self._slice_out or self.lost:
             return None
         if not self._works:
             if self.raft.commit <= self.applied:
@@ -246,13 +287,21 @@ class Replica:
         return self.raft.committed_entries(self.applied, MAX_SLICE_BYTES)
 
     def _decode(self, entry: Entry, boottime: int) -> Work:
+        self._observed = entry.term
+        if entry.kind == EntryKind.CONFIGURATION:
+            return Work(entry.index, entry.term, 0, (), bytes(entry.record[ENTRY_HEADER:]))
         invariant(entry.kind == EntryKind.NORMAL, f"group {self.group}: entry {entry.index} has kind {entry.kind}")
         clock, commands = decode_payload(entry.record, ENTRY_HEADER)
-        self._observed = entry.term
         if clock:
             leads = self.raft.role is StateRole.LEADER and entry.term == self.raft.term
             self.lessor.observe(clock, boottime, leads=leads)
         return Work(entry.index, entry.term, clock, commands)
+
+    def cut(self, index: int) -> None:
+        """The log up to `index` goes with the next batch."""
+        self.raft.cut(index)
+        self.tail.cut(index)
+        self.log_start = index
 
     def close(self, output: Output) -> None:
         """The replica leaves this node: nobody waits for it any more."""
@@ -261,8 +310,8 @@ class Replica:
         output.reads += self.reads.close()
 
     def successor(self) -> int:
-        """A node to hand leadership to: one that was heard from lately; 0 if there is none."""
-        return next((self.nodes[replica] for replica in self.raft.active_peers()), 0)
+        """A node to hand leadership to: a voter that was heard from lately; 0 if there is none."""
+        return next((self.nodes[replica] for replica in self.raft.active_voters() if replica in self.nodes), 0)
 
     # --- proposing -----------------------------------------------------------------------------------------------
 

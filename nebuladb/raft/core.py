@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from nebuladb.env import Rng, probe
-from nebuladb.errors import InvalidArgument, NotLeader, invariant
+from nebuladb.errors import NotLeader, invariant
+from nebuladb.raft.confchange import Change
 from nebuladb.raft.configuration import Configuration
 from nebuladb.raft.election import TRANSFER, Election
-from nebuladb.raft.entry import Entry
+from nebuladb.raft.entry import Entry, EntryKind
+from nebuladb.raft.following import Following
 from nebuladb.raft.log import RaftLog
+from nebuladb.raft.membership import Membership
 from nebuladb.raft.message import Message, MessageType
 from nebuladb.raft.outbox import Outbox
 from nebuladb.raft.quorum import VoteResult
@@ -17,6 +20,7 @@ from nebuladb.raft.reads import ForwardedReads, LeaderReads
 from nebuladb.raft.ready import DurableMark, HardState, LogReader, Ready
 from nebuladb.raft.replication import REST, Replication
 from nebuladb.raft.state import Config, State, StateRole
+from nebuladb.raft.transfer import Transfer
 
 
 class Raft:
@@ -27,8 +31,8 @@ class Raft:
     """
 
     __slots__ = (
-        "_config", "_election", "_forwarded", "_handlers", "_idle", "_log", "_outbox", "_quiet", "_reads",
-        "_replication", "_saved", "_state", "_transferee",
+        "_config", "_election", "_following", "_forwarded", "_handlers", "_idle", "_log", "_outbox", "_quiet", "_reads",
+        "_replication", "_saved", "_state", "_transfer", "membership",
     )  # fmt: skip
 
     def __init__(
@@ -51,15 +55,18 @@ class Raft:
         self._outbox = Outbox(self._state)
         self._replication = Replication(config, self._state, self._log, self._outbox)
         self._replication.tracker.configure(configuration, self._log.last + 1)
+        self.membership = Membership(self._state, self._log, self._replication)
+        """What a leader knows of its members and their changes."""
+        self._following = Following(self._state, self._log, self._outbox)
         self._election = Election(config, self._state, self._log, self._outbox, self._replication.tracker, rng)
         self._reads = LeaderReads(self._state, self._log, self._outbox, self._replication)
         self._forwarded = ForwardedReads(self._state, self._outbox, config.heartbeat_ticks)
-        self._transferee = 0
+        self._transfer = Transfer(self._state, self._log, self._outbox, self._replication)
         self._quiet = False
         self._idle = 0  # a leader's ticks without anything to do
         self._handlers: dict[int, Callable[[Message], None]] = {
             MessageType.PRE_VOTE: self._election.on_request,
-            MessageType.PRE_VOTE_REPLY: self._on_pre_vote_reply,
+            MessageType.PRE_VOTE_REPLY: self._on_vote_reply,
             MessageType.VOTE: self._election.on_request,
             MessageType.VOTE_REPLY: self._on_vote_reply,
             MessageType.APPEND: self._on_append,
@@ -126,7 +133,7 @@ class Raft:
 
     @property
     def floor(self) -> int:
-        """Every replica of the group holds the log durably up to here, as far as we know; for the cut (S6)."""
+        """No replica of the group will be sent entries up to here, as far as we know; for the cut (S6)."""
         return self._state.floor
 
     @property
@@ -138,7 +145,7 @@ class Raft:
     def stirs(self) -> bool:
         """Whether `ready` may have something: always on a leader."""
         state = self._state
-        return state.role is StateRole.LEADER or self._outbox.any or self._saved != (state.term, state.vote)
+        return state.role is StateRole.LEADER or bool(self._outbox) or self._saved != (state.term, state.vote)
 
     @property
     def quiet(self) -> bool:
@@ -148,26 +155,22 @@ class Raft:
     @property
     def transferee(self) -> int:
         """Replica that leadership is being handed to, else 0."""
-        return self._transferee
+        return self._transfer.to
 
     @property
     def uncommitted_bytes(self) -> int:
         """Bytes of this leader's proposals that wait for a majority."""
         return self._replication.uncommitted
 
-    def min_match(self) -> int:
-        """On a leader, the index that every replica is known to hold durably; else 0."""
-        return self._replication.tracker.lowest_match() if self.role is StateRole.LEADER else 0
+    def release(self, index: int) -> None:
+        """On a leader: the log up to `index`, if committed, is kept for nobody. Who lacks it then gets a snapshot."""
+        self._state.floor = max(self._state.floor, min(index, self._log.commit))
 
-    def active_peers(self) -> list[int]:
-        """On a leader, the peers heard from in the running check-quorum period (or before it rests), ascending."""
-        if self.role is not StateRole.LEADER:
-            return []
-        return [replica for replica, peer in self._replication.tracker.peers if peer.active or self._quiet]
-
-    def lag(self, replica: int) -> int:
-        """On a leader, how many entries `replica` lacks as far as is known."""
-        return self._log.last - self._replication.tracker.match(replica)
+    def active_voters(self) -> list[int]:
+        """On a leader, the voters heard from in the running check-quorum period (or before it rests), ascending."""
+        tracker = self._replication.tracker
+        peers = tracker.peers if self.role is StateRole.LEADER else ()
+        return [replica for replica, peer in peers if (peer.active or self._quiet) and tracker.votes(replica)]
 
     def check(self) -> None:
         """Raise `InvariantViolation` unless the invariants hold."""
@@ -188,13 +191,21 @@ class Raft:
         Raises `NotLeader` (with the leader's replica id, 0 also while leadership is handed over) or `TooManyRequests`;
         then the entry certainly was not appended.
         """
-        state = self._state
-        if state.role is not StateRole.LEADER:
-            raise NotLeader(f"replica {state.replica} does not lead its group", leader=state.leader)
-        if self._transferee:
-            raise NotLeader(f"replica {state.replica} is handing leadership over")
-        self.wake()
+        self._leads_on()
         return self._replication.propose(payload)
+
+    def propose_change(self, changes: Iterable[Change]) -> tuple[int, int]:
+        """Append the entry that changes the group's members; returns its (index, term). With more than one voter
+        changed, a joint configuration comes first, and the leader leaves it by itself.
+
+        Raises as `propose` does, and `ChangeRefused` with the reason or `InvalidArgument`; nothing was appended then.
+        """
+        self._leads_on()
+        return self.membership.propose(changes)
+
+    def snapshot_finished(self, replica: int, index: int) -> None:
+        """The snapshot that `Ready.snapshots` asked for is in at `index`, durably; 0: it failed. Else it is void."""
+        self._replication.snapshot_finished(replica, index)
 
     def read_index(self, nonce: int, context: int) -> None:
         """Ask for a linearizable read; exactly one `ReadState` with (nonce, context) follows in a Ready, maybe a failed
@@ -207,23 +218,21 @@ class Raft:
             self._forwarded.add(nonce, context)
 
     def transfer_leadership(self, to: int) -> None:
-        """Hand leadership to voter `to` once its log is as long as ours (thesis §3.10), or give up after an election
-        timeout. Raises `NotLeader`, or `InvalidArgument` if `to` can't lead.
-        """
-        state = self._state
-        if state.role is not StateRole.LEADER:
-            raise NotLeader(f"replica {state.replica} does not lead its group", leader=state.leader)
-        if to == state.replica or not self._replication.tracker.votes(to):
-            raise InvalidArgument(f"replica {to} is not another voter of the group")
-        self.wake()
-        self._transferee = to
+        """Hand leadership to voter `to` once its log is as long as ours, or give up after an election timeout.
+        Raises `NotLeader`, or `InvalidArgument` if `to` can't lead."""
+        self._leads()
+        self._transfer.begin(to)
         self._election.elapsed = 0
-        self._hand_over()
+
+    def step_down(self) -> None:
+        """Lead no more, in this term; followers will elect another."""
+        if self._state.role is StateRole.LEADER:
+            self._become_follower(self._state.term, 0)
 
     def campaign(self, *, transfer: bool = False) -> None:
         """Stand for election now. `transfer`: because the leader asked for it, hence without a pre-vote."""
-        if self._state.role is StateRole.LEADER or not self._promotable():
-            return
+        if self._state.role is StateRole.LEADER or not self._promotable() or self._log.change_unapplied():
+            return  # a committed configuration may count by another majority than ours (S4)
         if self._config.pre_vote and not transfer:
             self._become_pre_candidate()
         else:
@@ -233,7 +242,7 @@ class Raft:
         """On a leader: fall quiet, if nothing has happened for `rest_ticks` and every replica has the whole log. One
         heartbeat tells the others; who misses it will ask for votes, which wakes us. Returns `quiet`. A quiet group
         must be woken when the leader's node goes silent, or on the leader any other's (S11)."""
-        busy = self._state.role is not StateRole.LEADER or self._transferee or self._reads.any
+        busy = self._state.role is not StateRole.LEADER or self._transfer.to or self._reads.any
         if not (busy or self._quiet or self._idle < self._config.rest_ticks) and self._replication.settled():
             self._quiet = True
             self._replication.broadcast_heartbeat(0, timed=True, hint=REST)
@@ -283,17 +292,16 @@ class Raft:
 
     def ready(self) -> Ready | None:
         """What is to be made durable, sent and answered since the last call; None if there is nothing."""
-        state = self._state
+        state, log, outbox = self._state, self._log, self._outbox
         if state.role is StateRole.LEADER:
             self._reads.begin()
             self._replication.send_appends()
-        log, outbox = self._log, self._outbox
         entries, hard_state, mark = log.take(), None, None
         if entries or self._saved != (state.term, state.vote):
             hard_state = HardState(state.term, state.vote, log.commit)
             mark = DurableMark(state.term, state.vote, log.last, log.last_term)
             self._saved = (state.term, state.vote)
-        elif not outbox.any:
+        elif not outbox:
             return None
         return Ready(hard_state, entries, mark, *outbox.take())
 
@@ -315,13 +323,22 @@ class Raft:
             self._tally(self._election.count(state.replica, True))
 
     def committed_entries(self, after: int, max_bytes: int) -> list[Entry]:
-        """Entries behind `after` that are committed and durable here (S1), at least one if there is any, in order."""
+        """Entries behind `after` that are committed and durable here (S1), at least one if there is any, in order.
+        A configuration is the last of them, for it takes effect before the next entry (S4)."""
         high = min(self._log.commit, self._log.durable)
-        return self._log.slice(after + 1, high, max_bytes) if high > after else []
+        entries = self._log.slice(after + 1, high, max_bytes) if high > after else []
+        for position, entry in enumerate(entries, 1):
+            if entry.kind == EntryKind.CONFIGURATION:
+                return entries[:position]
+        return entries
 
-    def applied_to(self, index: int) -> None:
-        """Everything up to `index` was applied."""
+    def applied_to(self, index: int, configuration: Configuration | None = None) -> None:
+        """Everything up to `index` was applied; that entry brought `configuration`, if one is given: it is in force."""
         self._log.applied_to(index)
+        if configuration is not None:
+            self._reconfigure(configuration)
+        if self._state.role is StateRole.LEADER and not self._transfer.to:
+            self.membership.leave()
 
     def cut(self, index: int) -> None:
         """The log up to `index` was cut, or is about to be: the core won't ask for it again. S6 is the caller's."""
@@ -329,8 +346,33 @@ class Raft:
 
     # Transitions.
 
+    def _leads_on(self) -> None:
+        """Raise `NotLeader` unless we lead and mean to go on."""
+        self._leads()
+        if self._transfer.to:
+            raise NotLeader(f"replica {self._state.replica} is handing leadership over")
+
+    def _leads(self) -> None:
+        """Raise `NotLeader` unless we lead; what is asked of a leader wakes the group."""
+        state = self._state
+        if state.role is not StateRole.LEADER:
+            raise NotLeader(f"replica {state.replica} does not lead its group", leader=state.leader)
+        self.wake()
+
+    def _reconfigure(self, configuration: Configuration) -> None:
+        """Take what was applied. Who votes no more leads no more (thesis §4.2.2)."""
+        state, tracker = self._state, self._replication.tracker
+        tracker.configure(configuration, self._log.last)  # a newcomer is probed with the last entry, at once
+        if state.role is not StateRole.FOLLOWER and not tracker.votes(state.replica):
+            probe("leader or candidate votes no more")
+            self._become_follower(state.term, 0)
+        elif state.role is StateRole.LEADER:
+            self._transfer.reconfigured()
+            self._replication.reconfigured()
+            self._reads.reconfigured()
+
     def _promotable(self) -> bool:
-        return self._replication.tracker.votes(self._state.replica)
+        return self._config.campaigns and self._replication.tracker.votes(self._state.replica)
 
     def _leave(self, role: StateRole, leader: int) -> None:
         """Enter `role`: reads that asked the former leader fail, and a transfer ends."""
@@ -338,10 +380,9 @@ class Raft:
         if state.role is StateRole.LEADER:
             self._reads.fail()
         self._forwarded.fail()
-        self._transferee = self._idle = 0
+        self._transfer.to = self._idle = 0
         self._quiet = False
-        state.role = role
-        state.leader = leader
+        state.role, state.leader = role, leader
 
     def _become_follower(self, term: int, leader: int) -> None:
         state = self._state
@@ -371,6 +412,7 @@ class Raft:
         self._leave(StateRole.LEADER, self._state.replica)
         self._election.restart()
         self._replication.start()
+        self.membership.start()
 
     def _tally(self, result: VoteResult) -> None:
         """Go on as the vote says."""
@@ -388,9 +430,7 @@ class Raft:
         election.elapsed += 1
         if election.elapsed >= config.election_ticks:
             election.elapsed = 0
-            if self._transferee:
-                probe("leadership transfer given up")
-                self._transferee = 0
+            self._transfer.give_up()
             if not self._replication.tracker.quorum_active() and config.check_quorum:
                 probe("leader without quorum steps down")
                 self._become_follower(self._state.term, 0)
@@ -399,14 +439,7 @@ class Raft:
         if self._replication.elapsed >= config.heartbeat_ticks:
             self._replication.elapsed = 0
             self._replication.broadcast_heartbeat(self._reads.context, timed=True)
-            if self._transferee:
-                self._hand_over()
-
-    def _hand_over(self) -> None:
-        """Tell the successor to campaign at once, if it has our whole log."""
-        state = self._state
-        if self._replication.tracker.match(self._transferee) == self._log.last:
-            self._outbox.send(Message(MessageType.TIMEOUT_NOW, state.replica, self._transferee, state.term))
+            self._transfer.hand_over()
 
     # Messages. The sender's term is ours, but for pre-votes.
 
@@ -431,60 +464,30 @@ class Raft:
 
     def _on_append(self, message: Message) -> None:
         self._follow(message)
-        state, log, entries, index = self._state, self._log, message.entries, message.index
-        if index < log.commit:
-            # An old append. What is committed is the leader's log as well, so this says more than it asked for.
-            self._outbox.acknowledge(message.sender, log.commit)
-        elif not log.matches(index, message.log_term):
-            hint, hint_term = log.find_conflict_by_term(index, message.log_term)
-            self._outbox.send(
-                Message(
-                    MessageType.APPEND_REPLY, state.replica, message.sender, state.term,
-                    log_term=hint_term, index=index, reject=True, hint=hint,
-                )
-            )  # fmt: skip
-        elif entries and (entries[0].index != index + 1 or entries[-1].index != index + len(entries)):
-            probe("append with a gap")
-        else:
-            if entries:
-                log.splice(entries)
-                index += len(entries)
-            log.commit_to(min(message.commit, index))
-            self._outbox.acknowledge(message.sender, index)
+        self._following.on_append(message)
 
     def _on_heartbeat(self, message: Message) -> None:
         self._follow(message)
-        state = self._state
-        # The leader names no more than we acknowledged to it. If our log ends below that, we lost what we promised to
-        # keep: `commit_to` raises, for such a replica may neither vote nor acknowledge any more (S15).
-        self._log.commit_to(message.commit)
-        if message.hint == REST and self._log.last == message.commit:
+        if self._following.on_heartbeat(message):
             self._quiet = True
-            return
-        self._outbox.send(
-            Message(MessageType.HEARTBEAT_REPLY, state.replica, message.sender, state.term, context=message.context)
-        )
 
     def _on_append_reply(self, message: Message) -> None:
         if self._state.role is StateRole.LEADER:
             self._replication.on_append_reply(message)
-            if self._transferee == message.sender:
-                self._hand_over()
+            if self._transfer.to == message.sender:
+                self._transfer.hand_over()
 
     def _on_heartbeat_reply(self, message: Message) -> None:
         if self._state.role is StateRole.LEADER:
             self._replication.on_heartbeat_reply(message)
             self._reads.on_heartbeat_reply(message)
 
-    def _on_pre_vote_reply(self, message: Message) -> None:
-        state = self._state
-        asked = state.term if message.reject else state.term + 1
-        if state.role is StateRole.PRE_CANDIDATE and message.term == asked:
-            self._tally(self._election.count(message.sender, not message.reject))
-
     def _on_vote_reply(self, message: Message) -> None:
-        if self._state.role is StateRole.CANDIDATE:
-            self._tally(self._election.count(message.sender, not message.reject))
+        state, granted = self._state, not message.reject
+        pre = message.type == MessageType.PRE_VOTE_REPLY
+        stands = StateRole.PRE_CANDIDATE if pre else StateRole.CANDIDATE
+        if state.role is stands and message.term == state.term + (pre and granted):
+            self._tally(self._election.count(message.sender, granted))
 
     def _on_read_index(self, message: Message) -> None:
         if self._state.role is StateRole.LEADER:

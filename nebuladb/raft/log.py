@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Final
 
+from nebuladb.env import probe
 from nebuladb.errors import InvariantViolation, invariant
-from nebuladb.raft.entry import Entry
+from nebuladb.raft.entry import Entry, EntryKind
 from nebuladb.raft.ready import LogReader
 
 LOG_CACHE_BYTES: Final = 0
@@ -15,6 +16,9 @@ under one bound (``storage.log_reader``), and so many bytes a group would have n
 CONFLICT_SCAN: Final = 4096
 """Entries that the search for a conflicting term walks back at most; a longer conflict takes more than one round."""
 
+SCAN_BYTES: Final = 1 << 20
+"""Of entries that are looked through at once for configurations."""
+
 
 class RaftLog:
     """Invariants: start <= commit <= last, applied <= commit, durable <= last; what is committed never changes.
@@ -23,7 +27,7 @@ class RaftLog:
     """
 
     __slots__ = (
-        "_cached_after", "_entries", "_reader", "_size", "_taken",
+        "_cached_after", "_changes", "_entries", "_reader", "_size", "_taken", "_unscanned",
         "applied", "cache_bytes", "commit", "durable", "last", "last_term", "start", "start_term",
     )  # fmt: skip
 
@@ -39,6 +43,8 @@ class RaftLog:
         self._entries: list[Entry] = []
         self._cached_after = self.last  # `_entries` are those after this index
         self._size = 0
+        self._changes: list[int] = []  # configurations among the entries that came since the start
+        self._unscanned = self.last  # those before came earlier, and nobody has looked yet
         self.check()
 
     def check(self) -> None:
@@ -90,6 +96,8 @@ class RaftLog:
         """Append the next entry: a leader's own way (it never overwrites, paper §5.3)."""
         self._entries.append(entry)
         self._size += len(entry.record)
+        if entry.kind == EntryKind.CONFIGURATION:
+            self._changes.append(entry.index)
         self.last = entry.index
         self.last_term = entry.term
 
@@ -106,6 +114,7 @@ class RaftLog:
                 self._truncate(entries[0].index)
         self._entries.extend(entries)
         self._size += sum(len(entry.record) for entry in entries)
+        self._changes += [entry.index for entry in entries if entry.kind == EntryKind.CONFIGURATION]
         self.last = entries[-1].index
         self.last_term = entries[-1].term
 
@@ -130,6 +139,8 @@ class RaftLog:
             self._cached_after = self.last
         self._taken = min(self._taken, self.last)
         self.durable = min(self.durable, self.last)
+        self._changes = [change for change in self._changes if change <= self.last]
+        self._unscanned = min(self._unscanned, self.last)
 
     def take(self) -> list[Entry]:
         """Entries that are to be written and weren't taken yet."""
@@ -163,6 +174,24 @@ class RaftLog:
             where = f"committed {self.commit}, durable {self.durable}, applied {self.applied}"
             raise InvariantViolation(f"{index} was applied, but {where}")
         self.applied = index
+        if self._changes and self._changes[0] <= index:
+            self._changes = [change for change in self._changes if change > index]
+
+    def change_unapplied(self) -> bool:
+        """Whether a configuration is committed and not applied (S4). What was in the log at the start is read for it,
+        once, and only if it is asked for before all of that is applied."""
+        low = self.applied + 1
+        while low <= self._unscanned:
+            entries = self._reader.entries(low, self._unscanned + 1, SCAN_BYTES)
+            self._changes += [entry.index for entry in entries if entry.kind == EntryKind.CONFIGURATION]
+            low = entries[-1].index + 1
+        if self._unscanned:
+            self._unscanned = 0
+            self._changes.sort()
+        unapplied = bool(self._changes) and self._changes[0] <= self.commit
+        if unapplied:
+            probe("configuration committed and not applied")
+        return unapplied
 
     def cut(self, index: int) -> None:
         """The entries up to `index` are not needed any more. What the reader holds of them is the caller's (S6)."""

@@ -26,18 +26,14 @@ still lead this term", pre-votes, which change nothing anywhere, and reads."""
 class Outbox:
     """Messages and read results since the last Ready."""
 
-    __slots__ = ("_state", "held", "messages", "reads")
+    __slots__ = ("_state", "held", "messages", "reads", "snapshots")
 
     def __init__(self, state: State) -> None:
         self._state = state
         self.messages: list[Message] = []
         self.held: list[Message] = []
         self.reads: list[ReadState] = []
-
-    @property
-    def any(self) -> bool:
-        """Whether there is anything in it."""
-        return bool(self.messages or self.held or self.reads)
+        self.snapshots: list[int] = []
 
     def send(self, message: Message) -> None:
         """Queue `message`: it leaves at once only if it needs nothing that isn't durable (S3)."""
@@ -66,8 +62,11 @@ class Outbox:
         """A read that this replica asked for may be served at `index`, or has failed (`index` < 0)."""
         self.reads.append(ReadState(nonce, context, index))
 
-    def take(self) -> tuple[list[Message], list[Message], list[ReadState]]:
+    def __bool__(self) -> bool:
+        return bool(self.messages or self.held or self.reads or self.snapshots)
+
+    def take(self) -> tuple[list[Message], list[Message], list[ReadState], list[int]]:
         """Empty the outbox."""
-        taken = self.messages, self.held, self.reads
-        self.messages, self.held, self.reads = [], [], []
+        taken = self.messages, self.held, self.reads, self.snapshots
+        self.messages, self.held, self.reads, self.snapshots = [], [], [], []
         return taken

@@ -54,8 +54,8 @@ class Progress:
     """One replica as its leader sees it. Invariant: match < next."""
 
     __slots__ = (
-        "_seen", "active", "inflights", "match", "next", "paused", "pending_snapshot", "sent_commit", "stalled",
-        "state",
+        "_round", "_seen", "active", "caught_up", "inflights", "match", "next", "paused", "pending_snapshot",
+        "sent_commit", "stalled", "state", "was_active",
     )  # fmt: skip
 
     def __init__(self, following: int, inflights: Inflights) -> None:
@@ -67,6 +67,10 @@ class Progress:
         self.inflights = inflights
         self.active = False
         """Heard from since the last check of the quorum."""
+        self.was_active = False
+        """The same, as that check found it."""
+        self.caught_up = False
+        """It took what the log held within an election timeout, so that its vote wouldn't stop the group (S13)."""
         self.paused = False
         """PROBE: an append is out, and the next waits for its answer, or for a heartbeat to say that it was lost."""
         self.pending_snapshot = 0
@@ -75,6 +79,12 @@ class Progress:
         self.stalled = False
         """Nothing came of what was sent since the heartbeat before the last."""
         self._seen = -1
+        self._round = (-1, 0)  # what it must hold for this round to end, and how many ticks the round has taken
+
+    @property
+    def lives(self) -> bool:
+        """Whether it was heard from in this period or the one before."""
+        return self.active or self.was_active
 
     def blocked(self) -> bool:
         """Whether no entry may be sent to it now."""
@@ -127,6 +137,20 @@ class Progress:
         waiting = self.paused if self.state is ProgressState.PROBE else self.match < self.next - 1
         self.stalled = waiting and self.match == self._seen
         self._seen = self.match if waiting else -1
+
+    def measure(self, last: int, ticks: int, limit: int) -> None:
+        """`ticks` more have passed and the log ends at `last`: see to its rounds. In each the replica is to take what
+        the log held at the round's start, and it has caught up if that took `limit` ticks at most (thesis §4.2.1)."""
+        target, taken = self._round
+        taken += ticks
+        if target < 0:
+            self._round = (last, 0)
+        elif self.match >= target:
+            self.caught_up = taken <= limit
+            self._round = (last, 0)
+        else:
+            self.caught_up = self.caught_up and taken <= limit
+            self._round = (target, taken)
 
     def become_probe(self) -> None:
         """Find out anew where the logs meet; after a snapshot, right behind it."""

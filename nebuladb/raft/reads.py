@@ -79,6 +79,11 @@ class LeaderReads:
             self._acks[message.sender] = True
             self._finish()
 
+    def reconfigured(self) -> None:
+        """Other replicas decide now: those that have answered may be enough."""
+        if self._running:
+            self._finish()
+
     def _finish(self) -> bool:
         """Answer the round's reads if a quorum has confirmed it."""
         if vote_result(self._replication.tracker.configuration, self._acks) is not VoteResult.WON:

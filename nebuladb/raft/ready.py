@@ -47,6 +47,8 @@ class Ready:
     messages: list[Message] = field(default_factory=list)
     held: list[Message] = field(default_factory=list)
     reads: list[ReadState] = field(default_factory=list)
+    snapshots: list[int] = field(default_factory=list)
+    """Replicas that the log doesn't reach back to. Send each a snapshot, then call `snapshot_finished`, always."""
 
 
 class LogReader(Protocol):

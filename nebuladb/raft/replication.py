@@ -46,7 +46,7 @@ class Replication:
         self.first_own = log.last + 1
         self.uncommitted = 0
         self.elapsed = 0
-        self._append(b"")
+        self.append(EntryKind.NORMAL, b"")
         self.own_durable()
 
     def propose(self, payload: bytes) -> tuple[int, int]:
@@ -54,11 +54,12 @@ class Replication:
         size = self.uncommitted + ENTRY_HEADER + len(payload)
         if size > self._config.max_uncommitted_bytes and self.uncommitted:
             raise TooManyRequests("too many bytes of proposals wait for a majority")
-        return self._append(payload)
+        return self.append(EntryKind.NORMAL, payload)
 
-    def _append(self, payload: bytes) -> tuple[int, int]:
+    def append(self, kind: EntryKind, payload: bytes) -> tuple[int, int]:
+        """Append an entry whatever is uncommitted: a change of members must get through when writes don't."""
         log, term = self._log, self._state.term
-        entry = encode_entry(log.last + 1, term, EntryKind.NORMAL, payload)
+        entry = encode_entry(log.last + 1, term, kind, payload)
         log.append(entry)
         self.uncommitted += len(entry.record)
         return entry.index, term
@@ -70,6 +71,10 @@ class Replication:
             own.match = self._log.durable
             own.next = max(own.next, own.match + 1)
             self._advance_commit()
+
+    def reconfigured(self) -> None:
+        """Other replicas decide now: what they hold may be more than what those before held."""
+        self._advance_commit()
 
     def _advance_commit(self) -> None:
         """Commit what a quorum holds, if it is of our own term (paper §5.4.2, figure 8)."""
@@ -93,11 +98,15 @@ class Replication:
                 self._send(replica, progress, with_entries=False)
 
     def _send(self, replica: int, progress: Progress, *, with_entries: bool) -> bool:
-        """Send one append after `progress.next` - 1. Returns False if the log doesn't reach back that far."""
+        """Send one append after `progress.next` - 1. Returns False if the log doesn't reach back that far: then only a
+        snapshot helps, and the caller is asked for one, unless the peer isn't there to take it."""
         log, state = self._log, self._state
         previous = progress.next - 1
         if previous < log.start:
-            probe("follower behind the log's start")
+            if progress.lives:
+                probe("follower behind the log's start")
+                progress.become_snapshot(log.start)
+                self._outbox.snapshots.append(replica)
             return False
         last, size, entries = previous, 0, []
         if with_entries:
@@ -115,6 +124,18 @@ class Replication:
         progress.sent_commit = max(progress.sent_commit, min(log.commit, last))
         return True
 
+    def snapshot_finished(self, replica: int, index: int) -> None:
+        """A snapshot at `index` is in at `replica`, or (0) it won't come: look anew where the logs meet.
+
+        After a failure that waits for an answer to a heartbeat, so that failures don't follow each other without end.
+        """
+        progress = self.tracker.progress.get(replica)
+        if progress is None or progress.state is not ProgressState.SNAPSHOT:
+            return
+        progress.pending_snapshot = index
+        progress.become_probe()
+        progress.paused = not index
+
     def settled(self) -> bool:
         """Whether all is committed, and every replica has it and knows that."""
         last = self._log.last
@@ -127,10 +148,12 @@ class Replication:
         """Send a heartbeat to every peer. `timed`: the interval has passed, so look for what was lost, too."""
         log, state = self._log, self._state
         if timed:
+            ticks = self._config.heartbeat_ticks
             state.floor = max(state.floor, min(self.tracker.lowest_match(), log.commit))
         for replica, progress in self.tracker.peers:
             if timed:
                 progress.heartbeat()
+                progress.measure(log.last, ticks, self._config.election_ticks)
             # No more than its match: what lies beyond may not be our log yet.
             commit = min(progress.match, log.commit)
             self._outbox.send(

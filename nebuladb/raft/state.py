@@ -36,6 +36,8 @@ class Config:
     max_inflight_bytes: int = 8 << 20
     max_uncommitted_bytes: int = 64 << 20
     """Of a leader's proposals that aren't committed yet; beyond them it refuses more."""
+    campaigns: bool = True
+    """Whether it may stand for election. It votes in any case."""
     pre_vote: bool = True
     check_quorum: bool = True
 
@@ -62,4 +64,5 @@ class State:
     leader: int = 0
     """Who leads `term` as far as we know, or 0."""
     floor: int = 0
-    """Index that every replica of the group holds durably, as far as we know; never goes back (S6)."""
+    """Index that every replica of the group holds durably, as far as we know, or for which none is waited; never goes
+    back (S6)."""

@@ -63,6 +63,7 @@ class ProgressTracker:
         """Whether a quorum was heard from since the last call, which starts the next period (thesis §6.2)."""
         votes = {replica: progress.active or replica == self.replica for replica, progress in self.progress.items()}
         for progress in self.progress.values():
+            progress.was_active = progress.active
             progress.active = False
         return vote_result(self.configuration, votes) is VoteResult.WON
 

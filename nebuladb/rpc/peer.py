@@ -54,6 +54,10 @@ class PeerEvents(Protocol):
         """The founding document for that node, or nothing."""
         ...
 
+    async def join(self, request: pb.JoinRequest) -> pb.JoinResponse:
+        """A new node asks who it is."""
+        ...
+
     def handshake(self, node: int) -> pb.Handshake:
         """What this node says of itself to `node` (0: whoever calls)."""
         ...
@@ -121,6 +125,9 @@ class PeerTransport:
             "Found": grpc.unary_unary_rpc_method_handler(
                 self._found, pb.FoundRequest.FromString, pb.FoundResponse.SerializeToString
             ),
+            "Join": grpc.unary_unary_rpc_method_handler(
+                self._join, pb.JoinRequest.FromString, pb.JoinResponse.SerializeToString
+            ),
             "Link": grpc.stream_stream_rpc_method_handler(
                 self._accept, pb.LinkMessage.FromString, pb.LinkMessage.SerializeToString
             ),
@@ -156,7 +163,9 @@ class PeerTransport:
             link.send(frame)
 
     def connect_to(self, addresses: Mapping[int, str]) -> None:
-        """Keep a link to each of these nodes (id → peer address); those with a lower id dial us."""
+        """Keep a link to each of these nodes (id → peer address), and to no other; those with a lower id dial us."""
+        for gone in [node for node in self._dialers if node not in addresses]:
+            self._dialers.pop(gone)[1].cancel()
         for node, address in sorted(addresses.items()):
             if node <= self._node or not address:
                 continue
@@ -178,6 +187,11 @@ class PeerTransport:
         response: pb.FoundResponse = await self._call(address, "Found", request, pb.FoundResponse)
         return response.document
 
+    async def join(self, address: str, request: pb.JoinRequest) -> pb.JoinResponse:
+        """Ask a member for the id that was issued to us. Raises ``grpc.aio.AioRpcError``."""
+        response: pb.JoinResponse = await self._call(address, "Join", request, pb.JoinResponse)
+        return response
+
     async def _call(self, address: str, method: str, request: Any, response: Any) -> Any:
         async with self._engine.insecure_channel(address, options=OPTIONS) as channel:
             call = channel.unary_unary(f"/{SERVICE}/{method}", type(request).SerializeToString, response.FromString)
@@ -190,6 +204,9 @@ class PeerTransport:
 
     async def _found(self, request: pb.FoundRequest, context: Any) -> pb.FoundResponse:
         return pb.FoundResponse(document=self._events.found(request))
+
+    async def _join(self, request: pb.JoinRequest, context: Any) -> pb.JoinResponse:
+        return await self._events.join(request)
 
     async def _accept(self, messages: AsyncIterator[pb.LinkMessage], context: Any) -> None:
         try:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import random
 import secrets
+import sys
 from contextlib import AsyncExitStack
 from typing import Final
 
@@ -13,21 +15,23 @@ import uvloop
 
 from nebuladb.api.backend import Backend
 from nebuladb.api.services import ApiServer
-from nebuladb.errors import ConfigurationError
+from nebuladb.errors import DataDamaged, DiskFull, NebulaError
 from nebuladb.node.memory import plan
 from nebuladb.node.node import Node
 from nebuladb.node.pump import Pump
 from nebuladb.rpc import PeerTransport
 from nebuladb.rpc.engine import ENGINES
-from nebuladb.server import logs
+from nebuladb.server import logs, options, space
 from nebuladb.server.admin import AdminApp, AdminServer
 from nebuladb.server.allocator import limit_arenas
 from nebuladb.server.clock import SystemClock
 from nebuladb.server.config import Config
-from nebuladb.server.directory import DataDirectory
-from nebuladb.server.lifecycle import Shutdown
+from nebuladb.server.directory import DataDirectory, put_data_aside
+from nebuladb.server.joining import JoinService, join_cluster
+from nebuladb.server.lifecycle import Shutdown, end_in_time
 from nebuladb.server.metrics import Metrics
 from nebuladb.server.peers import Peers
+from nebuladb.server.space import SpaceWatch
 from nebuladb.server.view import NodeView
 from nebuladb.server.watchdog import Watchdog, tune
 from nebuladb.storage.rocks import RocksMemory
@@ -40,14 +44,28 @@ def run(config: Config) -> int:
     """Serve until a signal; returns the exit code. Raises `NebulaError` if the node can't start."""
     limit_arenas()
     writer = logs.setup(config.name, config.log_format, config.log_level)
+    shutdown = Shutdown(end_in_time)
     try:
-        return uvloop.run(_serve(config))
+        code = uvloop.run(_serve(config, shutdown))
+    except NebulaError as error:
+        if not isinstance(shutdown.failure or error, DiskFull | DataDamaged):
+            raise
+        # It could not even open; or, after a failed append, closing the log failed likewise.
+        shutdown.failure, code = shutdown.failure or error, 1
     finally:
-        writer.close()
+        if not isinstance(shutdown.failure, DiskFull):
+            writer.close()
+    if isinstance(shutdown.failure, DataDamaged):
+        # The log is whole, and with it the votes: a start without data gets it from the others (S15).
+        put_data_aside(config.data_dir)
+        os.execv(sys.executable, sys.orig_argv)
+    if isinstance(shutdown.failure, DiskFull):
+        # What was acknowledged is on the disk: with room again, this is a restart like any other (S33).
+        space.wait_and_restart(config.data_dir, options.reserves(dict(config.options)))
+    return code
 
 
-async def _serve(config: Config) -> int:
-    shutdown = Shutdown()
+async def _serve(config: Config, shutdown: Shutdown) -> int:
     with shutdown.signals():
         async with AsyncExitStack() as stack:
             serving = asyncio.create_task(_assemble(config, shutdown, stack))
@@ -57,7 +75,7 @@ async def _serve(config: Config) -> int:
                 # Stopped while it still waits for the other founding nodes: there is nothing to drain.
                 serving.cancel()
                 await asyncio.gather(serving, return_exceptions=True)
-                return 0 if shutdown.failure is None else 1
+                return shutdown.exit_code()
             asked.cancel()
             drain = serving.result()
             return await shutdown.run(drain.run)
@@ -86,8 +104,6 @@ async def _assemble(config: Config, shutdown: Shutdown, stack: AsyncExitStack) -
     directory = DataDirectory(config.data_dir)
     stack.callback(directory.close)
     identity = directory.identity(config.name)
-    if config.join and not identity.cluster:
-        raise ConfigurationError("join: this version founds clusters only; start all nodes with --initial-cluster")
     incarnation = secrets.randbits(63) | 1
     # Randomness comes from one seeded source, so that whoever has the seed can tell the node's choices.
     rng = random.Random(secrets.randbits(64))
@@ -99,7 +115,9 @@ async def _assemble(config: Config, shutdown: Shutdown, stack: AsyncExitStack) -
     await admin.start()
     stack.push_async_callback(admin.stop)
     engine = ENGINES[config.rpc_engine]
-    transport = PeerTransport(identity.node, peers, rng, engine)
+    if config.join and not identity.cluster:
+        peers.join_with(await join_cluster(config, identity, PeerTransport(identity.node, peers, rng, engine)))
+    transport = PeerTransport(peers.identity.node, peers, rng, engine)
     await transport.serve(config.peer_addr)
     stack.push_async_callback(transport.stop)
     founding = peers.founding or await peers.found_cluster(transport)
@@ -123,7 +141,13 @@ async def _assemble(config: Config, shutdown: Shutdown, stack: AsyncExitStack) -
         peer_address=config.advertise_peer_addr,
         client_address=config.advertise_client_addr,
         memory=memory,
+        options=options.parse(dict(config.options)),
+        joined=peers.joined.meta if peers.joined is not None else None,
     )
+    node.alarms_now.on_raised = lambda alarm: log.error("alarm", kind=str(alarm.kind), text=alarm.text)
+    room = SpaceWatch(config.data_dir, options.reserves(dict(config.options)), node.space)
+    watching = asyncio.create_task(room.run(), name="space")
+    stack.callback(watching.cancel)
     watchdog = Watchdog(metrics)
     pump = Pump(node, clock, transport, metrics, shutdown.fail, watchdog.busy)
     peers.pump = pump
@@ -131,7 +155,11 @@ async def _assemble(config: Config, shutdown: Shutdown, stack: AsyncExitStack) -
     stack.push_async_callback(pump.stop)
     pump.start()
     transport.connect_to(peers.addresses())
-    api = ApiServer(Backend(pump), metrics, config.advertise_client_addr, config.advertise_peer_addr, engine)
+    backend = Backend(pump)
+    peers.joins = JoinService(backend)
+    watch = asyncio.create_task(peers.watch_removal(transport, shutdown.fail), name="removal")
+    stack.callback(watch.cancel)
+    api = ApiServer(backend, metrics, config.advertise_client_addr, config.advertise_peer_addr, engine)
     stack.push_async_callback(api.stop, 0)
     await api.start(config.client_addr)
     tune()

@@ -13,6 +13,7 @@ from typing import Final
 
 from nebuladb.errors import ConfigurationError
 from nebuladb.node.memory import DEFAULT_MEMORY, MIN_MEMORY
+from nebuladb.server import options
 from nebuladb.server.addresses import is_unspecified, split_address
 
 ENV_PREFIX: Final = "NEBULA_"
@@ -44,6 +45,7 @@ DEFAULTS: Final[Mapping[str, str]] = {
     "rpc-engine": RPC_ENGINES[0],
     "log-format": "auto",
     "log-level": "info",
+    **options.DEFAULTS,
 }
 """Every setting, under the name that its flag and TOML key have. Empty means "not given"."""
 
@@ -70,6 +72,8 @@ class Config:
     """Which gRPC serves clients and peers (``rpc.engine``)."""
     log_format: str = "auto"
     log_level: str = "info"
+    options: tuple[tuple[str, str], ...] = tuple(options.DEFAULTS.items())
+    """The node's options as texts, valid (``server.options``)."""
 
     def check_founding(self) -> None:
         """Raise `ConfigurationError` if the listed cluster knows this node under another address.
@@ -100,6 +104,7 @@ class Config:
             "rpc-engine": self.rpc_engine,
             "log-format": self.log_format,
             "log-level": self.log_level,
+            **{key: text for key, text in self.options if text != options.DEFAULTS[key]},
         }
         return "".join(f"{key} = {_toml_string(value)}\n" for key, value in settings.items() if value)
 
@@ -204,7 +209,19 @@ def _validated(settings: Mapping[str, _Setting]) -> Config:
         rpc_engine=_choice(settings["rpc-engine"], RPC_ENGINES),
         log_format=_choice(settings["log-format"], LOG_FORMATS),
         log_level=_choice(settings["log-level"], LOG_LEVELS),
+        options=_options(settings),
     )
+
+
+def _options(settings: Mapping[str, _Setting]) -> tuple[tuple[str, str], ...]:
+    texts = {key: settings[key].text for key in options.DEFAULTS}
+    try:
+        options.parse(texts)
+        options.reserves(texts)
+    except ConfigurationError as error:
+        key, _, why = error.message.partition(": ")
+        raise settings[key].wrong(why) from error
+    return tuple(texts.items())
 
 
 def _address(setting: _Setting) -> str:

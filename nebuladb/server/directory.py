@@ -5,23 +5,41 @@
     LOCK            held while a nebulad runs
     identity.json   node id, name and, once founded, cluster id
     founding.json   the founding document, the same on all founding nodes
+    joined.json     of a node that joined later: the same document, its id, and where the meta group was
     raft/           RocksDB: log, hard states, registry; WAL on
     data/           RocksDB: the groups' rows; no WAL, the log replays
+    data.damaged/   the last data/ that could not be used, if there was one
 """
 
 from __future__ import annotations
 
 import secrets
+import shutil
 from pathlib import Path
+from typing import Final
 
-from nebuladb.errors import ConfigurationError, IdentityError
+import structlog
+
+from nebuladb.env import probe
+from nebuladb.errors import ConfigurationError, Corruption, IdentityError
 from nebuladb.node.identity import Founding, Identity
+from nebuladb.node.joined import FILE, Joined
 from nebuladb.node.memory import MemoryPlan
 from nebuladb.server.lifecycle import PidFile
 from nebuladb.storage.files import sync_directory, write_durably
 from nebuladb.storage.lock import DirectoryLock
 from nebuladb.storage.log import LogStore
 from nebuladb.storage.rocks import RocksEngine, RocksMemory
+
+DAMAGED: Final = "data.damaged"
+"""Where a data store that can't be used is kept, for whoever wants to look into it: the last one."""
+
+
+def put_data_aside(path: Path) -> None:
+    """Rename the data store of the directory at `path`, durably. It must be closed."""
+    shutil.rmtree(path / DAMAGED, ignore_errors=True)
+    (path / "data").rename(path / DAMAGED)
+    sync_directory(path)
 
 
 class DataDirectory:
@@ -45,7 +63,7 @@ class DataDirectory:
         """
         file = self.path / "identity.json"
         if not file.exists():
-            if any((self.path / name).exists() for name in ("raft", "data", "founding.json")):
+            if any((self.path / name).exists() for name in ("raft", "data", "founding.json", FILE)):
                 raise IdentityError(f"{self.path} has data but no identity.json; restore it, or use an empty directory")
             identity = Identity(secrets.randbits(63) | 1, name)
             write_durably(file, identity.encode())
@@ -63,6 +81,9 @@ class DataDirectory:
                 f"the log in {self.path / 'raft'} is gone; restore it, or empty the directory and replace the member: "
                 f"`nebula-cli member replace {name}`"
             )
+        joined = self.joined()
+        if joined is not None and not identity.cluster:
+            return self.join(identity, joined)  # a crash came between the two documents
         founding = self.founding()
         # `found` writes two documents: a crash may have come between them.
         return identity if founding is None else self.found(identity, founding)
@@ -70,7 +91,22 @@ class DataDirectory:
     def founding(self) -> Founding | None:
         """The founding document, if this node has one yet."""
         file = self.path / "founding.json"
+        joined = self.joined()
+        if joined is not None:
+            return joined.founding
         return Founding.decode(file.read_bytes()) if file.exists() else None
+
+    def joined(self) -> Joined | None:
+        """What this node was told when it joined, if it isn't one of the founders."""
+        file = self.path / FILE
+        return Joined.decode(file.read_bytes()) if file.exists() else None
+
+    def join(self, identity: Identity, joined: Joined) -> Identity:
+        """Keep what a member said, durably, before anyone acts on it; the identity that follows from it."""
+        write_durably(self.path / FILE, joined.encode())
+        identity = Identity(joined.node, identity.name, joined.founding.cluster)
+        write_durably(self.path / "identity.json", identity.encode())
+        return identity
 
     def found(self, identity: Identity, founding: Founding) -> Identity:
         """Keep the founding document, durably, before anyone acts on it. Raises `IdentityError` if there is another."""
@@ -95,8 +131,15 @@ class DataDirectory:
         return LogStore(engine, plan.recent_entries)
 
     def open_data(self, plan: MemoryPlan, memory: RocksMemory) -> RocksEngine:
-        """Open ``data/``."""
-        return RocksEngine.open_data(self.path / "data", memtable_bytes=plan.data_memtable, memory=memory)
+        """Open ``data/``. If it is damaged so that it can't be opened, it is put aside, and an empty one opened: the
+        log is whole, and with it the node's votes, so its replicas get their data from their leaders (S15)."""
+        try:
+            return RocksEngine.open_data(self.path / "data", memtable_bytes=plan.data_memtable, memory=memory)
+        except Corruption as error:
+            probe("data store can't be opened")
+            structlog.get_logger("nebulad").error("data store put aside", to=str(self.path / DAMAGED), why=str(error))
+            put_data_aside(self.path)
+            return RocksEngine.open_data(self.path / "data", memtable_bytes=plan.data_memtable, memory=memory)
 
     def close(self) -> None:
         """Let others have it. The databases must be closed."""

@@ -6,19 +6,24 @@ import asyncio
 import contextlib
 import os
 import signal
+import threading
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Final
 
 import structlog
 
-from nebuladb.errors import NebulaError, StoreError
+from nebuladb.errors import DiskFull, NebulaError, NodeRemoved, StoreError
 
 PID_FILE: Final = "nebulad.pid"
 DRAIN_SECONDS: Final = 10.0
 """How long a drain may take: hand leadership over, finish what is in flight, close the stores."""
+CLOSE_SECONDS: Final = 5.0
+"""And closing what is open, after it."""
 EXIT_FORCED: Final = 1
 EXIT_BROKEN: Final = 1
+EXIT_REMOVED: Final = 3
+"""The node is no member of its cluster any more: whoever starts it again and again may stop."""
 
 
 class PidFile:
@@ -50,6 +55,14 @@ class PidFile:
             self.path.unlink(missing_ok=True)
 
 
+def end_in_time() -> None:
+    """A disk that hangs holds the threads that flush and close, and they would hold the process: it ends without them.
+    What was acknowledged is durable; what hangs was promised to nobody."""
+    timer = threading.Timer(DRAIN_SECONDS + CLOSE_SECONDS, os._exit, (EXIT_FORCED,))
+    timer.daemon = True
+    timer.start()
+
+
 class Shutdown:
     """Why and when the process ends: the first SIGTERM or SIGINT drains, a second one ends it at once.
 
@@ -57,15 +70,13 @@ class Shutdown:
     a node that is wrong hands nothing over, and what it acknowledged is on disk already.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, on_end: Callable[[], None] = lambda: None) -> None:
+        """`on_end` is called when the end begins; see `end_in_time`."""
+        self._on_end = on_end
         self._asked = asyncio.Event()
-        self._failure: BaseException | None = None
-        self._log = structlog.get_logger("lifecycle")
-
-    @property
-    def failure(self) -> BaseException | None:
+        self.failure: BaseException | None = None
         """What `fail` was told first, if anything."""
-        return self._failure
+        self._log = structlog.get_logger("lifecycle")
 
     def request(self, why: str) -> None:
         """Ask for a drain, as SIGTERM does. A second one exits the process."""
@@ -74,14 +85,20 @@ class Shutdown:
             os._exit(EXIT_FORCED)
         self._log.info("stopping", why=why)
         self._asked.set()
+        self._on_end()
 
     def fail(self, error: BaseException) -> None:
         """Stop because of `error`. Later ones are logged only."""
         text = error.message if isinstance(error, NebulaError) else repr(error)
-        self._log.error("the node stops: it can't go on", error=text, exc_info=error)
-        if self._failure is None:
-            self._failure = error
+        if isinstance(error, NodeRemoved):
+            self._log.error("the node stops: it was removed", error=text)
+        else:
+            self._log.error("the node stops: it can't go on", error=text, exc_info=error)
+        if self.failure is None:
+            self.failure = error
         self._asked.set()
+        if not isinstance(error, DiskFull):
+            self._on_end()
 
     @contextlib.contextmanager
     def signals(self) -> Iterator[None]:
@@ -100,14 +117,18 @@ class Shutdown:
         """Until somebody asks for the end."""
         await self._asked.wait()
 
-    def _exit_code(self) -> int:
-        return EXIT_BROKEN if self._failure is not None else 0
+    def exit_code(self) -> int:
+        """What the process ends with, as things are."""
+        if isinstance(self.failure, NodeRemoved):
+            return EXIT_REMOVED
+        return EXIT_BROKEN if self.failure is not None else 0
 
     async def run(self, drain: Callable[[], Awaitable[None]], grace: float = DRAIN_SECONDS) -> int:
         """Wait for the end, `drain` within `grace` seconds, and return the exit code: 0 only after a whole drain."""
         await self.wait()
-        if self._exit_code():
-            return self._exit_code()
+        # Who was removed is wrong about nothing, and may be answering the very request that removed it.
+        if self.exit_code() not in (0, EXIT_REMOVED):
+            return self.exit_code()
         try:
             async with asyncio.timeout(grace):
                 await drain()
@@ -115,4 +136,4 @@ class Shutdown:
             # Not an error of the data: everything acknowledged is durable, the next start replays the rest.
             self._log.warning("the drain was cut short", seconds=grace)
         self._log.info("stopped")
-        return self._exit_code()
+        return self.exit_code()

@@ -10,11 +10,12 @@ from typing import NoReturn
 import click
 
 from nebuladb import __version__
-from nebuladb.errors import ConfigurationError, NebulaError
-from nebuladb.server import config
+from nebuladb.errors import ConfigurationError, NebulaError, NodeRemoved
+from nebuladb.server import config, options
 
 EXIT_FAILED = 1
 EXIT_USAGE = 2
+EXIT_REMOVED = 3
 
 _FLAGS = {
     "name": "The node's name, a label for people.",
@@ -30,6 +31,7 @@ _FLAGS = {
     "rpc-engine": f"Which gRPC carries calls: one of {', '.join(config.RPC_ENGINES)}.",
     "log-format": f"One of {', '.join(config.LOG_FORMATS)}.",
     "log-level": f"One of {', '.join(config.LOG_LEVELS)}.",
+    **options.FLAGS,
 }
 
 
@@ -53,7 +55,7 @@ def start(config_file: Path | None, **flags: str | None) -> None:
         sys.exit(assembly.run(loaded))
     except NebulaError as error:
         # The settings were fine by themselves: a port or directory in use is no wrong usage.
-        _refuse(error, EXIT_FAILED)
+        _refuse(error, EXIT_REMOVED if isinstance(error, NodeRemoved) else EXIT_FAILED)
 
 
 def _start_command() -> click.Command:
@@ -99,8 +101,44 @@ def dev_command(nodes: int, data_dir: Path, base_port: int) -> None:
     sys.exit(dev.run(nodes, data_dir, base_port))
 
 
+@nebulad.command("verify")
+@click.option("--data-dir", type=click.Path(path_type=Path, file_okay=False), required=True, help="The directory.")
+def verify_command(data_dir: Path) -> None:
+    """Check a data directory that no node runs on: documents, log, and the rows of every shard.
+
+    It writes nothing. Prints a line for each part, and for each problem what to do; exits 1 if there is one, 2 if the
+    directory can't be checked.
+    """
+    from nebuladb.server import verify
+
+    try:
+        sys.exit(0 if verify.report(data_dir, print) else EXIT_FAILED)
+    except NebulaError as error:
+        _refuse(error, EXIT_USAGE)
+
+
+@nebulad.command("recover")
+@click.option("--data-dir", type=click.Path(path_type=Path, file_okay=False), required=True, help="A survivor's.")
+@click.option(
+    "--i-accept-data-loss", "accepted", is_flag=True, help="Do it; without this flag it says what may be lost."
+)
+def recover_command(data_dir: Path, accepted: bool) -> None:
+    """Make a cluster of one out of a survivor, when the majority of the nodes is gone for good.
+
+    No node may run on the directory. Keep a copy of it first.
+    """
+    from nebuladb.server import recover
+
+    if not accepted:
+        _refuse(
+            ConfigurationError(f"{recover.WARNING}\nIf that is what you want, add --i-accept-data-loss."), EXIT_USAGE
+        )
+    recover.recover(data_dir, print)
+
+
 def main() -> None:
-    """Entry point. Exit code 0: done; 1: the node couldn't start or had to stop; 2: a wrong flag or setting."""
+    """Entry point. Exit code 0: done; 1: the node couldn't start or had to stop; 2: a wrong flag or setting; 3: the
+    node was removed from its cluster."""
     try:
         nebulad()
     except NebulaError as error:

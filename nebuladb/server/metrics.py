@@ -7,7 +7,7 @@ calls a second would be a good part of a core.
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Final
 
 from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector, generate_latest
@@ -140,6 +140,11 @@ class Metrics:
         if self._samples is not None:
             yield from _group_families(self._samples.groups())
             yield from _queue_families(self._samples)
+            alarms = GaugeMetricFamily("nebula_alarms", "Alarms that are raised; /status has them.", labels=["kind"])
+            for kind, count in sorted(self._samples.alarms().items()):
+                alarms.add_metric([kind], count)
+            yield alarms
+            yield from _snapshot_families(self._samples.snapshots())
 
     def _loop_families(self) -> Iterator[Metric]:
         late = CounterMetricFamily("nebula_loop_late", "Turns of the loop over 20 ms, by work.", labels=["work"])
@@ -212,6 +217,19 @@ def _group_families(groups: Iterable[GroupSample]) -> Iterator[Metric]:
         for values, group in rows:
             counter.add_metric(values, float(getattr(group, field)))
         yield counter
+
+
+def _snapshot_families(counts: Mapping[str, int]) -> Iterator[Metric]:
+    ends = CounterMetricFamily("nebula_snapshots", "Snapshots between nodes that ended, by how.", labels=["end"])
+    for end in ("sent", "received", "failed", "refused"):
+        ends.add_metric([end], counts.get(end, 0))
+    yield ends
+    size = CounterMetricFamily("nebula_snapshot_bytes", "Bytes of their chunks.", labels=["direction"])
+    for direction in ("sent", "received"):
+        size.add_metric([direction], counts.get(f"{direction}_bytes", 0))
+    yield size
+    seconds = counts.get("received_ms", 0) / 1000
+    yield _counter("nebula_snapshot_seconds", "From the first chunk to the new state, of those received.", seconds)
 
 
 def _queue_families(samples: NodeSamples) -> Iterator[Metric]:

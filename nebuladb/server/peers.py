@@ -4,23 +4,31 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+from collections.abc import Callable
 from typing import Final
 
 import grpc.aio
 import structlog
 
-from nebuladb.errors import IdentityError
+from nebuladb.errors import IdentityError, NodeRemoved
+from nebuladb.ids import META_GROUP
 from nebuladb.node.founding import FreshNode, Hello, Step, answer_hello
 from nebuladb.node.frame import FRAME_VERSION
 from nebuladb.node.identity import Founding, Identity, initial_cluster_hash
+from nebuladb.node.joined import Joined
+from nebuladb.node.members import find, removed_text
+from nebuladb.node.meta import Meta
 from nebuladb.node.pump import Pump
 from nebuladb.pb.nebula.peer.v1 import peer_pb2 as pb
 from nebuladb.rpc import PeerTransport
 from nebuladb.server.config import Config
 from nebuladb.server.directory import DataDirectory
+from nebuladb.server.joining import JoinService
 
 ASK_SECONDS: Final = 0.2
 """Between two rounds of Hello."""
+REMOVAL_SECONDS: Final = 1.0
+"""Between two rounds of asking whether this node is a member still."""
 REMIND_SECONDS: Final = 10.0
 """How often a waiting node says for whom it waits."""
 MAX_INCARNATIONS: Final = 64
@@ -33,6 +41,11 @@ class Peers:
     def __init__(self, config: Config, directory: DataDirectory, identity: Identity, incarnation: int) -> None:
         self.identity = identity
         self.founding = directory.founding()
+        self.joined = directory.joined()
+        self._learned: dict[int, str] = {}
+        """Where peers say that the members are, as long as this node has no better picture."""
+        self.joins: JoinService | None = None
+        """Set when the node serves."""
         self.pump: Pump | None = None
         self._config = config
         self._directory = directory
@@ -41,6 +54,47 @@ class Peers:
         self._seen: dict[int, list[int]] = {}
         self._refused: set[str] = set()
         self._log = structlog.get_logger("peers")
+
+    # --- joining ---------------------------------------------------------------------------------------------------
+
+    def join_with(self, joined: Joined) -> None:
+        """This node is told who it is."""
+        self.identity = self._directory.join(self.identity, joined)
+        self.founding, self.joined = joined.founding, joined
+
+    async def join(self, request: pb.JoinRequest) -> pb.JoinResponse:
+        """A new node asks who it is."""
+        if self.joins is None:
+            return pb.JoinResponse(wait=f"node {self.identity.name} is starting")
+        return await self.joins.answer(request)
+
+    async def watch_removal(self, transport: PeerTransport, removed: Callable[[NodeRemoved], None]) -> None:
+        """While nobody leads the meta group here, ask the others whether this node is a member still (they refuse the
+        links of one that is none, so that it wouldn't hear it otherwise) and who the others are now: all those that it
+        knew, or their addresses, may have changed while it was away."""
+        while True:
+            await asyncio.sleep(REMOVAL_SECONDS)
+            replica = self.pump.node.host.replicas.get(META_GROUP) if self.pump is not None else None
+            if replica is None:
+                continue
+            if replica.raft.leader:
+                if self._learned and replica.applied == replica.raft.commit:
+                    self._learned.clear()  # meta has it all by now
+                    transport.connect_to(self.addresses())
+                continue
+            identity = self.identity
+            request = pb.HelloRequest(
+                cluster_id=identity.cluster, node_id=identity.node, name=identity.name, has_data=True
+            )
+            others = [address for node, address in sorted(self.addresses().items()) if node != identity.node]
+            calls = [transport.hello(address, request) for address in others]
+            for reply in await asyncio.gather(*calls, return_exceptions=True):
+                if isinstance(reply, pb.HelloResponse) and reply.removed and reply.cluster_id == identity.cluster:
+                    removed(NodeRemoved(removed_text(identity.name)))
+                    return
+                if isinstance(reply, pb.HelloResponse) and reply.cluster_id == identity.cluster:
+                    self._learned |= {peer.node_id: peer.address for peer in reply.peers}
+            transport.connect_to(self.addresses())
 
     # --- founding --------------------------------------------------------------------------------------------------
 
@@ -110,6 +164,8 @@ class Peers:
 
     def hello(self, request: pb.HelloRequest) -> pb.HelloResponse:
         """Who this node is, and under which id it knows the asker's name."""
+        meta = self.pump.node.meta if self.pump is not None else Meta()
+        ours = request.cluster_id == self.identity.cluster != 0
         answer = answer_hello(self.identity, self.founding, self._hash, request.name)
         return pb.HelloResponse(
             cluster_id=answer.cluster,
@@ -117,8 +173,15 @@ class Peers:
             name=answer.name,
             initial_cluster_hash=answer.initial_cluster_hash,
             has_data=answer.has_data,
-            known_node_id=answer.known_node,
+            known_node_id=answer.known_node or self._known(request.name),
+            removed=request.node_id in meta.removed,
+            peers=[pb.PeerAddress(node_id=one.node, address=one.peer_address) for one in meta.nodes.values() if ours],
         )
+
+    def _known(self, name: str) -> int:
+        """Id of the member of that name, else 0."""
+        record = find(self.pump.node.meta, name) if self.pump is not None else None
+        return record.node if record is not None else 0
 
     def found(self, request: pb.FoundRequest) -> bytes:
         """The founding document, for a node that it lists."""
@@ -136,6 +199,7 @@ class Peers:
             version=FRAME_VERSION,
             receiver=node,
             client_address=self._config.advertise_client_addr,
+            issued_nodes=self.pump.node.meta.issued_nodes if self.pump is not None else 0,
         )
 
     def check(self, handshake: pb.Handshake) -> None:
@@ -160,18 +224,23 @@ class Peers:
                 f"{who} looked for node {handshake.receiver:016x} here and found {self.identity.name} "
                 f"({self.identity.node:016x}); check the peer addresses"
             )
-        known = self.pump.node.meta.nodes.get(handshake.node_id)
-        names = {node.name: node.node for node in self.founding.nodes}
-        names |= {record.name: record.node for record in self.pump.node.meta.nodes.values()}
+        meta = self.pump.node.meta
+        if handshake.node_id in meta.removed:
+            raise IdentityError(f"{who} was removed from this cluster; it must not come back under this id")
+        if handshake.version < FRAME_VERSION:
+            raise IdentityError(f"{who} speaks peer frames of version {handshake.version} only: upgrade it")
+        if handshake.issued_nodes > meta.issued_nodes:
+            return  # it knows of nodes that came while we were away, and may be one, under the name of one that went
+        names = {record.name: record.node for record in meta.nodes.values()}
+        if not meta.version:  # nothing is known but what every node began with
+            names = {node.name: node.node for node in self.founding.nodes}
         if names.get(handshake.name, handshake.node_id) != handshake.node_id:
             raise IdentityError(
                 f"{who} bears the name of {names[handshake.name]:016x}; a node that lost its data must not return "
                 f"under its name: run `nebula-cli member replace {handshake.name}`"
             )
-        if known is None and handshake.node_id not in names.values():
+        if handshake.node_id not in names.values() and (meta.version or self.joined is None):
             raise IdentityError(f"{who} is no member of this cluster; add it with `nebula-cli member add`")
-        if handshake.version < FRAME_VERSION:
-            raise IdentityError(f"{who} speaks peer frames of version {handshake.version} only: upgrade it")
 
     def peer_up(self, handshake: pb.Handshake) -> None:
         """A link stands."""
@@ -209,9 +278,13 @@ class Peers:
     # --- after founding --------------------------------------------------------------------------------------------
 
     def addresses(self) -> dict[int, str]:
-        """Peer address of every node, by id: meta's, or the founding document's before there is a meta."""
+        """Peer address of every node, by id: meta's, or what this node was told when it began."""
         assert self.founding is not None
         assert self.pump is not None
-        addresses = {node.node: node.peer_address for node in self.founding.nodes}
-        addresses |= {record.node: record.peer_address for record in self.pump.node.meta.nodes.values()}
-        return addresses
+        meta = self.pump.node.meta
+        told = {node.node: node.peer_address for node in self.founding.nodes}
+        if self.joined is not None:
+            told = dict(self.joined.peers)
+        # A picture that is being replayed is of yesterday: who isn't in it yet is no less there.
+        known = {record.node: record.peer_address for record in meta.nodes.values()}
+        return {node: address for node, address in (told | known | self._learned).items() if node not in meta.removed}

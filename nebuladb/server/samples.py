@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -46,4 +46,13 @@ class NodeSamples(Protocol):
 
     def queues(self) -> Iterable[QueueSample]:
         """Every bounded queue here."""
+        ...
+
+    def snapshots(self) -> Mapping[str, int]:
+        """Of snapshots between nodes since the process started: sent, received, failed, refused, sent_bytes,
+        received_bytes, received_ms."""
+        ...
+
+    def alarms(self) -> Mapping[str, int]:
+        """How many alarms of each kind are raised."""
         ...

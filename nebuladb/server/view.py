@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
 from nebuladb import __version__
@@ -110,6 +110,16 @@ class NodeView:
                 proposals_refused=replica.refused_entries,
             )
 
+    def snapshots(self) -> Mapping[str, int]:
+        """What became of them."""
+        pump = self._peers.pump
+        return pump.node.snapshots.counts if pump is not None else {}
+
+    def alarms(self) -> Mapping[str, int]:
+        """By kind."""
+        pump = self._peers.pump
+        return pump.node.alarms_now.counts() if pump is not None else {}
+
     def queues(self) -> Iterable[QueueSample]:
         """Every bounded queue here."""
         pump = self._peers.pump
@@ -123,6 +133,7 @@ class NodeView:
         yield QueueSample("recent_entries_bytes", node.log.recent.size, node.log.recent.limit)
         yield QueueSample("log_unsynced_bytes", host.unsynced_bytes, host.unsynced_limit)
         yield QueueSample("writes_bytes", host.writes.used, host.writes.limit)
+        yield QueueSample("writes", host.pending.used, host.pending.limit)
         yield QueueSample("outboxes_bytes", node.outboxes.used, node.outboxes.limit)
         stores = [data.store for data in node.groups.values()]
         yield QueueSample("sessions", sum(store.session_count for store in stores), MAX_SESSIONS * len(stores))

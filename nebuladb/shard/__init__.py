@@ -7,7 +7,7 @@ Nothing here does I/O or decides anything by itself.
 """
 
 from nebuladb.shard.balance import preferred
-from nebuladb.shard.descriptor import Descriptor, Keyspace, KeyspaceState, Partitioning, Plan, slot_of
+from nebuladb.shard.descriptor import Descriptor, Keyspace, KeyspaceState, Partitioning, Plan, Role, slot_of
 from nebuladb.shard.layout import shard_of
 from nebuladb.shard.routing import RoutingTable
 
@@ -17,6 +17,7 @@ __all__ = [
     "KeyspaceState",
     "Partitioning",
     "Plan",
+    "Role",
     "RoutingTable",
     "preferred",
     "shard_of",

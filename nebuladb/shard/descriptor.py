@@ -15,6 +15,8 @@ SLOTS: Final = 65_536
 DESCRIPTOR_VERSION: Final = 1
 PLANNED_VERSION: Final = 2
 """Of the record of a keyspace that a user made."""
+CHANGED_VERSION: Final = 2
+"""Of a descriptor whose replicas are not those that it began with, or not all of them voters."""
 
 
 class Partitioning(StrEnum):
@@ -36,6 +38,17 @@ class KeyspaceState(StrEnum):
     CREATING = "creating"
     READY = "ready"
     DROPPING = "dropping"
+
+
+class Role(StrEnum):
+    """What a replica is, or is to become. Who is told to go never stays: LEAVING is final (S16)."""
+
+    VOTER = "voter"
+    JOINING = "joining"
+    """A learner, or nothing yet, that shall vote once it has caught up (S13)."""
+    LEARNER = "learner"
+    """Has the log and doesn't vote."""
+    LEAVING = "leaving"
 
 
 class Plan(NamedTuple):
@@ -91,11 +104,15 @@ class Keyspace(NamedTuple):
 
 
 class Descriptor(NamedTuple):
-    """A shard: what it owns and where its replicas are. `group` is its Raft group's id and its own."""
+    """A shard: what it owns and where its replicas are. `group` is its Raft group's id and its own.
+
+    Invariant: it lists every replica that the group's configuration may name, from before it can until after it can't.
+    """
 
     group: int
     keyspace: str
     epoch: int
+    """Of what the shard owns; where its replicas are is no request's concern."""
     start: bytes
     """First key (range, single)."""
     end: bytes
@@ -105,7 +122,38 @@ class Descriptor(NamedTuple):
     replicas: tuple[tuple[int, int], ...]
     """(replica id, node id), ascending."""
     initial: tuple[int, int] = (1, 1)
-    """(index, term) that every replica of its creation starts at (S17)."""
+    """(index, term) that every replica starts at (S17)."""
+    founders: tuple[int, ...] = ()
+    """The voters there; empty: all of `replicas`, which are those of the creation still."""
+    roles: tuple[tuple[int, Role], ...] = ()
+    """(replica id, role), ascending, of those that aren't plain voters."""
+
+    @property
+    def first_voters(self) -> tuple[int, ...]:
+        """Who votes at `initial`, ascending: the configuration from which every replica starts to read the log."""
+        return self.founders or tuple(sorted(replica for replica, _ in self.replicas))
+
+    def role(self, replica: int) -> Role:
+        """Of one of `replicas`."""
+        return dict(self.roles).get(replica, Role.VOTER)
+
+    def with_role(self, replica: int, node: int, role: Role) -> Descriptor:
+        """The same with `replica`, which is on `node`, in that role."""
+        replicas = dict(self.replicas) | {replica: node}
+        roles = {known: found for known, found in self.roles if known != replica}
+        if role is not Role.VOTER:
+            roles[replica] = role
+        return self._replace(
+            founders=self.first_voters, replicas=tuple(sorted(replicas.items())), roles=tuple(sorted(roles.items()))
+        )
+
+    def without(self, replica: int) -> Descriptor:
+        """The same without `replica`, which the configuration doesn't name any more and never will again."""
+        return self._replace(
+            founders=self.first_voters,
+            replicas=tuple(pair for pair in self.replicas if pair[0] != replica),
+            roles=tuple(pair for pair in self.roles if pair[0] != replica),
+        )
 
     def owns(self, key: bytes) -> bool:
         """Whether `key` belongs to this shard."""
@@ -114,26 +162,28 @@ class Descriptor(NamedTuple):
         return key >= self.start and (not self.end or key < self.end)
 
     def encode(self) -> bytes:
-        """Canonical JSON, keys in hex."""
-        return _canonical(
-            {
-                "end": self.end.hex(),
-                "epoch": self.epoch,
-                "format": DESCRIPTOR_VERSION,
-                "group": self.group,
-                "initial": self.initial,
-                "keyspace": self.keyspace,
-                "replicas": self.replicas,
-                "slots": self.slots,
-                "start": self.start.hex(),
-            }
-        )
+        """Canonical JSON, keys in hex; format 1 as long as the replicas are those of the creation."""
+        fields: dict[str, object] = {
+            "end": self.end.hex(),
+            "epoch": self.epoch,
+            "format": DESCRIPTOR_VERSION,
+            "group": self.group,
+            "initial": self.initial,
+            "keyspace": self.keyspace,
+            "replicas": self.replicas,
+            "slots": self.slots,
+            "start": self.start.hex(),
+        }
+        if self.founders or self.roles:
+            fields |= {"format": CHANGED_VERSION, "founders": self.founders, "roles": self.roles}
+        return _canonical(fields)
 
     @classmethod
     def decode(cls, data: bytes) -> Descriptor:
         """Raises `Corruption` on anything but what `encode` writes."""
-        fields = _parse(data, DESCRIPTOR_VERSION)
+        fields = _parse(data, DESCRIPTOR_VERSION, CHANGED_VERSION)
         try:
+            changed = fields["format"] == CHANGED_VERSION
             first, last = fields["slots"]
             index, term = fields["initial"]
             return cls(
@@ -145,6 +195,8 @@ class Descriptor(NamedTuple):
                 (int(first), int(last)),
                 tuple((int(replica), int(node)) for replica, node in fields["replicas"]),
                 (int(index), int(term)),
+                tuple(map(int, fields["founders"])) if changed else (),
+                tuple((int(replica), Role(role)) for replica, role in fields["roles"]) if changed else (),
             )
         except (KeyError, TypeError, ValueError) as error:
             raise Corruption(f"a shard descriptor can't be read: {error}") from error

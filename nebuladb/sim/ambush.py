@@ -145,7 +145,7 @@ class Ambush:
             return False
         raft = replica.raft
         if before and not any(
-            0 < raft.last_index - raft.lag(peer) < before for peer in replica.nodes if peer != raft.replica
+            0 < raft.last_index - raft.membership.lag(peer) < before for peer in replica.nodes if peer != raft.replica
         ):
             return False
         self._apart.append(machine.place)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from random import Random
 
 from nebuladb.ids import BatchId
 from nebuladb.sim.core import Core
@@ -117,6 +119,17 @@ class Disk:
         wait = max(0, self.hangs_until - self._core.scheduler.now)
         return wait + self._rng.randrange((SLOW_SYNC_MS if slow else faults.sync) + 1)
 
+    @contextmanager
+    def cold(self, rng: Random) -> Iterator[None]:
+        """Meanwhile some rows are on the disk only. Clients' reads, between turns, find everything in memory."""
+        share = self._core.faults.cold
+        data = self.data
+        data.chill((lambda _: rng.random() < share) if share else None)
+        try:
+            yield
+        finally:
+            data.chill(None)
+
     def crash(self, *, power: bool) -> None:
         """The process is gone. With the `power`, so is any of what was not synced; else the operating system still has
         what was written to the log. Of the data, which has no WAL, only what was flushed, or by luck more, stays."""
@@ -127,6 +140,12 @@ class Disk:
         self._lives += 1
         self._wanted = self._synced = 0
         self._syncing = self._flushing = False
+
+    def renew(self) -> None:
+        """Another node's disk takes its place; `crash` came before."""
+        self.log = MemoryEngine(wal=True)
+        self.data = MemoryEngine(wal=False)
+        self._logs.renewed(self._place)
 
     def wipe(self, *, data: bool = True) -> None:
         """Everything on it is gone, or the log only. For the oracles it counts as it was: a majority survives it."""

@@ -67,6 +67,9 @@ class Faults:
     """Keyspaces that a user makes."""
     churn_every: int = 0
     """Keyspaces that users drop, and make anew."""
+    members_every: int = 0
+    """Nodes that an operator adds, removes and replaces. Then no disk is full, damaged or emptied: which nodes may be
+    lost besides would have to be known."""
 
     @classmethod
     def draw(cls, rng: Random) -> Faults:
@@ -79,7 +82,7 @@ class Faults:
             # Several elections must go as they are meant to, so nothing else may happen meanwhile.
             delay, sync, drift = rng.choice((1, 3, 10)), rng.choice((1, 5, 20)), some(0, MAX_DRIFT)
             return cls(delay=delay, sync=sync, drift=drift, down=100, ambush_every=200, ambush=rng.choice(AMBUSHES))
-        return cls(
+        drawn = cls(
             grain=rng.choice((1, 5, 10, 20)),
             calm=rng.choice((0, 1_800, 1_800, 1_800)),
             delay=rng.choice((1, 3, 10, 40)),
@@ -109,7 +112,9 @@ class Faults:
             wipe_every=rng.choice((0, 0, 0, 4_000)),
             keyspaces=rng.choice((0, 0, 1, 2)),
             churn_every=rng.choice((0, 0, 1_500)),
+            members_every=rng.choice((0, 0, 600)),
         )
+        return replace(drawn, full_every=0, flip_every=0, wipe_every=0) if drawn.members_every else drawn
 
     def without(self, names: Collection[str]) -> Faults:
         """These kinds left out."""

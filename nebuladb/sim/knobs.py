@@ -10,15 +10,15 @@ from random import Random
 from nebuladb.kv import deletion, draft, sessions
 from nebuladb.kv.limits import Limits
 from nebuladb.kv.store import Store
-from nebuladb.node import applier, balancer, host, proposals, reads, replica
+from nebuladb.node import applier, balancer, frame, host, proposals, reads, replica
 from nebuladb.node.memory import MemoryPlan, plan
+from nebuladb.node.tail import TailLimits
 from nebuladb.raft import Config, log
 from nebuladb.raft import reads as raft_reads
 
 CHOICES: tuple[tuple[object, str, tuple[object, ...]], ...] = (
-    (host, "CUT_EVERY", (3, 30)),
     (host, "MAX_BATCH_BYTES", (200, 2_000)),
-    (host, "MAX_FRAME_BYTES", (300, 3_000)),
+    (frame, "MAX_FRAME_BYTES", (300, 3_000)),
     (host, "MAX_UNSYNCED_BYTES", (2_000,)),
     (replica, "MAX_ENTRY_COMMANDS", (1, 3)),
     (replica, "MAX_SLICE_BYTES", (1, 500)),
@@ -49,6 +49,14 @@ def small_memory(rng: Random) -> MemoryPlan:
     """A node's memory; in half of its lives caches and outboxes hold next to nothing."""
     whole = plan()
     return whole._replace(records=4_000, recent_entries=4_000, outboxes=2_000) if rng.randrange(2) else whole
+
+
+def small_tail(rng: Random) -> TailLimits:
+    """How much of its logs a node keeps; in half of its lives next to nothing."""
+    if rng.randrange(2):
+        return TailLimits()
+    entries = rng.choice((1, 5, 30))
+    return TailLimits(entries=entries, cut_entries=rng.choice((1, 3, 30)))
 
 
 @contextmanager

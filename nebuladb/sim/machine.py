@@ -10,6 +10,7 @@ from nebuladb.errors import (
     DiskFull,
     IdentityError,
     NebulaError,
+    NodeRemoved,
     StoreError,
     Unavailable,
     UnknownOutcome,
@@ -21,7 +22,11 @@ from nebuladb.kv.watch import WatchHub
 from nebuladb.node.applier import Fetch
 from nebuladb.node.founding import Hello
 from nebuladb.node.identity import Founding, Identity
-from nebuladb.node.node import Node, Turn
+from nebuladb.node.node import Node
+from nebuladb.node.options import NodeOptions
+from nebuladb.node.outgoing import Outgoing
+from nebuladb.node.turn import Flush, Turn
+from nebuladb.shard import Descriptor
 from nebuladb.sim.beginning import ASK_MS, Beginning, Neighbour, answer
 from nebuladb.sim.clock import DriftingClock
 from nebuladb.sim.core import Core
@@ -29,7 +34,7 @@ from nebuladb.sim.disk import Disk
 from nebuladb.sim.faults import FETCH_MS
 from nebuladb.sim.invariants.logs import Logs
 from nebuladb.sim.invariants.replicas import Replicas
-from nebuladb.sim.knobs import small_memory
+from nebuladb.sim.knobs import small_memory, small_tail
 from nebuladb.sim.life import Confirmed, Life, Written
 
 TICK_MS = 50
@@ -55,9 +60,12 @@ class Machine:
         *,
         stale_reads: bool = False,
     ) -> None:
-        self.name = list(members)[place]
+        self.name = f"n{place + 1}"
         self.place = place
         self.disk = disk
+        self.founds = place < len(members)
+        """A fresh one founds the cluster with others; else it waits to be told to join."""
+        self.joined: Descriptor | None = None
         self.died: Callable[[Machine], None] | None = None
         """Told of every death."""
         self.full = False
@@ -100,6 +108,11 @@ class Machine:
         return self._founding is not None
 
     @property
+    def serves(self) -> bool:
+        """Whether it is, or may become, a node that does its work."""
+        return not self.lost and (self.founds or self.founded)
+
+    @property
     def paused(self) -> bool:
         """Whether the process stands still."""
         return self._life is not None and self._life.paused
@@ -111,7 +124,7 @@ class Machine:
 
     def start(self) -> None:
         """Start from what is on the disk; without a founding document there, ask the peers first."""
-        if self._life is not None or self._beginning is not None or self.lost:
+        if self._life is not None or self._beginning is not None or self.lost or not (self.founds or self._founding):
             return
         self._core.note("start", self.name)
         if self._founding is not None:
@@ -154,6 +167,7 @@ class Machine:
         try:
             log = self.disk.open_log()
             self._replicas.started(self.place)
+            self._logs.nodes[self.node_id] = self.place
             node = Node(
                 self._identity,
                 founding,
@@ -163,14 +177,16 @@ class Machine:
                 self._core.stream(f"node {self.place} {incarnation}"),
                 clock,
                 client_address=f"{self.name}:1",
-                peer_address=self._members[self.name],
+                peer_address=f"{self.name}:2",
                 memory=small_memory(self._rng),
+                options=NodeOptions(tail=small_tail(self._rng)),
+                joined=self.joined,
             )
         except WriteStalled:
             # The daemon ends with an error, and whoever looks after it starts it again.
             self._core.scheduler.after(RESTART_MS, self.start)
             return
-        except StoreError as error:
+        except (StoreError, NodeRemoved) as error:
             self._stopped(error)
             return
         for group, data in node.groups.items():
@@ -180,8 +196,15 @@ class Machine:
         self._wake(life)
         self._core.scheduler.after(self._rng.randrange(TICK_MS), self._tick, life)
 
-    def _stopped(self, error: StoreError) -> None:
+    def _removed(self, error: NodeRemoved) -> None:
+        """The product says that this node is no member any more."""
+        raise error
+
+    def _stopped(self, error: StoreError | NodeRemoved) -> None:
         """The product gave up because of its disk: right if that is bad, and only then (S33)."""
+        if isinstance(error, NodeRemoved):
+            self._removed(error)
+            return
         if not (self.full if isinstance(error, DiskFull) else self.spoiled):
             raise error
         self._core.note("stopped", self.name, type(error).__name__)
@@ -211,29 +234,6 @@ class Machine:
         """Die in the middle of the next turn, or the next one in which `when` holds: it has written, and only some of
         its frames have left."""
         self._doomed, self._doom = power, when
-
-    def wipe(self) -> None:
-        """Its data directory is emptied: it comes back as a fresh node of the same name, and must not get far."""
-        self.spoiled = True
-        self.crash(power=True)
-        self.disk.wipe()
-        self._founding = None
-        self._identity = Identity(self._rng.getrandbits(63) | 1, self.name)
-
-    def lose_log(self) -> bool:
-        """Its log is gone, and all votes with it; the rest of its directory is there, else False: nothing is done."""
-        if next(self.disk.data.scan(b"", b"\xff"), None) is None:
-            return False
-        self.spoiled = True
-        self.disk.data.make_durable(self.disk.data.position)
-        self.crash(power=True)
-        self.disk.wipe(data=False)
-        return True
-
-    def lose(self) -> None:
-        """It is gone for good."""
-        self.lost = True
-        self.crash(power=False)
 
     def pause(self, milliseconds: int, *, suspended: bool) -> None:
         """The process stands still (SIGSTOP), or the whole machine with its monotonic clock (`suspended`)."""
@@ -285,22 +285,23 @@ class Machine:
 
     def submit(self, group: int, command: Command, timeout: int, written: Written) -> None:
         """A write; `timeout` in ms of this machine's clock. Raises `NebulaError` if it was not taken."""
-        if self._held(self._submit_late, group, command, timeout, written):
+        if self._held(self._late, self.submit, group, command, timeout, written):
             return
         life = self._alive()
         request = life.node.submit(group, command, self._monotonic(life) + timeout)
         life.writes[request] = written
         self._wake(life)
 
-    def _submit_late(self, group: int, command: Command, timeout: int, written: Written) -> None:
+    def _late(self, action: Callable[..., None], *args: Any) -> None:
+        """What was asked while it stood still; the last of `args` is told if it is refused."""
         try:
-            self.submit(group, command, timeout, written)
+            action(*args)
         except NebulaError as error:
-            written(error)
+            args[-1](error)
 
     def confirm(self, group: int, timeout: int, confirmed: Confirmed) -> None:
         """A linearizable read, to be served from `store` at once when confirmed with None. Raises likewise."""
-        if self._held(self._confirm_late, group, timeout, confirmed):
+        if self._held(self._late, self.confirm, group, timeout, confirmed):
             return
         life = self._alive()
         if self._stale_reads:  # for the simulator's self-test
@@ -309,12 +310,6 @@ class Machine:
         request = life.node.read(group, self._monotonic(life) + timeout)
         life.reads[request] = confirmed
         self._wake(life)
-
-    def _confirm_late(self, group: int, timeout: int, confirmed: Confirmed) -> None:
-        try:
-            self.confirm(group, timeout, confirmed)
-        except NebulaError as error:
-            confirmed(error)
 
     def store(self, group: int) -> Store:
         """As `Pump.store`: the group's state, unless it is older than what was served before a restart."""
@@ -372,15 +367,14 @@ class Machine:
         life = self._life
         if life is None or life.paused:
             return
-        applied = life.node.begin_flush()
-        self.disk.flush(lambda: self._flushed(life, applied))
+        flush = life.node.begin_flush()
+        self.disk.flush(lambda: self._flushed(life, flush))
 
-    def _flushed(self, life: Life, applied: Mapping[int, int]) -> None:
-        if life is not self._life or self._held(self._flushed, life, applied):
+    def _flushed(self, life: Life, flush: Flush) -> None:
+        if life is not self._life or self._held(self._flushed, life, flush):
             return
-        for group, index in applied.items():
-            self._logs.flushed[self.place, group] = index
-        life.node.end_flush(dict(applied))
+        self._logs.flush(self.place, flush)
+        life.node.end_flush(flush)
         self._wake(life)
 
     def transfer(self, group: int, to: int) -> None:
@@ -424,7 +418,7 @@ class Machine:
         try:
             self._chill()
             turn = life.node.turn()
-        except StoreError as error:
+        except (StoreError, NodeRemoved) as error:
             self._stopped(error)
             return
         finally:
@@ -438,6 +432,9 @@ class Machine:
         self._send_all(turn, len(turn.frames))
         if turn.written:
             self.disk.sync(turn.written, lambda batch: self._durable(life, batch))
+        self._carry_out(life, turn)
+
+    def _carry_out(self, life: Life, turn: Turn) -> None:
         for request, outcome in turn.answers:
             if (written := life.writes.pop(request, None)) is not None:
                 written(outcome)
@@ -446,6 +443,10 @@ class Machine:
                 confirmed(failure)
         for fetch in turn.fetches:
             self._core.scheduler.after(self._rng.randrange(FETCH_MS) + 1, self._fetched, life, fetch)
+        for outgoing in turn.exports:
+            self._core.scheduler.after(self._rng.randrange(FETCH_MS) + 1, self._exported, life, outgoing)
+        if life.node.flush_wanted:
+            self.flush()
         if turn.applied:
             self.work()
         if turn.stalled:
@@ -480,6 +481,11 @@ class Machine:
         if fetch.background:
             self.work()
         self._wake(life)
+
+    def _exported(self, life: Life, outgoing: Outgoing) -> None:
+        if life is self._life and not self._held(self._exported, life, outgoing):
+            life.node.snapshots.chunk_read(outgoing, outgoing.exporter.read() if outgoing.outcome is None else None)
+            self._wake(life)
 
     def _background(self, life: Life) -> None:
         if life is not self._life or self._held(self._background, life):

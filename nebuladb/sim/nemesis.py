@@ -11,6 +11,7 @@ from nebuladb.sim.links import Links
 from nebuladb.sim.machine import Machine
 from nebuladb.sim.network import Network
 from nebuladb.sim.partitions import SHAPES, Pairs
+from nebuladb.sim.place import Place
 from nebuladb.storage.memory import ALWAYS, Fault, MemoryEngine
 
 PARTITION_MS = 2_500
@@ -30,7 +31,7 @@ MASSACRE = 6
 class Nemesis:
     """Draws what happens from rates in `Core.faults`, until `stop`."""
 
-    def __init__(self, core: Core, machines: Sequence[Machine], network: Network, links: Links) -> None:
+    def __init__(self, core: Core, machines: Sequence[Place], network: Network, links: Links) -> None:
         self._core = core
         self._machines = machines
         self._network = network
@@ -82,10 +83,10 @@ class Nemesis:
             harm()
             self._later(mean, harm)
 
-    def _any(self) -> Machine:
+    def _any(self) -> Place:
         return self._rng.choice(self._machines)
 
-    def _leader(self) -> Machine | None:
+    def _leader(self) -> Place | None:
         """One that leads a group or stands for election."""
         busy = [
             machine
@@ -95,7 +96,7 @@ class Nemesis:
         ]
         return self._rng.choice(busy) if busy else None
 
-    def _victim(self) -> Machine:
+    def _victim(self) -> Place:
         """Half of the time a leader."""
         leader = self._leader() if self._rng.randrange(2) else None
         return leader or self._any()
@@ -192,7 +193,7 @@ class Nemesis:
     def _flush(self) -> None:
         self._any().flush()
 
-    def _spare(self) -> Machine | None:
+    def _spare(self) -> Place | None:
         """One whose loss leaves a majority of whole disks."""
         whole = [machine for machine in self._machines if not (machine.full or machine.spoiled)]
         if len(whole) - 1 <= len(self._machines) // 2:

@@ -37,7 +37,8 @@ class Recovery:
     def __init__(self, core: Core, machines: Sequence[Machine], clients: Sequence[Actor], board: Board) -> None:
         self.done = False
         self._core = core
-        self._machines = [machine for machine in machines if not machine.lost]
+        self._all = machines
+        self._machines = [machine for machine in machines if machine.serves]
         self._clients = clients
         self._board = board
         self._deadline = core.scheduler.now + BOUND_MS
@@ -84,7 +85,10 @@ class Recovery:
         )
 
     def _clients_are_idle(self) -> bool:
-        return not any(client.busy for client in self._clients)
+        if any(client.busy for client in self._clients):
+            return False
+        self._machines = [machine for machine in self._all if machine.serves]
+        return True
 
     def _keyspaces_are_settled(self) -> bool:
         """None is half made or half dropped any more (the leader of meta saw to it), nothing waits to be destroyed but

@@ -28,15 +28,19 @@ from nebuladb.sim.links import Links
 from nebuladb.sim.machine import Machine
 from nebuladb.sim.nemesis import Nemesis
 from nebuladb.sim.network import Network
+from nebuladb.sim.place import Place
 from nebuladb.sim.population import draw, draw_one, populate
 from nebuladb.sim.recovery import Recovery
 from nebuladb.sim.report import Report
 from nebuladb.sim.trace import Trace
 from nebuladb.sim.violation import Violation, raised_in
 from nebuladb.sim.workloads.keyspaces import Maker
+from nebuladb.sim.workloads.steward import Steward
 
 START_MS: Final = 500
 """Nodes of a new cluster start within this time."""
+SPARES: Final = 2
+"""Machines on which new nodes may start, if there are any."""
 HASH_EVERY_MS: Final = 1_500
 NEVER: Final = 1 << 62
 
@@ -83,11 +87,13 @@ class World:
         self._without = without
         self._milliseconds = int(seconds * 1_000)
         members = {f"n{place + 1}": f"n{place + 1}:2" for place in range(nodes)}
-        logs, changes = Logs(nodes), Changes()
+        if faults.members_every:
+            nodes += SPARES
+        logs, changes = Logs(), Changes()
         self._replicas = Replicas(logs, changes)
         self._network = Network(core, self._deliver, nodes)
         self.machines = [
-            Machine(
+            Place(
                 core,
                 place,
                 members,
@@ -115,6 +121,8 @@ class World:
             self._populate(group, draw(core.stream(f"workloads {group}")))
         if faults.keyspaces:
             self.clients.append(Maker(core, self.machines, self._board, "maker", self._made, self._dropped))
+        if faults.members_every:
+            self.clients.append(Steward(core, self.machines, self._board, "steward", self._replicas.removable))
         self._rng = rng
         core.scheduler.after(HASH_EVERY_MS, self._ask_hash)
 

@@ -30,7 +30,7 @@ from rocksdict import (
 from rocksdict import Snapshot as RocksView
 
 from nebuladb.env import probe
-from nebuladb.errors import Corruption, DiskFull, InvariantViolation, StoreError, WriteStalled
+from nebuladb.errors import Corruption, DataDamaged, DiskFull, InvariantViolation, StoreError, WriteStalled
 from nebuladb.ids import BatchId
 from nebuladb.storage.engine import DELETE, PUT, Batch
 from nebuladb.storage.files import sync_directory
@@ -230,6 +230,14 @@ class RocksEngine:
         options.set_target_file_size_base(min(memtable_bytes, TABLE_BYTES))
         return cls(_open(path, options), wal=False)
 
+    @classmethod
+    def inspect(cls, path: Path) -> RocksEngine:
+        """Open a closed database to read it and leave it untouched; its WAL counts up to the first damage."""
+        options = _options(LOG_MEMTABLE_BYTES, RocksMemory(DATA_CACHE_BYTES, LOG_MEMTABLE_BYTES))
+        options.create_if_missing(False)  # noqa: FBT003
+        options.set_wal_recovery_mode(_recovery(absolute=False))
+        return cls(_open(path, options, AccessType.read_only(error_if_log_file_exist=False)), wal=False)
+
     def get(self, key: bytes) -> bytes | None:
         try:
             value: bytes | None = self._db.get(key)
@@ -290,7 +298,7 @@ class RocksEngine:
                     rows.delete_range(key, value)
             self._db.write(rows, self._options)
         except Exception as error:
-            raise self._error(error) from error
+            raise self._damaged(error) from error
 
     def sync(self) -> None:
         if not self.wal:
@@ -304,7 +312,7 @@ class RocksEngine:
         try:
             self._db.flush(wait=True)
         except Exception as error:
-            raise self._error(error) from error
+            raise self._damaged(error) from error
 
     def snapshot(self, spans: Sequence[tuple[bytes, bytes]] = ()) -> RocksSnapshot:
         try:
@@ -330,7 +338,15 @@ class RocksEngine:
         try:
             db.close()
         except Exception as error:
-            raise classify(error) from error
+            raise self._whole(classify(error)) from error
+
+    def _damaged(self, error: Exception) -> StoreError:
+        """A write that fails by damage: RocksDB met it in the background, and refuses all writes from then on."""
+        return self._whole(self._error(error))
+
+    def _whole(self, found: StoreError) -> StoreError:
+        """Without a WAL the log has what is needed to get the data anew; a damaged log is another matter."""
+        return DataDamaged(found.message) if isinstance(found, Corruption) and not self.wal else found
 
     def _error(self, error: Exception) -> StoreError:
         return classify(error) if self._open else StoreError("the database is closed")

@@ -20,7 +20,7 @@ import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Self
 
 from nebuladb.ids import DEFAULT_GROUP
 from nebuladb.rpc.engine import VARIABLE, engine_of
@@ -117,7 +117,7 @@ class Cluster:
         self._prefix = prefix
         self._processes: dict[int, subprocess.Popen[bytes]] = {}
 
-    def __enter__(self) -> Cluster:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -46,9 +46,11 @@ class _Key:
 class Load:
     """Writers over `endpoints`, and the history of what they were told."""
 
-    def __init__(self, endpoints: Sequence[str], rng: random.Random) -> None:
+    def __init__(self, endpoints: Sequence[str], rng: random.Random, think: float = 0.0) -> None:
+        """`think`: seconds of each writer between two operations."""
         self._links = [Link(endpoint) for endpoint in endpoints]
         self._rng = rng
+        self._think = think
         self.history: list[Operation] = []
         self.acknowledged = 0
         """Writes that took effect and were acknowledged."""
@@ -149,6 +151,8 @@ class Load:
                     self._busy -= 1
                     async with self._changed:
                         self._changed.notify_all()
+                if self._think:
+                    await asyncio.sleep(self._think)
         finally:
             async with self._changed:
                 self._changed.notify_all()

@@ -148,7 +148,7 @@ def written(disk: Disk, *indexes: int, term: int = 2) -> None:
 def test_a_sync_covers_what_was_written_before_it_began() -> None:
     done: list[int] = []
     world = core()
-    disk = Disk(world, 0, Logs(1))
+    disk = Disk(world, 0, Logs())
     written(disk, 2, 3)
     disk.sync(3, done.append)
     log = disk.open_log()
@@ -168,7 +168,7 @@ def test_a_power_cut_takes_what_was_not_synced_and_a_kill_does_not() -> None:
     lasts: Counter[tuple[int, int]] = Counter()
     for seed in range(60):
         world = Core(seed, Faults(), Trace())
-        disk = Disk(world, 0, Logs(1))
+        disk = Disk(world, 0, Logs())
         written(disk, 2)
         disk.sync(2, lambda _: None)
         run(world)
@@ -188,7 +188,7 @@ def test_a_power_cut_takes_what_was_not_synced_and_a_kill_does_not() -> None:
 def test_a_hanging_disk_ends_no_sync_before_its_time() -> None:
     world = core()
     done: list[int] = []
-    disk = Disk(world, 0, Logs(1))
+    disk = Disk(world, 0, Logs())
     written(disk, 2)
     disk.hangs_until = 1_000
     disk.sync(2, lambda batch: done.append(world.scheduler.now))
@@ -209,7 +209,7 @@ def test_clocks_drift_and_begin_anywhere() -> None:
 
 
 def test_two_logs_that_differ_under_one_index_and_term_are_seen() -> None:
-    logs = Logs(2)
+    logs = Logs()
     world = core()
     written(Disk(world, 0, logs), 2, 3)
     other = Disk(world, 1, logs)
@@ -221,7 +221,7 @@ def test_two_logs_that_differ_under_one_index_and_term_are_seen() -> None:
 
 
 def test_a_cut_above_what_is_flushed_is_seen() -> None:
-    logs = Logs(1)
+    logs = Logs()
     disk = Disk(core(), 0, logs)
     written(disk, 2, 3)
     batch = LogBatch(BatchId(4))

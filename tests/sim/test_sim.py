@@ -5,16 +5,19 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from random import Random
 
 import pytest
 
 from nebuladb.sim.__main__ import main
+from nebuladb.sim.faults import Faults
 from nebuladb.sim.report import Report
 from nebuladb.sim.runner import run_seed
 from nebuladb.sim.world import Variant
 
 SEEDS = range(1, 16)
 SECONDS = 4.0
+MEMBER_SEEDS = 6
 
 
 def test_clusters_survive_their_faults() -> None:
@@ -42,6 +45,18 @@ def test_clusters_of_other_sizes(nodes: int) -> None:
         assert not result.violation
         total.add(result.report)
     assert total.ops_ok > 100
+
+
+def test_nodes_are_added_removed_and_replaced_under_faults() -> None:
+    total = Report()
+    seeds = [seed for seed in range(1, 60) if Faults.draw(Random(f"{seed} faults")).members_every][:MEMBER_SEEDS]
+    for seed in seeds:
+        result = run_seed(seed, nodes=3, seconds=SECONDS)
+        assert not result.violation, f"seed {seed}: {result.violation}"
+        total.add(result.report)
+    assert total.faults["node added"] + total.faults["node replaced"] > 0
+    assert total.faults["node removed"] + total.faults["node replaced"] > 0
+    assert total.faults["removed node stops"] + total.faults["removed node asks"] > 0
 
 
 # Each of these seeds found a bug once; the sentence says which. (A seed means something else after the simulator

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 
 from nebuladb.ids import GroupId
-from nebuladb.raft import Entry, LogReader, Raft
+from nebuladb.node.replica import Replica
+from nebuladb.node.turn import Flush
+from nebuladb.raft import Configuration, Entry, LogReader, Raft, StateRole
 from nebuladb.sim.violation import Violation, require
 from nebuladb.storage.log import LogStore
 from nebuladb.storage.log_batch import LogBatch
@@ -35,14 +38,19 @@ class _Group:
     committed: dict[int, tuple[int, int]] = field(default_factory=dict)
     highest: int = 0
     disks: dict[int, _DiskLog] = field(default_factory=dict)
+    configurations: set[Configuration] = field(default_factory=set)
+    """All that were in force anywhere."""
+    homes: dict[int, int] = field(default_factory=dict)
+    """Replica id → node id, of all that there were."""
 
 
 class Logs:
     """Of all groups and nodes, by place. By induction over `entries`, two logs that hold the same (index, term) hold
     the same entries up to there."""
 
-    def __init__(self, nodes: int) -> None:
-        self._majority = nodes // 2 + 1
+    def __init__(self) -> None:
+        self.nodes: dict[int, int] = {}
+        """Node id → the place where it lives, or died and may come back."""
         self._groups: dict[int, _Group] = {}
         self._pending: dict[int, deque[tuple[int, int, int, list[int]]]] = {}
         self.flushed: dict[tuple[int, int], int] = {}
@@ -65,6 +73,21 @@ class Logs:
             terms = {index: reader.term(index) for index in range(start, last + 1)}
             self._group(group).disks[place] = _DiskLog(terms, last)
 
+    def renewed(self, place: int) -> None:
+        """Another node will live there."""
+        for state in self._groups.values():
+            state.disks.pop(place, None)
+        for key in [key for key in self.flushed if key[0] == place]:
+            del self.flushed[key]
+
+    def flush(self, place: int, flush: Flush) -> None:
+        """A node has flushed its data store."""
+        for group, index in flush.applied.items():
+            self.flushed[place, group] = index
+        for incoming in flush.installs:
+            group, index = incoming.head.group, incoming.head.index
+            self.flushed[place, group] = max(self.flushed.get((place, group), 0), index)
+
     def written(self, place: int, position: int, batch: LogBatch, log: LogStore) -> None:
         """A batch was written, as the engine's write number `position`; durable it isn't."""
         pending = self._pending[place]
@@ -74,7 +97,9 @@ class Logs:
             if write.entries:
                 pending.append((position, write.group, write.entries[0].index, [entry.term for entry in write.entries]))
                 self._match(write.group, write.entries, log)
-        for group, index, _ in batch.cuts:
+        for group, index, term in batch.cuts:
+            if log.reader(group).last()[0] == index:
+                pending.append((position, group, index, [term]))  # perhaps a snapshot took the place of the whole log
             flushed = self.flushed.get((place, group), 0)
             require(index <= flushed, f"group {group}: n{place + 1} cuts its log to {index}, {flushed} is flushed (S6)")
 
@@ -106,16 +131,21 @@ class Logs:
         disk = self._group(group).disks.get(place)
         return disk is not None and disk.terms.get(index) == term
 
-    def committed(self, group: int, raft: Raft, reader: LogReader, after: int) -> int:
-        """A replica, whose log is written, takes what follows `after` for committed; returns up to where."""
-        state = self._group(group)
+    def committed(self, group: int, replica: Replica, after: int, here: Collection[Configuration]) -> int:
+        """A replica, whose log is written, takes what follows `after` for committed; returns up to where. `here`: the
+        configurations in force there since `after` was. A leader commits by one of them; a follower that is seen first
+        may be behind the leader's, or ahead."""
+        state, raft, reader = self._group(group), replica.raft, replica.log
+        state.homes.update(replica.nodes)
+        state.configurations.update(here)
+        deciding = here if raft.role is StateRole.LEADER else state.configurations
         high = raft.commit
         for index in range(max(after, reader.start()[0]) + 1, high + 1):
             term = reader.term(index)
             known = state.committed.get(index)
             if known is None:
                 state.committed[index] = (term, raft.term)
-                self._on_majority(group, state, index, term)
+                self._on_majority(group, state, index, term, deciding)
             elif known[0] != term:
                 raise Violation(
                     f"group {group}: index {index} was committed with term {known[0]}, then with term {term} "
@@ -124,11 +154,23 @@ class Logs:
         state.highest = max(state.highest, high)
         return high
 
-    def _on_majority(self, group: int, state: _Group, index: int, term: int) -> None:
-        count = sum(disk.terms.get(index) == term for disk in state.disks.values())
-        require(
-            count >= self._majority,
-            f"group {group}: index {index} of term {term} is called committed and is on {count} disks only",
+    def _on_majority(
+        self, group: int, state: _Group, index: int, term: int, configurations: Iterable[Configuration]
+    ) -> None:
+        """By one of `configurations` at least, and by both halves of a joint one (thesis §4.3)."""
+
+        def holds(replica: int) -> bool:
+            disk = state.disks.get(self.nodes.get(state.homes.get(replica, 0), -1))
+            return disk is not None and disk.terms.get(index) == term
+
+        for configuration in configurations:
+            halves = [half for half in (configuration.voters, configuration.outgoing) if half]
+            if all(sum(map(holds, half)) > len(half) // 2 for half in halves):
+                return
+        disks = sorted(place for place, disk in state.disks.items() if disk.terms.get(index) == term)
+        raise Violation(
+            f"group {group}: index {index} of term {term} is called committed and is on the disks of "
+            f"{[f'n{place + 1}' for place in disks]} only, which is no majority of {sorted(set(configurations))}"
         )
 
     def elected(self, group: int, raft: Raft, reader: LogReader) -> None:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from nebuladb.kv.store import Store
-from nebuladb.node.node import Node, Turn
-from nebuladb.raft import StateRole
+from nebuladb.node.node import Node
+from nebuladb.node.turn import Turn
+from nebuladb.raft import Configuration, StateRole
 from nebuladb.sim.faults import MAX_DRIFT
 from nebuladb.sim.invariants.changes import Changes
 from nebuladb.sim.invariants.logs import Logs
@@ -27,6 +28,8 @@ class _Seen:
     """As long as it is the same, nothing has to be looked at."""
     term: int = 0
     commit: int = 0
+    configurations: set[Configuration] = field(default_factory=set)
+    """In force since what is committed was looked at."""
     looked: int = 0
     """What is committed was compared up to here."""
     index: int = 0
@@ -44,6 +47,8 @@ class Replicas:
         self.leader_changes = 0
         self.stood: Callable[[int, int], None] = lambda place, group: None
         """Told (place, group) of each replica that stands for election, or leads now."""
+        self.removable: set[int] = set()
+        """Nodes that somebody wanted to remove."""
         self._changes = changes
         self._logs = logs
         self._seen: dict[tuple[int, int], _Seen] = {}
@@ -104,10 +109,12 @@ class Replicas:
             seen.stood = raft.term, raft.role
             if raft.role is not StateRole.FOLLOWER:
                 self.stood(place, group)
+        seen.configurations.add(raft.configuration)
         # A stalled or full batch leaves the log behind what Raft has in memory; equal ends are equal logs.
         written = replica.log.last() == (raft.last_index, raft.last_term)
         if written and raft.commit > seen.looked:
-            seen.looked = self._logs.committed(group, raft, replica.log, seen.looked)
+            seen.looked = self._logs.committed(group, replica, seen.looked, seen.configurations)
+            seen.configurations = {raft.configuration}
         if raft.role is StateRole.LEADER and seen.led != raft.term:
             self._leads(place, group, node)
             if written:

@@ -65,6 +65,8 @@ def test_status_hash_finds_a_difference(cli: Cli, nodes: list[Node]) -> None:
     answer = cli("status", "--hash")
     assert answer.exit_code == 1
     assert "DIFFER" in answer.stderr
+    assert "n3 has other data than the majority" in answer.stderr
+    assert cli("check").exit_code == 1
 
 
 def test_status_hash_is_no_success_without_a_node(cli: Cli, nodes: list[Node]) -> None:

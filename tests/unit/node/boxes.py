@@ -51,6 +51,7 @@ class Box:
         self.incarnation += 1
         self.hung = False
         self.unsynced = 0
+        self.snapshots: list[tuple[int, int]] = []
         self.answers: dict[int, Answer | NebulaError] = {}
         self.reads: dict[int, NebulaError | None] = {}
         self.host = Host(CLUSTER, self.node, self.incarnation, self.log.last_batch + 1, random.Random(self.incarnation))
@@ -62,6 +63,7 @@ class Box:
                 generation=1,
                 nodes=self.nodes,
                 configuration=Configuration.decode(self.store.configuration),
+                configuration_index=self.store.index,
                 hard_state=self.log.hard_state(GroupId(GROUP)),
                 log=self.log.reader(GroupId(GROUP)),
                 applied=self.store.index,
@@ -101,6 +103,7 @@ class Box:
             self.host.applied(work.group, work.generation, applied)
         self.answers.update(output.answers)
         self.reads.update(output.reads)
+        self.snapshots += output.snapshots
         if self.unsynced and not self.hung:
             self.log.sync()
             self.host.durable(self.unsynced)

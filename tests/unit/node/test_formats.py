@@ -20,7 +20,7 @@ from nebuladb.kv.command import Command, Kind
 from nebuladb.node.entry import command_kind, decode_payload, encode_command, encode_payload, with_chosen
 from nebuladb.node.frame import Address, Envelope, HostMessageType, decode_frame, encode_frame
 from nebuladb.node.identity import Founder, Founding, Identity, initial_cluster_hash
-from nebuladb.node.meta import NodeRecord
+from nebuladb.node.record import NodeRecord, NodeState
 from nebuladb.node.registry import GroupState, RegistryRow, first_row
 from nebuladb.raft import Configuration, Message, MessageType
 from nebuladb.raft.entry import Entry, EntryKind, decode_entry, encode_entry
@@ -225,7 +225,10 @@ def test_numbers_of_messages_are_on_the_wire() -> None:
         "PRE_VOTE": 1, "PRE_VOTE_REPLY": 2, "VOTE": 3, "VOTE_REPLY": 4, "APPEND": 5, "APPEND_REPLY": 6, "HEARTBEAT": 7,
         "HEARTBEAT_REPLY": 8, "READ_INDEX": 9, "READ_INDEX_REPLY": 10, "TIMEOUT_NOW": 11, "SNAPSHOT": 12,
     }  # fmt: skip
-    assert {kind.name: kind.value for kind in HostMessageType} == {"FORWARD": 32, "FORWARD_REPLY": 33, "ANSWER": 34}
+    assert {kind.name: kind.value for kind in HostMessageType} == {
+        "FORWARD": 32, "FORWARD_REPLY": 33, "ANSWER": 34, "GONE": 36, "HASH": 40, "SNAPSHOT_CHUNK": 48,
+        "SNAPSHOT_REPLY": 49, "SNAPSHOT_WANTED": 50,
+    }  # fmt: skip
 
 
 def test_numbers_of_commands_are_in_the_log() -> None:
@@ -460,9 +463,25 @@ def test_node_record() -> None:
         b"[]",
         b"{}",
         data[:-1],
+        data.replace(b'"format":1', b'"format":3'),
         data.replace(b'"format":1', b'"format":2'),
         data.replace(b"1234", b"g"),
     ):
+        with pytest.raises(Corruption):
+            NodeRecord.decode(wrong)
+
+
+def test_record_of_a_node_on_its_way() -> None:
+    record = NodeRecord(
+        0x1234, "n4", "a:1", "", NodeState.JOINING, learner=True, claim=0xABC, replaces=9, version="1.2"
+    )
+    data = (
+        b'{"claim":"0000000000000abc","client":"","format":2,"learner":true,"name":"n4","node":"0000000000001234",'
+        b'"peer":"a:1","replaces":"0000000000000009","state":"joining","version":"1.2"}'
+    )
+    assert record.encode() == data
+    assert NodeRecord.decode(data) == record
+    for wrong in (data.replace(b"joining", b"gone"), data.replace(b'"learner":true,', b""), data.replace(b"abc", b"?")):
         with pytest.raises(Corruption):
             NodeRecord.decode(wrong)
 

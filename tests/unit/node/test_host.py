@@ -8,6 +8,7 @@ from nebuladb.errors import NotLeader, Outcome, UnknownOutcome
 from nebuladb.kv.answer import Answer
 from nebuladb.node import host as host_module
 from nebuladb.node.frame import Address, HostMessageType, decode_frame, encode_frame
+from nebuladb.node.tail import TailLimits
 from tests.unit.node.boxes import CLUSTER, GROUP, Box, Boxes
 
 
@@ -191,9 +192,10 @@ def test_a_vote_leaves_only_when_it_is_durable() -> None:
     assert candidate.leads
 
 
-def test_the_log_is_cut_to_what_every_data_store_has_on_disk(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(host_module, "CUT_EVERY", 5)
+def test_the_log_is_cut_to_what_every_data_store_has_on_disk() -> None:
     boxes, leader, follower, other = led()
+    for box in (leader, follower, other):
+        box.host.tail_limits = TailLimits(cut_entries=5)
     for request in range(20):
         leader.put(request)
         boxes.settle()
@@ -201,15 +203,16 @@ def test_the_log_is_cut_to_what_every_data_store_has_on_disk(monkeypatch: pytest
     assert leader.log_start == (1, 1), "nothing is durably applied yet"
     for box in (leader, follower):
         box.host.flushed({GROUP: box.store.index})
-    boxes.tick(count=4)
+    boxes.tick(count=2 * host_module.CUT_TICKS)
     for box in (leader, follower):
         assert box.log_start[0] == box.store.index
     assert other.log_start == (1, 1)
 
 
-def test_the_leader_keeps_what_a_silent_follower_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(host_module, "CUT_EVERY", 5)
+def test_the_leader_keeps_what_a_silent_follower_lacks() -> None:
     boxes, leader, _, other = led()
+    for box in boxes.boxes:
+        box.host.tail_limits = TailLimits(cut_entries=5)
     matched = other.store.index
     boxes.lose = lambda source, target: other in (source, target)
     for request in range(20):
@@ -219,9 +222,61 @@ def test_the_leader_keeps_what_a_silent_follower_lacks(monkeypatch: pytest.Monke
     boxes.tick(count=4)
     assert leader.replica.log_start <= matched
     boxes.lose = lambda source, target: False
-    boxes.tick(count=10)
+    boxes.tick(count=host_module.CUT_TICKS + 10)
     assert other.store.index == leader.store.index
     assert leader.replica.log_start == leader.store.index
+
+
+def test_a_silent_follower_holds_the_log_back_by_a_tail_only() -> None:
+    """Of entries or of bytes, whichever is shorter; then it is asked for as a snapshot (S6)."""
+    for limits in (TailLimits(entries=8, cut_entries=5), TailLimits(size=1_000, cut_entries=5)):
+        boxes, leader, follower, other = led()
+        for box in boxes.boxes:
+            box.host.tail_limits = limits
+        boxes.lose = lambda source, target, other=other: other in (source, target)  # type: ignore[misc]
+        boxes.tick(leader, follower, count=25)
+        for request in range(1_000):
+            leader.put(request, size=10)
+            boxes.settle()
+        for box in (leader, follower):
+            box.host.flushed({GROUP: box.store.index})
+        boxes.tick(leader, follower, count=2 * host_module.CUT_TICKS)
+        for box in (leader, follower):
+            assert 0 < box.store.index - box.log_start[0] < 600
+        assert not leader.snapshots, "nobody is there to take one"
+        boxes.lose = lambda source, target: False
+        boxes.tick(count=10)
+        assert leader.snapshots == [(GROUP, other.replica.id)]
+
+
+def test_a_snapshot_on_its_way_holds_the_log() -> None:
+    """Else it would be too old when it is in."""
+    boxes, leader, follower, other = led()
+    leader.host.tail_limits = TailLimits(entries=1, cut_entries=5)
+    leader.host.held_logs[GROUP] = {other.replica.id: 2}
+    boxes.lose = lambda source, target: other in (source, target)
+    boxes.tick(leader, follower, count=25)
+    for request in range(20):
+        leader.put(request)
+        boxes.settle()
+    leader.host.flushed({GROUP: leader.store.index})
+    boxes.settle()
+    assert leader.log_start[0] == 1
+    leader.host.held_logs.clear()
+    leader.host.flushed({GROUP: leader.store.index})
+    boxes.settle()
+    assert leader.log_start[0] == leader.store.index - 1
+
+
+def test_a_flush_is_asked_for_when_only_that_lets_the_log_be_cut() -> None:
+    boxes, leader, _, _ = led()
+    leader.host.tail_limits = TailLimits(entries=10, cut_entries=5)
+    for request in range(20):
+        leader.put(request)
+        boxes.settle()
+        assert not leader.host.flush_due
+    boxes.tick(count=2 * host_module.CUT_TICKS)
+    assert leader.host.flush_due
 
 
 def test_leadership_is_handed_over_and_writes_go_on() -> None:

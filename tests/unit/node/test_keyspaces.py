@@ -286,7 +286,7 @@ def test_the_data_goes_when_the_tombstone_is_durable_and_no_earlier() -> None:
     trio = Trio()
     made(trio)
     node = trio.node(0)
-    reconciler, host = node._reconciler, node.host
+    reconciler, host = node.reconciler, node.host
     [(replica, _)] = [pair for pair in node.meta.shards[4].replicas if pair[1] == 11]
     assert not reconciler.remove(Removal(4, replica + 1, 11)), "that is another replica"
     assert reconciler.remove(Removal(4, replica, 11))

@@ -36,6 +36,7 @@ def new_leader() -> tuple[Replica, LogStore]:
         generation=1,
         nodes={1: 11},
         configuration=Configuration((1,)),
+        configuration_index=1,
         hard_state=log.hard_state(GROUP),
         log=log.reader(GROUP),
         applied=1,

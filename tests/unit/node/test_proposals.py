@@ -11,9 +11,12 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from nebuladb.errors import NebulaError, NoLeader, NotLeader, Outcome, TooManyRequests, Unavailable, UnknownOutcome
 from nebuladb.kv.answer import Answer
+from nebuladb.kv.command import Command, Kind
 from nebuladb.node import proposals as module
+from nebuladb.node.entry import encode_command
 from nebuladb.node.output import Request
 from nebuladb.node.proposals import Outcomes, Pending, Proposals
+from nebuladb.pb.nebula.v1 import lease_pb2
 from nebuladb.storage.share import Share
 
 LEADER = 77
@@ -188,14 +191,58 @@ def test_no_more_bytes_may_wait_than_all_groups_share() -> None:
     share = Share(9)
     proposals, others = Proposals(share), Proposals(share)
     proposals.add(request(1, size=4))
-    others.add(request(2, size=5))
+    others.add(request(2, size=3))
     for group in (proposals, others):
         with pytest.raises(TooManyRequests):
-            group.add(request(3, size=1))
-    others.expire(LONG)
-    proposals.add(request(3, size=5))
+            group.add(request(3, size=3))
+    proposals.expire(LONG)
+    proposals.add(request(3, size=4))
     proposals.close()
+    others.close()
     assert share.used == 0
+
+
+def test_one_group_leaves_room_for_the_others_and_all_together_are_bounded_by_count() -> None:
+    share, counts = Share(100), Share(3)
+    proposals, others = Proposals(share, counts), Proposals(share, counts)
+    proposals.add(request(1, size=50))
+    with pytest.raises(TooManyRequests):
+        proposals.add(request(2, size=1))
+    others.add(request(2, size=1))
+    others.add(request(3, size=1))
+    with pytest.raises(TooManyRequests):
+        others.add(request(4, size=1))
+    proposals.close()
+    others.add(request(4, size=1))
+    others.close()
+    assert (share.used, counts.used) == (0, 0)
+
+
+def control(number: int) -> Request:
+    body = lease_pb2.LeaseKeepAliveRequest(id=5).SerializeToString()
+    return Request(number, 2, encode_command(Command(Kind.LEASE_KEEP_ALIVE, body)), LONG)
+
+
+def test_control_commands_get_in_past_every_bound_and_go_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    share, counts = Share(10), Share(1)
+    proposals = Proposals(share, counts)
+    proposals.add(request(1, size=5))
+    monkeypatch.setattr(module, "MAX_PENDING", 0)
+    monkeypatch.setattr(module, "MAX_CONTROL", 3)
+    for number in (2, 3, 4):
+        proposals.add(control(number))
+    with pytest.raises(TooManyRequests):
+        proposals.add(control(5))
+    with pytest.raises(TooManyRequests):
+        proposals.add(request(5, size=1))
+    assert [pending.request.request for pending in proposals.take(2, 1_000)] == [2, 3]
+    rest = proposals.take(10, 1_000)
+    assert [pending.request.request for pending in rest] == [4, 1]
+    proposals.give_back(rest)
+    assert [pending.request.request for pending in proposals.take(10, 1_000, urgent=True)] == [4]
+    assert [pending.request.request for pending in proposals.take(10, 1_000)] == [1]
+    proposals.close()
+    assert (share.used, counts.used) == (0, 0)
 
 
 class TheLog(RuleBasedStateMachine):

@@ -35,6 +35,7 @@ def replica() -> Replica:
         generation=1,
         nodes={1: 11, 2: 12},
         configuration=Configuration((1, 2)),
+        configuration_index=1,
         hard_state=log.hard_state(GROUP),
         log=log.reader(GROUP),
         applied=1,

@@ -7,7 +7,7 @@ import pytest
 from nebuladb.ids import DEFAULT_GROUP
 from nebuladb.kv.answer import Answer
 from nebuladb.kv.command import Command, Kind
-from nebuladb.node.node import Turn
+from nebuladb.node.turn import Turn
 from nebuladb.pb.nebula.v1 import kv_pb2
 from tests.unit.node.trio import TICK_MS, Trio
 

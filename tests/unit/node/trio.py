@@ -5,16 +5,20 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 
-from nebuladb.errors import NebulaError
+from nebuladb.errors import NebulaError, NodeRemoved
 from nebuladb.ids import META_GROUP
 from nebuladb.kv.answer import Answer, TxnResult
 from nebuladb.kv.command import Command, Kind
 from nebuladb.node.frame import Envelope, decode_frame
 from nebuladb.node.identity import Founder, Founding, Identity
+from nebuladb.node.members import claim_step, find
 from nebuladb.node.meta import Meta
 from nebuladb.node.node import Node
+from nebuladb.node.options import NodeOptions
+from nebuladb.node.record import NodeState
 from nebuladb.node.registry import GroupState, RegistryRow
 from nebuladb.raft import StateRole
+from nebuladb.shard import Descriptor
 from nebuladb.storage.log import LogStore
 from nebuladb.storage.memory import MemoryEngine
 
@@ -31,20 +35,32 @@ class Machine:
         self.data = MemoryEngine(wal=False)
         self.node: Node | None = None
         self.lives = 0
+        self.joined: Descriptor | None = None
+        self.removed = ""
+        """What it was told when it stopped because it is no member any more."""
         self.answers: dict[int, Answer | NebulaError] = {}
+        self.written = 0
+        """The newest batch that is not synced."""
 
 
 class Trio:
     """Invariant: whoever runs is connected to all others that run."""
 
-    def __init__(self, count: int = 3, seed: int = 1) -> None:
+    def __init__(self, count: int = 3, seed: int = 1, options: NodeOptions | None = None) -> None:
+        self._options = options
         self.founding = Founding(7, tuple(Founder(f"n{i + 1}", 11 + i, f"n{i + 1}:2") for i in range(count)))
         self.machines = [Machine(place) for place in range(count)]
+        self.who = list(self.founding.nodes)
+        """By place; those behind the founders have joined."""
         self.time = 1_000
         self._seed = seed
         self._rng = random.Random(seed)
         self.hung: set[int] = set()
         """Places whose process does nothing, while its links stand."""
+        self.unflushed: set[int] = set()
+        """Places whose data store isn't flushed when that is wanted."""
+        self.unsynced: set[int] = set()
+        """Places whose disk takes writes and doesn't make them durable."""
         self.lose: Callable[[int, int, bytes], bool] = lambda sender, receiver, frame: False
         """Whether a frame is lost; node ids."""
         self.sent: list[Envelope] = []
@@ -62,11 +78,12 @@ class Trio:
         for place in places or range(len(self.machines)):
             machine = self.machines[place]
             machine.lives += 1
-            founder = self.founding.nodes[place]
+            founder = self.who[place]
             incarnation = 100 * (place + 1) + machine.lives
             machine.node = Node(
                 Identity(founder.node, founder.name, 7), self.founding, incarnation, LogStore(machine.log),
                 machine.data, random.Random(self._seed * 1_000 + incarnation), self, founder.name, founder.peer_address,
+                options=self._options, joined=machine.joined,
             )  # fmt: skip
             for other in self.running:
                 if other is not machine:
@@ -78,12 +95,37 @@ class Trio:
         """The process dies and the machine loses what was not synced or flushed."""
         for place in places:
             machine = self.machines[place]
-            machine.node = None
+            machine.node, machine.written = None, 0
             machine.log = machine.log.crash(self._rng)
             machine.data = machine.data.crash(self._rng)
             for other in self.running:
                 assert other.node is not None
-                other.node.host.peer_down(self.founding.nodes[place].node)
+                other.node.host.peer_down(self.who[place].node)
+
+    def join(self, name: str, through: int = 0) -> int:
+        """A new machine, started as `nebulad start --join` would: it has claimed its id, and knows the meta group. Its
+        place."""
+        place = len(self.machines)
+        self.machines.append(Machine(place))
+        node, claim, address = 11 + place, 1_000 + place, f"{name}:2"
+        self.drive(through, lambda meta: claim_step(meta, name, address, claim, node))
+        record = find(self.node(through).meta, name)
+        assert record is not None
+        self.who.append(Founder(name, record.node, address))
+
+        def listed() -> bool:
+            own = self.node(through).meta.own
+            return own is not None and record.node in dict(own.replicas).values()
+
+        self.until(listed, "the new node has a replica of meta")
+        self.machines[place].joined = self.node(through).meta.own
+        self.start(place)
+        return place
+
+    def state(self, place: int, through: int = 0) -> NodeState:
+        """How far a node is, as another one sees it."""
+        meta, node = self.node(through).meta, self.who[place].node
+        return (meta.nodes.get(node) or meta.removed[node]).state
 
     @property
     def running(self) -> list[Machine]:
@@ -106,12 +148,25 @@ class Trio:
             busy = False
             for machine in self.acting:
                 assert machine.node is not None
-                turn = machine.node.turn()
+                try:
+                    turn = machine.node.turn()
+                except NodeRemoved as error:
+                    machine.removed = error.message
+                    self.crash(machine.place)
+                    continue
                 busy |= turn.more or bool(turn.frames) or bool(turn.written)
                 machine.answers.update(turn.answers)
-                if turn.written:
+                for outgoing in turn.exports:
+                    machine.node.snapshots.chunk_read(outgoing, outgoing.exporter.read())
+                    busy = True
+                if machine.node.flush_wanted and machine.place not in self.unflushed:
+                    self.flush(machine.place)
+                    busy = True
+                machine.written = max(machine.written, turn.written)
+                if machine.written and machine.place not in self.unsynced:
                     machine.node.log.sync()
-                    machine.node.host.durable(turn.written)
+                    machine.node.host.durable(machine.written)
+                    machine.written = 0
                 for to, frame in turn.frames:
                     for other in self.acting:
                         sender = machine.node.identity.node
@@ -124,6 +179,13 @@ class Trio:
                             other.node.host.receive(sender, frame)
             if not busy:
                 return
+
+    def flush(self, place: int) -> None:
+        """Flush a node's data store."""
+        node = self.node(place)
+        flush = node.begin_flush()
+        node.data.flush()
+        node.end_flush(flush)
 
     def run(self, milliseconds: int) -> None:
         for _ in range(milliseconds // TICK_MS):

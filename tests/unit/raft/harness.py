@@ -21,6 +21,7 @@ from nebuladb.raft import (
     Ready,
     StateRole,
 )
+from nebuladb.raft.confchange import Change
 from nebuladb.raft.entry import encode_entry
 
 BIG = 1 << 30
@@ -117,6 +118,7 @@ class Replica:
         self.sent: list[Message] = []
         """What left so far; a test reads and clears it."""
         self.reads: list[ReadState] = []
+        self.snapshots: list[int] = []
         self.applied: list[Entry] = []
         self.unflushed: deque[tuple[tuple[HardState, list[Entry]], DurableMark | None, list[Message]]] = deque()
         self.raft = self._build(0)
@@ -156,6 +158,7 @@ class Replica:
             assert (ready.hard_state is None) == (ready.mark is None)
             self.sent.extend(ready.messages)
             self.reads.extend(ready.reads)
+            self.snapshots.extend(ready.snapshots)
             self.unflushed.append((self.disk.picture(), ready.mark, ready.held))
             while self.auto and self.unflushed:
                 self.flush()
@@ -180,7 +183,12 @@ class Replica:
     def apply(self) -> None:
         while entries := self.raft.committed_entries(len(self.applied), BIG):
             self.applied.extend(entries)
-            self.raft.applied_to(entries[-1].index)
+            last = entries[-1]
+            if last.kind == EntryKind.CONFIGURATION:
+                self.configuration = Configuration.decode(last.payload)
+                self.raft.applied_to(last.index, self.configuration)
+            else:
+                self.raft.applied_to(last.index)
 
     def take(self, *types: MessageType) -> list[Message]:
         """What left since the last call; only these types, if any are named."""
@@ -193,6 +201,11 @@ class Replica:
 
     def propose(self, payload: bytes = b"x") -> int:
         index, _ = self.raft.propose(payload)
+        self.turn()
+        return index
+
+    def change(self, *changes: Change) -> int:
+        index, _ = self.raft.propose_change(changes)
         self.turn()
         return index
 
@@ -215,8 +228,8 @@ class Replica:
         self.sent.clear()
 
     def payloads(self) -> list[bytes]:
-        """What was applied, no-ops left out."""
-        return [one.payload for one in self.applied if one.payload]
+        """What was applied, no-ops and configurations left out."""
+        return [one.payload for one in self.applied if one.payload and one.kind == EntryKind.NORMAL]
 
 
 class Network:

@@ -365,7 +365,7 @@ class TestCheckQuorum:
             replica.tick(5)
             replica.step(Message(T.HEARTBEAT_REPLY, 2, 1, 1))
         assert replica.role() is StateRole.LEADER
-        assert replica.raft.active_peers() == [2]
+        assert replica.raft.active_voters() == [2]
 
     def test_learners_are_no_quorum(self) -> None:
         replica = Replica(1, configuration=Configuration((1, 2, 3), learners=(4, 5)))

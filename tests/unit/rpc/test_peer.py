@@ -39,6 +39,9 @@ class End:
     def hello(self, request: pb.HelloRequest) -> pb.HelloResponse:
         return pb.HelloResponse(name=f"n{self.node}")
 
+    async def join(self, request: pb.JoinRequest) -> pb.JoinResponse:
+        return pb.JoinResponse(wait=f"n{self.node} has no room for {request.name}")
+
     def found(self, request: pb.FoundRequest) -> bytes:
         return b"document"
 
@@ -210,3 +213,16 @@ async def test_a_slow_peers_queue_is_bounded(ends: tuple[End, End], monkeypatch:
     one.transport.send(2, bytes(11))
     await until(lambda: len(other.frames) == 5)
     assert [frame for _, frame in other.frames] == [b"%02d" % number for number in range(5)]
+
+
+async def test_a_new_node_asks_a_member_who_it_is(ends: tuple[End, End]) -> None:
+    one, other = ends
+    assert (await one.transport.join(other.address, pb.JoinRequest(name="n9"))).wait == "n2 has no room for n9"
+
+
+async def test_a_node_that_is_no_peer_any_more_is_not_dialled(ends: tuple[End, End]) -> None:
+    one, other = ends
+    await linked(one, other)
+    one.transport.connect_to({1: one.address})
+    await until(lambda: other.links[-1] == "down 1")
+    assert one.transport.connected == []

@@ -10,8 +10,11 @@ import pytest
 
 from nebuladb.errors import IdentityError
 from nebuladb.node.identity import Founder, Founding, Identity
-from nebuladb.server.directory import DataDirectory
+from nebuladb.node.memory import plan
+from nebuladb.server.directory import DAMAGED, DataDirectory
+from nebuladb.storage.engine import Batch
 from nebuladb.storage.files import write_durably
+from nebuladb.storage.rocks import RocksMemory
 
 
 @contextmanager
@@ -119,3 +122,28 @@ def test_data_without_its_log_is_refused_because_the_votes_were_in_it(tmp_path: 
 def test_a_directory_in_use_is_refused(tmp_path: Path) -> None:
     with opened(tmp_path), pytest.raises(IdentityError):
         DataDirectory(tmp_path)
+
+
+def test_a_data_store_that_cannot_be_opened_is_put_aside(tmp_path: Path) -> None:
+    """The log is whole: the node's replicas get their data from their leaders (S15)."""
+    for number in range(2):
+        with_data(tmp_path, b"%d" % number)
+        for file in (tmp_path / "d" / "data").glob("MANIFEST-*"):
+            file.write_bytes(b"damaged")
+        directory = DataDirectory(tmp_path / "d")
+        engine = directory.open_data(plan(), RocksMemory(1 << 20, 1 << 20))
+        assert engine.get(b"k") is None
+        engine.close()
+        directory.close()
+        assert (tmp_path / "d" / DAMAGED).is_dir(), "the last one is kept"
+
+
+def with_data(tmp_path: Path, value: bytes) -> None:
+    directory = DataDirectory(tmp_path / "d")
+    engine = directory.open_data(plan(), RocksMemory(1 << 20, 1 << 20))
+    batch = Batch()
+    batch.put(b"k", value)
+    engine.write(batch)
+    engine.flush()
+    engine.close()
+    directory.close()

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -30,6 +30,12 @@ class Node:
 
     def queues(self) -> Iterable[QueueSample]:
         yield QueueSample("log_batch_bytes", 10, 1000)
+
+    def alarms(self) -> Mapping[str, int]:
+        return {"other": 2}
+
+    def snapshots(self) -> Mapping[str, int]:
+        return {"sent": 3, "received_bytes": 500, "received_ms": 1_500}
 
 
 def scrape(metrics: Metrics) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
@@ -73,6 +79,10 @@ def test_what_is_counted_is_shown() -> None:
     assert shown["nebula_raft_leader_changes_total", group] == 3
     assert shown["nebula_raft_proposals_total", group] == 90
     assert shown["nebula_queue_size", (("queue", "log_batch_bytes"),)] == 10
+    assert shown["nebula_snapshots_total", (("end", "sent"),)] == 3
+    assert shown["nebula_snapshots_total", (("end", "failed"),)] == 0
+    assert shown["nebula_snapshot_bytes_total", (("direction", "received"),)] == 500
+    assert shown["nebula_snapshot_seconds_total", ()] == 1.5
     assert shown["nebula_queue_bound", (("queue", "log_batch_bytes"),)] == 1000
 
 

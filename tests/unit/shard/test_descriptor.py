@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nebuladb.errors import Corruption
-from nebuladb.shard import Descriptor, Keyspace, KeyspaceState, Partitioning, Plan, slot_of
+from nebuladb.shard import Descriptor, Keyspace, KeyspaceState, Partitioning, Plan, Role, slot_of
 from nebuladb.shard.descriptor import SLOTS
 
 U64 = st.integers(0, 2**64 - 1)
@@ -36,6 +36,21 @@ descriptors = st.builds(
 def test_bytes_of_a_descriptor() -> None:
     assert SHARD.encode() == BYTES
     assert Descriptor.decode(BYTES) == SHARD
+
+
+def test_bytes_of_a_descriptor_whose_replicas_have_changed() -> None:
+    changed = SHARD.with_role(9, 19, Role.JOINING).with_role(4, 17, Role.LEAVING)
+    data = (
+        b'{"end":"ff","epoch":1,"format":2,"founders":[4,5],"group":2,"initial":[1,1],"keyspace":"default",'
+        b'"replicas":[[4,17],[5,18],[9,19]],"roles":[[4,"leaving"],[9,"joining"]],"slots":[0,0],"start":"6100"}'
+    )
+    assert changed.encode() == data
+    assert Descriptor.decode(data) == changed
+    assert [changed.role(replica) for replica in (4, 5, 9)] == [Role.LEAVING, Role.VOTER, Role.JOINING]
+    gone = changed.without(4)
+    assert (gone.replicas, gone.roles, gone.first_voters) == (((5, 18), (9, 19)), ((9, Role.JOINING),), (4, 5))
+    with pytest.raises(Corruption):
+        Descriptor.decode(data.replace(b"joining", b"boss"))
 
 
 def test_bytes_of_a_keyspace() -> None:

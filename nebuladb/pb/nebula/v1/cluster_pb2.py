@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from nebuladb.pb.nebula.v1 import common_pb2 as nebula_dot_v1_dot_common__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17nebula/v1/cluster.proto\x12\tnebula.v1\x1a\x16nebula/v1/common.proto\"\xd6\x01\n\x0bGroupStatus\x12\r\n\x05group\x18\x01 \x01(\x04\x12\x10\n\x08keyspace\x18\x02 \x01(\t\x12\x12\n\nreplica_id\x18\x03 \x01(\x04\x12\x0c\n\x04role\x18\x04 \x01(\t\x12\x13\n\x0bleader_node\x18\x05 \x01(\x06\x12\x0c\n\x04term\x18\x06 \x01(\x04\x12\x11\n\tcommitted\x18\x07 \x01(\x04\x12\x0f\n\x07\x61pplied\x18\x08 \x01(\x04\x12\x10\n\x08revision\x18\t \x01(\x03\x12\x18\n\x10\x63ompact_revision\x18\n \x01(\x03\x12\x11\n\tlog_start\x18\x0b \x01(\x04\"\x0f\n\rStatusRequest\"\xb8\x01\n\x0eStatusResponse\x12!\n\x06header\x18\x01 \x01(\x0b\x32\x11.nebula.v1.Header\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0f\n\x07version\x18\x03 \x01(\t\x12\x16\n\x0e\x63lient_address\x18\x04 \x01(\t\x12\x14\n\x0cpeer_address\x18\x05 \x01(\t\x12&\n\x06groups\x18\x06 \x03(\x0b\x32\x16.nebula.v1.GroupStatus\x12\x0e\n\x06\x61larms\x18\x07 \x03(\t\"h\n\x06Member\x12\x0f\n\x07node_id\x18\x01 \x01(\x06\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x14\n\x0cpeer_address\x18\x03 \x01(\t\x12\x16\n\x0e\x63lient_address\x18\x04 \x01(\t\x12\x11\n\tconnected\x18\x05 \x01(\x08\"\x10\n\x0eMembersRequest\"X\n\x0fMembersResponse\x12!\n\x06header\x18\x01 \x01(\x0b\x32\x11.nebula.v1.Header\x12\"\n\x07members\x18\x02 \x03(\x0b\x32\x11.nebula.v1.Member\"!\n\rShardsRequest\x12\x10\n\x08keyspace\x18\x01 \x01(\t\"p\n\x0eShardsResponse\x12!\n\x06header\x18\x01 \x01(\x0b\x32\x11.nebula.v1.Header\x12*\n\x06shards\x18\x02 \x03(\x0b\x32\x1a.nebula.v1.ShardDescriptor\x12\x0f\n\x07leaders\x18\x03 \x03(\x06\"0\n\x10StateHashRequest\x12\r\n\x05group\x18\x01 \x01(\x04\x12\r\n\x05index\x18\x02 \x01(\x04\"S\n\x11StateHashResponse\x12!\n\x06header\x18\x01 \x01(\x0b\x32\x11.nebula.v1.Header\x12\r\n\x05index\x18\x02 \x01(\x04\x12\x0c\n\x04hash\x18\x03 \x01(\x0c\";\n\x19TransferLeadershipRequest\x12\r\n\x05group\x18\x01 \x01(\x04\x12\x0f\n\x07node_id\x18\x02 \x01(\x06\"?\n\x1aTransferLeadershipResponse\x12!\n\x06header\x18\x01 \x01(\x0b\x32\x11.nebula.v1.Header2\xf4\x02\n\x07\x43luster\x12=\n\x06Status\x12\x18.nebula.v1.StatusRequest\x1a\x19.nebula.v1.StatusResponse\x12@\n\x07Members\x12\x19.nebula.v1.MembersRequest\x1a\x1a.nebula.v1.MembersResponse\x12=\n\x06Shards\x12\x18.nebula.v1.ShardsRequest\x1a\x19.nebula.v1.ShardsResponse\x12\x46\n\tStateHash\x12\x1b.nebula.v1.StateHashRequest\x1a\x1c.nebula.v1.StateHashResponse\x12\x61\n\x12TransferLeadership\x12$.nebula.v1.TransferLeadershipRequest\x1a%.nebula.v1.TransferLeadershipResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17nebula/v1/cluster.proto\x12\tnebula.v1\x1a\x16nebula/v1/common.proto\"\xd6\x01\n\x0bGroupStatus\x12\r\n\x05group\x18\x01 \x01(\x04\x12\x10\n\x08keyspace\x18\x02 \x01(\t\x12\x12\n\nreplica_id\x18\x03 \x01(\x04\x12\x0c\n\x04role\x18\x04 \x01(\t\x12\x13\n\x0bleader_node\x18\x05 \x01(\x06\x12\x0c\n\x04term\x18\x06 \x01(\x04\x12\x11\n\tcommitted\x18\x07 \x01(\x04\x12\x0f\n\x07\x61pplied\x18\x08 \x01(\x04\x12\x10\n\x08revision\x18\t \x01(\x03\x12\x18\n\x10\x63ompact_revision\x18\n \x01(\x03\x12\x11\n\tlog_start\x18\x0b \x01(\x04\"\x0f\n\rStatusRequest\"\xb8\x01\n\x0eStatusResponse\x12!\n\x06header\x18\x01 \x01(\x0b\x32\x11.nebula.v1.Header\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0f\n\x07version\x18\x03 \x01(\t\x12\x16\n\x0e\x63lient_address\x18\x04 \x01(\t\x12\x14\n\x0cpeer_address\x18\x05 \x01(\t\x12&\n\x06groups\x18\x06 \x03(\x0b\x32\x16.nebula.v1.GroupStatus\x12\x0e\n\x06\x61larms\x18\x07 \x03(\t\"\xbc\x01\n\x06Member\x12\x0f\n\x07node_id\x18\x01 \x01(\x06\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x14\n\x0cpeer_address\x18\x03 \x01(\t\x12\x16\n\x0e\x63lient_address\x18\x04 \x01(\t\x12\x11\n\tconnected\x18\x05 \x01(\x08\x12\r\n\x05state\x18\x06 \x01(\t\x12\x0f\n\x07learner\x18\x07 \x01(\x08\x12\x0f\n\x07started\x18\x08 \x01(\x08\x12\x10\n\x08replicas\x18\t \x01(\r\x12\x0f\n\x07version\x18\n \x01(\t\"\x10\n\x0eMembersRequest\"X\n\x0fMembersResponse\x12!\n\x06header\x18\x01 \x01(\x0b\x32\x11.nebula.v1.Header\x12\"\n\x07members\x18\x02 \x03(\x0b\x32\x11.nebula.v1.Member\"Y\n\x10MemberAddRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x14\n\x0cpeer_address\x18\x02 \x01(\t\x12\x0f\n\x07learner\x18\x03 \x01(\x08\x12\x10\n\x08replaces\x18\x04 \x01(\t\"Y\n\x11MemberAddResponse\x12!\n\x06header\x18\x01 \x01(\x0b\x32\x11.nebula.v1.Header\x12!\n\x06member\x18\x02 \x01(\x0b\x32\x11.nebula.v1.Member\"$\n\x14MemberPromoteRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"]\n\x15MemberPromoteResponse\x12!\n\x06header\x18\x01 \x01(\x0b\x32\x11.nebula.v1.Header\x12!\n\x06member\x18\x02 \x01(\x0b\x32\x11.nebula.v1.Member\"#\n\x13MemberRemoveRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"9\n\x14MemberRemoveResponse\x12!\n\x06header\x18\x01 \x01(\x0b\x32\x11.nebula.v1.Header\"!\n\rShardsRequest\x12\x10\n\x08keyspace\x18\x01 \x01(\t\"p\n\x0eShardsResponse\x12!\n\x06header\x18\x01 \x01(\x0b\x32\x11.nebula.v1.Header\x12*\n\x06shards\x18\x02 \x03(\x0b\x32\x1a.nebula.v1.ShardDescriptor\x12\x0f\n\x07leaders\x18\x03 \x03(\x06\"0\n\x10StateHashRequest\x12\r\n\x05group\x18\x01 \x01(\x04\x12\r\n\x05index\x18\x02 \x01(\x04\"S\n\x11StateHashResponse\x12!\n\x06header\x18\x01 \x01(\x0b\x32\x11.nebula.v1.Header\x12\r\n\x05index\x18\x02 \x01(\x04\x12\x0c\n\x04hash\x18\x03 \x01(\x0c\";\n\x19TransferLeadershipRequest\x12\r\n\x05group\x18\x01 \x01(\x04\x12\x0f\n\x07node_id\x18\x02 \x01(\x06\"?\n\x1aTransferLeadershipResponse\x12!\n\x06header\x18\x01 \x01(\x0b\x32\x11.nebula.v1.Header\"-\n\nShardPoint\x12\r\n\x05group\x18\x01 \x01(\x04\x12\x10\n\x08revision\x18\x02 \x01(\x03\"b\n\x0fSnapshotRequest\x12\x15\n\rsince_cluster\x18\x01 \x01(\x06\x12\x12\n\nsince_name\x18\x02 \x01(\t\x12$\n\x05since\x18\x03 \x03(\x0b\x32\x15.nebula.v1.ShardPoint\"h\n\x10SnapshotResponse\x12!\n\x06header\x18\x01 \x01(\x0b\x32\x11.nebula.v1.Header\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\x12\x13\n\x0bshards_done\x18\x03 \x01(\r\x12\x0e\n\x06shards\x18\x04 \x01(\r2\xa8\x05\n\x07\x43luster\x12=\n\x06Status\x12\x18.nebula.v1.StatusRequest\x1a\x19.nebula.v1.StatusResponse\x12@\n\x07Members\x12\x19.nebula.v1.MembersRequest\x1a\x1a.nebula.v1.MembersResponse\x12\x46\n\tMemberAdd\x12\x1b.nebula.v1.MemberAddRequest\x1a\x1c.nebula.v1.MemberAddResponse\x12R\n\rMemberPromote\x12\x1f.nebula.v1.MemberPromoteRequest\x1a .nebula.v1.MemberPromoteResponse\x12O\n\x0cMemberRemove\x12\x1e.nebula.v1.MemberRemoveRequest\x1a\x1f.nebula.v1.MemberRemoveResponse\x12=\n\x06Shards\x12\x18.nebula.v1.ShardsRequest\x1a\x19.nebula.v1.ShardsResponse\x12\x46\n\tStateHash\x12\x1b.nebula.v1.StateHashRequest\x1a\x1c.nebula.v1.StateHashResponse\x12\x45\n\x08Snapshot\x12\x1a.nebula.v1.SnapshotRequest\x1a\x1b.nebula.v1.SnapshotResponse0\x01\x12\x61\n\x12TransferLeadership\x12$.nebula.v1.TransferLeadershipRequest\x1a%.nebula.v1.TransferLeadershipResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -38,24 +38,42 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_STATUSREQUEST']._serialized_end=294
   _globals['_STATUSRESPONSE']._serialized_start=297
   _globals['_STATUSRESPONSE']._serialized_end=481
-  _globals['_MEMBER']._serialized_start=483
-  _globals['_MEMBER']._serialized_end=587
-  _globals['_MEMBERSREQUEST']._serialized_start=589
-  _globals['_MEMBERSREQUEST']._serialized_end=605
-  _globals['_MEMBERSRESPONSE']._serialized_start=607
-  _globals['_MEMBERSRESPONSE']._serialized_end=695
-  _globals['_SHARDSREQUEST']._serialized_start=697
-  _globals['_SHARDSREQUEST']._serialized_end=730
-  _globals['_SHARDSRESPONSE']._serialized_start=732
-  _globals['_SHARDSRESPONSE']._serialized_end=844
-  _globals['_STATEHASHREQUEST']._serialized_start=846
-  _globals['_STATEHASHREQUEST']._serialized_end=894
-  _globals['_STATEHASHRESPONSE']._serialized_start=896
-  _globals['_STATEHASHRESPONSE']._serialized_end=979
-  _globals['_TRANSFERLEADERSHIPREQUEST']._serialized_start=981
-  _globals['_TRANSFERLEADERSHIPREQUEST']._serialized_end=1040
-  _globals['_TRANSFERLEADERSHIPRESPONSE']._serialized_start=1042
-  _globals['_TRANSFERLEADERSHIPRESPONSE']._serialized_end=1105
-  _globals['_CLUSTER']._serialized_start=1108
-  _globals['_CLUSTER']._serialized_end=1480
+  _globals['_MEMBER']._serialized_start=484
+  _globals['_MEMBER']._serialized_end=672
+  _globals['_MEMBERSREQUEST']._serialized_start=674
+  _globals['_MEMBERSREQUEST']._serialized_end=690
+  _globals['_MEMBERSRESPONSE']._serialized_start=692
+  _globals['_MEMBERSRESPONSE']._serialized_end=780
+  _globals['_MEMBERADDREQUEST']._serialized_start=782
+  _globals['_MEMBERADDREQUEST']._serialized_end=871
+  _globals['_MEMBERADDRESPONSE']._serialized_start=873
+  _globals['_MEMBERADDRESPONSE']._serialized_end=962
+  _globals['_MEMBERPROMOTEREQUEST']._serialized_start=964
+  _globals['_MEMBERPROMOTEREQUEST']._serialized_end=1000
+  _globals['_MEMBERPROMOTERESPONSE']._serialized_start=1002
+  _globals['_MEMBERPROMOTERESPONSE']._serialized_end=1095
+  _globals['_MEMBERREMOVEREQUEST']._serialized_start=1097
+  _globals['_MEMBERREMOVEREQUEST']._serialized_end=1132
+  _globals['_MEMBERREMOVERESPONSE']._serialized_start=1134
+  _globals['_MEMBERREMOVERESPONSE']._serialized_end=1191
+  _globals['_SHARDSREQUEST']._serialized_start=1193
+  _globals['_SHARDSREQUEST']._serialized_end=1226
+  _globals['_SHARDSRESPONSE']._serialized_start=1228
+  _globals['_SHARDSRESPONSE']._serialized_end=1340
+  _globals['_STATEHASHREQUEST']._serialized_start=1342
+  _globals['_STATEHASHREQUEST']._serialized_end=1390
+  _globals['_STATEHASHRESPONSE']._serialized_start=1392
+  _globals['_STATEHASHRESPONSE']._serialized_end=1475
+  _globals['_TRANSFERLEADERSHIPREQUEST']._serialized_start=1477
+  _globals['_TRANSFERLEADERSHIPREQUEST']._serialized_end=1536
+  _globals['_TRANSFERLEADERSHIPRESPONSE']._serialized_start=1538
+  _globals['_TRANSFERLEADERSHIPRESPONSE']._serialized_end=1601
+  _globals['_SHARDPOINT']._serialized_start=1603
+  _globals['_SHARDPOINT']._serialized_end=1648
+  _globals['_SNAPSHOTREQUEST']._serialized_start=1650
+  _globals['_SNAPSHOTREQUEST']._serialized_end=1748
+  _globals['_SNAPSHOTRESPONSE']._serialized_start=1750
+  _globals['_SNAPSHOTRESPONSE']._serialized_end=1854
+  _globals['_CLUSTER']._serialized_start=1857
+  _globals['_CLUSTER']._serialized_end=2537
 # @@protoc_insertion_point(module_scope)

@@ -220,6 +220,7 @@ class ErrorDetail(_message.Message):
     LEADER_ADDRESS_FIELD_NUMBER: _builtins.int
     DESCRIPTOR_FIELD_NUMBER: _builtins.int
     COMPACT_REVISION_FIELD_NUMBER: _builtins.int
+    RETRY_AFTER_MS_FIELD_NUMBER: _builtins.int
     reason: _builtins.int
     """nebuladb.errors.Reason"""
     outcome: Global___Outcome.ValueType
@@ -229,6 +230,8 @@ class ErrorDetail(_message.Message):
     """client address, where it is known"""
     compact_revision: _builtins.int
     """after COMPACTED"""
+    retry_after_ms: _builtins.int
+    """under pressure: not before; 0 = not said"""
     @_builtins.property
     def descriptor(self) -> Global___ShardDescriptor:
         """the current one, after WRONG_EPOCH"""
@@ -243,10 +246,11 @@ class ErrorDetail(_message.Message):
         leader_address: _builtins.str = ...,
         descriptor: Global___ShardDescriptor | None = ...,
         compact_revision: _builtins.int = ...,
+        retry_after_ms: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["descriptor", b"descriptor"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["compact_revision", b"compact_revision", "descriptor", b"descriptor", "leader_address", b"leader_address", "leader_node", b"leader_node", "outcome", b"outcome", "reason", b"reason", "retryable", b"retryable"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["compact_revision", b"compact_revision", "descriptor", b"descriptor", "leader_address", b"leader_address", "leader_node", b"leader_node", "outcome", b"outcome", "reason", b"reason", "retry_after_ms", b"retry_after_ms", "retryable", b"retryable"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -28,6 +28,7 @@ class GetRequest(_message.Message):
     KEY_FIELD_NUMBER: _builtins.int
     REVISION_FIELD_NUMBER: _builtins.int
     SERIALIZABLE_FIELD_NUMBER: _builtins.int
+    MAX_STALENESS_FIELD_NUMBER: _builtins.int
     EPOCH_FIELD_NUMBER: _builtins.int
     keyspace: _builtins.str
     key: _builtins.bytes
@@ -35,6 +36,8 @@ class GetRequest(_message.Message):
     """0 = newest"""
     serializable: _builtins.bool
     """answered from this node's state, perhaps an old one"""
+    max_staleness: _builtins.int
+    """with serializable: at most so many milliseconds old; 0 = however old"""
     epoch: _builtins.int
     """0 = not named"""
     def __init__(
@@ -44,11 +47,12 @@ class GetRequest(_message.Message):
         key: _builtins.bytes = ...,
         revision: _builtins.int = ...,
         serializable: _builtins.bool = ...,
+        max_staleness: _builtins.int = ...,
         epoch: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "key", b"key", "keyspace", b"keyspace", "revision", b"revision", "serializable", b"serializable"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "key", b"key", "keyspace", b"keyspace", "max_staleness", b"max_staleness", "revision", b"revision", "serializable", b"serializable"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -310,6 +314,7 @@ class ScanRequest(_message.Message):
     SERIALIZABLE_FIELD_NUMBER: _builtins.int
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     REVISIONS_FIELD_NUMBER: _builtins.int
+    MAX_STALENESS_FIELD_NUMBER: _builtins.int
     EPOCH_FIELD_NUMBER: _builtins.int
     keyspace: _builtins.str
     key: _builtins.bytes
@@ -322,6 +327,8 @@ class ScanRequest(_message.Message):
     serializable: _builtins.bool
     page_size: _builtins.int
     """keys a message at most; 0 = the server's choice"""
+    max_staleness: _builtins.int
+    """as in GetRequest"""
     epoch: _builtins.int
     @_builtins.property
     def revisions(self) -> _containers.RepeatedCompositeFieldContainer[Global___ShardRevision]:
@@ -339,11 +346,12 @@ class ScanRequest(_message.Message):
         serializable: _builtins.bool = ...,
         page_size: _builtins.int = ...,
         revisions: _abc.Iterable[Global___ShardRevision] | None = ...,
+        max_staleness: _builtins.int = ...,
         epoch: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "key", b"key", "keys_only", b"keys_only", "keyspace", b"keyspace", "limit", b"limit", "page_size", b"page_size", "range_end", b"range_end", "revision", b"revision", "revisions", b"revisions", "serializable", b"serializable"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "key", b"key", "keys_only", b"keys_only", "keyspace", b"keyspace", "limit", b"limit", "max_staleness", b"max_staleness", "page_size", b"page_size", "range_end", b"range_end", "revision", b"revision", "revisions", b"revisions", "serializable", b"serializable"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -3,8 +3,10 @@
 isort:skip_file
 Between nodes. The frames inside are NebulaDB's own format (docs/formats.md, "Peer frame"); gRPC only carries them."""
 
+from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
+from google.protobuf.internal import containers as _containers
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -58,6 +60,8 @@ class HelloResponse(_message.Message):
     INITIAL_CLUSTER_HASH_FIELD_NUMBER: _builtins.int
     HAS_DATA_FIELD_NUMBER: _builtins.int
     KNOWN_NODE_ID_FIELD_NUMBER: _builtins.int
+    REMOVED_FIELD_NUMBER: _builtins.int
+    PEERS_FIELD_NUMBER: _builtins.int
     cluster_id: _builtins.int
     node_id: _builtins.int
     name: _builtins.str
@@ -65,6 +69,12 @@ class HelloResponse(_message.Message):
     has_data: _builtins.bool
     known_node_id: _builtins.int
     """the id under which the answering node knows the asker's name; 0 = does not"""
+    removed: _builtins.bool
+    """the asker's id was removed from the cluster"""
+    @_builtins.property
+    def peers(self) -> _containers.RepeatedCompositeFieldContainer[Global___PeerAddress]:
+        """for one of the same cluster: where the members are now"""
+
     def __init__(
         self,
         *,
@@ -74,10 +84,12 @@ class HelloResponse(_message.Message):
         initial_cluster_hash: _builtins.bytes = ...,
         has_data: _builtins.bool = ...,
         known_node_id: _builtins.int = ...,
+        removed: _builtins.bool = ...,
+        peers: _abc.Iterable[Global___PeerAddress] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cluster_id", b"cluster_id", "has_data", b"has_data", "initial_cluster_hash", b"initial_cluster_hash", "known_node_id", b"known_node_id", "name", b"name", "node_id", b"node_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cluster_id", b"cluster_id", "has_data", b"has_data", "initial_cluster_hash", b"initial_cluster_hash", "known_node_id", b"known_node_id", "name", b"name", "node_id", b"node_id", "peers", b"peers", "removed", b"removed"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -126,6 +138,93 @@ class FoundResponse(_message.Message):
 Global___FoundResponse: _TypeAlias = FoundResponse  # noqa: Y015
 
 @_typing.final
+class JoinRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    PEER_ADDRESS_FIELD_NUMBER: _builtins.int
+    CLAIM_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    peer_address: _builtins.str
+    claim: _builtins.int
+    """the random number of its data directory"""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        peer_address: _builtins.str = ...,
+        claim: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["claim", b"claim", "name", b"name", "peer_address", b"peer_address"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___JoinRequest: _TypeAlias = JoinRequest  # noqa: Y015
+
+@_typing.final
+class PeerAddress(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NODE_ID_FIELD_NUMBER: _builtins.int
+    ADDRESS_FIELD_NUMBER: _builtins.int
+    node_id: _builtins.int
+    address: _builtins.str
+    def __init__(
+        self,
+        *,
+        node_id: _builtins.int = ...,
+        address: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "node_id", b"node_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PeerAddress: _TypeAlias = PeerAddress  # noqa: Y015
+
+@_typing.final
+class JoinResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    WAIT_FIELD_NUMBER: _builtins.int
+    REFUSED_FIELD_NUMBER: _builtins.int
+    FOUNDING_FIELD_NUMBER: _builtins.int
+    NODE_ID_FIELD_NUMBER: _builtins.int
+    META_GROUP_FIELD_NUMBER: _builtins.int
+    PEERS_FIELD_NUMBER: _builtins.int
+    wait: _builtins.str
+    """not empty: ask again; why"""
+    refused: _builtins.str
+    """not empty: it must not join; why, and what to do"""
+    founding: _builtins.bytes
+    """the founding document"""
+    node_id: _builtins.int
+    meta_group: _builtins.bytes
+    """the meta group's descriptor, with the new node's replica"""
+    @_builtins.property
+    def peers(self) -> _containers.RepeatedCompositeFieldContainer[Global___PeerAddress]: ...
+    def __init__(
+        self,
+        *,
+        wait: _builtins.str = ...,
+        refused: _builtins.str = ...,
+        founding: _builtins.bytes = ...,
+        node_id: _builtins.int = ...,
+        meta_group: _builtins.bytes = ...,
+        peers: _abc.Iterable[Global___PeerAddress] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["founding", b"founding", "meta_group", b"meta_group", "node_id", b"node_id", "peers", b"peers", "refused", b"refused", "wait", b"wait"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___JoinResponse: _TypeAlias = JoinResponse  # noqa: Y015
+
+@_typing.final
 class LinkMessage(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -161,6 +260,7 @@ class Handshake(_message.Message):
     VERSION_FIELD_NUMBER: _builtins.int
     RECEIVER_FIELD_NUMBER: _builtins.int
     CLIENT_ADDRESS_FIELD_NUMBER: _builtins.int
+    ISSUED_NODES_FIELD_NUMBER: _builtins.int
     cluster_id: _builtins.int
     node_id: _builtins.int
     name: _builtins.str
@@ -171,6 +271,8 @@ class Handshake(_message.Message):
     receiver: _builtins.int
     """whom it believes it speaks to"""
     client_address: _builtins.str
+    issued_nodes: _builtins.int
+    """node ids that were issued as far as it knows: whose picture of the cluster is newer"""
     def __init__(
         self,
         *,
@@ -181,10 +283,11 @@ class Handshake(_message.Message):
         version: _builtins.int = ...,
         receiver: _builtins.int = ...,
         client_address: _builtins.str = ...,
+        issued_nodes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["client_address", b"client_address", "cluster_id", b"cluster_id", "incarnation", b"incarnation", "name", b"name", "node_id", b"node_id", "receiver", b"receiver", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["client_address", b"client_address", "cluster_id", b"cluster_id", "incarnation", b"incarnation", "issued_nodes", b"issued_nodes", "name", b"name", "node_id", b"node_id", "receiver", b"receiver", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

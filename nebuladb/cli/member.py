@@ -1,0 +1,186 @@
+"""member: who belongs to the cluster."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import Final
+
+import click
+
+from nebuladb.cli.settings import Commands, Settings, pass_settings
+from nebuladb.client import AsyncClient
+from nebuladb.errors import NebulaError
+from nebuladb.pb.nebula.v1 import cluster_pb2
+
+PATIENCE: Final = 60.0
+"""Seconds for which a promotion or a removal is waited for."""
+UNKNOWN: Final = -1
+"""The lag of a node that doesn't answer."""
+
+
+@click.group("member", cls=Commands)
+def member() -> None:
+    """The cluster's nodes.
+
+    \b
+    Example:
+      nebula-cli member list
+    """
+
+
+@member.command("list")
+@pass_settings
+def member_list(settings: Settings) -> None:
+    """Print all nodes: how far each is, how many replicas it has, and how many log entries it lacks at most.
+
+    \b
+    Example:
+      nebula-cli member list
+    """
+
+    async def work(client: AsyncClient) -> None:
+        members = await client.members()
+        lags = await _lags(client, members)
+        with settings.output() as output:
+            for found in members:
+                output.row(
+                    {
+                        "node_id": f"{found.node_id:016x}",
+                        "name": found.name,
+                        "state": _state(found),
+                        "client_address": found.client_address,
+                        "peer_address": found.peer_address,
+                        "connected": found.connected,
+                        "replicas": found.replicas,
+                        "lag": "" if lags[found.node_id] == UNKNOWN else str(lags[found.node_id]),
+                        "version": found.version,
+                    }
+                )
+
+    settings.run(work)
+
+
+@member.command("add")
+@click.argument("name")
+@click.option("--peer-address", required=True, metavar="HOST:PORT", help="Where other nodes will reach it.")
+@click.option("--learner", is_flag=True, help="It gets all data, and votes only when you promote it.")
+@pass_settings
+def member_add(settings: Settings, name: str, peer_address: str, learner: bool) -> None:
+    """Make room for a new node NAME, and print the command that starts it. It becomes a member by itself.
+
+    \b
+    Example:
+      nebula-cli member add n4 --peer-address 10.0.0.4:7380
+    """
+
+    async def work(client: AsyncClient) -> None:
+        await _added(settings, client, await client.add_member(name, peer_address, learner=learner))
+
+    settings.run(work)
+
+
+@member.command("replace")
+@click.argument("old")
+@click.argument("new", required=False)
+@click.option("--peer-address", metavar="HOST:PORT", help="Of the new node; the old one's, if it is not given.")
+@pass_settings
+def member_replace(settings: Settings, old: str, new: str | None, peer_address: str | None) -> None:
+    """Put a new node NEW (OLD and a b, if it is not given), with an empty data directory, in the place of OLD, dead or
+    alive, and print the command that starts it. OLD goes when NEW has all that it had.
+
+    \b
+    Example:
+      nebula-cli member replace n1 n1b --peer-address 10.0.0.5:7380
+    """
+
+    async def work(client: AsyncClient) -> None:
+        address = peer_address
+        if address is None:
+            # One that isn't there is refused by the server, with the reason.
+            known = {found.name: found.peer_address for found in await client.members()}
+            address = known.get(old, "")
+        await _added(settings, client, await client.add_member(new or f"{old}b", address, replaces=old))
+
+    settings.run(work)
+
+
+@member.command("promote")
+@click.argument("name")
+@pass_settings
+def member_promote(settings: Settings, name: str) -> None:
+    """Let node NAME, added with --learner, vote, and wait until it does. Other nodes are promoted by themselves.
+
+    \b
+    Example:
+      nebula-cli member promote n4
+    """
+    settings.run(lambda client: client.promote_member(name, timeout=PATIENCE))
+    with settings.output() as output:
+        output.row({"name": name, "promoted": True}, b"OK")
+
+
+@member.command("remove")
+@click.argument("name")
+@pass_settings
+def member_remove(settings: Settings, name: str) -> None:
+    """Remove node NAME, dead or alive, and wait until it is gone; a leader hands over first. The node stops by itself.
+
+    \b
+    Example:
+      nebula-cli member remove n4
+    """
+    settings.run(lambda client: client.remove_member(name, timeout=PATIENCE))
+    with settings.output() as output:
+        output.row({"name": name, "removed": True}, b"OK")
+
+
+async def _added(settings: Settings, client: AsyncClient, made: cluster_pb2.Member) -> None:
+    """Print how to start it."""
+    members = await client.members()
+    door = next(
+        (one.peer_address for one in members if one.connected and one.state == "member" and one.name != made.name), ""
+    )
+    command = start_command(made, door)
+    with settings.output() as output:
+        output.row({"node_id": f"{made.node_id:016x}", "name": made.name, "command": command}, command.encode())
+
+
+def start_command(made: cluster_pb2.Member, door: str) -> str:
+    """With the ports that lie beside the peer port, as the defaults do; `door`: a member's peer address."""
+    host, _, port = made.peer_address.rpartition(":")
+    return (
+        f"nebulad start --name {made.name} --data-dir {made.name} --client-addr {host}:{int(port) - 1} "
+        f"--peer-addr {made.peer_address} --admin-addr 127.0.0.1:{int(port) + 1} --join {door}"
+    )
+
+
+def _state(found: cluster_pb2.Member) -> str:
+    if found.state == "joining" and not found.started:
+        return "added"
+    return "learner" if found.state == "joining" and found.learner else found.state
+
+
+async def _lags(client: AsyncClient, members: Sequence[cluster_pb2.Member]) -> dict[int, int]:
+    """Node → entries that it lacks, in the group in which it lacks most."""
+
+    async def one(address: str) -> cluster_pb2.StatusResponse | None:
+        try:
+            return await client.status(address) if address else None
+        except NebulaError:
+            return None
+
+    answers = await asyncio.gather(*(one(found.client_address) for found in members))
+    committed: dict[int, int] = {}
+    for status in answers:
+        for group in status.groups if status is not None else ():
+            committed[group.group] = max(committed.get(group.group, 0), group.committed)
+    return {
+        found.node_id: UNKNOWN
+        if status is None
+        else max((committed[group.group] - group.applied for group in status.groups), default=0)
+        for found, status in zip(members, answers, strict=True)
+    }
+
+
+COMMANDS: Final = (member,)

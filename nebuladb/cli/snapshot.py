@@ -1,0 +1,207 @@
+"""snapshot: backups of the whole cluster: saved online, verified, and restored into a new one."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO, Final
+
+import click
+
+from nebuladb.cli.output import Output
+from nebuladb.cli.progress import Progress
+from nebuladb.cli.settings import Commands, Settings, pass_settings
+from nebuladb.client import AsyncClient
+from nebuladb.errors import ConfigurationError, Corruption
+from nebuladb.node.backup import BackupReader, ShardPart, check
+from nebuladb.pb.nebula.v1 import cluster_pb2
+from nebuladb.storage.files import sync_directory
+
+PATIENCE: Final = 60.0
+"""Seconds of silence after which a save gives up."""
+FILE: Final = click.Path(path_type=Path, dir_okay=False, exists=True)
+
+
+@click.group("snapshot", cls=Commands)
+def snapshot() -> None:
+    """Backups of all keyspaces.
+
+    \b
+    Example:
+      nebula-cli snapshot save monday.snap
+    """
+
+
+@snapshot.command("save")
+@click.argument("file", type=click.Path(path_type=Path, dir_okay=False))
+@click.option("--since", type=FILE, help="An earlier backup: save only what changed, to be restored on top of it.")
+@pass_settings
+def save(settings: Settings, file: Path, since: Path | None) -> None:
+    """Save all keyspaces to FILE, from any node, while everybody goes on.
+
+    Each shard is saved as it is at one instant, not all of them at the same. FILE appears when it is whole and checked.
+
+    \b
+    Example:
+      nebula-cli snapshot save monday.snap
+      nebula-cli snapshot save tuesday.snap --since monday.snap
+    """
+    request = cluster_pb2.SnapshotRequest()
+    if since is not None:
+        reader, parts = _checked(since)
+        request.since_cluster, request.since_name = reader.manifest.cluster, reader.name
+        request.since.extend(
+            cluster_pb2.ShardPoint(group=part.descriptor.group, revision=part.revision) for part in parts
+        )
+    draft = file.with_name(file.name + ".part")
+    progress = Progress(sys.stderr, "saved")
+
+    async def work(client: AsyncClient) -> None:
+        with draft.open("wb") as out:
+            await _receive(client, request, out, progress)
+
+    try:
+        settings.run(work, PATIENCE)
+        reader, parts = _checked(draft)
+        draft.replace(file)
+        sync_directory(file.absolute().parent)
+    except OSError as error:
+        raise ConfigurationError(f"{file}: {error.strerror}") from error
+    finally:
+        progress.close()
+        draft.unlink(missing_ok=True)
+    _print(settings, reader, parts, file.stat().st_size)
+
+
+async def _receive(
+    client: AsyncClient, request: cluster_pb2.SnapshotRequest, out: IO[bytes], progress: Progress
+) -> None:
+    size = 0
+    async for response in client.snapshot(request):
+        out.write(response.data)
+        size += len(response.data)
+        progress.update(response.shards_done, size, response.shards)
+    out.flush()
+    os.fsync(out.fileno())
+
+
+@snapshot.command("verify")
+@click.argument("file", type=FILE)
+@pass_settings
+def verify(settings: Settings, file: Path) -> None:
+    """Read FILE to its end and check everything in it; exits 1 if it is damaged.
+
+    \b
+    Example:
+      nebula-cli snapshot verify monday.snap
+    """
+    reader, parts = _checked(file)
+    _print(settings, reader, parts, file.stat().st_size)
+
+
+@snapshot.command("restore")
+@click.argument("files", type=FILE, nargs=-1, required=True)
+@click.option("--data-dir", type=click.Path(path_type=Path, file_okay=False), required=True, help="Must be empty.")
+@click.option("--name", default="n1", show_default=True, help="Of the node that will start from the directory.")
+@click.option("--initial-cluster", default="", help="NAME=HOST:PORT,… of all nodes of the new cluster: peer addresses.")
+@click.option("--token", default="", help="Makes another cluster where the same backup was restored before.")
+@click.option("--bump-revision", type=click.IntRange(min=0), default=0, help="Raise every shard's revision by so much.")
+@click.option("--mark-compacted", is_flag=True, help="Cancel watches that go on from the old cluster's revisions.")
+@pass_settings
+def restore_command(
+    settings: Settings,
+    files: tuple[Path, ...],
+    data_dir: Path,
+    name: str,
+    initial_cluster: str,
+    token: str,
+    bump_revision: int,
+    mark_compacted: bool,
+) -> None:
+    """Make a node's data directory from FILES: a backup, and those saved since, the oldest first.
+
+    For a cluster of several nodes do it on each, with the same FILES and --initial-cluster; then start them all. It is
+    a new cluster with an id of its own.
+
+    \b
+    Example:
+      nebula-cli snapshot restore monday.snap --data-dir n1
+      nebula-cli snapshot restore monday.snap tuesday.snap --data-dir n2 --name n2 --bump-revision 1000000 \\
+          --initial-cluster n1=10.0.0.1:7380,n2=10.0.0.2:7380,n3=10.0.0.3:7380
+    """
+    from nebuladb.server import config  # late: no other command needs a database in memory
+    from nebuladb.server.restore import Wanted, restore
+
+    # The node's own settings know how to read a cluster, and what is wrong with one.
+    flags = {"name": name, "data-dir": str(data_dir), "initial-cluster": initial_cluster}
+    members = config.load(flags, {}).initial_cluster
+    wanted = Wanted(name, members, token, bump_revision, mark_compacted)
+    parts = _with_progress(files, "restored", lambda update: restore(files, data_dir, wanted, update))
+    with settings.output() as output:
+        _print_parts(output, parts)
+
+
+def _checked(file: Path) -> tuple[BackupReader, list[ShardPart]]:
+    """Raises `Corruption` that names the file."""
+    found: list[tuple[BackupReader, list[ShardPart]]] = []
+
+    def work(update: Callable[[int], None]) -> list[ShardPart]:
+        found.append(check(file, update))
+        return found[0][1]
+
+    try:
+        _with_progress((file,), "checked", work)
+    except Corruption as error:
+        raise Corruption(f"{file}: {error.message}") from error
+    return found[0]
+
+
+def _with_progress(
+    files: tuple[Path, ...], verb: str, work: Callable[[Callable[[int], None]], list[ShardPart]]
+) -> list[ShardPart]:
+    progress, size = Progress(sys.stderr, verb), 0
+
+    def update(read: int) -> None:
+        nonlocal size
+        size += read
+        progress.update(0, size, len(files))
+
+    try:
+        return work(update)
+    finally:
+        progress.close()
+
+
+def _print(settings: Settings, reader: BackupReader, parts: list[ShardPart], size: int) -> None:
+    with settings.output() as output:
+        _print_parts(output, parts)
+        output.row(
+            {
+                "name": reader.name,
+                "since": reader.manifest.since,
+                "cluster": f"{reader.manifest.cluster:016x}",
+                "version": reader.manifest.version,
+                "shards": len(parts),
+                "keys": sum(part.keys for part in parts),
+                "bytes": size,
+            }
+        )
+
+
+def _print_parts(output: Output, parts: list[ShardPart]) -> None:
+    for part in parts:
+        output.row(
+            {
+                "group": part.descriptor.group,
+                "keyspace": part.descriptor.keyspace,
+                "revision": part.revision,
+                "compact_revision": part.floor,
+                "keys": part.keys,
+                "since_revision": part.after,
+            }
+        )
+
+
+COMMANDS: Final = (snapshot,)

@@ -1,0 +1,110 @@
+"""What a node that is short of space, or whose disk hangs, does and leaves (S33): it never meets the end of its disk.
+
+Below a watermark of free space (`Space.LOW`) it takes no write that grows the data from its clients, and hands
+leadership to a node with space. Below half of it (`Space.CRITICAL`) it doesn't append such writes of a leader either,
+as if the message had been lost: it stays a member that votes, and catches up when there is space again. Deletions,
+compactions, revokes, keep-alives and configurations go through at all times: they make room, or are small.
+
+Each frame says how the sender is (``frame.frame_status``), so that nobody hands leadership to one that can't use it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from enum import IntEnum
+from typing import Final
+
+from nebuladb.env import probe
+from nebuladb.errors import NoSpace
+from nebuladb.ids import META_GROUP
+from nebuladb.kv.command import Command, Kind
+from nebuladb.node.entry import COMMAND_HEADER, command_kind, decode_payload
+from nebuladb.node.output import Request
+from nebuladb.node.peer import Peer
+from nebuladb.node.replica import Replica
+from nebuladb.pb.nebula.v1 import kv_pb2
+from nebuladb.raft import Message, MessageType
+from nebuladb.raft.entry import ENTRY_HEADER, Entry, EntryKind
+
+GROWING: Final = frozenset((Kind.PUT, Kind.LEASE_GRANT, Kind.SESSION_OPEN))
+"""Kinds that need space; a transaction does if it puts anything."""
+LOW_BIT: Final = 1
+CRITICAL_BIT: Final = 2
+STALLED_BIT: Final = 4
+
+
+class Space(IntEnum):
+    """How much room there is; see the module."""
+
+    PLENTY = 0
+    LOW = LOW_BIT
+    CRITICAL = LOW_BIT | CRITICAL_BIT
+
+
+class DiskState:
+    """What `Host` knows of its own disk. The driver sets `space` and `stalled`."""
+
+    def __init__(self) -> None:
+        self.space = Space.PLENTY
+        self.stalled = False
+        self.sync_age = 0
+        """Milliseconds, in ticks, for which the oldest log batch has been on its way to the disk."""
+        self.strained = False
+        """Another node is short of space, or its disk hangs."""
+
+    @property
+    def status(self) -> int:
+        """What frames say of this node; not 0: it should lead nothing."""
+        return self.space | (STALLED_BIT if self.stalled else 0)
+
+    def admit(self, request: Request, replica: Replica, peers: Mapping[int, Peer]) -> None:
+        """Raise `NoSpace` for a client's write that needs space which this node, or a majority of the others, lacks."""
+        short = self.space is not Space.PLENTY
+        if not short and any(peer.status & CRITICAL_BIT for peer in peers.values()):
+            full = sum(1 for node in replica.nodes.values() if node in peers and peers[node].status & CRITICAL_BIT)
+            short = 2 * full >= len(replica.nodes)
+        if short and request.group != META_GROUP and wire_grows(request.wire):
+            where = "this node's disk" if self.space is not Space.PLENTY else "the disks of most nodes"
+            raise NoSpace(f"{where} is nearly full: deletions and compactions are taken, other writes are not")
+
+    def refuses(self, message: Message) -> bool:
+        """Whether a leader's message is to be treated as lost."""
+        if self.space is not Space.CRITICAL or message.type != MessageType.APPEND:
+            return False
+        if not any(map(entry_grows, message.entries)):
+            return False
+        probe("append dropped for want of space")
+        return True
+
+
+def heir(replica: Replica, peers: Mapping[int, Peer]) -> int:
+    """A node whose disk is well, to hand a group that is led here to; 0: there is none."""
+    able = []
+    for other in replica.raft.configuration.voters:
+        peer = peers.get(node := replica.nodes.get(other, 0))
+        if peer is not None and peer.connected and not (peer.silent or peer.status):
+            able.append((replica.raft.membership.lag(other), node))
+    return min(able)[1] if able else 0
+
+
+def wire_grows(wire: bytes) -> bool:
+    """Whether an encoded command needs space."""
+    return _grows(command_kind(wire), wire[COMMAND_HEADER:])
+
+
+def entry_grows(entry: Entry) -> bool:
+    """Whether a log entry does; one of the meta group's is small, but isn't told from others here."""
+    if entry.kind != EntryKind.NORMAL:
+        return False
+    commands: list[Command] = decode_payload(entry.record, ENTRY_HEADER)[1]
+    return any(_grows(command.kind, command.body) for command in commands)
+
+
+def _grows(kind: int, body: bytes) -> bool:
+    if kind != Kind.TXN:
+        return kind in GROWING
+    try:
+        request = kv_pb2.TxnRequest.FromString(body)
+    except Exception:  # it will be refused at apply, and takes its own bytes in the log
+        return True
+    return any(o.WhichOneof("operation") == "put" for branch in (request.success, request.failure) for o in branch)

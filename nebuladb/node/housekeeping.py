@@ -1,0 +1,93 @@
+"""What a node does once a second: leaders to where they belong, and what it owes the meta group."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from nebuladb import __version__
+from nebuladb.env import probe
+from nebuladb.errors import NebulaError
+from nebuladb.ids import META_GROUP
+from nebuladb.kv.command import Command, Kind
+from nebuladb.node.balancer import Balancer
+from nebuladb.node.keyspaces import acknowledgement, unfinished_step
+from nebuladb.node.members import put_node
+from nebuladb.node.meta import founding_request
+from nebuladb.node.record import NodeState
+from nebuladb.raft import StateRole
+
+if TYPE_CHECKING:
+    from nebuladb.node.node import Node
+
+HOUSEKEEPING_MS: Final = 1_000
+FINISHING_MS: Final = 100
+"""Between two steps of a keyspace's creation or removal that nobody else seems to finish."""
+
+
+class Housekeeper:
+    """Of one process. What is refused, or lost, comes again."""
+
+    def __init__(self, node: Node, peer_address: str, client_address: str) -> None:
+        self._node = node
+        self._addresses = (peer_address, client_address)
+        self._balancer = Balancer(node.identity.node, node.host.now)
+        self._due = 0
+
+    def step(self) -> bool:
+        """Called once a tick; whether anything was looked at."""
+        node = self._node
+        if node.host.now < self._due:
+            return False
+        self._due = node.host.now + HOUSEKEEPING_MS
+        leaving = {one.node for one in node.meta.nodes.values() if one.state is NodeState.LEAVING}
+        for group, to in self._balancer.moves(node.host, leaving):
+            try:
+                node.host.transfer_leadership(group, to)
+            except NebulaError:
+                probe("move of leadership refused")
+        self._serve_meta()
+        return True
+
+    def _serve_meta(self) -> None:
+        """The founding entry, and keyspaces that are half made or dropped, if this node leads meta; its own addresses;
+        what it has destroyed."""
+        node = self._node
+        replica = node.host.replicas.get(META_GROUP)
+        if replica is None or len(replica.proposals):
+            return
+        leads = replica.raft.role is StateRole.LEADER
+        if node.meta.version == 0:
+            if leads:
+                self._request(founding_request(node.founding))
+            return
+        self._announce()
+        self.acknowledge()
+        step = unfinished_step(node.meta) if leads else None
+        if step is not None:
+            probe("keyspace finished by the leader of meta")
+            self._request(step)
+            self._due = node.host.now + FINISHING_MS
+
+    def _announce(self) -> None:
+        """Its own addresses and version, if meta has others."""
+        meta, identity = self._node.meta, self._node.identity
+        peer, client = self._addresses
+        known = meta.nodes.get(identity.node)
+        if known is None or not client:
+            return
+        record = known._replace(name=identity.name, peer_address=peer, client_address=client, version=__version__)
+        if known != record:
+            probe("address announced")
+            self._request(put_node(meta, record))
+
+    def acknowledge(self) -> None:
+        """Delete the orders that this node has carried out."""
+        done = self._node.reconciler.done(self._node.meta.removals)
+        if done:
+            self._request(acknowledgement(done))
+
+    def _request(self, transaction: bytes) -> None:
+        try:
+            self._node.request(Command(Kind.TXN, transaction))
+        except NebulaError:
+            probe("own request refused")

@@ -1,0 +1,317 @@
+"""Who belongs to the cluster: from the picture of meta to the next transaction, as pure functions (S14, S16, S17).
+
+An operator's wish is one transaction on a node's record: *joining*, *leaving*. What follows is `Planner`'s steps, asked
+for by the meta group's leader until there is none: replicas with fresh ids in descriptors for who joins, roles for who
+leaves, then *member* or *removed*. What descriptors say, the groups' leaders make true (`node.surgeon`).
+
+Each transaction compares the modification revisions of what it was planned from, as those of ``node.keyspaces`` do. So
+no id is issued twice, no name is given twice, and a step from an old picture changes nothing; whoever dies in between
+has lost nothing but time.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection
+from typing import Final
+
+from nebuladb.errors import ChangeRefused, InvalidArgument, Unavailable
+from nebuladb.ids import META_GROUP
+from nebuladb.kv.limits import MAX_TXN_OPERATIONS
+from nebuladb.node.identity import Founding
+from nebuladb.node.keyspaces import shard_key, transaction
+from nebuladb.node.meta import NODE_KEY, REPLICA_KEY, Meta, Removal, meta_shard
+from nebuladb.node.record import NodeRecord, NodeState, node_key
+from nebuladb.shard import Descriptor, KeyspaceState, Role
+from nebuladb.shard.membership import Standing, revision, wanted
+
+MAX_MEMBERS: Final = 64
+STEP_GROUPS: Final = 32
+"""Descriptors that one transaction changes."""
+_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_ADDRESS: Final = re.compile(r"[^\s/@,=]+:\d{1,5}")
+
+
+# --- what an operator wants
+
+
+def add_step(meta: Meta, name: str, peer: str, node: int, *, learner: bool = False) -> bytes | None:
+    """Issue id `node`, a fresh random one, to a new node; None: that was done before. Raises `ChangeRefused`."""
+    _check_name(meta, name)
+    known = find(meta, name)
+    if known is not None:
+        if known.state is NodeState.JOINING and (known.peer_address, known.learner) == (peer, learner):
+            return None
+        raise ChangeRefused(
+            f"there is a node {name!r} ({known.state}, peer address {known.peer_address}); choose another name, or "
+            f"remove it first: `nebula-cli member remove {name}`"
+        )
+    return _issue(meta, NodeRecord(node, name, peer, state=NodeState.JOINING, learner=learner))
+
+
+def replace_step(meta: Meta, old: str, name: str, peer: str, node: int) -> bytes | None:
+    """Issue id `node` to a node that shall take the place of `old` when it has started; None: that was done before."""
+    replaced = _existing(meta, old)
+    _check_name(meta, name)
+    known = find(meta, name)
+    if known is not None:
+        if known.state is NodeState.JOINING and (known.peer_address, known.replaces) == (peer, replaced.node):
+            return None
+        raise ChangeRefused(
+            f"there is a node {name!r} ({known.state}) already: the new node needs a name of its own, like {old}b"
+        )
+    if replaced.state is NodeState.JOINING and not replaced.claim:
+        raise ChangeRefused(f"node {old!r} was never started; remove it: `nebula-cli member remove {old}`")
+    if replaced.state is not NodeState.LEAVING:
+        _alone(meta, replaced)
+    taken = next((one for one in meta.nodes.values() if one.replaces == replaced.node), None)
+    if taken is not None:
+        raise ChangeRefused(f"node {taken.name!r} replaces {old!r} already; start it, or remove it first")
+    return _issue(meta, NodeRecord(node, name, peer, state=NodeState.JOINING, replaces=replaced.node))
+
+
+def promote_step(meta: Meta, name: str) -> bytes | None:
+    """Let a node that was added as a learner vote; None: it may. Raises `ChangeRefused`."""
+    record = _existing(meta, name)
+    if record.state is NodeState.LEAVING:
+        raise ChangeRefused(f"node {name!r} is leaving")
+    return put_node(meta, record._replace(learner=False)) if record.learner else None
+
+
+def remove_step(meta: Meta, founding: Founding, name: str, connected: Collection[int]) -> bytes | None:
+    """Begin to remove a node; None: that was done before. `connected`: the nodes that are there, so that no majority is
+    given away (S13). Raises `ChangeRefused`."""
+    record = find(meta, name)
+    if record is None and any(one.name == name for one in meta.removed.values()):
+        return None
+    record = _existing(meta, name)
+    if record.state is NodeState.LEAVING:
+        return None
+    if record.state is NodeState.JOINING and not record.claim:
+        return put_node(meta, record._replace(state=NodeState.REMOVED))
+    staying = [one for one in meta.nodes.values() if one.node != record.node and one.state is NodeState.MEMBER]
+    if not staying:
+        raise ChangeRefused(f"node {name!r} is the last member; a cluster has at least one. To end it, stop the node")
+    if record.state is NodeState.MEMBER:
+        _alone(meta, record)
+    for shard in descriptors(meta, founding):
+        voters = [node for replica, node in shard.replicas if shard.role(replica) is Role.VOTER and node != record.node]
+        dead = [node for node in voters if node not in connected]
+        if voters and len(dead) * 2 >= len(voters):
+            names = ", ".join(sorted(map(meta.name, dead)))
+            raise ChangeRefused(
+                f"without {name!r} no live majority would be left: {names} of {len(voters)} nodes not connected; "
+                "start those first, or replace the one that is dead"
+            )
+    return put_node(meta, record._replace(state=NodeState.LEAVING))
+
+
+# --- a node that starts with --join
+
+
+def claim_step(meta: Meta, name: str, peer: str, claim: int, node: int) -> bytes | None:
+    """Give the data directory that drew `claim` the id that was issued for `name`; None: it has it. A name that nobody
+    added is added, under id `node`, a fresh random one. Raises `ChangeRefused`, or `Unavailable` if it has to wait."""
+    _check_name(meta, name)
+    record = find(meta, name)
+    if record is None:
+        return _issue(meta, NodeRecord(node, name, peer, state=NodeState.JOINING, claim=claim))
+    if record.claim == claim:
+        return None
+    if record.claim or record.state is not NodeState.JOINING:
+        raise ChangeRefused(
+            f"node {name!r} (id {record.node:016x}) has joined with another data directory. A node that lost its data "
+            f"must not return under its old identity, because it forgot its votes: restore the directory, or run "
+            f"`nebula-cli member replace {name} NEWNAME --peer-address {peer}` and start that one"
+        )
+    compares = {record.key: meta.mod(record.key)}
+    changes: dict[bytes, bytes | None] = {record.key: record._replace(claim=claim, peer_address=peer).encode()}
+    old = meta.nodes.get(record.replaces)
+    if old is not None and old.state is not NodeState.LEAVING:
+        try:
+            _alone(meta, old)
+        except ChangeRefused as refused:
+            raise Unavailable(refused.message) from refused
+        compares[old.key] = meta.mod(old.key)
+        changes[old.key] = old._replace(state=NodeState.LEAVING).encode()
+    return transaction(compares, changes)
+
+
+# --- what follows from it
+
+
+class Planner:
+    """Of the meta group's leader: what follows from nodes' states. It remembers what it has looked at, so that
+    thousands of shards are not looked at again for each of them that changes."""
+
+    def __init__(self, founding: Founding) -> None:
+        self._founding = founding
+        self._right: dict[int, tuple[Descriptor, list[Standing]]] = {}
+        """Group → what was right the last time: a descriptor, for these nodes."""
+
+    def step(self, meta: Meta) -> bytes | None:
+        """The next transaction; None: everything is on its way, or done."""
+        orphans = [removal for removal in meta.removals if removal.node not in meta.nodes]
+        if orphans:
+            # Nobody is left to carry them out: the node is removed as a whole.
+            return transaction({}, dict.fromkeys(removal.key for removal in orphans[:MAX_TXN_OPERATIONS]))
+        moving = sorted(one for one in meta.nodes.values() if one.state is NodeState.LEAVING or is_joining(one))
+        if not moving:
+            self._right.clear()
+            return None
+        return self._replicas_step(meta) or _state_step(meta, self._founding, moving)
+
+    def _replicas_step(self, meta: Meta) -> bytes | None:
+        """Descriptors that say something else than `wanted`, some of them, with ids for what is new."""
+        compares: dict[bytes, int] = {}
+        changes: dict[bytes, bytes | None] = {}
+        issued = meta.next_replica
+        active = [Standing(one.node, votes=not one.learner) for _, one in sorted(meta.nodes.items()) if one.active]
+        for shard in descriptors(meta, self._founding):
+            own = shard.group == META_GROUP
+            standings = active + _lingering(meta, shard) if own else active
+            if self._right.get(shard.group) == (shard, standings):
+                continue
+            change = revision(shard, wanted(shard, standings, everywhere=own))
+            if not change:
+                self._right[shard.group] = shard, standings
+                continue
+            for replica, node, role in change.roles:
+                shard = shard.with_role(replica, node, role)
+            for node, role in change.added:
+                shard = shard.with_role(issued, node, role)
+                issued += 1
+            key = shard_key(shard.group)
+            compares[key], changes[key] = meta.mod(key), shard.encode()
+            if len(changes) == STEP_GROUPS:
+                break
+        if not changes:
+            return None
+        compares |= {record.key: meta.mod(record.key) for record in meta.nodes.values()}
+        if issued > meta.next_replica:
+            compares[REPLICA_KEY], changes[REPLICA_KEY] = meta.mod(REPLICA_KEY), b"%d" % issued
+        return transaction(compares, changes)
+
+
+def is_joining(record: NodeRecord) -> bool:
+    """Whether a node was started and isn't a member yet; a learner stays on that way until somebody promotes it."""
+    return record.state is NodeState.JOINING and record.claim != 0
+
+
+def _lingering(meta: Meta, own: Descriptor) -> list[Standing]:
+    """Who leaves keeps its replica of the meta group until it has no other: by meta it learns what to destroy."""
+    here = {node: own.role(replica) for replica, node in own.replicas}
+    return [
+        Standing(node, votes=here[node] is not Role.LEARNER)
+        for node, one in sorted(meta.nodes.items())
+        if one.state is NodeState.LEAVING and here.get(node, Role.LEAVING) is not Role.LEAVING and _holds(meta, node)
+    ]
+
+
+def _holds(meta: Meta, node: int) -> bool:
+    """Whether a shard has a replica there."""
+    return any(node == holder for shard in meta.shards.values() for _, holder in shard.replicas)
+
+
+def _state_step(meta: Meta, founding: Founding, moving: list[NodeRecord]) -> bytes | None:
+    """The first of `moving` that has come to the end of its way takes the last step."""
+    if any(keyspace.state is KeyspaceState.CREATING for keyspace in meta.keyspaces.values()):
+        return None  # its plan names nodes; what it makes of them is looked at first
+    for record in moving:
+        roles = [
+            shard.role(replica)
+            for shard in descriptors(meta, founding)
+            for replica, node in shard.replicas
+            if node == record.node
+        ]
+        if record.state is NodeState.LEAVING and not roles:
+            return put_node(meta, record._replace(state=NodeState.REMOVED))
+        if record.state is NodeState.JOINING and not record.learner and roles and Role.JOINING not in roles:
+            return put_node(meta, record._replace(state=NodeState.MEMBER, replaces=0))
+    return None
+
+
+def report(meta: Meta, founding: Founding, found: Descriptor) -> bytes:
+    """A group's leader says what has come true: `found` takes the descriptor's place, and each replica that isn't in it
+    any more is to be destroyed where it is (S17). The meta group's own are not: without it their nodes are removed."""
+    key = shard_key(found.group)
+    changes: dict[bytes, bytes | None] = {key: found.encode()}
+    before = next(shard for shard in descriptors(meta, founding) if shard.group == found.group)
+    for replica, node in before.replicas:
+        if replica not in dict(found.replicas) and found.group != META_GROUP:
+            removal = Removal(found.group, replica, node)
+            changes[removal.key] = removal.encode()
+    return transaction({key: meta.mod(key)}, changes)
+
+
+def descriptors(meta: Meta, founding: Founding) -> list[Descriptor]:
+    """All groups', the meta group's first."""
+    return [own_descriptor(meta, founding), *(shard for _, shard in sorted(meta.shards.items()))]
+
+
+def own_descriptor(meta: Meta, founding: Founding) -> Descriptor:
+    """The meta group's."""
+    return meta.own or meta_shard(founding)
+
+
+def find(meta: Meta, name: str) -> NodeRecord | None:
+    """The node of this name that is no former one."""
+    return next((record for record in meta.nodes.values() if record.name == name), None)
+
+
+def _existing(meta: Meta, name: str) -> NodeRecord:
+    record = find(meta, name)
+    if record is None:
+        raise ChangeRefused(f"there is no node {name!r}; `nebula-cli member list` shows those there are")
+    return record
+
+
+def _check_name(meta: Meta, name: str) -> None:
+    if not _NAME.fullmatch(name):
+        raise InvalidArgument(f"{name!r} is no node's name: up to 64 letters, digits, dots, dashes and underscores")
+    if not meta.version:
+        raise Unavailable("this node does not know the cluster yet; try again")
+
+
+def _alone(meta: Meta, record: NodeRecord) -> None:
+    """One change at a time: of two that lose a node each, a group of three would not survive the first failure."""
+    for other in sorted(meta.nodes.values()):
+        if other.node != record.node and (
+            other.state is NodeState.LEAVING or (is_joining(other) and not other.learner)
+        ):
+            raise ChangeRefused(
+                f"another change is under way: node {other.name!r} is {other.state}; wait until `nebula-cli member "
+                f"list` shows that it has come to its end, or remove {other.name!r} if it is the one that is dead"
+            )
+
+
+def _issue(meta: Meta, record: NodeRecord) -> bytes:
+    """A new node's record."""
+    if not _ADDRESS.fullmatch(record.peer_address):
+        raise InvalidArgument(f"{record.peer_address!r} is no peer address: give HOST:PORT, as other nodes reach it")
+    if len(meta.nodes) >= MAX_MEMBERS:
+        raise ChangeRefused(f"a cluster has at most {MAX_MEMBERS} nodes; remove one first")
+    for other in meta.nodes.values():
+        if other.peer_address == record.peer_address and other.node != record.replaces:
+            raise ChangeRefused(
+                f"node {other.name!r} has the peer address {record.peer_address}; give the new node's own"
+            )
+    count = meta.mod(NODE_KEY)
+    return transaction(
+        {NODE_KEY: count, record.key: 0},
+        {NODE_KEY: b"%d" % (meta.issued_nodes + 1), record.key: record.encode()},
+    )
+
+
+def put_node(meta: Meta, record: NodeRecord) -> bytes:
+    """The transaction that changes a node's record from what it is in `meta`."""
+    key = node_key(record.node)
+    return transaction({key: meta.mod(key)}, {key: record.encode()})
+
+
+def removed_text(name: str) -> str:
+    """What a node is told that is no member any more."""
+    return (
+        f"node {name!r} was removed from its cluster and must not come back as it is; to use the machine again, empty "
+        f"the data directory, run `nebula-cli member add {name}` and start it with --join"
+    )

@@ -1,0 +1,86 @@
+"""What a replica starts from: its log, its registry row and its data, and what is to be said if one of them is gone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from nebuladb.env import probe
+from nebuladb.errors import Corruption
+from nebuladb.ids import Generation, GroupId, NodeId
+from nebuladb.kv.cache import RecordShare
+from nebuladb.kv.store import Store
+from nebuladb.node.registry import GroupState, RegistryRow
+from nebuladb.node.replica import Start
+from nebuladb.raft import Configuration
+from nebuladb.storage.engine import Engine
+from nebuladb.storage.log import LogStore
+from nebuladb.storage.log_reader import GroupLog
+from nebuladb.storage.memory import MemoryEngine
+
+Leases = Sequence[tuple[int, int, int]]
+"""(lease, expires, renewal)"""
+
+
+def open_replica(
+    group: int, row: RegistryRow, log: LogStore, data: Engine, node: int, records: RecordShare
+) -> tuple[Start, Store]:
+    """The start of `row`'s replica, and its store. Without data behind the log the start is `lost`, and the store
+    empty, in memory: the node gets a snapshot instead (S5, S15)."""
+    name = GroupId(group)
+    reader = log.reader(name)
+    found = None
+    if row.state != GroupState.INSTALLING:
+        try:
+            found = _open_store(name, row, reader, data, node, records)
+        except Corruption:
+            probe("data damaged at the start")
+    store, leases = found or (_stand_in(name, reader, row, node), ())
+    # The configuration stands with the data and in the registry; the one of the higher index holds (S4, S30).
+    newer = found is not None and store.index >= row.configuration_index
+    start = Start(
+        group=group,
+        replica=row.replica,
+        generation=row.generation,
+        nodes=dict(row.nodes),
+        configuration=Configuration.decode(store.configuration) if newer else row.configuration,
+        configuration_index=store.index if newer else row.configuration_index,
+        hard_state=log.hard_state(name),
+        log=reader,
+        applied=store.index,
+        durably_applied=store.index,
+        clock=store.clock,
+        leases=leases,
+        lost=found is None,
+    )
+    return start, store
+
+
+def _open_store(
+    group: GroupId, row: RegistryRow, log: GroupLog, data: Engine, node: int, records: RecordShare
+) -> tuple[Store, Leases] | None:
+    """The store that the log can go on from, and its leases; None: there is none (any more). Raises `Corruption`."""
+    generation = Generation(row.generation)
+    if not Store.exists(data, group, generation):
+        # The first rows of the data are written without WAL, after the registry row: a crash may have lost them, and
+        # they are the same on every replica. Later data can't be made up.
+        if log.start() != row.initial:
+            probe("data lost")
+            return None
+        index, term = row.initial
+        # Perhaps of a later index; it is not in force before the entry that brings it is applied again, and until then
+        # the replica neither campaigns nor leads (S4).
+        configuration = row.configuration.encode()
+        Store.initialise(data, group, generation, index=index, term=term, configuration=configuration)
+    store = Store(data, group, generation, NodeId(node), records=records)
+    if store.index < log.start()[0]:
+        probe("data older than the log")
+        store.close()
+        return None
+    return store, [(lease.id, lease.expires, lease.renewal) for lease in store.leases()]
+
+
+def _stand_in(group: GroupId, log: GroupLog, row: RegistryRow, node: int) -> Store:
+    """An empty store at the log's start, which nobody is served from (`Replica.serves_from`)."""
+    engine, (index, term), generation = MemoryEngine(wal=False), log.start(), Generation(row.generation)
+    Store.initialise(engine, group, generation, index=index, term=term, configuration=row.configuration.encode())
+    return Store(engine, group, generation, NodeId(node))

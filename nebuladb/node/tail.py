@@ -1,0 +1,124 @@
+"""How much of a log is kept, and for whom: the slow-follower rule.
+
+What every replica has is cut. A replica that isn't heard from holds the log back by a tail of bounded length only, and
+one that lives, but lags, by `LAG_TAILS` tails; behind that a snapshot helps it, and costs less than the log would. A
+snapshot that is on its way holds what follows its index, or it would be useless when it is in.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from nebuladb.raft import Entry, StateRole
+from nebuladb.raft.progress import Progress
+
+if TYPE_CHECKING:
+    from nebuladb.node.replica import Replica
+
+KEEP_ENTRIES: Final = 100_000
+"""Some minutes of a busy shard, whose entries carry many commands each."""
+KEEP_BYTES: Final = 64 << 20
+"""What a node that restarts in half a minute has missed at 2 MiB a second. In bytes of entry records, for each shard
+and replica that is away."""
+CUT_ENTRIES: Final = 4_096
+"""Entries by which the log may exceed what is kept before it is cut: a cut is a range tombstone."""
+CUT_BYTES: Final = 16 << 20
+"""Or so many bytes."""
+LAG_TAILS: Final = 8
+STRIDE: Final = 256
+"""Entries, or `STRIDE_BYTES`, between two places whose distance in bytes is known."""
+STRIDE_BYTES: Final = 64 << 10
+
+
+class TailLimits(NamedTuple):
+    """What an operator may set, and tests make small."""
+
+    entries: int = KEEP_ENTRIES
+    size: int = KEEP_BYTES
+    cut_entries: int = CUT_ENTRIES
+    cut_size: int = CUT_BYTES
+
+
+class LogTail:
+    """Where in one replica's log so many bytes lie. Entries from before the process started count as no bytes; their
+    number is known. Invariant: `_marks` ascend in both."""
+
+    __slots__ = ("_last", "_marks", "_size")
+
+    def __init__(self, last: int) -> None:
+        self._last = last
+        self._size = 0
+        self._marks: list[tuple[int, int]] = [(last, 0)]
+        """(index, bytes up to it since the process started)"""
+
+    def appended(self, entries: list[Entry]) -> None:
+        """`entries` were handed to the log; they replace what was at and behind their first index."""
+        marks = self._marks
+        first = entries[0].index
+        if first <= self._last:
+            while len(marks) > 1 and marks[-1][0] >= first:
+                marks.pop()
+            if marks[-1][0] >= first:
+                marks[-1] = (first - 1, marks[-1][1])
+            self._size = marks[-1][1]
+        for entry in entries:
+            self._size += len(entry.record)
+        self._last = entries[-1].index
+        if self._last - marks[-1][0] >= STRIDE or self._size - marks[-1][1] >= STRIDE_BYTES:
+            marks.append((self._last, self._size))
+
+    def size_up_to(self, index: int) -> int:
+        """Bytes up to `index`, about, on a scale of its own."""
+        if index >= self._last:
+            return self._size
+        place = bisect_right(self._marks, index, key=lambda mark: mark[0]) - 1
+        return self._marks[max(place, 0)][1]
+
+    def cut(self, index: int) -> None:
+        """The log starts behind `index` now."""
+        place = bisect_right(self._marks, index, key=lambda mark: mark[0]) - 1
+        if place > 0:
+            del self._marks[:place]
+
+    def behind(self, entries: int, size: int) -> int:
+        """The index after which there are `entries` entries, or at least `size` bytes, about; the higher of both."""
+        wanted = self._size - size
+        place = bisect_right(self._marks, wanted, key=lambda mark: mark[1]) - 1
+        by_size = self._marks[place][0] if wanted > 0 and place >= 0 else 0
+        return max(self._last - entries, by_size, 0)
+
+
+def cut_index(replica: Replica, limits: TailLimits, held: Mapping[int, int]) -> int:
+    """Where `replica` may cut its log now, or 0: not enough is to be gained. On a leader this decides first what is
+    kept for whom. `held`: replica → index of the snapshot that is on its way there."""
+    raft, tail = replica.raft, replica.tail
+    if raft.role is StateRole.LEADER:
+        raft.release(_needed(tail, limits, raft.membership.peers(), held))
+    index, start = min(replica.durably_applied, raft.floor), replica.log_start
+    gain = tail.size_up_to(index) - tail.size_up_to(start)
+    return index if index > start and (index - start >= limits.cut_entries or gain >= limits.cut_size) else 0
+
+
+def wants_flush(replica: Replica, limits: TailLimits) -> bool:
+    """Whether the log is longer than anyone needs, and only the data's flush lets it be cut."""
+    raft, tail, start = replica.raft, replica.tail, replica.durably_applied
+    loose = min(raft.floor, replica.applied)
+    if loose <= start:
+        return False
+    gain = tail.size_up_to(loose) - tail.size_up_to(start)
+    return loose - start >= limits.entries or gain >= limits.size
+
+
+def _needed(tail: LogTail, limits: TailLimits, peers: Iterable[tuple[int, Progress]], held: Mapping[int, int]) -> int:
+    """The log behind this index is kept for one of `peers` (by replica id) or another."""
+    short = tail.behind(limits.entries, limits.size)
+    long = tail.behind(limits.entries * LAG_TAILS, limits.size * LAG_TAILS)
+    lowest = 1 << 63
+    for replica, progress in peers:
+        index = held.get(replica)
+        if index is None:
+            index = max(progress.match, long if progress.lives else short)
+        lowest = min(lowest, index)
+    return lowest

@@ -1,0 +1,130 @@
+"""What a node does for its shards once a second, of its own accord."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from nebuladb.env import probe
+from nebuladb.errors import NebulaError
+from nebuladb.kv.command import Command, Kind
+from nebuladb.node.alarms import Alarm, AlarmKind
+from nebuladb.node.consistency import Consistency, Verdict, hash_messages
+from nebuladb.node.disk import Space, heir
+from nebuladb.node.options import NodeOptions
+from nebuladb.node.retention import Compactor
+from nebuladb.pb.nebula.v1 import kv_pb2
+from nebuladb.raft import StateRole
+
+if TYPE_CHECKING:
+    from nebuladb.node.node import Node
+
+REQUEST_MS: Final = 5_000
+"""Deadline of a proposal; what is still wanted then is proposed again."""
+
+
+class Upkeep:
+    """Of one process; `step` is called with the node's housekeeping."""
+
+    def __init__(self, node: Node, options: NodeOptions) -> None:
+        self._node = node
+        self._compactor = Compactor(options.retention, node.host.now)
+        self._stall = options.stall
+        self._consistency = Consistency(options.check, node.host.now)
+
+    def step(self) -> None:
+        """Propose what is due, and lead nothing while the disk is full or hangs."""
+        node = self._node
+        self._look_at_disk()
+        now = node.host.now
+        for group, revision in self._compactor.due(node.host, node.groups, node.meta.shards, now):
+            probe("history compacted by rule")
+            self._propose(group, Command(Kind.COMPACT, kv_pb2.CompactRequest(revision=revision).SerializeToString()))
+        for group in self._consistency.due(node.host, now):
+            self._propose(group, Command(Kind.HASH, b""))
+        for verdict in self._consistency.late(now):
+            self._judged(verdict)
+
+    def space(self, space: Space, text: str) -> None:
+        """There is so much room on the disk now; `text` says how much, for the alarm."""
+        node = self._node
+        node.host.disk.space = space
+        if space is Space.PLENTY:
+            node.alarms_now.cleared(AlarmKind.NO_SPACE)
+        else:
+            node.alarms_now.raised(Alarm(AlarmKind.NO_SPACE, f"{self._name(node.identity.node)}: {text}"))
+            self._give_away()
+
+    def _look_at_disk(self) -> None:
+        node, disk = self._node, self._node.host.disk
+        before = disk.stalled
+        disk.stalled = bool(self._stall) and node.host.disk.sync_age >= self._stall
+        if disk.stalled:
+            text = f"{self._name(node.identity.node)}: the log's disk has not answered for {self._stall} ms or more"
+            node.alarms_now.raised(Alarm(AlarmKind.STALLED, text))
+        elif before:
+            node.alarms_now.cleared(AlarmKind.STALLED)
+        if disk.status:
+            self._give_away()
+
+    def _give_away(self) -> None:
+        """Every group to a node that is well. While the disk hangs nothing can be said that waits for it (S3), the word
+        to the successor included: then we let go, and the others, whom our frames tell, elect one of them."""
+        host = self._node.host
+        for group, replica in host.replicas.items():
+            if replica.raft.role is not StateRole.LEADER or not (node := heir(replica, host.peers)):
+                continue
+            probe("leadership given away for the disk's sake")
+            try:
+                if host.disk.stalled:
+                    host.step_down(group)
+                else:
+                    host.transfer_leadership(group, node)
+            except NebulaError:
+                probe("leadership not given away")
+
+    def hashed(self, group: int, index: int, digest: bytes) -> None:
+        """This node has hashed its state of `group`."""
+        replica = self._node.host.replicas.get(group)
+        if replica is not None:
+            self._node.host.send(hash_messages(replica, index, digest))
+            self.reported(group, replica.id, index, digest)
+
+    def reported(self, group: int, replica: int, index: int, digest: bytes) -> None:
+        """A replica, ours or another's, has hashed its state of `group`."""
+        mine = self._node.host.replicas.get(group)
+        if mine is None:
+            self._consistency.forget(group)
+            return
+        verdict = self._consistency.report(group, mine.nodes, replica, index, digest, self._node.host.now)
+        if verdict is not None:
+            self._judged(verdict)
+
+    def _judged(self, verdict: Verdict) -> None:
+        """Raise the alarm, or clear it where all replicas are the same again."""
+        node, group = self._node, verdict.group
+        if not verdict.deviating:
+            node.alarms_now.cleared(AlarmKind.INCONSISTENT, group)
+            return
+        shard = node.meta.shards.get(group)
+        what = f"shard {group} of keyspace {shard.keyspace!r}" if shard else f"group {group}"
+        replicas = node.host.replicas[group].nodes if group in node.host.replicas else {}
+        nodes = {replicas.get(replica, 0): replica for replica in verdict.deviating}
+        names = [self._name(one) for one in nodes]
+        where = f"at log index {verdict.index}"
+        if not verdict.certain:
+            text = f"{what}: the data on {', '.join(names)} is not the same {where}; which is right can't be told"
+            node.alarms_now.raised(Alarm(AlarmKind.INCONSISTENT, text, group))
+            return
+        for one, name in zip(nodes, names, strict=True):
+            text = f"{what}: the data on {name} differs from the other nodes' {where}; replace that node"
+            node.alarms_now.raised(Alarm(AlarmKind.INCONSISTENT, text, group, one))
+
+    def _name(self, node: int) -> str:
+        record = self._node.meta.nodes.get(node)
+        return record.name if record else f"node {node:016x}"
+
+    def _propose(self, group: int, command: Command) -> None:
+        try:
+            self._node.submit(group, command, self._node.host.now + REQUEST_MS)
+        except NebulaError:
+            probe("upkeep refused")

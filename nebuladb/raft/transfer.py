@@ -1,0 +1,49 @@
+"""Handing leadership to a chosen voter (thesis §3.10)."""
+
+from __future__ import annotations
+
+from nebuladb.env import probe
+from nebuladb.errors import InvalidArgument
+from nebuladb.raft.log import RaftLog
+from nebuladb.raft.message import Message, MessageType
+from nebuladb.raft.outbox import Outbox
+from nebuladb.raft.replication import Replication
+from nebuladb.raft.state import State
+
+
+class Transfer:
+    """A leader's: while `to` is not 0, nothing is proposed, so that the successor's log can become as long as ours."""
+
+    __slots__ = ("_log", "_outbox", "_replication", "_state", "to")
+
+    def __init__(self, state: State, log: RaftLog, outbox: Outbox, replication: Replication) -> None:
+        self._state = state
+        self._log = log
+        self._outbox = outbox
+        self._replication = replication
+        self.to = 0
+        """The successor, if there is to be one."""
+
+    def begin(self, to: int) -> None:
+        """Make `to` the successor. Raises `InvalidArgument` if it can't lead."""
+        if to == self._state.replica or not self._replication.tracker.votes(to):
+            raise InvalidArgument(f"replica {to} is not another voter of the group")
+        self.to = to
+        self.hand_over()
+
+    def give_up(self) -> None:
+        """It took too long: lead on."""
+        if self.to:
+            probe("leadership transfer given up")
+            self.to = 0
+
+    def reconfigured(self) -> None:
+        """Other replicas vote now."""
+        if self.to and not self._replication.tracker.votes(self.to):
+            self.to = 0
+
+    def hand_over(self) -> None:
+        """Tell the successor to campaign at once, if there is one and it has our whole log."""
+        state, to = self._state, self.to
+        if to and self._replication.tracker.match(to) == self._log.last:
+            self._outbox.send(Message(MessageType.TIMEOUT_NOW, state.replica, to, state.term))

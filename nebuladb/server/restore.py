@@ -1,0 +1,118 @@
+"""A data directory made from a backup: one node of a new cluster, as if it had been stopped a moment ago.
+
+Every node of the new cluster is restored by itself, from the same files and the same `--initial-cluster` (``site``).
+The cluster is another one than the one that was backed up: its nodes must not talk to that one's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import NamedTuple
+
+from nebuladb.errors import ConfigurationError, Corruption
+from nebuladb.ids import GroupId
+from nebuladb.kv.importer import Importer, Target
+from nebuladb.kv.increment import IncrementTarget
+from nebuladb.kv.store import Store
+from nebuladb.node.backup import BackupReader, Manifest, ShardPart, compare
+from nebuladb.node.identity import Founder, Founding, Identity
+from nebuladb.server.site import FIRST_GENERATION, Site, derived_id
+from nebuladb.storage.engine import Engine
+from nebuladb.storage.files import sync_directory, write_durably
+from nebuladb.storage.log import LogStore
+from nebuladb.storage.rocks import RocksEngine
+
+Progress = Callable[[int], None]
+
+
+class Wanted(NamedTuple):
+    """The node that a backup shall become."""
+
+    name: str
+    members: Mapping[str, str]
+    """Name → peer address of all nodes of the new cluster, this one among them."""
+    token: str = ""
+    """Another one makes another cluster of the same backup and the same nodes."""
+    bump: int = 0
+    """Every shard's revision rises by so much, so that whoever remembers one from the old cluster never sees it again
+    with other data."""
+    mark_compacted: bool = False
+    """What is up to the new revision counts as compacted: watches from the old cluster are canceled, not continued."""
+
+
+def restore(
+    files: Sequence[Path], directory: Path, wanted: Wanted, progress: Progress = lambda size: None
+) -> list[ShardPart]:
+    """Make `directory`, which must not hold a node, from a backup and those that build on it, in this order.
+
+    Returns the shards as they are then. Raises `ConfigurationError`, `Corruption` or `StoreError`; the directory has no
+    identity then, so no node starts from it: empty it before another try.
+    """
+    if wanted.name not in wanted.members:
+        raise ConfigurationError(f"name: {wanted.name!r} is not one of the nodes {', '.join(wanted.members)}")
+    if directory.exists() and any(directory.iterdir()):
+        raise ConfigurationError(f"data-dir: {directory} is not empty")
+    directory.mkdir(parents=True, exist_ok=True)
+    with ExitStack() as stack:
+        data = RocksEngine.open_data(directory / "data")
+        stack.callback(data.close)
+        manifest, parts, name = _import(files, data, progress)
+        cluster = derived_id(name, wanted.token, *(f"{node}={at}" for node, at in sorted(wanted.members.items())))
+        founders = (Founder(node, derived_id(f"{cluster:x}", node), at) for node, at in sorted(wanted.members.items()))
+        founding = Founding(cluster, tuple(founders))
+        node = founding.node_of(wanted.name)
+        site = Site(data, founding)
+        shards = site.placed([part.descriptor for part in parts])
+        for shard in shards:
+            site.enter(shard, bump=wanted.bump, mark_compacted=wanted.mark_compacted)
+        site.write_meta(manifest.keyspaces, shards)
+        log = LogStore(RocksEngine.open_log(directory / "raft"))
+        stack.callback(log.close)
+        site.write_log(log, shards, node)
+        data.flush()
+        log.sync()
+        states = [site.state(shard.group) for shard in shards]
+    write_durably(directory / "founding.json", founding.encode())
+    # Last: a directory without it is nobody's.
+    write_durably(directory / "identity.json", Identity(node, wanted.name, cluster).encode())
+    sync_directory(directory.parent)
+    return [
+        ShardPart(shard, state.index, state.revision, state.floor, state.keys, state.size)
+        for shard, state in zip(shards, states, strict=True)
+    ]
+
+
+def _import(files: Sequence[Path], data: Engine, progress: Progress) -> tuple[Manifest, list[ShardPart], str]:
+    """The rows of all files, each file on top of the one before; what the last one says, and its name."""
+    before, held = "", dict[int, int]()
+    for path in files:
+        with path.open("rb") as file:
+            reader = BackupReader(file, progress)
+            if reader.manifest.since not in ("", before):
+                raise Corruption(f"{path.name} doesn't build on the file before it; name all, the oldest first")
+            parts = []
+            for part, chunks in reader.shards():
+                group = GroupId(part.descriptor.group)
+                importer = Importer(_target(data, part, held.get(group, 0), path), group, FIRST_GENERATION)
+                for chunk in chunks:
+                    importer.feed(chunk)
+                compare(part, importer)
+                parts.append(part)
+        for gone in sorted(held.keys() - {part.descriptor.group for part in parts}):
+            Store.destroy(data, GroupId(gone), FIRST_GENERATION)
+        held = {part.descriptor.group: part.revision for part in parts}
+        before = reader.name
+    return reader.manifest, parts, before
+
+
+def _target(data: Engine, part: ShardPart, held: int, path: Path) -> Target:
+    """Where a shard's rows go: to nothing, or on top of what an earlier file brought."""
+    group = GroupId(part.descriptor.group)
+    if not part.after:
+        Store.destroy(data, group, FIRST_GENERATION)
+        return data
+    if held != part.after:
+        raise Corruption(f"{path.name} builds on revision {part.after} of shard {group}; there is {held}")
+    return IncrementTarget(data, group, FIRST_GENERATION)

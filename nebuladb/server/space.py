@@ -1,0 +1,165 @@
+"""The room on the data directory's disk: a watermark, and a ballast file that is given up at need (S33)."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import re
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Final, NamedTuple, NoReturn
+
+import structlog
+
+from nebuladb.errors import ConfigurationError
+from nebuladb.node.disk import Space
+
+LOOK_SECONDS: Final = 0.25
+"""A disk of 200 MB/s fills up by 50 MB in between; the watermark is far above."""
+BALLAST_FILE: Final = "ballast"
+SIZES: Final[Mapping[str, int]] = {"B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
+_AMOUNT: Final = re.compile(r"(\d{1,15}) ?([KMG]iB|B)|(\d{1,2}(?:\.\d{1,3})?)%|0")
+
+
+class Amount(NamedTuple):
+    """A part of a whole, and at most or (`part` 0) exactly so many bytes."""
+
+    part: float
+    size: int
+
+    def of(self, whole: int) -> int:
+        """Bytes."""
+        return min(int(whole * self.part), self.size) if self.part else self.size
+
+
+AUTO_LOW: Final = Amount(0.05, 1 << 30)
+AUTO_BALLAST: Final = Amount(0.25, 64 << 20)
+"""Of the watermark."""
+
+
+def amount(text: str, auto: Amount) -> Amount:
+    """``2GiB``, ``5%``, ``0`` or ``auto``. Raises `ConfigurationError`."""
+    if text == "auto":
+        return auto
+    match = _AMOUNT.fullmatch(text)
+    if match is None:
+        raise ConfigurationError(f"{text!r} is no amount of space; write a size like 2GiB, a part like 5%, 0 or auto")
+    if match[3]:
+        return Amount(float(match[3]) / 100, 1 << 62)
+    return Amount(0, int(match[1] or 0) * SIZES[match[2] or "B"])
+
+
+class Reserves(NamedTuple):
+    """What is kept free. `low`: of the disk; `ballast`: of that."""
+
+    low: Amount
+    ballast: Amount
+
+
+class Room(NamedTuple):
+    """Bytes of the disk, and those that are free for us."""
+
+    total: int
+    free: int
+
+
+def room_of(directory: Path) -> Room:
+    """Ask the operating system; blocks on a disk that hangs. Raises `OSError`."""
+    found = os.statvfs(directory)
+    return Room(found.f_blocks * found.f_frsize, found.f_bavail * found.f_frsize)
+
+
+class SpaceWatch:
+    """Looks at the room there is, and tells when that has come to mean something else.
+
+    Down at `low` and at half of it, up again a quarter of `low` above `low`: a node that deletes and compacts around
+    the mark must not change its mind all the time. The ballast goes before it is critical, and is made again only where
+    that leaves plenty.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        reserves: Reserves,
+        tell: Callable[[Space, str], None],
+        room: Callable[[Path], Room] = room_of,
+    ) -> None:
+        self._directory = directory
+        self._reserves = reserves
+        self._tell = tell
+        self._room = room
+        self._ballast = directory / BALLAST_FILE
+        self._log = structlog.get_logger("space")
+        self.space = Space.PLENTY
+
+    async def run(self) -> None:
+        """Look for ever; `tell` is called in the loop."""
+        while True:
+            space, text = await asyncio.to_thread(self.look)
+            if space is not self.space:
+                self.space = space
+                if space is Space.PLENTY:  # the alarm says the rest
+                    self._log.info("there is room on the disk again")
+                self._tell(space, text)
+            await asyncio.sleep(LOOK_SECONDS)
+
+    def look(self) -> tuple[Space, str]:
+        """One look, with what that demands of the ballast. Blocks."""
+        room = self._room(self._directory)
+        low = self._reserves.low.of(room.total)
+        ballast = self._reserves.ballast.of(low)
+        if room.free < low // 2 + ballast // 2 and self._ballast.exists():
+            self._log.warning("ballast given up", free=room.free)
+            self._ballast.unlink()
+            room = self._room(self._directory)
+        elif ballast and not self._ballast.exists() and room.free - ballast >= low + low // 4:
+            self._lay_in(ballast)
+            room = self._room(self._directory)
+        space = self._judge(room.free, low)
+        return space, (
+            f"{room.free >> 20} MiB of {room.total >> 20} are free on the disk of {self._directory}, less than "
+            f"{low >> 20}: read-only; make room, or delete and compact"
+        )
+
+    def _judge(self, free: int, low: int) -> Space:
+        calm = low // 4
+        if free < low // 2 or (self.space is Space.CRITICAL and free < low // 2 + calm // 2):
+            return Space.CRITICAL
+        if free < low or (self.space is not Space.PLENTY and free < low + calm):
+            return Space.LOW
+        return Space.PLENTY
+
+    def _lay_in(self, size: int) -> None:
+        """Make the ballast, really on the disk; without room for it, do without."""
+        draft = self._ballast.with_suffix(".tmp")
+        try:
+            with draft.open("wb") as file:
+                os.posix_fallocate(file.fileno(), 0, size)
+            draft.replace(self._ballast)
+        except OSError as error:
+            self._log.warning("no ballast", error=str(error))
+            with contextlib.suppress(OSError):
+                draft.unlink()
+
+
+def wait_and_restart(directory: Path, reserves: Reserves) -> NoReturn:
+    """Wait until there is room again, and become a new process of the same command line: after a failed append
+    RocksDB's writer stays broken, whatever room comes. A signal ends the waiting, and the process."""
+    log = structlog.get_logger("space")
+    log.error("the disk is full: waiting for room, then starting again", directory=str(directory))
+    while not has_room(directory, reserves):
+        time.sleep(LOOK_SECONDS)
+    log.warning("there is room again: starting again")
+    time.sleep(LOOK_SECONDS)  # the log's writer is a thread, which the new process doesn't inherit
+    os.execv(sys.executable, sys.orig_argv)
+
+
+def has_room(directory: Path, reserves: Reserves) -> bool:
+    """Whether a node that met the end of its disk may start again. The ballast, if it is still there, is given up."""
+    with contextlib.suppress(OSError):
+        (directory / BALLAST_FILE).unlink()
+    room = room_of(directory)
+    return room.free >= reserves.low.of(room.total)

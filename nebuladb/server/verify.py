@@ -1,0 +1,207 @@
+"""`nebulad verify`: a data directory that no node runs on, checked from the documents down to the rows.
+
+It writes nothing but the lock file. A log that would be opened behind a torn end is sound: what lies after it was
+promised to nobody (S34).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Final, NamedTuple
+
+from nebuladb.errors import IdentityError, NebulaError
+from nebuladb.ids import BatchId, Generation, GroupId
+from nebuladb.kv.rows import Keys
+from nebuladb.kv.state import State
+from nebuladb.kv.store import Store
+from nebuladb.kv.verify import verify_rows
+from nebuladb.node.identity import Founding, Identity
+from nebuladb.node.registry import GroupState, RegistryRow
+from nebuladb.storage.lock import DirectoryLock
+from nebuladb.storage.log import LogStore
+from nebuladb.storage.log_keys import STAMP_KEY, decode_stamp
+from nebuladb.storage.rocks import RocksEngine, peek
+from nebuladb.storage.wal import find_hole, highest_flushed, wal_files
+
+MAX_PROBLEMS: Final = 20
+"""Told of one shard; there are more where there are so many."""
+LOST: Final = (
+    "this node must not take part as it is: put a new member with an empty directory in its place, `nebula-cli member "
+    "replace`"
+)
+REBUILT: Final = (
+    "the log is whole, so the node keeps its vote: move data/ away and let it catch up, or replace the member"
+)
+
+
+class Finding(NamedTuple):
+    """What was looked at, and what is wrong with it."""
+
+    part: str
+    problem: str = ""
+    """Empty: it is sound."""
+    advice: str = ""
+
+
+def verify(path: Path) -> Iterator[Finding]:
+    """Check the directory `path`. Raises `IdentityError` if a node runs on it or it holds none."""
+    if not (path / "identity.json").exists() and not (path / "raft").exists():
+        raise IdentityError(f"{path} is no data directory: it has neither identity.json nor raft/")
+    lock = DirectoryLock(path)
+    try:
+        yield from _documents(path)
+        yield from _databases(path)
+    finally:
+        lock.release()
+
+
+def _documents(path: Path) -> Iterator[Finding]:
+    clusters: dict[str, int] = {}
+    readers: dict[str, Callable[[bytes], int]] = {
+        "identity.json": lambda data: Identity.decode(data).cluster,
+        "founding.json": lambda data: Founding.decode(data).cluster,
+    }
+    for name, read in readers.items():
+        file = path / name
+        if not file.exists():
+            if name == "identity.json":
+                yield Finding(
+                    name, "it is missing", "restore it from a backup of this very directory; else replace the member"
+                )
+            continue
+        try:
+            clusters[name] = read(file.read_bytes())
+        except (NebulaError, OSError, ValueError, KeyError, json.JSONDecodeError) as error:
+            text = error.message if isinstance(error, NebulaError) else str(error)
+            yield Finding(name, text, "restore it from a backup of this very directory; else replace the member")
+            continue
+        yield Finding(name)
+    known = {cluster for cluster in clusters.values() if cluster}
+    if len(known) > 1:
+        yield Finding(
+            "documents", f"they name several clusters: {sorted(map(hex, known))}", "one directory, one cluster"
+        )
+
+
+def _databases(path: Path) -> Iterator[Finding]:
+    if not (path / "raft").exists():
+        yield Finding("raft", "the log's database is missing", LOST)
+        return
+    wal = _wal(path / "raft")
+    yield wal
+    engine = None
+    try:
+        engine = RocksEngine.inspect(path / "raft")
+        log = LogStore(engine)
+        rows = {int(group): RegistryRow.decode(row) for group, row in log.registry().items()}
+    except NebulaError as error:
+        yield Finding("raft", error.message, LOST)
+        if engine is not None:
+            engine.close()
+        return
+    yield Finding(f"raft: {len(log.groups())} logs, {len(rows)} rows in the registry")
+    try:
+        yield from _data(path / "data", log, rows)
+    finally:
+        engine.close()
+
+
+def _wal(path: Path) -> Finding:
+    """What an opening of the log would lose, and whether that was promised (S34)."""
+    try:
+        files = wal_files(path)
+        kept = decode_stamp(peek(path, STAMP_KEY))[0]
+        hole = find_hole(files, kept) if files else None
+        if hole is not None:
+            kept = BatchId(min(kept, hole.batch - 1))
+        flushed = highest_flushed(files, kept)
+    except NebulaError as error:
+        return Finding("raft: WAL", error.message, LOST)
+    if flushed > kept:
+        return Finding(
+            "raft: WAL", f"log batches {kept + 1} to {flushed} had been made durable and can't be read", LOST
+        )
+    return Finding(f"raft: WAL, {len(files)} files up to batch {kept}")
+
+
+def _data(path: Path, log: LogStore, rows: dict[int, RegistryRow]) -> Iterator[Finding]:
+    if not path.exists():
+        yield Finding("data", "the data's database is missing", REBUILT)
+        return
+    try:
+        engine = RocksEngine.inspect(path)
+    except NebulaError as error:
+        yield Finding("data", error.message, REBUILT)
+        return
+    try:
+        yield from _groups(engine, log, rows)
+    finally:
+        engine.close()
+
+
+def _groups(engine: RocksEngine, log: LogStore, rows: dict[int, RegistryRow]) -> Iterator[Finding]:
+    wanted = {(group, row.generation) for group, row in rows.items() if row.state == GroupState.NORMAL}
+    try:
+        held = {(int(group), int(generation)) for group, generation in Store.generations(engine)}
+    except NebulaError as error:
+        yield Finding("data", error.message, REBUILT)
+        return
+    for group, generation in sorted(held - wanted):
+        yield Finding(f"shard {group}, generation {generation}: nobody refers to it; the next start removes it")
+    for group, generation in sorted(wanted):
+        part = f"shard {group}"
+        try:
+            state = _state(engine, group, generation)
+            start, last = log.reader(GroupId(group)).start()[0], log.reader(GroupId(group)).last()[0]
+        except NebulaError as error:
+            yield Finding(part, error.message, REBUILT)
+            continue
+        if state is None:
+            if (start, rows[group].initial[0]) != (rows[group].initial[0],) * 2:
+                yield Finding(part, f"its data is gone, its log begins after index {start}", REBUILT)
+            else:
+                yield Finding(f"{part}: no data yet, and the whole log")
+            continue
+        if state.index < start:
+            yield Finding(part, f"its data ends at index {state.index}, its log begins after {start}", REBUILT)
+        if state.index > last:
+            yield Finding(
+                part, f"its data is at index {state.index}, its log ends at {last}: the log lost entries", LOST
+            )
+        yield from _rows(engine, group, generation, part, state)
+
+
+def _rows(engine: RocksEngine, group: int, generation: int, part: str, state: State) -> Iterator[Finding]:
+    told = 0
+    try:
+        for problem in verify_rows(engine, GroupId(group), Generation(generation)):
+            told += 1
+            if told > MAX_PROBLEMS:
+                yield Finding(part, "and more", REBUILT)
+                return
+            yield Finding(part, problem, REBUILT)
+    except NebulaError as error:
+        yield Finding(part, error.message, REBUILT)
+        return
+    if not told:
+        yield Finding(f"{part}: {state.keys} keys at revision {state.revision}, applied up to index {state.index}")
+
+
+def _state(engine: RocksEngine, group: int, generation: int) -> State | None:
+    data = engine.get(Keys(GroupId(group), Generation(generation)).state)
+    return None if data is None else State.decode(data)
+
+
+def report(path: Path, say: Callable[[str], None]) -> bool:
+    """Check `path` and tell every finding in a line; whether all is sound. Raises as `verify`."""
+    sound = True
+    for finding in verify(path):
+        if finding.problem:
+            sound = False
+            say(f"PROBLEM  {finding.part}: {finding.problem}; {finding.advice}")
+        else:
+            say(f"ok       {finding.part}")
+    say("sound" if sound else "NOT sound: see above")
+    return sound

@@ -1,0 +1,70 @@
+"""A machine that loses its disk, is given to a new node, or taken from one that was removed."""
+
+from __future__ import annotations
+
+from nebuladb.errors import NodeRemoved
+from nebuladb.node.identity import Founding, Identity
+from nebuladb.shard import Descriptor
+from nebuladb.sim.machine import Machine
+from nebuladb.sim.violation import require
+
+
+class Place(Machine):
+    """Without a node it is idle: starting it does nothing."""
+
+    @property
+    def idle(self) -> bool:
+        """Whether no node lives here, dead or alive."""
+        return not self.founds and not self.founded
+
+    def wipe(self) -> None:
+        """Its data directory is emptied: it comes back as a fresh node of the same name, and must not get far."""
+        self.spoiled = True
+        self.crash(power=True)
+        self.disk.wipe()
+        self._founding = None
+        self._identity = Identity(self._rng.getrandbits(63) | 1, self.name)
+
+    def lose_log(self) -> bool:
+        """Its log is gone, and all votes with it; the rest of its directory is there, else False: nothing is done."""
+        if next(self.disk.data.scan(b"", b"\xff"), None) is None:
+            return False
+        self.spoiled = True
+        self.disk.data.make_durable(self.disk.data.position)
+        self.crash(power=True)
+        self.disk.wipe(data=False)
+        return True
+
+    def lose(self) -> None:
+        """It is gone for good."""
+        self.lost = True
+        self.crash(power=False)
+
+    def join(self, node: int, name: str, founding: Founding, own: Descriptor) -> None:
+        """`nebulad start --join`, on an empty disk: it was told who it is, and has written that down."""
+        self._core.hit("node joins")
+        self.lost = False
+        self._identity = Identity(node, name, founding.cluster)
+        self._founding = Founding.decode(founding.encode())
+        self.joined = Descriptor.decode(own.encode())
+        self.start()
+
+    def _removed(self, error: NodeRemoved) -> None:
+        """The product says that it is no member any more, and stops: right if somebody removed it, and only then."""
+        require(self.node_id in self._replicas.removable, f"{self.name} stops though nobody removed it: {error}")
+        self._core.hit("removed node stops")
+        self._retire()
+
+    def told_removed(self, node: int) -> None:
+        """The daemon of a node that hears from no leader asks the others whether it is a member still."""
+        if self.node_id == node and not self.idle:
+            self._core.hit("removed node asks")
+            self._retire()
+
+    def _retire(self) -> None:
+        """Somebody empties the disk."""
+        self.crash(power=False)
+        self.disk.renew()
+        self._logs.nodes.pop(self.node_id, None)
+        self._founding = self.joined = None
+        self.founds = self.lost = False

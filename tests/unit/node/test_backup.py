@@ -1,0 +1,60 @@
+"""The backup file: its bytes, and that nothing damaged is taken."""
+
+from __future__ import annotations
+
+import hashlib
+from io import BytesIO
+
+import pytest
+
+from nebuladb.errors import Corruption
+from nebuladb.node.backup import BackupReader, BackupWriter, Manifest, ShardPart
+from nebuladb.shard import Descriptor, Keyspace, Partitioning
+
+SHARD = Descriptor(2, "default", 1, b"", b"", (0, 0), ((4, 11),))
+PART = ShardPart(SHARD, 9, 7, 3, 1, 2, 5)
+MANIFEST = Manifest(0xABCD, "1.2", (Keyspace("default", Partitioning.RANGE),), "ff")
+MANIFEST_JSON = (
+    b'{"cluster":"000000000000abcd","format":1,'
+    b'"keyspaces":["{\\"format\\":1,\\"name\\":\\"default\\",\\"partitioning\\":\\"range\\"}"],'
+    b'"since":"ff","version":"1.2"}'
+)
+SHARD_JSON = (
+    b'{"after":5,"descriptor":"{\\"end\\":\\"\\",\\"epoch\\":1,\\"format\\":1,\\"group\\":2,\\"initial\\":[1,1],'
+    b'\\"keyspace\\":\\"default\\",\\"replicas\\":[[4,11]],\\"slots\\":[0,0],\\"start\\":\\"\\"}",'
+    b'"floor":3,"index":9,"keys":1,"revision":7,"size":2}'
+)
+BODY = b"".join(
+    (
+        b"NEBULADB BACKUP\n",
+        b"\x01" + len(MANIFEST_JSON).to_bytes(4, "big") + MANIFEST_JSON,
+        b"\x02" + len(SHARD_JSON).to_bytes(4, "big") + SHARD_JSON,
+        b"\x03\x00\x00\x00\x05chunk",
+    )
+)
+FILE = BODY + b"\x04\x00\x00\x00\x20" + hashlib.sha256(BODY).digest()
+
+
+def read(data: bytes) -> tuple[BackupReader, list[tuple[ShardPart, list[bytes]]]]:
+    reader = BackupReader(BytesIO(data))
+    return reader, [(part, list(chunks)) for part, chunks in reader.shards()]
+
+
+def test_the_bytes_of_a_backup() -> None:
+    writer = BackupWriter()
+    assert writer.begin(MANIFEST) + writer.shard(PART) + writer.chunk(b"chunk") + writer.end() == FILE
+    reader, shards = read(FILE)
+    assert reader.manifest == MANIFEST
+    assert shards == [(PART, [b"chunk"])]
+    assert reader.name == hashlib.sha256(BODY).hexdigest()
+
+
+def test_every_flipped_bit_and_every_cut_is_noticed() -> None:
+    for position in range(len(FILE)):
+        with pytest.raises(Corruption):
+            read(FILE[:position])
+        for bit in (1, 0x80):
+            with pytest.raises(Corruption):
+                read(FILE[:position] + bytes([FILE[position] ^ bit]) + FILE[position + 1 :])
+    with pytest.raises(Corruption):
+        read(FILE + b"x")

@@ -1,0 +1,150 @@
+"""A node that is short of space, or whose disk hangs: what it refuses, and that it leads nothing (S31, S33)."""
+
+from __future__ import annotations
+
+import pytest
+
+from nebuladb.errors import NoSpace
+from nebuladb.ids import DEFAULT_GROUP, META_GROUP, GroupId
+from nebuladb.kv.answer import Answer
+from nebuladb.kv.command import Command, Kind
+from nebuladb.node import host
+from nebuladb.node.disk import Space, wire_grows
+from nebuladb.node.entry import encode_command
+from nebuladb.node.node import put_request
+from nebuladb.node.options import NodeOptions
+from nebuladb.pb.nebula.v1 import kv_pb2, lease_pb2
+from nebuladb.raft import HardState, Message, MessageType
+from tests.unit.node.boxes import GROUP, Box
+from tests.unit.node.trio import Trio
+
+PUT = Command(Kind.PUT, put_request(b"k", b"v"))
+DELETE = Command(Kind.DELETE, kv_pb2.DeleteRequest(key=b"k").SerializeToString())
+
+
+def txn(*operations: kv_pb2.Operation) -> Command:
+    return Command(Kind.TXN, kv_pb2.TxnRequest(failure=operations).SerializeToString())
+
+
+@pytest.mark.parametrize(
+    ("command", "grows"),
+    [
+        (PUT, True),
+        (DELETE, False),
+        (txn(kv_pb2.Operation(put=kv_pb2.TxnPut(key=b"k"))), True),
+        (txn(kv_pb2.Operation(delete=kv_pb2.TxnDelete(key=b"k"))), False),
+        (Command(Kind.TXN, b"\xff"), True),
+        (Command(Kind.LEASE_GRANT, lease_pb2.LeaseGrantRequest(ttl=5).SerializeToString()), True),
+        (Command(Kind.LEASE_KEEP_ALIVE, lease_pb2.LeaseKeepAliveRequest(id=5).SerializeToString()), False),
+        (Command(Kind.COMPACT, b""), False),
+    ],
+)
+def test_what_needs_space(command: Command, grows: bool) -> None:
+    assert wire_grows(encode_command(command)) is grows
+
+
+@pytest.fixture
+def trio() -> Trio:
+    trio = Trio(options=NodeOptions(stall=1_000))
+    trio.start()
+    trio.founded()
+    return trio
+
+
+def lead(trio: Trio, group: int = DEFAULT_GROUP) -> int:
+    place = trio.leader(group)
+    assert place is not None
+    return place
+
+
+def submit(trio: Trio, place: int, command: Command) -> object:
+    machine = trio.machines[place]
+    request = trio.node(place).submit(DEFAULT_GROUP, command, trio.time + 10_000)
+    trio.until(lambda: request in machine.answers, "an answer")
+    return machine.answers[request]
+
+
+def test_a_node_short_of_space_leads_nothing_takes_deletions_only_and_says_so(trio: Trio) -> None:
+    place = lead(trio)
+    node = trio.node(place)
+    node.space(Space.LOW, "1 MiB is free")
+    trio.run(1_500)
+    assert all(trio.leader(group) != place for group in (1, 2, 3))
+    with pytest.raises(NoSpace):
+        node.submit(DEFAULT_GROUP, PUT, trio.time + 1_000)
+    assert isinstance(submit(trio, place, DELETE), Answer)
+    assert isinstance(submit(trio, (place + 1) % 3, PUT), Answer)
+    node.submit(META_GROUP, PUT, trio.time + 1_000)  # what runs the cluster goes through
+    assert node.alarms() == [f"{node.identity.name}: 1 MiB is free"]
+    node.space(Space.PLENTY, "")
+    assert node.alarms() == []
+    assert isinstance(submit(trio, place, PUT), Answer)
+
+
+def test_a_node_at_its_last_space_appends_only_what_needs_none_and_catches_up_later(trio: Trio) -> None:
+    leader = lead(trio)
+    full = (leader + 1) % 3
+    trio.node(full).space(Space.CRITICAL, "none")
+    assert isinstance(submit(trio, leader, DELETE), Answer)
+    trio.run(500)
+    index = trio.node(full).host.replicas[DEFAULT_GROUP].raft.last_index
+    assert index == trio.node(leader).host.replicas[DEFAULT_GROUP].raft.last_index
+    assert isinstance(submit(trio, leader, PUT), Answer)
+    trio.run(2_000)
+    assert trio.node(full).host.replicas[DEFAULT_GROUP].raft.last_index == index
+    assert trio.leader(DEFAULT_GROUP) == leader, "it stays a quiet member"
+    trio.node(full).space(Space.PLENTY, "")
+    trio.run(2_000)
+    assert trio.node(full).groups[DEFAULT_GROUP].store.get(b"k") is not None
+
+
+def test_where_most_disks_are_full_a_leader_with_space_refuses_at_once(trio: Trio) -> None:
+    leader = lead(trio)
+    for place in {0, 1, 2} - {leader}:
+        trio.node(place).space(Space.CRITICAL, "none")
+    trio.run(500)
+    with pytest.raises(NoSpace, match="most nodes"):
+        trio.node(leader).submit(DEFAULT_GROUP, PUT, trio.time + 1_000)
+
+
+def test_nobody_hands_leadership_to_another_one_short_of_space(trio: Trio) -> None:
+    for place in range(3):
+        trio.node(place).space(Space.LOW, "little")
+    trio.run(500)
+    before = [trio.leader(group) for group in (1, 2, 3)]
+    terms = [trio.node(0).host.replicas[group].raft.term for group in (1, 2, 3)]
+    trio.run(5_000)
+    assert [trio.leader(group) for group in (1, 2, 3)] == before
+    assert [trio.node(0).host.replicas[group].raft.term for group in (1, 2, 3)] == terms
+
+
+def test_a_leader_whose_log_is_not_made_durable_any_more_leads_no_more() -> None:
+    trio = Trio(options=NodeOptions(stall=1_000))
+    trio.start()
+    trio.founded()
+    place = lead(trio)
+    trio.unsynced.add(place)
+    trio.node(place).submit(DEFAULT_GROUP, PUT, trio.time + 60_000)
+    trio.run(4_000)
+    assert trio.node(place).host.disk.sync_age >= 1_000
+    assert any("has not answered" in alarm for alarm in trio.node(place).alarms())
+    assert all(trio.leader(group) != place for group in (1, 2, 3))
+    trio.unsynced.clear()
+    trio.run(3_000)
+    assert trio.node(place).alarms() == []
+
+
+def test_a_vote_goes_with_a_batch_that_is_full_already(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hard state without entries doesn't wait behind a bulk load (S31)."""
+    monkeypatch.setattr(host, "MAX_BATCH_BYTES", 0)
+    box = Box(0, 3)
+    box.host.poll()
+    replica = box.replica
+    box.host._open_batch().cut(GroupId(GROUP), 0, 0)  # another group's part, which fills it
+    replica.raft.step(Message(MessageType.VOTE, 2, replica.id, 9, index=99, log_term=9))
+    box.host._dirty[GROUP] = None
+    assert replica.urgent
+    output = box.host.poll()
+    assert output.batch is not None
+    assert [write.hard_state for write in output.batch.writes] == [HardState(9, 2, 1)]
+    assert not replica.urgent

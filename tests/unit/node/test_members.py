@@ -1,0 +1,246 @@
+"""Nodes join, leave and are replaced: whole nodes with disks in memory, by the steps that the product takes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+import pytest
+
+from nebuladb.errors import ChangeRefused
+from nebuladb.ids import DEFAULT_GROUP, ETCD_GROUP, META_GROUP
+from nebuladb.kv.command import Command, Kind
+from nebuladb.node.keyspaces import Spec, create_step
+from nebuladb.node.members import add_step, promote_step, remove_step, replace_step
+from nebuladb.node.node import put_request
+from nebuladb.node.record import NodeState
+from nebuladb.raft import Configuration
+from nebuladb.shard import Partitioning
+from nebuladb.storage.memory import MemoryEngine
+from tests.unit.node.trio import Trio
+
+GROUPS = (META_GROUP, DEFAULT_GROUP, ETCD_GROUP)
+
+
+def put(trio: Trio, key: bytes, place: int = 0, group: int = DEFAULT_GROUP) -> None:
+    """A write that succeeds."""
+    machine = trio.machines[place]
+    request = trio.node(place).submit(group, Command(Kind.PUT, put_request(key, b"v")), trio.time + 20_000)
+    trio.until(lambda: request in machine.answers, "an answer")
+    assert not isinstance(machine.answers[request], Exception), machine.answers[request]
+
+
+def voters(trio: Trio, group: int, place: int = 0) -> set[int]:
+    """Places whose replicas vote, as a node has it."""
+    replica = trio.node(place).host.replicas[group]
+    configuration = replica.raft.configuration
+    assert not configuration.outgoing
+    nodes = {founder.node: number for number, founder in enumerate(trio.who)}
+    return {nodes[replica.nodes[voter]] for voter in configuration.voters}
+
+
+def are(trio: Trio, places: Iterable[int], groups: Iterable[int] = GROUPS) -> None:
+    """Until exactly `places` vote in all groups, on all of them, with one state."""
+    places = set(places)
+
+    def level() -> bool:
+        for group in groups:
+            for place in places:
+                host = trio.node(place).host
+                if group not in host.replicas or host.replicas[group].raft.configuration.outgoing:
+                    return False
+                if voters(trio, group, place) != places:
+                    return False
+        return all(
+            len({(d.store.index, d.store.revision) for p in places for d in [trio.node(p).groups[group]]}) == 1
+            for group in groups
+        )
+
+    trio.until(level, f"{places} vote")
+
+
+def remove(trio: Trio, place: int, through: int) -> None:
+    """As the operator does."""
+    node = trio.node(through)
+    connected = {node.identity.node, *(peer for peer, known in node.host.peers.items() if known.connected)}
+    trio.drive(through, lambda meta: remove_step(meta, trio.founding, trio.who[place].name, connected))
+
+
+def test_one_node_grows_to_five_and_shrinks_to_three() -> None:
+    trio = Trio(1)
+    trio.start()
+    trio.founded()
+    put(trio, b"first")
+    for count in range(1, 5):
+        place = trio.join(f"m{count}")
+        trio.until(lambda place=place: trio.state(place) is NodeState.MEMBER, "a member")  # type: ignore[misc]
+        put(trio, b"%d" % count, place)
+        are(trio, range(count + 1))
+    for place in (4, 0):
+        remove(trio, place, 1)
+        trio.until(lambda place=place: trio.state(place, 1) is NodeState.REMOVED, "removed")  # type: ignore[misc]
+        trio.until(lambda place=place: bool(trio.machines[place].removed), "told")  # type: ignore[misc]
+    are(trio, (1, 2, 3))
+    put(trio, b"last", 1)
+    assert trio.node(1).groups[DEFAULT_GROUP].store.key_count == 6
+
+
+def test_the_leader_of_everything_leaves_by_handing_over() -> None:
+    trio = Trio()
+    trio.start()
+    trio.founded()
+    trio.crash(1)
+    trio.run(3_000)
+    trio.start(1)
+    leader = trio.leader(DEFAULT_GROUP)
+    assert leader is not None
+    other = (leader + 1) % 3
+    remove(trio, leader, other)
+    trio.until(lambda: trio.state(leader, other) is NodeState.REMOVED, "removed")
+    are(trio, {0, 1, 2} - {leader})
+    put(trio, b"k", other)
+
+
+def test_a_dead_node_is_removed_and_stops_when_it_comes_back() -> None:
+    trio = Trio()
+    trio.start()
+    trio.founded()
+    trio.crash(2)
+    remove(trio, 2, 0)
+    trio.until(lambda: trio.state(2) is NodeState.REMOVED, "removed")
+    are(trio, (0, 1))
+    # Nobody is left to carry its orders out.
+    trio.until(lambda: not trio.node(0).meta.removals, "no orders for it")
+    trio.start(2)
+    trio.until(lambda: bool(trio.machines[2].removed), "told")
+    assert "member add n3" in trio.machines[2].removed
+    put(trio, b"k")
+
+
+def test_a_dead_node_is_replaced_by_one_joint_change() -> None:
+    trio = Trio()
+    trio.start()
+    trio.founded()
+    put(trio, b"before")
+    trio.crash(0)
+    trio.run(3_000)
+    trio.drive(1, lambda meta: replace_step(meta, "n1", "n1b", "n1b:2", 77))
+    place = trio.join("n1b", 1)
+    assert trio.who[place].node == 77
+    trio.until(lambda: trio.state(place, 1) is NodeState.MEMBER, "a member")
+    trio.until(lambda: trio.state(0, 1) is NodeState.REMOVED, "removed")
+    are(trio, (1, 2, place))
+    put(trio, b"after", place)
+    put(trio, b"more", 1)
+
+
+def test_every_shard_of_a_keyspace_gets_a_replica_on_a_new_node() -> None:
+    trio = Trio()
+    trio.start()
+    trio.founded()
+    spec = Spec("h", Partitioning.HASH, 5)
+    trio.drive(0, lambda meta: create_step(meta, spec))
+    place = trio.join("n4")
+    trio.until(lambda: trio.state(place) is NodeState.MEMBER, "a member")
+    groups = sorted(trio.node(0).meta.shards)
+    assert len(groups) == 7
+    are(trio, range(4), groups)
+    remove(trio, 1, 0)
+    trio.until(lambda: trio.state(1) is NodeState.REMOVED, "removed")
+    are(trio, (0, 2, place), groups)
+
+
+def test_a_learner_votes_when_it_is_promoted() -> None:
+    trio = Trio()
+    trio.start()
+    trio.founded()
+    trio.drive(0, lambda meta: add_step(meta, "n4", "n4:2", 88, learner=True))
+    place = trio.join("n4")
+    trio.until(lambda: trio.node(place).groups.keys() >= set(GROUPS), "it has all groups")
+    trio.run(3_000)
+    assert all(voters(trio, group) == {0, 1, 2} for group in GROUPS)
+    assert trio.node(0).host.replicas[DEFAULT_GROUP].raft.configuration.learners
+    trio.drive(0, lambda meta: promote_step(meta, "n4"))
+    trio.until(lambda: trio.state(place) is NodeState.MEMBER, "a member")
+    are(trio, range(4))
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_crashes_at_any_point_of_a_change_lose_nothing_of_it(seed: int) -> None:
+    """Nodes die at moments that the seed chooses, the new one and the planner's among them; the change ends all the
+    same."""
+    trio = Trio(seed=seed)
+    rng = trio._rng
+    trio.start()
+    trio.founded()
+    put(trio, b"before")
+    place = trio.join("n4")
+    for _ in range(8):
+        trio.run(rng.randrange(50, 600))
+        victim = rng.randrange(len(trio.machines))
+        if trio.machines[victim].node is not None:
+            trio.crash(victim)
+            trio.run(rng.randrange(50, 400))
+            trio.start(victim)
+    trio.until(lambda: trio.state(place, 1) is NodeState.MEMBER, "a member")
+    are(trio, range(4))
+    remove(trio, 0, 1)
+    for _ in range(5):
+        trio.run(rng.randrange(50, 600))
+        victim = rng.choice((1, 2, place))
+        trio.crash(victim)
+        trio.run(rng.randrange(50, 400))
+        trio.start(victim)
+    trio.until(lambda: trio.state(0, 1) is NodeState.REMOVED, "removed")
+    are(trio, (1, 2, place))
+    put(trio, b"after", place)
+
+
+def test_what_is_unsafe_is_refused_with_the_reason() -> None:
+    trio = Trio()
+    trio.start()
+    trio.founded()
+    meta = trio.node(0).meta
+    everyone = {11, 12, 13}
+    refusals: tuple[tuple[Callable[[], object], str], ...] = (
+        (lambda: add_step(meta, "n2", "x:1", 5), "there is a node 'n2'"),
+        (lambda: add_step(meta, "n4", "n2:2", 5), "has the peer address"),
+        (lambda: remove_step(meta, trio.founding, "n9", everyone), "there is no node 'n9'"),
+        (lambda: remove_step(meta, trio.founding, "n1", {11, 12}), "no live majority"),
+        (lambda: promote_step(meta, "n9"), "there is no node 'n9'"),
+        (lambda: replace_step(meta, "n1", "n2", "x:1", 5), "a name of its own"),
+    )
+    for refused, reason in refusals:
+        with pytest.raises(ChangeRefused, match=reason):
+            refused()
+    trio.crash(2)
+    remove(trio, 2, 0)
+    with pytest.raises(ChangeRefused, match="another change is under way"):
+        remove_step(trio.node(0).meta, trio.founding, "n2", everyone)
+
+
+def test_the_last_member_stays() -> None:
+    trio = Trio(1)
+    trio.start()
+    trio.founded()
+    with pytest.raises(ChangeRefused, match="last member"):
+        remove_step(trio.node(0).meta, trio.founding, "n1", {11})
+
+
+def test_a_configuration_stands_in_the_registry_too() -> None:
+    """The data of a node that loses power is older than its registry; what was decided is in force all the same."""
+    trio = Trio()
+    trio.start()
+    trio.founded()
+    place = trio.join("n4")
+    trio.until(lambda: trio.state(place) is NodeState.MEMBER, "a member")
+    row = trio.registry(0)[DEFAULT_GROUP]
+    assert len(row.configuration.voters) == 4
+    assert row.configuration_index > row.initial[0]
+    trio.crash(0)
+    trio.machines[0].data = MemoryEngine(wal=False)  # nothing of it was flushed
+    trio.start(0)
+    replica = trio.node(0).host.replicas[DEFAULT_GROUP]
+    assert replica.applied < row.configuration_index
+    assert replica.raft.configuration == row.configuration
+    trio.until(lambda: replica.applied >= row.configuration_index, "replayed")
+    assert replica.raft.configuration == row.configuration != Configuration((4, 5, 6))

@@ -1,0 +1,96 @@
+"""Auto-compaction: what a rule means, when a leader compacts, and that only it does."""
+
+from __future__ import annotations
+
+import pytest
+
+from nebuladb.errors import ConfigurationError
+from nebuladb.ids import DEFAULT_GROUP, ETCD_GROUP
+from nebuladb.kv.command import Command, Kind
+from nebuladb.node.node import put_request
+from nebuladb.node.options import NodeOptions
+from nebuladb.node.retention import Retention, Rule
+from tests.unit.node.trio import Trio
+
+HOUR = 3_600_000
+
+
+@pytest.mark.parametrize(
+    ("text", "mode", "rule"),
+    [
+        ("0", "periodic", Rule()),
+        ("0", "revision", Rule()),
+        ("2", "periodic", Rule(period=2 * HOUR)),
+        ("1000", "revision", Rule(revisions=1_000)),
+        ("1h30m", "periodic", Rule(period=HOUR + HOUR // 2)),
+        ("90s", "revision", Rule(period=90_000)),
+    ],
+)
+def test_a_number_means_what_the_mode_says_and_a_time_is_a_time(text: str, mode: str, rule: Rule) -> None:
+    assert Retention.parse(text, mode) == Retention(rule)
+    assert bool(Retention.parse(text, mode)) == (rule != Rule())
+
+
+def test_a_keyspace_may_have_a_rule_of_its_own() -> None:
+    retention = Retention.parse("1h, users=10m,etcd=0", "periodic")
+    assert retention.of("default") == Rule(period=HOUR)
+    assert retention.of("users") == Rule(period=600_000)
+    assert retention.of("etcd") == Rule()
+    assert Retention.parse("etcd=5", "revision") == Retention(Rule(), (("etcd", Rule(revisions=5)),))
+
+
+@pytest.mark.parametrize("text", ["", "1x", "-1", "1h,2h", "a=1,a=2", "m", "a="])
+def test_nonsense_is_refused(text: str) -> None:
+    with pytest.raises(ConfigurationError):
+        Retention.parse(text, "periodic")
+
+
+def write(trio: Trio, group: int, count: int) -> None:
+    """So many revisions, through whoever leads."""
+    place = trio.leader(group)
+    assert place is not None
+    for _ in range(count):
+        trio.node(place).submit(group, Command(Kind.PUT, put_request(b"k", b"v")), trio.time + 10_000)
+    trio.run(500)
+
+
+def floors(trio: Trio, group: int) -> list[int]:
+    return [trio.node(place).groups[group].store.floor for place in range(3)]
+
+
+def test_revisions_beyond_those_kept_are_compacted_on_every_replica_and_deleted() -> None:
+    trio = Trio(options=NodeOptions(retention=Retention.parse("50,etcd=0", "revision")))
+    trio.start()
+    trio.founded()
+    write(trio, DEFAULT_GROUP, 148)
+    write(trio, ETCD_GROUP, 148)
+    trio.run(3_000)
+    assert floors(trio, DEFAULT_GROUP) == [0, 0, 0], "a step of history may gather first"
+    write(trio, DEFAULT_GROUP, 1)
+    trio.run(3_000)
+    assert floors(trio, DEFAULT_GROUP) == [100, 100, 100]
+    assert floors(trio, ETCD_GROUP) == [0, 0, 0]
+    for place in range(3):
+        while trio.node(place).background():
+            pass
+        assert not trio.node(place).groups[DEFAULT_GROUP].store.busy
+
+
+def test_history_is_kept_for_its_period_and_a_new_leader_has_counted_too() -> None:
+    trio = Trio(options=NodeOptions(retention=Retention.parse("60s", "periodic")))
+    trio.start()
+    trio.founded()
+    write(trio, DEFAULT_GROUP, 9)
+    trio.run(40_000)
+    write(trio, DEFAULT_GROUP, 10)
+    leader = trio.leader(DEFAULT_GROUP)
+    assert leader is not None
+    trio.crash(leader)
+    trio.run(10_000)
+    assert max(machine.node.groups[DEFAULT_GROUP].store.floor for machine in trio.running if machine.node) <= 1
+    trio.run(25_000)
+    others = [machine.node.groups[DEFAULT_GROUP].store.floor for machine in trio.running if machine.node]
+    assert others == [10, 10]
+    trio.run(70_000)
+    others = [machine.node.groups[DEFAULT_GROUP].store.floor for machine in trio.running if machine.node]
+    assert others == [20, 20]

@@ -1,0 +1,125 @@
+"""Whom a node takes for a peer, as its picture of the cluster is or isn't newer than the other's (S14, S16)."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from nebuladb.errors import IdentityError, NodeRemoved
+from nebuladb.kv.answer import KeyValue
+from nebuladb.node.identity import Founder, Founding, Identity
+from nebuladb.node.meta import NODE_KEY, VERSION_KEY, Meta
+from nebuladb.node.record import NodeRecord, NodeState
+from nebuladb.pb.nebula.peer.v1 import peer_pb2 as pb
+from nebuladb.server import config, peers
+from nebuladb.server.directory import DataDirectory
+from nebuladb.server.peers import Peers
+
+FOUNDING = Founding(7, (Founder("n1", 11, "a:1"), Founder("n2", 12, "b:1")))
+
+
+def picture(*records: NodeRecord, issued: int = 0) -> Meta:
+    rows = {record.key: record.encode() for record in records} | {VERSION_KEY: b"1", NODE_KEY: b"%d" % issued}
+    return Meta(KeyValue(key, 1, number, 1, 0, value) for number, (key, value) in enumerate(sorted(rows.items()), 2))
+
+
+MEMBERS = picture(NodeRecord(11, "n1", "a:1"), NodeRecord(12, "n2", "b:1"), NodeRecord(13, "n3", "c:1"), issued=1)
+REMOVED = picture(NodeRecord(11, "n1", "a:1"), NodeRecord(12, "n2", "b:1", state=NodeState.REMOVED), issued=1)
+
+
+@pytest.fixture
+def ours(tmp_path: Path) -> Peers:
+    """Node n1's, which serves."""
+    directory = DataDirectory(tmp_path)
+    identity = directory.found(Identity(11, "n1"), FOUNDING)
+    found = Peers(config.load({"data-dir": str(tmp_path)}, {}), directory, identity, 100)
+    found.pump = node(MEMBERS)
+    return found
+
+
+def node(meta: Meta, leader: int = 0) -> Any:
+    replica = SimpleNamespace(raft=SimpleNamespace(leader=leader, commit=5), applied=5)
+    return SimpleNamespace(node=SimpleNamespace(meta=meta, host=SimpleNamespace(replicas={1: replica})))
+
+
+def shake(node_id: int, name: str, *, issued: int = 0, cluster: int = 7) -> pb.Handshake:
+    return pb.Handshake(node_id=node_id, name=name, cluster_id=cluster, version=1, receiver=11, issued_nodes=issued)
+
+
+@pytest.mark.parametrize(
+    ("handshake", "why"),
+    [
+        (shake(13, "n3", cluster=8), "belongs to cluster"),
+        (shake(99, "n3", issued=1), "bears the name of"),
+        (shake(99, "n4", issued=1), "is no member"),
+    ],
+    ids=str,
+)
+def test_a_stranger_is_refused(ours: Peers, handshake: pb.Handshake, why: str) -> None:
+    with pytest.raises(IdentityError, match=why):
+        ours.check(handshake)
+
+
+def test_who_knows_of_more_nodes_than_we_do_is_taken_for_one(ours: Peers) -> None:
+    """A node that was away while the others were replaced, one after the other, would refuse all of them for ever."""
+    ours.check(shake(13, "n3"))
+    ours.check(shake(99, "n4", issued=2))
+    ours.check(shake(99, "n3", issued=2))
+
+
+def test_who_was_removed_is_refused_whatever_it_knows(ours: Peers) -> None:
+    ours.pump = node(REMOVED)
+    with pytest.raises(IdentityError, match="was removed"):
+        ours.check(shake(12, "n2", issued=9))
+
+
+def test_a_hello_tells_who_was_removed_and_where_the_others_are(ours: Peers) -> None:
+    ours.pump = node(REMOVED)
+    told = ours.hello(pb.HelloRequest(cluster_id=7, node_id=12, name="n2", has_data=True))
+    assert told.removed
+    assert [(peer.node_id, peer.address) for peer in told.peers] == [(11, "a:1")]
+    stranger = ours.hello(pb.HelloRequest(cluster_id=8, node_id=13, name="n3"))
+    assert (stranger.removed, list(stranger.peers)) == (False, [])
+
+
+class Neighbours:
+    """A transport whose neighbours answer `reply`."""
+
+    def __init__(self, reply: pb.HelloResponse) -> None:
+        self.reply = reply
+        self.wanted: list[dict[int, str]] = []
+
+    async def hello(self, address: str, request: pb.HelloRequest) -> pb.HelloResponse:
+        return self.reply
+
+    def connect_to(self, addresses: dict[int, str]) -> None:
+        self.wanted.append(dict(addresses))
+
+
+async def watch(ours: Peers, reply: pb.HelloResponse, rounds: int) -> tuple[Neighbours, list[NodeRemoved]]:
+    transport, removed = Neighbours(reply), list[NodeRemoved]()
+    task = asyncio.create_task(ours.watch_removal(transport, removed.append))  # type: ignore[arg-type]
+    while len(transport.wanted) < rounds and not removed:  # noqa: ASYNC110
+        await asyncio.sleep(0)
+    task.cancel()
+    return transport, removed
+
+
+async def test_without_a_leader_a_node_asks_where_the_others_are(ours: Peers, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(peers, "REMOVAL_SECONDS", 0)
+    reply = pb.HelloResponse(cluster_id=7, peers=[pb.PeerAddress(node_id=14, address="d:1")])
+    transport, removed = await watch(ours, reply, 1)
+    assert (transport.wanted[0], removed) == ({11: "a:1", 12: "b:1", 13: "c:1", 14: "d:1"}, [])
+    ours.pump = node(MEMBERS, leader=1)
+    transport, _ = await watch(ours, reply, 1)
+    assert transport.wanted[0] == {11: "a:1", 12: "b:1", 13: "c:1"}
+
+
+async def test_a_node_that_was_removed_hears_of_it(ours: Peers, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(peers, "REMOVAL_SECONDS", 0)
+    _, removed = await watch(ours, pb.HelloResponse(cluster_id=7, removed=True), 1)
+    assert "was removed from its cluster" in removed[0].message

@@ -1,0 +1,77 @@
+"""The watermark and the ballast, over a disk that says what it is told to."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from nebuladb.errors import ConfigurationError
+from nebuladb.node.disk import Space
+from nebuladb.server.options import DEFAULTS, reserves
+from nebuladb.server.space import AUTO_LOW, BALLAST_FILE, Amount, Reserves, Room, SpaceWatch, amount
+
+KIB = 1 << 10
+MIB = 1 << 20
+TOTAL = 1_000 * KIB
+LOW = 100 * KIB
+BALLAST = 16 * KIB
+
+
+class Disk:
+    """`used` by others; the ballast is really written."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.used = 0
+        self.told: list[Space] = []
+        fixed = Reserves(Amount(0, LOW), Amount(0, BALLAST))
+        self.watch = SpaceWatch(directory, fixed, lambda space, text: self.told.append(space), self.room)
+
+    @property
+    def ballast(self) -> bool:
+        return (self.directory / BALLAST_FILE).exists()
+
+    def room(self, directory: Path) -> Room:
+        return Room(TOTAL, TOTAL - self.used - (BALLAST if self.ballast else 0))
+
+    def look(self, free: int) -> Space:
+        """With so much free, not counting the ballast."""
+        self.used = TOTAL - free
+        self.watch.space = self.watch.look()[0]
+        return self.watch.space
+
+
+def test_down_at_the_mark_and_at_half_of_it_and_up_again_a_good_deal_above(tmp_path: Path) -> None:
+    disk = Disk(tmp_path)
+    assert disk.look(TOTAL) is Space.PLENTY
+    assert disk.ballast
+    assert (tmp_path / BALLAST_FILE).stat().st_size == BALLAST
+    assert disk.look(LOW + BALLAST) is Space.PLENTY
+    assert disk.look(LOW + BALLAST - 1) is Space.LOW
+    assert disk.look(LOW + BALLAST + 20 * KIB) is Space.LOW
+    assert disk.look(LOW // 2 + BALLAST + 9 * KIB) is Space.LOW
+    assert disk.ballast
+    assert disk.look(LOW // 2 + BALLAST) is Space.LOW, "the ballast makes room"
+    assert not (tmp_path / BALLAST_FILE).exists()
+    assert disk.look(LOW // 2 - 1) is Space.CRITICAL
+    assert disk.look(LOW // 2 + 10 * KIB) is Space.CRITICAL
+    assert disk.look(LOW) is Space.LOW
+    assert disk.look(LOW + 25 * KIB) is Space.PLENTY
+    assert not (tmp_path / BALLAST_FILE).exists()
+    assert disk.look(LOW + 25 * KIB + BALLAST) is Space.PLENTY
+    assert (tmp_path / BALLAST_FILE).exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "whole", "size"),
+    [("2MiB", TOTAL, 2 * MIB), ("5%", 1_000, 50), ("0.5%", 1_000, 5), ("0", TOTAL, 0), ("auto", 1 << 40, 1 << 30)],
+)
+def test_amounts(text: str, whole: int, size: int) -> None:
+    assert amount(text, AUTO_LOW).of(whole) == size
+
+
+@pytest.mark.parametrize("text", ["", "5", "-1MiB", "100 %", "5%%", "1TB"])
+def test_what_is_no_amount_is_refused_with_the_settings_name(text: str) -> None:
+    with pytest.raises(ConfigurationError, match="min-free-space: "):
+        reserves({**DEFAULTS, "min-free-space": text})
