@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from random import Random
 
 from nebuladb.ids import BatchId
@@ -119,16 +118,15 @@ class Disk:
         wait = max(0, self.hangs_until - self._core.scheduler.now)
         return wait + self._rng.randrange((SLOW_SYNC_MS if slow else faults.sync) + 1)
 
-    @contextmanager
-    def cold(self, rng: Random) -> Iterator[None]:
-        """Meanwhile some rows are on the disk only. Clients' reads, between turns, find everything in memory."""
+    def chill(self, rng: Random) -> None:
+        """Until `warm`, some rows are on the disk only. Clients' reads, between turns, find everything in memory."""
         share = self._core.faults.cold
-        data = self.data
-        data.chill((lambda _: rng.random() < share) if share else None)
-        try:
-            yield
-        finally:
-            data.chill(None)
+        if share:
+            self.data.chill(lambda _: rng.random() < share)
+
+    def warm(self) -> None:
+        """All rows are in memory again."""
+        self.data.chill(None)
 
     def crash(self, *, power: bool) -> None:
         """The process is gone. With the `power`, so is any of what was not synced; else the operating system still has

@@ -10,7 +10,7 @@ from random import Random
 from nebuladb.kv import deletion, draft, sessions
 from nebuladb.kv.limits import Limits
 from nebuladb.kv.store import Store
-from nebuladb.node import applier, balancer, frame, host, proposals, reads, replica
+from nebuladb.node import applier, balancer, frame, host, peer, proposals, reads, replica
 from nebuladb.node.memory import MemoryPlan, plan
 from nebuladb.node.tail import TailLimits
 from nebuladb.raft import Config, log
@@ -29,7 +29,7 @@ CHOICES: tuple[tuple[object, str, tuple[object, ...]], ...] = (
     (applier, "TURN_ROWS", (1, 8)),
     (applier, "BACKGROUND_ROWS", (20, 100)),
     (host, "MAX_HELD", (3,)),
-    (host, "FORWARD_WINDOW", (8,)),
+    (peer, "FORWARD_WINDOW", (8,)),
     (draft, "HISTORY_STRIDE", (2, 5)),
     (deletion, "MIN_RUN", (2,)),
     (sessions, "MAX_SESSIONS", (4,)),

@@ -416,13 +416,13 @@ class Machine:
         life.turning = False
         life.clock.now = self._core.scheduler.now
         try:
-            self._chill()
+            self.disk.chill(self._rng)
             turn = life.node.turn()
         except (StoreError, NodeRemoved) as error:
             self._stopped(error)
             return
         finally:
-            self.disk.data.chill(None)
+            self.disk.warm()
         # Before anything of it leaves the node. Between turns nobody else can see what it thinks.
         self._replicas.step(self.place, life.node, turn, self._core.scheduler.now)
         if self._doomed is not None and (self._doom is None or self._doom(life.node)):
@@ -453,12 +453,6 @@ class Machine:
             self._wake(life, RETRY_MS)
         elif turn.more:
             self._wake(life)
-
-    def _chill(self) -> None:
-        """Some rows are on the disk only. Clients' reads, between turns, find everything in memory."""
-        share, rng = self._core.faults.cold, self._rng
-        if share:
-            self.disk.data.chill(lambda _: rng.random() < share)
 
     def _send_all(self, turn: Turn, count: int) -> None:
         for node, frame in turn.frames[:count]:
@@ -491,13 +485,13 @@ class Machine:
         if life is not self._life or self._held(self._background, life):
             return
         try:
-            self._chill()
+            self.disk.chill(self._rng)
             life.working = life.node.background()
         except StoreError as error:
             self._stopped(error)
             return
         finally:
-            self.disk.data.chill(None)
+            self.disk.warm()
         if life.node.fetches_wait:
             self._wake(life)
         self._replicas.hashes(self.place, life.node)
