@@ -35,6 +35,11 @@ class Place(Machine):
         self.disk.wipe(data=False)
         return True
 
+    def lose_data(self) -> None:
+        """Its data is gone; its log, and so its vote, is whole."""
+        self.crash(power=True)
+        self.disk.lose_data()
+
     def lose(self) -> None:
         """It is gone for good."""
         self.lost = True
