@@ -42,6 +42,8 @@ TICK_JITTER_MS = 5
 RETRY_MS = 5
 """After a write stall, as in the pump."""
 RESTART_MS = 100
+LEASE_READS = 0.5
+"""Part of the seeds in which leaders read by their lease."""
 
 
 class Machine:
@@ -179,7 +181,11 @@ class Machine:
                 client_address=f"{self.name}:1",
                 peer_address=f"{self.name}:2",
                 memory=small_memory(self._rng),
-                options=NodeOptions(tail=small_tail(self._rng)),
+                options=NodeOptions(
+                    tail=small_tail(self._rng),
+                    # All nodes of a cluster, and all their lives, have the same.
+                    lease_reads=self._core.stream("lease reads").random() < LEASE_READS,
+                ),
                 joined=self.joined,
             )
         except WriteStalled:
