@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any
 
 from nebuladb.errors import (
+    Corruption,
     DiskFull,
     IdentityError,
     NebulaError,
@@ -39,8 +40,7 @@ from nebuladb.sim.life import Confirmed, Life, Written
 
 TICK_MS = 50
 TICK_JITTER_MS = 5
-RETRY_MS = 5
-"""After a write stall, as in the pump."""
+RETRY_MS = 5  # after a write stall, as in the pump
 RESTART_MS = 100
 LEASE_READS = 0.5
 """Part of the seeds in which leaders read by their lease."""
@@ -471,6 +471,8 @@ class Machine:
             return
         try:
             life.node.fetched(fetch, self.disk.data.get_many(fetch.rows))
+        except Corruption as error:
+            life.node.damaged(fetch.group, error)
         except StoreError as error:
             self._stopped(error)
             return
@@ -480,7 +482,11 @@ class Machine:
 
     def _exported(self, life: Life, outgoing: Outgoing) -> None:
         if life is self._life and not self._held(self._exported, life, outgoing):
-            life.node.snapshots.chunk_read(outgoing, outgoing.exporter.read() if outgoing.outcome is None else None)
+            try:
+                life.node.snapshots.chunk_read(outgoing, None if outgoing.outcome else outgoing.exporter.read())
+            except Corruption as error:
+                life.node.damaged(outgoing.group, error)
+                life.node.snapshots.chunk_read(outgoing, None)
             self._wake(life)
 
     def _background(self, life: Life) -> None:
