@@ -241,14 +241,6 @@ class Machine:
         its frames have left."""
         self._doomed, self._doom = power, when
 
-    def pause(self, milliseconds: int, *, suspended: bool) -> None:
-        """The process stands still (SIGSTOP), or the whole machine with its monotonic clock (`suspended`)."""
-        life = self._life
-        if life is not None and not life.paused:
-            self._core.note("pause", self.name, milliseconds)
-            life.paused = True
-            self._core.scheduler.after(milliseconds, self._resume, life, milliseconds if suspended else 0)
-
     def _resume(self, life: Life, slept: int) -> None:
         """What came meanwhile first, then one tick (S12)."""
         life.paused = False
@@ -263,11 +255,6 @@ class Machine:
             life.late_tick = False
             # As the pump, which goes once round its loop between the late input and the tick.
             self._core.scheduler.after(0, self._tick, life)
-
-    def leap(self, milliseconds: int) -> None:
-        """Its monotonic clock jumps ahead."""
-        if self._life is not None:
-            self._life.clock.leap(milliseconds)
 
     def _held(self, action: Callable[..., None], *args: Any) -> bool:
         """Whether the process stands still; `action` comes when it goes on."""

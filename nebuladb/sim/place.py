@@ -1,4 +1,4 @@
-"""A machine that loses its disk, is given to a new node, or taken from one that was removed."""
+"""What becomes of a machine: it stands still, loses its disk, is given to a new node, or taken from a removed one."""
 
 from __future__ import annotations
 
@@ -16,6 +16,19 @@ class Place(Machine):
     def idle(self) -> bool:
         """Whether no node lives here, dead or alive."""
         return not self.founds and not self.founded
+
+    def pause(self, milliseconds: int, *, suspended: bool) -> None:
+        """The process stands still (SIGSTOP), or the whole machine with its monotonic clock (`suspended`)."""
+        life = self._life
+        if life is not None and not life.paused:
+            self._core.note("pause", self.name, milliseconds)
+            life.paused = True
+            self._core.scheduler.after(milliseconds, self._resume, life, milliseconds if suspended else 0)
+
+    def leap(self, milliseconds: int) -> None:
+        """Its monotonic clock jumps ahead."""
+        if self._life is not None:
+            self._life.clock.leap(milliseconds)
 
     def wipe(self) -> None:
         """Its data directory is emptied: it comes back as a fresh node of the same name, and must not get far."""
