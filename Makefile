@@ -8,6 +8,7 @@ PY := .venv/bin/python
 STAMP := .venv/.complete
 SEEDS ?= 200
 CYCLES ?= 10
+MINUTES ?= 10
 KEYS ?= 1000000
 WORKLOAD ?= register
 NEMESIS ?= partition,kill
@@ -18,7 +19,7 @@ INPUTS ?= 1000000
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3 python; do \
 	$$p -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$p; break; }; done)
 
-.PHONY: help setup test check demo sim sim-coverage sim-mutants crash powercut jepsen jepsen-all bench-stall bench-rpc fuzz-rpc protos format constraints clean
+.PHONY: help setup test check demo sim sim-coverage sim-mutants crash powercut churn jepsen jepsen-all bench-stall bench-rpc fuzz-rpc protos format constraints clean
 
 help: ## This list.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -60,6 +61,9 @@ sim-mutants: setup ## Known bugs are put back, one at a time; the simulator must
 
 crash: setup ## kill -9 under load, then check what was acknowledged: CYCLES=10.
 	$(PY) -m tests.integration.crash --cycles $(CYCLES)
+
+churn: setup ## Nodes die, come, go and are replaced under load: MINUTES=10.
+	$(PY) -m tests.integration.churn --minutes $(MINUTES)
 
 powercut: setup ## The same with the unsynced bytes cut off: CYCLES=10; needs a C compiler.
 	$(PY) -m tests.integration.powercut --cycles $(CYCLES)

@@ -54,6 +54,10 @@ class Alarms:
         """It isn't so any more, on whichever node. Idempotent."""
         self._raised = {key: alarm for key, alarm in self._raised.items() if alarm[0] != kind or alarm.group != group}
 
+    def all(self) -> list[Alarm]:
+        """In the order in which they were raised."""
+        return list(self._raised.values())
+
     def texts(self) -> list[str]:
         """For people, sorted."""
         return sorted(alarm.text for alarm in self._raised.values())

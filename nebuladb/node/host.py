@@ -360,7 +360,7 @@ class Host:
         replica = self._replica(group)
         for replica_id, home in replica.nodes.items():
             if home == node:
-                replica.raft.transfer_leadership(replica_id)
+                replica.transfer_leadership(replica_id)
                 self._dirty[group] = None
                 return
         raise Unavailable(f"group {group} has no replica on that node")
@@ -415,7 +415,8 @@ class Host:
             self._forward_number += 2
             if addressed := replica.propose(self.boottime, self._reaches, self._forward_number):
                 self.send(addressed)
-        replica.start_read_round()
+        if reads := replica.start_read_round(self.boottime):
+            self._output.reads += reads
         raft = replica.raft
         while (ready := raft.ready()) is not None:
             if ready.messages:
@@ -439,7 +440,7 @@ class Host:
             self._output.snapshots += [(replica.group, receiver) for receiver in ready.snapshots]
             for read in ready.reads:
                 if read.nonce == self.incarnation:
-                    self._output.reads += replica.reads.confirmed(read.context, read.index, replica.applied)
+                    self._output.reads += replica.read_confirmed(read.context, read.index)
                     self._dirty[replica.group] = None
         if replica.cut_due:
             self._cut(replica)

@@ -98,6 +98,7 @@ class Node:
         self.reconciler = Reconciler(identity.node, self.host, data, registry)
         options = options or NodeOptions()
         self.host.tail_limits = options.tail
+        self._lease_reads = options.lease_reads
         self.snapshots = Snapshots(self, options.snapshots, self.reconciler.rows)
         self._housekeeper = Housekeeper(self, peer_address, client_address)
         self._surgeon = Surgeon(self)
@@ -147,6 +148,7 @@ class Node:
     def _start(self, group: int, row: RegistryRow) -> None:
         """Start a replica, or start it anew from what is durable."""
         start, store = open_replica(group, row, self.log, self.data, self.identity.node, self.records)
+        start.lease_reads = self._lease_reads
         self.host.add_group(start)
         data = self.groups.get(group)
         if data is not None and start.lost:

@@ -21,5 +21,7 @@ class NodeOptions:
     """How quickly, and how many at a time, are sent to replicas that were away longer."""
     stall: int = 0
     """A log batch that is older and not durable means that the disk hangs: this node leads nothing then."""
+    lease_reads: bool = False
+    """Leaders read by their lease, and nobody votes just after its start (S9): to be the same on all nodes."""
     check: int = 0
     """How often the leaders on this node have their replicas compared (S28)."""

@@ -11,10 +11,11 @@ from nebuladb.errors import NotLeader, TooManyRequests, invariant
 from nebuladb.kv.command import Command, Kind, Work
 from nebuladb.node.entry import command_kind, decode_payload, encode_command, encode_payload, with_chosen
 from nebuladb.node.frame import Envelope, HostMessageType
+from nebuladb.node.lease import ReadLease, lease_length
 from nebuladb.node.lessor import Lessor
 from nebuladb.node.output import Output, Slice
 from nebuladb.node.proposals import MAX_PENDING_BYTES, Outcomes, Proposals, is_control
-from nebuladb.node.reads import Reads
+from nebuladb.node.reads import Reads, Ready
 from nebuladb.node.tail import LogTail
 from nebuladb.raft import Config, Configuration, HardState, Message, Raft, StateRole
 from nebuladb.raft.entry import ENTRY_HEADER, Entry, EntryKind
@@ -55,6 +56,8 @@ class Start:
     """The store's lease clock, ms."""
     leases: Iterable[tuple[int, int, int]]
     """(lease, expires, renewal) of the store."""
+    lease_reads: bool = False
+    """Reads by the leader's lease, on all nodes (``node.lease``)."""
     lost: bool = False
     """There is no data behind the log: the replica votes and keeps its log, and neither campaigns nor serves nor
     applies until a snapshot is in (S5, S15)."""
@@ -106,7 +109,8 @@ class Replica:
         self._configured = start.configuration_index
         self.node = node
         self.nonce = nonce
-        config = config or Config(start.replica, campaigns=not start.lost)
+        config = config or Config(start.replica, campaigns=not start.lost, guards_leases=start.lease_reads)
+        self.lease = ReadLease(lease_length(config.election_ticks) if start.lease_reads else 0)
         self.raft = Raft(config, start.log, hard_state, start.configuration, start.applied, rng)
         self.start_term = hard_state.term
         self.serves_from = NEVER if start.lost else hard_state.commit
@@ -210,16 +214,37 @@ class Replica:
                 break
         return replies
 
-    def start_read_round(self) -> None:
-        """Ask Raft to confirm the reads that wait, if there is someone to ask."""
-        if not self.reads.wants_round or not self.raft.leader:
-            return
+    def start_read_round(self, boottime: int) -> Ready:
+        """Ask Raft to confirm the reads that wait, if there is someone to ask; those that a lease confirms are ready.
+        `boottime` was read after they came."""
+        raft = self.raft
+        if not self.reads.wants_round or not raft.leader:
+            return []
         self._context += 1
+        leads = raft.role is StateRole.LEADER and not raft.quiet
+        if leads and self.lease.holds(boottime, raft.term, raft.configuration):
+            probe("read by lease")
+            self.reads.start(self._context)
+            return self.reads.confirmed(self._context, raft.commit, self.applied)
         try:
-            self.raft.read_index(self.nonce, self._context)
+            raft.read_index(self.nonce, self._context)
         except (NotLeader, TooManyRequests):
-            return
+            return []
+        if raft.role is StateRole.LEADER:
+            self.lease.asked(self._context, boottime, raft.term, raft.configuration)
         self.reads.start(self._context)
+        return []
+
+    def read_confirmed(self, context: int, index: int) -> Ready:
+        """Raft's answer to a round; a negative index: it failed."""
+        if index >= 0:
+            self.lease.confirmed(context)
+        return self.reads.confirmed(context, index, self.applied)
+
+    def transfer_leadership(self, to: int) -> None:
+        """See `Raft.transfer_leadership`; the lease goes first (S10)."""
+        self.lease.give_up(self.raft.term)
+        self.raft.transfer_leadership(to)
 
     def tick(self, boottime: int) -> None:
         """A tick of Raft's, and what lease time demands of a leader: expiries, or an entry that carries the clock."""

@@ -69,7 +69,10 @@ class Surgeon:
         replica, shard = node.host.replicas.get(group), node.meta.descriptor(group)
         if replica is None or shard is None or group in self._looking or not _ready(replica):
             return
-        if settled(shard, replica.raft.configuration) or not self._decide(replica, shard):
+        if settled(shard, replica.raft.configuration):
+            return
+        # A group that rests doesn't notice that a learner has caught up; the look's read wakes it (S11).
+        if not (replica.raft.quiet or self._decide(replica, shard)):
             return
         self._looking.add(group)
         self._ask(META_GROUP, partial(self._meta_confirmed, group, replica.raft.term), group)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from nebuladb.env import Rng
+from nebuladb.env import Rng, probe
 from nebuladb.raft.log import RaftLog
 from nebuladb.raft.message import Message, MessageType
 from nebuladb.raft.outbox import Outbox
@@ -19,7 +19,7 @@ TRANSFER: Final = 1
 class Election:
     """One replica's part in elections: as a voter, and as a candidate of either kind."""
 
-    __slots__ = ("_config", "_log", "_outbox", "_rng", "_state", "_tracker", "_votes", "elapsed", "timeout")
+    __slots__ = ("_config", "_log", "_outbox", "_rng", "_state", "_tracker", "_votes", "_young", "elapsed", "timeout")
 
     def __init__(
         self, config: Config, state: State, log: RaftLog, outbox: Outbox, tracker: ProgressTracker, rng: Rng
@@ -31,6 +31,8 @@ class Election:
         self._tracker = tracker
         self._rng = rng
         self._votes: dict[int, bool] = {}
+        self._young = config.election_ticks if config.guards_leases else 0
+        """Ticks for which we don't vote: we may have answered a leader, and forgotten it in a restart (S9)."""
         self.elapsed = 0
         """Ticks since we heard from a leader or voted; on a leader, since it last made sure of its quorum."""
         self.timeout = 0
@@ -46,6 +48,7 @@ class Election:
     def tick(self) -> bool:
         """Returns whether the timeout has passed."""
         self.elapsed += 1
+        self._young = max(self._young - 1, 0)
         return self.elapsed >= self.timeout
 
     def loyal(self) -> bool:
@@ -69,6 +72,10 @@ class Election:
     def on_request(self, message: Message) -> None:
         """Answer a vote or pre-vote request of our term, or a pre-vote request of a later one."""
         state, pre = self._state, message.type == MessageType.PRE_VOTE
+        if self._young and message.hint != TRANSFER:  # a leader that hands over has given up its lease (S10)
+            probe("no vote so soon after the start")
+            self.refuse(message)
+            return
         free = state.vote == message.sender or (state.vote == 0 and state.leader == 0)
         if (free or (pre and message.term > state.term)) and self._log.covers(message.index, message.log_term):
             # A pre-vote is granted for the term asked for, which isn't ours yet and which we don't enter (§9.6).

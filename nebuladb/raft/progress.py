@@ -92,6 +92,11 @@ class Progress:
             return self.inflights.full()
         return self.state is ProgressState.SNAPSHOT or self.paused
 
+    def unproven(self) -> bool:
+        """Whether it is taken to hold what a snapshot brought and hasn't said so: it is asked, even if nothing new is
+        to be sent."""
+        return self.state is ProgressState.PROBE and not self.paused and self.match < self.next - 1
+
     def sent(self, last: int, size: int) -> None:
         """An append was sent that ends at index `last` and holds `size` bytes of entries, none if 0."""
         if self.state is not ProgressState.REPLICATE:

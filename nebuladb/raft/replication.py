@@ -89,12 +89,13 @@ class Replication:
         log = self._log
         last, commit = log.last, log.commit
         for replica, progress in self.tracker.peers:
-            if progress.next > last and progress.sent_commit >= commit:
+            if progress.next > last and progress.sent_commit >= commit and not progress.unproven():
                 continue
             while progress.next <= last and not progress.blocked():
                 if not self._send(replica, progress, with_entries=True):
                     break
-            if progress.sent_commit < min(commit, progress.next - 1) and progress.state is ProgressState.REPLICATE:
+            behind = progress.state is ProgressState.REPLICATE and progress.sent_commit < min(commit, progress.next - 1)
+            if behind or progress.unproven():
                 self._send(replica, progress, with_entries=False)
 
     def _send(self, replica: int, progress: Progress, *, with_entries: bool) -> bool:

@@ -40,6 +40,8 @@ class Config:
     """Whether it may stand for election. It votes in any case."""
     pre_vote: bool = True
     check_quorum: bool = True
+    guards_leases: bool = False
+    """Leaders may read by their lease: a replica votes only a least election timeout after its start (S9)."""
 
     def __post_init__(self) -> None:
         if self.replica <= 0:

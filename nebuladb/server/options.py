@@ -24,6 +24,7 @@ DEFAULTS: Final[Mapping[str, str]] = {
     "min-free-space": "auto",
     "ballast": "auto",
     "log-stall-timeout": "5s",
+    "lease-reads": "off",
     "log-keep-entries": "100000",
     "log-keep-size": "64MiB",
     "snapshot-rate": "32MiB",
@@ -38,6 +39,8 @@ FLAGS: Final[Mapping[str, str]] = {
     "never.",
     "ballast": "Space that a file holds in reserve, like 64MiB; auto: a quarter of min-free-space, at most 64MiB.",
     "log-stall-timeout": "A flush of the log that takes longer makes the node lead nothing, like 5s; 0: never.",
+    "lease-reads": "on: leaders answer reads by their lease; the same on all nodes. Clocks must be within 20% of each "
+    "other in speed.",
     "log-keep-entries": "Log entries that a shard keeps for a replica that is away; a longer absence takes a snapshot.",
     "log-keep-size": "Bytes of log that it keeps at most, like 64MiB.",
     "snapshot-rate": "Bytes of rows that this node sends in snapshots a second, all together, like 32MiB.",
@@ -49,7 +52,10 @@ def parse(texts: Mapping[str, str]) -> NodeOptions:
     mode = texts["auto-compaction-mode"]
     if mode not in MODES:
         raise ConfigurationError(f"auto-compaction-mode: {mode!r} is not one of {', '.join(MODES)}")
+    if texts["lease-reads"] not in ("on", "off"):
+        raise ConfigurationError(f"lease-reads: {texts['lease-reads']!r} is neither on nor off")
     return NodeOptions(
+        lease_reads=texts["lease-reads"] == "on",
         retention=_named("auto-compaction-retention", texts, lambda text: Retention.parse(text, mode)),
         stall=_named("log-stall-timeout", texts, milliseconds),
         check=_named("consistency-check-interval", texts, milliseconds),

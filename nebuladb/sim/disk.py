@@ -145,6 +145,10 @@ class Disk:
         self.data = MemoryEngine(wal=False)
         self._logs.renewed(self._place)
 
+    def lose_data(self) -> None:
+        """The data is gone, the log is not."""
+        self.data = MemoryEngine(wal=False)
+
     def wipe(self, *, data: bool = True) -> None:
         """Everything on it is gone, or the log only. For the oracles it counts as it was: a majority survives it."""
         self._wiped = True

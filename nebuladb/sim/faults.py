@@ -63,6 +63,10 @@ class Faults:
     """Disks with a flipped bit: the node stops for good."""
     wipe_every: int = 0
     """Nodes that come back with an empty directory, and are refused (S14)."""
+    forget_every: int = 0
+    """Nodes that lose their data and keep their log (S15)."""
+    away_every: int = 0
+    """Nodes that are away until the others have cut their logs."""
     keyspaces: int = 0
     """Keyspaces that a user makes."""
     churn_every: int = 0
@@ -113,8 +117,11 @@ class Faults:
             keyspaces=rng.choice((0, 0, 1, 2)),
             churn_every=rng.choice((0, 0, 1_500)),
             members_every=rng.choice((0, 0, 600)),
+            forget_every=rng.choice((0, 0, 3_000)),
+            away_every=rng.choice((0, 0, 2_000)),
         )
-        return replace(drawn, full_every=0, flip_every=0, wipe_every=0) if drawn.members_every else drawn
+        mild = replace(drawn, full_every=0, flip_every=0, wipe_every=0, forget_every=0)
+        return mild if drawn.members_every else drawn
 
     def without(self, names: Collection[str]) -> Faults:
         """These kinds left out."""

@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any
 
 from nebuladb.errors import (
+    Corruption,
     DiskFull,
     IdentityError,
     NebulaError,
@@ -39,9 +40,10 @@ from nebuladb.sim.life import Confirmed, Life, Written
 
 TICK_MS = 50
 TICK_JITTER_MS = 5
-RETRY_MS = 5
-"""After a write stall, as in the pump."""
+RETRY_MS = 5  # after a write stall, as in the pump
 RESTART_MS = 100
+LEASE_READS = 0.5
+"""Part of the seeds in which leaders read by their lease."""
 
 
 class Machine:
@@ -179,7 +181,11 @@ class Machine:
                 client_address=f"{self.name}:1",
                 peer_address=f"{self.name}:2",
                 memory=small_memory(self._rng),
-                options=NodeOptions(tail=small_tail(self._rng)),
+                options=NodeOptions(
+                    tail=small_tail(self._rng),
+                    # All nodes of a cluster, and all their lives, have the same.
+                    lease_reads=self._core.stream("lease reads").random() < LEASE_READS,
+                ),
                 joined=self.joined,
             )
         except WriteStalled:
@@ -235,14 +241,6 @@ class Machine:
         its frames have left."""
         self._doomed, self._doom = power, when
 
-    def pause(self, milliseconds: int, *, suspended: bool) -> None:
-        """The process stands still (SIGSTOP), or the whole machine with its monotonic clock (`suspended`)."""
-        life = self._life
-        if life is not None and not life.paused:
-            self._core.note("pause", self.name, milliseconds)
-            life.paused = True
-            self._core.scheduler.after(milliseconds, self._resume, life, milliseconds if suspended else 0)
-
     def _resume(self, life: Life, slept: int) -> None:
         """What came meanwhile first, then one tick (S12)."""
         life.paused = False
@@ -257,11 +255,6 @@ class Machine:
             life.late_tick = False
             # As the pump, which goes once round its loop between the late input and the tick.
             self._core.scheduler.after(0, self._tick, life)
-
-    def leap(self, milliseconds: int) -> None:
-        """Its monotonic clock jumps ahead."""
-        if self._life is not None:
-            self._life.clock.leap(milliseconds)
 
     def _held(self, action: Callable[..., None], *args: Any) -> bool:
         """Whether the process stands still; `action` comes when it goes on."""
@@ -469,6 +462,8 @@ class Machine:
             return
         try:
             life.node.fetched(fetch, self.disk.data.get_many(fetch.rows))
+        except Corruption as error:
+            life.node.damaged(fetch.group, error)
         except StoreError as error:
             self._stopped(error)
             return
@@ -478,7 +473,11 @@ class Machine:
 
     def _exported(self, life: Life, outgoing: Outgoing) -> None:
         if life is self._life and not self._held(self._exported, life, outgoing):
-            life.node.snapshots.chunk_read(outgoing, outgoing.exporter.read() if outgoing.outcome is None else None)
+            try:
+                life.node.snapshots.chunk_read(outgoing, None if outgoing.outcome else outgoing.exporter.read())
+            except Corruption as error:
+                life.node.damaged(outgoing.group, error)
+                life.node.snapshots.chunk_read(outgoing, None)
             self._wake(life)
 
     def _background(self, life: Life) -> None:

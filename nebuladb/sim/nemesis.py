@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from random import Random
+from typing import Final
 
 from nebuladb.raft import StateRole
 from nebuladb.sim.core import Core
@@ -26,6 +27,11 @@ STALLED_WRITES = 20
 LAST_KEY = b"\xff" * 32
 MASSACRE = 6
 """One crash in so many kills all nodes."""
+
+
+AWAY_MS: Final = 2_500
+"""Long enough that the node counts as gone, and logs that keep little are cut."""
+AWAY_FLUSHES: Final = 3
 
 
 class Nemesis:
@@ -54,6 +60,8 @@ class Nemesis:
             (faults.full_every, self._full),
             (faults.flip_every, self._flip),
             (faults.wipe_every, self._wipe),
+            (faults.forget_every, self._forget),
+            (faults.away_every, self._away),
         ):
             if mean:
                 core.scheduler.after(faults.calm, self._later, mean, harm)
@@ -209,6 +217,27 @@ class Nemesis:
             self._core.hit("full disk")
             machine.full = True
             self._rng.choice((machine.disk.log, machine.disk.data)).fail(Fault.FULL, ALWAYS)
+
+    def _forget(self) -> None:
+        """One node at a time: while its data comes, the others must have theirs."""
+        nodes = [machine.node for machine in self._machines if machine.serves]
+        if any(node is None or node.snapshots.lost for node in nodes):
+            return
+        machine = self._any()
+        self._core.hit("lost data")
+        machine.lose_data()
+        self._core.scheduler.after(1 + self._rng.randrange(100), machine.start)
+
+    def _away(self) -> None:
+        machine = self._any()
+        if machine.node is None:
+            return
+        self._core.hit("node away")
+        machine.crash(power=bool(self._rng.randrange(2)))
+        for place in range(AWAY_FLUSHES):
+            for other in self._machines:
+                self._core.scheduler.after((place + 1) * AWAY_MS // AWAY_FLUSHES, other.flush)
+        self._core.scheduler.after(AWAY_MS, machine.start)
 
     def _flip(self) -> None:
         machine = self._spare()

@@ -1,4 +1,4 @@
-"""A machine that loses its disk, is given to a new node, or taken from one that was removed."""
+"""What becomes of a machine: it stands still, loses its disk, is given to a new node, or taken from a removed one."""
 
 from __future__ import annotations
 
@@ -17,6 +17,19 @@ class Place(Machine):
         """Whether no node lives here, dead or alive."""
         return not self.founds and not self.founded
 
+    def pause(self, milliseconds: int, *, suspended: bool) -> None:
+        """The process stands still (SIGSTOP), or the whole machine with its monotonic clock (`suspended`)."""
+        life = self._life
+        if life is not None and not life.paused:
+            self._core.note("pause", self.name, milliseconds)
+            life.paused = True
+            self._core.scheduler.after(milliseconds, self._resume, life, milliseconds if suspended else 0)
+
+    def leap(self, milliseconds: int) -> None:
+        """Its monotonic clock jumps ahead."""
+        if self._life is not None:
+            self._life.clock.leap(milliseconds)
+
     def wipe(self) -> None:
         """Its data directory is emptied: it comes back as a fresh node of the same name, and must not get far."""
         self.spoiled = True
@@ -34,6 +47,11 @@ class Place(Machine):
         self.crash(power=True)
         self.disk.wipe(data=False)
         return True
+
+    def lose_data(self) -> None:
+        """Its data is gone; its log, and so its vote, is whole."""
+        self.crash(power=True)
+        self.disk.lose_data()
 
     def lose(self) -> None:
         """It is gone for good."""

@@ -18,7 +18,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -86,14 +86,15 @@ class Churn:
         self._aloud = aloud
         self.load = Load(cluster.endpoints, random.Random(self._rng.random()), think=THINK_SECONDS)
 
-    async def run(self, seconds: float, at_least: int = 1) -> None:
-        """Steps for so long, or until there is a violation, and `at_least` so many; then compare."""
+    async def run(self, seconds: float, first: Sequence[str] = ("kill",)) -> None:
+        """The steps `first`, then others for so long, or until there is a violation; then compare."""
         until = time.monotonic() + seconds
+        script = list(first)
         self.load.start()
         try:
-            while (time.monotonic() < until or self.counts.total() < at_least) and not self.violations:
+            while (script or time.monotonic() < until) and not self.violations:
                 await self._progress(self._rng.randint(*BETWEEN), "between two steps")
-                step = self._choose()
+                step = script.pop(0) if script else self._choose()
                 await getattr(self, f"_{step}")()
                 self.counts[step] += 1
                 if self._aloud:
@@ -218,8 +219,8 @@ class Churn:
         return [self.cluster.endpoints[place] for place in self.cluster.running]
 
 
-def run(directory: Path, seconds: float, seed: int, *, at_least: int = 1, aloud: bool = False) -> Churn:
-    """Run the campaign in `directory`."""
+def run(directory: Path, seconds: float, seed: int, *, first: Sequence[str] = ("kill",), aloud: bool = False) -> Churn:
+    """Run the campaign in `directory`, beginning with the steps `first`."""
     with Stormy(directory) as cluster:
         founders = range(FOUNDERS)
         cluster.start(*founders)
@@ -227,7 +228,7 @@ def run(directory: Path, seconds: float, seed: int, *, at_least: int = 1, aloud:
 
         async def campaign() -> Churn:
             churn = Churn(cluster, seed, aloud=aloud)
-            await churn.run(seconds, at_least)
+            await churn.run(seconds, first)
             return churn
 
         return asyncio.run(campaign())

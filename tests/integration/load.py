@@ -143,7 +143,8 @@ class Load:
         keys = [self._new_key() for _ in range(KEYS_PER_WRITER)]
         try:
             while True:
-                await self._open.wait()
+                while not self._open.is_set():  # it may be cleared again before this task runs
+                    await self._open.wait()
                 self._busy += 1
                 try:
                     await self._one(rng, keys)

@@ -83,6 +83,9 @@ class Replicas:
             replica = host.replicas.get(group)
             if replica is None or group not in node.groups:
                 continue
+            if replica.lost:
+                self._seen.pop((place, group), None)  # it has no state, until a snapshot brings another one
+                continue
             raft, store = replica.raft, node.groups[group].store
             picture = (raft.role, raft.term, raft.commit, raft.last_index, replica.log.last(), store.index)
             seen = self._seen.get((place, group))

@@ -31,11 +31,11 @@ class Served(Lone):
         await self.serve()
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
-            address = f"127.0.0.1:{probe.getsockname()[1]}"
+            self.address = f"127.0.0.1:{probe.getsockname()[1]}"
         self.backend = Backend(self.pump)
-        self.api = ApiServer(self.backend, Meter(), address, "", engine)
-        await self.api.start(address)
-        self.channel = engine.insecure_channel(address)
+        self.api = ApiServer(self.backend, Meter(), self.address, "", engine)
+        await self.api.start(self.address)
+        self.channel = engine.insecure_channel(self.address)
 
     async def get(self, request: kv_pb2.GetRequest) -> kv_pb2.GetResponse:
         call = self.channel.unary_unary(

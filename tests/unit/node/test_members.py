@@ -149,6 +149,26 @@ def test_every_shard_of_a_keyspace_gets_a_replica_on_a_new_node() -> None:
     are(trio, (0, 2, place), groups)
 
 
+def test_a_learner_of_a_group_that_rests_is_promoted() -> None:
+    """Its leader sends no heartbeats, by which it would see that the learner has caught up."""
+    trio = Trio()
+    trio.start()
+    trio.founded()
+    trio.drive(0, lambda meta: add_step(meta, "n4", "n4:2", 88, learner=True))
+    place = trio.join("n4")
+    trio.until(lambda: trio.node(place).groups.keys() >= set(GROUPS), "it has all groups")
+    leader = trio.leader(ETCD_GROUP)
+    assert leader is not None
+    resting = trio.node(leader).host.replicas[ETCD_GROUP].raft
+    trio.until(lambda: resting.quiet, "the group rests")
+    assert resting.configuration.learners
+    # As if the learner had never been seen to catch up: the leader is a new one, and rests since its first heartbeat.
+    for progress in resting._replication.tracker.progress.values():
+        progress.caught_up = False
+    trio.drive(0, lambda meta: promote_step(meta, "n4"))
+    trio.until(lambda: trio.state(place) is NodeState.MEMBER, "a member")
+
+
 def test_a_learner_votes_when_it_is_promoted() -> None:
     trio = Trio()
     trio.start()

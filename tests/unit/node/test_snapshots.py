@@ -408,3 +408,39 @@ def test_alone_it_stops() -> None:
     trio.founded()
     with pytest.raises(Corruption):
         trio.node(0).damaged(DEFAULT_GROUP, Corruption("for the test"))
+
+
+def test_a_conflicting_log_does_not_survive_an_install() -> None:
+    """Entries of a term that nobody else has: the snapshot's own history follows at its index, not theirs (S5)."""
+    trio = founded()
+    leader = trio.leader(DEFAULT_GROUP)
+    assert leader is not None
+    cut = trio.who[leader].node
+    trio.lose = lambda sender, receiver, frame: cut in (sender, receiver)
+    for number in range(60):
+        command = Command(Kind.PUT, put_request(b"lost/%04d" % number, b"v"))
+        trio.node(leader).submit(DEFAULT_GROUP, command, trio.time + 100)
+        trio.settle()
+    others = [place for place in range(3) if place != leader]
+    trio.hung.add(leader)
+    trio.until(lambda: trio.leader(DEFAULT_GROUP) in others, "another leads")
+    new = trio.leader(DEFAULT_GROUP)
+    assert new is not None
+    for number in range(40):
+        put(trio, new, b"kept/%04d" % number)
+    trio.run(2_500)
+    for place in others:
+        trio.flush(place)
+    trio.run(2_500)
+    trio.flush(new)
+    trio.run(100)
+    assert trio.node(leader).log.reader(GroupId(DEFAULT_GROUP)).last()[0] > store(trio, leader).index
+    trio.hung.clear()
+    trio.lose = lambda sender, receiver, frame: False
+    trio.until(level(trio), "level")
+    assert trio.node(leader).snapshots.counts["received"] == 1
+    assert len(digest(trio)) == 1
+    reader, there = (trio.node(place).log.reader(GroupId(DEFAULT_GROUP)) for place in (leader, new))
+    assert reader.last() == there.last()
+    first = max(reader.start()[0], there.start()[0])
+    assert all(reader.term(index) == there.term(index) for index in range(first, there.last()[0]))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from nebuladb.raft import Message, MessageType
 from nebuladb.raft.progress import ProgressState
 from tests.unit.raft.harness import Network, Replica
@@ -57,6 +59,26 @@ def test_after_it_the_log_follows_from_there() -> None:
     network.tick(3)
     assert state(leader) is ProgressState.REPLICATE
     assert network[3].payloads() == leader.payloads()
+
+
+@pytest.mark.parametrize("lost", [False, True])
+def test_what_a_snapshot_brought_is_asked_for_also_if_nothing_follows_it(*, lost: bool) -> None:
+    """Else a learner of an idle group is never known to have caught up, and never votes."""
+    network = behind()
+    leader, follower = network[1], network[3]
+    installed = Replica(3, disk=follower.disk, term=follower.raft.term)
+    installed.disk.log, installed.disk.start_at = [], (5, 1)
+    installed.applied = list(leader.applied[:5])
+    installed.raft = installed._build(5)
+    network.replicas[3] = installed
+    assert leader.raft.last_index == 5
+    leader.raft.snapshot_finished(3, 5)
+    if lost:
+        leader.take(T.APPEND)
+        network.tick(12)
+    network.settle()
+    assert state(leader) is ProgressState.REPLICATE
+    assert leader.raft.membership.lag(3) == 0
 
 
 def test_a_failed_one_is_asked_for_again_after_the_next_sign_of_life() -> None:

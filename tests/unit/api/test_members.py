@@ -1,0 +1,80 @@
+"""Changes of members through the real server: what a lone node grants, and what it refuses with the reason."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import pytest
+
+from nebuladb.client import AsyncClient
+from nebuladb.errors import ChangeRefused, InvalidArgument
+from nebuladb.node.members import claim_step
+from nebuladb.node.record import NodeState
+from nebuladb.pb.nebula.peer.v1 import peer_pb2
+from nebuladb.server.joining import JoinService
+from tests.unit.api.test_services import Served
+from tests.unit.node.lone import SECONDS
+
+
+@pytest.fixture
+async def served() -> AsyncIterator[Served]:
+    served = Served()
+    await asyncio.wait_for(served.open(), SECONDS)
+    yield served
+    await served.close()
+
+
+@pytest.fixture
+async def client(served: Served) -> AsyncIterator[AsyncClient]:
+    async with AsyncClient([served.address]) as client:
+        yield client
+
+
+async def test_an_id_is_issued_once_however_often_it_is_asked_for(client: AsyncClient) -> None:
+    made = await client.add_member("n9", "127.0.0.1:9")
+    assert (made.state, made.started, made.learner, made.replicas) == ("joining", False, False, 0)
+    assert (await client.add_member("n9", "127.0.0.1:9")).node_id == made.node_id
+    assert [member.name for member in await client.members() if member.node_id == made.node_id] == ["n9"]
+    await client.remove_member("n9")
+    await client.remove_member("n9")  # a repeat of what is done
+    assert (await client.add_member("n9", "127.0.0.1:9")).node_id != made.node_id, "no id is used twice"
+
+
+async def test_what_makes_no_sense_is_refused(client: AsyncClient) -> None:
+    (own,) = await client.members()
+    with pytest.raises(InvalidArgument, match="no peer address"):
+        await client.add_member("n9", "nowhere")
+    with pytest.raises(InvalidArgument, match="no node's name"):
+        await client.add_member("n 9", "127.0.0.1:9")
+    with pytest.raises(ChangeRefused, match="last member"):
+        await client.remove_member(own.name)
+    with pytest.raises(ChangeRefused, match="there is no node 'n8'"):
+        await client.add_member("n9", "127.0.0.1:9", replaces="n8")
+    await client.add_member("n9", "127.0.0.1:9")
+    with pytest.raises(ChangeRefused, match="never started"):
+        await client.add_member("n10", "127.0.0.1:10", replaces="n9")
+
+
+async def test_the_first_directory_that_claims_an_id_has_it(served: Served, client: AsyncClient) -> None:
+    made = await client.add_member("n9", "127.0.0.1:9", learner=True)
+    joins = JoinService(served.backend)
+    request = peer_pb2.JoinRequest(name="n9", peer_address="127.0.0.1:9", claim=5)
+
+    async def told() -> peer_pb2.JoinResponse:
+        while (answer := await joins.answer(request)).wait:
+            served.clock.time += 50
+            served.node.tick(served.clock.time, served.clock.time)
+            served.pump.wake()
+            await asyncio.sleep(0)
+        return answer
+
+    answer = await asyncio.wait_for(told(), SECONDS)
+    assert (answer.node_id, answer.refused) == (made.node_id, "")
+    assert len(answer.peers) == 2
+    other = await joins.answer(peer_pb2.JoinRequest(name="n9", peer_address="127.0.0.1:9", claim=6))
+    assert "forgot its votes" in other.refused
+    record = served.backend.meta.nodes[made.node_id]
+    assert (record.claim, record.state) == (5, NodeState.JOINING)
+    with pytest.raises(ChangeRefused):
+        claim_step(served.backend.meta, "n9", "127.0.0.1:9", 6, 1)
