@@ -161,7 +161,8 @@ class Connection(asyncio.Protocol):
         if stream.reset:
             self._refuse(rpc)
         if not self._scheduled:
-            self._schedule_calls()
+            self._scheduled = True
+            self._loop.call_soon(self._flush)
         return stream
 
     def open(self, rpc: Rpc, headers: Fields) -> Stream:
@@ -170,7 +171,8 @@ class Connection(asyncio.Protocol):
         stream.owner = rpc
         self._fresh.append(rpc)
         if not self._scheduled:
-            self._schedule_calls()
+            self._scheduled = True
+            self._loop.call_soon(self._flush)
         return stream
 
     def send(self, rpc: Rpc, stream: Stream, data: bytes, *, end: bool = False) -> bool:
@@ -294,15 +296,14 @@ class Connection(asyncio.Protocol):
             self._scheduled = True
             self._loop.call_soon(self._flush)
 
-    def _schedule_calls(self) -> None:
-        self._scheduled = True
-        quiet = monotonic() - self._heard > QUIET_SECONDS
-        self._loop.call_soon(self._flush_behind_input if quiet else self._flush)
-
-    def _flush_behind_input(self) -> None:
-        self._loop.call_soon(self._flush)
-
     def _flush(self) -> None:
+        if self._fresh and monotonic() - self._heard > QUIET_SECONDS:
+            # One turn for the loop to look what came in, one for that to be handled.
+            self._loop.call_soon(self._loop.call_soon, self._flush_at_last)
+        else:
+            self._flush_at_last()
+
+    def _flush_at_last(self) -> None:
         self._scheduled = False
         self._flush_now()
 
