@@ -36,6 +36,8 @@ UNSENT_BYTES: Final = 1 << 16
 QUIET_SECONDS: Final = 0.05
 """Silence after which a call's bytes leave a turn later, behind whatever came in meanwhile. (A loop that was busy while
 its server restarted would else write calls to a dead connection, and nobody could say what became of them.)"""
+FIELD_BYTES: Final = 32
+"""That a header field counts beside its name and value (RFC 7541, 4.1)."""
 KEEPALIVE: Final = b"nebulaka"
 """Payload of our pings."""
 
@@ -135,6 +137,8 @@ class Connection(asyncio.Protocol):
         self.calls[rpc] = None
         try:
             rpc.begin(self)
+            if rpc.over:
+                self.calls.pop(rpc, None)
         except http2.StreamLimit:
             del self.calls[rpc]
             self._wait(rpc)
@@ -164,6 +168,10 @@ class Connection(asyncio.Protocol):
             self._scheduled = True
             self._loop.call_soon(self._flush)
         return stream
+
+    def takes(self, headers: Fields) -> bool:
+        """Whether the list is within what the server said it takes (RFC 9113, 6.5.2)."""
+        return sum([len(name) + len(value) + FIELD_BYTES for name, value in headers]) <= self._h2.peer.header_list
 
     def open(self, rpc: Rpc, headers: Fields) -> Stream:
         """A stream whose messages come later. Raises `LocalProtocolError`."""

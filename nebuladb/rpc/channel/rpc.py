@@ -103,6 +103,9 @@ class Rpc:
             left = self.deadline - monotonic()
             timeout = format_timeout(self.timeout if self.timeout and left > 0.99 * self.timeout else max(left, 0.0))
         headers = self.method.fields(timeout, encoding, self.metadata)
+        if self.metadata and not connection.takes(headers):
+            self.fail(grpc.StatusCode.RESOURCE_EXHAUSTED, f"metadata is larger than {connection.endpoint} takes")
+            return
         if self.request is None:
             self.stream = connection.open(self, headers)
         elif encoding:
