@@ -218,7 +218,8 @@ class Connection(asyncio.Protocol):
     def leave(self, rpc: Rpc, stream: Stream | None, code: ErrorCode | None) -> None:
         """The call is over; with a `code` its stream is reset."""
         self.calls.pop(rpc, None)
-        self._blocked.pop(rpc, None)
+        if self._blocked:
+            self._blocked.pop(rpc, None)
         if stream is not None:
             stream.owner = None
             if code is not None and not self.closed:
