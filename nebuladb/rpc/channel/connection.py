@@ -36,6 +36,8 @@ UNSENT_BYTES: Final = 1 << 16
 QUIET_SECONDS: Final = 0.05
 """Silence after which a call's bytes leave a turn later, behind whatever came in meanwhile. (A loop that was busy while
 its server restarted would else write calls to a dead connection, and nobody could say what became of them.)"""
+FIELD_BYTES: Final = 32
+"""That a header field counts beside its name and value (RFC 7541, 4.1)."""
 KEEPALIVE: Final = b"nebulaka"
 """Payload of our pings."""
 
@@ -135,6 +137,8 @@ class Connection(asyncio.Protocol):
         self.calls[rpc] = None
         try:
             rpc.begin(self)
+            if rpc.over:
+                self.calls.pop(rpc, None)
         except http2.StreamLimit:
             del self.calls[rpc]
             self._wait(rpc)
@@ -161,8 +165,13 @@ class Connection(asyncio.Protocol):
         if stream.reset:
             self._refuse(rpc)
         if not self._scheduled:
-            self._schedule_calls()
+            self._scheduled = True
+            self._loop.call_soon(self._flush)
         return stream
+
+    def takes(self, headers: Fields) -> bool:
+        """Whether the list is within what the server said it takes (RFC 9113, 6.5.2)."""
+        return sum([len(name) + len(value) + FIELD_BYTES for name, value in headers]) <= self._h2.peer.header_list
 
     def open(self, rpc: Rpc, headers: Fields) -> Stream:
         """A stream whose messages come later. Raises `LocalProtocolError`."""
@@ -170,7 +179,8 @@ class Connection(asyncio.Protocol):
         stream.owner = rpc
         self._fresh.append(rpc)
         if not self._scheduled:
-            self._schedule_calls()
+            self._scheduled = True
+            self._loop.call_soon(self._flush)
         return stream
 
     def send(self, rpc: Rpc, stream: Stream, data: bytes, *, end: bool = False) -> bool:
@@ -208,7 +218,8 @@ class Connection(asyncio.Protocol):
     def leave(self, rpc: Rpc, stream: Stream | None, code: ErrorCode | None) -> None:
         """The call is over; with a `code` its stream is reset."""
         self.calls.pop(rpc, None)
-        self._blocked.pop(rpc, None)
+        if self._blocked:
+            self._blocked.pop(rpc, None)
         if stream is not None:
             stream.owner = None
             if code is not None and not self.closed:
@@ -294,15 +305,14 @@ class Connection(asyncio.Protocol):
             self._scheduled = True
             self._loop.call_soon(self._flush)
 
-    def _schedule_calls(self) -> None:
-        self._scheduled = True
-        quiet = monotonic() - self._heard > QUIET_SECONDS
-        self._loop.call_soon(self._flush_behind_input if quiet else self._flush)
-
-    def _flush_behind_input(self) -> None:
-        self._loop.call_soon(self._flush)
-
     def _flush(self) -> None:
+        if self._fresh and monotonic() - self._heard > QUIET_SECONDS:
+            # One turn for the loop to look what came in, one for that to be handled.
+            self._loop.call_soon(self._loop.call_soon, self._flush_at_last)
+        else:
+            self._flush_at_last()
+
+    def _flush_at_last(self) -> None:
         self._scheduled = False
         self._flush_now()
 

@@ -103,6 +103,9 @@ class Rpc:
             left = self.deadline - monotonic()
             timeout = format_timeout(self.timeout if self.timeout and left > 0.99 * self.timeout else max(left, 0.0))
         headers = self.method.fields(timeout, encoding, self.metadata)
+        if self.metadata and not connection.takes(headers):
+            self.fail(grpc.StatusCode.RESOURCE_EXHAUSTED, f"metadata is larger than {connection.endpoint} takes")
+            return
         if self.request is None:
             self.stream = connection.open(self, headers)
         elif encoding:
@@ -179,6 +182,13 @@ class Rpc:
     def fail(self, code: grpc.StatusCode, details: str) -> None:
         """End it here, with this status."""
         self.end(Status(code, details, grpc.aio.Metadata()))
+
+    def _broken(self, error: StatusError) -> None:
+        # The SDK and others know a size by grpc's words.
+        details = error.details
+        if error.code is grpc.StatusCode.RESOURCE_EXHAUSTED:
+            details = f"Received message larger than max: {details}"
+        self.fail(error.code, details)
 
     def expire(self) -> None:
         """Its deadline has passed."""
@@ -320,6 +330,24 @@ class UnaryResponse(Rpc):
         if ended:
             self.fail(grpc.StatusCode.INTERNAL, "the server ended the call without a status")
 
+    def response(self, headers: HeaderBlock, data: bytes, trailers: HeaderBlock) -> None:
+        """All of the answer came at once: the shape of nearly every one, so that this way must be short."""
+        head, tail = head_of(headers), head_of(trailers)
+        if head.error is not None or not tail.successful or tail.metadata or self._head_waiters is not None:
+            super().response(headers, data, trailers)
+            return
+        self.stream = None
+        self.head = head
+        try:
+            self._message = unframe(data, self.core.settings.max_receive_message, head.inflate)
+        except StatusError as error:
+            self._broken(error)
+            return
+        connection = self.connection
+        if connection is not None and head.accepts is not connection.accepts and head.accepts:
+            connection.accepts = head.accepts
+        self.end(SUCCESS)
+
     def _larger(self, size: int) -> str:
         return f"Received message larger than max ({size} vs. {self.core.settings.max_receive_message})"
 
@@ -339,10 +367,7 @@ class UnaryResponse(Rpc):
         try:
             self._message = unframe(bytes(body), self.core.settings.max_receive_message, head.inflate)
         except StatusError as error:
-            details = error.details
-            if error.code is grpc.StatusCode.RESOURCE_EXHAUSTED:
-                details = f"Received message larger than max: {details}"
-            self.fail(error.code, details)
+            self._broken(error)
             return False
         return True
 

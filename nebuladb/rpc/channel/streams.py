@@ -57,12 +57,6 @@ class StreamResponse(Rpc):
         if ended:
             self.fail(grpc.StatusCode.INTERNAL, "the server ended the call without a status")
 
-    def _broken(self, error: StatusError) -> None:
-        details = error.details
-        if error.code is grpc.StatusCode.RESOURCE_EXHAUSTED:
-            details = f"Received message larger than max: {details}"
-        self.fail(error.code, details)
-
     def _whole(self, successful: bool) -> bool:
         if successful and self._reader is not None:
             try:

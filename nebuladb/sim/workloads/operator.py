@@ -15,6 +15,8 @@ from nebuladb.sim.violation import require
 PAUSE_MS: Final = 400
 SLACK: Final = 2_000
 """Bytes."""
+ONE_ENTRY: Final = 20_000
+"""Bytes that one may bring at once: the rows of a keyspace of many shards."""
 ANSWERED: Final = 100
 """Forwards that wait for no one any more, until they are looked for."""
 
@@ -68,7 +70,7 @@ class Operator(Actor):
         host = node.host
         pairs = {
             # They make room after what came, a record or two a store.
-            "records": (node.records.used, node.records.limit + SLACK * len(node.groups)),
+            "records": (node.records.used, node.records.limit + SLACK * len(node.groups) + ONE_ENTRY),
             "recent entries": (node.log.recent.size, node.log.recent.limit),
             "writes": (host.writes.used, host.writes.limit),
             "outboxes": (node.outboxes.used, node.outboxes.limit + SLACK * len(node.groups)),

@@ -265,8 +265,9 @@ async def test_too_many_calls_without_a_connection(channels: Any) -> None:
 
 
 @pytest.mark.parametrize("kind", ["unary", "stream"])
+@pytest.mark.parametrize("late", [False, True], ids=["", "a write was due"])
 async def test_calls_that_never_left_a_dead_connection_are_made_on_the_next(
-    channels: Any, kind: str, monkeypatch: pytest.MonkeyPatch
+    channels: Any, kind: str, late: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The loop was busy while the server restarted: to it the connection still stands when the calls begin."""
     monkeypatch.setattr(connection_module, "QUIET_SECONDS", -1.0)
@@ -280,8 +281,12 @@ async def test_calls_that_never_left_a_dead_connection_are_made_on_the_next(
     async with Scripted(script) as server:
         channel = channels(server.address)
         await unary(channel)(b"x")
+        (connection,) = channel._core._ready
+        await until(lambda: not connection._scheduled)
         seen[0].transport.get_extra_info("socket").shutdown(socket.SHUT_RDWR)
         assert channel.get_state() is State.READY
+        if late:
+            connection._schedule()
         calls = [
             unary(channel)(b"x") if kind == "unary" else channel.stream_unary(f"/{SERVICE}/Collect")() for _ in range(3)
         ]
