@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from typing import Final
 
@@ -10,9 +9,9 @@ from nebuladb.env import Rng, probe
 from nebuladb.errors import Corruption, Unavailable, invariant
 from nebuladb.ids import BatchId, GroupId
 from nebuladb.kv.change import Applied
+from nebuladb.node.batches import MAX_UNSYNCED_BYTES, Batches
 from nebuladb.node.disk import STALLED_BIT, DiskState
 from nebuladb.node.frame import Address, Envelope, HostMessageType, decode_frame, encode_frames, frame_status
-from nebuladb.node.inflight import InFlight
 from nebuladb.node.memory import MemoryPlan
 from nebuladb.node.output import Output, Request
 from nebuladb.node.peer import Peer
@@ -22,20 +21,9 @@ from nebuladb.node.replica import Forward, Replica, Start
 from nebuladb.node.tail import TailLimits, cut_index, wants_flush
 from nebuladb.raft import HardState, Message, StateRole
 from nebuladb.raft.confchange import Change
-from nebuladb.storage.log_batch import GroupWrite, LogBatch
+from nebuladb.storage.log_batch import GroupWrite
 from nebuladb.storage.share import Share
 
-MAX_BATCH_BYTES: Final = 8 << 20
-"""A log batch takes no further group once it is this large, but those of which it takes a hard state without entries,
-so that no vote waits behind a bulk load (S31); the rest goes with the next."""
-MAX_UNSYNCED_BYTES: Final = 64 << 20
-"""Of any node; one with little memory has a lower bound (`Host.unsynced_limit`)."""
-MAX_HELD: Final = 10_000
-"""Messages that wait for one batch to be durable. While a disk hangs more are dropped, which is a loss like any other:
-in a term that isn't durable yet every heartbeat and read round of the leader adds a reply."""
-MAX_BATCHES_IN_FLIGHT: Final = 2
-"""Log batches on their way to the disk; while there are so many, new writes of all groups gather for the next one."""
-HOLD_TICKS: Final = 2
 CUT_TICKS: Final = 20
 """How often a log is looked at for what may be cut, beside after each flush."""
 TICK_MS: Final = 50
@@ -67,15 +55,9 @@ class Host:
         self.boottime = 0
         self.disk = DiskState()
         self._rng = rng
-        self._next_batch = first_batch
-        self.durable_batch = BatchId(first_batch - 1)
-        """The newest batch known to be durable."""
-        self._inflight: deque[InFlight] = deque()
-        self._unsynced = 0
+        self.batches = Batches(first_batch, memory.unsynced if memory else MAX_UNSYNCED_BYTES)
         self._held: dict[int, None] = {}
         """Groups whose writes wait for a batch to become durable."""
-        self.unsynced_limit = min(memory.unsynced, MAX_UNSYNCED_BYTES) if memory else MAX_UNSYNCED_BYTES
-        """Log bytes on their way to the disk; past them no new proposal is made: a stalled disk is back-pressure."""
         self.writes = Share(memory.writes if memory else MAX_PENDING_BYTES)
         """Commands that wait, of all groups together."""
         self.pending = Share(MAX_NODE_PENDING)
@@ -97,7 +79,6 @@ class Host:
         """Groups that need ticks: all but those that rest."""
         self.stepped: dict[int, None] = {}
         """Groups that the last `poll` looked at, or that applied something since: the others are as they were."""
-        self._batch: LogBatch | None = None
         self._envelopes: dict[int, list[Envelope]] = {}
         self._output = Output()
 
@@ -109,7 +90,7 @@ class Host:
         self._ticks += 1
         expire, cut = self._ticks % EXPIRE_TICKS == 0, self._ticks % CUT_TICKS == 0
         self.disk.strained = any(peer.status for peer in self.peers.values())
-        self.disk.sync_age = (self._ticks - self._inflight[0].tick) * TICK_MS if self._inflight else 0
+        self.disk.sync_age = self.batches.age(self._ticks) * TICK_MS
         for peer in [node for node, peer in self.peers.items() if peer.connected]:
             self._watch(peer)
         for group in list(self._awake):
@@ -239,9 +220,7 @@ class Host:
 
     def durable(self, batch: int) -> None:
         """A sync that began after `batch` was written is done."""
-        while self._inflight and self._inflight[0].batch <= batch:
-            done = self._inflight.popleft()
-            self._unsynced -= done.size
+        for done in self.batches.finished(batch):
             for group, mark in done.marks:
                 if group in self.replicas:
                     self.replicas[group].raft.durable(mark)
@@ -249,7 +228,6 @@ class Host:
             self.send(done.held)
             self._dirty.update(self._held)
             self._held.clear()
-        self.durable_batch = BatchId(max(self.durable_batch, batch))
 
     def applied(self, group: int, generation: int, applied: Applied) -> None:
         """The store applied (a part of) the slice that was out."""
@@ -269,7 +247,7 @@ class Host:
     @property
     def unsynced_bytes(self) -> int:
         """Log bytes on their way to the disk."""
-        return self._unsynced
+        return self.batches.unsynced
 
     def flushed(self, applied: dict[int, int]) -> None:
         """The data store has on disk what each group had applied at the given index (S6)."""
@@ -293,14 +271,14 @@ class Host:
     def create_group(self, group: int, initial: tuple[int, int], registry_row: bytes) -> BatchId:
         """Put a new group's log start and registry row into the next batch, whose id is returned. `add_group`, and data
         of the group, once that is durable, no earlier (S15, S17): a crash could take the row and leave the data."""
-        batch = self._open_batch()
+        batch = self.batches.current(self._ticks)
         batch.create(GroupId(group), *initial)
         batch.register(GroupId(group), registry_row)
         return batch.id
 
     def register_group(self, group: int, registry_row: bytes) -> BatchId:
         """Put a group's new registry row into the next batch, whose id is returned."""
-        batch = self._open_batch()
+        batch = self.batches.current(self._ticks)
         batch.register(GroupId(group), registry_row)
         return batch.id
 
@@ -311,7 +289,7 @@ class Host:
         replica = self.replicas.pop(group, None)
         if replica is not None:
             replica.close(self._output)
-        batch = self._open_batch()
+        batch = self.batches.current(self._ticks)
         batch.drop(GroupId(group))
         batch.register(GroupId(group), tombstone)
         return batch.id
@@ -322,7 +300,7 @@ class Host:
         until `add_group`, which the caller owes it once the batch, whose id is returned, is durable."""
         replica = self.replicas[group]
         self.suspend(group, registry_row)
-        batch = self._open_batch()
+        batch = self.batches.current(self._ticks)
         state = HardState(replica.raft.term, replica.raft.vote, max(head[0], commit))
         batch.write(GroupWrite(GroupId(group), state))
         batch.cut(GroupId(group), *head)
@@ -331,7 +309,7 @@ class Host:
     def suspend(self, group: int, registry_row: bytes) -> BatchId:
         """The replica is gone until `add_group`, likewise; its log stays as it is."""
         self.replicas.pop(group).close(self._output)
-        batch = self._open_batch()
+        batch = self.batches.current(self._ticks)
         batch.register(GroupId(group), registry_row)
         return batch.id
 
@@ -349,6 +327,7 @@ class Host:
     def propose_change(self, group: int, changes: Sequence[Change]) -> None:
         """Change a group's members. Raises `NotLeader`, `ChangeRefused`, `InvalidArgument` or `Unavailable`."""
         self._replica(group).raft.propose_change(changes)
+        self._dirty[group] = None
 
     def step_down(self, group: int) -> None:
         """Lead `group` no more: this node's disk hangs, so it neither appends nor votes; the others elect one."""
@@ -370,7 +349,7 @@ class Host:
     @property
     def works(self) -> bool:
         """Whether `poll` would look at a group or hand anything out."""
-        return bool(self._dirty or self._envelopes or self._batch is not None or self._output)
+        return bool(self._dirty or self._envelopes or self.batches.open or self._output)
 
     def results(self) -> tuple[Outcomes, Ready]:
         """Answers and reads that `applied` brought since the last poll: they needn't wait for the next one."""
@@ -391,15 +370,14 @@ class Host:
             replica = self.replicas.get(group)
             if replica is None:
                 continue
-            if self._batch is not None and self._batch.size > MAX_BATCH_BYTES and not replica.urgent:
+            if self.batches.full and not replica.urgent:
                 probe("log batch full")
                 self._dirty[group] = None
                 self._output.more = True
                 continue
             self._step(replica)
-        self._close_batch()
         output, self._output = self._output, Output()
-        output.batch, self._batch = self._batch, None
+        output.batch = self.batches.take()
         for node, envelopes in self._envelopes.items():
             if self._reaches(node):  # else the link fell since they were addressed
                 address = Address(self.cluster, self.node, self.incarnation, node, self.peers[node].incarnation)
@@ -409,7 +387,7 @@ class Host:
         return output
 
     def _step(self, replica: Replica) -> None:
-        if self._holds():
+        if self.batches.crowded(self._ticks):
             self._held[replica.group] = None
         else:
             self._forward_number += 2
@@ -423,19 +401,14 @@ class Host:
                 self.send(self._address(replica, ready.messages))
             if ready.hard_state is not None and ready.mark is not None:
                 replica.saved = (ready.hard_state.term, ready.hard_state.vote, raft.last_index)
-                batch = self._open_batch()
+                batch = self.batches.current(self._ticks)
                 batch.write(GroupWrite(GroupId(replica.group), ready.hard_state, ready.entries))
                 if ready.entries:
                     replica.tail.appended(ready.entries)
-                self._inflight[-1].marks.append((replica.group, ready.mark))
+                self.batches.mark(replica.group, ready.mark)
             if ready.held:
                 held = self._address(replica, ready.held)
-                if self._inflight:
-                    self._inflight[-1].held += held
-                    if len(self._inflight[-1].held) > MAX_HELD:
-                        probe("held messages dropped")
-                        del self._inflight[-1].held[MAX_HELD:]
-                else:
+                if not self.batches.hold(held):
                     self.send(held)
             self._output.snapshots += [(replica.group, receiver) for receiver in ready.snapshots]
             for read in ready.reads:
@@ -448,15 +421,6 @@ class Host:
         if work is not None:
             self._output.slices.append(work)
 
-    def _holds(self) -> bool:
-        """Whether new writes wait, to share the next batch and frames: batches are on their way to the disk already.
-
-        Only for a tick or two, for with a disk that hangs a majority of the others still commits (thesis 10.2.1).
-        """
-        if self._unsynced > self.unsynced_limit:
-            return True
-        return len(self._inflight) >= MAX_BATCHES_IN_FLIGHT and self._ticks - self._inflight[0].tick < HOLD_TICKS
-
     def _cut(self, replica: Replica) -> None:
         """Cut the log to what is durably applied here and nobody waits for (S6)."""
         replica.cut_due = False
@@ -464,20 +428,8 @@ class Host:
         self.flush_due |= wants_flush(replica, self.tail_limits)
         if index:
             probe("log cut")
-            self._open_batch().cut(GroupId(replica.group), index, replica.log.term(index))
+            self.batches.current(self._ticks).cut(GroupId(replica.group), index, replica.log.term(index))
             replica.cut(index)
-
-    def _open_batch(self) -> LogBatch:
-        if self._batch is None:
-            self._batch = LogBatch(BatchId(self._next_batch))
-            self._inflight.append(InFlight(self._next_batch, self._ticks, 0, [], []))
-            self._next_batch += 1
-        return self._batch
-
-    def _close_batch(self) -> None:
-        if self._batch is not None:
-            self._inflight[-1].size = self._batch.size
-            self._unsynced += self._batch.size
 
     # --- messages ------------------------------------------------------------------------------------------------
 

@@ -269,7 +269,7 @@ class Node:
         while self._unwritten:
             batch = self._unwritten[0]
             try:
-                self.log.write(batch, self.host.durable_batch)
+                self.log.write(batch, self.host.batches.durable)
             except WriteStalled:
                 probe("log write stalled")
                 turn.stalled = True

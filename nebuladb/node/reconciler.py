@@ -66,7 +66,7 @@ class Reconciler:
 
     def moved(self) -> None:
         """Address those whose places are durable by now."""
-        durable = self._host.durable_batch
+        durable = self._host.batches.durable
         for group in [group for group, batch in self._moved.items() if batch <= durable]:
             del self._moved[group]
             if group in self._host.replicas:
@@ -91,7 +91,7 @@ class Reconciler:
         """Groups whose creation is durable and that aren't `started` yet."""
         if not self._starting:
             return []
-        durable = self._host.durable_batch
+        durable = self._host.batches.durable
         return [(group, self.rows[group]) for group, batch in self._starting.items() if batch <= durable]
 
     def started(self, group: int) -> None:
@@ -117,7 +117,7 @@ class Reconciler:
         """Destroy the data whose tombstone is durable. True if any was. Raises `WriteStalled`: call again later."""
         if not self._doomed:
             return False
-        ready = [group for group, (batch, _) in self._doomed.items() if batch <= self._host.durable_batch]
+        ready = [group for group, (batch, _) in self._doomed.items() if batch <= self._host.batches.durable]
         for group in ready:
             Store.destroy(self._data, GroupId(group), Generation(self._doomed[group][1]))
             del self._doomed[group]

@@ -112,7 +112,7 @@ class Snapshots:
         told: dict[int, None] = {}
         for node, envelope in messages:
             self._message(node, envelope, told)
-        for group in [group for group, batch in self._suspended.items() if batch <= self._host.durable_batch]:
+        for group in [group for group, batch in self._suspended.items() if batch <= self._host.batches.durable]:
             del self._suspended[group]
             self._node.restart_group(group)
         if self._wanted:
@@ -330,7 +330,7 @@ class Snapshots:
         """Write chunks that have come, and build what has become current anew."""
         left = CHUNKS_A_TURN
         for group, incoming in list(self.incoming.items()):
-            if incoming.stage is Stage.FLIPPING and incoming.batch <= self._host.durable_batch:
+            if incoming.stage is Stage.FLIPPING and incoming.batch <= self._host.batches.durable:
                 self._installed(group, incoming)
                 continue
             while incoming.waiting and left and not incoming.damaged:

@@ -195,11 +195,8 @@ class Raft:
         return self._replication.propose(payload)
 
     def propose_change(self, changes: Iterable[Change]) -> tuple[int, int]:
-        """Append the entry that changes the group's members; returns its (index, term). With more than one voter
-        changed, a joint configuration comes first, and the leader leaves it by itself.
-
-        Raises as `propose` does, and `ChangeRefused` with the reason or `InvalidArgument`; nothing was appended then.
-        """
+        """Likewise, the entry that changes the group's members: with more than one voter changed by way of a joint
+        configuration, which the leader leaves by itself. Raises `ChangeRefused` or `InvalidArgument`, too."""
         self._leads_on()
         return self.membership.propose(changes)
 

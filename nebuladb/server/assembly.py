@@ -16,6 +16,7 @@ import uvloop
 from nebuladb.api.backend import Backend
 from nebuladb.api.services import ApiServer
 from nebuladb.errors import DataDamaged, DiskFull, NebulaError
+from nebuladb.node.identity import Founding, Identity
 from nebuladb.node.memory import plan
 from nebuladb.node.node import Node
 from nebuladb.node.pump import Pump
@@ -98,6 +99,19 @@ class _Drain:
         await self._pump.stop()
 
 
+async def _link(
+    config: Config, identity: Identity, peers: Peers, rng: random.Random, stack: AsyncExitStack
+) -> tuple[PeerTransport, Founding]:
+    """Join or found the cluster, unless that is done, with the peer port open."""
+    engine = ENGINES[config.rpc_engine]
+    if config.join and not identity.cluster:
+        peers.join_with(await join_cluster(config, identity, PeerTransport(identity.node, peers, rng, engine)))
+    transport = PeerTransport(peers.identity.node, peers, rng, engine)
+    await transport.serve(config.peer_addr)
+    stack.push_async_callback(transport.stop)
+    return transport, peers.founding or await peers.found_cluster(transport)
+
+
 async def _assemble(config: Config, shutdown: Shutdown, stack: AsyncExitStack) -> _Drain:
     """Everything up to the open client port. What is opened goes onto `stack`."""
     log = structlog.get_logger("nebulad")
@@ -114,14 +128,7 @@ async def _assemble(config: Config, shutdown: Shutdown, stack: AsyncExitStack) -
     admin = AdminServer(AdminApp(view, metrics), config.admin_addr)
     await admin.start()
     stack.push_async_callback(admin.stop)
-    engine = ENGINES[config.rpc_engine]
-    if config.join and not identity.cluster:
-        peers.join_with(await join_cluster(config, identity, PeerTransport(identity.node, peers, rng, engine)))
-    transport = PeerTransport(peers.identity.node, peers, rng, engine)
-    await transport.serve(config.peer_addr)
-    stack.push_async_callback(transport.stop)
-    founding = peers.founding or await peers.found_cluster(transport)
-
+    transport, founding = await _link(config, identity, peers, rng, stack)
     memory = plan(config.memory)
     rocks = RocksMemory(memory.block_cache, memory.data_memtables + memory.log_memtables)
     view.rocks = rocks
@@ -159,7 +166,9 @@ async def _assemble(config: Config, shutdown: Shutdown, stack: AsyncExitStack) -
     peers.joins = JoinService(backend)
     watch = asyncio.create_task(peers.watch_removal(transport, shutdown.fail), name="removal")
     stack.callback(watch.cancel)
-    api = ApiServer(backend, metrics, config.advertise_client_addr, config.advertise_peer_addr, engine)
+    api = ApiServer(
+        backend, metrics, config.advertise_client_addr, config.advertise_peer_addr, ENGINES[config.rpc_engine]
+    )
     stack.push_async_callback(api.stop, 0)
     await api.start(config.client_addr)
     tune()

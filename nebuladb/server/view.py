@@ -131,7 +131,7 @@ class NodeView:
             yield QueueSample("memtables_bytes", rocks.memtables_used, rocks.memtables_limit)
         yield QueueSample("records_bytes", node.records.used, node.records.limit)
         yield QueueSample("recent_entries_bytes", node.log.recent.size, node.log.recent.limit)
-        yield QueueSample("log_unsynced_bytes", host.unsynced_bytes, host.unsynced_limit)
+        yield QueueSample("log_unsynced_bytes", host.unsynced_bytes, host.batches.limit)
         yield QueueSample("writes_bytes", host.writes.used, host.writes.limit)
         yield QueueSample("writes", host.pending.used, host.pending.limit)
         yield QueueSample("outboxes_bytes", node.outboxes.used, node.outboxes.limit)

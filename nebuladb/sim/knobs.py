@@ -10,16 +10,16 @@ from random import Random
 from nebuladb.kv import deletion, draft, sessions
 from nebuladb.kv.limits import Limits
 from nebuladb.kv.store import Store
-from nebuladb.node import applier, balancer, frame, host, peer, proposals, reads, replica
+from nebuladb.node import applier, balancer, batches, frame, peer, proposals, reads, replica
 from nebuladb.node.memory import MemoryPlan, plan
 from nebuladb.node.tail import TailLimits
 from nebuladb.raft import Config, log
 from nebuladb.raft import reads as raft_reads
 
 CHOICES: tuple[tuple[object, str, tuple[object, ...]], ...] = (
-    (host, "MAX_BATCH_BYTES", (200, 2_000)),
+    (batches, "MAX_BATCH_BYTES", (200, 2_000)),
     (frame, "MAX_FRAME_BYTES", (300, 3_000)),
-    (host, "MAX_UNSYNCED_BYTES", (2_000,)),
+    (batches, "MAX_UNSYNCED_BYTES", (2_000,)),
     (replica, "MAX_ENTRY_COMMANDS", (1, 3)),
     (replica, "MAX_SLICE_BYTES", (1, 500)),
     (replica, "MAX_ENTRIES_IN_FLIGHT", (1, 8)),
@@ -28,7 +28,7 @@ CHOICES: tuple[tuple[object, str, tuple[object, ...]], ...] = (
     (balancer, "RETRY_MS", (500,)),
     (applier, "TURN_ROWS", (1, 8)),
     (applier, "BACKGROUND_ROWS", (20, 100)),
-    (host, "MAX_HELD", (3,)),
+    (batches, "MAX_HELD", (3,)),
     (peer, "FORWARD_WINDOW", (8,)),
     (draft, "HISTORY_STRIDE", (2, 5)),
     (deletion, "MIN_RUN", (2,)),

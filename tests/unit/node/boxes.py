@@ -96,7 +96,7 @@ class Box:
         """What a pump does with an `Output`; returns the frames."""
         output = self.host.poll()
         if output.batch is not None:
-            self.log.write(output.batch, self.host.durable_batch)
+            self.log.write(output.batch, self.host.batches.durable)
             self.unsynced = output.batch.id
         for work in output.slices:
             applied = self.store.apply(work.works)

@@ -8,7 +8,7 @@ from nebuladb.errors import NoSpace
 from nebuladb.ids import DEFAULT_GROUP, META_GROUP, GroupId
 from nebuladb.kv.answer import Answer
 from nebuladb.kv.command import Command, Kind
-from nebuladb.node import host
+from nebuladb.node import batches
 from nebuladb.node.disk import Space, wire_grows
 from nebuladb.node.entry import encode_command
 from nebuladb.node.node import put_request
@@ -136,11 +136,11 @@ def test_a_leader_whose_log_is_not_made_durable_any_more_leads_no_more() -> None
 
 def test_a_vote_goes_with_a_batch_that_is_full_already(monkeypatch: pytest.MonkeyPatch) -> None:
     """Hard state without entries doesn't wait behind a bulk load (S31)."""
-    monkeypatch.setattr(host, "MAX_BATCH_BYTES", 0)
+    monkeypatch.setattr(batches, "MAX_BATCH_BYTES", 0)
     box = Box(0, 3)
     box.host.poll()
     replica = box.replica
-    box.host._open_batch().cut(GroupId(GROUP), 0, 0)  # another group's part, which fills it
+    box.host.batches.current(0).cut(GroupId(GROUP), 0, 0)  # another group's part, which fills it
     replica.raft.step(Message(MessageType.VOTE, 2, replica.id, 9, index=99, log_term=9))
     box.host._dirty[GROUP] = None
     assert replica.urgent

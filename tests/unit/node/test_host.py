@@ -6,6 +6,7 @@ import pytest
 
 from nebuladb.errors import NotLeader, Outcome, UnknownOutcome
 from nebuladb.kv.answer import Answer
+from nebuladb.node import batches
 from nebuladb.node import host as host_module
 from nebuladb.node.frame import Address, HostMessageType, decode_frame, encode_frame
 from nebuladb.node.tail import TailLimits
@@ -151,7 +152,7 @@ def test_a_full_batch_leaves_the_rest_to_the_next_turn(monkeypatch: pytest.Monke
     [box] = boxes.boxes
     boxes.elect(box)
     box.put(1)
-    monkeypatch.setattr(host_module, "MAX_BATCH_BYTES", -1)
+    monkeypatch.setattr(batches, "MAX_BATCH_BYTES", -1)
     box.host.create_group(9, (1, 1), b"row")
     first, second = box.host.poll(), box.host.poll()
     assert first.batch is not None
@@ -165,7 +166,7 @@ def test_nothing_is_proposed_while_too_much_is_on_its_way_to_the_disk() -> None:
     boxes = Boxes(count=1)
     [box] = boxes.boxes
     boxes.elect(box)
-    box.host.unsynced_limit = 1_000
+    box.host.batches.limit = 1_000
     box.hung = True
     box.put(1, size=2_000)
     boxes.settle()
@@ -312,7 +313,7 @@ def test_a_deposed_leader_confirms_no_read() -> None:
 def test_while_batches_are_on_their_way_to_the_disk_new_writes_gather_for_one() -> None:
     boxes, leader, follower, _ = led()
     leader.hung = True
-    for request in range(1, host_module.MAX_BATCHES_IN_FLIGHT + 1):
+    for request in range(1, batches.MAX_BATCHES_IN_FLIGHT + 1):
         leader.put(request)
         boxes.settle()
     last = leader.log.last_batch
@@ -331,25 +332,25 @@ def test_while_batches_are_on_their_way_to_the_disk_new_writes_gather_for_one() 
 def test_a_disk_that_hangs_holds_nobody_up_for_long() -> None:
     boxes, leader, follower, _ = led()
     leader.hung = True
-    for request in range(1, host_module.MAX_BATCHES_IN_FLIGHT + 2):
+    for request in range(1, batches.MAX_BATCHES_IN_FLIGHT + 2):
         leader.put(request)
         boxes.settle()
     before = follower.store.revision
-    boxes.tick(count=host_module.HOLD_TICKS)
+    boxes.tick(count=batches.HOLD_TICKS)
     boxes.settle()
     assert follower.store.revision == before + 1, "the others are a majority without the leader's disk"
 
 
 def test_what_waits_for_a_hung_disk_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     """A new term isn't durable while the disk hangs, so each heartbeat's reply is held."""
-    monkeypatch.setattr(host_module, "MAX_HELD", 20)
+    monkeypatch.setattr(batches, "MAX_HELD", 20)
     boxes, former, follower, other = led()
     follower.hung = True
     former.host.transfer_leadership(GROUP, other.node)
     boxes.settle()
     boxes.tick(former, other, count=200)
     assert other.leads
-    assert max(len(batch.held) for batch in follower.host._inflight) == 20
+    assert max(len(batch.held) for batch in follower.host.batches._inflight) == 20
     follower.hung = False
     other.put(1)
     boxes.tick(count=10)

@@ -1,0 +1,116 @@
+"""Log batches: the one that gathers, and those on their way to the disk."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Final
+
+from nebuladb.env import probe
+from nebuladb.ids import BatchId
+from nebuladb.node.frame import Envelope
+from nebuladb.raft import DurableMark
+from nebuladb.storage.log_batch import LogBatch
+
+MAX_BATCH_BYTES: Final = 8 << 20
+"""A log batch takes no further group once it is this large, but those of which it takes a hard state without entries,
+so that no vote waits behind a bulk load (S31); the rest goes with the next."""
+MAX_UNSYNCED_BYTES: Final = 64 << 20
+"""Of any node; one with little memory has a lower bound (`Batches.limit`)."""
+MAX_HELD: Final = 10_000
+"""Messages that wait for one batch to be durable. While a disk hangs more are dropped, which is a loss like any other:
+in a term that isn't durable yet every heartbeat and read round of the leader adds a reply."""
+MAX_BATCHES_IN_FLIGHT: Final = 2
+"""Log batches on their way to the disk; while there are so many, new writes of all groups gather for the next one."""
+HOLD_TICKS: Final = 2
+
+
+@dataclass(slots=True)
+class InFlight:
+    """A batch on its way to the disk: what to tell Raft, and what may be sent, once it is there (S2, S3)."""
+
+    batch: int
+    tick: int
+    size: int
+    marks: list[tuple[int, DurableMark]]
+    held: list[tuple[int, Envelope]]
+
+
+class Batches:
+    """Invariant: batches become durable in the order of their ids."""
+
+    __slots__ = ("_current", "_inflight", "_next", "durable", "limit", "unsynced")
+
+    def __init__(self, first: int, limit: int) -> None:
+        self.durable = BatchId(first - 1)
+        """The newest batch known to be durable."""
+        self.limit = min(limit, MAX_UNSYNCED_BYTES)
+        """Log bytes on their way to the disk; past them no new proposal is made: a stalled disk is back-pressure."""
+        self.unsynced = 0
+        """How many there are."""
+        self._next = first
+        self._current: LogBatch | None = None
+        self._inflight: deque[InFlight] = deque()
+
+    @property
+    def open(self) -> bool:
+        """Whether something gathers."""
+        return self._current is not None
+
+    @property
+    def full(self) -> bool:
+        """Whether what gathers takes no further entries."""
+        return self._current is not None and self._current.size > MAX_BATCH_BYTES
+
+    def current(self, tick: int) -> LogBatch:
+        """The batch that gathers; a new one is of `tick`."""
+        if self._current is None:
+            self._current = LogBatch(BatchId(self._next))
+            self._inflight.append(InFlight(self._next, tick, 0, [], []))
+            self._next += 1
+        return self._current
+
+    def take(self) -> LogBatch | None:
+        """What gathered, to be written."""
+        batch, self._current = self._current, None
+        if batch is not None:
+            self._inflight[-1].size = batch.size
+            self.unsynced += batch.size
+        return batch
+
+    def mark(self, group: int, mark: DurableMark) -> None:
+        """Tell `group` when what gathers is durable."""
+        self._inflight[-1].marks.append((group, mark))
+
+    def hold(self, messages: list[tuple[int, Envelope]]) -> bool:
+        """Keep messages until the newest batch, and so every older one, is durable; False: there is none (S3)."""
+        if not self._inflight:
+            return False
+        held = self._inflight[-1].held
+        held += messages
+        if len(held) > MAX_HELD:
+            probe("held messages dropped")
+            del held[MAX_HELD:]
+        return True
+
+    def age(self, tick: int) -> int:
+        """For how many ticks the oldest batch has been on its way."""
+        return tick - self._inflight[0].tick if self._inflight else 0
+
+    def crowded(self, tick: int) -> bool:
+        """Whether new writes wait, to share the next batch and frames: batches are on their way to the disk already.
+
+        Only for a tick or two, for with a disk that hangs a majority of the others still commits (thesis 10.2.1).
+        """
+        if self.unsynced > self.limit:
+            return True
+        return len(self._inflight) >= MAX_BATCHES_IN_FLIGHT and self.age(tick) < HOLD_TICKS
+
+    def finished(self, batch: int) -> Iterator[InFlight]:
+        """A sync that began after `batch` was written is done: what waited for it and for those before."""
+        while self._inflight and self._inflight[0].batch <= batch:
+            done = self._inflight.popleft()
+            self.unsynced -= done.size
+            yield done
+        self.durable = BatchId(max(self.durable, batch))
