@@ -104,6 +104,7 @@ class Sending(Core):
         stream_id = self._next_id
         self._next_id = stream_id + 2
         self._window = window
+        self._updates_earned += UPDATES_A_FRAME
         if len(block) <= MIN_FRAME_SIZE:
             head = HEAD.pack(len(block) << 8 | HEADERS, END_HEADERS, stream_id)
             self._out += (head, block, HEAD.pack(size << 8 | DATA, END_STREAM, stream_id), data)
@@ -194,6 +195,7 @@ class Sending(Core):
             name = stream_id.to_bytes(4, "big")
             head, after_head, tail, after_tail = self._reply
             self._window = window
+            self._updates_earned += UPDATES_A_FRAME
             # A DATA head's first five octets: length, type 0, flags 0.
             self._out += (head, name, after_head, (size << 16).to_bytes(5, "big"), name, data, tail, name, after_tail)
             stream.answered = True

@@ -257,6 +257,12 @@ class Exchange:
             # The window opens again when the handler takes them: this is the bound on what waits here.
             inbox += messages
             inbox.append(size)
+        elif inbox:
+            # The beginning of a message counts with those before it: of 64 messages of 4 MiB each only the last frames
+            # would else count, and all of them wait under a window of a MiB.
+            waiting = inbox[-1]
+            assert isinstance(waiting, int)
+            inbox[-1] = waiting + size
         elif size:
             self.connection.http2.consumed(self.stream, size)
         self._peer_ended = ended

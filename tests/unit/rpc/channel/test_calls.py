@@ -310,8 +310,8 @@ async def test_done_callbacks(world: World) -> None:
 
 
 async def test_a_writer_waits_for_a_handler_that_does_not_read(world: World) -> None:
-    if world.client != "nebula" or world.server == "nebula":
-        pytest.skip("grpc.aio doesn't show who waits; our server takes more than its window")
+    if world.client != "nebula":
+        pytest.skip("grpc.aio doesn't show who waits")
     call = world.chat()
     await call.write(b"wait")
     await asyncio.wait_for(world.echo.started.wait(), SECONDS)
@@ -322,7 +322,7 @@ async def test_a_writer_waits_for_a_handler_that_does_not_read(world: World) -> 
         while True:
             await call.write(bytes(1 << 16))
             written += 1
-            assert written < 1000
+            assert written < 300
 
     task = asyncio.create_task(writes())
     waiting = 0

@@ -137,6 +137,20 @@ def test_window_updates_that_data_earned_are_free() -> None:
     assert not server.closed
 
 
+def test_two_window_updates_for_each_answer_are_free() -> None:
+    """grpcio's client gives back both windows at each unary call, one before and one after the answer."""
+    server = greeted()
+    server.receive(wire.window_update_frame(0, 1 << 20), 0.0)
+    for number in range(3 * LIMITS.window_updates.burst):
+        key = 2 * number + 1
+        server.receive(headers_frame(key, REQUEST, end=True), 0.0)
+        server.receive(wire.window_update_frame(key, 5), 0.0)
+        server.respond(server.streams[key], RESPONSE, b"x", TRAILERS)
+        server.receive(wire.window_update_frame(0, 1), 0.0)
+        server.take()
+    assert not server.closed
+
+
 def test_window_updates_are_earned_once() -> None:
     server = greeted(Limits(window_updates=Rate(10, 1)))
     server.receive(headers_frame(1, REQUEST, end=True), 0.0)
