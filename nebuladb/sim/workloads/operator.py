@@ -78,7 +78,7 @@ class Operator(Actor):
             "flush": (node.memory.flush_bytes, node.memory.data_memtable),
         }
         for group, replica in host.replicas.items():
-            pairs[f"writes of group {group}"] = len(replica.proposals), proposals.MAX_PENDING
+            pairs[f"writes of group {group}"] = len(replica.proposals), proposals.MAX_PENDING + proposals.MAX_CONTROL
             store = node.groups[group].store
             pairs[f"proposals of group {group}"] = replica.raft.uncommitted_bytes, 1 << 30
             pairs[f"leases of group {group}"] = len(replica.lessor), replica.lessor.scheduled
