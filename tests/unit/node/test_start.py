@@ -10,7 +10,7 @@ from nebuladb.errors import Corruption
 from nebuladb.ids import DEFAULT_GROUP, ETCD_GROUP, META_GROUP
 from nebuladb.kv.answer import Answer, LeaseResult
 from nebuladb.kv.command import Command, Kind
-from nebuladb.node import host as host_module
+from nebuladb.node import batches
 from nebuladb.node.identity import Founder, Founding, Identity
 from nebuladb.node.node import Node
 from nebuladb.pb.nebula.v1 import lease_pb2
@@ -90,7 +90,7 @@ def test_a_group_has_no_data_before_its_registry_row_is_durable() -> None:
 def test_a_full_log_batch_asks_for_another_turn(monkeypatch: pytest.MonkeyPatch) -> None:
     alone = Alone(MemoryEngine(wal=True), MemoryEngine(wal=False), 1000)
     alone.run(5_000)
-    monkeypatch.setattr(host_module, "MAX_BATCH_BYTES", 1)
+    monkeypatch.setattr(batches, "MAX_BATCH_BYTES", 1)
     for group in (DEFAULT_GROUP, ETCD_GROUP):
         alone.node.submit(group, Command(Kind.HASH, b""), alone.time + 1_000)
     first, second = alone.node.turn(), alone.node.turn()

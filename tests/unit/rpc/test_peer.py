@@ -150,7 +150,7 @@ async def test_a_newer_link_takes_an_older_ones_place_and_its_end_is_not_the_new
             await call.write(pb.LinkMessage(handshake=pb.Handshake(node_id=1, incarnation=incarnation)))
             assert (await call.read()).HasField("handshake")
             calls.append(call)
-        assert other.links == ["up 1", "down 1", "up 1"]
+        await until(lambda: other.links == ["up 1", "down 1", "up 1"])
         calls[0].cancel()
         await calls[1].write(pb.LinkMessage(frame=b"frame"))
         await until(lambda: other.frames == [(1, b"frame")])
