@@ -82,10 +82,10 @@ class Logs:
 
     def flush(self, place: int, flush: Flush) -> None:
         """A node has flushed its data store."""
-        for group, index in flush.applied.items():
-            self.flushed[place, group] = index
         for incoming in flush.installs:
-            group, index = incoming.head.group, incoming.head.index
+            self.flushed[place, incoming.head.group] = incoming.head.index
+        for group, index in flush.applied.items():
+            # What stands in for data that is on its way is at the log's start, perhaps behind what has come.
             self.flushed[place, group] = max(self.flushed.get((place, group), 0), index)
 
     def written(self, place: int, position: int, batch: LogBatch, log: LogStore) -> None:
