@@ -1,7 +1,7 @@
 """What the transport is worth to the product: puts and gets over ``grpc.aio`` and over our own, in turns.
 
 ``python -m bench.engines`` starts two clusters of three nodes, one for each engine, and drives them in alternating
-rounds with as many calls in flight, spread over all nodes by clients of the same engine. Only one cluster is loaded at a
+rounds with as many calls in flight, spread over all nodes by clients of the same engine. One cluster is loaded at a
 time; an idle one costs a few per cent of a core. Prints rates, and the CPU time of the nodes a call (from ``/proc``),
 and at the end the median ratios ours : grpc.aio of both.
 """
