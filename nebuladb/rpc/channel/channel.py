@@ -79,7 +79,7 @@ class Channel(grpc.aio.Channel):
 
     def _method(self, method: str | bytes, serializer: Serializer, deserializer: Deserializer) -> Method:
         path = method.decode() if isinstance(method, bytes) else method
-        return Method(path, self._base, serializer, deserializer)
+        return Method(path, self._base, serializer, deserializer, self)
 
     def unary_unary(
         self,
@@ -90,7 +90,7 @@ class Channel(grpc.aio.Channel):
     ) -> UnaryUnary[Any, Any]:
         """A method, "/package.Service/Method", with one message each way. Without serializers messages are bytes."""
         known = self._method(method, request_serializer, response_deserializer)
-        return UnaryUnary(self._core, known, self._interceptors[KINDS[0]], self._encoding, self)
+        return UnaryUnary(self._core, known, self._interceptors[KINDS[0]], self._encoding)
 
     def unary_stream(
         self,
@@ -101,7 +101,7 @@ class Channel(grpc.aio.Channel):
     ) -> UnaryStream[Any, Any]:
         """A method with one message, and an answer of many."""
         known = self._method(method, request_serializer, response_deserializer)
-        return UnaryStream(self._core, known, self._interceptors[KINDS[1]], self._encoding, self)
+        return UnaryStream(self._core, known, self._interceptors[KINDS[1]], self._encoding)
 
     def stream_unary(
         self,
@@ -112,7 +112,7 @@ class Channel(grpc.aio.Channel):
     ) -> StreamUnary[Any, Any]:
         """A method with many messages, and one answer."""
         known = self._method(method, request_serializer, response_deserializer)
-        return StreamUnary(self._core, known, self._interceptors[KINDS[2]], self._encoding, self)
+        return StreamUnary(self._core, known, self._interceptors[KINDS[2]], self._encoding)
 
     def stream_stream(
         self,
@@ -123,7 +123,7 @@ class Channel(grpc.aio.Channel):
     ) -> StreamStream[Any, Any]:
         """A method with many messages both ways."""
         known = self._method(method, request_serializer, response_deserializer)
-        return StreamStream(self._core, known, self._interceptors[KINDS[3]], self._encoding, self)
+        return StreamStream(self._core, known, self._interceptors[KINDS[3]], self._encoding)
 
     # --- connectivity ----------------------------------------------------------------------------------------------
 

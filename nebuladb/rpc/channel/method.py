@@ -16,7 +16,7 @@ deadline needs a few; one with random ones just fills it again and again."""
 class Method:
     """A path on a channel. The same header list is the same object, which is what makes its encoding a lookup."""
 
-    __slots__ = ("_base", "_channel_base", "_known", "deserializer", "path", "serializer")
+    __slots__ = ("_base", "_channel", "_channel_base", "_known", "deserializer", "path", "serializer")
 
     def __init__(
         self,
@@ -24,11 +24,16 @@ class Method:
         base: Fields,
         serializer: Callable[[Any], bytes] | None,
         deserializer: Callable[[bytes], Any] | None,
+        channel: object = None,
     ) -> None:
-        """`base`: the channel's constant fields. Raises `MetadataError` if the path can't be sent."""
+        """`base`: the channel's constant fields. `channel` is held, so that its calls keep it open.
+
+        Raises `MetadataError` if the path can't be sent.
+        """
         if not path.startswith("/") or not path.isascii() or not path.isprintable() or " " in path:
             raise MetadataError(f"{path!r} is no method: '/package.Service/Method'")
         self.path = path
+        self._channel = channel
         self._channel_base = base
         self._base: Fields = (*base[:2], (b":path", path.encode()), *base[2:])
         self._known: dict[tuple[bytes | None, str], Fields] = {}
@@ -51,7 +56,7 @@ class Method:
 
     def renamed(self, path: str) -> Method:
         """The same with another path."""
-        return Method(path, self._channel_base, self.serializer, self.deserializer)
+        return Method(path, self._channel_base, self.serializer, self.deserializer, self._channel)
 
     def serialize(self, request: Any) -> bytes:
         """The request's bytes. Raises what the serializer raises, and `TypeError` if it gives no bytes."""

@@ -35,16 +35,13 @@ def encoding_of(compression: Compression | None) -> str:
 
 
 class Multicallable(Generic[Interceptor]):
-    """What the four have in common. Holds the channel, which would close if nobody did."""
+    """What the four have in common."""
 
-    def __init__(
-        self, core: Dispatcher, method: Method, interceptors: list[Interceptor], encoding: str, channel: object
-    ) -> None:
+    def __init__(self, core: Dispatcher, method: Method, interceptors: list[Interceptor], encoding: str) -> None:
         self._core = core
         self._method = method
         self._interceptors = interceptors
         self._encoding = encoding
-        self._channel = channel
 
     def _prepare(
         self,

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+import asyncio
+from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any, NamedTuple
 
 import pytest
+import uvloop
 
 from nebuladb import rpc
 from tests.unit.rpc.channel.echo import PAIRS, QUICK, SERVICE, Echo, Servers, idle, open_channel, until
+
+
+def pytest_asyncio_loop_factories() -> Mapping[str, Callable[[], asyncio.AbstractEventLoop]]:
+    """Production's loop, and the one that everybody has."""
+    return {"uvloop": uvloop.new_event_loop, "asyncio": asyncio.new_event_loop}
 
 
 class World(NamedTuple):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from typing import Any
 
 import grpc
@@ -122,7 +123,17 @@ async def test_close_with_grace_lets_calls_end(channels: Any, servers: Servers) 
     await asyncio.wait_for(closing, SECONDS)
 
 
-async def test_a_channel_that_nobody_holds_closes(servers: Servers) -> None:
+async def test_a_call_keeps_its_channel() -> None:
+    async with Scripted() as server:
+        call = unary(rpc.insecure_channel(server.address))(b"x")
+        gc.collect()
+        assert await call == b"x"
+        del call
+        gc.collect()
+        await until(lambda: server.peers[0].lost)
+
+
+async def test_a_channel_that_nobody_holds_closes() -> None:
     async with Scripted() as server:
         channel = rpc.insecure_channel(server.address)
         assert await unary(channel)(b"x") == b"x"

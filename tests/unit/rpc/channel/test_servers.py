@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+from collections.abc import Callable
 from typing import Any
 
 import grpc
 import grpc.aio
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
+from nebuladb import rpc
 from nebuladb.rpc import http2
 from nebuladb.rpc.channel import connection as connection_module
 from nebuladb.rpc.framing import frame
 from nebuladb.rpc.http2 import ErrorCode, HeadersReceived, StreamReset
 from tests.unit.rpc.channel.echo import (
+    QUICK,
     SECONDS,
     SERVICE,
+    idle,
     status_of,
     unary,
     until,
@@ -214,3 +221,72 @@ async def test_pings_that_are_too_many_become_fewer(channels: Any) -> None:
             await asyncio.gather(unary(channel)(b"x"), return_exceptions=True)
         (subchannel,) = channel._core._subchannels.values()
         assert subchannel._keepalive == 120.0
+
+
+# --- anything --------------------------------------------------------------------------------------------------------
+
+
+@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.data())
+def test_whatever_a_server_says_each_call_ends_once_and_nothing_stays(data: st.DataObject) -> None:
+    """Octets of real answers, cut, repeated, reordered and changed."""
+    pieces = data.draw(st.lists(st.one_of(st.sampled_from(PIECES), st.binary(max_size=40)), max_size=12))
+    kind = data.draw(st.sampled_from(["unary", "stream"]))
+
+    def script(peer: Peer, event: Any) -> None:
+        if isinstance(event, HeadersReceived):
+            peer.flush()
+            for piece in pieces:
+                peer.transport.write(piece)
+            peer.transport.close()
+
+    async def run() -> None:
+        told: list[Any] = []
+        async with Scripted(script) as server, rpc.insecure_channel(server.address, options=QUICK) as channel:
+            if kind == "unary":
+                call: Any = unary(channel)(b"x")
+            else:
+                call = channel.unary_stream(f"/{SERVICE}/Many")(b"x")
+            call.add_done_callback(told.append)
+            if kind == "unary":
+                await asyncio.wait_for(asyncio.gather(call, return_exceptions=True), SECONDS)
+            else:
+                with contextlib.suppress(grpc.aio.AioRpcError):
+                    await asyncio.wait_for(_drain(call), SECONDS)
+            await call.code()
+            assert told == [call]
+            await until(lambda: idle(channel))
+
+    asyncio.run(run())
+
+
+async def _drain(call: Any) -> None:
+    async for _ in call:
+        pass
+
+
+def _answers() -> list[bytes]:
+    """Frames of an answer on the first stream, one by one, and some that a server may say besides."""
+    peer = http2.Connection(client=False)
+    client = http2.Connection(client=True)
+    client.call(((b":method", b"POST"), (b":scheme", b"http"), (b":path", b"/a")), frame(b"x"))
+    peer.receive(client.take(), 0.0)
+    peer.take()
+    stream = peer.streams[1]
+    pieces = []
+    steps: list[Callable[[], None]] = [
+        lambda: peer.send_headers(stream, HEADERS),
+        lambda: peer.send_data(stream, frame(b"answer")),
+        lambda: peer.send_headers(stream, TRAILERS, end=True),
+        lambda: peer.ping(bytes(8)),
+        peer.shutdown,
+        peer.finish,
+    ]
+    for step in steps:
+        step()
+        pieces.append(peer.take())
+    reset = b"\0\0\x04\x03\0\0\0\0\x01\0\0\0"
+    return [*pieces, b"".join(pieces[:3]), reset + b"\x07", reset + b"\x08", b"\0\0\0\x04\0\0\0\0\0"]
+
+
+PIECES = _answers()
