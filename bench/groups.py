@@ -1,7 +1,7 @@
 """What many groups cost: the same load on a keyspace of one shard and on one of 64, in pairs of rounds.
 
-``python -m bench.groups`` prints, for each pair, puts per second with ``--in-flight`` writes in flight; then, with as many
-puts per second on both (``--share`` of what the slower one did), the log flushes per second of all nodes
+``python -m bench.groups`` prints, for each pair, puts per second with ``--in-flight`` writes in flight; then, with as
+many puts per second on both (``--share`` of what the slower one did), the log flushes per second of all nodes
 (``nebula_log_fsync_total``); at the end the medians of the ratios 64 shards : 1 shard. How much is in flight matters:
 with few writes a shard each is a log entry of its own, whatever the groups share.
 """
