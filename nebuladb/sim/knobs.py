@@ -12,6 +12,8 @@ from nebuladb.kv.limits import Limits
 from nebuladb.kv.store import Store
 from nebuladb.node import applier, balancer, batches, frame, peer, proposals, reads, replica
 from nebuladb.node.memory import MemoryPlan, plan
+from nebuladb.node.options import NodeOptions
+from nebuladb.node.retention import Retention, Rule
 from nebuladb.node.tail import TailLimits
 from nebuladb.raft import Config, log
 from nebuladb.raft import reads as raft_reads
@@ -57,6 +59,17 @@ def small_tail(rng: Random) -> TailLimits:
         return TailLimits()
     entries = rng.choice((1, 5, 30))
     return TailLimits(entries=entries, cut_entries=rng.choice((1, 3, 30)))
+
+
+def small_options(rng: Random, *, lease_reads: bool) -> NodeOptions:
+    """How a node is set: in some of its lives it compacts by a rule, compares replicas, is impatient with its disk."""
+    return NodeOptions(
+        retention=rng.choice((Retention(), Retention(Rule(revisions=3)), Retention(Rule(period=1_500)))),
+        tail=small_tail(rng),
+        stall=rng.choice((0, 300, 1_000)),
+        lease_reads=lease_reads,
+        check=rng.choice((0, 500)),
+    )
 
 
 @contextmanager

@@ -24,7 +24,6 @@ from nebuladb.node.applier import Fetch
 from nebuladb.node.founding import Hello
 from nebuladb.node.identity import Founding, Identity
 from nebuladb.node.node import Node
-from nebuladb.node.options import NodeOptions
 from nebuladb.node.outgoing import Outgoing
 from nebuladb.node.turn import Flush, Turn
 from nebuladb.shard import Descriptor
@@ -35,7 +34,7 @@ from nebuladb.sim.disk import Disk
 from nebuladb.sim.faults import FETCH_MS
 from nebuladb.sim.invariants.logs import Logs
 from nebuladb.sim.invariants.replicas import Replicas
-from nebuladb.sim.knobs import small_memory, small_tail
+from nebuladb.sim.knobs import small_memory, small_options
 from nebuladb.sim.life import Confirmed, Life, Written
 
 TICK_MS = 50
@@ -181,11 +180,8 @@ class Machine:
                 client_address=f"{self.name}:1",
                 peer_address=f"{self.name}:2",
                 memory=small_memory(self._rng),
-                options=NodeOptions(
-                    tail=small_tail(self._rng),
-                    # All nodes of a cluster, and all their lives, have the same.
-                    lease_reads=self._core.stream("lease reads").random() < LEASE_READS,
-                ),
+                # All nodes of a cluster, and all their lives, have the same lease reads.
+                options=small_options(self._rng, lease_reads=self._core.stream("lease reads").random() < LEASE_READS),
                 joined=self.joined,
             )
         except WriteStalled:

@@ -91,5 +91,6 @@ class Operator(Actor):
             require(used <= limit, f"{where}, {name}: {used} of {limit}")
         require(host.unsynced_bytes >= 0, f"{where}: {host.unsynced_bytes} bytes unsynced")
         require(bool(node.meta.client_address(node.identity.node)) <= bool(node.meta.version), f"{where}: address")
-        others = [alarm for alarm in node.alarms_now.all() if alarm.kind is not AlarmKind.DATA_LOST]
+        expected = AlarmKind.DATA_LOST, AlarmKind.STALLED, AlarmKind.NO_SPACE
+        others = [alarm for alarm in node.alarms_now.all() if alarm.kind not in expected]
         require(not others, f"{where}: {others}")
