@@ -22,6 +22,7 @@ from nebuladb.errors import Corruption
 from nebuladb.ids import DEFAULT_GROUP, ETCD_GROUP, META_GROUP
 from nebuladb.kv.answer import KeyValue
 from nebuladb.kv.change import Change
+from nebuladb.kv.store import Store
 from nebuladb.node.identity import Founding
 from nebuladb.node.record import NODE_PREFIX, NodeRecord, NodeState
 from nebuladb.pb.nebula.v1 import kv_pb2
@@ -157,6 +158,17 @@ class Meta:
         """Where clients reach a node; empty if it isn't known."""
         record = self.nodes.get(node)
         return record.client_address if record else ""
+
+
+def read_meta(store: Store) -> Meta:
+    """The picture that the meta group's store has now, all pages of it at once. Raises what the store does."""
+    rows: list[KeyValue] = []
+    start = b"\0"
+    while start:
+        page = store.scan(start)
+        rows += page.kvs
+        start = page.cursor
+    return Meta(rows)
 
 
 def _decode(key: bytes, value: bytes) -> _Value | None:

@@ -13,7 +13,6 @@ from typing import Final
 from nebuladb.env import Clock, Rng, probe
 from nebuladb.errors import Corruption, DataDamaged, IdentityError, NebulaError, NodeRemoved, WriteStalled, invariant
 from nebuladb.ids import META_GROUP
-from nebuladb.kv.answer import KeyValue
 from nebuladb.kv.cache import RecordShare
 from nebuladb.kv.change import Applied
 from nebuladb.kv.command import Command
@@ -29,7 +28,7 @@ from nebuladb.node.housekeeping import Housekeeper
 from nebuladb.node.identity import Founding, Identity
 from nebuladb.node.members import removed_text
 from nebuladb.node.memory import MemoryPlan, plan
-from nebuladb.node.meta import CLUSTER_VERSION, FIRST_GROUP, Meta, Removal, meta_shard
+from nebuladb.node.meta import CLUSTER_VERSION, FIRST_GROUP, Meta, Removal, meta_shard, read_meta
 from nebuladb.node.options import NodeOptions
 from nebuladb.node.output import Request, Slice
 from nebuladb.node.reads import Ready
@@ -385,14 +384,7 @@ class Node:
     # --- meta ------------------------------------------------------------------------------------------------------
 
     def _read_meta(self) -> None:
-        store = self.groups[META_GROUP].store
-        rows: list[KeyValue] = []
-        start = b"\0"
-        while start:
-            page = store.scan(start)
-            rows += page.kvs
-            start = page.cursor
-        self._look_at(Meta(rows))
+        self._look_at(read_meta(self.groups[META_GROUP].store))
 
     def _look_at(self, meta: Meta) -> None:
         """Meta has changed: make this node's groups what it says."""

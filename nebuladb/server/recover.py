@@ -19,13 +19,12 @@ from typing import Final
 
 from nebuladb.errors import ConfigurationError, Corruption
 from nebuladb.ids import META_GROUP, Generation, GroupId, NodeId
-from nebuladb.kv.answer import KeyValue
 from nebuladb.kv.command import Work
 from nebuladb.kv.store import Store
 from nebuladb.node.entry import decode_payload
 from nebuladb.node.identity import Founder, Founding, Identity
 from nebuladb.node.joined import FILE as JOINED
-from nebuladb.node.meta import Meta
+from nebuladb.node.meta import Meta, read_meta
 from nebuladb.node.registry import GroupState, RegistryRow
 from nebuladb.raft.entry import ENTRY_HEADER, EntryKind
 from nebuladb.server.directory import DataDirectory
@@ -158,11 +157,6 @@ def _replay(log: LogStore, data: Engine, group: int, generation: int, say: Calla
 
 def _meta(data: Engine, generation: int) -> Meta:
     store = Store(data, GroupId(META_GROUP), Generation(generation), NodeId(0))
-    rows: list[KeyValue] = []
-    start = b"\0"
-    while start:
-        page = store.scan(start)
-        rows += page.kvs
-        start = page.cursor
+    meta = read_meta(store)
     store.close()
-    return Meta(rows)
+    return meta
