@@ -1,4 +1,4 @@
-"""Steps of the meta group, taken until there is none; each is planned from a fresh picture and names it."""
+"""Steps of the meta group, taken until there is none; each is planned from a picture of it and names that."""
 
 from __future__ import annotations
 
@@ -29,19 +29,31 @@ class Due:
         return self._at - self._time()
 
 
-async def drive(backend: Backend, step_of: Callable[[Meta], bytes | None], due: Due) -> None:
-    """Until `step_of` gives None. Lost leaders and races only repeat a step. Raises what `step_of` refuses with, which
-    it does by a picture that is as new as the call, or, when time is up, what was in the way."""
+async def drive(
+    backend: Backend, step_of: Callable[[Meta], bytes | None], due: Due, unfinished: NebulaError | None = None
+) -> None:
+    """Until `step_of` gives None. Lost leaders and races only repeat a step: each names what it is from.
+
+    Raises what `step_of` refuses with, which it does by a picture that is at least as new as the call; when time is up,
+    `unfinished`, if one is given and a step was taken, else what was in the way.
+    """
+    begun = known = False
     while True:
         try:
-            await backend.refresh(due.left())
+            if not known:
+                await backend.refresh(due.left())
+                known = True
             step = step_of(backend.meta)
             if step is None:
                 return
+            begun = True
             await backend.propose(META, Command(Kind.TXN, step), due.left())
         except NebulaError as error:
-            if not (error.retryable or error.outcome is Outcome.UNKNOWN) or due.left() <= POLL_SECONDS:
+            if not (error.retryable or error.outcome is Outcome.UNKNOWN):
                 raise
+            if due.left() <= POLL_SECONDS:
+                raise (unfinished if begun and unfinished else error) from error
+            known = False
             await asyncio.sleep(POLL_SECONDS)
 
 

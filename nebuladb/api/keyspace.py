@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from typing import Any, Final
 
 from nebuladb.api.backend import Backend, parse
+from nebuladb.api.drive import Due, drive, until
 from nebuladb.api.status import descriptor_message
 from nebuladb.errors import InvalidArgument, NebulaError, Outcome, Unavailable
-from nebuladb.ids import META_GROUP
-from nebuladb.kv.command import Command, Kind
 from nebuladb.node.keyspaces import Spec, check_name, checked, create_step, drop_step
 from nebuladb.node.meta import Meta
 from nebuladb.pb.nebula.v1 import keyspace_pb2 as pb
-from nebuladb.shard import Descriptor, Keyspace, Partitioning
+from nebuladb.shard import Keyspace, Partitioning
 from nebuladb.shard.membership import MAX_VOTERS
 
-POLL_SECONDS: Final = 0.02
-_META: Final = Descriptor(META_GROUP, "", 1, b"", b"", (0, 0), ())
 _PARTITIONING: Final = {
     Partitioning.RANGE: pb.RANGE,
     Partitioning.HASH: pb.HASH,
@@ -53,10 +49,10 @@ class KeyspaceService:
 
     async def Create(self, raw: bytes, context: Any) -> bytes:
         spec = _spec(parse(pb.KeyspaceCreateRequest, raw))
-        due = Due(self._backend.timeout(context))
-        await self._drive(lambda meta: create_step(meta, spec), due, spec.name, "created")
+        due, unfinished = Due(self._backend.timeout(context)), _unfinished(spec.name, "created")
+        await drive(self._backend, lambda meta: create_step(meta, spec), due, unfinished)
         groups = self._groups(spec.name)
-        await self._until(lambda: all(map(self._backend.leader, groups)), due, spec.name, "created")
+        await until(lambda: all(map(self._backend.leader, groups)), due, unfinished)
         response = pb.KeyspaceCreateResponse(header=self._backend.header())
         response.keyspace.CopyFrom(self._info(self._backend.routing.keyspaces[spec.name]))
         return response.SerializeToString()
@@ -64,45 +60,17 @@ class KeyspaceService:
     async def Drop(self, raw: bytes, context: Any) -> bytes:
         name = parse(pb.KeyspaceDropRequest, raw).name
         check_name(name)
-        due = Due(self._backend.timeout(context))
+        due, unfinished = Due(self._backend.timeout(context)), _unfinished(name, "dropped")
         groups: set[int] = set()
 
         def step(meta: Meta) -> bytes | None:
             groups.update(self._groups(name))
             return drop_step(meta, name)
 
-        await self._drive(step, due, name, "dropped")
+        await drive(self._backend, step, due, unfinished)
         # A node that hasn't heard of it yet might still route to it; without a majority nothing comes of that.
-        await self._until(lambda: self._powerless(groups), due, name, "dropped")
+        await until(lambda: self._powerless(groups), due, unfinished)
         return pb.KeyspaceDropResponse(header=self._backend.header(), dropped=bool(groups)).SerializeToString()
-
-    async def _drive(self, step_of: Callable[[Meta], bytes | None], due: Due, name: str, what: str) -> None:
-        """Step by step until there is none. Lost leaders and races only repeat a step: each names what it is from."""
-        begun = known = False
-        while True:
-            try:
-                if not known:
-                    await self._backend.refresh(due.left())
-                    known = True
-                step = step_of(self._backend.meta)
-                if step is None:
-                    return
-                begun = True
-                await self._backend.propose(_META, Command(Kind.TXN, step), due.left())
-            except NebulaError as error:
-                doubtful = error.outcome is Outcome.UNKNOWN
-                if not (error.retryable or doubtful):
-                    raise
-                if due.left() <= POLL_SECONDS:
-                    raise (_unfinished(name, what) if begun else error) from error
-                known = False
-                await asyncio.sleep(POLL_SECONDS)
-
-    async def _until(self, done: Callable[[], bool], due: Due, name: str, what: str) -> None:
-        while not done():
-            if due.left() <= POLL_SECONDS:
-                raise _unfinished(name, what)
-            await asyncio.sleep(POLL_SECONDS)
 
     def _groups(self, name: str) -> range:
         """The groups of a keyspace that a user made, whatever its state; none if there is no such keyspace."""
@@ -126,18 +94,6 @@ class KeyspaceService:
             partitioning=_PARTITIONING[keyspace.partitioning],
             shards=map(descriptor_message, self._backend.routing.shards(keyspace.name)),
         )
-
-
-class Due:
-    """A deadline, in seconds from now."""
-
-    def __init__(self, seconds: float) -> None:
-        self._time = asyncio.get_running_loop().time
-        self._at = self._time() + seconds
-
-    def left(self) -> float:
-        """Seconds; not positive once it has passed."""
-        return self._at - self._time()
 
 
 def _unfinished(name: str, what: str) -> NebulaError:
