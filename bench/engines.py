@@ -14,10 +14,11 @@ import os
 import statistics
 import tempfile
 import time
-from collections.abc import Awaitable, Callable
+from functools import partial
 from pathlib import Path
 from typing import Final, NamedTuple
 
+from bench.load import Call, drive
 from nebuladb.client import AsyncClient
 from nebuladb.rpc.engine import GRPCIO, NEBULA, VARIABLE
 from tests.integration.cluster import Cluster
@@ -64,23 +65,11 @@ class Served:
 
     async def round(self, way: str, seconds: float, in_flight: int) -> Round:
         """`in_flight` workers for `seconds`."""
-        calls: list[Callable[[bytes], Awaitable[object]]] = [
-            (lambda key, client=client: client.put(key, VALUE)) if way == "put" else client.get  # type: ignore[misc]
-            for client in self.clients
+        calls: list[Call] = [
+            partial(client.put, value=VALUE) if way == "put" else client.get for client in self.clients
         ]
-        done = 0
         began, used = time.monotonic(), self.cpu()
-        end = began + seconds
-
-        async def worker(number: int) -> None:
-            nonlocal done
-            call, count = calls[number % len(calls)], 0
-            while time.monotonic() < end:
-                await call(b"%d" % ((number * 7919 + count * 104_729) % KEYS))
-                count += 1
-                done += 1
-
-        await asyncio.gather(*(worker(number) for number in range(in_flight)))
+        done = await drive(calls, KEYS, seconds, in_flight)
         return Round(done / (time.monotonic() - began), (self.cpu() - used) / done * 1e6)
 
 

@@ -13,9 +13,11 @@ import asyncio
 import statistics
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 from typing import Final, NamedTuple
 
+from bench.load import drive
 from nebuladb.client import AsyncClient
 from tests.integration.cluster import Cluster
 
@@ -33,31 +35,6 @@ class Round(NamedTuple):
     flushes: float
 
 
-async def drive(clients: list[AsyncClient], seconds: float, in_flight: int, rate: float = 0.0) -> int:
-    """Put for `seconds` with `in_flight` workers, at most `rate` puts per second together if one is given; how many
-    puts were acknowledged."""
-    done = 0
-    began = time.monotonic()
-    end = began + seconds
-    interval = in_flight / rate if rate else 0.0
-
-    async def worker(number: int) -> None:
-        nonlocal done
-        client = clients[number % len(clients)]
-        count = 0
-        while (now := time.monotonic()) < end:
-            if (early := began + interval * (count + number / in_flight) - now) > 0:
-                await asyncio.sleep(min(early, end - now))
-                if early >= end - now:
-                    return
-            await client.put(b"%d" % ((number * 7919 + count * 104_729) % KEYS), VALUE)
-            count += 1
-            done += 1
-
-    await asyncio.gather(*(worker(number) for number in range(in_flight)))
-    return done
-
-
 def flushes(cluster: Cluster) -> float:
     """Log flushes of all nodes so far."""
     return sum(cluster.metric(node, "nebula_log_fsync_total") or 0.0 for node in cluster.all)
@@ -68,7 +45,8 @@ async def one_round(cluster: Cluster, keyspace: str, seconds: float, in_flight: 
     clients = [AsyncClient([endpoint], keyspace=keyspace, timeout=TIMEOUT) for endpoint in cluster.endpoints]
     try:
         before, began = await asyncio.to_thread(flushes, cluster), time.monotonic()
-        done = await drive(clients, seconds, in_flight, rate)
+        puts = [partial(client.put, value=VALUE) for client in clients]
+        done = await drive(puts, KEYS, seconds, in_flight, rate)
         elapsed = time.monotonic() - began
         after = await asyncio.to_thread(flushes, cluster)
     finally:
