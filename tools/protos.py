@@ -17,7 +17,9 @@ from grpc_tools import protoc
 ROOT = Path(__file__).resolve().parent.parent
 SOURCE = ROOT / "proto"
 TARGET = ROOT / "nebuladb" / "pb"
-IMPORT = re.compile(r"^(from|import) (nebula[.\w]*)", re.MULTILINE)
+PACKAGES = ("nebula", "etcd")
+"""The folders of ``proto/`` and of ``nebuladb/pb``."""
+IMPORT = re.compile(r"^(from|import) ((?:nebula|etcd)\b[.\w]*)", re.MULTILINE)
 
 
 def generate(target: Path) -> None:
@@ -50,13 +52,18 @@ def main() -> None:
         generate(fresh)
         if "--check" in sys.argv[1:]:
             new = {path.relative_to(fresh): path.read_bytes() for path in fresh.rglob("*.py*")}
-            old = {path.relative_to(TARGET): path.read_bytes() for path in (TARGET / "nebula").rglob("*.py*")}
+            old = {
+                path.relative_to(TARGET): path.read_bytes()
+                for name in PACKAGES
+                for path in (TARGET / name).rglob("*.py*")
+            }
             old = {name: data for name, data in old.items() if "__pycache__" not in name.parts}
             if new != old:
                 raise SystemExit("nebuladb/pb is not what proto/ generates: run `make protos`")
             return
-        shutil.rmtree(TARGET / "nebula", ignore_errors=True)
-        shutil.copytree(fresh / "nebula", TARGET / "nebula")
+        for name in PACKAGES:
+            shutil.rmtree(TARGET / name, ignore_errors=True)
+            shutil.copytree(fresh / name, TARGET / name)
 
 
 if __name__ == "__main__":

@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import asyncio
-import time
-from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
-import grpc
-import grpc.aio
-from google.protobuf.descriptor import ServiceDescriptor
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from nebuladb.api import status
 from nebuladb.api.backend import Backend
 from nebuladb.api.cluster import ClusterService
+from nebuladb.api.etcd.errors import translate
+from nebuladb.api.etcd.face import Face
+from nebuladb.api.etcd.services import etcd_services
+from nebuladb.api.handlers import Handlers, Meter
 from nebuladb.api.keyspace import KeyspaceService
 from nebuladb.api.kv import KVService
 from nebuladb.api.lease import LeaseService, SessionService
-from nebuladb.errors import ConfigurationError, NebulaError
+from nebuladb.errors import ConfigurationError
 from nebuladb.pb.nebula.v1 import cluster_pb2, keyspace_pb2, kv_pb2, lease_pb2, session_pb2
 from nebuladb.rpc import engine as engines
 from nebuladb.rpc.engine import Engine
@@ -46,15 +43,6 @@ _DESCRIPTORS: Final = {
     for service in module.DESCRIPTOR.services_by_name.values()
 }
 
-Unary = Callable[[bytes, Any], Awaitable[bytes]]
-Stream = Callable[[bytes, Any], AsyncIterator[bytes]]
-
-
-class Meter(Protocol):
-    """What calls are counted by (``server.metrics``)."""
-
-    def rpc(self, method: str, code: str, seconds: float) -> None: ...
-
 
 class ApiServer:
     """The client port of one node."""
@@ -67,8 +55,6 @@ class ApiServer:
         peer_address: str,
         engine: Engine = engines.DEFAULT,
     ) -> None:
-        self._backend = backend
-        self._meter = meter
         self._server = engine.server(options=OPTIONS, maximum_concurrent_rpcs=MAX_CALLS)
         self._health = health.aio.HealthServicer()
         services: list[Any] = [
@@ -78,10 +64,14 @@ class ApiServer:
             KeyspaceService(backend),
             ClusterService(backend, client_address, peer_address),
         ]
-        for service in services:
-            self._server.add_generic_rpc_handlers((self._handlers(service, _DESCRIPTORS[service.name]),))
+        handlers = Handlers(backend, meter)
+        made = [handlers.of(service, _DESCRIPTORS[service.name]) for service in services]
+        face = etcd_services(Face(backend), client_address, peer_address)
+        made += [handlers.of(service, descriptor, translate) for service, descriptor in face]
+        self._server.add_generic_rpc_handlers(made)
+        self._names = (*_DESCRIPTORS, *(descriptor.full_name for _, descriptor in face))
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
-        names = (*_DESCRIPTORS, health.SERVICE_NAME, reflection.SERVICE_NAME)
+        names = (*self._names, health.SERVICE_NAME, reflection.SERVICE_NAME)
         reflection.enable_server_reflection(names, self._server)
 
     async def start(self, address: str) -> None:
@@ -98,79 +88,9 @@ class ApiServer:
     async def serving(self, *, now: bool) -> None:
         """What health checks are told."""
         serving = health_pb2.HealthCheckResponse.SERVING if now else health_pb2.HealthCheckResponse.NOT_SERVING
-        for name in ("", *_DESCRIPTORS):
+        for name in ("", *self._names):
             await self._health.set(name, serving)
 
     async def stop(self, grace: float) -> None:
         """Refuse new calls, and give those in progress `grace` seconds."""
         await self._server.stop(grace)
-
-    def _handlers(self, service: Any, descriptor: ServiceDescriptor) -> grpc.GenericRpcHandler:
-        handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {}
-        for method in descriptor.methods:
-            path = f"/{service.name}/{method.name}"
-            function = getattr(service, method.name)
-            if method.server_streaming:
-                handlers[method.name] = grpc.unary_stream_rpc_method_handler(self._stream(path, function))
-            else:
-                handlers[method.name] = grpc.unary_unary_rpc_method_handler(self._unary(path, function))
-        return grpc.method_handlers_generic_handler(service.name, handlers)
-
-    def _unary(self, path: str, function: Unary) -> Unary:
-        async def call(raw: bytes, context: Any) -> bytes:
-            begun, code = time.perf_counter(), "INTERNAL"
-            meta = self._backend.meta
-            try:
-                try:
-                    response = await function(raw, context)
-                except NebulaError as error:
-                    # Refused before anything was done, or at apply, which changes nothing either.
-                    if not await self._backend.learned(error, meta, context):
-                        raise
-                    response = await function(raw, context)
-                code = "OK"
-                return response
-            except NebulaError as error:
-                code = error.code
-                await self._abort(context, error)
-                raise
-            except asyncio.CancelledError:
-                code = "CANCELLED"
-                raise
-            finally:
-                self._meter.rpc(path, code, time.perf_counter() - begun)
-
-        return call
-
-    def _stream(self, path: str, function: Stream) -> Stream:
-        async def call(raw: bytes, context: Any) -> AsyncIterator[bytes]:
-            begun, code = time.perf_counter(), "INTERNAL"
-            meta, silent = self._backend.meta, True
-            try:
-                try:
-                    async for response in function(raw, context):
-                        silent = False
-                        yield response
-                except NebulaError as error:
-                    if not (silent and await self._backend.learned(error, meta, context)):
-                        raise
-                    async for response in function(raw, context):
-                        yield response
-                code = "OK"
-            except NebulaError as error:
-                code = error.code
-                await self._abort(context, error)
-            except (asyncio.CancelledError, GeneratorExit):
-                code = "CANCELLED"
-                raise
-            finally:
-                self._meter.rpc(path, code, time.perf_counter() - begun)
-
-        return call
-
-    async def _abort(self, context: Any, error: NebulaError) -> None:
-        backend = self._backend
-        backend.pump.met(error)
-        shard = backend.descriptor(error.group)
-        detail = status.detail(error, backend.meta, backend.leader(error.group), shard)
-        await status.abort(context, error, detail)

@@ -1,0 +1,18 @@
+"""The face's services, each with the descriptor whose methods it serves."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from google.protobuf.descriptor import ServiceDescriptor
+
+from nebuladb.api.etcd.face import Face
+from nebuladb.api.etcd.kv import KVService
+from nebuladb.pb.etcd import kv_pb2
+
+
+def etcd_services(face: Face, client_address: str, peer_address: str) -> list[tuple[Any, ServiceDescriptor]]:
+    """All of them; the addresses are this node's, as its clients and peers reach it."""
+    return [
+        (KVService(face), kv_pb2.DESCRIPTOR.services_by_name["KV"]),
+    ]
