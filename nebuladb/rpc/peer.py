@@ -210,7 +210,8 @@ class PeerTransport:
 
     async def _accept(self, messages: AsyncIterator[pb.LinkMessage], context: Any) -> None:
         try:
-            first = await asyncio.wait_for(context.read(), HANDSHAKE_SECONDS)
+            async with asyncio.timeout(HANDSHAKE_SECONDS):
+                first = await context.read()
         except TimeoutError:
             await context.abort(grpc.StatusCode.DEADLINE_EXCEEDED, "no handshake came")
         if first is grpc.aio.EOF or not first.HasField("handshake"):
@@ -250,10 +251,11 @@ class PeerTransport:
             )
             call = method()
             try:
-                await asyncio.wait_for(
-                    call.write(pb.LinkMessage(handshake=self._events.handshake(node))), HANDSHAKE_SECONDS
-                )
-                first: Any = await asyncio.wait_for(call.read(), HANDSHAKE_SECONDS)
+                # Not by `asyncio.wait_for`: before Python 3.12 it forgets a cancellation that meets an answer, and the
+                # link would live on, which whoever stops waits for.
+                async with asyncio.timeout(HANDSHAKE_SECONDS):
+                    await call.write(pb.LinkMessage(handshake=self._events.handshake(node)))
+                    first: Any = await call.read()
                 if first is grpc.aio.EOF or not first.HasField("handshake"):
                     return False
                 self._events.check(first.handshake)

@@ -215,6 +215,42 @@ async def test_a_slow_peers_queue_is_bounded(ends: tuple[End, End], monkeypatch:
     assert [frame for _, frame in other.frames] == [b"%02d" % number for number in range(5)]
 
 
+class _Call:
+    """A link's call on which nothing comes but what the test gives."""
+
+    def __init__(self) -> None:
+        self.answer: asyncio.Future[pb.LinkMessage] | None = None
+
+    async def write(self, message: pb.LinkMessage) -> None: ...
+
+    async def read(self) -> pb.LinkMessage:
+        self.answer = asyncio.get_running_loop().create_future()
+        return await self.answer
+
+    def cancel(self) -> None: ...
+
+    def stream_stream(self, *_: object) -> Callable[[], _Call]:
+        return lambda: self
+
+    async def __aenter__(self) -> _Call:
+        return self
+
+    async def __aexit__(self, *_: object) -> None: ...
+
+
+async def test_a_handshake_that_comes_as_the_transport_stops_makes_no_link() -> None:
+    """Before Python 3.12 `asyncio.wait_for` forgets a cancellation that meets its answer."""
+    call = _Call()
+    end = End(1, Engine("one call", DEFAULT.server, lambda *_, **__: call))  # type: ignore[arg-type, return-value]
+    end.transport.connect_to({2: "127.0.0.1:1"})
+    await until(lambda: call.answer is not None)
+    assert call.answer is not None
+    call.answer.set_result(pb.LinkMessage(handshake=pb.Handshake(node_id=2)))
+    async with asyncio.timeout(SECONDS):
+        await end.transport.stop()
+    assert end.links == []
+
+
 async def test_a_new_node_asks_a_member_who_it_is(ends: tuple[End, End]) -> None:
     one, other = ends
     assert (await one.transport.join(other.address, pb.JoinRequest(name="n9"))).wait == "n2 has no room for n9"
