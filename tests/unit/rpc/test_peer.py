@@ -241,7 +241,7 @@ class _Call:
 async def test_a_handshake_that_comes_as_the_transport_stops_makes_no_link() -> None:
     """Before Python 3.12 `asyncio.wait_for` forgets a cancellation that meets its answer."""
     call = _Call()
-    end = End(1, Engine("one call", DEFAULT.server, lambda *_, **__: call))  # type: ignore[arg-type, return-value]
+    end = End(1, Engine("one call", DEFAULT.server, lambda *_, **__: call))  # type: ignore[arg-type]
     end.transport.connect_to({2: "127.0.0.1:1"})
     await until(lambda: call.answer is not None)
     assert call.answer is not None
