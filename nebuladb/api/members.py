@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import secrets
-from typing import Any
+from typing import Any, Final
 
 from nebuladb.api.backend import Backend, parse
 from nebuladb.api.drive import Due, drive, until
@@ -13,6 +14,9 @@ from nebuladb.node.meta import Meta
 from nebuladb.node.record import NodeRecord, NodeState
 from nebuladb.pb.nebula.v1 import cluster_pb2 as pb
 
+LIST_SECONDS: Final = 1.0
+"""After which the list is given as this node sees it: without a majority it is needed most."""
+
 
 class Members:
     """Each method takes a request's bytes and gives a response's."""
@@ -21,8 +25,11 @@ class Members:
         self._backend = backend
 
     async def list(self, raw: bytes, context: Any) -> bytes:
-        """All nodes but former ones, as this one sees them."""
+        """All nodes but former ones, as they are now; where nobody can tell, as this node sees them: one that
+        lags would show a node that was removed in place of one that has just come under its name."""
         parse(pb.MembersRequest, raw)
+        with contextlib.suppress(NebulaError):
+            await self._backend.refresh(min(LIST_SECONDS, self._backend.timeout(context)))
         response = pb.MembersResponse(header=self._backend.header())
         records = sorted(self._backend.meta.nodes.items())
         held = self._held()

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from nebuladb.client import AsyncClient
-from nebuladb.errors import ChangeRefused, InvalidArgument
+from nebuladb.errors import ChangeRefused, InvalidArgument, NoLeader
 from nebuladb.node.members import claim_step
 from nebuladb.node.record import NodeState
 from nebuladb.pb.nebula.peer.v1 import peer_pb2
@@ -39,6 +39,26 @@ async def test_an_id_is_issued_once_however_often_it_is_asked_for(client: AsyncC
     await client.remove_member("n9")
     await client.remove_member("n9")  # a repeat of what is done
     assert (await client.add_member("n9", "127.0.0.1:9")).node_id != made.node_id, "no id is used twice"
+
+
+async def test_the_list_is_of_now_or_if_nobody_can_tell_as_the_node_sees_it(
+    served: Served, client: AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = served.node.meta
+    await client.add_member("n9", "127.0.0.1:9")
+    now, served.node.meta = served.node.meta, before
+
+    async def refresh(timeout: float) -> None:
+        raise NoLeader
+
+    monkeypatch.setattr(served.backend, "refresh", refresh)
+    assert [member.name for member in await client.members()] == ["n1"]
+
+    async def learn(timeout: float) -> None:
+        served.node.meta = now
+
+    monkeypatch.setattr(served.backend, "refresh", learn)
+    assert [member.name for member in await client.members()] == ["n1", "n9"]
 
 
 async def test_what_makes_no_sense_is_refused(client: AsyncClient) -> None:
