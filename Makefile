@@ -19,21 +19,21 @@ INPUTS ?= 1000000
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3 python; do \
 	$$p -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$p; break; }; done)
 
-.PHONY: help setup test check demo sim sim-coverage sim-mutants crash powercut churn jepsen jepsen-all bench-stall bench-rpc fuzz-rpc protos format constraints clean
+.PHONY: help setup test check demo sim sim-coverage sim-mutants crash powercut churn jepsen jepsen-all bench-stall bench-rpc fuzz-rpc protos format lock clean
 
 help: ## This list.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: $(STAMP) ## Make .venv with everything; quick when nothing changed.
 
-$(STAMP): pyproject.toml constraints.txt
+$(STAMP): pyproject.toml requirements.lock requirements-dev.lock
 	@if [ -z "$(PYTHON)" ]; then \
 		echo "make: no Python >= 3.11 with venv found; install one, or say which: make setup PYTHON=/path/to/python3" >&2; \
 		exit 1; fi
 	@$(PY) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || $(PYTHON) -m venv --clear .venv
-	@# The build backend comes first and pinned too, so that no step resolves anything of its own.
-	$(PY) -m pip install -q --disable-pip-version-check -c constraints.txt setuptools
-	$(PY) -m pip install -q --disable-pip-version-check -c constraints.txt --no-build-isolation -e '.[dev]'
+	@# Nothing is resolved here: the locks name every file by its hash, the build backend's too.
+	$(PY) -m pip install -q --disable-pip-version-check --require-hashes --no-deps -r requirements.lock -r requirements-dev.lock
+	$(PY) -m pip install -q --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $@
 
 test: setup ## The whole suite.
@@ -90,8 +90,8 @@ format: setup ## Let ruff format and mend what it can.
 	.venv/bin/ruff check --fix-only -q
 	.venv/bin/ruff format
 
-constraints: setup ## Write down the versions in .venv.
-	$(PY) -m tools.constraints
+lock: setup ## Write the lock files from pyproject.toml; UPGRADE=1 for the newest versions.
+	PATH="$(CURDIR)/.venv/bin:$$PATH" $(PY) -m tools.lock $(if $(UPGRADE),--upgrade)
 
 clean: ## Remove .venv and all caches.
 	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis build dist *.egg-info

@@ -7,15 +7,18 @@ import re
 import sys
 import tomllib
 from collections.abc import Iterator
-from importlib.metadata import packages_distributions
+from importlib.metadata import packages_distributions, version
 from pathlib import Path
 from typing import Final
 
 import click
 import pytest
+from packaging.markers import Marker
+from packaging.requirements import Requirement
 
 from nebuladb.cli.main import main as nebula_cli
 from nebuladb.server.main import nebulad
+from tools import lock
 
 ROOT: Final = Path(__file__).resolve().parent.parent
 GENERATED: Final = ROOT / "nebuladb" / "pb" / "nebula"
@@ -138,11 +141,35 @@ def test_every_dependency_has_its_reason_in_the_readme() -> None:
     assert all(len(reason) > 20 for reason in rows.values())
 
 
-def test_constraints_pin_every_dependency() -> None:
-    lines = (ROOT / "constraints.txt").read_text().splitlines()
-    pins = dict(line.split("==") for line in lines if not line.startswith("#"))
-    extras = {requirement(line) for lines in PROJECT["optional-dependencies"].values() for line in lines}
-    assert declared() | extras | {"setuptools"} <= set(pins)
+def locked(name: str) -> dict[str, tuple[str, str]]:
+    """The pins of a lock file."""
+    return lock.pins((ROOT / name).read_text())
+
+
+def test_the_locks_pin_every_dependency_to_a_version_that_is_allowed() -> None:
+    runtime, development = locked("requirements.lock"), locked("requirements-dev.lock")
+    assert not set(runtime) & set(development)
+    build = tomllib.loads((ROOT / "pyproject.toml").read_text())["build-system"]["requires"]
+    extras = [line for lines in PROJECT["optional-dependencies"].values() for line in lines]
+    for lines, pins in (([*build, *PROJECT["dependencies"]], runtime), (extras, development)):
+        for wanted in map(Requirement, lines):
+            assert normal(wanted.name) in pins, "make lock"
+            assert wanted.specifier.contains(pins[normal(wanted.name)][0]), f"{wanted}: make lock"
+
+
+@pytest.mark.parametrize("name", ["requirements.lock", "requirements-dev.lock"])
+def test_every_pin_has_hashes_and_no_file_says_where_it_came_from(name: str) -> None:
+    text = (ROOT / name).read_text()
+    parts = re.split(r"^(?=[a-z0-9])", text, flags=re.MULTILINE)[1:]
+    assert len(parts) == len(locked(name)) > 10
+    assert [part.split()[0] for part in parts if not re.search(r"--hash=sha256:[0-9a-f]{64}", part)] == []
+    assert "://" not in text
+
+
+def test_what_is_installed_here_is_what_the_locks_say() -> None:
+    pins = {**locked("requirements.lock"), **locked("requirements-dev.lock")}
+    here = {name: pin for name, (pin, marker) in pins.items() if not marker or Marker(marker).evaluate()}
+    assert {name: version(name) for name in here} == here
 
 
 def commands(command: click.Command, name: str) -> Iterator[tuple[str, click.Command]]:
