@@ -417,6 +417,7 @@ class Store:
             self._write(batch)
             self.deleted_bytes += batch.size + TOMBSTONE_BYTES * len(batch.operations)
             self._deletion.advance(position)
+            probe("slice of superseded rows deleted")
             if not self._deletion.behind(self.floor):
                 probe("superseded rows deleted")
         return bool(self._jobs) or self._deletion.behind(self._deletable)

@@ -82,7 +82,9 @@ class Incoming:
             self.damaged = True
         self._queue.popleft()
         self.received += len(chunk)
+        probe("chunk of a snapshot written")
         if self.importer.done:
+            probe("snapshot written")
             self.stage = Stage.FLUSHING
         return self.importer.written - before
 

@@ -350,6 +350,7 @@ class Node:
 
     def begin_flush(self) -> Flush:
         """What `Engine.flush` makes durable; give it to `end_flush` when it succeeded, and take a turn."""
+        probe("data flush begun")
         self._unflushed = 0
         self.host.flush_due = False
         applied = {group: data.store.index for group, data in self.groups.items()}
@@ -357,6 +358,7 @@ class Node:
 
     def end_flush(self, flush: Flush) -> None:
         """The flush that `begin_flush` preceded is done."""
+        probe("data flush done")
         self.host.flushed(flush.applied)
         self.snapshots.flushed(flush.installs)
 

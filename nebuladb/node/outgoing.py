@@ -77,6 +77,7 @@ class Outgoing:
             self.outcome = Outcome.FAILED
             return
         self._window.append(chunk)
+        probe("chunk of a snapshot read")
         self._whole = kind_of(chunk) == ChunkKind.END
 
     def messages(self) -> list[Envelope]:

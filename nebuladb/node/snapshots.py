@@ -239,6 +239,7 @@ class Snapshots:
         if not held:
             del self._host.held_logs[group]
         done = outgoing.outcome is Outcome.INSTALLED
+        probe("snapshot sent" if done else "snapshot not sent")
         self.counts["sent" if done else "failed"] += 1
         self._finished(group, receiver, outgoing.index if done else 0)
 
@@ -288,6 +289,7 @@ class Snapshots:
             importer = Importer(self._node.data, GroupId(group), Generation(generation))
             incoming = self.incoming[group] = Incoming(name, message.sender, node, importer, generation)
             incoming.since = self._host.now
+            probe("snapshot comes in")
         incoming.receive(message.hint, chunk)
         told[group] = None
 
@@ -405,6 +407,7 @@ class Snapshots:
             for doomed in [doomed for doomed in self._doomed if doomed[0] not in flipping]:
                 Store.destroy(self._node.data, GroupId(doomed[0]), Generation(doomed[1]))
                 self._doomed.remove(doomed)
+                probe("generation without use removed")
         except WriteStalled:
             turn.stalled = True
 

@@ -11,6 +11,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import NamedTuple
 
+from nebuladb.env import probe
 from nebuladb.errors import ConfigurationError, Corruption
 from nebuladb.ids import GroupId
 from nebuladb.kv.importer import Importer, Target
@@ -67,17 +68,24 @@ def restore(
         shards = site.placed([part.descriptor for part in parts])
         for shard in shards:
             site.enter(shard, bump=wanted.bump, mark_compacted=wanted.mark_compacted)
+        probe("restore: members entered")
         site.write_meta(manifest.keyspaces, shards)
+        probe("restore: meta written")
         log = LogStore(RocksEngine.open_log(directory / "raft"))
         stack.callback(log.close)
         site.write_log(log, shards, node)
+        probe("restore: log written")
         data.flush()
+        probe("restore: data durable")
         log.sync()
+        probe("restore: log durable")
         states = [site.state(shard.group) for shard in shards]
     write_durably(directory / "founding.json", founding.encode())
+    probe("restore: founding written")
     # Last: a directory without it is nobody's.
     write_durably(directory / "identity.json", Identity(node, wanted.name, cluster).encode())
     sync_directory(directory.parent)
+    probe("restore: identity written")
     return [
         ShardPart(shard, state.index, state.revision, state.floor, state.keys, state.size)
         for shard, state in zip(shards, states, strict=True)
@@ -98,7 +106,9 @@ def _import(files: Sequence[Path], data: Engine, progress: Progress) -> tuple[Ma
                 importer = Importer(_target(data, part, held.get(group, 0), path), group, FIRST_GENERATION)
                 for chunk in chunks:
                     importer.feed(chunk)
+                    probe("restore: chunk written")
                 compare(part, importer)
+                probe("restore: shard written")
                 parts.append(part)
         for gone in sorted(held.keys() - {part.descriptor.group for part in parts}):
             Store.destroy(data, GroupId(gone), FIRST_GENERATION)
