@@ -190,14 +190,21 @@ class BackupReader:
 def check(path: Path, progress: Callable[[int], None] = lambda size: None) -> tuple[BackupReader, list[ShardPart]]:
     """Read a backup to its end, every checksum of it. Raises `Corruption`."""
     with path.open("rb") as file:
-        reader = BackupReader(file, progress)
-        parts = []
-        for part, chunks in reader.shards():
-            importer = Importer(_Nowhere(), GroupId(part.descriptor.group), Generation(1))
-            for chunk in chunks:
-                importer.feed(chunk)
-            compare(part, importer)
-            parts.append(part)
+        return examine(file, progress)
+
+
+def examine(
+    file: IO[bytes], progress: Callable[[int], None] = lambda size: None
+) -> tuple[BackupReader, list[ShardPart]]:
+    """Likewise, an open one."""
+    reader = BackupReader(file, progress)
+    parts = []
+    for part, chunks in reader.shards():
+        importer = Importer(_Nowhere(), GroupId(part.descriptor.group), Generation(1))
+        for chunk in chunks:
+            importer.feed(chunk)
+        compare(part, importer)
+        parts.append(part)
     return reader, parts
 
 

@@ -106,9 +106,10 @@ class Actor:
     def _give_up(once: Written) -> None:
         once(UnknownOutcome("the client had no answer in time"))
 
-    def _look(self, looked: Looked) -> None:
-        """A linearizable read through some machine: `looked` has its store in the instant in which it may be read.
-        Otherwise the operation has failed."""
+    def _look(self, looked: Looked, group: int = 0) -> None:
+        """A linearizable read of `group`, by default one's own, through some machine: `looked` has its store in the
+        instant in which it may be read. Otherwise the operation has failed."""
+        group = group or self.group
         machine, timeout = self._machine(), self._timeout()
         waiting = True
 
@@ -120,7 +121,7 @@ class Actor:
             store = None
             if error is None:
                 with suppress(NebulaError):
-                    store = machine.store(self.group)
+                    store = machine.store(group)
             if store is None:
                 self._failed()
                 return
@@ -133,7 +134,7 @@ class Actor:
 
         self._core.scheduler.after(timeout + GRACE_MS, confirmed, UnknownOutcome())
         try:
-            machine.confirm(self.group, timeout, confirmed)
+            machine.confirm(group, timeout, confirmed)
         except NebulaError as error:
             confirmed(error)
 

@@ -59,6 +59,8 @@ class Faults:
     """Clocks run faster or slower by up to this share."""
     full_every: int = 0
     """Disks without room: the node stops, and comes back when there is some. This and the next two: of a minority."""
+    short_every: int = 0
+    """Disks short of space: the node takes no writes that grow the data, or doesn't even append them (S33)."""
     flip_every: int = 0
     """Disks with a flipped bit: the node stops for good."""
     wipe_every: int = 0
@@ -119,6 +121,7 @@ class Faults:
             members_every=rng.choice((0, 0, 600)),
             forget_every=rng.choice((0, 0, 3_000)),
             away_every=rng.choice((0, 0, 2_000)),
+            short_every=rng.choice((0, 0, 1_500)),
         )
         mild = replace(drawn, full_every=0, flip_every=0, wipe_every=0, forget_every=0)
         return mild if drawn.members_every else drawn

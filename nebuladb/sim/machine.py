@@ -195,8 +195,12 @@ class Machine:
             self._logs.flushed[self.place, group] = data.store.index
         self._doomed = None
         self._life = life = Life(node, log, clock)
+        self._opened(life)
         self._wake(life)
         self._core.scheduler.after(self._rng.randrange(TICK_MS), self._tick, life)
+
+    def _opened(self, life: Life) -> None:
+        """It runs."""
 
     def _removed(self, error: NodeRemoved) -> None:
         """The product says that this node is no member any more."""

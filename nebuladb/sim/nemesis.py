@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from random import Random
 from typing import Final
 
+from nebuladb.node.disk import Space
 from nebuladb.raft import StateRole
 from nebuladb.sim.core import Core
 from nebuladb.sim.links import Links
@@ -23,6 +24,7 @@ HANG_MS = 2_000
 SLOW_MS = 2_000
 PAUSE_MS = 2_500
 JUMP_MS = 5_000
+SHORT_MS = 2_000
 STALLED_WRITES = 20
 LAST_KEY = b"\xff" * 32
 MASSACRE = 6
@@ -62,6 +64,7 @@ class Nemesis:
             (faults.wipe_every, self._wipe),
             (faults.forget_every, self._forget),
             (faults.away_every, self._away),
+            (faults.short_every, self._short),
         ):
             if mean:
                 core.scheduler.after(faults.calm, self._later, mean, harm)
@@ -76,6 +79,7 @@ class Nemesis:
             machine.disk.log.heal()
             machine.disk.data.heal()
             machine.full = False
+            machine.room(Space.PLENTY)
             if machine.spoiled:
                 machine.lose()
             machine.start()
@@ -201,9 +205,17 @@ class Nemesis:
     def _flush(self) -> None:
         self._any().flush()
 
+    def _short(self) -> None:
+        """A disk is nearly full, for a while: any number of them may be, and then nobody takes what needs space."""
+        machine = self._any()
+        if not machine.idle:
+            self._core.hit("disk short of space")
+            machine.room(self._rng.choice((Space.LOW, Space.CRITICAL)))
+            self._core.scheduler.after(1 + self._rng.randrange(SHORT_MS), machine.room, Space.PLENTY)
+
     def _spare(self) -> Place | None:
         """One whose loss leaves a majority of whole disks."""
-        whole = [machine for machine in self._machines if not (machine.full or machine.spoiled)]
+        whole = [machine for machine in self._machines if not (machine.full or machine.spoiled or machine.bereft)]
         if len(whole) - 1 <= len(self._machines) // 2:
             return None
         if not all(machine.founded for machine in whole):
@@ -219,11 +231,13 @@ class Nemesis:
             self._rng.choice((machine.disk.log, machine.disk.data)).fail(Fault.FULL, ALWAYS)
 
     def _forget(self) -> None:
-        """One node at a time: while its data comes, the others must have theirs."""
+        """One node at a time, and together with those lost for good a minority: while its data comes, the others must
+        have theirs. A replica without data may not campaign, and its vote is for no shorter log than its own: where a
+        majority has lost something, it may be that nobody can lead any more."""
+        machine = self._spare()
         nodes = [machine.node for machine in self._machines if machine.serves]
-        if any(node is None or node.snapshots.lost for node in nodes):
+        if machine is None or any(node is None or node.snapshots.lost for node in nodes):
             return
-        machine = self._any()
         self._core.hit("lost data")
         machine.lose_data()
         self._core.scheduler.after(1 + self._rng.randrange(100), machine.start)

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from nebuladb.errors import NodeRemoved
+from nebuladb.node.disk import Space
 from nebuladb.node.identity import Founding, Identity
+from nebuladb.node.joined import Joined
 from nebuladb.shard import Descriptor
+from nebuladb.sim.life import Life
 from nebuladb.sim.machine import Machine
 from nebuladb.sim.violation import require
 
@@ -12,10 +15,18 @@ from nebuladb.sim.violation import require
 class Place(Machine):
     """Without a node it is idle: starting it does nothing."""
 
+    _space = Space.PLENTY
+    """How much room its disk has."""
+
     @property
     def idle(self) -> bool:
         """Whether no node lives here, dead or alive."""
         return not self.founds and not self.founded
+
+    @property
+    def bereft(self) -> bool:
+        """Whether replicas of the running node have lost their data, and wait for snapshots."""
+        return self._life is not None and bool(self._life.node.snapshots.lost)
 
     def pause(self, milliseconds: int, *, suspended: bool) -> None:
         """The process stands still (SIGSTOP), or the whole machine with its monotonic clock (`suspended`)."""
@@ -29,6 +40,18 @@ class Place(Machine):
         """Its monotonic clock jumps ahead."""
         if self._life is not None:
             self._life.clock.leap(milliseconds)
+
+    def room(self, space: Space) -> None:
+        """There is so much room on its disk now, as the daemon's own look at it says."""
+        if space is not self._space:
+            self._core.note("space", self.name, space.name)
+        self._space, life = space, self._life
+        if life is not None and life.node.host.disk.space is not space:
+            life.node.space(space, f"there is {space.name} of space")
+            self._wake(life)
+
+    def _opened(self, life: Life) -> None:
+        self.room(self._space)
 
     def wipe(self) -> None:
         """Its data directory is emptied: it comes back as a fresh node of the same name, and must not get far."""
@@ -59,12 +82,15 @@ class Place(Machine):
         self.crash(power=False)
 
     def join(self, node: int, name: str, founding: Founding, own: Descriptor) -> None:
-        """`nebulad start --join`, on an empty disk: it was told who it is, and has written that down."""
+        """`nebulad start --join`, on an empty disk: it was told who it is, has written that down, and reads it."""
         self._core.hit("node joins")
         self.lost = False
-        self._identity = Identity(node, name, founding.cluster)
-        self._founding = Founding.decode(founding.encode())
-        self.joined = Descriptor.decode(own.encode())
+        peers = tuple(sorted((other.node, other.peer_address) for other in founding.nodes))
+        document = Joined(founding, node, own, peers)
+        read = Joined.decode(document.encode())
+        require(read == document, f"{self.name} reads {read}, and wrote {document}")
+        self._identity = Identity(read.node, name, read.founding.cluster)
+        self._founding, self.joined = read.founding, read.meta
         self.start()
 
     def _removed(self, error: NodeRemoved) -> None:

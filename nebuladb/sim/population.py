@@ -13,6 +13,7 @@ from nebuladb.sim.core import Core
 from nebuladb.sim.machine import Machine
 from nebuladb.sim.session_client import SessionClient
 from nebuladb.sim.workloads.append import Appender
+from nebuladb.sim.workloads.backup import Archivist
 from nebuladb.sim.workloads.bank import Teller
 from nebuladb.sim.workloads.compactor import Compactor
 from nebuladb.sim.workloads.explorer import Explorer
@@ -36,6 +37,7 @@ WORKLOADS: Final[dict[str, tuple[type[Actor], int]]] = {
     "compact": (Compactor, 1),
     "any": (Explorer, 2),
     "operator": (Operator, 1),
+    "backup": (Archivist, 1),
 }
 """Its clients, and how many a group has."""
 

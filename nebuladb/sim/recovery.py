@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from nebuladb.errors import NebulaError
-from nebuladb.ids import DEFAULT_GROUP, ETCD_GROUP, META_GROUP
+from nebuladb.ids import DEFAULT_GROUP, ETCD_GROUP, META_GROUP, Generation, GroupId
 from nebuladb.kv.answer import Answer, HashResult
 from nebuladb.kv.command import Command, Kind
+from nebuladb.kv.verify import verify_rows
+from nebuladb.node.node import Node
 from nebuladb.pb.nebula.v1 import kv_pb2
 from nebuladb.raft import StateRole
 from nebuladb.shard import KeyspaceState
@@ -202,9 +204,16 @@ class Recovery:
                 for (of, _), fact in self._board.facts.items():
                     if of == group:
                         fact.holds(data.store)
+            self._rows_agree(machine, machine.node)
         for group in self._board.registers:
             self._board.changes.acknowledged(group, self._board.acknowledged(group))
         for fact in self._board.facts.values():
             fact.check()
             if isinstance(fact, History):
                 self._core.report.undecided += fact.undecided
+
+    def _rows_agree(self, machine: Machine, node: Node) -> None:
+        """What `nebulad verify` finds wrong in a node's data: nothing."""
+        for group, replica in node.host.replicas.items():
+            wrong = list(verify_rows(node.data, GroupId(group), Generation(replica.generation)))
+            require(not wrong, f"group {group} on {machine.name}: {wrong}")

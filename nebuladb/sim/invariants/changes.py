@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 from nebuladb.errors import Compacted
@@ -84,6 +84,23 @@ class Changes:
         known = self._groups.get(group)
         if known is not None:
             self._nothing_between(known, after, through + 1, low, high, f"group {group}, {where}")
+
+    def were(self, group: int, revision: int, content: Mapping[bytes, tuple[int, int, bytes]], where: str) -> None:
+        """Somebody says that the whole `content` of the group at `revision` was this: key → (mod revision, version,
+        value). What was last changed at or below the floor isn't known here."""
+        known = self._groups.get(group) or _Group(1)
+        require(revision <= known.highest, f"{where}: nobody has published that yet")
+        wanted: dict[bytes, tuple[int, int, bytes]] = {}
+        for one in known.revisions:
+            if one > revision:
+                break
+            for event in known.events[one]:
+                wanted.pop(event.key, None)
+                if not event.deleted:
+                    wanted[event.key] = one, event.version, event.value
+        found = {key: state for key, state in content.items() if state[0] > known.floor}
+        wanted = {key: state for key, state in wanted.items() if state[0] > known.floor}
+        require(found == wanted, f"{where}: it is {found}, it was {wanted}")
 
     def acknowledged(self, group: int, revisions: Iterable[int]) -> None:
         """Clients were told that writes of theirs stand at these revisions."""

@@ -4,19 +4,25 @@ from __future__ import annotations
 
 from typing import Final
 
+from nebuladb.errors import NebulaError, NoSpace
+from nebuladb.kv.command import Command
 from nebuladb.node import proposals, reads
 from nebuladb.node.alarms import AlarmKind
+from nebuladb.node.disk import Space
 from nebuladb.node.node import Node
 from nebuladb.node.replica import Replica
 from nebuladb.raft import StateRole
 from nebuladb.sim.actor import Actor
+from nebuladb.sim.machine import Machine
 from nebuladb.sim.violation import require
+from nebuladb.sim.workloads.requests import delete_range, put
 
 PAUSE_MS: Final = 400
 SLACK: Final = 2_000
 """Bytes."""
 ONE_ENTRY: Final = 20_000
 """Bytes that one may bring at once: the rows of a keyspace of many shards."""
+TIMEOUT_MS: Final = 300
 ANSWERED: Final = 100
 """Forwards that wait for no one any more, until they are looked for."""
 
@@ -37,6 +43,7 @@ class Operator(Actor):
                 hub.revision <= node.groups[group].store.revision, f"{machine.name}: watches are ahead of the state"
             )
         self._queues(machine.name, node)
+        self._space(machine, node)
         if self._rng.random() < 0.2 and not machine.spoiled:
             for group, replica in sorted(node.host.replicas.items()):
                 to = replica.successor() if replica.raft.role is StateRole.LEADER else 0
@@ -47,6 +54,24 @@ class Operator(Actor):
             # Orders that can't be carried out: to a node itself, perhaps by one that doesn't lead.
             machine.transfer(self.group, machine.node_id)
         self._ok(PAUSE_MS)
+
+    def _space(self, machine: Machine, node: Node) -> None:
+        """A node says that it is short of space as long as it is. Then it takes what makes room, and nothing else."""
+        short = node.host.disk.space is not Space.PLENTY
+        said = any(alarm.kind is AlarmKind.NO_SPACE for alarm in node.alarms_now.all())
+        require(said is short, f"{machine.name}: is short of space: {short}, says so: {said}")
+        if short and self.group in node.host.replicas:
+            key, where = b"space/%d" % machine.place, f"{machine.name}, short of space"
+            require(self._refuses(machine, put(key, key)), f"{where}: a put is taken (S33)")
+            require(not self._refuses(machine, delete_range(key, b"")), f"{where}: what makes room is refused (S33)")
+
+    def _refuses(self, machine: Machine, command: Command) -> bool:
+        """Whether the node has no space for this."""
+        try:
+            machine.submit(self.group, command, TIMEOUT_MS, lambda outcome: None)
+        except NebulaError as error:
+            return isinstance(error, NoSpace)
+        return False
 
     @staticmethod
     def _check(where: str, replica: Replica) -> None:
