@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any, Final
 
 from nebuladb.api.backend import Backend
+from nebuladb.api.etcd.wire import message_field, number_field, varint
 from nebuladb.errors import InvalidArgument
-from nebuladb.node.meta import ETCD
+from nebuladb.node.meta import ETCD, Meta
 from nebuladb.pb.etcd.header_pb2 import ResponseHeader
 from nebuladb.shard import Descriptor
 
@@ -19,31 +20,50 @@ class Face:
 
     def __init__(self, backend: Backend) -> None:
         self.backend = backend
+        self._replicas = backend.node.host.replicas
+        self._who = number_field(b"\x08", backend.cluster) + number_field(b"\x10", backend.id) + b"\x18"
+        self._known: tuple[Any, Meta | None, Descriptor | None] = None, None, None
+        """What `shard` was asked last, and what it said: calls of one connection come with the same metadata."""
 
     def keyspace(self, context: Any) -> str:
         """The keyspace of a call."""
-        for key, value in context.invocation_metadata() or ():
-            if key == KEYSPACE_KEY:
-                return str(value)
-        return ETCD
+        return _named(context.invocation_metadata())
 
     def shard(self, context: Any) -> Descriptor:
         """The one shard of the call's keyspace. Raises `KeyspaceNotFound`, `InvalidArgument`, `Unavailable`."""
-        keyspace = self.keyspace(context)
+        metadata, meta = context.invocation_metadata(), self.backend.meta
+        asked, then, shard = self._known
+        if asked is metadata and then is meta and shard is not None:
+            return shard
+        keyspace = _named(metadata)
         shards = self.backend.routing.shards(keyspace)
         if len(shards) != 1:
             raise InvalidArgument(
                 f"keyspace {keyspace!r} has {len(shards)} shards; etcd's API needs one with a single line of "
                 "revisions: create it with `--partitioning single`"
             )
+        self._known = metadata, meta, shards[0]
         return shards[0]
 
     def header(self, group: int, revision: int) -> ResponseHeader:
         """What every answer begins with (etcd 58)."""
-        replica = self.backend.node.host.replicas.get(group)
+        replica = self._replicas.get(group)
         return ResponseHeader(
             cluster_id=self.backend.cluster,
             member_id=self.backend.id,
             revision=revision,
             raft_term=replica.raft.term if replica else 0,
         )
+
+    def prefix(self, group: int, revision: int) -> bytes:
+        """The same as the first field of a response, encoded."""
+        replica = self._replicas.get(group)
+        term = varint(replica.raft.term) if replica else b"\0"
+        return message_field(b"\x0a", b"".join((self._who, varint(revision), b"\x20", term)))
+
+
+def _named(metadata: Any) -> str:
+    for key, value in metadata or ():
+        if key == KEYSPACE_KEY:
+            return str(value)
+    return ETCD

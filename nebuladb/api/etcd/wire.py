@@ -1,0 +1,54 @@
+"""Bytes of etcd's messages, for the answers that are given most: joined from parts that need no message object.
+
+Numbers are never negative here. The order of the fields is that of the numbers, as protobuf's own encoders write it.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from nebuladb.kv.answer import KeyValue
+
+_SMALL: Final = tuple(bytes((number,)) for number in range(0x80))
+VALUE_TAG: Final = b"\x2a"
+
+
+def varint(number: int) -> bytes:
+    """A number as protobuf writes it."""
+    if number < 0x80:
+        return _SMALL[number]
+    if number < 0x4000:
+        return bytes((number & 0x7F | 0x80, number >> 7))
+    if number < 0x20_0000:
+        return bytes((number & 0x7F | 0x80, number >> 7 & 0x7F | 0x80, number >> 14))
+    if number < 0x1000_0000:
+        return bytes((number & 0x7F | 0x80, number >> 7 & 0x7F | 0x80, number >> 14 & 0x7F | 0x80, number >> 21))
+    parts = bytearray()
+    while number > 0x7F:
+        parts.append(number & 0x7F | 0x80)
+        number >>= 7
+    parts.append(number)
+    return bytes(parts)
+
+
+def number_field(tag: bytes, number: int) -> bytes:
+    """A number under its tag; nothing for 0."""
+    return tag + varint(number) if number else b""
+
+
+def message_field(tag: bytes, data: bytes) -> bytes:
+    """A message, or bytes, under their tag."""
+    return b"".join((tag, varint(len(data)), data))
+
+
+def key_value(kv: KeyValue) -> bytes:
+    """``mvccpb.KeyValue``."""
+    key, create, mod, version, lease, value = kv
+    return b"".join(
+        (
+            b"\x0a", varint(len(key)), key,
+            b"\x10", varint(create), b"\x18", varint(mod), b"\x20", varint(version),
+            VALUE_TAG + varint(len(value)) + value if value else b"",
+            b"\x30" + varint(lease) if lease else b"",
+        )
+    )  # fmt: skip
