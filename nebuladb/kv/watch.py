@@ -10,7 +10,7 @@ with what they deliver, so it doesn't matter in which order they come.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from itertools import groupby
 from typing import Final
 
@@ -18,12 +18,13 @@ from nebuladb.env import probe
 from nebuladb.errors import InvalidArgument, TooManyRequests
 from nebuladb.kv.change import Applied, Change
 from nebuladb.kv.check import TO_THE_LAST
+from nebuladb.kv.interest import Interest
 from nebuladb.kv.store import Store
 from nebuladb.kv.watcher import OUTBOX_BYTES, OUTBOX_EVENTS, Watcher
 from nebuladb.storage.share import Share
 
-MAX_WATCHERS: Final = 10_000
-"""Of one shard on one node."""
+MAX_WATCHERS: Final = 50_000
+"""Of one shard on one node. An idle one is less than a KiB."""
 
 
 class WatchHub:
@@ -37,19 +38,20 @@ class WatchHub:
         self._on_lag = on_lag
         self._revision = store.revision
         """What the live feed has published."""
-        self._lagging: dict[Watcher, None] = {}
-        self._by_key: dict[bytes, dict[Watcher, None]] = {}
-        """In step with the live feed, those of one key; the others are in `_ranges`. Dicts as ordered sets."""
-        self._ranges: dict[Watcher, None] = {}
-        self._count = 0
+        self._live = Interest()
+        """In step with the live feed."""
+        self._behind = Interest()
+        """To be fed from history."""
+        self._stuck: dict[Watcher, None] = {}
+        """To be fed from history when their outboxes are drained; until then they cost nothing."""
 
     def __len__(self) -> int:
-        return self._count
+        return len(self._live) + len(self._behind) + len(self._stuck)
 
     @property
     def lagging(self) -> bool:
-        """Whether any watcher is to be fed from history."""
-        return bool(self._lagging)
+        """Whether any watcher can be fed from history now."""
+        return len(self._behind) > 0
 
     @property
     def revision(self) -> int:
@@ -77,7 +79,7 @@ class WatchHub:
         """
         if range_end and range_end != TO_THE_LAST and range_end <= key:
             raise InvalidArgument("watcher range is empty")
-        if self._count >= MAX_WATCHERS:
+        if len(self) >= MAX_WATCHERS:
             raise TooManyRequests(f"the shard has {MAX_WATCHERS} watchers on this node")
         watcher = Watcher(
             key or b"\0", range_end, start_revision or self._revision + 1, prev_kv=prev_kv, no_put=no_put,
@@ -87,28 +89,28 @@ class WatchHub:
         if start_revision and start_revision < self._store.floor:
             watcher.canceled, watcher.compact_revision = True, self._store.floor
             return watcher
-        self._count += 1
-        self._lagging[watcher] = None
-        if not self._join(watcher):
+        if watcher.cursor > self._store.revision:
+            self._join(watcher)
+        else:
+            self._behind.add(watcher)
             self._on_lag()
         return watcher
 
     def remove(self, watcher: Watcher) -> None:
         """Forget a watcher and what waits for it. Idempotent."""
+        watcher.on_room = None
         watcher.discard()
-        if self._drop(watcher):
-            self._count -= 1
+        self._drop(watcher)
 
     def rebase(self, store: Store) -> None:
         """The state was replaced by a newer one: everyone goes on from its cursor, out of the new history (S26)."""
-        for watcher in self._synced():
-            self._fall_back(watcher)
+        self._all_fall_back()
         self._store = store
         self._revision = max(self._revision, store.revision)
 
     def close(self) -> None:
         """The shard leaves this node: every watch is canceled, with nothing compacted to blame."""
-        for watcher in [*self._lagging, *self._synced()]:
+        for watcher in [*self._behind, *self._stuck, *self._live]:
             self.remove(watcher)
             watcher.cancel(0)
 
@@ -118,24 +120,15 @@ class WatchHub:
         """Give what an apply call published to those in step."""
         if applied.missing:
             probe("watchers sent to history")
-            for watcher in self._synced():
-                self._fall_back(watcher)
-        elif self._by_key or self._ranges:
+            self._all_fall_back()
+        elif len(self._live):
             for revision, changes in groupby(applied.events, _revision):
                 self._feed(revision, changes)
         self._revision = max(self._revision, applied.revision)
 
     def _feed(self, revision: int, changes: Iterable[Change]) -> None:
-        wanted: dict[Watcher, list[Change]] = {}
-        for change in changes:
-            for watcher in self._by_key.get(change.key, ()):
-                if revision >= watcher.cursor and watcher.wants(change):
-                    wanted.setdefault(watcher, []).append(change)
-            for watcher in self._ranges:
-                if revision >= watcher.cursor and watcher.wants(change):
-                    wanted.setdefault(watcher, []).append(change)
-        for watcher, its in wanted.items():
-            if not watcher.deliver(revision, its):
+        for watcher, batch in self._live.told(revision, changes):
+            if not watcher.deliver(batch):
                 probe("watcher fell behind")
                 self._fall_back(watcher, revision)
 
@@ -146,77 +139,82 @@ class WatchHub:
 
         The stretch begins where the one furthest behind is; those further ahead are passed over until it reaches them.
         """
-        waiting = [watcher for watcher in self._lagging if not watcher.full]
-        floor, published = self._store.floor, self._store.revision
-        behind = []
-        for watcher in waiting:
-            if watcher.cursor < floor:
-                probe("watch compacted")
-                self._drop(watcher)
-                self._count -= 1
-                watcher.cancel(floor)
-            elif not self._join(watcher):
-                behind.append(watcher)
+        behind = self._with_room()
         if not behind:
             return False
         start = min(watcher.cursor for watcher in behind)
         previous = any(watcher.prev_kv for watcher in behind)
         changes = self._store.changes(start - 1, limit_rows=budget, previous=previous)
-        through = changes[-1].revision if changes else published
-        open_ones = dict.fromkeys(behind)
-        for revision, group in groupby(changes, _revision):
-            of_revision = list(group)
-            for watcher in list(open_ones):
-                its = [c for c in of_revision if watcher.wants(c)] if watcher.cursor <= revision else []
-                if its and not watcher.deliver(revision, its):
+        through = changes[-1].revision if changes else self._store.revision
+        for revision, of_revision in groupby(changes, _revision):
+            for watcher, batch in self._behind.told(revision, of_revision):
+                if not watcher.deliver(batch):
                     watcher.cursor = revision  # everything below it was delivered or isn't wanted
-                    del open_ones[watcher]
-        for watcher in open_ones:
-            watcher.cursor = max(watcher.cursor, through + 1)
-            self._join(watcher)
-        return any(not watcher.full for watcher in self._lagging)
+                    self._stick(watcher)
+        for watcher in behind:
+            if watcher in self._behind:
+                watcher.cursor = max(watcher.cursor, through + 1)
+                self._settle(watcher)
+        return len(self._behind) > 0
+
+    def _with_room(self) -> list[Watcher]:
+        """Those behind that can be fed, once those are gone that can't, or need not."""
+        floor = self._store.floor
+        for watcher in list(self._behind):
+            if watcher.cursor < floor and not watcher.full:
+                probe("watch compacted")
+                self._behind.discard(watcher)
+                watcher.cancel(floor)
+            else:
+                self._settle(watcher)
+        return list(self._behind)
 
     # --- who is where
 
-    def _join(self, watcher: Watcher) -> bool:
-        """Put a lagging watcher into the live feed if no published revision is left that it might want."""
-        if watcher.cursor <= self._store.revision:
-            return False
-        del self._lagging[watcher]
+    def _settle(self, watcher: Watcher) -> None:
+        """Let one that is behind join the live feed if no published revision is left that it might want, or wait if it
+        has no room."""
+        if watcher.cursor > self._store.revision:
+            self._behind.discard(watcher)
+            self._join(watcher)
+        elif watcher.full:
+            self._stick(watcher)
+
+    def _join(self, watcher: Watcher) -> None:
         watcher.lagging = False
-        if watcher.end:
-            self._ranges[watcher] = None
-        else:
-            self._by_key.setdefault(watcher.key, {})[watcher] = None
-        return True
+        self._live.add(watcher)
+
+    def _stick(self, watcher: Watcher) -> None:
+        self._behind.discard(watcher)
+        self._stuck[watcher] = None
+        watcher.on_room = self._unstick
+
+    def _unstick(self, watcher: Watcher) -> None:
+        watcher.on_room = None
+        del self._stuck[watcher]
+        self._behind.add(watcher)
+        self._on_lag()
 
     def _fall_back(self, watcher: Watcher, revision: int = 0) -> None:
         """Out of the live feed, to be fed from `revision`, or from what comes after the feed's last."""
         watcher.cursor = max(watcher.cursor, revision or self._revision + 1)
-        self._drop(watcher)
         watcher.lagging = True
-        self._lagging[watcher] = None
-        self._on_lag()
+        self._live.discard(watcher)
+        if watcher.full:
+            self._stick(watcher)
+        else:
+            self._behind.add(watcher)
+            self._on_lag()
 
-    def _drop(self, watcher: Watcher) -> bool:
-        if watcher in self._lagging:
-            del self._lagging[watcher]
-            return True
-        if watcher in self._ranges:
-            del self._ranges[watcher]
-            return True
-        same_key = self._by_key.get(watcher.key)
-        if watcher.end or same_key is None or watcher not in same_key:
-            return False
-        del same_key[watcher]
-        if not same_key:
-            del self._by_key[watcher.key]
-        return True
+    def _all_fall_back(self) -> None:
+        for watcher in list(self._live):
+            self._fall_back(watcher)
 
-    def _synced(self) -> Iterator[Watcher]:
-        yield from list(self._ranges)
-        for watchers in list(self._by_key.values()):
-            yield from list(watchers)
+    def _drop(self, watcher: Watcher) -> None:
+        if watcher in self._stuck:
+            del self._stuck[watcher]
+        elif not self._behind.discard(watcher):
+            self._live.discard(watcher)
 
 
 def _revision(change: Change) -> int:

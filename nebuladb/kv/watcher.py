@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final, NamedTuple
 
 from nebuladb.kv.answer import KeyValue
 from nebuladb.kv.change import Change
-from nebuladb.kv.check import in_range
 from nebuladb.storage.share import Share
 
 OUTBOX_EVENTS: Final = 1024
@@ -27,11 +25,24 @@ class Event(NamedTuple):
     previous: KeyValue | None = None
 
 
-class EventBatch(NamedTuple):
-    """All events of one revision that a watch wants; never part of them (etcd 37)."""
+class EventBatch:
+    """All events of one revision that a watch wants; never part of them (etcd 37). Those who want the same share it."""
 
-    revision: int
-    events: tuple[Event, ...]
+    __slots__ = ("events", "revision", "size", "wire")
+
+    def __init__(self, revision: int, events: tuple[Event, ...]) -> None:
+        self.revision = revision
+        self.events = events
+        self.size = sum(_size(event) for event in events)
+        """Bytes, about."""
+        self.wire: tuple[bytes, ...] | None = None
+        """What the api has made of `events`, once for all who are told them."""
+
+
+def event_batch(revision: int, changes: Sequence[Change], *, previous: bool) -> EventBatch:
+    """A revision's changes as they are told; with `previous` each has what the key was before."""
+    events = (Event(change.kv, change.deleted, change.previous_kv if previous else None) for change in changes)
+    return EventBatch(revision, tuple(events))
 
 
 class Watcher:
@@ -61,6 +72,8 @@ class Watcher:
         self.prev_kv = prev_kv
         self.lagging = True
         """Fed from history, not from the live feed."""
+        self.on_room: Callable[[Watcher], None] | None = None
+        """The hub's: it lags and was full, and has been drained."""
         self.canceled = False
         """Nothing comes any more, after what `take` still holds."""
         self.compact_revision = 0
@@ -71,7 +84,7 @@ class Watcher:
         self._bytes_limit = outbox_bytes
         self._share = share or Share(outbox_bytes)
         self._on_ready = on_ready
-        self._outbox: deque[EventBatch] = deque()
+        self._outbox: list[EventBatch] = []
         self._count = 0
         self._size = 0
         self._blocked = False
@@ -83,42 +96,40 @@ class Watcher:
         return self._blocked or self._count >= self._events_limit or self._size >= self._bytes_limit
 
     def take(self) -> list[EventBatch]:
-        """Everything that waits, in order; the outbox is empty then. The hub must get a `catch_up` after it."""
-        batches = list(self._outbox)
+        """Everything that waits, in order; the outbox is empty then. If it lags, the hub must get a `catch_up` now."""
+        batches = self._outbox
         self.discard()
+        if self.on_room is not None:
+            self.on_room(self)
         return batches
 
     def discard(self) -> None:
         """Nobody will take what waits."""
-        self._outbox.clear()
+        self._outbox = []
         self._share.give(self._size)
         self._count = self._size = 0
         self._blocked = False
 
     def wants(self, change: Change) -> bool:
-        """Whether a change is in its range and not filtered (etcd 39)."""
-        if self._no_delete if change.deleted else self._no_put:
-            return False
-        return in_range(change.key, self.key, self.end)
+        """Whether a change of its range passes its filters (etcd 39)."""
+        return not (self._no_delete if change.deleted else self._no_put)
 
-    def deliver(self, revision: int, changes: list[Change]) -> bool:
-        """Put a revision's wanted changes into the outbox; False, and nothing is done, if they don't fit."""
-        events = [self._event(change) for change in changes]
-        size = sum(_size(event) for event in events)
+    def deliver(self, batch: EventBatch) -> bool:
+        """Put the wanted changes of a revision into the outbox; False, and nothing is done, if they don't fit."""
+        first = not self._outbox
         # An empty outbox takes any revision: else one larger than the bounds could never be told.
-        if self._outbox and (
-            self._count + len(events) > self._events_limit
-            or self._size + size > self._bytes_limit
-            or not self._share.fits(size)
+        if not first and (
+            self._count + len(batch.events) > self._events_limit
+            or self._size + batch.size > self._bytes_limit
+            or not self._share.fits(batch.size)
         ):
             self._blocked = True
             return False
-        first = not self._outbox
-        self._outbox.append(EventBatch(revision, tuple(events)))
-        self._count += len(events)
-        self._size += size
-        self._share.take(size)
-        self.cursor = revision + 1
+        self._outbox.append(batch)
+        self._count += len(batch.events)
+        self._size += batch.size
+        self._share.take(batch.size)
+        self.cursor = batch.revision + 1
         if first:
             self._wake()
         return True
@@ -132,9 +143,6 @@ class Watcher:
     def _wake(self) -> None:
         if self._on_ready is not None:
             self._on_ready()
-
-    def _event(self, change: Change) -> Event:
-        return Event(change.kv, change.deleted, change.previous_kv if self.prev_kv else None)
 
 
 def _size(event: Event) -> int:

@@ -275,3 +275,45 @@ def test_outboxes_share_one_bound_and_what_has_no_room_comes_from_history() -> N
     for watcher in watchers:
         hub.remove(watcher)
     assert share.used == 0
+
+
+def test_who_wants_the_same_shares_it_and_who_wants_less_gets_less() -> None:
+    store, _ = fresh()
+    hub, log = WatchHub(store), Log()
+    feed(store, hub, log, put(b"a"))
+    plain = [hub.watch(b"a"), hub.watch(b"a"), hub.watch(b"a", b"b")]
+    previous = hub.watch(b"a", prev_kv=True)
+    feed(store, hub, log, put(b"a"))
+    told = [watcher.take()[0] for watcher in plain]
+    assert told[0] is told[1] is told[2]
+    assert told[0].events[0].previous is None
+    assert previous.take()[0].events[0].previous is not None
+    two = kv_pb2.TxnRequest(success=[kv_pb2.Operation(put=kv_pb2.TxnPut(key=key)) for key in (b"a", b"aa", b"b")])
+    feed(store, hub, log, txn(two))
+    names = [[event.kv.key for event in watcher.take()[0].events] for watcher in plain]
+    assert names == [[b"a"], [b"a"], [b"a", b"aa"]]
+
+
+def test_watchers_without_room_cost_the_others_nothing() -> None:
+    store, _ = fresh()
+    hub, log = WatchHub(store), Log()
+    slow = [hub.watch(b"a", outbox_events=1) for _ in range(5)]
+    quick = hub.watch(b"a")
+    for _ in range(3):
+        feed(store, hub, log, put(b"a"))
+    assert [watcher.lagging for watcher in slow] == [True] * 5
+    assert not hub.lagging  # there is nothing to walk for, until somebody drains
+    assert not hub.catch_up()
+    assert revisions(quick) == [2, 3, 4]
+    assert revisions(slow[0]) == [2]
+    while hub.catch_up():
+        pass
+    assert revisions(slow[0]) == [3]
+    hub.remove(slow[1])
+    assert len(hub) == 5
+    for watcher in slow[2:]:
+        told: list[int] = []
+        while watcher.lagging:
+            told += revisions(watcher)
+            hub.catch_up()
+        assert told + revisions(watcher) == [2, 3, 4]

@@ -1,0 +1,40 @@
+"""Ranges against a list of them that is gone through."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nebuladb.kv import span_index
+from nebuladb.kv.check import in_range
+from nebuladb.kv.span_index import SpanIndex
+
+names = st.binary(min_size=1, max_size=2).map(lambda name: bytes(byte % 4 for byte in name))
+ends = st.one_of(st.just(b"\0"), names)
+spans = st.tuples(names, ends).filter(lambda span: span[1] == b"\0" or span[1] > span[0])
+steps = st.lists(st.tuples(st.booleans(), spans, st.integers(0, 2)), max_size=60)
+
+
+@given(steps, st.lists(names, min_size=1), st.sampled_from([1, 2, 64]))
+def test_a_key_finds_the_holders_of_all_ranges_that_hold_it(
+    changes: list[tuple[bool, tuple[bytes, bytes], int]], keys: list[bytes], block: int
+) -> None:
+    before, span_index.BLOCK = span_index.BLOCK, block  # type: ignore[misc]
+    try:
+        index: SpanIndex[tuple[tuple[bytes, bytes], int]] = SpanIndex()
+        there: set[tuple[tuple[bytes, bytes], int]] = set()
+        for place, (add, span, number) in enumerate(changes):
+            holder = span, number
+            if add:
+                there.add(holder)
+                index.add(*span, holder)
+            else:
+                there.discard(holder)
+                index.discard(*span, holder)
+            key = keys[place % len(keys)]
+            found = list(index.holding(key))
+            assert len(found) == len(set(found))
+            assert set(found) == {one for one in there if in_range(key, *one[0])}
+        assert bool(index) is bool(there)
+    finally:
+        span_index.BLOCK = before  # type: ignore[misc]
