@@ -19,7 +19,7 @@ INPUTS ?= 1000000
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3 python; do \
 	$$p -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$p; break; }; done)
 
-.PHONY: help setup test check demo sim sim-coverage sim-mutants crash powercut churn jepsen jepsen-all bench-stall bench-rpc fuzz-rpc protos format lock clean
+.PHONY: help setup test check demo sim sim-coverage sim-mutants crash powercut churn jepsen jepsen-all bench bench-quick bench-faces bench-stall bench-rpc fuzz-rpc protos format lock clean
 
 help: ## This list.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -67,6 +67,15 @@ churn: setup ## Nodes die, come, go and are replaced under load: MINUTES=10.
 
 powercut: setup ## The same with the unsynced bytes cut off: CYCLES=10; needs a C compiler.
 	$(PY) -m tests.integration.powercut --cycles $(CYCLES)
+
+bench: setup ## Three nodes of etcd and three of ours in turns: rates, latencies, CPU, memory, ratios; 10 minutes.
+	@$(PY) -m bench.face
+
+bench-quick: setup ## The same in less than 2 minutes: put and range only.
+	@$(PY) -m bench.face --quick
+
+bench-faces: setup ## Etcd's API against nebula.v1 on our own nodes, 7 paired rounds.
+	@$(PY) -m bench.face --faces
 
 bench-stall: setup ## A slow disk, then big operations on KEYS=1000000: how long is the loop away?
 	$(PY) -m bench.stall --keys $(KEYS)
