@@ -69,6 +69,10 @@ class Lessor:
         if len(self._heap) > 2 * len(self._leases) + STALE_ENTRIES:
             self._schedule()
 
+    def leases(self) -> list[tuple[int, int, int]]:
+        """(expires, renewal, lease) of all there are, as of what was applied; a copy."""
+        return [(expires, renewal, lease) for lease, (expires, renewal) in self._leases.items()]
+
     def wants_entry(self, now: int) -> bool:
         """Whether the leader should propose an entry just to carry the clock; counts as proposed if so."""
         if not self._leases or now - self._last_entry < CLOCK_ENTRY_MS:

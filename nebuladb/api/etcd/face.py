@@ -5,35 +5,44 @@ from __future__ import annotations
 from typing import Any, Final
 
 from nebuladb.api.backend import Backend
+from nebuladb.api.etcd.leadership import Leadership, wanted
 from nebuladb.api.etcd.wire import message_field, number_field, varint
-from nebuladb.errors import InvalidArgument
+from nebuladb.errors import InvalidArgument, NebulaError
 from nebuladb.node.meta import ETCD, Meta
 from nebuladb.pb.etcd.header_pb2 import ResponseHeader
 from nebuladb.shard import Descriptor
 
 KEYSPACE_KEY: Final = "nebula-keyspace"
 """Metadata that names another keyspace than `etcd`."""
+PROGRESS_SECONDS: Final = 600.0
+"""How often a watch that wants it is told how far it has come, if nothing else has told it (etcd 40)."""
 
 
 class Face:
     """One node as etcd's services see it."""
 
-    def __init__(self, backend: Backend) -> None:
+    def __init__(self, backend: Backend, progress_seconds: float = PROGRESS_SECONDS) -> None:
         self.backend = backend
+        self.leadership = Leadership(backend)
+        self.progress_seconds = progress_seconds
         self._replicas = backend.node.host.replicas
         self._who = number_field(b"\x08", backend.cluster) + number_field(b"\x10", backend.id) + b"\x18"
-        self._known: tuple[Any, Meta | None, Descriptor | None] = None, None, None
-        """What `shard` was asked last, and what it said: calls of one connection come with the same metadata."""
+        self._known: tuple[Any, Meta | None, Descriptor | None, bool] = None, None, None, False
+        """What `shard` was asked last, and what it said: calls of one connection come with the same metadata. And
+        whether they want a leader."""
 
     def keyspace(self, context: Any) -> str:
         """The keyspace of a call."""
         return _named(context.invocation_metadata())
 
     def shard(self, context: Any) -> Descriptor:
-        """The one shard of the call's keyspace. Raises `KeyspaceNotFound`, `InvalidArgument`, `Unavailable`."""
+        """The one shard of the call's keyspace. Raises `KeyspaceNotFound`, `InvalidArgument`, `Unavailable`, and
+        `NoLeader` if there is none and the call wants one (etcd 44)."""
         metadata, meta = context.invocation_metadata(), self.backend.meta
-        asked, then, shard = self._known
+        asked, then, shard, leader = self._known
         if asked is metadata and then is meta and shard is not None:
+            if leader:
+                self.leadership.check(shard.group)
             return shard
         keyspace = _named(metadata)
         shards = self.backend.routing.shards(keyspace)
@@ -42,8 +51,21 @@ class Face:
                 f"keyspace {keyspace!r} has {len(shards)} shards; etcd's API needs one with a single line of "
                 "revisions: create it with `--partitioning single`"
             )
-        self._known = metadata, meta, shards[0]
+        leader = wanted(metadata)
+        self._known = metadata, meta, shards[0], leader
+        if leader:
+            self.leadership.check(shards[0].group)
         return shards[0]
+
+    async def settled(self, context: Any) -> Descriptor:
+        """`shard` for a stream, which nobody asks again after this node's picture lagged behind. Raises likewise."""
+        before = self.backend.meta
+        try:
+            return self.shard(context)
+        except NebulaError as error:
+            if not await self.backend.learned(error, before, context):
+                raise
+        return self.shard(context)
 
     def header(self, group: int, revision: int) -> ResponseHeader:
         """What every answer begins with (etcd 58)."""

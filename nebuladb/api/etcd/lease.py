@@ -1,0 +1,172 @@
+"""``etcdserverpb.Lease``."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable
+from typing import Any, Final
+
+from nebuladb.api.backend import parse
+from nebuladb.api.etcd.face import Face
+from nebuladb.kv import check
+from nebuladb.kv.answer import Answer, LeaseResult
+from nebuladb.kv.command import Command, Kind
+from nebuladb.kv.loans import Misses
+from nebuladb.pb.etcd import lease_pb2 as pb
+from nebuladb.pb.nebula.v1 import lease_pb2
+from nebuladb.shard import Descriptor
+
+MAX_KEEP_ALIVES: Final = 1_000
+"""Of one stream on their way at once; a client with many leases waits for a round trip a thousand, not for each."""
+KEEP_ALIVE_SECONDS: Final = 5.0
+"""The stream may stay for ever; each of its requests has the time of a call without a deadline."""
+MAX_SORTED_HERE: Final = 1_000
+"""Leases that are listed on the loop; of a million others would hear nothing for a second."""
+
+
+class LeaseService:
+    """Each unary method takes a request's bytes and gives a response's."""
+
+    def __init__(self, face: Face) -> None:
+        self._face = face
+
+    async def LeaseGrant(self, raw: bytes, context: Any) -> bytes:
+        request = parse(pb.LeaseGrantRequest, raw)
+        body = lease_pb2.LeaseGrantRequest(ttl=request.TTL, id=request.ID)
+        check.lease_grant(body)
+        shard = self._face.shard(context)
+        answer = await self._propose(shard, Kind.LEASE_GRANT, body.SerializeToString(), context)
+        response = pb.LeaseGrantResponse(header=self._face.header(shard.group, answer.revision))
+        if isinstance(answer.result, LeaseResult):
+            response.ID, response.TTL = answer.result.lease, answer.result.ttl
+        return response.SerializeToString()
+
+    async def LeaseRevoke(self, raw: bytes, context: Any) -> bytes:
+        request = parse(pb.LeaseRevokeRequest, raw)
+        shard = self._face.shard(context)
+        body = lease_pb2.LeaseRevokeRequest(id=request.ID)
+        answer = await self._propose(shard, Kind.LEASE_REVOKE, body.SerializeToString(), context)
+        return pb.LeaseRevokeResponse(header=self._face.header(shard.group, answer.revision)).SerializeToString()
+
+    async def LeaseTimeToLive(self, raw: bytes, context: Any) -> bytes:
+        request = parse(pb.LeaseTimeToLiveRequest, raw)
+        backend, shard = self._face.backend, self._face.shard(context)
+        store = await backend.current(shard, backend.timeout(context))
+        try:
+            lease = store.lease(request.ID, keys=request.keys)
+        except Misses as misses:
+            store, lease = await backend.pump.looks.look(
+                shard.group, misses, lambda store: store.lease(request.ID, keys=request.keys)
+            )
+        response = pb.LeaseTimeToLiveResponse(header=self._face.header(shard.group, store.revision), ID=request.ID)
+        if lease is None:
+            response.TTL = -1
+        else:
+            response.TTL, response.grantedTTL = lease.remaining, lease.ttl
+            response.keys.extend(lease.keys)
+        return response.SerializeToString()
+
+    async def LeaseLeases(self, raw: bytes, context: Any) -> bytes:
+        parse(pb.LeaseLeasesRequest, raw)
+        backend, shard = self._face.backend, self._face.shard(context)
+        store = await backend.current(shard, backend.timeout(context))
+        # A copy of this turn's: one instant, at the store's revision.
+        leases = backend.node.host.replicas[shard.group].lessor.leases()
+        prefix = self._face.prefix(shard.group, store.revision)
+        if len(leases) <= MAX_SORTED_HERE:
+            return prefix + _listed(leases)
+        return prefix + await asyncio.to_thread(_listed, leases)
+
+    async def LeaseKeepAlive(self, requests: AsyncIterator[bytes], context: Any) -> AsyncIterator[bytes]:
+        """Answers in the order of the requests, of which many are on their way at once: they share log entries."""
+        face = self._face
+        shard = await face.settled(context)
+        alive = _KeepAlives(face, shard)
+        with face.leadership.required(context, shard.group, alive.fail):
+            listening = asyncio.create_task(alive.listen(requests), name="keep-alive requests")
+            try:
+                async for response in alive.responses():
+                    yield response
+            finally:
+                listening.cancel()
+                alive.close()
+
+    def _propose(self, shard: Descriptor, kind: Kind, body: bytes, context: Any) -> Awaitable[Answer]:
+        backend = self._face.backend
+        return backend.propose(shard, Command(kind, body), backend.timeout(context))
+
+
+class _KeepAlives:
+    """One stream of keep-alives."""
+
+    def __init__(self, face: Face, shard: Descriptor) -> None:
+        self._face = face
+        self._shard = shard
+        self._waiting: deque[tuple[int, asyncio.Task[Answer]]] = deque()
+        """(lease, answer), in the order of the requests."""
+        self._news = asyncio.Event()
+        self._room = asyncio.Event()
+        self._ended = False
+        self._failure: BaseException | None = None
+
+    async def listen(self, requests: AsyncIterator[bytes]) -> None:
+        """Take requests until they end."""
+        backend = self._face.backend
+        try:
+            async for raw in requests:
+                while len(self._waiting) >= MAX_KEEP_ALIVES:
+                    self._room.clear()
+                    await self._room.wait()
+                lease = parse(pb.LeaseKeepAliveRequest, raw).ID
+                body = lease_pb2.LeaseKeepAliveRequest(id=lease).SerializeToString()
+                proposed = backend.propose(self._shard, Command(Kind.LEASE_KEEP_ALIVE, body), KEEP_ALIVE_SECONDS)
+                self._waiting.append((lease, asyncio.create_task(proposed)))
+                self._news.set()
+            self._ended = True
+            self._news.set()
+        except Exception as error:
+            self.fail(error)
+
+    def fail(self, error: BaseException) -> None:
+        """End the stream with `error`."""
+        self._failure = self._failure or error
+        self.close()
+        self._news.set()
+
+    def close(self) -> None:
+        """Nobody waits for what is on its way."""
+        for _, task in self._waiting:
+            task.cancel()
+
+    async def responses(self) -> AsyncIterator[bytes]:
+        """One for each request; ends with them."""
+        while True:
+            while self._waiting:
+                lease, task = self._waiting[0]
+                await asyncio.wait((task,))
+                self._check()
+                self._waiting.popleft()
+                self._room.set()
+                yield self._response(lease, task.result())
+            self._check()
+            if self._ended:
+                return
+            await self._news.wait()
+            self._news.clear()
+
+    def _check(self) -> None:
+        if self._failure is not None:
+            raise self._failure
+
+    def _response(self, lease: int, answer: Answer) -> bytes:
+        response = pb.LeaseKeepAliveResponse(header=self._face.header(self._shard.group, answer.revision), ID=lease)
+        if isinstance(answer.result, LeaseResult):
+            response.TTL = answer.result.ttl
+        return response.SerializeToString()
+
+
+def _listed(leases: list[tuple[int, int, int]]) -> bytes:
+    """The field `leases` of a response, in the order of what is left of them, as etcd lists them."""
+    statuses = (pb.LeaseStatus(ID=lease) for _, _, lease in sorted(leases))
+    return pb.LeaseLeasesResponse(leases=statuses).SerializeToString()

@@ -1,0 +1,266 @@
+"""One stream of etcd's Watch: its watches, what they were told, and what is said about them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterator, Iterator
+from random import Random
+from typing import TYPE_CHECKING, Final
+
+from nebuladb.api.backend import parse
+from nebuladb.api.etcd import events
+from nebuladb.env import probe
+from nebuladb.errors import KeyspaceNotFound, NebulaError, TooManyRequests, Unavailable
+from nebuladb.kv.watch import WatchHub
+from nebuladb.kv.watcher import Watcher
+from nebuladb.pb.etcd import watch_pb2 as pb
+from nebuladb.shard import Descriptor
+
+if TYPE_CHECKING:
+    from nebuladb.api.etcd.face import Face
+
+MAX_CONTROL: Final = 128
+"""Answers about watches (created, canceled, progress) that wait to be sent; then no further request is read."""
+NO_ID: Final = -1
+COMPACTED: Final = "etcdserver: mvcc: required revision has been compacted"
+EMPTY_RANGE: Final = "mvcc: watcher range is empty"
+DUPLICATE_ID: Final = "mvcc: duplicate watch ID provided on the WatchStream"
+TOO_LARGE: Final = "etcdserver: a revision is too large for one message; watch with fragment"
+
+
+class Watch:
+    """One watch of a stream."""
+
+    __slots__ = ("dead", "elide", "fragment", "id", "notify", "start", "watcher")
+
+    def __init__(self, watch_id: int, request: pb.WatchCreateRequest) -> None:
+        self.id = watch_id
+        self.start = request.start_revision
+        self.fragment = request.fragment
+        self.notify = request.progress_notify
+        self.elide = False
+        """It was told something since the last notification was due."""
+        self.watcher: Watcher
+        self.dead = False
+        """The client was told that it is canceled; its id is not free before the client cancels it, too."""
+
+
+class WatchStream:
+    """`listen` takes what the client asks, `responses` gives what it is told; both run at once."""
+
+    def __init__(self, face: Face, shard: Descriptor, rng: Random | None = None) -> None:
+        self._face = face
+        self._shard = shard
+        self._hub: WatchHub = face.backend.hub(shard)
+        self._watches: dict[int, Watch] = {}
+        self._next = 0
+        self._control: deque[bytes] = deque()
+        self._ready: deque[Watch] = deque()
+        """Those whose outboxes hold something, or that were canceled."""
+        self._asked = 0
+        """Progress requests that are not answered yet."""
+        self._failure: BaseException | None = None
+        self._news = asyncio.Event()
+        self._room = asyncio.Event()
+        # Jitter, so that streams that began together don't speak together (as etcd).
+        self._interval = face.progress_seconds * (1 + (rng or Random()).random() / 10)
+        self._due = False
+        self._timer: asyncio.TimerHandle | None = None
+
+    # --- what the client asks
+
+    async def listen(self, requests: AsyncIterator[bytes]) -> None:
+        """Take requests until they end."""
+        try:
+            async for raw in requests:
+                while len(self._control) >= MAX_CONTROL:
+                    self._room.clear()
+                    await self._room.wait()
+                self._take(parse(pb.WatchRequest, raw))
+        except Exception as error:
+            self.fail(error)
+
+    def _take(self, request: pb.WatchRequest) -> None:
+        match request.WhichOneof("request_union"):
+            case "create_request":
+                self._create(request.create_request)
+            case "cancel_request":
+                watch = self._watches.pop(request.cancel_request.watch_id, None)
+                if watch is not None:
+                    self._hub.remove(watch.watcher)
+                    watch.dead = True
+                    self._say(pb.WatchResponse(watch_id=watch.id, canceled=True))
+            case "progress_request":
+                self._asked = min(self._asked + 1, MAX_CONTROL)
+                self._news.set()
+            case _:
+                probe("etcd: watch request of no kind")
+
+    def _create(self, request: pb.WatchCreateRequest) -> None:
+        reason = self._refusal(request)
+        if not reason:
+            watch = Watch(self._id(request.watch_id), request)
+            try:
+                self._start(watch, request)
+            except TooManyRequests as error:
+                reason = error.message
+            else:
+                self._watches[watch.id] = watch
+                self._say(pb.WatchResponse(watch_id=watch.id, created=True))
+                return
+        self._say(pb.WatchResponse(watch_id=NO_ID, created=True, canceled=True, cancel_reason=reason))
+
+    def _refusal(self, request: pb.WatchCreateRequest) -> str:
+        """Why it can't be created (etcd 33, 34), or nothing."""
+        if request.start_revision < 0:
+            return COMPACTED
+        key, end = request.key or b"\0", request.range_end
+        if end and end != b"\0" and end <= key:
+            return EMPTY_RANGE
+        return DUPLICATE_ID if request.watch_id and request.watch_id in self._watches else ""
+
+    def _id(self, wanted: int) -> int:
+        if wanted:
+            return wanted
+        while self._next in self._watches:
+            self._next += 1
+        self._next += 1
+        return self._next - 1
+
+    def _start(self, watch: Watch, request: pb.WatchCreateRequest) -> None:
+        def ready() -> None:
+            self._ready.append(watch)
+            self._news.set()
+
+        watch.watcher = self._hub.watch(
+            request.key or b"\0",
+            request.range_end,
+            request.start_revision,
+            prev_kv=request.prev_kv,
+            no_put=pb.WatchCreateRequest.NOPUT in request.filters,
+            no_delete=pb.WatchCreateRequest.NODELETE in request.filters,
+            on_ready=ready,
+        )
+        if watch.watcher.canceled:
+            ready()
+        elif watch.watcher.lagging:
+            self._face.backend.pump.work()
+        if watch.notify and self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(self._interval, self._tick)
+
+    def _tick(self) -> None:
+        self._timer = asyncio.get_running_loop().call_later(self._interval, self._tick)
+        self._due = True
+        self._news.set()
+
+    def fail(self, error: BaseException) -> None:
+        """End the stream with `error`."""
+        self._failure = self._failure or error
+        self._news.set()
+
+    # --- what it is told
+
+    async def responses(self) -> AsyncIterator[bytes]:
+        """Responses as bytes: of each watch `created` first, then its events in order. Ends by raising only."""
+        while True:
+            # A watch is announced before it is told anything (etcd 31).
+            while self._control:
+                yield self._control.popleft()
+            self._room.set()
+            if self._failure is not None:
+                raise self._failure
+            if self._ready:
+                for response in self._told(self._ready.popleft()):
+                    yield response
+            elif (progress := self._progress()) is not None:
+                for response in progress:
+                    yield response
+            else:
+                await self._news.wait()
+                self._news.clear()
+
+    def _told(self, watch: Watch) -> Iterator[bytes]:
+        """What waits for a watch, and whether it has ended."""
+        watcher = watch.watcher
+        if watch.dead:
+            return
+        canceled, batches = watcher.canceled, watcher.take()
+        through = self._hub.revision
+        if watcher.lagging:
+            through = watcher.cursor - 1
+            self._face.backend.pump.work()  # what was taken has made room
+        watch.elide = watch.elide or bool(batches)
+        for revision, rest in events.responses(watch.id, batches, through, fragment=watch.fragment):
+            if len(rest) > events.MAX_MESSAGE_BYTES:
+                probe("etcd: revision too large for a message")
+                self._end(watch)
+                yield self._encoded(pb.WatchResponse(watch_id=watch.id, canceled=True, cancel_reason=TOO_LARGE))
+                return
+            yield self._face.prefix(self._shard.group, revision) + rest
+        if not canceled:
+            return
+        if not watcher.compact_revision:
+            raise self._gone()
+        watch.dead = True
+        compact = pb.WatchResponse(watch_id=watch.id, canceled=True, compact_revision=watcher.compact_revision)
+        yield self._encoded(compact, revision=0)  # as etcd: the revision that it was told of is none
+
+    def _gone(self) -> NebulaError:
+        """Why the shard's watches have ended."""
+        try:
+            self._face.backend.routing.shards(self._shard.keyspace)
+        except KeyspaceNotFound as error:
+            return error
+        return Unavailable(f"this node serves shard {self._shard.group} no more; watch again, at another node")
+
+    def _progress(self) -> list[bytes] | None:
+        """What is to be said of how far watches have come; None if nothing is.
+
+        To be asked when nothing waits to be sent: so it can't overtake an event (etcd 40, 41).
+        """
+        if self._due:
+            self._due = False
+            notified = []
+            for watch in self._watches.values():
+                if watch.notify and not watch.elide and self._in_step(watch):
+                    notified.append(self._encoded(pb.WatchResponse(watch_id=watch.id)))
+                watch.elide = False
+            return notified
+        if not self._asked:
+            return None
+        living = [watch for watch in self._watches.values() if not watch.dead]
+        if not living:
+            self._asked = 0
+            return None
+        if not all(self._in_step(watch) for watch in living):
+            # One answer, once the last has caught up: more would only repeat it.
+            self._asked = 1
+            return None
+        asked, self._asked = self._asked, 0
+        return [self._encoded(pb.WatchResponse(watch_id=NO_ID))] * asked
+
+    def _in_step(self, watch: Watch) -> bool:
+        """Whether it was told everything up to the present revision, which its start isn't beyond (etcd 35)."""
+        return not watch.dead and not watch.watcher.lagging and watch.start <= self._hub.revision + 1
+
+    def _say(self, response: pb.WatchResponse) -> None:
+        self._control.append(self._encoded(response))
+        self._news.set()
+
+    def _encoded(self, response: pb.WatchResponse, revision: int | None = None) -> bytes:
+        prefix = self._face.prefix(self._shard.group, self._hub.revision if revision is None else revision)
+        return prefix + response.SerializeToString()
+
+    # --- the end
+
+    def _end(self, watch: Watch) -> None:
+        watch.dead = True
+        self._hub.remove(watch.watcher)
+
+    def close(self) -> None:
+        """Forget all watches."""
+        if self._timer is not None:
+            self._timer.cancel()
+        for watch in self._watches.values():
+            self._end(watch)
