@@ -14,12 +14,14 @@ WORKLOAD ?= register
 NEMESIS ?= partition,kill
 SECONDS ?= 60
 INPUTS ?= 1000000
+SEED ?= 1
+OPS ?= 5000
 
 # A candidate must run, not only exist: version managers leave launchers for versions that they don't have.
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3 python; do \
 	$$p -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$p; break; }; done)
 
-.PHONY: help setup test check demo sim sim-coverage sim-mutants crash powercut churn jepsen jepsen-all bench bench-quick bench-faces bench-stall bench-rpc fuzz-rpc protos format lock clean
+.PHONY: help setup test check demo sim sim-coverage sim-mutants crash powercut churn jepsen jepsen-all bench bench-quick bench-faces bench-stall bench-rpc fuzz-rpc etcd-diff protos format lock clean
 
 help: ## This list.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -91,6 +93,9 @@ jepsen: setup ## Real nodes, real faults, checked: WORKLOAD=register NEMESIS=par
 
 jepsen-all: setup ## Each pair of nemeses and each workload, and a table of the verdicts: SECONDS=60.
 	$(PY) -m jepsen.table --seconds $(SECONDS)
+
+etcd-diff: setup ## Random requests to a real etcd and to ours, every answer compared: SEED=1 OPS=5000; needs etcd.
+	$(PY) -m tests.etcd.diff --seed $(SEED) --ops $(OPS)
 
 protos: setup ## Generate nebuladb/pb from proto/.
 	$(PY) -m tools.protos

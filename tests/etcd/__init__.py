@@ -1,0 +1,1 @@
+"""The etcd face against etcd: a differential test, and a test for each line of what an etcd must get right."""
