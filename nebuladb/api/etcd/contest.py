@@ -1,0 +1,228 @@
+"""What etcd's locks and elections have in common: many enter, the one that came first owns (etcd 63).
+
+Who enters has the key ``<name>/<lease in hex>``, which goes with its lease. Of all keys under the name the one with the
+lowest create revision owns; everybody else waits for the one before it to go. Create revisions never go back and no two
+keys share one here, so that of an owner is a fencing token: who keeps the greatest that it has seen refuses the late
+words of an earlier owner.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine
+from contextlib import suppress
+from typing import Any, Final, NamedTuple
+
+from nebuladb.api.etcd.errors import EtcdError
+from nebuladb.api.etcd.face import Face
+from nebuladb.env import probe
+from nebuladb.errors import NebulaError, Reason
+from nebuladb.kv import check
+from nebuladb.kv.answer import Answer, KeyValue, LeaseResult, RangeResult, TxnResult
+from nebuladb.kv.command import Command, Kind
+from nebuladb.kv.store import Store
+from nebuladb.pb.nebula.v1 import kv_pb2, lease_pb2
+from nebuladb.shard import Descriptor
+
+SESSION_TTL: Final = 60
+"""Seconds of the lease of an entry that names none (as etcd)."""
+LEAVE_SECONDS: Final = 5.0
+LEAVE_TRIES: Final = 5
+"""To take back the entry of a caller that has gone. After those its lease takes it."""
+
+
+class Entry(NamedTuple):
+    """An entry that was made, or found."""
+
+    create: int
+    """Its key's create revision."""
+    revision: int
+    """Of the shard, then."""
+    found: KeyValue | None
+    """The key, if it was there already."""
+
+
+def refused(text: str) -> EtcdError:
+    """An error of the etcd client that serves these calls in etcd: it has no code of its own."""
+    return EtcdError("UNKNOWN", text)
+
+
+def worded(error: NebulaError) -> NebulaError:
+    """`error` as these services say it: a refusal of the state machine has lost its code on the way."""
+    if error.reason == Reason.LEASE_NOT_FOUND:
+        return refused("etcdserver: requested lease not found")
+    return error
+
+
+def create_is(key: bytes, revision: int) -> kv_pb2.Compare:
+    """Whether `key` was created at `revision`; 0: whether it does not exist."""
+    return kv_pb2.Compare(result=kv_pb2.Compare.EQUAL, target=kv_pb2.Compare.CREATE, key=key, number=revision)
+
+
+def first(store: Store, name: bytes, before: int = 0) -> KeyValue | None:
+    """The owner's key under `name`; with `before` the last one that was created before that revision."""
+    prefix = name + b"/"
+    kvs = store.range(prefix, name + b"0", keys_only=True).kvs  # "0" follows "/"
+    if before:
+        kvs = tuple(kv for kv in kvs if kv.create_revision < before)
+    if not kvs:
+        return None
+    choose = max if before else min
+    return choose(kvs, key=lambda kv: kv.create_revision)
+
+
+class Contests:
+    """Locks or elections of one node."""
+
+    def __init__(self, face: Face) -> None:
+        self.face = face
+        self._leaving: set[asyncio.Task[None]] = set()
+
+    async def grant(self, shard: Descriptor, lease: int, context: Any) -> int:
+        """`lease`, or a new one if that is 0."""
+        if lease:
+            return lease
+        body = lease_pb2.LeaseGrantRequest(ttl=SESSION_TTL).SerializeToString()
+        answer = await self.propose(shard, Command(Kind.LEASE_GRANT, body), context)
+        assert isinstance(answer.result, LeaseResult)
+        return answer.result.lease
+
+    async def run(self, shard: Descriptor, request: kv_pb2.TxnRequest, context: Any) -> tuple[Answer, TxnResult]:
+        """A transaction and its result."""
+        check.txn(request)
+        body = request.SerializeToString()
+        check.body(len(body))
+        answer = await self.propose(shard, Command(Kind.TXN, body), context)
+        assert isinstance(answer.result, TxnResult)
+        return answer, answer.result
+
+    async def propose(self, shard: Descriptor, command: Command, context: Any) -> Answer:
+        """As `Backend.propose`, worded."""
+        backend = self.face.backend
+        try:
+            return await backend.propose(shard, command, backend.timeout(context))
+        except NebulaError as error:
+            raise worded(error) from error
+
+    def later(self, work: Coroutine[Any, Any, None]) -> None:
+        """Do `work` though its caller has gone. (One a call that is in progress, hence bounded as those are.)"""
+        task = asyncio.create_task(work, name="leave a contest")
+        self._leaving.add(task)
+        task.add_done_callback(self._leaving.discard)
+
+    async def leave(self, shard: Descriptor, command: Command) -> None:
+        """Propose `command`, which takes back an entry, until that is done; it may be done twice."""
+        for _ in range(LEAVE_TRIES):
+            try:
+                await self.face.backend.propose(shard, command, LEAVE_SECONDS)
+            except NebulaError as error:
+                if not error.retryable and error.reason != Reason.UNKNOWN_OUTCOME:
+                    return
+                probe("etcd: leaving a contest is tried again")
+            else:
+                return
+
+
+class Contest:
+    """One caller's entry under a name."""
+
+    def __init__(self, contests: Contests, shard: Descriptor, name: bytes, lease: int, *, granted: bool) -> None:
+        """`granted`: the lease was made for this call."""
+        self.key = b"%s/%x" % (name, lease)
+        self._contests = contests
+        self._backend = contests.face.backend
+        self._shard = shard
+        self._name = name
+        self._lease = lease
+        self._granted = granted
+        self._create = 0
+
+    async def enter(self, value: bytes, context: Any) -> Entry:
+        """Make the entry with `value`, or find the one that its lease has already."""
+        request = kv_pb2.TxnRequest(
+            compare=[create_is(self.key, 0)],
+            success=[kv_pb2.Operation(put=kv_pb2.TxnPut(key=self.key, value=value, lease=self._lease))],
+            failure=[kv_pb2.Operation(range=kv_pb2.RangeRequest(key=self.key))],
+        )
+        entering = asyncio.ensure_future(self._contests.run(self._shard, request, context))
+        try:
+            answer, result = await asyncio.shield(entering)
+        except asyncio.CancelledError:
+            # It may be on its way into the log: whoever asked is gone and will never leave.
+            self._contests.later(self._undo(entering))
+            raise
+        found = None
+        self._create = answer.revision
+        if not result.succeeded:
+            assert isinstance(result.results[0], RangeResult)
+            found = result.results[0].kvs[0]
+            self._create = found.create_revision
+        return Entry(self._create, answer.revision, found)
+
+    async def _undo(self, entering: asyncio.Future[tuple[Answer, TxnResult]]) -> None:
+        with suppress(NebulaError):
+            answer, result = await entering
+            if result.succeeded:
+                self._create = answer.revision
+                await self._leave()
+
+    async def owns(self, expired: NebulaError, context: Any) -> int:
+        """Wait until no earlier entry is left; the revision then, 0 if there was none to wait for.
+
+        Raises `expired` if this one goes meanwhile, with its lease or by hand. It is taken back if the wait fails, or
+        the caller goes.
+        """
+        waited = False
+        try:
+            while (key := self._before(expired)) is not None:
+                waited = True
+                await self._gone(key)
+            if not waited:
+                return 0
+            # What this node knew may be old: its lease may have ended since.
+            store = await self._backend.current(self._shard, self._backend.timeout(context))
+            self._require(store, expired)
+        except BaseException as error:
+            if error is not expired:
+                self._contests.later(self._leave())
+            raise
+        return store.revision
+
+    def _before(self, expired: NebulaError) -> bytes | None:
+        """The entry before this one. This node has applied what made ours, hence everything that was before it."""
+        store = self._backend.pump.store(self._shard.group)
+        self._require(store, expired)
+        other = first(store, self._name, self._create)
+        return None if other is None else other.key
+
+    async def _gone(self, key: bytes) -> None:
+        """Until `key`, or our own, is deleted, or history is lost on the way there: the caller looks again."""
+        hub, news = self._backend.hub(self._shard), asyncio.Event()
+        watchers = []
+        try:
+            for name in (key, self.key):  # one by one: the second may be refused
+                watchers.append(hub.watch(name, no_put=True, on_ready=news.set))  # noqa: PERF401
+            await news.wait()
+        finally:
+            for watcher in watchers:
+                hub.remove(watcher)
+
+    def _require(self, store: Store, expired: NebulaError) -> None:
+        mine = store.range(self.key, keys_only=True).kvs
+        if not mine or mine[0].create_revision != self._create:
+            raise expired
+
+    async def _leave(self) -> None:
+        if self._granted:
+            body = lease_pb2.LeaseRevokeRequest(id=self._lease).SerializeToString()
+            await self._contests.leave(self._shard, Command(Kind.LEASE_REVOKE, body))
+        else:
+            await self._contests.leave(self._shard, resignation(self.key, self._create))
+
+
+def resignation(key: bytes, create: int) -> Command:
+    """Delete `key` if it is the one that was created at `create`."""
+    request = kv_pb2.TxnRequest(
+        compare=[create_is(key, create)], success=[kv_pb2.Operation(delete=kv_pb2.TxnDelete(key=key))]
+    )
+    return Command(Kind.TXN, request.SerializeToString())
