@@ -58,6 +58,7 @@ class Reason(IntEnum):
     CHANGE_REFUSED = 35
     NODE_REMOVED = 36
     NO_SPACE = 40
+    CLUSTER_CORRUPT = 41
 
 
 class NebulaError(Exception):
@@ -188,6 +189,13 @@ class NoSpace(NebulaError):
     code = "RESOURCE_EXHAUSTED"
     retryable = True
     retry_after = 500
+
+
+class ClusterCorrupt(NebulaError):
+    """An operator raised the alarm CORRUPT: reads are served, writes are not, until it is taken back."""
+
+    reason = Reason.CLUSTER_CORRUPT
+    code = "DATA_LOSS"
 
 
 class ChangeRefused(NebulaError):

@@ -13,6 +13,7 @@ from nebuladb.kv.answer import Answer, KeyValue
 from nebuladb.kv.command import Command
 from nebuladb.kv.store import Store
 from nebuladb.kv.watch import WatchHub
+from nebuladb.node.declared import forbidden
 from nebuladb.node.meta import DEFAULT, Meta
 from nebuladb.node.pump import Pump
 from nebuladb.pb.nebula.v1 import common_pb2 as pb
@@ -98,6 +99,9 @@ class Backend:
 
     async def propose(self, shard: Descriptor, command: Command, timeout: float) -> Answer:
         """The answer of a command that was done. Raises the error of one that was refused, failed or is unknown."""
+        alarmed = self.meta.alarmed
+        if alarmed and shard.group != META_GROUP and (error := forbidden(alarmed, command)):
+            raise error
         try:
             answer = await self.pump.propose(shard.group, command, timeout)
             if answer.reason:

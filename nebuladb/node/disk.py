@@ -89,7 +89,7 @@ def heir(replica: Replica, peers: Mapping[int, Peer]) -> int:
 
 def wire_grows(wire: bytes) -> bool:
     """Whether an encoded command needs space."""
-    return _grows(command_kind(wire), wire[COMMAND_HEADER:])
+    return grows(command_kind(wire), wire[COMMAND_HEADER:])
 
 
 def entry_grows(entry: Entry) -> bool:
@@ -97,10 +97,11 @@ def entry_grows(entry: Entry) -> bool:
     if entry.kind != EntryKind.NORMAL:
         return False
     commands: list[Command] = decode_payload(entry.record, ENTRY_HEADER)[1]
-    return any(_grows(command.kind, command.body) for command in commands)
+    return any(grows(command.kind, command.body) for command in commands)
 
 
-def _grows(kind: int, body: bytes) -> bool:
+def grows(kind: int, body: bytes) -> bool:
+    """Whether a command with this body does."""
     if kind != Kind.TXN:
         return kind in GROWING
     try:

@@ -78,6 +78,16 @@ def promote_step(meta: Meta, name: str) -> bytes | None:
     return put_node(meta, record._replace(learner=False)) if record.learner else None
 
 
+def move_step(meta: Meta, node: int, peer: str) -> bytes | None:
+    """Another peer address for a node that hasn't started; None: it has it. Raises `ChangeRefused`."""
+    record = meta.nodes.get(node)
+    if record is None or record.state is not NodeState.JOINING or record.claim:
+        raise ChangeRefused(f"node {meta.name(node)!r} has started, and says itself where it is reached")
+    if not _ADDRESS.fullmatch(peer):
+        raise InvalidArgument(f"{peer!r} is no peer address: give HOST:PORT, as other nodes reach it")
+    return put_node(meta, record._replace(peer_address=peer)) if record.peer_address != peer else None
+
+
 def remove_step(meta: Meta, founding: Founding, name: str, connected: Collection[int]) -> bytes | None:
     """Begin to remove a node; None: that was done before. `connected`: the nodes that are there, so that no majority is
     given away (S13). Raises `ChangeRefused`."""
@@ -110,10 +120,11 @@ def remove_step(meta: Meta, founding: Founding, name: str, connected: Collection
 
 
 def claim_step(meta: Meta, name: str, peer: str, claim: int, node: int) -> bytes | None:
-    """Give the data directory that drew `claim` the id that was issued for `name`; None: it has it. A name that nobody
-    added is added, under id `node`, a fresh random one. Raises `ChangeRefused`, or `Unavailable` if it has to wait."""
+    """Give the data directory that drew `claim` the id that was issued for `name`, or for a node without a name at that
+    peer address, which gets it; None: it has it. A name that nobody added is added, under id `node`, a fresh random
+    one. Raises `ChangeRefused`, or `Unavailable` if it has to wait."""
     _check_name(meta, name)
-    record = find(meta, name)
+    record = find(meta, name) or _nameless(meta, peer)
     if record is None:
         return _issue(meta, NodeRecord(node, name, peer, state=NodeState.JOINING, claim=claim))
     if record.claim == claim:
@@ -125,7 +136,8 @@ def claim_step(meta: Meta, name: str, peer: str, claim: int, node: int) -> bytes
             f"`nebula-cli member replace {name} NEWNAME --peer-address {peer}` and start that one"
         )
     compares = {record.key: meta.mod(record.key)}
-    changes: dict[bytes, bytes | None] = {record.key: record._replace(claim=claim, peer_address=peer).encode()}
+    claimed = record._replace(name=name, claim=claim, peer_address=peer)
+    changes: dict[bytes, bytes | None] = {record.key: claimed.encode()}
     old = meta.nodes.get(record.replaces)
     if old is not None and old.state is not NodeState.LEAVING:
         try:
@@ -257,6 +269,19 @@ def own_descriptor(meta: Meta, founding: Founding) -> Descriptor:
 def find(meta: Meta, name: str) -> NodeRecord | None:
     """The node of this name that is no former one."""
     return next((record for record in meta.nodes.values() if record.name == name), None)
+
+
+def unnamed(node: int) -> str:
+    """What a node is called that was added by its address alone, until it starts under a name of its own."""
+    return f"{node:016x}"
+
+
+def _nameless(meta: Meta, peer: str) -> NodeRecord | None:
+    """The node without a name that was added at this address and hasn't started."""
+    for record in meta.nodes.values():
+        if record.name == unnamed(record.node) and record.peer_address == peer and not record.claim:
+            return record
+    return None
 
 
 def _existing(meta: Meta, name: str) -> NodeRecord:

@@ -2,6 +2,7 @@
 
 The meta group is an ordinary group (1) with an ordinary store; its rows are keys (``docs/formats.md``, "Meta rows")::
 
+    alarm/KIND/<id, 16 hex>    a `DeclaredAlarm`
     cluster/version            the cluster version, decimal: which entry kinds may be proposed (S22)
     issue/group                the next group id to issue, decimal; absent: `FIRST_GROUP`
     issue/node                 how many node ids were issued, decimal: every issue steps it (S14)
@@ -23,6 +24,7 @@ from nebuladb.ids import DEFAULT_GROUP, ETCD_GROUP, META_GROUP
 from nebuladb.kv.answer import KeyValue
 from nebuladb.kv.change import Change
 from nebuladb.kv.store import Store
+from nebuladb.node.declared import ALARM_PREFIX, DeclaredAlarm
 from nebuladb.node.identity import Founding
 from nebuladb.node.record import NODE_PREFIX, NodeRecord, NodeState
 from nebuladb.pb.nebula.v1 import kv_pb2
@@ -73,7 +75,7 @@ class Removal(NamedTuple):
             raise Corruption(f"a removal can't be read: {error}") from error
 
 
-_Value = int | Keyspace | Descriptor | NodeRecord | Removal
+_Value = int | Keyspace | Descriptor | NodeRecord | Removal | DeclaredAlarm
 
 
 class Meta:
@@ -106,6 +108,7 @@ class Meta:
         self.own: Descriptor | None = None
         """The meta group's, once it was changed."""
         self.removals: list[Removal] = []
+        self.declared: list[DeclaredAlarm] = []
         for key in sorted(rows):
             value = rows[key][1]
             if isinstance(value, NodeRecord):
@@ -118,6 +121,9 @@ class Meta:
                 self.shards[value.group] = value
             elif isinstance(value, Removal):
                 self.removals.append(value)
+            elif isinstance(value, DeclaredAlarm):
+                self.declared.append(value)
+        self.alarmed = frozenset(alarm.kind for alarm in self.declared)
         own = (self.own,) if self.own else ()
         self.changing = [shard.group for shard in (*own, *self.shards.values()) if shard.roles]
         """Groups whose replicas aren't plain voters all."""
@@ -175,6 +181,8 @@ def _decode(key: bytes, value: bytes) -> _Value | None:
     """A row's value; None for a row that this build doesn't know."""
     if key in (VERSION_KEY, GROUP_KEY, NODE_KEY, REPLICA_KEY):
         return int(value)
+    if key.startswith(ALARM_PREFIX):
+        return DeclaredAlarm.decode(key, value)
     for prefix, kind in _KINDS.items():
         if key.startswith(prefix):
             return kind.decode(value)

@@ -29,6 +29,7 @@ _TEXTS: Final[dict[Reason, tuple[str, str]]] = {
     Reason.LEASE_EXISTS: ("FAILED_PRECONDITION", "etcdserver: lease already exists"),
     Reason.LEASE_TTL_TOO_LARGE: ("OUT_OF_RANGE", "etcdserver: too large lease TTL"),
     Reason.NO_SPACE: ("RESOURCE_EXHAUSTED", "etcdserver: mvcc: database space exceeded"),
+    Reason.CLUSTER_CORRUPT: ("DATA_LOSS", "etcdserver: corrupt cluster"),
     Reason.TOO_MANY_REQUESTS: ("RESOURCE_EXHAUSTED", "etcdserver: too many requests"),
     Reason.NO_LEADER: ("UNAVAILABLE", "etcdserver: no leader"),
     Reason.NOT_LEADER: ("UNAVAILABLE", "etcdserver: leader changed"),
