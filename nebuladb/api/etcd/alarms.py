@@ -1,0 +1,70 @@
+"""etcd's alarms: what operators declared, and what nodes say of their disks and data (etcd 27, 56)."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from nebuladb.api.backend import Backend
+from nebuladb.api.drive import Due, drive
+from nebuladb.api.etcd.errors import EtcdError
+from nebuladb.node.alarms import AlarmKind
+from nebuladb.node.declared import MAX_DECLARED, Declared, DeclaredAlarm
+from nebuladb.node.disk import LOW_BIT
+from nebuladb.node.keyspaces import transaction
+from nebuladb.node.meta import Meta
+from nebuladb.pb.etcd import maintenance_pb2 as pb
+
+_KINDS: Final = {pb.NOSPACE: Declared.NO_SPACE, pb.CORRUPT: Declared.CORRUPT}
+_NUMBERS: Final = {kind: number for number, kind in _KINDS.items()}
+
+
+def alarms(backend: Backend) -> list[pb.AlarmMember]:
+    """All that this node knows, by node and kind. Those of a disk or of differing data go when it is so no more."""
+    found = {(alarm.node, _NUMBERS[alarm.kind]) for alarm in backend.meta.declared}
+    node = backend.node
+    if node.host.disk.space & LOW_BIT:
+        found.add((backend.id, pb.NOSPACE))
+    found |= {
+        (other, pb.NOSPACE) for other, peer in node.host.peers.items() if peer.connected and peer.status & LOW_BIT
+    }
+    for alarm in node.alarms_now.all():
+        if alarm.kind is AlarmKind.INCONSISTENT:
+            found.add((alarm.node, pb.CORRUPT))
+    return [pb.AlarmMember(memberID=member, alarm=kind) for member, kind in sorted(found)]
+
+
+def kinds(backend: Backend) -> list[str]:
+    """The names of those that are raised."""
+    return sorted({pb.AlarmType.Name(alarm.alarm) for alarm in alarms(backend)}, reverse=True)
+
+
+async def change(backend: Backend, request: pb.AlarmRequest, timeout: float) -> list[pb.AlarmMember]:
+    """Declare an alarm, or take one back; what is so or was so, as etcd answers."""
+    due = Due(timeout)
+    if request.alarm == pb.NONE:
+        await backend.refresh(due.left())
+        return []
+    alarm = DeclaredAlarm(_KINDS[request.alarm], request.memberID)
+    await backend.refresh(due.left())
+    was = alarm in backend.meta.declared
+    if request.action == pb.AlarmRequest.ACTIVATE:
+        await drive(backend, lambda meta: _declare(meta, alarm), due)
+    elif was:
+        await drive(backend, lambda meta: _take_back(meta, alarm), due)
+    else:
+        return []
+    return [pb.AlarmMember(memberID=request.memberID, alarm=request.alarm)]
+
+
+def _declare(meta: Meta, alarm: DeclaredAlarm) -> bytes | None:
+    if alarm in meta.declared:
+        return None
+    if len(meta.declared) >= MAX_DECLARED:
+        raise EtcdError("RESOURCE_EXHAUSTED", f"etcdserver: {MAX_DECLARED} alarms are raised already; disarm some")
+    return transaction({alarm.key: 0}, {alarm.key: alarm.encode()})
+
+
+def _take_back(meta: Meta, alarm: DeclaredAlarm) -> bytes | None:
+    if alarm not in meta.declared:
+        return None
+    return transaction({alarm.key: meta.mod(alarm.key)}, {alarm.key: None})

@@ -1,0 +1,188 @@
+"""``etcdserverpb.Cluster``: our nodes as etcd's members (etcd 51, 52).
+
+A member's id is its node's, its URLs are ``http://`` and an address. A member that etcd's API adds has no name until it
+starts: meanwhile its node is called by its id in hexadecimal, and who joins from the peer address that was added gets
+the id and gives the name (``node.members.claim_step``).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from typing import Any, Final
+
+from nebuladb.api.backend import parse
+from nebuladb.api.drive import Due, drive
+from nebuladb.api.etcd.errors import EtcdError
+from nebuladb.api.etcd.face import Face
+from nebuladb.api.members import Members, fresh_id
+from nebuladb.errors import ChangeRefused
+from nebuladb.node.members import MAX_MEMBERS, add_step, move_step, unnamed
+from nebuladb.node.meta import Meta
+from nebuladb.node.record import NodeRecord, NodeState
+from nebuladb.pb.etcd import cluster_pb2 as pb
+from nebuladb.pb.etcd.header_pb2 import ResponseHeader
+from nebuladb.pb.nebula.v1 import cluster_pb2
+
+_URL: Final = re.compile(r"https?://([^\s/@,=?#]+:\d{1,5})")
+_REFUSED: Final = "FAILED_PRECONDITION"
+IN_SYNC_PERCENT: Final = 90
+"""Of the leader's log that a learner must have to be promoted, as etcd wants it."""
+
+
+class ClusterService:
+    """Each method takes a request's bytes and gives a response's."""
+
+    def __init__(self, face: Face) -> None:
+        self._face = face
+        self._backend = face.backend
+        self._members = Members(face.backend)
+
+    async def MemberList(self, raw: bytes, context: Any) -> bytes:
+        request = parse(pb.MemberListRequest, raw)
+        header = self._header(context)
+        if request.linearizable:
+            await self._backend.refresh(self._backend.timeout(context))
+        return pb.MemberListResponse(header=header, members=self._all()).SerializeToString()
+
+    async def MemberAdd(self, raw: bytes, context: Any) -> bytes:
+        request = parse(pb.MemberAddRequest, raw)
+        header = self._header(context)
+        peer = _address(request.peerURLs)
+        node = 0
+
+        def step(meta: Meta) -> bytes | None:
+            nonlocal node
+            if node in meta.nodes:
+                return None
+            _check_address(meta, peer)
+            if request.isLearner and any(record.learner for record in meta.nodes.values()):
+                raise EtcdError(_REFUSED, "etcdserver: too many learner members in cluster")
+            if len(meta.nodes) >= MAX_MEMBERS:
+                raise EtcdError("RESOURCE_EXHAUSTED", f"etcdserver: a cluster has at most {MAX_MEMBERS} members")
+            # One id for all tries: a try whose answer was lost is known again by it.
+            node = node or fresh_id(meta)
+            return add_step(meta, unnamed(node), peer, node, learner=request.isLearner)
+
+        await drive(self._backend, step, Due(self._backend.timeout(context)))
+        member = _member(self._backend.meta.nodes[node])
+        return pb.MemberAddResponse(header=header, member=member, members=self._all()).SerializeToString()
+
+    async def MemberRemove(self, raw: bytes, context: Any) -> bytes:
+        request = parse(pb.MemberRemoveRequest, raw)
+        header = self._header(context)
+        record = await self._known(request.ID, context)
+        others = [
+            one
+            for one in self._backend.meta.nodes.values()
+            if one.node != record.node and one.state is NodeState.MEMBER
+        ]
+        if not others and record.state is NodeState.MEMBER:
+            why = "etcdserver: re-configuration failed due to not enough started members"
+            raise EtcdError("UNKNOWN", why)
+        wanted = cluster_pb2.MemberRemoveRequest(name=record.name)
+        try:
+            await self._members.remove(wanted.SerializeToString(), context)
+        except ChangeRefused as error:
+            raise EtcdError("UNAVAILABLE", "etcdserver: unhealthy cluster", error) from error
+        members = [member for member in self._all() if record.node != member.ID]
+        return pb.MemberRemoveResponse(header=header, members=members).SerializeToString()
+
+    async def MemberUpdate(self, raw: bytes, context: Any) -> bytes:
+        """A node that runs says itself where it is reached, at each start; so only one that hasn't started is told."""
+        request = parse(pb.MemberUpdateRequest, raw)
+        header = self._header(context)
+        record = await self._known(request.ID, context)
+        peer = _address(request.peerURLs)
+        if record.peer_address != peer:
+            if not _unstarted(record):
+                why = (
+                    f"etcdserver: member {record.name} announces its own peer URL: restart it with "
+                    f"--advertise-peer-addr {peer}"
+                )
+                raise EtcdError(_REFUSED, why)
+
+            def step(meta: Meta) -> bytes | None:
+                _check_address(meta, peer, but=record.node)
+                return move_step(meta, record.node, peer)
+
+            await drive(self._backend, step, Due(self._backend.timeout(context)))
+        return pb.MemberUpdateResponse(header=header, members=self._all()).SerializeToString()
+
+    async def MemberPromote(self, raw: bytes, context: Any) -> bytes:
+        request = parse(pb.MemberPromoteRequest, raw)
+        header = self._header(context)
+        record = await self._known(request.ID, context)
+        if not record.learner:
+            raise EtcdError(_REFUSED, "etcdserver: can only promote a learner member")
+        if not self._in_sync(record):
+            why = "etcdserver: can only promote a learner member which is in sync with leader"
+            raise EtcdError(_REFUSED, why)
+        wanted = cluster_pb2.MemberPromoteRequest(name=record.name)
+        await self._members.promote(wanted.SerializeToString(), context)
+        return pb.MemberPromoteResponse(header=header, members=self._all()).SerializeToString()
+
+    # ---
+
+    def _header(self, context: Any) -> ResponseHeader:
+        """Without a revision, as etcd's."""
+        return self._face.header(self._face.shard(context).group, 0)
+
+    def _all(self) -> list[pb.Member]:
+        return [_member(record) for _, record in sorted(self._backend.meta.nodes.items())]
+
+    async def _known(self, node: int, context: Any) -> NodeRecord:
+        await self._backend.refresh(self._backend.timeout(context))
+        record = self._backend.meta.nodes.get(node)
+        if record is None:
+            raise EtcdError("NOT_FOUND", "etcdserver: member not found")
+        return record
+
+    def _in_sync(self, record: NodeRecord) -> bool:
+        """Whether a learner runs and has nearly all. How much it has, a shard's leader knows; for shards that others
+        lead, they see to it before it votes."""
+        host = self._backend.node.host
+        peer = host.peers.get(record.node)
+        here = record.node == self._backend.id
+        if _unstarted(record) or not (here or (peer is not None and peer.connected and not peer.silent)):
+            return False
+        for group, replica in host.replicas.items():
+            theirs = next((one for one, node in replica.nodes.items() if node == record.node), 0)
+            if self._backend.leader(group) != self._backend.id:
+                continue
+            last = replica.raft.commit
+            if not theirs or (last - replica.raft.membership.lag(theirs)) * 100 < last * IN_SYNC_PERCENT:
+                return False
+        return True
+
+
+def _unstarted(record: NodeRecord) -> bool:
+    return record.state is NodeState.JOINING and not record.claim
+
+
+def _member(record: NodeRecord) -> pb.Member:
+    """A node as etcd lists it; one that hasn't started has no name and no client URLs."""
+    started = not _unstarted(record)
+    return pb.Member(
+        ID=record.node,
+        name=record.name if started else "",
+        peerURLs=[f"http://{record.peer_address}"],
+        clientURLs=[f"http://{record.client_address}"] if started and record.client_address else [],
+        isLearner=record.learner,
+    )
+
+
+def _address(urls: Iterable[str]) -> str:
+    """The peer address that URLs name. Raises `EtcdError`."""
+    found = [_URL.fullmatch(url) for url in urls]
+    addresses = {match.group(1) for match in found if match}
+    if not addresses or None in found:
+        raise EtcdError("INVALID_ARGUMENT", "etcdserver: given member URLs are invalid")
+    if len(addresses) > 1:
+        raise EtcdError("INVALID_ARGUMENT", "etcdserver: a member has one peer URL here, not several")
+    return addresses.pop()
+
+
+def _check_address(meta: Meta, peer: str, but: int = 0) -> None:
+    if any(record.peer_address == peer and record.node != but for record in meta.nodes.values()):
+        raise EtcdError(_REFUSED, "etcdserver: Peer URLs already exists")
