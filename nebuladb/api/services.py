@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any, Final
 
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
@@ -9,8 +10,11 @@ from grpc_reflection.v1alpha import reflection
 
 from nebuladb.api.backend import Backend
 from nebuladb.api.cluster import ClusterService
+from nebuladb.api.etcd.alarms import kinds
 from nebuladb.api.etcd.errors import translate
 from nebuladb.api.etcd.face import Face
+from nebuladb.api.etcd.gateway import Gateway
+from nebuladb.api.etcd.gateway.pages import Pages
 from nebuladb.api.etcd.services import etcd_services
 from nebuladb.api.handlers import Handlers, Meter
 from nebuladb.api.keyspace import KeyspaceService
@@ -55,7 +59,11 @@ class ApiServer:
         peer_address: str,
         engine: Engine = engines.DEFAULT,
     ) -> None:
-        self._server = engine.server(options=OPTIONS, maximum_concurrent_rpcs=MAX_CALLS)
+        face = Face(backend)
+        self._gateway = Gateway(Pages(face, lambda: kinds(backend)))
+        # grpcio keeps its connections to itself: with it there is no gateway.
+        beside: dict[str, Any] = {"http1": self._gateway} if engine.name == engines.NEBULA else {}
+        self._server = engine.server(options=OPTIONS, maximum_concurrent_rpcs=MAX_CALLS, **beside)
         self._health = health.aio.HealthServicer()
         services: list[Any] = [
             KVService(backend),
@@ -66,10 +74,12 @@ class ApiServer:
         ]
         handlers = Handlers(backend, meter)
         made = [handlers.of(service, _DESCRIPTORS[service.name]) for service in services]
-        face = etcd_services(Face(backend), client_address, peer_address)
-        made += [handlers.of(service, descriptor, translate) for service, descriptor in face]
+        services_of_face = etcd_services(face, client_address, peer_address)
+        for service, descriptor in services_of_face:
+            made.append(handlers.of(service, descriptor, translate))
+            self._gateway.serve(made[-1], descriptor)
         self._server.add_generic_rpc_handlers(made)
-        self._names = (*_DESCRIPTORS, *(descriptor.full_name for _, descriptor in face))
+        self._names = (*_DESCRIPTORS, *(descriptor.full_name for _, descriptor in services_of_face))
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         names = (*self._names, health.SERVICE_NAME, reflection.SERVICE_NAME)
         reflection.enable_server_reflection(names, self._server)
@@ -93,4 +103,4 @@ class ApiServer:
 
     async def stop(self, grace: float) -> None:
         """Refuse new calls, and give those in progress `grace` seconds."""
-        await self._server.stop(grace)
+        await asyncio.gather(self._server.stop(grace), self._gateway.stop(grace))

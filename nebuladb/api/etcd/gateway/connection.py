@@ -1,0 +1,256 @@
+"""One connection of HTTP/1.1, on h11: requests one after the other, each answered whole or in chunks."""
+
+from __future__ import annotations
+
+import asyncio
+import email.utils
+import logging
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Final, NamedTuple, cast
+from urllib.parse import unquote
+
+import h11
+
+from nebuladb.api.etcd.gateway.answer import CORS, Answer, Headers, text
+
+if TYPE_CHECKING:
+    from nebuladb.api.etcd.gateway.gateway import Gateway
+
+LOG: Final = logging.getLogger("nebuladb.gateway")
+MAX_HEAD_BYTES: Final = 32 << 10
+"""Request line and headers."""
+MAX_BODY_BYTES: Final = 4 << 20
+"""The largest message is 2 MiB, and a third more in base64."""
+REQUEST_SECONDS: Final = 60.0
+"""For a request to come in whole."""
+IDLE_SECONDS: Final = 300.0
+"""Without a request."""
+HELD_SECONDS: Final = 60.0
+"""That a client may leave an answer unread."""
+LINGER_SECONDS: Final = 2.0
+"""That a client which is refused may take to read why, and to stop sending."""
+
+
+class Request(NamedTuple):
+    """A whole request."""
+
+    method: str
+    path: str
+    query: str
+    headers: list[tuple[bytes, bytes]]
+    body: bytes
+
+
+class Connection(asyncio.Protocol):
+    """Reads a request to its end, then answers it; what the client sends meanwhile waits in h11, or in the socket."""
+
+    def __init__(self, gateway: Gateway) -> None:
+        self._gateway = gateway
+        self._http = h11.Connection(h11.SERVER, MAX_HEAD_BYTES)
+        self._loop = asyncio.get_running_loop()
+        self._transport: asyncio.Transport
+        self._request: h11.Request | None = None
+        self._body = bytearray()
+        self._task: asyncio.Task[None] | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._writable = asyncio.Event()
+        self._writable.set()
+        self._begun = False
+        """The answer's head is out."""
+        self._refused = False
+        self.peer = ""
+
+    # --- in
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)
+        name = transport.get_extra_info("peername")
+        self.peer = f"ipv4:{name[0]}:{name[1]}" if isinstance(name, tuple) and len(name) >= 2 else ""
+        if not self._gateway.connected(self):
+            self._transport.abort()
+            return
+        self._wait(IDLE_SECONDS)
+
+    def data_received(self, data: bytes) -> None:
+        if not self._refused:
+            self._http.receive_data(data)
+            self._advance()
+
+    def _advance(self) -> None:
+        """Take events until one has to wait."""
+        while self._task is None and not (self._refused or self._transport.is_closing()):
+            try:
+                event = self._http.next_event()
+                if event is h11.NEED_DATA:
+                    self._encourage()
+                    return
+                if event is h11.PAUSED:
+                    break
+                self._take(event)
+            except h11.RemoteProtocolError as error:
+                self._refuse(error.error_status_hint, "Bad Request")
+                return
+        # While it is answered, one read more may wait here: without an end it would be the client's to fill us.
+        if self._task is not None and self._http.trailing_data[0]:
+            self._transport.pause_reading()
+
+    def _encourage(self) -> None:
+        if self._request is not None and self._http.they_are_waiting_for_100_continue:
+            go_on = self._http.send(h11.InformationalResponse(status_code=100, headers=[]))
+            self._transport.write(go_on or b"")
+
+    def _take(self, event: object) -> None:
+        if isinstance(event, h11.Request):
+            self._request = event
+            self._wait(REQUEST_SECONDS)
+            announced = dict(event.headers.raw_items()).get(b"Content-Length", b"0")
+            if announced.isdigit() and int(announced) > MAX_BODY_BYTES:
+                self._refuse(413, "Request Entity Too Large")
+        elif isinstance(event, h11.Data):
+            self._body += event.data
+            if len(self._body) > MAX_BODY_BYTES:
+                self._refuse(413, "Request Entity Too Large")
+        elif isinstance(event, h11.EndOfMessage):
+            self._wait(None)
+            self._begun = False
+            self._task = self._loop.create_task(self._serve(self._whole()), name="gateway request")
+        elif isinstance(event, h11.ConnectionClosed):
+            self._transport.close()
+
+    def _whole(self) -> Request:
+        event, body = self._request, bytes(self._body)
+        assert event is not None
+        self._body = bytearray()
+        path, _, query = event.target.decode("latin-1").partition("?")
+        return Request(event.method.decode("latin-1"), unquote(path), query, list(event.headers), body)
+
+    async def _serve(self, request: Request) -> None:
+        try:
+            await self._gateway.answer(request, self)
+        except ConnectionError:
+            self._transport.abort()
+        except Exception:
+            LOG.exception("a request of %s failed", self.peer)
+            self._transport.abort()
+        else:
+            self._loop.call_soon(self._answered)
+
+    def _answered(self) -> None:
+        """The next request, if there may be one."""
+        self._task = self._request = None
+        if self._transport.is_closing():
+            return
+        if self._gateway.stopping or self._http.our_state is not h11.DONE or self._http.their_state is not h11.DONE:
+            self._transport.close()
+            return
+        self._http.start_next_cycle()
+        self._wait(IDLE_SECONDS)
+        self._transport.resume_reading()
+        self._advance()
+
+    def eof_received(self) -> bool:
+        """A client that says no more is gone."""
+        return False
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self._wait(None)
+        self._writable.set()
+        self._gateway.disconnected(self)
+        if self._task is not None:
+            self._task.cancel()
+
+    # --- out
+
+    async def send(self, answer: Answer) -> None:
+        """A whole answer. Raises `ConnectionError` if the client is gone, or doesn't read."""
+        if self._begun:
+            # What came first has gone out; there is no other way to say that it isn't all.
+            self._transport.abort()
+            return
+        length = (b"content-length", b"%d" % len(answer.body))
+        self._head(answer.status, (*answer.headers, length))
+        if answer.body and self._request is not None and self._request.method != b"HEAD":
+            self._write(h11.Data(data=answer.body))
+        self._write(h11.EndOfMessage())
+        await self._drain()
+
+    async def chunk(self, status: int, headers: Headers, data: bytes) -> None:
+        """A part of an answer, in a chunk of its own; the head goes before the first. Raises like `send`."""
+        self._head(status, headers)
+        self._write(h11.Data(data=data))
+        await self._drain()
+
+    async def end(self, status: int, headers: Headers) -> None:
+        """No more chunks. Raises like `send`."""
+        self._head(status, headers)
+        self._write(h11.EndOfMessage())
+        await self._drain()
+
+    def _head(self, status: int, headers: Headers) -> None:
+        if self._begun:
+            return
+        self._begun = True
+        date = (b"date", email.utils.formatdate(usegmt=True).encode())
+        closing = ((b"connection", b"close"),) if self._gateway.stopping else ()
+        reason = HTTPStatus(status).phrase.encode()
+        self._write(h11.Response(status_code=status, reason=reason, headers=[*CORS, *headers, date, *closing]))
+
+    def _write(self, event: h11.Event) -> None:
+        if self._transport.is_closing():
+            raise ConnectionResetError("the client is gone")
+        try:
+            data = self._http.send(event)
+        except h11.LocalProtocolError as error:
+            raise ConnectionResetError(str(error)) from error
+        if data:
+            self._transport.write(data)
+
+    async def _drain(self) -> None:
+        if self._writable.is_set():
+            return
+        try:
+            async with asyncio.timeout(HELD_SECONDS):
+                await self._writable.wait()
+        except TimeoutError:
+            raise ConnectionResetError("the client does not read") from None
+
+    def pause_writing(self) -> None:
+        self._writable.clear()
+
+    def resume_writing(self) -> None:
+        self._writable.set()
+
+    # --- ends
+
+    def finish(self) -> asyncio.Task[None] | None:
+        """The server stops: the task of the request that is answered; without one the connection ends now."""
+        if self._task is None:
+            self._transport.close()
+        return self._task
+
+    def abort(self) -> None:
+        """End it at once."""
+        self._transport.abort()
+        if self._task is not None:
+            self._task.cancel()
+
+    def _refuse(self, status: int, why: str) -> None:
+        """Answer what is no request, and end the connection: not at once, since unread bytes would make of the end a
+        reset, which takes the answer away from its reader."""
+        self._refused = True
+        answer = text(status, why, (b"connection", b"close"))
+        try:
+            self._head(answer.status, (*answer.headers, (b"content-length", b"%d" % len(answer.body))))
+            self._write(h11.Data(data=answer.body))
+        except ConnectionError:
+            self._transport.abort()
+            return
+        if self._transport.can_write_eof():
+            self._transport.write_eof()
+        self._wait(LINGER_SECONDS)
+
+    def _wait(self, seconds: float | None) -> None:
+        """Close the connection unless something comes in so many seconds; None: as long as it takes."""
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = self._loop.call_later(seconds, self._transport.abort) if seconds is not None else None
