@@ -55,7 +55,7 @@ class Ports:
             holder = _listen(base + 3)
             if holder is None:
                 continue
-            if all(_is_free(base + PORTS_PER_NODE * node + offset) for node in range(nodes) for offset in range(3)):
+            if all(is_free(base + PORTS_PER_NODE * node + offset) for node in range(nodes) for offset in range(3)):
                 self.base = base
                 self._holder = holder
                 return
@@ -77,7 +77,8 @@ def _listen(port: int) -> socket.socket | None:
     return holder
 
 
-def _is_free(port: int) -> bool:
+def is_free(port: int) -> bool:
+    """Whether a server could listen at this loopback port now."""
     probe = socket.socket()
     # As a server binds: a port in TIME_WAIT is free.
     probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

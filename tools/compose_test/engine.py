@@ -1,0 +1,161 @@
+"""The container engine: the one that runs here, or one of our own."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+
+from tools.compose_test.shell import Failure, Unavailable, attempt, run, wait
+
+START_SECONDS: Final = 60.0
+STOP_SECONDS: Final = 60.0
+ASK_SECONDS: Final = 20.0
+PACKAGES: Final = "docker.io docker-cli docker-compose docker-buildx debootstrap"
+"""What Debian calls all that this needs."""
+PARTS: Final = ("dockerd", "containerd", "runc", "docker-proxy", "setpriv", "debootstrap")
+SOCKET: Final = "docker.sock"
+MAX_SOCKET: Final = 100
+"""Characters; the kernel takes 107 for a Unix socket's path."""
+LOG_TAIL: Final = 2000
+
+
+class Engine:
+    """How to speak to an engine. `own` is whether we started it: then there is no network but the containers' own."""
+
+    def __init__(self, host: str | None, *, own: bool) -> None:
+        self.own = own
+        # Our caller's NEBULA_* are not for the containers.
+        self.environ = {key: value for key, value in os.environ.items() if not key.startswith("NEBULA")}
+        if host is not None:
+            self.environ["DOCKER_HOST"] = host
+            self.environ.pop("DOCKER_CONTEXT", None)
+
+    def docker(self, *words: str | Path, seconds: float = 120.0, said: bytes = b"") -> str:
+        """What `docker WORDS` prints. Raises `Failure`."""
+        return run(["docker", *words], environ=self.environ, seconds=seconds, said=said)
+
+    def attempt(self, *words: str | Path, seconds: float = 120.0) -> subprocess.CompletedProcess[bytes]:
+        """`docker WORDS`, whatever it exits with."""
+        return attempt(["docker", *words], environ=self.environ, seconds=seconds)
+
+    def answers(self) -> bool:
+        """Whether there is one."""
+        with contextlib.suppress(Failure):
+            return self.attempt("version", "--format", "{{.Server.Version}}", seconds=ASK_SECONDS).returncode == 0
+        return False
+
+    def version(self) -> str:
+        """Of engine and compose, for the record."""
+        server = json.loads(self.docker("version", "--format", "{{json .Server}}"))["Version"]
+        return f"Docker {server}, compose {self.docker('compose', 'version', '--short').strip()}"
+
+
+@contextmanager
+def engine(scratch: Path, choice: str, say: Callable[[str], None]) -> Iterator[Engine]:
+    """An engine while this lasts. `choice` is auto, running or own. Raises `Unavailable`."""
+    found = Engine(None, own=False)
+    if choice != "own" and shutil.which("docker") and found.answers():
+        _demand_plugins(found)
+        yield found
+        return
+    if choice == "running":
+        raise Unavailable("no engine answers")
+    missing = _missing()
+    if missing:
+        raise Unavailable(
+            f"no engine answers, and to start one {', '.join(missing)} is missing: apt-get install {PACKAGES}"
+        )
+    if os.geteuid() != 0:
+        raise Unavailable("no engine answers, and only root can start one")
+    with _own(scratch, say) as mine:
+        _demand_plugins(mine)
+        yield mine
+
+
+def _missing() -> list[str]:
+    return [part for part in ("docker", *PARTS) if shutil.which(part) is None]
+
+
+def _demand_plugins(found: Engine) -> None:
+    for plugin in ("compose", "buildx"):
+        if found.attempt(plugin, "version").returncode != 0:
+            raise Unavailable(f"docker {plugin} is missing: apt-get install {PACKAGES}")
+
+
+def command(directory: Path) -> Sequence[str]:
+    """How an engine in `directory` is started.
+
+    It leaves the machine's network as it is: no rule of iptables, no forwarding, no default bridge. (With them dockerd
+    would set the policy of the whole machine's FORWARD chain to DROP, and leave it so.) Published ports go through
+    docker-proxy. Should we be killed, the kernel tells it to end.
+    """
+    return [
+        *("setpriv", "--pdeathsig", "TERM", "dockerd", "--host", f"unix://{directory / SOCKET}"),
+        *("--data-root", str(directory / "data"), "--exec-root", str(directory / "exec")),
+        *("--pidfile", str(directory / "pid"), "--config-file", str(directory / "daemon.json")),
+        *("--bridge=none", "--iptables=false", "--ip6tables=false", "--ip-forward=false", "--ip-masq=false"),
+    ]
+
+
+@contextmanager
+def _own(scratch: Path, say: Callable[[str], None]) -> Iterator[Engine]:
+    directory = scratch / "engine"
+    directory.mkdir()
+    if len(str(directory / SOCKET)) > MAX_SOCKET:
+        raise Unavailable(f"{directory} is too long a path for a socket: set TMPDIR to a shorter one")
+    (directory / "daemon.json").write_text("{}")
+    log = directory / "log"
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            command(directory),
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,  # Ctrl-C is for us; we end it when the containers are gone
+        )
+    try:
+        mine = Engine(f"unix://{directory / SOCKET}", own=True)
+
+        def up() -> bool:
+            if process.poll() is not None:
+                tail = log.read_text(errors="replace")[-LOG_TAIL:]
+                raise Unavailable(f"dockerd can't run here; it ended with {process.returncode} and said:\n{tail}")
+            return mine.answers()
+
+        try:
+            wait(up, "dockerd answers", START_SECONDS)
+        except Failure as error:
+            raise Unavailable(f"{error}\n{log.read_text(errors='replace')[-LOG_TAIL:]}") from error
+        say(f"An engine of our own runs as pid {process.pid}.")
+        yield mine
+    finally:
+        _end(process)
+        _unmount(directory)
+        shutil.rmtree(directory, ignore_errors=True)
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    if process.poll() is None:
+        process.send_signal(signal.SIGTERM)
+        try:
+            process.wait(STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            # It and what it started, its containerd: the session is its own.
+            os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def _unmount(directory: Path) -> None:
+    """What an engine that was killed left mounted below `directory`; else nothing could be removed."""
+    mounts = [line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()]
+    for place in sorted(mounts, reverse=True):
+        if Path(place).is_relative_to(directory):
+            attempt(["umount", "--lazy", place])
