@@ -6,6 +6,9 @@ Layout (``docs/formats.md``, "Backup file"), big-endian: 16 bytes ``NEBULADB BAC
 
 MANIFEST first, then for each shard a SHARD and its CHUNKs, and END last: SHA-256 of all before it, which is also the
 backup's name for a later one that builds on it. MANIFEST and SHARD are canonical JSON.
+
+What etcd's Snapshot sends goes on: zeros to a multiple of 512 bytes, and SHA-256 of all before it, by which etcdctl
+knows a snapshot that came in whole. A reader takes both.
 """
 
 from __future__ import annotations
@@ -28,6 +31,8 @@ MAGIC: Final = b"NEBULADB BACKUP\n"
 BACKUP_FORMAT: Final = 1
 MAX_FRAME: Final = 8 << 20
 """Of what a reader takes: a chunk is smaller, and so is a manifest of 8,192 keyspaces' names."""
+SECTOR_BYTES: Final = 512
+"""What etcdctl takes for a snapshot is a multiple of this long, and a digest longer."""
 _FRAME: Final = Struct(">BI")
 
 
@@ -137,6 +142,7 @@ class BackupReader:
         self._file = file
         self._progress = progress
         self._hash = hashlib.sha256()
+        self._size = 0
         self._next: tuple[FrameKind, bytes] | None = None
         self.name = ""
         """Set at the end: SHA-256 of the whole, in hexadecimal."""
@@ -173,16 +179,24 @@ class BackupReader:
             raise Corruption("the backup is damaged: a frame can't be")
         payload = self._take(length)
         if number == FrameKind.END:
-            if payload != digest.digest() or self._file.read(1):
+            if payload != digest.digest() or not self._ends():
                 raise Corruption("the backup is damaged: its checksum is wrong")
             self.name = payload.hex()
         return FrameKind(number), payload
+
+    def _ends(self) -> bool:
+        """Whether nothing follows END, or what etcd's clients want and nothing else."""
+        digest = self._hash.copy()
+        zeros = bytes(-self._size % SECTOR_BYTES)
+        digest.update(zeros)
+        return self._file.read(SECTOR_BYTES + digest.digest_size + 1) in (b"", zeros + digest.digest())
 
     def _take(self, size: int) -> bytes:
         data = self._file.read(size)
         if len(data) != size:
             raise Corruption("the backup is cut short")
         self._hash.update(data)
+        self._size += size
         self._progress(size)
         return data
 

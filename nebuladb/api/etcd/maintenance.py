@@ -19,13 +19,12 @@ from nebuladb.api.etcd.version import VERSION
 from nebuladb.errors import DeadlineExceeded, TooManyRequests
 from nebuladb.ids import Generation, GroupId
 from nebuladb.kv.history_hash import HistoryHash
+from nebuladb.node.backup import SECTOR_BYTES
 from nebuladb.pb.etcd import maintenance_pb2 as pb
 from nebuladb.pb.nebula.v1 import cluster_pb2
 from nebuladb.shard import Descriptor
 
 BLOB_BYTES: Final = 32 << 10
-SECTOR_BYTES: Final = 512
-"""etcdctl takes a file for a snapshot with its digest if it is a multiple of this and 32 bytes more."""
 MAX_HASHES: Final = 2
 """In progress; each holds an engine snapshot."""
 HASH_ROWS: Final = 512

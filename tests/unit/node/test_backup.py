@@ -58,3 +58,28 @@ def test_every_flipped_bit_and_every_cut_is_noticed() -> None:
                 read(FILE[:position] + bytes([FILE[position] ^ bit]) + FILE[position + 1 :])
     with pytest.raises(Corruption):
         read(FILE + b"x")
+
+
+@pytest.mark.parametrize("more", range(0, 512, 37))
+def test_the_end_that_etcds_clients_want_is_taken_and_no_other(more: int) -> None:
+    """Zeros to a multiple of 512 bytes, and SHA-256 of all before it."""
+    writer = BackupWriter()
+    manifest = Manifest(7, "v" * more, ())
+    data = writer.begin(manifest) + writer.end()
+    zeros = bytes(-len(data) % 512)
+    sealed = data + zeros + hashlib.sha256(data + zeros).digest()
+    assert len(sealed) % 512 == 32
+    reader, parts = read(sealed)
+    assert (reader.manifest, parts, reader.name) == (manifest, [], read(data)[0].name)
+    for bit in range(len(data) * 8, len(sealed) * 8, 61):
+        with pytest.raises(Corruption):
+            read(flip(sealed, bit))
+    for wrong in (sealed[:-1], sealed + b"\0", data + zeros + b"\1", data + sealed[-32:-1]):
+        with pytest.raises(Corruption):
+            read(wrong)
+
+
+def flip(data: bytes, bit: int) -> bytes:
+    changed = bytearray(data)
+    changed[bit // 8] ^= 1 << bit % 8
+    return bytes(changed)
