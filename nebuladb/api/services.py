@@ -10,9 +10,10 @@ from grpc_reflection.v1alpha import reflection
 
 from nebuladb.api.backend import Backend
 from nebuladb.api.cluster import ClusterService
+from nebuladb.api.etcd import events
 from nebuladb.api.etcd.alarms import kinds
 from nebuladb.api.etcd.errors import translate
-from nebuladb.api.etcd.face import Face
+from nebuladb.api.etcd.face import PROGRESS_SECONDS, Face
 from nebuladb.api.etcd.gateway import Gateway
 from nebuladb.api.etcd.gateway.pages import Pages
 from nebuladb.api.etcd.services import etcd_services
@@ -27,12 +28,14 @@ from nebuladb.rpc.engine import Engine
 
 MAX_MESSAGE_BYTES: Final = 4 << 20
 """The transport's cap; a request is at most 1.5 MiB, and between the two the refusal says so."""
+MAX_RESPONSE_BYTES: Final = events.MAX_MESSAGE_BYTES + (64 << 10)
+"""A revision that an etcd watch is told in one message, with its frame."""
 MAX_METADATA_BYTES: Final = 16 << 10
-MAX_CALLS: Final = 10_000
+MAX_CALLS: Final = 20_000
 """Calls in progress, streams included; more are refused with RESOURCE_EXHAUSTED."""
 OPTIONS: Final = (
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
-    ("grpc.max_send_message_length", 2 * MAX_MESSAGE_BYTES),
+    ("grpc.max_send_message_length", MAX_RESPONSE_BYTES),
     ("grpc.max_metadata_size", MAX_METADATA_BYTES),
     ("grpc.so_reuseport", 0),
     ("grpc.keepalive_time_ms", 10_000),
@@ -58,8 +61,10 @@ class ApiServer:
         client_address: str,
         peer_address: str,
         engine: Engine = engines.DEFAULT,
+        progress_seconds: float = PROGRESS_SECONDS,
     ) -> None:
-        face = Face(backend)
+        """`progress_seconds`: how often etcd's watches that want it are told how far they have come."""
+        self.face = face = Face(backend, progress_seconds)
         self._gateway = Gateway(Pages(face, lambda: kinds(backend)))
         # grpcio keeps its connections to itself: with it there is no gateway.
         beside: dict[str, Any] = {"http1": self._gateway} if engine.name == engines.NEBULA else {}

@@ -167,7 +167,12 @@ async def _assemble(config: Config, shutdown: Shutdown, stack: AsyncExitStack) -
     watch = asyncio.create_task(peers.watch_removal(transport, shutdown.fail), name="removal")
     stack.callback(watch.cancel)
     api = ApiServer(
-        backend, metrics, config.advertise_client_addr, config.advertise_peer_addr, ENGINES[config.rpc_engine]
+        backend,
+        metrics,
+        config.advertise_client_addr,
+        config.advertise_peer_addr,
+        ENGINES[config.rpc_engine],
+        options.progress_seconds(dict(config.options)),
     )
     stack.push_async_callback(api.stop, 0)
     await api.start(config.client_addr)

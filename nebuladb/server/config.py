@@ -218,6 +218,7 @@ def _options(settings: Mapping[str, _Setting]) -> tuple[tuple[str, str], ...]:
     try:
         options.parse(texts)
         options.reserves(texts)
+        options.progress_seconds(texts)
     except ConfigurationError as error:
         key, _, why = error.message.partition(": ")
         raise settings[key].wrong(why) from error

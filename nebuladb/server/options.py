@@ -28,6 +28,7 @@ DEFAULTS: Final[Mapping[str, str]] = {
     "log-keep-entries": "100000",
     "log-keep-size": "64MiB",
     "snapshot-rate": "32MiB",
+    "watch-progress-notify-interval": "10m",
 }
 
 FLAGS: Final[Mapping[str, str]] = {
@@ -44,6 +45,8 @@ FLAGS: Final[Mapping[str, str]] = {
     "log-keep-entries": "Log entries that a shard keeps for a replica that is away; a longer absence takes a snapshot.",
     "log-keep-size": "Bytes of log that it keeps at most, like 64MiB.",
     "snapshot-rate": "Bytes of rows that this node sends in snapshots a second, all together, like 32MiB.",
+    "watch-progress-notify-interval": "How often an etcd watch that wants it, and gets no events, hears how far it has "
+    "come, like 10m.",
 }
 
 
@@ -70,6 +73,14 @@ def reserves(texts: Mapping[str, str]) -> Reserves:
         _named("min-free-space", texts, lambda text: amount(text, AUTO_LOW)),
         _named("ballast", texts, lambda text: amount(text, AUTO_BALLAST)),
     )
+
+
+def progress_seconds(texts: Mapping[str, str]) -> float:
+    """How often watches are told how far they have come. Raises as `parse`."""
+    interval = _named("watch-progress-notify-interval", texts, milliseconds)
+    if not interval:
+        raise ConfigurationError("watch-progress-notify-interval: 0 is no interval; write one like 10m")
+    return interval / 1000
 
 
 def _tail(entries: int, size: int) -> TailLimits:

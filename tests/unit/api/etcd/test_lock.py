@@ -1,0 +1,143 @@
+"""v3lockpb.Lock on one node: who waits, who owns, and what those who go leave behind."""
+
+from __future__ import annotations
+
+import asyncio
+
+import grpc.aio
+import pytest
+from grpc import StatusCode
+
+from nebuladb.pb.etcd import lease_pb2
+from nebuladb.pb.etcd import lock_pb2 as pb
+from tests.unit.api.etcd.faced import Faced
+from tests.unit.api.etcd.streams import GROUP, ask, begin, eventually, refused
+
+EXPIRED = (StatusCode.UNKNOWN, "mutex: session is expired")
+
+
+async def leases(etcd: Faced, *ids: int) -> None:
+    for lease in ids:
+        await ask(etcd, lease_pb2.LeaseGrantRequest(TTL=60, ID=lease))
+
+
+def lock(lease: int, name: bytes = b"L") -> pb.LockRequest:
+    return pb.LockRequest(name=name, lease=lease)
+
+
+async def keys(etcd: Faced) -> list[bytes]:
+    return [kv.key for kv in (await etcd.range(b"L/", b"L0")).kvs]
+
+
+async def waiting(etcd: Faced, *ids: int) -> list[asyncio.Task[pb.LockResponse]]:
+    """Calls that wait for the lock, entered in this order."""
+    hub = etcd.node.groups[GROUP].hub
+    tasks = []
+    for lease in ids:
+        before = len(hub)
+        tasks.append(asyncio.create_task(ask(etcd, lock(lease))))
+        await etcd.until(lambda before=before: len(hub) == before + 2)  # type: ignore[misc]
+    return tasks
+
+
+async def test_the_key_is_the_name_and_the_lease_and_who_holds_it_gets_it_again(etcd: Faced) -> None:
+    """etcd 63."""
+    await leases(etcd, 100)
+    first = await ask(etcd, lock(100))
+    assert first.key == b"L/64"
+    kv = (await etcd.range(b"L/64")).kvs[0]
+    assert (kv.create_revision, kv.lease, kv.value) == (first.header.revision, 100, b"")
+    await etcd.set(b"k")
+    again = await ask(etcd, lock(100))
+    assert (again.key, again.header.revision) == (b"L/64", first.header.revision + 1)
+    assert (await etcd.range(b"L/64")).kvs[0] == kv
+
+
+async def test_it_goes_to_those_who_wait_in_their_order_and_the_fencing_token_rises(etcd: Faced) -> None:
+    """etcd 63."""
+    await leases(etcd, 1, 2, 3, 4)
+    token = (await ask(etcd, lock(1))).header.revision
+    tasks = await waiting(etcd, 3, 2, 4)
+    holder = b"L/1"
+    for number, owner in enumerate((b"L/3", b"L/2", b"L/4")):
+        assert not any(task.done() for task in tasks[number:])
+        await ask(etcd, pb.UnlockRequest(key=holder))
+        response = await tasks[number]
+        assert response.key == owner
+        assert response.header.revision > token
+        token, holder = response.header.revision, owner
+    assert len(etcd.node.groups[GROUP].hub) == 0
+
+
+async def test_who_waits_behind_one_that_goes_still_waits_for_the_owner(etcd: Faced) -> None:
+    await leases(etcd, 1, 2, 3)
+    await ask(etcd, lock(1))
+    second, third = await waiting(etcd, 2, 3)
+    await ask(etcd, lease_pb2.LeaseRevokeRequest(ID=2))
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await second
+    assert (caught.value.code(), caught.value.details()) == EXPIRED
+    await etcd.until(lambda: len(etcd.node.groups[GROUP].hub) == 2)
+    assert not third.done()
+    await ask(etcd, pb.UnlockRequest(key=b"L/1"))
+    assert (await third).key == b"L/3"
+
+
+async def test_who_takes_its_call_back_leaves_no_key(etcd: Faced) -> None:
+    await leases(etcd, 1, 2, 3)
+    await ask(etcd, lock(1))
+    call = begin(etcd, lock(2))
+    hub = etcd.node.groups[GROUP].hub
+    await etcd.until(lambda: len(hub) == 2)
+    assert await keys(etcd) == [b"L/1", b"L/2"]
+    call.cancel()
+
+    async def alone() -> bool:
+        return await keys(etcd) == [b"L/1"]
+
+    await eventually(alone)
+    (third,) = await waiting(etcd, 3)
+    await ask(etcd, pb.UnlockRequest(key=b"L/1"))
+    await third
+
+
+async def test_a_call_taken_back_before_its_entry_is_made_leaves_none(etcd: Faced) -> None:
+    await leases(etcd, 1)
+    call = begin(etcd, lock(1))
+    proposed = etcd.pump._writes
+    await etcd.until(lambda: bool(proposed))
+    call.cancel()
+    store = etcd.node.groups[GROUP].store
+    before = store.revision
+
+    async def made_and_gone() -> bool:
+        return store.revision > before and not await keys(etcd)
+
+    await eventually(made_and_gone)
+
+
+async def test_without_a_lease_one_of_a_minute_is_made_and_goes_with_the_call(etcd: Faced) -> None:
+    held = await ask(etcd, lock(0))
+    lease = int(held.key.removeprefix(b"L/"), 16)
+    told = await ask(etcd, lease_pb2.LeaseTimeToLiveRequest(ID=lease, keys=True))
+    assert (told.grantedTTL, list(told.keys)) == (60, [held.key])
+    call = begin(etcd, lock(0))
+    hub = etcd.node.groups[GROUP].hub
+    await etcd.until(lambda: len(hub) == 2)
+    assert len((await ask(etcd, lease_pb2.LeaseLeasesRequest())).leases) == 2
+    call.cancel()
+
+    async def one_left() -> bool:
+        return len((await ask(etcd, lease_pb2.LeaseLeasesRequest())).leases) == 1
+
+    await eventually(one_left)
+    assert await keys(etcd) == [held.key]
+
+
+async def test_refusals_have_the_words_of_etcds_client(etcd: Faced) -> None:
+    assert await refused(etcd, lock(999)) == (StatusCode.UNKNOWN, "etcdserver: requested lease not found")
+    assert await refused(etcd, pb.UnlockRequest()) == (StatusCode.UNKNOWN, "etcdserver: key is not provided")
+    nothing = await ask(etcd, pb.UnlockRequest(key=b"nothing"))
+    assert nothing.header.revision > 0
+    await leases(etcd, 1)
+    assert (await ask(etcd, lock(1, b""))).key == b"/1"
