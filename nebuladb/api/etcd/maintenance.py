@@ -145,7 +145,8 @@ class MaintenanceService:
                 del waiting[:BLOB_BYTES]
                 sent += len(blob)
                 digest.update(blob)
-                remaining = max(estimate - sent, len(waiting), SECTOR_BYTES)
+                # How much it will be isn't known before it was read: a guess, and never 0 while there is more.
+                remaining = max(estimate - sent, SECTOR_BYTES)
                 yield pb.SnapshotResponse(remaining_bytes=remaining, blob=blob).SerializeToString()
         waiting += bytes(-(sent + len(waiting)) % SECTOR_BYTES)
         digest.update(waiting)

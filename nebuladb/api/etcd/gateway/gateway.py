@@ -191,14 +191,18 @@ class _Requests:
 async def _run(call: Callable[[], Awaitable[None]], context: Context) -> tuple[grpc.StatusCode, str] | None:
     """Run a handler to its end, or to its deadline; None if it went well."""
     cancelled = False
+    late = grpc.StatusCode.DEADLINE_EXCEEDED, _LATE
     try:
+        if context.time_remaining() == 0:
+            return late
         async with asyncio.timeout(context.time_remaining()):
             await call()
         return context.status
     except TimeoutError:
-        return grpc.StatusCode.DEADLINE_EXCEEDED, _LATE
+        return late
     except grpc.aio.AbortError:
-        return context.status or (grpc.StatusCode.UNKNOWN, _FAILED)
+        # The handler may have noticed a moment before we did.
+        return late if context.time_remaining() == 0 else context.status or (grpc.StatusCode.UNKNOWN, _FAILED)
     except (asyncio.CancelledError, ConnectionError):
         cancelled = True
         raise

@@ -1,0 +1,273 @@
+"""The JSON gateway on the client port: what it answers, and what it bears (etcd 59 to 61)."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+
+import pytest
+
+from nebuladb.api.etcd.gateway import connection, gateway
+from nebuladb.api.etcd.gateway.context import Context
+from nebuladb.api.etcd.gateway.gateway import MAX_MESSAGE_BYTES
+from nebuladb.api.etcd.gateway.routes import PATHS
+from nebuladb.ids import ETCD_GROUP
+from nebuladb.rpc.engine import ENGINES, GRPCIO
+from tests.unit.api.etcd.faced import Faced
+from tests.unit.api.etcd.http import connected, get, post
+from tests.unit.node.lone import SECONDS
+
+WATCH = '{"create_request":{"key":"Zm9v","start_revision":"1"}}'
+PUT = '{"key":"Zm9v","value":"YmFy"}'
+
+
+async def test_a_call_is_the_one_that_grpc_makes(etcd: Faced) -> None:
+    response = await post(etcd.address, "/v3/kv/put", PUT)
+    assert (response.status, response.headers["content-type"]) == (200, "application/json")
+    assert response.headers["grpc-metadata-content-type"] == "application/grpc"
+    assert response.headers["access-control-allow-origin"] == "*"
+    header = response.json()["header"]
+    assert header == {"cluster_id": "7", "member_id": "11", "revision": "2", "raft_term": header["raft_term"]}
+    kv = {"key": "Zm9v", "create_revision": "2", "mod_revision": "2", "version": "1", "value": "YmFy"}
+    for path in ("/v3/kv/range", "/v3beta/kv/range"):
+        response = await post(etcd.address, path, '{"key":"Zm9v"}')
+        assert response.json() == {"header": header, "kvs": [kv], "count": "1"}
+    assert (await etcd.range(b"foo")).kvs[0].value == b"bar"
+
+
+async def test_every_path_has_its_method(etcd: Faced) -> None:
+    """None is answered as unknown; and all of etcd's are there."""
+    assert len(PATHS) == 51
+    for path, (service, method) in PATHS.items():
+        if (service, method) == ("etcdserverpb.KV", "Txn"):
+            continue
+        async with connected(etcd.address) as http:
+            http.send("POST", path, "[]")
+            answer = await http.response()
+            assert answer.status == 400, path
+            assert answer.json()["code"] == 3, path
+
+
+async def test_refusals_have_the_code_the_text_and_the_status(etcd: Faced) -> None:
+    for path, body, status, code, text in (
+        ("/v3/kv/range", "", 400, 3, "etcdserver: key is not provided"),
+        ("/v3/kv/range", "{", 400, 3, None),
+        ("/v3/kv/range", b"\xff", 400, 3, "proto: invalid UTF-8"),
+        ("/v3/kv/range", '{"key":"Zm9v","revision":99}', 400, 11,
+         "etcdserver: mvcc: required revision is a future revision"),
+        ("/v3/lease/revoke", '{"ID":99}', 404, 5, "etcdserver: requested lease not found"),
+        ("/v3/kv/nope", "{}", 404, 5, "Not Found"),
+    ):  # fmt: skip
+        response = await post(etcd.address, path, body)
+        assert response.headers["content-type"] == "application/json"
+        fields = response.json()
+        assert (response.status, fields["code"]) == (status, code)
+        assert fields["error"] == fields["message"] == (text or fields["message"])
+    for method in ("GET", "PUT", "DELETE", "HEAD"):
+        assert (await get(etcd.address, "/v3/kv/put", method)).status == 405
+    assert (await get(etcd.address, "/v3/kv/put")).json()["code"] == 12
+    options = await get(etcd.address, "/v3/kv/put", "OPTIONS")
+    assert (options.status, options.body) == (200, b"")
+    assert "POST" in options.headers["access-control-allow-methods"].upper()
+
+
+async def test_the_pages(etcd: Faced) -> None:
+    version = await get(etcd.address, "/version")
+    assert version.body == b'{"etcdserver":"3.5.16","etcdcluster":"3.5.0"}'
+    for path in ("/health", "/health?serializable=true", "/health?exclude=NOSPACE"):
+        health = await get(etcd.address, path)
+        assert (health.status, health.body) == (200, b'{"health":"true","reason":""}')
+    assert (await get(etcd.address, "/livez")).body == (await get(etcd.address, "/readyz")).body == b"ok\n"
+    verbose = await get(etcd.address, "/readyz?verbose")
+    assert verbose.body == b"[+]data_corruption ok\n[+]linearizable_read ok\n[+]serializable_read ok\nok\n"
+    for path in ("/version", "/health", "/readyz"):
+        for method in ("POST", "HEAD"):
+            refused = await get(etcd.address, path, method)
+            assert (refused.status, refused.headers["allow"]) == (405, "get")
+    for path in ("/", "/metrics", "/v2/keys", "/v3alpha/kv/range", "/v3"):
+        nothing = await get(etcd.address, path)
+        assert (nothing.status, nothing.body) == (404, b"404 page not found\n")
+
+
+async def test_health_tells_of_alarms(etcd: Faced) -> None:
+    for alarm in ("NOSPACE", "CORRUPT"):
+        raised = await post(etcd.address, "/v3/maintenance/alarm", f'{{"action":"ACTIVATE","alarm":"{alarm}"}}')
+        assert raised.json()["alarms"] == [{"alarm": alarm}]
+        health = await get(etcd.address, "/health")
+        assert (health.status, health.body) == (503, f'{{"health":"false","reason":"ALARM {alarm}"}}\n'.encode())
+        assert (await get(etcd.address, f"/health?exclude={alarm}")).status == 200
+        ready = await get(etcd.address, "/readyz")
+        assert ready.status == (503 if alarm == "CORRUPT" else 200)
+        assert (await get(etcd.address, "/livez")).status == 200
+        await post(etcd.address, "/v3/maintenance/alarm", f'{{"action":"DEACTIVATE","alarm":"{alarm}"}}')
+    assert (await get(etcd.address, "/health")).status == 200
+
+
+async def test_a_stream_is_one_message_a_chunk(etcd: Faced) -> None:
+    async with connected(etcd.address) as http:
+        http.send("POST", "/v3/watch", WATCH)
+        head = await http.head()
+        assert (head.status, head.headers["transfer-encoding"]) == (200, "chunked")
+        created = await http.chunk()
+        assert created.endswith(b"}\n")
+        assert json.loads(created)["result"]["created"] is True
+        for number in range(3):
+            await etcd.set(b"foo", b"%d" % number)
+            event = json.loads(await http.chunk())["result"]["events"][0]
+            assert base64.b64decode(event["kv"]["value"]) == b"%d" % number
+            assert "type" not in event, "PUT is zero"
+
+
+async def test_who_leaves_ends_its_stream(etcd: Faced) -> None:
+    hub = etcd.pump.hub(ETCD_GROUP)
+    async with connected(etcd.address) as http:
+        http.send("POST", "/v3/watch", WATCH)
+        await http.head()
+        await http.chunk()
+        assert len(hub) == 1
+    await etcd.until(lambda: len(hub) == 0)
+
+
+async def test_a_body_of_several_messages_and_their_end(etcd: Faced) -> None:
+    await post(etcd.address, "/v3/lease/grant", '{"TTL":60,"ID":5}')
+    kept = await post(etcd.address, "/v3/lease/keepalive", '{"ID":5} {"ID":"99"} {')
+    ids = [(line["result"]["ID"], line["result"].get("TTL")) for line in map(json.loads, kept.body.splitlines())]
+    assert ids == [("5", "60"), ("99", None)]
+    nothing = await post(etcd.address, "/v3/lease/keepalive", "")
+    assert (nothing.status, nothing.body) == (200, b"")
+    refused = await post(etcd.address, "/v3/watch", '{"create_request":5}')
+    assert (refused.status, refused.json()["code"]) == (400, 3)
+
+
+async def test_deadlines(etcd: Faced) -> None:
+    late = await post(etcd.address, "/v3/watch", WATCH, grpc_timeout="50m")
+    first, last = map(json.loads, late.body.splitlines())
+    assert first["result"]["created"]
+    assert last["error"] == {
+        "grpc_code": 4,
+        "http_code": 504,
+        "message": "context deadline exceeded",
+        "http_status": "Gateway Timeout",
+        "code": 4,
+    }
+    refused = await post(etcd.address, "/v3/kv/range", PUT, grpc_timeout="x")
+    assert (refused.status, refused.json()["message"]) == (400, "invalid grpc-timeout: x")
+    now = await post(etcd.address, "/v3/kv/put", PUT, grpc_timeout="0m")
+    assert (now.status, now.json()["code"]) == (504, 4)
+
+
+async def test_metadata_comes_with_headers(etcd: Faced) -> None:
+    refused = await post(etcd.address, "/v3/kv/range", PUT, grpc_metadata_nebula_keyspace="other")
+    assert refused.status == 404
+    assert "'other'" in refused.json()["message"]
+    headers = [(b"Authorization", b"t"), (b"Grpc-Metadata-HasLeader", b"true"), (b"Accept", b"*/*")]
+    metadata = Context(headers, "").invocation_metadata()
+    assert metadata == (("authorization", "t"), ("token", "t"), ("hasleader", "true"))
+
+
+async def test_a_connection_is_kept_and_requests_may_queue(etcd: Faced) -> None:
+    async with connected(etcd.address) as http:
+        for _ in range(5):
+            http.send("POST", "/v3/kv/put", PUT)
+        http.send("GET", "/version")
+        revisions = [(await http.response()).json()["header"]["revision"] for _ in range(5)]
+        assert revisions == ["2", "3", "4", "5", "6"]
+        assert (await http.response()).status == 200
+        http.writer.write(b"POST /v3/kv/put HTTP/1.0\r\nContent-Length: 2\r\n\r\n{}")
+        assert (await http.response()).status == 400
+        assert await http.ended()
+
+
+async def test_a_client_that_asks_first_is_told_to_go_on(etcd: Faced) -> None:
+    async with connected(etcd.address) as http:
+        http.writer.write(b"POST /v3/kv/put HTTP/1.1\r\nHost: x\r\nContent-Length: 29\r\nExpect: 100-continue\r\n\r\n")
+        assert (await http.head()).status == 100
+        http.writer.write(PUT.encode())
+        assert (await http.response()).status == 200
+
+
+@pytest.mark.parametrize(
+    ("data", "status"),
+    [
+        (b"POST /v3/kv/put HTTP/1.1\r\nHost: x\r\nContent-Length: 4194305\r\n\r\n", 413),
+        (b"POST /v3/kv/put HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n" + b"100000\r\n" + bytes(1 << 20)
+         + (b"\r\n100000\r\n" + bytes(1 << 20)) * 4, 413),
+        (b"POST /" + b"x" * 40_000, 431),
+        (b"POST /v3/kv/put HTTP/1.1\r\nHost: x\r\nContent-Length: x\r\n\r\n", 400),
+        (b"GET / HTTP/1.1\r\n\r\n", 400),
+    ],
+    ids=["announced", "chunked", "head", "length", "no host"],
+)  # fmt: skip
+async def test_what_is_too_large_or_no_request_costs_the_connection(etcd: Faced, data: bytes, status: int) -> None:
+    async with connected(etcd.address) as http:
+        http.writer.write(data)
+        response = await http.response()
+        assert (response.status, response.headers["connection"]) == (status, "close")
+        assert await http.ended()
+    assert (await post(etcd.address, "/v3/kv/put", PUT)).status == 200
+
+
+async def test_what_is_too_large_for_a_message_is_refused_as_grpc_does(etcd: Faced) -> None:
+    def body(size: int) -> str:
+        return f'{{"key":"Zm9v","value":"{base64.b64encode(bytes(size)).decode()}"}}'
+
+    response = await post(etcd.address, "/v3/kv/put", body(1_600_000))
+    assert (response.status, response.json()["message"]) == (400, "etcdserver: request is too large")
+    response = await post(etcd.address, "/v3/kv/put", body(MAX_MESSAGE_BYTES))
+    assert response.status == 429
+    assert response.json()["message"].startswith("grpc: received message larger than max (")
+
+
+async def test_times_and_numbers_of_connections_are_bounded(etcd: Faced, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connection, "REQUEST_SECONDS", 0.05)
+    async with connected(etcd.address) as http:
+        http.writer.write(b"POST /v3/kv/put HTTP/1.1\r\nHost: x\r\nContent-Length: 29\r\n\r\n{")
+        assert await http.ended()
+    monkeypatch.setattr(connection, "IDLE_SECONDS", 0.05)
+    async with connected(etcd.address) as http:
+        http.send("GET", "/version")
+        await http.response()
+        assert await http.ended()
+    monkeypatch.setattr(gateway, "MAX_CONNECTIONS", 0)
+    async with connected(etcd.address) as http:
+        http.send("GET", "/version")
+        with pytest.raises((ConnectionResetError, asyncio.IncompleteReadError)):
+            await http.response()
+
+
+async def test_a_client_that_does_not_read_is_given_up(etcd: Faced, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connection, "HELD_SECONDS", 0.05)
+    hub = etcd.pump.hub(ETCD_GROUP)
+    async with connected(etcd.address) as http:
+        http.writer.transport.pause_reading()  # type: ignore[attr-defined]
+        http.send("POST", "/v3/watch", WATCH)
+        await etcd.until(lambda: len(hub) == 1)
+        for _ in range(16):
+            await etcd.set(b"foo", bytes(1 << 20))
+        await etcd.until(lambda: len(hub) == 0)
+
+
+async def test_a_stop_ends_idle_connections_and_cuts_streams(etcd: Faced) -> None:
+    async with connected(etcd.address) as idle, connected(etcd.address) as busy:
+        idle.send("GET", "/version")
+        await idle.response()
+        busy.send("POST", "/v3/watch", WATCH)
+        await busy.head()
+        await busy.chunk()
+        await asyncio.wait_for(etcd.api.stop(0.05), SECONDS)
+        assert await idle.ended()
+        with pytest.raises((ConnectionResetError, asyncio.IncompleteReadError)):
+            await busy.chunk()
+
+
+async def test_with_grpcios_engine_there_is_no_gateway() -> None:
+    etcd = Faced()
+    await asyncio.wait_for(etcd.open(ENGINES[GRPCIO]), SECONDS)
+    try:
+        async with connected(etcd.address) as http:
+            http.send("GET", "/version")
+            with pytest.raises((ConnectionResetError, asyncio.IncompleteReadError)):
+                await http.response()
+    finally:
+        await etcd.close()

@@ -1,0 +1,164 @@
+"""Messages as JSON and back, as etcd's gateway takes and gives them (etcd 59)."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from google.protobuf.json_format import MessageToDict
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nebuladb.api.etcd.gateway.mapping import MAX_DEPTH, all_from_json, from_json, to_json
+from nebuladb.errors import InvalidArgument
+from nebuladb.pb.etcd import kv_pb2 as pb
+from nebuladb.pb.etcd import maintenance_pb2, watch_pb2
+from nebuladb.pb.etcd.header_pb2 import ResponseHeader
+from nebuladb.pb.etcd.mvcc_pb2 import KeyValue
+
+RANGE = pb.RangeRequest
+
+
+@pytest.mark.parametrize(
+    ("text", "fields"),
+    [
+        ("", {}),
+        (" \n\t", {}),
+        ("{}", {}),
+        ('{"key":"Zm9v"}', {"key": b"foo"}),
+        ('{"key":"Zm9"}', {"key": b"fo"}),
+        ('{"key":"-_8="}', {"key": b"\xfb\xff"}),
+        ('{"key":"+/8"}', {"key": b"\xfb\xff"}),
+        ('{"key":null,"limit":null}', {}),
+        ('{"rangeEnd":"Zm9v"}', {"range_end": b"foo"}),
+        ('{"range_end":"Zm9v"}', {"range_end": b"foo"}),
+        ('{"KEY":"Zm9v","nobody":{"knows":[1]}}', {}),
+        ('{"limit":5}', {"limit": 5}),
+        ('{"limit":"5"}', {"limit": 5}),
+        ('{"limit":1.0}', {"limit": 1}),
+        ('{"limit":1e1}', {"limit": 10}),
+        ('{"limit":"1e1"}', {"limit": 10}),
+        ('{"limit":-9223372036854775808}', {"limit": -(1 << 63)}),
+        ('{"sortOrder":"DESCEND","sort_target":1}', {"sort_order": 2, "sort_target": 1}),
+        ('{"sort_order":77}', {"sort_order": 77}),
+        ('{"serializable":true,"keys_only":false}', {"serializable": True}),
+        ('{"key":"Zm9v"} x', {"key": b"foo"}),
+        ('{"key":"Zm9v"}{"key":"Zm8="}', {"key": b"foo"}),
+    ],
+)
+def test_what_is_taken(text: str, fields: dict[str, Any]) -> None:
+    assert from_json(RANGE, text) == RANGE(**fields)
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("{", "syntax error"),
+        ("null", "unexpected token null"),
+        ("[]", "unexpected token"),
+        ("5", "unexpected token 5"),
+        ('{"limit":NaN}', "syntax error"),
+        ('{"limit":Infinity}', "syntax error"),
+        ('{"limit":1e999}', "int64 field limit"),
+        ('{"limit":"x"}', 'invalid value for int64 field limit: "x"'),
+        ('{"limit":" 5"}', "int64 field limit"),
+        ('{"limit":""}', "int64 field limit"),
+        ('{"limit":1.5}', "invalid value for int64 field limit: 1.5"),
+        ('{"limit":true}', "int64 field limit"),
+        ('{"limit":9223372036854775808}', "invalid value for int64 field limit: 9223372036854775808"),
+        ('{"limit":' + "9" * 5000 + "}", "syntax error"),
+        ('{"key":5}', "invalid value for bytes field key: 5"),
+        ('{"key":"Z"}', "bytes field key"),
+        ('{"key":"Zm9v!"}', "bytes field key"),
+        ('{"key":"Zm\\n9v"}', "bytes field key"),
+        ('{"serializable":"true"}', 'invalid value for bool field serializable: "true"'),
+        ('{"serializable":1}', "bool field serializable"),
+        ('{"sort_order":"UP"}', "enum field sort_order"),
+        ('{"sort_order":4294967296}', "enum field sort_order"),
+        ("[" * 100_000, "syntax error"),
+    ],
+)
+def test_what_is_refused(text: str, why: str) -> None:
+    with pytest.raises(InvalidArgument, match=r"^proto: ") as caught:
+        from_json(RANGE, text)
+    assert why in caught.value.message
+    assert len(caught.value.message) < 300
+
+
+def test_messages_within_messages() -> None:
+    text = (
+        '{"compare":[{"target":"CREATE","key":"Zg==","createRevision":"0"}],'
+        '"success":[{"requestPut":{"key":"Zg=="}},{"request_txn":{"success":[{"requestRange":{"key":"Zw=="}}]}}]}'
+    )
+    request = from_json(pb.TxnRequest, text)
+    [compare] = request.compare
+    assert (compare.target, compare.WhichOneof("target_union"), compare.create_revision) == (1, "create_revision", 0)
+    assert request.success[1].request_txn.success[0].request_range.key == b"g"
+    with pytest.raises(InvalidArgument, match="already set"):
+        from_json(pb.TxnRequest, '{"success":[{"requestPut":{},"requestRange":{}}]}')
+    for wrong in ('{"compare":{}}', '{"compare":[5]}', '{"compare":[null]}', '{"success":[{"requestPut":[]}]}'):
+        with pytest.raises(InvalidArgument):
+            from_json(pb.TxnRequest, wrong)
+
+
+@pytest.mark.parametrize(("depth", "taken"), [(MAX_DEPTH // 2, True), (MAX_DEPTH, False), (2_000, False)])
+def test_how_deep_they_may_be(depth: int, *, taken: bool) -> None:
+    text = '{"success":[{"request_txn":' * depth + "{}" + "}]}" * depth
+    if taken:
+        assert from_json(pb.TxnRequest, text).ByteSize() > 0
+    else:
+        with pytest.raises(InvalidArgument):
+            from_json(pb.TxnRequest, text)
+
+
+def test_a_body_of_several() -> None:
+    kind = watch_pb2.WatchRequest
+    messages = all_from_json(
+        kind, '{"create_request":{"key":"Zg=="}}\n {"progress_request":{}} {"create_request":5} {}'
+    )
+    assert next(messages).create_request.key == b"f"
+    assert next(messages).HasField("progress_request")
+    with pytest.raises(InvalidArgument):
+        next(messages)
+    assert list(messages) == []
+
+
+def test_what_is_given() -> None:
+    response = pb.RangeResponse(
+        header=ResponseHeader(cluster_id=(1 << 64) - 1, member_id=2, revision=-3, raft_term=4),
+        kvs=[KeyValue(key=b"\xfb\xff", create_revision=1, value=b"")],
+        count=1,
+    )
+    assert to_json(response) == (
+        b'{"header":{"cluster_id":"18446744073709551615","member_id":"2","revision":"-3","raft_term":"4"},'
+        b'"kvs":[{"key":"+/8=","create_revision":"1"}],"count":"1"}'
+    )
+    hashed = maintenance_pb2.HashKVResponse(hash=5, compact_revision=-1)
+    assert to_json(hashed) == b'{"hash":5,"compact_revision":"-1"}'
+    alarms = maintenance_pb2.AlarmResponse(
+        alarms=[maintenance_pb2.AlarmMember(memberID=7, alarm=maintenance_pb2.NOSPACE)]
+    )
+    assert to_json(alarms) == b'{"alarms":[{"memberID":"7","alarm":"NOSPACE"}]}'
+    assert to_json(pb.TxnResponse(responses=[pb.ResponseOp(response_put=pb.PutResponse())])) == (
+        b'{"responses":[{"response_put":{}}]}'
+    )
+    assert to_json(pb.PutResponse()) == b"{}"
+
+
+REQUESTS = st.builds(
+    RANGE,
+    key=st.binary(max_size=8),
+    limit=st.integers(-(1 << 63), (1 << 63) - 1),
+    sort_order=st.integers(0, 2),
+    serializable=st.booleans(),
+)
+
+
+@given(st.lists(REQUESTS, max_size=3), st.booleans())
+def test_there_and_back(ranges: list[pb.RangeRequest], names: bool) -> None:
+    """Against protobuf's own mapping, which is slower by ten times and takes what isn't base64."""
+    request = pb.TxnRequest(success=[pb.RequestOp(request_range=one) for one in ranges])
+    theirs = MessageToDict(request, preserving_proto_field_name=names)
+    assert from_json(pb.TxnRequest, json.dumps(theirs)) == request
+    assert json.loads(to_json(request)) == MessageToDict(request, preserving_proto_field_name=True)
