@@ -143,7 +143,6 @@ class Disk:
         """Another node's disk takes its place; `crash` came before."""
         self.log = MemoryEngine(wal=True)
         self.data = MemoryEngine(wal=False)
-        self._logs.renewed(self._place)
 
     def lose_data(self) -> None:
         """The data is gone, the log is not."""

@@ -30,7 +30,8 @@ CHOICES: tuple[tuple[object, str, tuple[object, ...]], ...] = (
     (balancer, "RETRY_MS", (500,)),
     (applier, "TURN_ROWS", (1, 8)),
     (applier, "BACKGROUND_ROWS", (20, 100)),
-    (batches, "MAX_HELD", (3,)),
+    # A message for each of the other members at least: else there would be some whom no candidate ever asks.
+    (batches, "MAX_HELD", (6,)),
     (peer, "FORWARD_WINDOW", (8,)),
     (draft, "HISTORY_STRIDE", (2, 5)),
     (deletion, "MIN_RUN", (2,)),

@@ -109,6 +109,6 @@ class Place(Machine):
         """Somebody empties the disk."""
         self.crash(power=False)
         self.disk.renew()
-        self._logs.nodes.pop(self.node_id, None)
+        self._logs.retired(self.place, self.node_id)
         self._founding = self.joined = None
         self.founds = self.lost = False

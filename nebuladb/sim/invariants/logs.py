@@ -40,6 +40,9 @@ class _Group:
     disks: dict[int, _DiskLog] = field(default_factory=dict)
     configurations: set[Configuration] = field(default_factory=set)
     """All that were in force anywhere."""
+    gone: dict[int, _DiskLog] = field(default_factory=dict)
+    """Node id → what the disk of a removed node held when it was emptied: it may have counted for a commit that is seen
+    later, where the leader's log was stalled meanwhile."""
     homes: dict[int, int] = field(default_factory=dict)
     """Replica id → node id, of all that there were."""
 
@@ -73,10 +76,12 @@ class Logs:
             terms = {index: reader.term(index) for index in range(start, last + 1)}
             self._group(group).disks[place] = _DiskLog(terms, last)
 
-    def renewed(self, place: int) -> None:
-        """Another node will live there."""
+    def retired(self, place: int, node: int) -> None:
+        """The node was removed, and somebody empties its disk: another one will live there."""
+        self.nodes.pop(node, None)
         for state in self._groups.values():
-            state.disks.pop(place, None)
+            if (disk := state.disks.pop(place, None)) is not None:
+                state.gone[node] = disk
         for key in [key for key in self.flushed if key[0] == place]:
             del self.flushed[key]
 
@@ -160,7 +165,8 @@ class Logs:
         """By one of `configurations` at least, and by both halves of a joint one (thesis §4.3)."""
 
         def holds(replica: int) -> bool:
-            disk = state.disks.get(self.nodes.get(state.homes.get(replica, 0), -1))
+            node = state.homes.get(replica, 0)
+            disk = state.disks.get(self.nodes[node]) if node in self.nodes else state.gone.get(node)
             return disk is not None and disk.terms.get(index) == term
 
         for configuration in configurations:
