@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Iterable
 from typing import Any
 
 from nebuladb.api.backend import Backend, key_value, parse, session_fields
 from nebuladb.api.scan import scan
 from nebuladb.api.watch import watch
-from nebuladb.errors import Corruption, WrongShard
+from nebuladb.errors import Corruption, DeadlineExceeded, InvalidArgument, NebulaError, WrongShard
 from nebuladb.kv import check
-from nebuladb.kv.answer import DeleteResult, KeyValue, PutResult, RangeResult, TxnResult
+from nebuladb.kv.answer import DeleteResult, KeyValue, OperationResult, PutResult, TxnResult
 from nebuladb.kv.command import Command, Kind
 from nebuladb.kv.loans import Misses
 from nebuladb.pb.nebula.v1 import kv_pb2 as pb
@@ -78,18 +79,27 @@ class KVService:
         request = parse(pb.TxnRequest, raw)
         check.txn(request)
         shard = self._sole_shard(request)
-        command = Command(Kind.TXN, raw, request.epoch, **session_fields(request.session))
-        answer = await self._backend.propose(shard, command, self._backend.timeout(context))
-        response = pb.TxnResponse(header=self._backend.header(shard.group, answer.revision))
-        if isinstance(answer.result, TxnResult):
-            response.succeeded = answer.result.succeeded
-            response.results.extend(map(operation_result, answer.result.results))
+        timeout = self._backend.timeout(context)
+        if not check.writes(request):
+            revision, result = await read_txn(self._backend, shard, request, timeout, serializable=request.serializable)
+        elif request.serializable:
+            raise InvalidArgument("a transaction that writes can't be serializable; leave that to those that only read")
+        else:
+            command = Command(Kind.TXN, raw, request.epoch, **session_fields(request.session))
+            answer = await self._backend.propose(shard, command, timeout)
+            assert isinstance(answer.result, TxnResult)
+            revision, result = answer.revision, answer.result
+        response = pb.TxnResponse(header=self._backend.header(shard.group, revision), succeeded=result.succeeded)
+        response.results.extend(map(operation_result, result.results))
         return response.SerializeToString()
 
     async def Compact(self, raw: bytes, context: Any) -> bytes:
         request = parse(pb.CompactRequest, raw)
         shard = self._backend.route_group(request.keyspace, request.group)
-        answer = await self._backend.propose(shard, Command(Kind.COMPACT, raw), self._backend.timeout(context))
+        timeout = self._backend.timeout(context)
+        answer = await self._backend.propose(shard, Command(Kind.COMPACT, raw), timeout)
+        if request.physical:
+            await reclaimed(self._backend, shard, request.revision, timeout)
         return pb.CompactResponse(header=self._backend.header(shard.group, answer.revision)).SerializeToString()
 
     async def Scan(self, raw: bytes, context: Any) -> AsyncIterator[bytes]:
@@ -105,17 +115,8 @@ class KVService:
 
     def _sole_shard(self, request: pb.TxnRequest) -> Descriptor:
         """The shard of every key of a transaction; across shards it needs two-phase commit, which is yet to come."""
-        ranges = [(compare.key, compare.range_end) for compare in request.compare]
-        for operation in (*request.success, *request.failure):
-            which = operation.WhichOneof("operation")
-            if which == "put":
-                ranges.append((operation.put.key, b""))
-            elif which == "delete":
-                ranges.append((operation.delete.key, operation.delete.range_end))
-            else:
-                ranges.append((operation.range.key, operation.range.range_end))
         found: dict[int, Descriptor] = {}
-        for key, end in ranges or [(b"\0", b"")]:
+        for key, end in _ranges(request) or [(b"\0", b"")]:
             shard = self._backend.route_range(request.keyspace, key, end, request.epoch)
             found[shard.group] = shard
         if len(found) > 1:
@@ -125,7 +126,48 @@ class KVService:
         return next(iter(found.values()))
 
 
-def operation_result(result: PutResult | DeleteResult | RangeResult) -> pb.OperationResult:
+async def read_txn(
+    backend: Backend, shard: Descriptor, request: pb.TxnRequest, timeout: float, *, serializable: bool
+) -> tuple[int, TxnResult]:
+    """What a transaction that writes nothing gives, and the revision that it was read at: no log entry (etcd 23)."""
+    store = await backend.current(shard, timeout, serializable=serializable)
+    try:
+        try:
+            return store.revision, store.read(request)
+        except Misses as misses:
+            store, result = await backend.pump.looks.look(shard.group, misses, lambda store: store.read(request))
+            return store.revision, result
+    except NebulaError as error:
+        error.group = shard.group  # so that the replica gets its data anew, where that is damaged
+        raise
+
+
+async def reclaimed(backend: Backend, shard: Descriptor, revision: int, timeout: float) -> None:
+    """Wait until this node has deleted what a compaction at `revision` superseded (etcd 25)."""
+    try:
+        async with asyncio.timeout(timeout):
+            await backend.pump.reclaims.wait(backend.pump.store(shard.group), revision)
+    except TimeoutError:
+        raise DeadlineExceeded("the compaction is done, and its deletion takes longer than this request may") from None
+
+
+def _ranges(request: pb.TxnRequest | pb.NestedTxn) -> list[tuple[bytes, bytes]]:
+    """What a transaction reads or writes, nested ones included: keys and range ends."""
+    ranges = [(compare.key, compare.range_end) for compare in request.compare]
+    for operation in (*request.success, *request.failure):
+        which = operation.WhichOneof("operation")
+        if which == "put":
+            ranges.append((operation.put.key, b""))
+        elif which == "delete":
+            ranges.append((operation.delete.key, operation.delete.range_end))
+        elif which == "range":
+            ranges.append((operation.range.key, operation.range.range_end))
+        else:
+            ranges += _ranges(operation.txn)
+    return ranges
+
+
+def operation_result(result: OperationResult) -> pb.OperationResult:
     """The result of one operation of a transaction."""
     message = pb.OperationResult()
     if isinstance(result, PutResult):
@@ -136,6 +178,10 @@ def operation_result(result: PutResult | DeleteResult | RangeResult) -> pb.Opera
         message.delete.deleted = result.deleted
         message.delete.prev_kvs.extend(map(key_value, result.previous))
         message.delete.SetInParent()
+    elif isinstance(result, TxnResult):
+        message.txn.succeeded = result.succeeded
+        message.txn.results.extend(map(operation_result, result.results))
+        message.txn.SetInParent()
     else:
         message.range.CopyFrom(_range(result.kvs, result.count, result.more))
     return message

@@ -28,9 +28,9 @@ def rows_ahead(source: EngineSource, commands: Iterable[Command]) -> list[bytes]
             for key in _keys(command):
                 if not source.holds(key) and source.misses(row := source.keys.current + key):
                     rows[row] = None
-            lease = _lease(command)
-            if 0 < lease < 1 << 63 and source.misses(row := source.keys.lease + U64.pack(lease)):
-                rows[row] = None
+            for lease in _leases(command):
+                if 0 < lease < 1 << 63 and source.misses(row := source.keys.lease + U64.pack(lease)):
+                    rows[row] = None
         except DecodeError:
             continue  # the command will be refused for it
     return list(rows)
@@ -55,12 +55,17 @@ def _keys(command: Command) -> Iterator[bytes]:
                 yield operation.put.key
             elif which == "delete" and not operation.delete.range_end:
                 yield operation.delete.key
+            elif which == "range" and not operation.range.range_end:
+                yield operation.range.key
 
 
-def _lease(command: Command) -> int:
-    """A lease whose row it reads, or 0."""
+def _leases(command: Command) -> Iterator[int]:
+    """Leases whose rows it reads; 0 is none."""
     if command.kind == Kind.PUT:
-        return int(kv_pb2.PutRequest.FromString(command.body).lease)
-    if command.kind == Kind.LEASE_KEEP_ALIVE:
-        return int(lease_pb2.LeaseKeepAliveRequest.FromString(command.body).id)
-    return 0
+        yield kv_pb2.PutRequest.FromString(command.body).lease
+    elif command.kind == Kind.LEASE_KEEP_ALIVE:
+        yield lease_pb2.LeaseKeepAliveRequest.FromString(command.body).id
+    elif command.kind == Kind.TXN:
+        txn = kv_pb2.TxnRequest.FromString(command.body)
+        for operation in (*txn.success, *txn.failure):
+            yield operation.put.lease

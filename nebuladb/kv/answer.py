@@ -41,7 +41,11 @@ class TxnResult(NamedTuple):
     """Which branch ran and what its operations gave."""
 
     succeeded: bool
-    results: tuple[PutResult | DeleteResult | RangeResult, ...]
+    results: tuple[OperationResult, ...]
+
+
+OperationResult = PutResult | DeleteResult | RangeResult | TxnResult
+"""Of one operation of a transaction; a `TxnResult` is a nested one's."""
 
 
 class LeaseResult(NamedTuple):

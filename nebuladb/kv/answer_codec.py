@@ -15,12 +15,14 @@ from nebuladb.kv.answer import (
     HashResult,
     KeyValue,
     LeaseResult,
+    OperationResult,
     PutResult,
     RangeResult,
     Result,
     SessionResult,
     TxnResult,
 )
+from nebuladb.kv.limits import MAX_TXN_DEPTH
 from nebuladb.kv.rows import FORMAT
 
 HEAD: Final = Struct(">BQHQ")
@@ -114,7 +116,7 @@ class _Reader:
         self.position += size
         return piece
 
-    def result(self, *, nested: bool = False) -> Result:
+    def result(self, depth: int = 0) -> Result:
         tag = self.take(1)[0]
         if tag == PUT_RESULT:
             return PutResult(self.key_value() if self.take(1)[0] else None)
@@ -124,9 +126,9 @@ class _Reader:
         if tag == RANGE_RESULT:
             whole, more, count = self.numbers(RANGE)
             return RangeResult(self.key_values(count), whole, bool(more))
-        if tag == TXN_RESULT and not nested:
+        if tag == TXN_RESULT and depth <= MAX_TXN_DEPTH:
             succeeded, count = self.numbers(TXN)
-            return TxnResult(bool(succeeded), tuple(self.operation() for _ in range(count)))
+            return TxnResult(bool(succeeded), tuple(self.operation(depth + 1) for _ in range(count)))
         if tag == LEASE_RESULT:
             return LeaseResult(*self.numbers(LEASE))
         if tag == SESSION_RESULT:
@@ -135,9 +137,9 @@ class _Reader:
             return None
         raise Corruption(f"an answer holds a result of kind {tag}")
 
-    def operation(self) -> PutResult | DeleteResult | RangeResult:
-        result = self.result(nested=True)
-        if isinstance(result, PutResult | DeleteResult | RangeResult):
+    def operation(self, depth: int) -> OperationResult:
+        result = self.result(depth)
+        if isinstance(result, OperationResult):
             return result
         raise Corruption("an operation's result is of a kind that no operation has")
 

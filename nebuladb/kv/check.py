@@ -6,13 +6,18 @@ Each raises an error of ``nebuladb.errors`` or returns.
 
 from __future__ import annotations
 
-from bisect import bisect_left
-from collections.abc import Iterable
-from itertools import pairwise
 from typing import Final
 
-from nebuladb.errors import DuplicateKey, InvalidArgument, LeaseTtlTooLarge, RequestTooLarge, TooManyOperations
-from nebuladb.kv.limits import MAX_LEASE_TTL, MAX_REQUEST_BYTES, MAX_TXN_OPERATIONS, MIN_LEASE_TTL
+from nebuladb.errors import InvalidArgument, LeaseTtlTooLarge, RequestTooLarge, TooManyOperations
+from nebuladb.kv.limits import (
+    MAX_LEASE_TTL,
+    MAX_REQUEST_BYTES,
+    MAX_TXN_DEPTH,
+    MAX_TXN_OPERATIONS,
+    MAX_TXN_TOTAL,
+    MIN_LEASE_TTL,
+)
+from nebuladb.kv.overlap import written
 from nebuladb.pb.nebula.v1 import kv_pb2, lease_pb2
 
 TO_THE_LAST: Final = b"\0"
@@ -20,6 +25,8 @@ TO_THE_LAST: Final = b"\0"
 
 _RESULTS: Final = frozenset(kv_pb2.Compare.Result.values())
 _TARGETS: Final = frozenset(kv_pb2.Compare.Target.values())
+_ORDERS: Final = frozenset(kv_pb2.RangeRequest.Order.values())
+_SORTED: Final = frozenset(kv_pb2.RangeRequest.Target.values())
 
 
 def body(size: int) -> None:
@@ -34,59 +41,74 @@ def key(name: bytes) -> None:
         raise InvalidArgument("a key is not provided")
 
 
-def put(request: kv_pb2.PutRequest) -> None:
-    """A put."""
+def put(request: kv_pb2.PutRequest | kv_pb2.TxnPut) -> None:
+    """A put, alone or in a transaction."""
+    key(request.key)
+    if request.ignore_value and request.value:
+        raise InvalidArgument("a value is provided, and is to be ignored")
+    if request.ignore_lease and request.lease:
+        raise InvalidArgument("a lease is provided, and is to be ignored")
+
+
+def delete(request: kv_pb2.DeleteRequest | kv_pb2.TxnDelete) -> None:
+    """A deletion, alone or in a transaction."""
     key(request.key)
 
 
-def delete(request: kv_pb2.DeleteRequest) -> None:
-    """A deletion."""
+def range_(request: kv_pb2.RangeRequest) -> None:
+    """A range: a key, and an order that exists (etcd 4)."""
     key(request.key)
+    if request.order not in _ORDERS or request.target not in _SORTED:
+        raise InvalidArgument(f"sort order {request.order} by target {request.target} does not exist")
 
 
 def txn(request: kv_pb2.TxnRequest) -> None:
     """A transaction: number of operations, compares, and no key written twice in a branch (etcd 17, 18)."""
+    _txn(request, MAX_TXN_OPERATIONS, 0)
+    written(request.success)
+    written(request.failure)
+
+
+def _txn(request: kv_pb2.TxnRequest | kv_pb2.NestedTxn, allowed: int, depth: int) -> int:
+    """The number of its operations, those of nested ones too: each level takes from what those below may have."""
     most = max(len(request.compare), len(request.success), len(request.failure))
-    if most > MAX_TXN_OPERATIONS:
-        raise TooManyOperations(f"a transaction has {most} operations, {MAX_TXN_OPERATIONS} are allowed; split it")
+    if most > allowed:
+        raise TooManyOperations(f"a transaction has {most} operations, {allowed} are allowed here; split it")
+    if depth > MAX_TXN_DEPTH:
+        raise TooManyOperations(f"transactions are nested {depth} deep, {MAX_TXN_DEPTH} are allowed; split them")
     for compare in request.compare:
         key(compare.key)
         if compare.result not in _RESULTS:
             raise InvalidArgument(f"compare result {compare.result} does not exist")
         if compare.target not in _TARGETS:
             raise InvalidArgument(f"compare target {compare.target} does not exist")
-    _operations(request.success)
-    _operations(request.failure)
+    total = len(request.compare) + len(request.success) + len(request.failure)
+    for branch in (request.success, request.failure):
+        for operation in branch:
+            match operation.WhichOneof("operation"):
+                case "range":
+                    range_(operation.range)
+                case "put":
+                    put(operation.put)
+                case "delete":
+                    delete(operation.delete)
+                case "txn":
+                    total += _txn(operation.txn, allowed - most, depth + 1)
+                case _:
+                    raise InvalidArgument("an operation of a transaction is empty")
+            if total > MAX_TXN_TOTAL:
+                raise TooManyOperations(f"nested transactions have {MAX_TXN_TOTAL} operations at most; split them")
+    return total
 
 
-def writes(request: kv_pb2.TxnRequest) -> bool:
+def writes(request: kv_pb2.TxnRequest | kv_pb2.NestedTxn) -> bool:
     """Whether a branch of the transaction writes; if none does, it needs no log entry (etcd 23)."""
-    return any(o.WhichOneof("operation") != "range" for branch in (request.success, request.failure) for o in branch)
-
-
-def _operations(operations: Iterable[kv_pb2.Operation]) -> None:
-    puts: list[bytes] = []
-    deletes: list[tuple[bytes, bytes]] = []
-    for operation in operations:
-        match operation.WhichOneof("operation"):
-            case "range":
-                key(operation.range.key)
-            case "put":
-                key(operation.put.key)
-                puts.append(operation.put.key)
-            case "delete":
-                key(operation.delete.key)
-                deletes.append((operation.delete.key, operation.delete.range_end))
-            case _:
-                raise InvalidArgument("an operation of a transaction is empty")
-    puts.sort()
-    for one, other in pairwise(puts):
-        if one == other:
-            raise DuplicateKey(f"the transaction puts key {one!r} twice")
-    for start, end in deletes:
-        position = bisect_left(puts, start)
-        if position < len(puts) and in_range(puts[position], start, end):
-            raise DuplicateKey(f"the transaction puts and deletes key {puts[position]!r}")
+    for branch in (request.success, request.failure):
+        for operation in branch:
+            which = operation.WhichOneof("operation")
+            if which != "range" and (which != "txn" or writes(operation.txn)):
+                return True
+    return False
 
 
 def in_range(name: bytes, start: bytes, end: bytes) -> bool:

@@ -40,6 +40,10 @@ class Deletion:
         """Whether anything is left to delete."""
         return self._target < floor or self._main <= self._target
 
+    def passed(self, revision: int) -> bool:
+        """Whether what a compaction at `revision` superseded is deleted."""
+        return self._target >= revision and self._main > revision
+
     def step(self, floor: int, budget: int) -> tuple[Batch, tuple[int, int, int]]:
         """Up to `budget` rows of work, as a batch, and the position to `advance` to once the batch is written.
 

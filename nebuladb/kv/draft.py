@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from functools import partial
 from typing import Final
 
-from nebuladb.errors import LeaseNotFound
+from nebuladb.errors import KeyNotFound, LeaseNotFound
 from nebuladb.kv.change import Change, LeaseChange
 from nebuladb.kv.limits import HISTORY_STRIDE
 from nebuladb.kv.rows import (
@@ -22,6 +22,7 @@ from nebuladb.kv.rows import (
     encode_record,
 )
 from nebuladb.kv.source import Source, close
+from nebuladb.pb.nebula.v1 import kv_pb2
 from nebuladb.storage.engine import DELETE, PUT, Batch
 
 # Bound once: `put` runs for every write there is. A named tuple made by `tuple.__new__` skips a Python-level call.
@@ -215,6 +216,19 @@ class Draft:
         """Raises `LeaseNotFound` unless there is such a lease; 0 is none and always allowed."""
         if lease and not (0 < lease < 1 << 63 and self.get(self.keys.lease + U64.pack(lease)) is not None):
             raise LeaseNotFound(f"lease {lease} does not exist; grant it first")
+
+    def kept(self, request: kv_pb2.PutRequest | kv_pb2.TxnPut) -> tuple[bytes, int]:
+        """Value and lease that a put gives, which keeps one of them, or both, as the key has them (etcd 11).
+
+        Raises `KeyNotFound`.
+        """
+        record = self.newest(request.key)
+        if record is None or not record.version:
+            raise KeyNotFound("the put keeps what the key has, and the key does not exist")
+        return (
+            record.value if request.ignore_value else request.value,
+            record.lease if request.ignore_lease else request.lease,
+        )
 
     # --- the end of it
 

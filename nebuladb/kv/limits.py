@@ -13,7 +13,15 @@ MAX_REQUEST_BYTES: Final = 1_572_864
 """1.5 MiB: a command's body, hence also a key with its value."""
 
 MAX_TXN_OPERATIONS: Final = 128
-"""Of compares, of success operations and of failure operations, each (etcd 17)."""
+"""Of compares, of success operations and of failure operations, each; the largest of the three is taken from what
+transactions nested in it may have (etcd 17)."""
+
+MAX_TXN_DEPTH: Final = 32
+"""Transactions nested in one another. protobuf reads 100 messages deep, and each level takes two."""
+
+MAX_TXN_TOTAL: Final = 8_192
+"""Compares and operations of a transaction and of all that are nested in it, both branches: without this, three levels
+of 42 each could have 74,088, half a second of the loop."""
 
 MAX_RESULT_BYTES: Final = 3 << 20
 """Keys and values that one command may answer with; a response of 4 MiB is refused by a default gRPC client."""

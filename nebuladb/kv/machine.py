@@ -204,15 +204,17 @@ class Machine:
 
     def _put(self, command: Command) -> Result:
         request = kv_pb2.PutRequest.FromString(command.body)
-        key = request.key
-        if not key:
+        key, value, lease = request.key, request.value, request.lease
+        kept = request.ignore_value or request.ignore_lease
+        if kept or not key:
             check.put(request)
-        lease = request.lease
         draft, state = self.draft, self.state
         if lease:
             draft.require_lease(lease)
+        if kept:
+            value, lease = draft.kept(request)
         main = state.revision + 1
-        previous = draft.put(main, 0, key, request.value, lease)
+        previous = draft.put(main, 0, key, value, lease)
         state.revision = main
         if previous is None or not request.prev_kv:
             return NO_PREVIOUS

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from nebuladb.errors import Unavailable
+from nebuladb.kv.rows import Record
 from nebuladb.kv.source import SnapshotSource
 from nebuladb.kv.view import Page, page
 
@@ -32,13 +35,14 @@ class Pin:
         max_bytes: int = 1 << 20,
         max_rows: int = 4096,
         keys_only: bool = False,
+        keep: Callable[[Record], bool] | None = None,
     ) -> Page:
         """As `Store.scan`, at the pinned revision. Raises `Unavailable` or `Corruption`."""
         if self.closed:
             raise Unavailable("the scan took too long; start it again from its last key")
         return page(
             self._source, self._source.keys.span(key, end), self.revision, limit=limit, max_bytes=max_bytes,
-            max_rows=max_rows, keys_only=keys_only,
+            max_rows=max_rows, keys_only=keys_only, keep=keep,
         )  # fmt: skip
 
     def close(self) -> None:

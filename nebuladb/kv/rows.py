@@ -87,9 +87,9 @@ def decode_record(data: bytes, offset: int = 0) -> Record:
         raise Corruption("a record is cut short") from None
     if version_byte != FORMAT or flags > 3 or (version == 0) is not bool(flags & TOMBSTONE):
         raise Corruption(f"a record of format {version_byte}, flags {flags}, version {version}")
-    if not anchor_main <= past_main < main:
+    if not (anchor_main, anchor_sub) <= (past_main, past_sub) < (main, sub):
         # A pointer that doesn't lead back would send a walk over history round in circles.
-        raise Corruption(f"a record of revision {main} points to {past_main} and {anchor_main}")
+        raise Corruption(f"a record of revision {main}.{sub} points to {past_main}.{past_sub} and {anchor_main}")
     past_deleted = flags & AFTER_TOMBSTONE != 0
     value = data[offset + RECORD_HEAD_SIZE :]
     return Record(

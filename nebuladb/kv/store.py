@@ -8,21 +8,25 @@ from collections.abc import Iterator, Sequence
 from nebuladb.env import probe
 from nebuladb.errors import Corruption, StoreError, TooManyRequests, Unavailable, WriteStalled, invariant
 from nebuladb.ids import Generation, GroupId, NodeId
-from nebuladb.kv.answer import KeyValue, RangeResult
+from nebuladb.kv import check
+from nebuladb.kv.answer import KeyValue, RangeResult, TxnResult
 from nebuladb.kv.cache import RecordCache, RecordShare
 from nebuladb.kv.change import Applied, Change, LeaseInfo, LeaseState
 from nebuladb.kv.command import Work
 from nebuladb.kv.deletion import Deletion
+from nebuladb.kv.draft import Draft
 from nebuladb.kv.hashing import HashJob, hash_spans
 from nebuladb.kv.limits import DEFAULT_LIMITS, MAX_RESULT_BYTES, MAX_TXN_ROWS, TOMBSTONE_BYTES, Limits
 from nebuladb.kv.machine import Machine
 from nebuladb.kv.pin import Pin
 from nebuladb.kv.rows import KEY_AT, POSITION, U64, Keys, decode_lease, decode_row, group_span
+from nebuladb.kv.selection import Selection
 from nebuladb.kv.sessions import Sessions
 from nebuladb.kv.source import EngineSource, SnapshotSource, close
 from nebuladb.kv.state import State
-from nebuladb.kv.txn import Budget, check_revision, collect
+from nebuladb.kv.txn import Budget, Txn, check_revision, collect
 from nebuladb.kv.view import Page, at, load, page
+from nebuladb.pb.nebula.v1.kv_pb2 import TxnRequest
 from nebuladb.storage.engine import Batch, Engine
 
 
@@ -277,8 +281,18 @@ class Store:
         """
         revision = self._readable(revision)
         budget = Budget(MAX_TXN_ROWS, max_bytes)
-        span = self._keys.span(key, end)
-        return collect(self._patient, span, revision, budget, limit, count_only=count_only, keys_only=keys_only)
+        selection = Selection(limit, keys_only, count_only)
+        return collect(self._patient, self._keys.span(key, end), revision, budget, selection)
+
+    def read(self, request: TxnRequest) -> TxnResult:
+        """A transaction that writes nothing, at the published revision (etcd 23).
+
+        Raises `Misses` for keys that stand alone and are on the disk only, and what `Txn.run` raises.
+        """
+        invariant(not check.writes(request), "a transaction that writes is read")
+        revision = self._state.revision
+        draft = Draft(self._source, self._state.floor)
+        return Txn(draft, revision + 1, revision, self._patient).run(request)
 
     def scan(
         self,
@@ -374,7 +388,8 @@ class Store:
             low = self._keys.attachment + U64.pack(lease)
             high = self._keys.attachment + U64.pack(lease + 1)
             attached = tuple(row[len(low) :] for row, _ in self._engine.scan(low, high))
-        return LeaseInfo(max(row.expires - self._state.clock, 0) // 1000, row.ttl // 1000, attached)
+        # A moment has passed since the clock was read: of a lease of 5 s more than 4 are left, not 5 (as etcd says it).
+        return LeaseInfo(max(row.expires - self._state.clock - 1, 0) // 1000, row.ttl // 1000, attached)
 
     # --- background
 
@@ -390,6 +405,13 @@ class Store:
     def busy(self) -> bool:
         """Whether `background` has anything to do, though pins may hold it back for now."""
         return bool(self._jobs) or self._deletion.behind(self.floor)
+
+    def reclaimed(self, revision: int) -> bool:
+        """Whether all is deleted that a compaction at `revision`, at or below the floor, superseded. Raises
+        `Unavailable` of a store that is not in use any more."""
+        if self._dead:
+            raise Unavailable("the shard's data was replaced; try again")
+        return self._deletion.passed(revision)
 
     @property
     def _deletable(self) -> int:

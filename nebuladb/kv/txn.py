@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
-from nebuladb.errors import Compacted, FutureRevision, ResultTooLarge
-from nebuladb.kv.answer import DeleteResult, KeyValue, PutResult, RangeResult, TxnResult
+from nebuladb.env import probe
+from nebuladb.errors import Compacted, FutureRevision, KeyNotFound, ResultTooLarge
+from nebuladb.kv.answer import DeleteResult, KeyValue, OperationResult, PutResult, RangeResult, TxnResult
 from nebuladb.kv.change import key_value
 from nebuladb.kv.draft import Draft
 from nebuladb.kv.limits import MAX_RESULT_BYTES, MAX_RESULT_ROWS, MAX_TXN_ROWS, ROW_OVERHEAD
 from nebuladb.kv.rows import KEY_AT, Record, decode_record
+from nebuladb.kv.selection import Selection
 from nebuladb.kv.source import Source, close
-from nebuladb.kv.view import page
+from nebuladb.kv.view import at, page
 from nebuladb.pb.nebula.v1 import kv_pb2
 
 _COMPARE: Final[dict[int, Callable[[Any, Any], bool]]] = {
@@ -62,41 +64,96 @@ def check_revision(revision: int, floor: int, current: int) -> None:
         raise Compacted(f"revision {revision} has been compacted; the oldest is {floor}", floor)
 
 
+class _Chosen(NamedTuple):
+    """What a transaction does once its compares are decided: its branch's operations, by kind."""
+
+    succeeded: bool
+    operations: list[tuple[str | None, Any]]
+    """A nested transaction as a `_Chosen`."""
+
+
 class Txn:
     """One transaction over `draft`, which the caller merges if `run` returns and drops if it raises.
 
-    `main` is the revision that its writes get, one above the published one.
+    `main` is the revision that its writes get, one above the published one. Where a half-done deletion may lie under
+    that, as for a reader between two slices, `seen` is the published one, and nothing newer is looked at. `ranges` is
+    where ranges are read from, if it isn't the draft.
     """
 
-    def __init__(self, draft: Draft, main: int) -> None:
+    def __init__(self, draft: Draft, main: int, seen: int = 0, ranges: Source | None = None) -> None:
         self.draft = draft
         self.main = main
         self.sub = 0
         """Changes so far; 0 at the end = it wrote nothing and steps no revision."""
         self.budget = Budget()
+        self._seen = seen or main
+        self._ranges: Source = draft if ranges is None else ranges
 
     def run(self, request: kv_pb2.TxnRequest) -> TxnResult:
-        """Raises `LeaseNotFound`, `Compacted`, `FutureRevision` or `ResultTooLarge`."""
-        # All compares see the state before it: nothing has been written yet (etcd 19).
-        succeeded = all(self._holds(compare) for compare in request.compare)
-        results = tuple(self._operation(o) for o in (request.success if succeeded else request.failure))
-        return TxnResult(succeeded, results)
+        """Raises `KeyNotFound`, `LeaseNotFound`, `Compacted`, `FutureRevision` or `ResultTooLarge`."""
+        # All compares see the state before it, those of nested ones too (etcd 19); then what can be refused is, in
+        # etcd's order: all puts, all ranges.
+        chosen = self._decide(request)
+        self._check_puts(chosen)
+        self._check_ranges(chosen)
+        return self._apply(chosen)
 
-    def _operation(self, operation: kv_pb2.Operation) -> PutResult | DeleteResult | RangeResult:
-        match operation.WhichOneof("operation"):
-            case "range":
-                return self._range(operation.range)
-            case "put":
-                return self._put(operation.put)
-            case _:
-                request = operation.delete
-                return self.delete(request.key, request.range_end, prev_kv=request.prev_kv)
+    def _decide(self, request: kv_pb2.TxnRequest | kv_pb2.NestedTxn) -> _Chosen:
+        succeeded = all(self._holds(compare) for compare in request.compare)
+        operations: list[tuple[str | None, Any]] = []
+        for operation in request.success if succeeded else request.failure:
+            which = operation.WhichOneof("operation")
+            if which == "txn":
+                self.budget.spend(1, 0)
+                operations.append((which, self._decide(operation.txn)))
+            else:
+                operations.append((which, getattr(operation, which or "delete")))
+        return _Chosen(succeeded, operations)
+
+    def _check_puts(self, chosen: _Chosen) -> None:
+        for which, operation in chosen.operations:
+            if which == "put":
+                if operation.ignore_value or operation.ignore_lease:
+                    self.draft.kept(operation)
+                if operation.lease:
+                    self.draft.require_lease(operation.lease)
+            elif which == "txn":
+                self._check_puts(operation)
+
+    def _check_ranges(self, chosen: _Chosen) -> None:
+        for which, operation in chosen.operations:
+            if which == "range":
+                revision = operation.revision
+                # A negative one stands for now, unless something was compacted: etcd compares it with what was.
+                if revision > 0 or (revision < 0 and (self.draft.floor or revision < -1)):
+                    check_revision(revision, self.draft.floor or 1, self.main - 1)
+            elif which == "txn":
+                self._check_ranges(operation)
+
+    def _apply(self, chosen: _Chosen) -> TxnResult:
+        results: list[OperationResult] = []
+        for which, operation in chosen.operations:
+            match which:
+                case "range":
+                    results.append(self._range(operation))
+                case "put":
+                    results.append(self._put(operation))
+                case "txn":
+                    results.append(self._apply(operation))
+                case _:
+                    results.append(self.delete(operation.key, operation.range_end, prev_kv=operation.prev_kv))
+        return TxnResult(chosen.succeeded, tuple(results))
 
     def _put(self, request: kv_pb2.TxnPut) -> PutResult:
-        self.draft.require_lease(request.lease)
-        key = request.key
+        key, value, lease = request.key, request.value, request.lease
         self.budget.spend(1, 0)
-        previous = self.draft.put(self.main, self.sub, key, request.value, request.lease)
+        if request.ignore_value or request.ignore_lease:
+            try:
+                value, lease = self.draft.kept(request)
+            except KeyNotFound:
+                probe("put keeps what its transaction deleted")  # a deletion up to `\0` went before it (etcd 64)
+                raise
+        previous = self.draft.put(self.main, self.sub, key, value, lease)
         self.sub += 1
         if not request.prev_kv or previous is None:
             return PutResult()
@@ -105,31 +162,34 @@ class Txn:
 
     def delete(self, key: bytes, end: bytes, *, prev_kv: bool) -> DeleteResult:
         """Delete a range, of at most `MAX_RESULT_ROWS` keys: only a delete that stands alone can be sliced."""
-        found = live_keys(self.draft, key, end, self.budget, values=prev_kv)
+        found = live_keys(self.draft, key, end, self.budget, self.main, values=prev_kv)
         for name, record in found:
             self.draft.delete(self.main, self.sub, name, record)
             self.sub += 1
         return DeleteResult(len(found), tuple(key_value(*pair) for pair in found) if prev_kv else ())
 
     def _range(self, request: kv_pb2.RangeRequest) -> RangeResult:
-        draft, budget = self.draft, self.budget
-        revision = request.revision
-        if revision > 0:
-            check_revision(revision, draft.floor, self.main - 1)
-        else:
-            revision = self.main  # sees what earlier operations wrote
-        span = draft.keys.span(request.key, request.range_end)
-        return collect(
-            draft, span, revision, budget, 0 if request.count_only else request.limit, count_only=request.count_only,
-            keys_only=request.keys_only,
-        )  # fmt: skip
+        revision = request.revision if request.revision > 0 else self._seen  # sees what earlier operations wrote
+        selection, key, end = Selection.of(request), request.key, request.range_end
+        if end:
+            source = self._ranges
+            return collect(source, source.keys.span(key, end), revision, self.budget, selection)
+        record, steps = at(self.draft, key, self.draft.newest(key), revision)
+        self.budget.spend(1 + steps, 0)
+        if record is None:
+            return RangeResult((), 0, False)  # noqa: FBT003
+        if selection.count_only or not selection.passes(record):
+            return RangeResult((), 1, False)  # noqa: FBT003
+        kv = key_value(key, record if not selection.keys_only else record._replace(value=b""))
+        self.budget.spend(0, len(key) + len(kv.value) + ROW_OVERHEAD)
+        return RangeResult((kv,), 1, False)  # noqa: FBT003
 
     def _holds(self, compare: kv_pb2.Compare) -> bool:
         if not compare.range_end:
-            self.budget.spend(1, 0)
-            record = self.draft.newest(compare.key)
-            return _satisfied(compare, record if record is not None and record.version else None)
-        found = live_keys(self.draft, compare.key, compare.range_end, self.budget, values=False)
+            record, steps = at(self.draft, compare.key, self.draft.newest(compare.key), self._seen)
+            self.budget.spend(1 + steps, 0)
+            return _satisfied(compare, record)
+        found = live_keys(self._ranges, compare.key, compare.range_end, self.budget, self._seen, values=False)
         if not found:
             # etcd: an empty range is compared as one missing key.
             return _satisfied(compare, None)
@@ -143,21 +203,26 @@ def _satisfied(compare: kv_pb2.Compare, record: Record | None) -> bool:
     return holds(0 if record is None else _TARGET[compare.target](record), compare.number)
 
 
-def live_keys(draft: Draft, key: bytes, end: bytes, budget: Budget, *, values: bool) -> list[tuple[bytes, Record]]:
-    """The keys of a range that exist, newest records, charged to `budget`, with their bytes if `values`."""
+def live_keys(
+    source: Source, key: bytes, end: bytes, budget: Budget, seen: int, *, values: bool
+) -> list[tuple[bytes, Record]]:
+    """The keys of a range that exist at `seen`, which nothing but a half-done deletion is above, charged to `budget`,
+    with their bytes if `values`."""
+    found: list[tuple[bytes, Record]] = []
     if not end:
-        budget.spend(1, 0)
-        record = draft.newest(key)
-        found = [(key, record)] if record is not None and record.version else []
+        record, steps = at(source, key, source.newest(key), seen)
+        budget.spend(1 + steps, 0)
+        if record is not None:
+            found.append((key, record))
     else:
-        found = []
-        rows = draft.scan(*draft.keys.span(key, end))
+        rows = source.scan(*source.keys.span(key, end))
         try:
             for row, data in rows:
-                budget.spend(1, 0)
-                record = decode_record(data)
-                if record.version:
-                    found.append((row[KEY_AT:], record))
+                name = row[KEY_AT:]
+                record, steps = at(source, name, decode_record(data), seen)
+                budget.spend(1 + steps, 0)
+                if record is not None:
+                    found.append((name, record))
                     # One limit for what is answered and what is removed: also keys without values take memory here.
                     if len(found) > MAX_RESULT_ROWS:
                         raise ResultTooLarge("the range has too many keys for one command; take it in parts")
@@ -169,32 +234,29 @@ def live_keys(draft: Draft, key: bytes, end: bytes, budget: Budget, *, values: b
 
 
 def collect(
-    source: Source,
-    span: tuple[bytes, bytes],
-    revision: int,
-    budget: Budget,
-    limit: int,
-    *,
-    count_only: bool = False,
-    keys_only: bool = False,
+    source: Source, span: tuple[bytes, bytes], revision: int, budget: Budget, selection: Selection
 ) -> RangeResult:
     """A whole range with its count, charged to `budget`. Raises `ResultTooLarge`."""
-    kvs: tuple[KeyValue, ...] = ()
+    found: tuple[KeyValue, ...] = ()
     count, cursor = 0, span[0][KEY_AT:]
-    if not count_only:
-        asked = min(limit, MAX_RESULT_ROWS) if limit > 0 else MAX_RESULT_ROWS
+    if not selection.count_only:
+        enough = selection.enough
+        asked = min(enough or MAX_RESULT_ROWS, MAX_RESULT_ROWS)
         part = page(
-            source, span, revision, limit=asked, max_bytes=budget.size + 1, max_rows=budget.rows, keys_only=keys_only
-        )
+            source, span, revision, limit=asked, max_bytes=budget.size + 1, max_rows=budget.rows,
+            keys_only=selection.blank, keep=selection.keep,
+        )  # fmt: skip
         budget.spend(part.examined, part.size)
-        kvs, count, cursor = part.kvs, part.counted, part.cursor
-        if not cursor:
-            return RangeResult(kvs, count, False)  # noqa: FBT003
-        if len(kvs) < asked or asked != limit:
+        found, count, cursor = part.kvs, part.counted, part.cursor
+        if cursor and (len(found) < asked or asked != enough):
             raise ResultTooLarge
-    low = span[0][:KEY_AT] + cursor
-    rest = page(source, (low, span[1]), revision, limit=0, max_bytes=0, max_rows=budget.rows)
-    budget.spend(rest.examined, 0)
-    if rest.cursor:
-        raise ResultTooLarge("the range has too many keys to be counted at once; use Scan")
-    return RangeResult(kvs, count + rest.counted, rest.counted > 0)
+    rest = 0
+    if cursor:
+        low = span[0][:KEY_AT] + cursor
+        others = page(source, (low, span[1]), revision, limit=0, max_bytes=0, max_rows=budget.rows)
+        budget.spend(others.examined, 0)
+        if others.cursor:
+            raise ResultTooLarge("the range has too many keys to be counted at once; use Scan")
+        rest = others.counted
+    kvs, more = selection.finish(found)
+    return RangeResult(tuple(kvs), count + rest, more or (rest > 0 and not selection.count_only))

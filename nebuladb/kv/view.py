@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 from nebuladb.errors import Corruption
@@ -62,9 +63,11 @@ def page(
     max_bytes: int,
     max_rows: int,
     keys_only: bool = False,
+    keep: Callable[[Record], bool] | None = None,
 ) -> Page:
     """The range as it was at `revision`, as far as `limit` keys, about `max_bytes` (at least one key) and `max_rows`
-    rows, and one key's history more, go. With `limit` 0 keys are counted and none returned."""
+    rows, and one key's history more, go. With `limit` 0 keys are counted and none returned; what `keep` refuses is
+    counted, too."""
     kvs: list[KeyValue] = []
     counted = size = examined = 0
     cursor = b""
@@ -82,7 +85,7 @@ def page(
         if visible is None or visible.version == 0:
             continue
         counted += 1
-        if limit:
+        if limit and (keep is None or keep(visible)):
             kv = key_value(key, visible)
             if keys_only:
                 kv = kv._replace(value=b"")

@@ -34,6 +34,7 @@ from nebuladb.node.flusher import Flusher
 from nebuladb.node.looks import Looks
 from nebuladb.node.node import Node
 from nebuladb.node.outgoing import Outgoing
+from nebuladb.node.reclaims import Reclaims
 from nebuladb.node.turn import Turn
 from nebuladb.raft import StateRole
 
@@ -109,6 +110,8 @@ class Pump:
         self._exporter = ThreadPoolExecutor(1, "exporter")
         self.looks = Looks(self._fetcher, self.store)
         """Reads that met rows which aren't in memory."""
+        self.reclaims = Reclaims()
+        """Compactions whose clients wait for the deletion."""
         self._last_tick = clock.monotonic()
         self._flush: asyncio.Task[None] | None = None
 
@@ -395,6 +398,7 @@ class Pump:
                 while more:
                     begun = time.perf_counter()
                     more = self.node.background()
+                    self.reclaims.settle()
                     if (seconds := time.perf_counter() - begun) > BUSY_SECONDS:
                         self._busy("background", seconds)
                     if self.node.fetches_wait:

@@ -13,6 +13,7 @@ from nebuladb.kv.answer import (
     DeleteResult,
     KeyValue,
     LeaseResult,
+    OperationResult,
     PutResult,
     RangeResult,
     Result,
@@ -66,6 +67,68 @@ def inside(key: bytes, start: bytes, end: bytes) -> bool:
     if end == b"":
         return key == start
     return start <= key and (end == b"\0" or key < end)
+
+
+Step = tuple[str, Any]
+"""An operation by kind; a nested transaction as a `Decided`."""
+
+
+class Decided(NamedTuple):
+    """A transaction whose compares are done."""
+
+    succeeded: bool
+    steps: list[Step]
+
+    def flat(self) -> list[Step]:
+        """Its operations with those of nested ones, in order."""
+        return [one for kind, o in self.steps for one in (o.flat() if kind == "txn" else [(kind, o)])]
+
+
+def covered(key: bytes, start: bytes, end: bytes) -> bool:
+    """Whether etcd's check of overlaps sees `key` in a deletion: it takes an end of one zero byte for a key."""
+    return key == start if end == b"" else start <= key < end
+
+
+def written(operations: Iterable[kv_pb2.Operation]) -> tuple[list[bytes], list[tuple[bytes, bytes]]]:
+    """What a branch puts and deletes. Raises `Refused`."""
+    puts: list[bytes] = []
+    deletes = [(o.delete.key, o.delete.range_end) for o in operations if o.WhichOneof("operation") == "delete"]
+    for o in operations:
+        if o.WhichOneof("operation") == "txn":
+            (then, gone), (other, gone_too) = written(o.txn.success), written(o.txn.failure)
+            both = sorted({*then, *other})
+            if any(key in puts or any(covered(key, *span) for span in deletes) for key in both):
+                raise Refused(Reason.DUPLICATE_KEY)
+            puts += both
+            deletes += gone + gone_too
+    for key in [o.put.key for o in operations if o.WhichOneof("operation") == "put"]:
+        if key in puts or any(covered(key, *span) for span in deletes):
+            raise Refused(Reason.DUPLICATE_KEY)
+        puts.append(key)
+    return puts, deletes
+
+
+def select(source: Map, o: kv_pb2.RangeRequest) -> RangeResult:
+    """A range of one map, as etcd answers it."""
+    everything = [source[key] for key in sorted(source) if inside(key, o.key, o.range_end)]
+    kvs = everything
+    natural = o.order == o.NONE or (o.order == o.ASCEND and o.target == o.KEY)
+    bounds = [
+        (o.min_mod_revision, o.max_mod_revision, "mod_revision"),
+        (o.min_create_revision, o.max_create_revision, "create_revision"),
+    ]
+    if natural and o.limit > 0 and not any(low or high for low, high, _ in bounds):
+        kvs = kvs[: o.limit + 1]
+    for low, high, name in bounds:
+        kvs = [kv for kv in kvs if (not low or getattr(kv, name) >= low) and (not high or getattr(kv, name) <= high)]
+    name = ["key", "version", "create_revision", "mod_revision", "value"][o.target]
+    kvs = sorted(kvs, key=lambda kv: getattr(kv, name), reverse=o.order == o.DESCEND)
+    shown = kvs[: o.limit] if o.limit > 0 else kvs
+    if o.keys_only:
+        shown = [kv._replace(value=b"") for kv in shown]
+    if o.count_only:
+        return RangeResult((), len(everything), more=False)
+    return RangeResult(tuple(shown), len(everything), len(shown) < len(kvs))
 
 
 class Model:
@@ -126,19 +189,17 @@ class Model:
         match command.kind:
             case Kind.PUT:
                 put = kv_pb2.PutRequest.FromString(body)
+                if put.lease:
+                    self.require(put.lease)
                 return self.only(("put", put))
             case Kind.DELETE:
                 delete = kv_pb2.DeleteRequest.FromString(body)
                 return self.only(("delete", delete))
             case Kind.TXN:
                 request = kv_pb2.TxnRequest.FromString(body)
-                branches = [
-                    [(o.WhichOneof("operation"), getattr(o, o.WhichOneof("operation") or "")) for o in branch]
-                    for branch in (request.success, request.failure)
-                ]
-                for branch in branches:
-                    self.check_duplicates(branch)
-                return TxnResult(*self.txn(request.compare, *branches))
+                for branch in (request.success, request.failure):
+                    written(branch)
+                return self.txn(self.decide(request))
             case Kind.COMPACT:
                 revision = kv_pb2.CompactRequest.FromString(body).revision
                 if revision <= self.floor:
@@ -189,59 +250,72 @@ class Model:
                 del self.sessions[name]
         return None
 
-    def only(self, operation: tuple[Any, Any]) -> Result:
-        result: Result = self.txn([], [operation], [])[1][0]
-        return result
+    def only(self, operation: Step) -> Result:
+        return self.txn(Decided(succeeded=True, steps=[operation])).results[0]
+
+    def require(self, lease: int) -> None:
+        if lease not in self.leases:
+            raise Refused(Reason.LEASE_NOT_FOUND)
 
     def revoke(self, lease: int) -> LeaseResult:
         keys = sorted(key for key, kv in self.now.items() if kv.lease == lease)
-        self.txn([], [("delete", kv_pb2.TxnDelete(key=key)) for key in keys], [])
+        self.txn(Decided(succeeded=True, steps=[("delete", kv_pb2.TxnDelete(key=key)) for key in keys]))
         del self.leases[lease]
         return LeaseResult(lease, 0)
 
-    def check_duplicates(self, operations: list[tuple[Any, Any]]) -> None:
-        puts = [o.key for kind, o in operations if kind == "put"]
-        deletes = [(o.key, o.range_end) for kind, o in operations if kind == "delete"]
-        if len(set(puts)) < len(puts) or any(inside(key, *span) for key in puts for span in deletes):
-            raise Refused(Reason.DUPLICATE_KEY)
+    def decide(self, request: Any) -> Decided:
+        """Which branches run: of all transactions, before any of them has done anything."""
+        succeeded = all(self.holds(compare) for compare in request.compare)
+        steps: list[Step] = []
+        for operation in request.success if succeeded else request.failure:
+            kind = operation.WhichOneof("operation")
+            steps.append((kind, self.decide(operation.txn) if kind == "txn" else getattr(operation, kind)))
+        return Decided(succeeded, steps)
 
-    def txn(
-        self, compares: Iterable[kv_pb2.Compare], success: list[tuple[Any, Any]], failure: list[tuple[Any, Any]]
-    ) -> tuple[bool, tuple[Any, ...]]:
-        succeeded = all(self.holds(compare) for compare in compares)
-        main = self.revision + 1
-        after = dict(self.now)
-        events: list[ModelEvent] = []
-        results: list[PutResult | DeleteResult | RangeResult] = []
-        for kind, o in success if succeeded else failure:
+    def txn(self, decided: Decided) -> TxnResult:
+        for kind, o in decided.flat():
+            if kind == "put":
+                if (o.ignore_value or o.ignore_lease) and o.key not in self.now:
+                    raise Refused(Reason.KEY_NOT_FOUND)
+                if o.lease:
+                    self.require(o.lease)
+        for kind, o in decided.flat():
             if kind == "range":
                 if o.revision > self.revision:
                     raise Refused(Reason.FUTURE_REVISION)
-                if 0 < o.revision < self.floor:
-                    raise Refused(Reason.COMPACTED, self.floor)
-                source = self.maps[o.revision] if o.revision > 0 else after
-                kvs = [source[key] for key in sorted(source) if inside(key, o.key, o.range_end)]
-                shown = [] if o.count_only else kvs[: o.limit] if o.limit > 0 else kvs
-                if o.keys_only:
-                    shown = [kv._replace(value=b"") for kv in shown]
-                more = bool(kvs) if o.count_only else len(shown) < len(kvs)
-                results.append(RangeResult(tuple(shown), len(kvs), more))
+                if o.revision < (self.floor or -1) and o.revision != 0:
+                    raise Refused(Reason.COMPACTED, self.floor or 1)
+        after = dict(self.now)
+        events: list[ModelEvent] = []
+        result = self.act(decided, after, events)
+        if events:
+            self.maps.append(after)
+            self.events += events
+        return result
+
+    def act(self, decided: Decided, after: Map, events: list[ModelEvent]) -> TxnResult:
+        main = self.revision + 1
+        results: list[OperationResult] = []
+        for kind, o in decided.steps:
+            if kind == "txn":
+                results.append(self.act(o, after, events))
+            elif kind == "range":
+                results.append(select(self.maps[o.revision] if o.revision > 0 else after, o))
             elif kind == "put":
-                if o.lease and o.lease not in self.leases:
-                    raise Refused(Reason.LEASE_NOT_FOUND)
                 old = after.get(o.key)
+                if (o.ignore_value or o.ignore_lease) and old is None:
+                    raise Refused(Reason.KEY_NOT_FOUND)
+                value = old.value if old is not None and o.ignore_value else o.value
+                lease = old.lease if old is not None and o.ignore_lease else o.lease
                 create, version = (main, 1) if old is None else (old.create_revision, old.version + 1)
-                after[o.key] = KeyValue(o.key, create, main, version, o.lease, o.value)
+                after[o.key] = KeyValue(o.key, create, main, version, lease, value)
                 events.append(ModelEvent(main, o.key, after[o.key], old))
                 results.append(PutResult(old if o.prev_kv else None))
             else:
                 gone = [after.pop(key) for key in sorted(after) if inside(key, o.key, o.range_end)]
                 events += [ModelEvent(main, kv.key, None, kv) for kv in gone]
                 results.append(DeleteResult(len(gone), tuple(gone) if o.prev_kv else ()))
-        if events:
-            self.maps.append(after)
-            self.events += events
-        return succeeded, tuple(results)
+        return TxnResult(decided.succeeded, tuple(results))
 
     def holds(self, compare: kv_pb2.Compare) -> bool:
         found: list[KeyValue | None] = []

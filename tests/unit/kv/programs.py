@@ -32,31 +32,66 @@ compare = st.builds(
     number=st.integers(0, 6),
     value=value,
 )
-operation = st.one_of(
-    st.builds(
-        lambda *a: kv_pb2.Operation(
-            range=kv_pb2.RangeRequest(
-                key=a[0], range_end=a[1], limit=a[2], revision=a[3], keys_only=a[4], count_only=a[5]
-            )
+ranged = st.builds(
+    lambda key, end, limit, order, filters, flags: kv_pb2.Operation(
+        range=kv_pb2.RangeRequest(
+            key=key, range_end=end, limit=limit, order=order[0], target=order[1], **filters, **flags
+        )
+    ),
+    key,
+    end,
+    st.integers(-1, 3),
+    st.one_of(st.just((0, 0)), st.tuples(st.integers(0, 2), st.integers(0, 4))),
+    st.one_of(
+        st.just({}),
+        st.dictionaries(
+            st.sampled_from(["min_mod_revision", "max_mod_revision", "min_create_revision", "max_create_revision"]),
+            st.integers(-1, 20),
+            max_size=2,
         ),
-        key,
-        end,
-        st.integers(-1, 3),
-        st.one_of(st.just(0), revision),
-        flag,
-        st.sampled_from([False, False, True]),
     ),
-    st.builds(
-        lambda *a: kv_pb2.Operation(put=kv_pb2.TxnPut(key=a[0], value=a[1], lease=a[2], prev_kv=a[3])),
-        key,
-        value,
-        lease,
-        flag,
+    st.fixed_dictionaries(
+        {
+            "revision": st.one_of(st.just(0), st.just(0), revision),
+            "keys_only": flag,
+            "count_only": st.sampled_from([False, False, True]),
+        }
     ),
+)
+ignoring = st.sampled_from([(False, False)] * 3 + [(True, False), (False, True), (True, True)])
+
+
+def kept(fields: dict[str, Any], ignore: tuple[bool, bool]) -> dict[str, Any]:
+    """A put's fields, without those that it says to ignore."""
+    value, lease = ignore
+    fields = {**fields, **({"value": b""} if value else {}), **({"lease": 0} if lease else {})}
+    return {**fields, "ignore_value": value, "ignore_lease": lease}
+
+
+put_fields = st.builds(
+    kept, st.fixed_dictionaries({"key": key, "value": value, "lease": lease, "prev_kv": flag}), ignoring
+)
+operation = st.one_of(
+    ranged,
+    put_fields.map(lambda fields: kv_pb2.Operation(put=kv_pb2.TxnPut(**fields))),
     st.builds(
         lambda *a: kv_pb2.Operation(delete=kv_pb2.TxnDelete(key=a[0], range_end=a[1], prev_kv=a[2])), key, end, flag
     ),
 )
+
+
+def nest(inner: st.SearchStrategy[kv_pb2.Operation]) -> st.SearchStrategy[kv_pb2.Operation]:
+    """Transactions of such operations, as operations."""
+    return st.builds(
+        lambda *a: kv_pb2.Operation(txn=kv_pb2.NestedTxn(compare=a[0], success=a[1], failure=a[2])),
+        st.lists(compare, max_size=1),
+        st.lists(inner, max_size=2),
+        st.lists(inner, max_size=2),
+    )
+
+
+nested = st.one_of(nest(operation), nest(st.one_of(operation, nest(operation))))
+operation = st.one_of(operation, operation, operation, nested)
 txn = st.builds(
     kv_pb2.TxnRequest,
     compare=st.lists(compare, max_size=2),
@@ -78,10 +113,11 @@ session = st.tuples(st.sampled_from([None, None, None, None, 0, 0, 1, 3]), numbe
 
 keyed = st.one_of(
     *[st.builds(lambda k, v, le, p: helpers.put(k, v, le, prev_kv=p), key, value, lease, flag)] * 5,
+    put_fields.map(lambda fields: Command(Kind.PUT, kv_pb2.PutRequest(**fields).SerializeToString())),
     st.builds(lambda k, e, p: helpers.delete(k, e, prev_kv=p), key, end, flag),
     *[st.builds(helpers.delete, key)] * 2,
     st.builds(helpers.delete, key, end),
-    st.builds(helpers.txn, txn),
+    *[st.builds(helpers.txn, txn)] * 2,
     st.builds(helpers.compact, revision),
     st.builds(lambda i, t, c: helpers.grant(i, t, chosen=c), lease, st.integers(-1, 5), lease),
     st.builds(helpers.revoke, lease),

@@ -54,7 +54,7 @@ def check_reads(store: Store, model: Model) -> None:
         info = store.lease(lease, keys=True)
         assert info is not None
         assert info.ttl == row.ttl // 1000
-        assert info.remaining == max(row.expires - model.clock, 0) // 1000
+        assert info.remaining == max(row.expires - model.clock - 1, 0) // 1000
         assert list(info.keys) == sorted(key for key, kv in model.now.items() if kv.lease == lease)
     assert [tuple(lease) for lease in store.leases()] == [(i, *model.leases[i]) for i in sorted(model.leases)]
 

@@ -93,6 +93,8 @@ class PutRequest(_message.Message):
     VALUE_FIELD_NUMBER: _builtins.int
     LEASE_FIELD_NUMBER: _builtins.int
     PREV_KV_FIELD_NUMBER: _builtins.int
+    IGNORE_VALUE_FIELD_NUMBER: _builtins.int
+    IGNORE_LEASE_FIELD_NUMBER: _builtins.int
     SESSION_FIELD_NUMBER: _builtins.int
     EPOCH_FIELD_NUMBER: _builtins.int
     keyspace: _builtins.str
@@ -100,6 +102,10 @@ class PutRequest(_message.Message):
     value: _builtins.bytes
     lease: _builtins.int
     prev_kv: _builtins.bool
+    ignore_value: _builtins.bool
+    """keeps the value that the key has; it must exist, and `value` be empty"""
+    ignore_lease: _builtins.bool
+    """likewise its lease"""
     epoch: _builtins.int
     @_builtins.property
     def session(self) -> _common_pb2.SessionRef: ...
@@ -111,12 +117,14 @@ class PutRequest(_message.Message):
         value: _builtins.bytes = ...,
         lease: _builtins.int = ...,
         prev_kv: _builtins.bool = ...,
+        ignore_value: _builtins.bool = ...,
+        ignore_lease: _builtins.bool = ...,
         session: _common_pb2.SessionRef | None = ...,
         epoch: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["session", b"session"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "key", b"key", "keyspace", b"keyspace", "lease", b"lease", "prev_kv", b"prev_kv", "session", b"session", "value", b"value"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "ignore_lease", b"ignore_lease", "ignore_value", b"ignore_value", "key", b"key", "keyspace", b"keyspace", "lease", b"lease", "prev_kv", b"prev_kv", "session", b"session", "value", b"value"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -214,9 +222,45 @@ Global___DeleteResponse: _TypeAlias = DeleteResponse  # noqa: Y015
 
 @_typing.final
 class RangeRequest(_message.Message):
-    """One key, or a range as in DeleteRequest."""
+    """One key, or a range as in DeleteRequest. Filters first, then the order, then the limit; `count` minds none of them."""
 
     DESCRIPTOR: _descriptor.Descriptor
+
+    class _Order:
+        ValueType = _typing.NewType("ValueType", _builtins.int)
+        V: _TypeAlias = ValueType  # noqa: Y015
+
+    class _OrderEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[RangeRequest._Order.ValueType], _builtins.type):
+        DESCRIPTOR: _descriptor.EnumDescriptor
+        NONE: RangeRequest._Order.ValueType  # 0
+        """by key; by another target: ascending, but of the first `limit` + 1 keys only, as etcd does"""
+        ASCEND: RangeRequest._Order.ValueType  # 1
+        DESCEND: RangeRequest._Order.ValueType  # 2
+
+    class Order(_Order, metaclass=_OrderEnumTypeWrapper): ...
+    NONE: RangeRequest.Order.ValueType  # 0
+    """by key; by another target: ascending, but of the first `limit` + 1 keys only, as etcd does"""
+    ASCEND: RangeRequest.Order.ValueType  # 1
+    DESCEND: RangeRequest.Order.ValueType  # 2
+
+    class _Target:
+        ValueType = _typing.NewType("ValueType", _builtins.int)
+        V: _TypeAlias = ValueType  # noqa: Y015
+
+    class _TargetEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[RangeRequest._Target.ValueType], _builtins.type):
+        DESCRIPTOR: _descriptor.EnumDescriptor
+        KEY: RangeRequest._Target.ValueType  # 0
+        VERSION: RangeRequest._Target.ValueType  # 1
+        CREATE: RangeRequest._Target.ValueType  # 2
+        MOD: RangeRequest._Target.ValueType  # 3
+        VALUE: RangeRequest._Target.ValueType  # 4
+
+    class Target(_Target, metaclass=_TargetEnumTypeWrapper): ...
+    KEY: RangeRequest.Target.ValueType  # 0
+    VERSION: RangeRequest.Target.ValueType  # 1
+    CREATE: RangeRequest.Target.ValueType  # 2
+    MOD: RangeRequest.Target.ValueType  # 3
+    VALUE: RangeRequest.Target.ValueType  # 4
 
     KEY_FIELD_NUMBER: _builtins.int
     RANGE_END_FIELD_NUMBER: _builtins.int
@@ -224,6 +268,12 @@ class RangeRequest(_message.Message):
     REVISION_FIELD_NUMBER: _builtins.int
     KEYS_ONLY_FIELD_NUMBER: _builtins.int
     COUNT_ONLY_FIELD_NUMBER: _builtins.int
+    ORDER_FIELD_NUMBER: _builtins.int
+    TARGET_FIELD_NUMBER: _builtins.int
+    MIN_MOD_REVISION_FIELD_NUMBER: _builtins.int
+    MAX_MOD_REVISION_FIELD_NUMBER: _builtins.int
+    MIN_CREATE_REVISION_FIELD_NUMBER: _builtins.int
+    MAX_CREATE_REVISION_FIELD_NUMBER: _builtins.int
     key: _builtins.bytes
     range_end: _builtins.bytes
     limit: _builtins.int
@@ -232,6 +282,13 @@ class RangeRequest(_message.Message):
     """0 = newest"""
     keys_only: _builtins.bool
     count_only: _builtins.bool
+    order: Global___RangeRequest.Order.ValueType
+    target: Global___RangeRequest.Target.ValueType
+    min_mod_revision: _builtins.int
+    """inclusive; 0 = none, as are the next three"""
+    max_mod_revision: _builtins.int
+    min_create_revision: _builtins.int
+    max_create_revision: _builtins.int
     def __init__(
         self,
         *,
@@ -241,10 +298,16 @@ class RangeRequest(_message.Message):
         revision: _builtins.int = ...,
         keys_only: _builtins.bool = ...,
         count_only: _builtins.bool = ...,
+        order: Global___RangeRequest.Order.ValueType = ...,
+        target: Global___RangeRequest.Target.ValueType = ...,
+        min_mod_revision: _builtins.int = ...,
+        max_mod_revision: _builtins.int = ...,
+        min_create_revision: _builtins.int = ...,
+        max_create_revision: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["count_only", b"count_only", "key", b"key", "keys_only", b"keys_only", "limit", b"limit", "range_end", b"range_end", "revision", b"revision"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["count_only", b"count_only", "key", b"key", "keys_only", b"keys_only", "limit", b"limit", "max_create_revision", b"max_create_revision", "max_mod_revision", b"max_mod_revision", "min_create_revision", b"min_create_revision", "min_mod_revision", b"min_mod_revision", "order", b"order", "range_end", b"range_end", "revision", b"revision", "target", b"target"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -474,10 +537,15 @@ class TxnPut(_message.Message):
     VALUE_FIELD_NUMBER: _builtins.int
     LEASE_FIELD_NUMBER: _builtins.int
     PREV_KV_FIELD_NUMBER: _builtins.int
+    IGNORE_VALUE_FIELD_NUMBER: _builtins.int
+    IGNORE_LEASE_FIELD_NUMBER: _builtins.int
     key: _builtins.bytes
     value: _builtins.bytes
     lease: _builtins.int
     prev_kv: _builtins.bool
+    ignore_value: _builtins.bool
+    """as in PutRequest"""
+    ignore_lease: _builtins.bool
     def __init__(
         self,
         *,
@@ -485,10 +553,12 @@ class TxnPut(_message.Message):
         value: _builtins.bytes = ...,
         lease: _builtins.int = ...,
         prev_kv: _builtins.bool = ...,
+        ignore_value: _builtins.bool = ...,
+        ignore_lease: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "lease", b"lease", "prev_kv", b"prev_kv", "value", b"value"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ignore_lease", b"ignore_lease", "ignore_value", b"ignore_value", "key", b"key", "lease", b"lease", "prev_kv", b"prev_kv", "value", b"value"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -526,28 +596,62 @@ class Operation(_message.Message):
     RANGE_FIELD_NUMBER: _builtins.int
     PUT_FIELD_NUMBER: _builtins.int
     DELETE_FIELD_NUMBER: _builtins.int
+    TXN_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def range(self) -> Global___RangeRequest: ...
     @_builtins.property
     def put(self) -> Global___TxnPut: ...
     @_builtins.property
     def delete(self) -> Global___TxnDelete: ...
+    @_builtins.property
+    def txn(self) -> Global___NestedTxn: ...
     def __init__(
         self,
         *,
         range: Global___RangeRequest | None = ...,
         put: Global___TxnPut | None = ...,
         delete: Global___TxnDelete | None = ...,
+        txn: Global___NestedTxn | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["delete", b"delete", "operation", b"operation", "put", b"put", "range", b"range"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["delete", b"delete", "operation", b"operation", "put", b"put", "range", b"range", "txn", b"txn"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["delete", b"delete", "operation", b"operation", "put", b"put", "range", b"range"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["delete", b"delete", "operation", b"operation", "put", b"put", "range", b"range", "txn", b"txn"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_operation: _TypeAlias = _typing.Literal["range", "put", "delete"]  # noqa: Y015
+    _WhichOneofReturnType_operation: _TypeAlias = _typing.Literal["range", "put", "delete", "txn"]  # noqa: Y015
     _WhichOneofArgType_operation: _TypeAlias = _typing.Literal["operation", b"operation"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_operation) -> _WhichOneofReturnType_operation | None: ...
 
 Global___Operation: _TypeAlias = Operation  # noqa: Y015
+
+@_typing.final
+class NestedTxn(_message.Message):
+    """A transaction as an operation of another one. All compares see the state before the outermost."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    COMPARE_FIELD_NUMBER: _builtins.int
+    SUCCESS_FIELD_NUMBER: _builtins.int
+    FAILURE_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def compare(self) -> _containers.RepeatedCompositeFieldContainer[Global___Compare]: ...
+    @_builtins.property
+    def success(self) -> _containers.RepeatedCompositeFieldContainer[Global___Operation]: ...
+    @_builtins.property
+    def failure(self) -> _containers.RepeatedCompositeFieldContainer[Global___Operation]: ...
+    def __init__(
+        self,
+        *,
+        compare: _abc.Iterable[Global___Compare] | None = ...,
+        success: _abc.Iterable[Global___Operation] | None = ...,
+        failure: _abc.Iterable[Global___Operation] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["compare", b"compare", "failure", b"failure", "success", b"success"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___NestedTxn: _TypeAlias = NestedTxn  # noqa: Y015
 
 @_typing.final
 class TxnRequest(_message.Message):
@@ -643,28 +747,55 @@ class OperationResult(_message.Message):
     RANGE_FIELD_NUMBER: _builtins.int
     PUT_FIELD_NUMBER: _builtins.int
     DELETE_FIELD_NUMBER: _builtins.int
+    TXN_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def range(self) -> Global___RangeResponse: ...
     @_builtins.property
     def put(self) -> Global___TxnPutResult: ...
     @_builtins.property
     def delete(self) -> Global___TxnDeleteResult: ...
+    @_builtins.property
+    def txn(self) -> Global___NestedTxnResult: ...
     def __init__(
         self,
         *,
         range: Global___RangeResponse | None = ...,
         put: Global___TxnPutResult | None = ...,
         delete: Global___TxnDeleteResult | None = ...,
+        txn: Global___NestedTxnResult | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["delete", b"delete", "put", b"put", "range", b"range", "result", b"result"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["delete", b"delete", "put", b"put", "range", b"range", "result", b"result", "txn", b"txn"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["delete", b"delete", "put", b"put", "range", b"range", "result", b"result"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["delete", b"delete", "put", b"put", "range", b"range", "result", b"result", "txn", b"txn"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_result: _TypeAlias = _typing.Literal["range", "put", "delete"]  # noqa: Y015
+    _WhichOneofReturnType_result: _TypeAlias = _typing.Literal["range", "put", "delete", "txn"]  # noqa: Y015
     _WhichOneofArgType_result: _TypeAlias = _typing.Literal["result", b"result"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_result) -> _WhichOneofReturnType_result | None: ...
 
 Global___OperationResult: _TypeAlias = OperationResult  # noqa: Y015
+
+@_typing.final
+class NestedTxnResult(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SUCCEEDED_FIELD_NUMBER: _builtins.int
+    RESULTS_FIELD_NUMBER: _builtins.int
+    succeeded: _builtins.bool
+    @_builtins.property
+    def results(self) -> _containers.RepeatedCompositeFieldContainer[Global___OperationResult]: ...
+    def __init__(
+        self,
+        *,
+        succeeded: _builtins.bool = ...,
+        results: _abc.Iterable[Global___OperationResult] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["results", b"results", "succeeded", b"succeeded"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___NestedTxnResult: _TypeAlias = NestedTxnResult  # noqa: Y015
 
 @_typing.final
 class TxnResponse(_message.Message):
@@ -700,21 +831,25 @@ class CompactRequest(_message.Message):
     KEYSPACE_FIELD_NUMBER: _builtins.int
     REVISION_FIELD_NUMBER: _builtins.int
     GROUP_FIELD_NUMBER: _builtins.int
+    PHYSICAL_FIELD_NUMBER: _builtins.int
     keyspace: _builtins.str
     revision: _builtins.int
     """what was superseded at or before it becomes unreadable"""
     group: _builtins.int
     """which shard; 0 = the only one"""
+    physical: _builtins.bool
+    """answered when the node that was asked has deleted what was superseded"""
     def __init__(
         self,
         *,
         keyspace: _builtins.str = ...,
         revision: _builtins.int = ...,
         group: _builtins.int = ...,
+        physical: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["group", b"group", "keyspace", b"keyspace", "revision", b"revision"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["group", b"group", "keyspace", b"keyspace", "physical", b"physical", "revision", b"revision"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
