@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import signal
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
@@ -12,6 +13,7 @@ from pathlib import Path
 from random import Random
 from typing import Final
 
+from jepsen.churn import churn
 from jepsen.clocks import Clocks
 from jepsen.network import Delay, Network
 from jepsen.partitions import NOBODY, Shape, blocked
@@ -38,6 +40,8 @@ class Field:
         """Nodes that ended by themselves."""
         self.leader: int | None = None
         """As last seen."""
+        self.changing = False
+        """Members are; one change at a time."""
         self._records = records
         self._taken: set[int] = set()
 
@@ -45,6 +49,13 @@ class Field:
         """What was synced by this node."""
         assert self._records is not None
         return self._records / f"n{node + 1}.synced"
+
+    def wipe(self, node: int) -> None:
+        """Empty its directory, but for its configuration; what is in it when it starts counts as durable."""
+        for path in self.cluster.data_dir(node).iterdir():
+            if path != self.cluster.members[node].file:
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+        shutil.rmtree(self.records(node), ignore_errors=True)
 
     @contextmanager
     def take(self, fault: Fault) -> Iterator[list[int]]:
@@ -180,6 +191,7 @@ NEMESES: Final[Mapping[str, Callable[[Field, Fault], Awaitable[None]]]] = {
     "restart": restart,
     "clock": clock,
     "powercut": powercut,
+    "churn": churn,
 }
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
-from jepsen import history, nemesis, schedule
+from jepsen import churn, history, nemesis, schedule
 from jepsen.clocks import Clocks, preloads
 from jepsen.history import Outcome
 from jepsen.network import Network, members
@@ -84,6 +84,7 @@ class Run:
         addresses = await self._network.open()
         self._cluster = Cluster(
             self._scratch,
+            environ=churn.ENVIRON if "churn" in self.options.nemeses else None,
             node_environ=self._environ,
             members=members(addresses, self._scratch),
             prefix=lambda node: (*self._network.prefix(node), *LEASH),

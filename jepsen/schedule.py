@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from enum import Enum
 from random import Random
 from typing import Final, NamedTuple
 
@@ -21,6 +22,15 @@ JUMPS: Final = (1, 3, 10)
 """Seconds by which a clock jumps ahead."""
 
 
+class Change(Enum):
+    """Of members."""
+
+    REJOIN = "rejoin"
+    REPLACE = "replace"
+    TRANSFER = "transfer"
+    INSTALL = "install"
+
+
 class Timing(NamedTuple):
     """Seconds: how long a fault lasts, and how long its kind rests then."""
 
@@ -36,8 +46,10 @@ TIMINGS: Final[Mapping[str, Timing]] = {
     "restart": Timing((0.2, 1.0), (6.0, 10.0)),
     "clock": Timing((0.5, 2.0), (1.0, 3.0)),
     "powercut": Timing((0.2, 3.0), (3.0, 6.0)),
+    "churn": Timing((0.0, 0.0), (2.0, 4.0)),
 }
-"""By name of the nemesis. A rest after a kill covers a start of the node."""
+"""By name of the nemesis. A rest after a kill covers a start of the node. A change of members takes the time that it
+needs, and those that come meanwhile are left out."""
 WHOLE: Final = frozenset({"restart", "latency"})
 """They concern all nodes."""
 
@@ -60,6 +72,8 @@ class Fault:
     """Of latency: added to each message, half of it at random; share of packets that are lost."""
     jump: int = 0
     """Of a clock: seconds."""
+    change: Change = Change.REJOIN
+    """Of churn."""
 
 
 def plan(kinds: Sequence[str], seconds: float, nodes: int, rng: Random) -> list[Fault]:
@@ -70,10 +84,15 @@ def plan(kinds: Sequence[str], seconds: float, nodes: int, rng: Random) -> list[
         start = rng.uniform(*FIRST)
         shapes = list(Shape)
         rng.shuffle(shapes)
+        changes = list(Change)
+        if kind == "churn":
+            rng.shuffle(changes)
         while start < seconds - QUIET_END:
             length = min(rng.uniform(*timing.length), seconds - start)
             shapes = shapes[1:] + shapes[:1]
-            faults.append(_fault(kind, start, length, nodes, shapes[0], rng))
+            changes = changes[1:] + changes[:1]
+            fault = _fault(kind, start, length, nodes, shapes[0], rng)
+            faults.append(replace(fault, count=1, change=changes[0]) if kind == "churn" else fault)
             start += length + rng.uniform(*timing.rest)
     return sorted(faults, key=lambda fault: (fault.start, fault.kind))
 

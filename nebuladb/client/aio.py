@@ -275,7 +275,7 @@ class AsyncClient(Writes):
         return tuple(zip(found.shards, leaders, strict=False))
 
     async def members(self) -> Sequence[cluster_pb2.Member]:
-        """All nodes, as the answering one sees them."""
+        """All nodes; where nobody can tell within a second, as the answering one sees them."""
         return (await self._transport.call(methods.MEMBERS, cluster_pb2.MembersRequest())).members
 
     async def add_member(

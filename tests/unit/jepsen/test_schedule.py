@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jepsen.partitions import Shape, blocked
-from jepsen.schedule import QUIET_END, TIMINGS, Fault, plan, victims
+from jepsen.schedule import QUIET_END, TIMINGS, Change, Fault, plan, victims
 
 KINDS = sorted(TIMINGS)
 
@@ -37,6 +37,12 @@ def test_the_same_seed_draws_the_same_faults() -> None:
 def test_a_long_run_has_every_shape_of_partition() -> None:
     faults = plan(["partition"], 60, 3, Random(1))
     assert {fault.shape for fault in faults} == set(Shape)
+
+
+def test_a_long_run_has_every_change_of_members_one_node_at_a_time() -> None:
+    faults = plan(["churn"], 60, 3, Random(1))
+    assert {fault.change for fault in faults} == set(Change)
+    assert {fault.count for fault in faults} == {1}
 
 
 def test_the_leader_comes_first_if_it_is_wanted_and_nobody_is_taken_twice() -> None:
