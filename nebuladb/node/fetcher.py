@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections import deque
 from collections.abc import Callable, Sequence
+from queue import SimpleQueue
 from typing import Final
 
 from nebuladb.storage.engine import Engine
@@ -34,42 +34,36 @@ class Fetcher:
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
-        self._parts: deque[tuple[_Request, int]] = deque()
-        self._condition = threading.Condition()
-        self._stopping = False
+        # One part wakes one thread; with a `Condition` all four would come and ask the loop for the interpreter.
+        self._parts: SimpleQueue[tuple[_Request, int] | None] = SimpleQueue()
+        """(request, where the part begins); None: a thread ends."""
+        self._counting = threading.Lock()
         self._threads: list[threading.Thread] = []
 
     def fetch(self, rows: Sequence[bytes], done: Callable[[Values | BaseException], object]) -> None:
         """Read `rows`, at least one."""
         request = _Request(rows, done)
-        with self._condition:
-            self._parts.extend((request, start) for start in range(0, len(rows), ROWS_AT_ONCE))
-            if len(self._threads) < THREADS:
-                thread = threading.Thread(target=self._run, name=f"fetcher-{len(self._threads)}", daemon=True)
-                self._threads.append(thread)
-                thread.start()
-            self._condition.notify_all()
+        if len(self._threads) < THREADS:
+            thread = threading.Thread(target=self._run, name=f"fetcher-{len(self._threads)}", daemon=True)
+            self._threads.append(thread)
+            thread.start()
+        for start in range(0, len(rows), ROWS_AT_ONCE):
+            self._parts.put((request, start))
 
     @property
     def waiting(self) -> int:
         """Parts, of up to `ROWS_AT_ONCE` rows, that no thread has begun."""
-        return len(self._parts)
+        return self._parts.qsize()
 
     def stop(self) -> None:
         """Read what is asked for, then end. Blocks. The engine may be closed after it."""
-        with self._condition:
-            self._stopping = True
-            self._condition.notify_all()
+        for _ in self._threads:
+            self._parts.put(None)
         for thread in self._threads:
             thread.join()
 
-    def _next(self) -> tuple[_Request, int] | None:
-        with self._condition:
-            self._condition.wait_for(lambda: self._parts or self._stopping)
-            return self._parts.popleft() if self._parts else None
-
     def _run(self) -> None:
-        while (part := self._next()) is not None:
+        while (part := self._parts.get()) is not None:
             request, start = part
             rows = request.rows[start : start + ROWS_AT_ONCE]
             problem: BaseException | None = None
@@ -77,7 +71,7 @@ class Fetcher:
                 request.values[start : start + len(rows)] = self._engine.get_many(rows)
             except BaseException as error:
                 problem = error
-            with self._condition:
+            with self._counting:
                 first_problem = problem is not None and request.left > 0
                 request.left = 0 if problem is not None else request.left - 1
                 last = problem is None and request.left == 0

@@ -5,8 +5,13 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from queue import SimpleQueue
+from typing import Final
 
 from nebuladb.storage.log import LogStore
+
+STOP: Final = 0
+"""No batch's id."""
 
 
 class Flusher:
@@ -22,9 +27,9 @@ class Flusher:
         self._log = log
         self._done = done
         self._failed = failed
-        self._wanted = self._synced = 0
-        self._stopping = False
-        self._condition = threading.Condition()
+        # Waking a thread by it takes a lock of the system's, by a `Condition` four, and each may cost a switch.
+        self._written: SimpleQueue[int] = SimpleQueue()
+        """Batches to sync; as many as may be on their way to the disk (``node.batches``)."""
         self._thread = threading.Thread(target=self._run, name="log-flusher", daemon=True)
 
     def start(self) -> None:
@@ -33,31 +38,29 @@ class Flusher:
 
     def sync(self, batch: int) -> None:
         """Batches up to `batch` are written; make them durable soon."""
-        with self._condition:
-            self._wanted = batch
-            self._condition.notify()
+        self._written.put(batch)
 
     def stop(self) -> None:
         """Sync what is outstanding, then end. Blocks for one sync at most twice."""
-        with self._condition:
-            self._stopping = True
-            self._condition.notify()
+        self._written.put(STOP)
         if self._thread.is_alive():
             self._thread.join()
 
-    def _next(self) -> int | None:
-        """Wait for a batch to sync; None once stopping and all is synced."""
-        with self._condition:
-            self._condition.wait_for(lambda: self._wanted > self._synced or self._stopping)
-            return self._wanted if self._wanted > self._synced else None
-
     def _run(self) -> None:
-        while (batch := self._next()) is not None:
+        written = self._written
+        stopping = False
+        while not stopping:
+            wanted = [written.get()]
+            while not written.empty():
+                wanted.append(written.get())
+            stopping = STOP in wanted
+            newest = max(wanted)
+            if newest == STOP:
+                return
             begun = time.perf_counter()
             try:
                 self._log.sync()
             except BaseException as error:
                 self._failed(error)
                 return
-            self._synced = batch
-            self._done(batch, time.perf_counter() - begun)
+            self._done(newest, time.perf_counter() - begun)
