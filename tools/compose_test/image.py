@@ -79,10 +79,10 @@ def import_base(engine: Engine, scratch: Path, kept: Path | None) -> str:
 def _mirror(suite: str) -> list[str]:
     """Where this machine gets its own packages from, if it is of the same suite; debootstrap knows a place, too."""
     try:
-        targets = run(["apt-get", "indextargets", "--format", "$(RELEASE) $(REPO_URI)", "Created-By: Packages"])
+        targets = run(["apt-get", "indextargets", "--format", "$(RELEASE)|$(REPO_URI)", "Created-By: Packages"])
     except Failure:
         return []
-    found = [line.split() for line in targets.splitlines()]
+    found = [line.split("|") for line in targets.splitlines()]
     return [where for release, where in found if release == suite and where.startswith("http")][:1]
 
 
