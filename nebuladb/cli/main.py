@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from nebuladb import __version__
-from nebuladb.cli import cluster, dump, kv, lease, load, member, snapshot
+from nebuladb.cli import cluster, dump, etcd, kv, lease, load, member, snapshot
 from nebuladb.cli.output import Style
 from nebuladb.cli.settings import DEFAULT_ENDPOINTS, Commands, Settings
 
@@ -52,5 +52,6 @@ for command in (
     *load.COMMANDS,
     *dump.COMMANDS,
     *snapshot.COMMANDS,
+    *etcd.COMMANDS,
 ):
     main.add_command(command)

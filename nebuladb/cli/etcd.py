@@ -1,0 +1,227 @@
+"""``etcd import``: a live etcd into a keyspace."""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from typing import Final
+
+import click
+from click.core import ParameterSource
+
+from nebuladb.cli.etcd_source import EtcdSource, Security
+from nebuladb.cli.output import printable
+from nebuladb.cli.parallel import in_parallel
+from nebuladb.cli.progress import Progress
+from nebuladb.cli.settings import Commands, Settings
+from nebuladb.client import AsyncClient, Session
+from nebuladb.errors import ChangeRefused, LeaseExists, LeaseNotFound, NebulaError, RequestTooLarge
+from nebuladb.pb.etcd.mvcc_pb2 import KeyValue
+
+KEYSPACE: Final = "etcd"
+"""Where it goes, unless --keyspace says otherwise."""
+PATIENCE: Final = 60.0
+"""Seconds a request may take at least: an import goes on by itself after a leader's death."""
+JOBS: Final = 8
+"""Transactions at a time."""
+BATCH_KEYS: Final = 128
+BATCH_BYTES: Final = 256 << 10
+"""Of a transaction, unless one key alone is larger."""
+MIN_TTL: Final = 2
+NAMES: Final = ("keys", "written", "same", "expired", "leases", "bytes", "source_revision", "revision")
+
+
+@click.group("etcd", cls=Commands)
+def etcd() -> None:
+    """Moving over from etcd. Its API itself is on every node's client port: point its clients there.
+
+    \b
+    Example:
+      nebula-cli etcd import --from 10.0.0.1:2379
+      etcdctl --endpoints 127.0.0.1:7379 get --prefix ""
+    """
+
+
+@etcd.command("import")
+@click.option("--from", "source", required=True, metavar="HOST:PORT", help="A member of the etcd cluster.")
+@click.option("--merge", is_flag=True, help="Write over what the keyspace has; keys that are the same stay untouched.")
+@click.option("--force", is_flag=True, help="Delete all that the keyspace has first, leases too.")
+@click.option("--cacert", default="", metavar="FILE", help="Trust etcd's certificate by this one (PEM).")
+@click.option("--cert", default="", metavar="FILE", help="Show this certificate to etcd (PEM).")
+@click.option("--key", default="", metavar="FILE", help="And this is its key (PEM).")
+@click.option("--user", default="", metavar="NAME:PASSWORD", help="Where etcd asks for one.")
+@click.pass_context
+def import_command(
+    context: click.Context, source: str, merge: bool, force: bool, cacert: str, cert: str, key: str, user: str
+) -> None:
+    """Copy every key of a live etcd, as of one revision, with leases and what is attached to them.
+
+    It goes into the keyspace etcd, or the one that --keyspace names, which must be empty unless --merge or --force says
+    otherwise. A lease keeps its id, and the seconds that it has left; keys whose lease ends meanwhile are counted as
+    expired. Revisions, versions and history aren't copied: the last line says which revision was read, and which
+    revision of ours has it all.
+
+    What is written to etcd meanwhile is not copied: stop its writers first. After an interruption run the command again
+    with --merge; it writes what is missing.
+
+    \b
+    Example:
+      nebula-cli etcd import --from 10.0.0.1:2379
+      nebula-cli --keyspace copy etcd import --from 10.0.0.1:2379 --merge
+      nebula-cli etcd import --from 10.0.0.1:2379 --cacert ca.crt --cert client.crt --key client.key
+    """
+    if merge and force:
+        raise click.UsageError("give --merge or --force, not both")
+    if bool(cert) is not bool(key):
+        raise click.UsageError("--cert and --key go together")
+    settings = context.find_object(Settings)
+    assert settings is not None  # the group made it
+    root = context.find_root()
+    if root.get_parameter_source("keyspace") is ParameterSource.DEFAULT:
+        settings = Settings(settings.endpoints, KEYSPACE, settings.style, settings.timeout)
+    importer = Importer(Progress(sys.stderr, "imported", noun="keys"), merge=merge, force=force)
+    chosen = settings
+
+    async def work(client: AsyncClient) -> None:
+        timeout = max(chosen.timeout, PATIENCE)
+        async with EtcdSource(source, Security(cacert, cert, key, user), timeout) as live, client.session() as session:
+            await importer.run(live, client, session)
+
+    try:
+        # Patience is for what happens on the way: a wrong address or keyspace should be told soon.
+        shards = settings.run(lambda client: client.describe_keyspace(chosen.keyspace)).shards
+        if len(shards) != 1:
+            raise ChangeRefused(
+                f"keyspace {settings.keyspace!r} has {len(shards)} shards; etcd's keys need one with a single line of "
+                "revisions: create it with `--partitioning single`"
+            )
+        settings.run(work, PATIENCE)
+    except NebulaError as error:
+        if importer.begun:
+            again = "run the same command again" if force else "run the command again with --merge"
+            error.args = (f"stopped: {error.message}; what was copied stays: {again} to go on",)
+        raise
+    finally:
+        importer.progress.close()
+        if importer.begun:
+            with settings.output() as output:
+                tally = importer.tally
+                output.row({n: tally[n] for n in NAMES}, b" ".join(b"%s=%d" % (n.encode(), tally[n]) for n in NAMES))
+
+
+class Importer:
+    """One copy. `tally` counts what it did, and has both revisions; `begun`: something may have been written."""
+
+    def __init__(self, progress: Progress, *, merge: bool, force: bool) -> None:
+        self.progress = progress
+        self.tally: Counter[str] = Counter()
+        self.begun = False
+        self._merge = merge
+        self._force = force
+
+    async def run(self, source: EtcdSource, client: AsyncClient, session: Session) -> None:
+        """Copy everything. Raises `NebulaError`."""
+        await source.open()
+        self._client, self._session, self._source = client, session, source
+        await self._make_room()
+        self.begun = True
+        self.tally["source_revision"] = source.revision
+        leases = await self._grant()
+        async for page in source.pages():
+            await in_parallel(_batches(page), JOBS, lambda batch: self._write(batch, leases))
+        if self.tally["keys"] != source.count:
+            raise ChangeRefused(f"etcd counted {source.count} keys at revision {source.revision}, and gave others")
+        self.tally["revision"] = (await client.txn().get(b"\0").commit()).revision
+
+    async def _make_room(self) -> None:
+        """Make sure that the keyspace is empty, if it has to be."""
+        if self._merge:
+            return
+        leases = await self._client.leases()
+        keys = [row async for row in self._client.scan(limit=1, keys_only=True)]
+        if not (leases or keys):
+            return
+        if not self._force:
+            raise ChangeRefused(
+                f"keyspace {self._client.keyspace!r} is not empty: give --merge to write over what it has, or --force "
+                "to delete that first"
+            )
+        self.begun = True
+        for lease in leases:
+            try:
+                await self._session.revoke_lease(lease)
+            except LeaseNotFound:
+                continue  # it has ended by itself
+        await self._session.delete(b"\0", b"\0")
+
+    async def _grant(self) -> set[int]:
+        """The leases; those that there are now."""
+        granted = set()
+        for lease in await self._source.leases():
+            try:
+                await self._session.grant_lease(max(lease.ttl, MIN_TTL), lease=lease.id)
+            except LeaseExists:
+                if not self._merge:
+                    raise
+            granted.add(lease.id)
+            self.tally["leases"] += 1
+        return granted
+
+    async def _write(self, batch: Sequence[KeyValue], leases: set[int]) -> None:
+        alive = [kv for kv in batch if not kv.lease or kv.lease in leases]
+        self.tally["expired"] += len(batch) - len(alive)
+        if self._merge:
+            there = await self._client.get_many(kv.key for kv in alive)
+            wanted = []
+            for kv in alive:
+                found = there[kv.key]
+                if found is None or (found.value, found.lease) != (kv.value, kv.lease):
+                    wanted.append(kv)
+            self.tally["same"] += len(alive) - len(wanted)
+            alive = wanted
+        await self._put(alive)
+        self.tally["keys"] += len(batch)
+        self.tally["bytes"] += sum(map(_size, batch))
+        self.progress.update(self.tally["keys"], self.tally["bytes"], self._source.count)
+
+    async def _put(self, kvs: Sequence[KeyValue]) -> None:
+        if not kvs:
+            return
+        txn = self._session.txn()
+        for kv in kvs:
+            txn.put(kv.key, kv.value, lease=kv.lease)
+        try:
+            await txn.commit()
+        except LeaseNotFound:
+            if len(kvs) == 1:
+                self.tally["expired"] += 1
+                return
+            for kv in kvs:
+                await self._put([kv])
+            return
+        except RequestTooLarge as error:
+            error.args = (f"key {printable(kvs[0].key)!r}: {error.message}",)
+            raise
+        self.tally["written"] += len(kvs)
+
+
+def _batches(page: Sequence[KeyValue]) -> Iterator[list[KeyValue]]:
+    """What goes into one transaction each."""
+    batch: list[KeyValue] = []
+    size = 0
+    for kv in page:
+        if batch and (len(batch) == BATCH_KEYS or size + _size(kv) > BATCH_BYTES):
+            yield batch
+            batch, size = [], 0
+        batch.append(kv)
+        size += _size(kv)
+    if batch:
+        yield batch
+
+
+def _size(kv: KeyValue) -> int:
+    return len(kv.key) + len(kv.value)
+
+
+COMMANDS: Final = (etcd,)

@@ -1,0 +1,140 @@
+"""A live etcd, read: all keys at one revision, and leases."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
+from typing import Any, Final, NamedTuple, Self, TypeVar
+
+import grpc
+import grpc.aio
+from google.protobuf.message import Message
+
+from nebuladb.errors import Compacted, ConfigurationError, Unavailable
+from nebuladb.pb.etcd import auth_pb2, kv_pb2, lease_pb2
+from nebuladb.pb.etcd.mvcc_pb2 import KeyValue
+from nebuladb.rpc import insecure_channel, secure_channel, ssl_channel_credentials
+
+ALL: Final = b"\0"
+"""As a key: the first there may be; as a range's end: none."""
+PAGE_BYTES: Final = 4 << 20
+"""What a page should have; etcd bounds it by a number of keys only."""
+FIRST_LIMIT: Final = 16
+MAX_LIMIT: Final = 4096
+"""Keys of a page."""
+MAX_MESSAGE: Final = 128 << 20
+"""Of a page that turns out larger: so much of a first page's large values, or of some after many small ones."""
+
+Answer = TypeVar("Answer", bound=Message)
+
+
+class Lease(NamedTuple):
+    """A lease, with the seconds that it has left."""
+
+    id: int
+    ttl: int
+
+
+class Security(NamedTuple):
+    """How it is spoken to: files of certificates in PEM, and NAME:PASSWORD; empty: not at all."""
+
+    cacert: str = ""
+    cert: str = ""
+    key: str = ""
+    user: str = ""
+
+
+class EtcdSource:
+    """An etcd at HOST:PORT. Errors of its are `Unavailable`, or `Compacted`."""
+
+    def __init__(self, address: str, security: Security, timeout: float) -> None:
+        """`timeout`: seconds a request. Raises `ConfigurationError` for files that can't be read."""
+        scheme, _, rest = address.rpartition("://")
+        self.address = rest.rstrip("/")
+        self._timeout = timeout
+        self._security = security
+        self._metadata: tuple[tuple[str, str], ...] = ()
+        self.revision = 0
+        """That of the first page, and so of all."""
+        self.count = 0
+        """Keys at that revision."""
+        options = (("grpc.max_receive_message_length", MAX_MESSAGE),)
+        if scheme == "https" or security.cacert or security.cert:
+            try:
+                files = [Path(name).read_bytes() if name else None for name in security[:3]]
+            except OSError as error:
+                raise ConfigurationError(f"{error.filename}: {error.strerror}") from error
+            root, chain, key = files
+            self._channel = secure_channel(self.address, ssl_channel_credentials(root, key, chain), options)
+        else:
+            self._channel = insecure_channel(self.address, options)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._channel.close()
+
+    async def open(self) -> None:
+        """Log in, if there is a user, and fix the revision. Raises as the class says."""
+        if self._security.user:
+            name, _, password = self._security.user.partition(":")
+            login = auth_pb2.AuthenticateRequest(name=name, password=password)
+            answer = await self._call("Auth/Authenticate", login, auth_pb2.AuthenticateResponse)
+            self._metadata = (("token", answer.token),)
+        request = kv_pb2.RangeRequest(key=ALL, range_end=ALL, count_only=True)
+        found = await self._call("KV/Range", request, kv_pb2.RangeResponse)
+        self.revision, self.count = found.header.revision, found.count
+
+    async def leases(self) -> list[Lease]:
+        """Those that haven't ended."""
+        request = lease_pb2.LeaseLeasesRequest()
+        answer = await self._call("Lease/LeaseLeases", request, lease_pb2.LeaseLeasesResponse)
+        found = []
+        for lease in answer.leases:
+            asked = lease_pb2.LeaseTimeToLiveRequest(ID=lease.ID)
+            left = await self._call("Lease/LeaseTimeToLive", asked, lease_pb2.LeaseTimeToLiveResponse)
+            if left.TTL > 0:
+                found.append(Lease(lease.ID, left.TTL))
+        return found
+
+    async def pages(self) -> AsyncIterator[Sequence[KeyValue]]:
+        """All keys, in order, as they were at `revision`."""
+        start, limit = ALL, FIRST_LIMIT
+        while True:
+            request = kv_pb2.RangeRequest(key=start, range_end=ALL, revision=self.revision, limit=limit)
+            try:
+                page = await self._call("KV/Range", request, kv_pb2.RangeResponse)
+            except TooLarge:
+                if limit == 1:
+                    raise
+                limit = max(limit // 8, 1)
+                continue
+            if page.kvs:
+                yield page.kvs
+                start = page.kvs[-1].key + b"\0"
+                size = max(page.ByteSize() // len(page.kvs), 1)
+                limit = max(1, min(PAGE_BYTES // size, MAX_LIMIT, limit * 8))
+            if not page.more:
+                return
+
+    async def _call(self, method: str, request: Message, kind: type[Answer]) -> Answer:
+        invoke: Any = self._channel.unary_unary(f"/etcdserverpb.{method}", _encode, kind.FromString)
+        try:
+            answer: Answer = await invoke(request, timeout=self._timeout, metadata=self._metadata)
+            return answer
+        except grpc.aio.AioRpcError as error:
+            text = f"etcd at {self.address}: {error.details() or error.code().name}"
+            if error.code() is grpc.StatusCode.OUT_OF_RANGE:
+                raise Compacted(f"{text}: revision {self.revision} went while it was read") from error
+            if error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED:
+                raise TooLarge(text) from error
+            raise Unavailable(text) from error
+
+
+class TooLarge(Unavailable):
+    """A page is larger than a message may be."""
+
+
+def _encode(request: Message) -> bytes:
+    return request.SerializeToString()
