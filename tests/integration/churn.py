@@ -2,9 +2,10 @@
 
 ``python -m tests.integration.churn --minutes 10 [--seed S] [--self-test]``. Each step is one of: SIGKILL and restart; a
 power cut (SIGKILL, and what was not synced is lost; where there is a C compiler); a node added, removed, or replaced,
-dead or alive; leadership handed over; history compacted. Now and then, and at the end, every key is read through every
-node, and all replicas must have equal hashes. The last line of stdout has the numbers; exit code 1 on a violation. With
---self-test one acknowledged write is taken out of what was read, and the exit code is 0 only if the checker found that.
+dead or alive; a node away until the logs are cut, so that it gets a snapshot, as new nodes do, for the logs are short;
+leadership handed over; history compacted. Now and then, and at the end, every key is read through every node, and all
+replicas must have equal hashes. The last line of stdout has the numbers; exit code 1 on a violation. With --self-test
+one acknowledged write is taken out of what was read, and the exit code is 0 only if the checker found that.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from tests.integration.cluster import ClusterError
 from tests.integration.crash import say
 from tests.integration.load import Load
 from tests.integration.members import REMOVED_EXIT, Growing
+from tests.integration.test_snapshots import applied, log_start, received
 
 FOUNDERS: Final = 3
 PLACES: Final = 6
@@ -39,11 +41,24 @@ BETWEEN: Final = (30, 120)
 """Acknowledged writes between two steps."""
 OUTAGE: Final = 30
 """And while somebody is down."""
+AHEAD: Final = 50
+"""Entries that a dead node's log may have beyond what it had applied: fewer than the writers have in flight."""
 PROGRESS_SECONDS: Final = 60.0
 THINK_SECONDS: Final = 0.03
 """Of each writer between two operations: ten minutes of history must fit into memory."""
 COMPARE_EVERY: Final = 6
-STEPS: Final = {"kill": 4, "powercut": 2, "add": 3, "remove": 2, "replace": 2, "transfer": 1, "compact": 1}
+STEPS: Final = {
+    "kill": 4,
+    "powercut": 2,
+    "add": 3,
+    "remove": 2,
+    "replace": 2,
+    "install": 2,
+    "transfer": 1,
+    "compact": 1,
+}
+TAIL: Final = {"NEBULA_LOG_KEEP_ENTRIES": "200", "NEBULA_LOG_KEEP_SIZE": "256KiB"}
+"""More than an outage of `OUTAGE` writes, less than a new node has missed."""
 
 
 class Stormy(Growing):
@@ -59,8 +74,8 @@ class Stormy(Growing):
 
     def _spied(self, place: int) -> Mapping[str, str]:
         if self.library is None:
-            return {}
-        return powerfail.environ(self.library, self._records(place), self.data_dir(place))
+            return TAIL
+        return TAIL | powerfail.environ(self.library, self._records(place), self.data_dir(place))
 
     def cut(self, place: int) -> None:
         """What a dead node had not synced is lost."""
@@ -164,6 +179,19 @@ class Churn:
         await self._progress(OUTAGE, f"without {cluster.name(victim)}")
         cluster.start(victim)
         await asyncio.to_thread(cluster.wait_ready, victim)
+
+    async def _install(self) -> None:
+        cluster, victim = self.cluster, await asyncio.to_thread(self._victim)
+        had = await asyncio.to_thread(applied, cluster, victim)
+        await asyncio.to_thread(cluster.kill, victim)
+        others = list(cluster.running)
+        await asyncio.to_thread(
+            cluster.wait_for, lambda: all(log_start(cluster, node) > had + AHEAD for node in others), "the logs are cut"
+        )
+        cluster.start(victim)
+        await asyncio.to_thread(cluster.wait_ready, victim)
+        if not await asyncio.to_thread(received, cluster, victim):
+            raise ClusterError(f"{cluster.name(victim)} came back behind the logs and got no snapshot")
 
     async def _powercut(self) -> None:
         await self._kill(power=True)

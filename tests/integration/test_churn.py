@@ -6,7 +6,7 @@ from pathlib import Path
 
 from tests.integration import churn
 
-STEPS = ("add", "kill", "replace", "remove", "transfer", "compact")
+STEPS = ("add", "kill", "replace", "remove", "install", "transfer", "compact")
 SEED = 3
 
 
