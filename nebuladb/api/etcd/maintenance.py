@@ -25,6 +25,8 @@ from nebuladb.pb.nebula.v1 import cluster_pb2
 from nebuladb.shard import Descriptor
 
 BLOB_BYTES: Final = 32 << 10
+HELD_BYTES: Final = 4 << 20
+"""The end of a snapshot, for which `remaining_bytes` is exact."""
 MAX_HASHES: Final = 2
 """In progress; each holds an engine snapshot."""
 HASH_ROWS: Final = 512
@@ -132,25 +134,29 @@ class MaintenanceService:
         """A backup of the whole cluster in NebulaDB's format, padded as etcdctl wants it, and its SHA-256."""
         parse(pb.SnapshotRequest, raw)
         self._face.shard(context)
-        node = self._backend.node
-        estimate = sum(data.store.size for data in node.groups.values())
+        estimate = sum(data.store.size for data in self._backend.node.groups.values())
         digest = hashlib.sha256()
         sent = 0
         waiting = bytearray()
+
+        def blob(remaining: int) -> bytes:
+            nonlocal sent
+            data = bytes(waiting[:BLOB_BYTES])
+            del waiting[:BLOB_BYTES]
+            sent += len(data)
+            digest.update(data)
+            return pb.SnapshotResponse(
+                remaining_bytes=max(remaining - sent, len(waiting)), blob=data
+            ).SerializeToString()
+
         async for piece in backup(self._backend, cluster_pb2.SnapshotRequest(), self._backend.timeout(context)):
             waiting += piece.data
-            # One blob is kept back: the last one says that nothing remains.
-            while len(waiting) > BLOB_BYTES:
-                blob = bytes(waiting[:BLOB_BYTES])
-                del waiting[:BLOB_BYTES]
-                sent += len(blob)
-                digest.update(blob)
-                # How much it will be isn't known before it was read: a guess, and never 0 while there is more.
-                remaining = max(estimate - sent, SECTOR_BYTES)
-                yield pb.SnapshotResponse(remaining_bytes=remaining, blob=blob).SerializeToString()
+            # How much it will be isn't known before it was read: what is behind the part that is held here is a guess.
+            while len(waiting) > HELD_BYTES:
+                yield blob(estimate)
         waiting += bytes(-(sent + len(waiting)) % SECTOR_BYTES)
-        digest.update(waiting)
-        yield pb.SnapshotResponse(blob=bytes(waiting)).SerializeToString()
+        while waiting:
+            yield blob(0)
         yield pb.SnapshotResponse(blob=digest.digest()).SerializeToString()
 
     async def MoveLeader(self, raw: bytes, context: Any) -> bytes:
