@@ -10,7 +10,7 @@ from grpc_reflection.v1alpha import reflection
 
 from nebuladb.api.backend import Backend
 from nebuladb.api.cluster import ClusterService
-from nebuladb.api.etcd import events
+from nebuladb.api.etcd import events, ranges
 from nebuladb.api.etcd.alarms import kinds
 from nebuladb.api.etcd.errors import translate
 from nebuladb.api.etcd.face import PROGRESS_SECONDS, Face
@@ -28,8 +28,8 @@ from nebuladb.rpc.engine import Engine
 
 MAX_MESSAGE_BYTES: Final = 4 << 20
 """The transport's cap; a request is at most 1.5 MiB, and between the two the refusal says so."""
-MAX_RESPONSE_BYTES: Final = events.MAX_MESSAGE_BYTES + (64 << 10)
-"""A revision that an etcd watch is told in one message, with its frame."""
+MAX_RESPONSE_BYTES: Final = max(events.MAX_MESSAGE_BYTES, ranges.MAX_RANGE_BYTES) + (64 << 10)
+"""A revision that an etcd watch is told in one message, or a range that is answered whole, with its frame."""
 MAX_METADATA_BYTES: Final = 16 << 10
 MAX_CALLS: Final = 20_000
 """Calls in progress, streams included; more are refused with RESOURCE_EXHAUSTED."""

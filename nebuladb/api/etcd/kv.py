@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
 from typing import Any
 
-from nebuladb.api.backend import parse
-from nebuladb.api.etcd.errors import EtcdError
+from nebuladb.api.etcd import txn
 from nebuladb.api.etcd.face import Face
-from nebuladb.api.etcd.wire import key_value, message_field, number_field
-from nebuladb.errors import Corruption
+from nebuladb.api.etcd.ranges import Ranges
+from nebuladb.api.etcd.requests import (
+    check_key,
+    check_put,
+    check_range,
+    check_size,
+    lone_key,
+    plain_put,
+    put_body,
+    received,
+)
+from nebuladb.api.etcd.wire import delete_response, key_value, message_field
+from nebuladb.api.kv import read_txn, reclaimed
+from nebuladb.errors import NebulaError
 from nebuladb.kv import check
-from nebuladb.kv.answer import DeleteResult, KeyValue, PutResult
+from nebuladb.kv.answer import DeleteResult, PutResult, TxnResult
 from nebuladb.kv.command import Command, Kind
 from nebuladb.kv.loans import Misses
 from nebuladb.pb.etcd import kv_pb2 as pb
@@ -22,77 +34,93 @@ class KVService:
 
     def __init__(self, face: Face) -> None:
         self._face = face
+        self._ranges = Ranges(face)
 
     async def Range(self, raw: bytes, context: Any) -> bytes:
-        request = parse(pb.RangeRequest, raw)
-        _key(request.key)
-        backend, shard = self._face.backend, self._face.shard(context)
-        store = await backend.current(shard, backend.timeout(context), serializable=request.serializable)
-        found: KeyValue | None
+        lone = lone_key(raw)
+        if lone is not None:
+            return await self._get(*lone, context)
+        request = received(pb.RangeRequest, raw)
+        check_range(request)
+        return await self._ranges.answer(self._face.shard(context), request, context)
+
+    async def _get(self, key: bytes, serializable: bool, context: Any) -> bytes:
+        """One key as it is now."""
+        face = self._face
+        backend, group = face.backend, face.shard(context).group
+        pump = backend.pump
         try:
-            if request.range_end:
-                result = store.range(
-                    request.key,
-                    request.range_end,
-                    revision=request.revision,
-                    limit=request.limit,
-                    keys_only=request.keys_only,
-                    count_only=request.count_only,
-                )
-                kvs, count, more = result.kvs, result.count, result.more
-            else:
-                try:
-                    found = store.get(request.key, request.revision)
-                except Misses as misses:
-                    store, found = await backend.pump.looks.look(
-                        shard.group, misses, lambda store: store.get(request.key, request.revision)
-                    )
-                kvs, count, more = (() if found is None else (found,)), int(found is not None), False
-        except Corruption as error:
-            error.group = shard.group  # so that the replica gets its data anew
+            if not serializable:
+                await pump.confirm(group, backend.timeout(context))
+            store = pump.store(group)
+            try:
+                found = store.get(key)
+            except Misses as misses:
+                store, found = await pump.looks.look(group, misses, lambda store: store.get(key))
+        except NebulaError as error:
+            error.group = group  # so that the replica gets its data anew, where that is damaged
             raise
-        parts = [self._face.prefix(shard.group, store.revision)]
-        if not request.count_only:
-            parts += [message_field(b"\x12", key_value(kv)) for kv in kvs]
-            parts += [number_field(b"\x18", more)]
-        parts += [number_field(b"\x20", count)]
-        return b"".join(parts)
+        prefix = face.prefix(group, store.revision)
+        if found is None:
+            return prefix
+        return b"".join((prefix, message_field(b"\x12", key_value(found)), b"\x20\x01"))
+
+    async def RangeStream(self, raw: bytes, context: Any) -> AsyncIterator[bytes]:
+        request = received(pb.RangeRequest, raw)
+        check_range(request)
+        async for response in self._ranges.stream(self._face.shard(context), request, context):
+            yield response
 
     async def Put(self, raw: bytes, context: Any) -> bytes:
-        check.body(len(raw))
-        request = parse(pb.PutRequest, raw)
-        _key(request.key)
-        backend, shard = self._face.backend, self._face.shard(context)
-        body = kv_pb2.PutRequest(key=request.key, value=request.value, lease=request.lease, prev_kv=request.prev_kv)
-        command = Command(Kind.PUT, body.SerializeToString())
-        answer = await backend.propose(shard, command, backend.timeout(context))
-        prefix = self._face.prefix(shard.group, answer.revision)
+        body = plain_put(raw)
+        if body is None:
+            request = received(pb.PutRequest, raw)
+            check_put(request)
+            check_size(raw)
+            body = put_body(request)
+        face = self._face
+        backend, shard = face.backend, face.shard(context)
+        answer = await backend.propose(shard, Command(Kind.PUT, body), backend.timeout(context))
+        prefix = face.prefix(shard.group, answer.revision)
         if isinstance(answer.result, PutResult) and answer.result.previous is not None:
             return prefix + message_field(b"\x12", key_value(answer.result.previous))
         return prefix
 
     async def DeleteRange(self, raw: bytes, context: Any) -> bytes:
-        check.body(len(raw))
-        request = parse(pb.DeleteRangeRequest, raw)
-        _key(request.key)
-        backend, shard = self._face.backend, self._face.shard(context)
+        request = received(pb.DeleteRangeRequest, raw)
+        check_key(request.key)
+        check_size(raw)
+        face = self._face
+        backend, shard = face.backend, face.shard(context)
         body = kv_pb2.DeleteRequest(key=request.key, range_end=request.range_end, prev_kv=request.prev_kv)
-        answer = await backend.propose(shard, Command(Kind.DELETE, body.SerializeToString()), backend.timeout(context))
-        parts = [self._face.prefix(shard.group, answer.revision)]
-        if isinstance(answer.result, DeleteResult):
-            parts += [number_field(b"\x10", answer.result.deleted)]
-            parts += [message_field(b"\x1a", key_value(kv)) for kv in answer.result.previous]
-        return b"".join(parts)
+        command = Command(Kind.DELETE, body.SerializeToString())
+        answer = await backend.propose(shard, command, backend.timeout(context))
+        assert isinstance(answer.result, DeleteResult)
+        return delete_response(face.prefix(shard.group, answer.revision), answer.result)
+
+    async def Txn(self, raw: bytes, context: Any) -> bytes:
+        request = received(pb.TxnRequest, raw)
+        message = txn.translated(request)
+        face = self._face
+        backend, shard = face.backend, face.shard(context)
+        timeout = backend.timeout(context)
+        if check.writes(message):
+            check_size(raw)
+            answer = await backend.propose(shard, Command(Kind.TXN, message.SerializeToString()), timeout)
+            assert isinstance(answer.result, TxnResult)
+            revision, result = answer.revision, answer.result
+        else:
+            local = txn.serializable(request)
+            revision, result = await read_txn(backend, shard, message, timeout, serializable=local)
+        return txn.encoded(face.prefix(shard.group, revision), revision, result)
 
     async def Compact(self, raw: bytes, context: Any) -> bytes:
-        request = parse(pb.CompactionRequest, raw)
-        backend, shard = self._face.backend, self._face.shard(context)
-        body = kv_pb2.CompactRequest(revision=request.revision)
-        command = Command(Kind.COMPACT, body.SerializeToString())
-        answer = await backend.propose(shard, command, backend.timeout(context))
-        return self._face.prefix(shard.group, answer.revision)
-
-
-def _key(key: bytes) -> None:
-    if not key:
-        raise EtcdError("INVALID_ARGUMENT", "etcdserver: key is not provided")
+        request = received(pb.CompactionRequest, raw)
+        face = self._face
+        backend, shard = face.backend, face.shard(context)
+        timeout = backend.timeout(context)
+        body = kv_pb2.CompactRequest(revision=request.revision, physical=request.physical)
+        answer = await backend.propose(shard, Command(Kind.COMPACT, body.SerializeToString()), timeout)
+        if request.physical:
+            await reclaimed(backend, shard, request.revision, timeout)
+        return face.prefix(shard.group, answer.revision)

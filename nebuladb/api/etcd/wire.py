@@ -5,9 +5,10 @@ Numbers are never negative here. The order of the fields is that of the numbers,
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Final
 
-from nebuladb.kv.answer import KeyValue
+from nebuladb.kv.answer import DeleteResult, KeyValue
 
 _SMALL: Final = tuple(bytes((number,)) for number in range(0x80))
 VALUE_TAG: Final = b"\x2a"
@@ -52,3 +53,20 @@ def key_value(kv: KeyValue) -> bytes:
             b"\x30" + varint(lease) if lease else b"",
         )
     )  # fmt: skip
+
+
+def range_response(prefix: bytes, kvs: Iterable[bytes], count: int, *, more: bool) -> bytes:
+    """``RangeResponse``; `prefix` is its header, `kvs` are messages."""
+    parts = [prefix]
+    parts += [message_field(b"\x12", kv) for kv in kvs]
+    if more:
+        parts.append(b"\x18\x01")
+    parts.append(number_field(b"\x20", count))
+    return b"".join(parts)
+
+
+def delete_response(prefix: bytes, result: DeleteResult) -> bytes:
+    """``DeleteRangeResponse``; `prefix` is its header."""
+    parts = [prefix, number_field(b"\x10", result.deleted)]
+    parts += [message_field(b"\x1a", key_value(kv)) for kv in result.previous]
+    return b"".join(parts)
