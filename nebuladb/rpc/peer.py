@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Mapping
-from typing import Any, Final, Protocol
+from collections.abc import AsyncIterator, Callable, Mapping
+from typing import Any, Final, Protocol, runtime_checkable
 
 import grpc
 import grpc.aio
@@ -79,18 +79,36 @@ class PeerEvents(Protocol):
         ...
 
 
-class _Link:
-    """One standing stream: a bounded queue of frames to write."""
+@runtime_checkable
+class Direct(Protocol):
+    """A stream of our own engine, which carries messages without a task of ours (``rpc.channel``, ``rpc.serving``)."""
 
-    def __init__(self, node: int) -> None:
+    def put(self, message: pb.LinkMessage) -> bool: ...
+    async def room(self) -> None: ...
+    def poll(self) -> pb.LinkMessage | None: ...
+    def deliver_to(self, listener: Callable[[], None]) -> None: ...
+
+
+class _Link:
+    """One standing stream, and a bounded queue of frames for when it takes none at once."""
+
+    def __init__(self, node: int, stream: Any, deliver: Callable[[int, bytes], None]) -> None:
         self.node = node
+        self._deliver = deliver
         self._queue: deque[bytes] = deque()
         self._size = 0
         self._filled = asyncio.Event()
         self.replaced = asyncio.Event()
         """A newer link to the same node stands."""
+        self._stream = stream
+        self._direct: Direct | None = stream if isinstance(stream, Direct) else None
+        self._full = self._direct is None
+        """The stream takes nothing now, or not without a task: frames wait for `carry`."""
 
     def send(self, frame: bytes) -> None:
+        if not self._full:
+            self._put(frame)
+            return
         if self._size + len(frame) > MAX_QUEUE_BYTES:
             probe("peer queue full, frame dropped")
             return
@@ -98,13 +116,50 @@ class _Link:
         self._size += len(frame)
         self._filled.set()
 
-    async def next(self) -> bytes:
-        while not self._queue:
-            self._filled.clear()
-            await self._filled.wait()
+    def _put(self, frame: bytes) -> None:
+        assert self._direct is not None
+        try:
+            self._full = self._direct.put(pb.LinkMessage(frame=frame))
+        except (grpc.aio.BaseError, asyncio.InvalidStateError, asyncio.CancelledError):
+            probe("frame lost with its link")  # `read` ends the link
+            return
+        if self._full:
+            self._filled.set()
+
+    async def carry(self) -> None:
+        """Write what waits, for ever."""
+        while True:
+            while not self._queue and not (self._full and self._direct is not None):
+                self._filled.clear()
+                await self._filled.wait()
+            if self._direct is None:
+                await self._stream.write(pb.LinkMessage(frame=self._next()))
+                continue
+            await self._direct.room()
+            self._full = False
+            while self._queue and not self._full:
+                self._put(self._next())
+
+    def _next(self) -> bytes:
         frame = self._queue.popleft()
         self._size -= len(frame)
         return frame
+
+    async def read(self) -> None:
+        """Hand over what comes, until the stream ends."""
+        if self._direct is not None:
+            self._direct.deliver_to(self._arrived)
+            self._arrived()  # what came with the handshake
+        while (message := await self._stream.read()) is not grpc.aio.EOF:
+            if self.replaced.is_set():
+                return
+            self._deliver(self.node, message.frame)
+
+    def _arrived(self) -> None:
+        assert self._direct is not None
+        while (message := self._direct.poll()) is not None:
+            if not self.replaced.is_set():
+                self._deliver(self.node, message.frame)
 
 
 class PeerTransport:
@@ -267,7 +322,7 @@ class PeerTransport:
     async def _run(self, handshake: pb.Handshake, stream: Any) -> None:
         """Carry frames both ways until the stream breaks or a newer link to the same node takes this one's place."""
         node = handshake.node_id
-        link = _Link(node)
+        link = _Link(node, stream, self._events.frame)
         older = self._links.get(node)
         if older is not None:
             probe("link replaced")
@@ -275,7 +330,7 @@ class PeerTransport:
             self._events.peer_down(node)
         self._links[node] = link
         self._events.peer_up(handshake)
-        work = self._read(link, stream), self._write(link, stream), link.replaced.wait()
+        work = link.read(), link.carry(), link.replaced.wait()
         tasks = [asyncio.get_running_loop().create_task(part, name=f"link {node:016x}") for part in work]
         try:
             ended, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
@@ -290,13 +345,3 @@ class PeerTransport:
             error = None if task.cancelled() else task.exception()
             if error is not None and not isinstance(error, grpc.aio.BaseError):
                 raise error
-
-    async def _read(self, link: _Link, stream: Any) -> None:
-        while (message := await stream.read()) is not grpc.aio.EOF:
-            if link.replaced.is_set():
-                return
-            self._events.frame(link.node, message.frame)
-
-    async def _write(self, link: _Link, stream: Any) -> None:
-        while True:
-            await stream.write(pb.LinkMessage(frame=await link.next()))

@@ -293,3 +293,24 @@ class StreamStreamCall(
     def __init__(self, rpc: StreamStreamRpc, requests: Requests[Request] | None) -> None:
         self._rpc = rpc
         self._begin(requests)
+
+    # Without a task, for who has many small messages to carry (``rpc.peer``); not in grpc.aio. Servers' calls have the
+    # same four methods.
+
+    def put(self, message: Request) -> bool:
+        """Send a message with this turn's write, once the first one was written. True: `room` must be awaited before
+        the next one. Raises as `write`."""
+        return self._rpc.put(self._rpc.method.serialize(message))
+
+    async def room(self) -> None:
+        """Wait until what was sent has left."""
+        await self._rpc.room()
+
+    def poll(self) -> Any:
+        """The next message, if one is here."""
+        message, deserializer = self._rpc.take(), self._rpc.method.deserializer
+        return message if message is None or deserializer is None else deserializer(message)
+
+    def deliver_to(self, listener: Callable[[], None]) -> None:
+        """From now on call `listener` when messages have come, to `poll` all of them. `read` tells of the end only."""
+        self._rpc.listener = listener

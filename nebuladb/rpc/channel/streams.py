@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from collections.abc import Callable
 from typing import Final
 
 import grpc
@@ -28,6 +29,8 @@ class StreamResponse(Rpc):
     _pending: Status | None = None
     """How the call ended, while there are messages left to read."""
     _wakes: asyncio.Future[None] | None = None
+    listener: Callable[[], None] | None = None
+    """Called when there is something to `take`, in place of whoever waits for `readable`."""
 
     def __init__(self, *args: object) -> None:
         super().__init__(*args)  # type: ignore[arg-type]
@@ -49,7 +52,10 @@ class StreamResponse(Rpc):
         if messages:
             self.messages.extend(messages)
             self._parts.append([len(messages), len(data)])
-            self._wake()
+            if self.listener is not None:
+                self.listener()
+            else:
+                self._wake()
         elif self._parts:
             self._parts[-1][1] += len(data)
         elif connection is not None and stream is not None:
@@ -142,6 +148,18 @@ class RequestStream(Rpc):
 
         Raises `InvalidStateError` after the end or `half_close`, and the call's error if that ends it meanwhile.
         """
+        self._check(message)
+        if self.stream is None:
+            await self.opened()
+        if not self._send(message):
+            await self.room()
+
+    def put(self, message: bytes) -> bool:
+        """Send a message of a stream that stands. True: `room` must be awaited before the next. Raises as `write`."""
+        self._check(message)
+        return not self._send(message)
+
+    def _check(self, message: bytes) -> None:
         if self.over:
             raise asyncio.InvalidStateError(FINISHED)
         if self._half_closed:
@@ -149,14 +167,13 @@ class RequestStream(Rpc):
         if len(message) > self.core.settings.max_send_message:
             self.too_large(len(message))
             raise self.error()
-        if self.stream is None:
-            await self.opened()
+
+    def _send(self, message: bytes) -> bool:
         connection, stream = self.connection, self.stream
         if connection is None or stream is None:
             raise self._finished()
         self._wrote = True
-        if not connection.send(self, stream, self._framed(message)):
-            await self._until_room()
+        return connection.send(self, stream, self._framed(message))
 
     def _framed(self, message: bytes) -> bytes:
         encoding = self.encoding
@@ -165,7 +182,8 @@ class RequestStream(Rpc):
         codec = compressor(encoding)
         return frame_compressed(message, codec) if codec else frame(message)
 
-    async def _until_room(self) -> None:
+    async def room(self) -> None:
+        """Wait until what was sent has left. Raises as `write`."""
         while not self.over:
             future = self._room
             if future is None:

@@ -34,6 +34,15 @@ class Call(Exchange, grpc.aio.ServicerContext[Any, Any]):
             message = self.take()
         return self.decode(message)
 
+    def poll(self) -> Any:
+        """The next request, if one is here; else None. Raises `StatusError`."""
+        message = self.take()
+        return None if message is None else self.decode(message)
+
+    def deliver_to(self, listener: Callable[[], None]) -> None:
+        """From now on call `listener` when messages have come, to `poll` all of them; `read` tells of the end only."""
+        self._listener = listener
+
     async def write(self, message: Any) -> None:
         """Send a response of a stream. Waits while the peer doesn't take what was sent before."""
         if self.put(message):

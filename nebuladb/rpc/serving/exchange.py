@@ -61,6 +61,7 @@ class Exchange:
     _reader: MessageReader | None = None
     _inbox: deque[bytes | int]
     _arrival: asyncio.Future[None] | None = None
+    _listener: Callable[[], None] | None = None
     _peer_ended: bool = True
     _outbox: list[bytes] | None = None
     _written: int = 0
@@ -266,6 +267,9 @@ class Exchange:
         elif size:
             self.connection.http2.consumed(self.stream, size)
         self._peer_ended = ended
+        if messages and self._listener is not None:
+            self._listener()
+            messages = []
         if (messages or ended) and self._arrival is not None and not self._arrival.done():
             self._arrival.set_result(None)
 

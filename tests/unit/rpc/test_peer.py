@@ -204,15 +204,65 @@ async def test_who_says_nothing_is_let_go(ends: tuple[End, End], monkeypatch: py
         assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
 
 
-async def test_a_slow_peers_queue_is_bounded(ends: tuple[End, End], monkeypatch: pytest.MonkeyPatch) -> None:
+class _Slow:
+    """A link's stream that takes nothing more until `opened`; as of grpc.aio, it can only be written to."""
+
+    def __init__(self) -> None:
+        self.opened = asyncio.Event()
+        self.sent: list[bytes] = []
+
+    async def write(self, message: pb.LinkMessage) -> None:
+        await self.opened.wait()
+        self.sent.append(message.frame)
+
+
+class _SlowDirect(_Slow):
+    """The same of our own engine: it takes a message, and says that it has no room for the next."""
+
+    def put(self, message: pb.LinkMessage) -> bool:
+        self.sent.append(message.frame)
+        return not self.opened.is_set()
+
+    async def room(self) -> None:
+        await self.opened.wait()
+
+    def poll(self) -> None: ...
+
+    def deliver_to(self, listener: Callable[[], None]) -> None: ...
+
+
+@pytest.mark.parametrize(("kind", "taken"), [(_Slow, 0), (_SlowDirect, 1)])
+async def test_a_slow_peers_queue_is_bounded(kind: type[_Slow], taken: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "MAX_QUEUE_BYTES", 10)
+    stream = kind()
+    link = module._Link(2, stream, lambda node, frame: None)
+    for number in range(20):
+        link.send(b"%02d" % number)
+    assert len(stream.sent) == taken
+    carrier = asyncio.create_task(link.carry())
+    stream.opened.set()
+    await until(lambda: len(stream.sent) == taken + 5)
+    link.send(b"xx")  # what waited has left: there is room again
+    await until(lambda: len(stream.sent) == taken + 6)
+    assert stream.sent == [*(b"%02d" % number for number in range(taken + 5)), b"xx"]
+    carrier.cancel()
+    await asyncio.gather(carrier, return_exceptions=True)
+
+
+@pytest.mark.parametrize("ends", ["nebula"], indirect=True)
+async def test_a_frame_is_handed_over_in_the_read_that_brings_it(ends: tuple[End, End]) -> None:
     one, other = ends
     await linked(one, other)
-    for number in range(20):
-        one.transport.send(2, b"%02d" % number)
-    one.transport.send(2, bytes(11))
-    await until(lambda: len(other.frames) == 5)
-    assert [frame for _, frame in other.frames] == [b"%02d" % number for number in range(5)]
+    tasks = len(asyncio.all_tasks())
+    seen: list[asyncio.Task[Any] | None] = []
+    other.transport._events.frame = lambda node, frame: seen.append(asyncio.current_task())  # type: ignore[method-assign]
+    one.transport._links[2]._deliver = other.transport._links[1]._deliver = other.transport._events.frame
+    for _ in range(100):
+        one.transport.send(2, b"frame")
+        other.transport.send(1, b"frame")
+    await until(lambda: len(seen) == 200)
+    assert set(seen) == {None}  # no task was woken for it
+    assert len(asyncio.all_tasks()) == tasks
 
 
 class _Call:
