@@ -36,6 +36,8 @@ def attempt(seed: int, numbers: Sequence[int], options: argparse.Namespace) -> t
         except Difference as difference:
             if any(process.poll() is not None for process in reference.processes):
                 print(reference.log(), file=sys.stderr)
+            if not options.etcd_twice:
+                print(other.log_tails(), file=sys.stderr)
             return run.tally, difference
         return run.tally, None
 

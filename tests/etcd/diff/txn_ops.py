@@ -89,8 +89,7 @@ def do_long_txn(rng: Random, world: World) -> Operation:
             puts = [pb.RequestOp(request_put=pb.PutRequest(key=b"n/%03d" % at)) for at in range(number)]
             request = pb.TxnRequest(success=puts)
     yield Call("KV/Txn", request)
-    if chance(rng, 50):
-        yield Call("KV/DeleteRange", pb.DeleteRangeRequest(key=b"n/", range_end=b"n0"))
+    yield Call("KV/DeleteRange", pb.DeleteRangeRequest(key=b"n/", range_end=b"n0"))
 
 
 def kills_etcd(request: pb.TxnRequest) -> bool:
