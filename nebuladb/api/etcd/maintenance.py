@@ -31,6 +31,8 @@ MAX_HASHES: Final = 2
 """In progress; each holds an engine snapshot."""
 HASH_ROWS: Final = 512
 """Of one slice in a thread."""
+KEY_BYTES: Final = 64
+"""What a record takes beyond its key and value; and so, once, the shard's state."""
 _RELEASE: Final = re.compile(r"\d+\.\d+(\.\d+([-+][0-9A-Za-z.+-]+)?)?")
 
 
@@ -50,6 +52,7 @@ class MaintenanceService:
         store = self._backend.pump.store(shard.group)
         replica = self._backend.node.host.replicas[shard.group]
         leader = self._backend.leader(shard.group)
+        size = store.size + KEY_BYTES * (store.key_count + 1)
         errors = [] if leader else ["etcdserver: no leader"]
         errors += [
             f"memberID:{alarm.memberID} alarm:{pb.AlarmType.Name(alarm.alarm)} " for alarm in alarms(self._backend)
@@ -57,8 +60,8 @@ class MaintenanceService:
         response = pb.StatusResponse(
             header=self._face.header(shard.group, store.revision),
             version=VERSION,
-            dbSize=store.size,
-            dbSizeInUse=store.size,
+            dbSize=size,
+            dbSizeInUse=size,
             leader=leader,
             raftIndex=replica.raft.commit,
             raftTerm=replica.raft.term,
