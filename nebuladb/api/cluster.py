@@ -31,6 +31,9 @@ class ClusterService:
         self._backend = backend
         self._addresses = (client_address, peer_address)
         self._members = Members(backend)
+        self._orphans: dict[int, int] = {}
+        """Group → index of a hash whose caller has given up: whoever asks next joins it, or a hash that takes longer
+        than callers wait would be begun again and again. One a group."""
 
     async def Status(self, raw: bytes, context: Any) -> bytes:
         parse(pb.StatusRequest, raw)
@@ -75,15 +78,24 @@ class ClusterService:
         request = parse(pb.StateHashRequest, raw)
         shard = self._shard(request.group)
         timeout = self._backend.timeout(context)
-        index = request.index
+        index = request.index or self._orphan(shard)
         if not index:
             answer = await self._backend.propose(shard, Command(Kind.HASH, b""), timeout)
             assert isinstance(answer.result, HashResult)
             index = answer.result.index
-        found = await self._hash(shard, index, timeout)
+        try:
+            found = await self._hash(shard, index, timeout)
+        except (DeadlineExceeded, asyncio.CancelledError):
+            self._orphans[shard.group] = index
+            raise
         store = self._backend.pump.store(shard.group)
         header = self._backend.header(shard.group, store.revision)
         return pb.StateHashResponse(header=header, index=index, hash=found).SerializeToString()
+
+    def _orphan(self, shard: Descriptor) -> int:
+        """A hash that is in the making, or made, and that nobody waits for; 0: there is none."""
+        index, store = self._orphans.pop(shard.group, 0), self._backend.pump.store(shard.group)
+        return index if store.hashing(index) or store.hash_at(index) is not None else 0
 
     async def _hash(self, shard: Descriptor, index: int, timeout: float) -> bytes:
         loop = asyncio.get_running_loop()

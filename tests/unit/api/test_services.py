@@ -15,7 +15,8 @@ import pytest
 from nebuladb.api.backend import Backend
 from nebuladb.api.services import ApiServer
 from nebuladb.ids import DEFAULT_GROUP
-from nebuladb.pb.nebula.v1 import kv_pb2
+from nebuladb.kv.hashing import HashJob
+from nebuladb.pb.nebula.v1 import cluster_pb2, kv_pb2
 from nebuladb.rpc.engine import DEFAULT, ENGINES, Engine
 from tests.unit.node.lone import SECONDS, Lone
 
@@ -73,6 +74,29 @@ async def test_damaged_data_is_never_served_and_is_an_alarm(served: Served) -> N
     assert caught.value.code() is grpc.StatusCode.DATA_LOSS
     [alarm] = served.node.alarms()
     assert "checksum" in alarm
+
+
+async def test_who_asks_again_joins_the_hash_that_took_too_long(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await served.put()
+    ask = served.channel.unary_unary(
+        "/nebula.v1.Cluster/StateHash",
+        cluster_pb2.StateHashRequest.SerializeToString,
+        cluster_pb2.StateHashResponse.FromString,
+    )
+    request = cluster_pb2.StateHashRequest(group=DEFAULT_GROUP)
+    step = HashJob.step
+    monkeypatch.setattr(HashJob, "step", lambda job, budget: None)
+    for _ in range(3):
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await ask(request, timeout=0.2)
+        assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+    index = served.pump.store(DEFAULT_GROUP).index
+    monkeypatch.setattr(HashJob, "step", step)
+    joined = await ask(request, timeout=SECONDS)
+    assert (joined.index, served.pump.store(DEFAULT_GROUP).index) == (index, index)
+    assert (await ask(request, timeout=SECONDS)).index == index + 1, "a new one"
 
 
 async def test_watches_whose_clients_went_away_are_forgotten(served: Served) -> None:
