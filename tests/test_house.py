@@ -185,7 +185,7 @@ ALL_COMMANDS: Final = {**dict(commands(nebula_cli, "nebula-cli")), **dict(comman
 
 def unknown_in(line: str) -> str | None:
     """What a command line of an example or a document names that doesn't exist: a subcommand or an option."""
-    found = re.search(r"\b(nebula-cli|nebulad)\b(.*)", line)
+    found = re.search(r"\b(nebula-cli|nebulad)(?![\w.])(.*)", line)
     if found is None:
         return None
     words = re.split(r"\s+[|<>&;#]|`", found[2])[0].split()
@@ -214,7 +214,7 @@ def test_examples_in_help_exist(name: str) -> None:
     assert [unknown for line in text.splitlines() if (unknown := unknown_in(line))] == []
 
 
-DOCUMENTS: Final = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
+DOCUMENTS: Final = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "deploy").rglob("*.md")])
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
@@ -222,8 +222,8 @@ def test_commands_in_documents_exist(path: Path) -> None:
     blocks = re.findall(r"^```sh\n(.*?)^```", path.read_text(), re.MULTILINE | re.DOTALL)
     lines = [line for block in blocks for line in block.replace("\\\n", " ").splitlines()]
     assert [unknown for line in lines if (unknown := unknown_in(line))] == []
-    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
-    named = {word for line in lines for word in re.findall(r"^make ([a-z]+)", line)}
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    named = {word for line in lines for word in re.findall(r"^make ([a-z-]+)", line)}
     assert named <= targets
 
 
@@ -239,7 +239,7 @@ def test_links_and_paths_in_documents_lead_somewhere(path: Path) -> None:
     text = path.read_text()
     links = [link for link in re.findall(r"\]\(([^)#\s]+)[^)]*\)", text) if "://" not in link]
     missing = [link for link in links if not (path.parent / link).exists()]
-    named = re.findall(r"`((?:nebuladb|tests|tools|docs|proto|cmd)/[\w./-]+)`", text)
+    named = re.findall(r"`((?:nebuladb|tests|tools|docs|proto|cmd|deploy)/[\w./-]+)`", text)
     missing += [name for name in named if not (ROOT / name).exists()]
     assert missing == []
 

@@ -88,17 +88,20 @@ def test_other_ports_replace_the_contract_s() -> None:
     assert tuple(found["services"]) == NODES
 
 
+def compose() -> list[str]:
+    """How compose is called here, on its own or as docker's plugin; or the test is skipped."""
+    for command in (["docker", "compose"], ["docker-compose"]):
+        if shutil.which(command[0]) and not subprocess.run([*command, "version"], capture_output=True).returncode:
+            return command
+    pytest.skip("no compose here")
+
+
 def test_compose_itself_accepts_the_file(tmp_path: Path) -> None:
-    docker = shutil.which("docker")
-    if docker is None or subprocess.run([docker, "compose", "version"], capture_output=True, check=False).returncode:
-        pytest.skip("no docker compose here")
     override = tmp_path / "ports.yaml"
     override.write_text(ports_override(20_000))
     environ = {**os.environ, "DOCKER_HOST": f"unix://{tmp_path}/none"}  # reading takes no engine
-    command = [docker, "compose", "--profile", "*", "--file", str(FILE), "--file", str(override), "config"]
-    done = subprocess.run(
-        [*command, "--format", "json"], env=environ, capture_output=True, text=True, timeout=60, check=False
-    )
+    command = [*compose(), "--profile", "*", "--file", str(FILE), "--file", str(override), "config", "--format", "json"]
+    done = subprocess.run(command, env=environ, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr
     services = json.loads(done.stdout)["services"]
     assert set(services) == set(SERVICES)
