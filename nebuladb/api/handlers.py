@@ -5,14 +5,24 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 import grpc
 from google.protobuf.descriptor import ServiceDescriptor
 
 from nebuladb.api import status
 from nebuladb.api.backend import Backend
-from nebuladb.errors import NebulaError
+from nebuladb.errors import NebulaError, TooManyRequests
+
+MAX_ORDINARY: Final = 20_000
+"""Calls in progress, streams included, but for control's: a flood of them leaves those their room in the transport's
+bound. Each costs some kilobytes."""
+CONTROL_SERVICES: Final = frozenset(
+    {"nebula.v1.Cluster", "nebula.v1.Session", "etcdserverpb.Cluster", "etcdserverpb.Maintenance"}
+)
+CONTROL_METHODS: Final = frozenset({"KeepAlive", "Revoke", "LeaseKeepAlive", "LeaseRevoke", "Compact"})
+"""What must get through on a node that has too much to do, or it would have more: leases would end under clients that
+live, and nobody could look at the node, or take it out."""
 
 Unary = Callable[[bytes, Any], Awaitable[bytes]]
 Stream = Callable[[bytes, Any], AsyncIterator[bytes]]
@@ -38,6 +48,8 @@ class Handlers:
     def __init__(self, backend: Backend, meter: Meter) -> None:
         self._backend = backend
         self._meter = meter
+        self._ordinary = 0
+        """Calls in progress that aren't control's."""
 
     def of(
         self, service: Any, descriptor: ServiceDescriptor, translate: Translate = unchanged
@@ -49,19 +61,27 @@ class Handlers:
             function = getattr(service, method.name, None)
             if function is None:
                 continue  # answered UNIMPLEMENTED
+            control = descriptor.full_name in CONTROL_SERVICES or method.name in CONTROL_METHODS
+            weight = 0 if control else 1
             if method.client_streaming:
-                handlers[method.name] = grpc.stream_stream_rpc_method_handler(self._dialogue(path, function, translate))
+                dialogue = self._dialogue(path, function, translate, weight)
+                handlers[method.name] = grpc.stream_stream_rpc_method_handler(dialogue)
             elif method.server_streaming:
-                handlers[method.name] = grpc.unary_stream_rpc_method_handler(self._stream(path, function, translate))
+                stream = self._stream(path, function, translate, weight)
+                handlers[method.name] = grpc.unary_stream_rpc_method_handler(stream)
             else:
-                handlers[method.name] = grpc.unary_unary_rpc_method_handler(self._unary(path, function, translate))
+                unary = self._unary(path, function, translate, weight)
+                handlers[method.name] = grpc.unary_unary_rpc_method_handler(unary)
         return grpc.method_handlers_generic_handler(descriptor.full_name, handlers)
 
-    def _unary(self, path: str, function: Unary, translate: Translate) -> Unary:
+    def _unary(self, path: str, function: Unary, translate: Translate, weight: int) -> Unary:
         async def call(raw: bytes, context: Any) -> bytes:
             begun, code = time.perf_counter(), "INTERNAL"
             meta = self._backend.meta
+            self._ordinary += weight
             try:
+                if weight and self._ordinary > MAX_ORDINARY:
+                    raise _full()
                 try:
                     response = await function(raw, context)
                 except NebulaError as error:
@@ -78,15 +98,19 @@ class Handlers:
                 code = "CANCELLED"
                 raise
             finally:
+                self._ordinary -= weight
                 self._meter.rpc(path, code, time.perf_counter() - begun)
 
         return call
 
-    def _stream(self, path: str, function: Stream, translate: Translate) -> Stream:
+    def _stream(self, path: str, function: Stream, translate: Translate, weight: int) -> Stream:
         async def call(raw: bytes, context: Any) -> AsyncIterator[bytes]:
             begun, code = time.perf_counter(), "INTERNAL"
             meta, silent = self._backend.meta, True
+            self._ordinary += weight
             try:
+                if weight and self._ordinary > MAX_ORDINARY:
+                    raise _full()
                 try:
                     async for response in function(raw, context):
                         silent = False
@@ -103,14 +127,18 @@ class Handlers:
                 code = "CANCELLED"
                 raise
             finally:
+                self._ordinary -= weight
                 self._meter.rpc(path, code, time.perf_counter() - begun)
 
         return call
 
-    def _dialogue(self, path: str, function: Dialogue, translate: Translate) -> Dialogue:
+    def _dialogue(self, path: str, function: Dialogue, translate: Translate, weight: int) -> Dialogue:
         async def call(requests: AsyncIterator[bytes], context: Any) -> AsyncIterator[bytes]:
             begun, code = time.perf_counter(), "INTERNAL"
+            self._ordinary += weight
             try:
+                if weight and self._ordinary > MAX_ORDINARY:
+                    raise _full()
                 async for response in function(requests, context):
                     yield response
                 code = "OK"
@@ -121,6 +149,7 @@ class Handlers:
                 code = "CANCELLED"
                 raise
             finally:
+                self._ordinary -= weight
                 self._meter.rpc(path, code, time.perf_counter() - begun)
 
         return call
@@ -134,3 +163,7 @@ class Handlers:
         detail = status.detail(worded, backend.meta, backend.leader(error.group), shard)
         await status.abort(context, worded, detail)
         return worded.code
+
+
+def _full() -> NebulaError:
+    return TooManyRequests(f"this node has {MAX_ORDINARY} calls in progress; back off and try again")

@@ -17,7 +17,7 @@ from nebuladb.api.etcd.face import PROGRESS_SECONDS, Face
 from nebuladb.api.etcd.gateway import Gateway
 from nebuladb.api.etcd.gateway.pages import Pages
 from nebuladb.api.etcd.services import etcd_services
-from nebuladb.api.handlers import Handlers, Meter
+from nebuladb.api.handlers import MAX_ORDINARY, Handlers, Meter
 from nebuladb.api.keyspace import KeyspaceService
 from nebuladb.api.kv import KVService
 from nebuladb.api.lease import LeaseService, SessionService
@@ -31,8 +31,9 @@ MAX_MESSAGE_BYTES: Final = 4 << 20
 MAX_RESPONSE_BYTES: Final = max(events.MAX_MESSAGE_BYTES, ranges.MAX_RANGE_BYTES) + (64 << 10)
 """A revision that an etcd watch is told in one message, or a range that is answered whole, with its frame."""
 MAX_METADATA_BYTES: Final = 16 << 10
-MAX_CALLS: Final = 20_000
-"""Calls in progress, streams included; more are refused with RESOURCE_EXHAUSTED."""
+MAX_CALLS: Final = MAX_ORDINARY + 2_000
+"""Calls in progress, streams included; more are refused with RESOURCE_EXHAUSTED. What is beyond the ordinary ones is
+control's (``handlers``)."""
 OPTIONS: Final = (
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
     ("grpc.max_send_message_length", MAX_RESPONSE_BYTES),
