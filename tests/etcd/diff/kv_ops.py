@@ -82,6 +82,7 @@ def do_compact(rng: Random, world: World) -> Operation:
     answer = yield Call("KV/Compact", pb.CompactionRequest(revision=revision, physical=True))
     if isinstance(answer, pb.CompactionResponse):
         world.floor = revision
+        world.floors.add(revision)
         if chance(rng, 50):
             yield Call("KV/Range", pb.RangeRequest(key=b"\0", range_end=b"\0", revision=revision))
 

@@ -28,7 +28,9 @@ def do_hash(rng: Random, world: World) -> Operation:
         yield Call("Maintenance/Hash", pb.HashRequest())
     else:
         revision = 0 if chance(rng, 20) else values.edge(rng, world)
-        yield Call("Maintenance/HashKV", pb.HashKVRequest(revision=revision))
+        # At a revision that was compacted etcd remembers, for a while, the hash of then, with the floor of then.
+        if revision not in world.floors:
+            yield Call("Maintenance/HashKV", pb.HashKVRequest(revision=revision))
 
 
 def do_defragment(_: Random, __: World) -> Operation:

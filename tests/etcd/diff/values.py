@@ -26,6 +26,8 @@ class World:
     revision: int = 1
     floor: int = 0
     """The last compaction."""
+    floors: set[int] = field(default_factory=set)
+    """All compactions."""
     leases: set[int] = field(default_factory=set)
     streams: list[int] = field(default_factory=list)
     """Watch streams that are open."""

@@ -1,0 +1,14 @@
+"""aetcd, etcd3 and etcd3gw as their users write."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.etcd.servers import Nebula
+from tests.interop.environment import MISSING, PYTHON, run_client
+
+
+@pytest.mark.skipif(not PYTHON.exists(), reason=MISSING)
+@pytest.mark.parametrize("name", ["with_aetcd", "with_etcd3", "with_etcd3gw"])
+def test_a_client_of_others(nodes: Nebula, name: str) -> None:
+    run_client(name, ",".join(nodes.endpoints))
