@@ -6,7 +6,7 @@ from nebuladb.env import probe
 from nebuladb.raft.log import RaftLog
 from nebuladb.raft.message import Message, MessageType
 from nebuladb.raft.outbox import Outbox
-from nebuladb.raft.replication import REST
+from nebuladb.raft.replication import REST, TOLD
 from nebuladb.raft.state import State
 
 
@@ -42,7 +42,8 @@ class Following:
                 log.splice(entries)
                 index += len(entries)
             log.commit_to(min(message.commit, index))
-            self._outbox.acknowledge(message.sender, index)
+            if entries or message.hint != TOLD:
+                self._outbox.acknowledge(message.sender, index)
 
     def on_heartbeat(self, message: Message) -> bool:
         """Answer it, unless it is the last one for a while: returns whether the group rests now (S11).

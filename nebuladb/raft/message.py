@@ -30,7 +30,8 @@ class Message:
     """One message. Which fields count depends on the type; the others stay 0.
 
     PRE_VOTE, VOTE: `index`, `log_term` of the candidate's last entry; `hint` 1 = part of a leadership transfer.
-    Replies to them: `reject`. APPEND: `index`, `log_term` of the entry before `entries`; `commit`; `floor`.
+    Replies to them: `reject`. APPEND: `index`, `log_term` of the entry before `entries`; `commit`; `floor`; `hint` 1 =
+    it only tells the commit index, and needs no answer.
     APPEND_REPLY: `index` = last index that now matches; or, with `reject`, the refused `index` and in (`hint`,
     `log_term`) the last entry of the follower that could match.
     HEARTBEAT: `commit` (never above the receiver's match), `floor`, `context` = read round (0 = none), which its reply

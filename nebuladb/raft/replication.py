@@ -16,6 +16,9 @@ from nebuladb.raft.tracker import ProgressTracker
 
 REST: Final = 1
 """`Message.hint` of a heartbeat after which none comes until something happens (S11)."""
+TOLD: Final = 1
+"""`Message.hint` of an append without entries that only tells the commit index: whoever holds what it follows on has
+acknowledged that, or will, and needn't answer. Who doesn't, refuses it as any other."""
 
 
 class Replication:
@@ -95,10 +98,12 @@ class Replication:
                 if not self._send(replica, progress, with_entries=True):
                     break
             behind = progress.state is ProgressState.REPLICATE and progress.sent_commit < min(commit, progress.next - 1)
-            if behind or progress.unproven():
+            if progress.unproven():
                 self._send(replica, progress, with_entries=False)
+            elif behind:
+                self._send(replica, progress, with_entries=False, hint=TOLD)
 
-    def _send(self, replica: int, progress: Progress, *, with_entries: bool) -> bool:
+    def _send(self, replica: int, progress: Progress, *, with_entries: bool, hint: int = 0) -> bool:
         """Send one append after `progress.next` - 1. Returns False if the log doesn't reach back that far: then only a
         snapshot helps, and the caller is asked for one, unless the peer isn't there to take it."""
         log, state = self._log, self._state
@@ -118,7 +123,8 @@ class Replication:
         self._outbox.send(
             Message(
                 MessageType.APPEND, state.replica, replica, state.term,
-                log_term=log.term(previous), index=previous, commit=log.commit, floor=state.floor, entries=entries,
+                log_term=log.term(previous), index=previous, commit=log.commit, floor=state.floor, hint=hint,
+                entries=entries,
             )
         )  # fmt: skip
         progress.sent(last, size)
