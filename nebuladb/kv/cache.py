@@ -28,7 +28,7 @@ class RecordShare:
 
     @property
     def used(self) -> int:
-        """Bytes held, about: an overwritten record counts until the next turn."""
+        """Bytes held, about: a deleted record counts until the next turn."""
         return self._old + self._half - self.room
 
     def join(self, cache: RecordCache) -> None:
@@ -71,9 +71,8 @@ class RecordCache:
         return record
 
     def put(self, key: bytes, record: Record) -> None:
-        """Remember `record`, a live one, as the newest of `key`."""
+        """Remember `record`, a live one, as the newest of `key`, which the young generation doesn't hold."""
         self.young[key] = record
-        # An overwrite counts again: the young generation turns a little early, and a put costs no second look-up.
         share = self._share
         share.room -= len(key) + len(record.value) + ENTRY_OVERHEAD
         if share.room < 0:
@@ -86,8 +85,13 @@ class RecordCache:
         room = share.room
         for key, record in records.items():
             if record.version:
+                known = young.get(key)
                 young[key] = record
-                room -= len(key) + len(record.value) + ENTRY_OVERHEAD
+                # An overwrite takes no more room: counted again, each turn would come before half the keys were seen.
+                if known is None:
+                    room -= len(key) + len(record.value) + ENTRY_OVERHEAD
+                else:
+                    room -= len(record.value) - len(known.value)
             else:
                 young.pop(key, None)
                 self._old.pop(key, None)

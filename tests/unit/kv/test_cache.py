@@ -45,6 +45,18 @@ def test_all_shards_together_keep_to_the_bound() -> None:
     assert caches[9].get(b"059") is None
 
 
+def test_an_overwrite_takes_no_more_room_than_its_value() -> None:
+    share = RecordShare(100 * SIZE)
+    cache = RecordCache(share)
+    fill(cache, 30)
+    for main in range(100, 200):
+        cache.update({b"%03d" % number: record(main) for number in range(30)})
+    assert held(cache, 30) == 30
+    assert share.used == 30 * SIZE
+    cache.update({b"000": record(300)._replace(value=bytes(700))})
+    assert share.used == 30 * SIZE + 600
+
+
 def test_what_is_read_outlives_a_turn() -> None:
     share = RecordShare(100 * SIZE)
     quiet, busy = RecordCache(share), RecordCache(share)
