@@ -41,12 +41,6 @@ from nebuladb.raft import StateRole
 TICK_MS: Final = 50
 LATE_MS: Final = 100
 """A heartbeat interval: a tick that comes later than this after the last one follows a gap (S12)."""
-PAUSE_PER_REQUEST: Final = 60e-6
-"""Seconds from one turn to the next, for each request in flight: a turn costs a log batch and a frame to each peer,
-whatever it carries, and who has company waits anyway."""
-MAX_PAUSE: Final = 0.008
-MIN_PAUSE: Final = 0.0005
-"""Shorter ones aren't worth a timer, so that a lone client waits for nothing."""
 BACKGROUND_PAUSE: Final = 0.002
 """Before a round of background work: requests that came in the same moment go first."""
 MAX_TURNS: Final = 16
@@ -101,7 +95,6 @@ class Pump:
         self._fresh: dict[int, tuple[int, int]] = {}
         """Group → (replica, boottime in ms as new as which its state is known to be); one for each that was read so."""
         self._scheduled = self._stopped = False
-        self._last_turn = 0.0
         self._idle = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
         self._loop = asyncio.get_running_loop()
@@ -246,22 +239,18 @@ class Pump:
     # --- turns -----------------------------------------------------------------------------------------------------
 
     def wake(self) -> None:
-        """Take a turn in this loop iteration, or a moment later if many requests wait already."""
+        """Take a turn before the loop looks at its sockets again. What came with this look goes together: no turn waits
+        for more, since what comes during a turn gathers for the next one by itself."""
         if not self._scheduled and self._broken is None:
             self._scheduled = True
-            waiting = len(self._writes) + len(self._reads)
-            pause = min(MAX_PAUSE, waiting * PAUSE_PER_REQUEST) - (time.perf_counter() - self._last_turn)
-            if pause < MIN_PAUSE:
-                self._loop.call_soon(self._turn)
-            else:
-                self._loop.call_later(pause, self._turn)
+            self._loop.call_soon(self._turn)
 
     def _turn(self) -> None:
         self._scheduled = False
         if self._broken is not None:
             return
         try:
-            begun = self._last_turn = time.perf_counter()
+            begun = time.perf_counter()
             for _ in range(MAX_TURNS):
                 if not self._one_turn():
                     return
