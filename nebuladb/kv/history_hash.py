@@ -21,7 +21,7 @@ from nebuladb.kv.txn import check_revision
 from nebuladb.kv.view import load
 from nebuladb.storage.engine import Engine
 
-HEAD: Final = Struct(">I5Q")
+HEAD: Final = Struct(">I3QqQ")
 """Length of the key, create and mod revision, version, lease, length of the value."""
 
 
