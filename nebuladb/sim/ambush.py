@@ -11,7 +11,7 @@ from nebuladb.node.node import Node
 from nebuladb.raft import Raft, StateRole
 from nebuladb.sim.core import Core
 from nebuladb.sim.faults import AMBUSHES
-from nebuladb.sim.machine import Machine
+from nebuladb.sim.machine import TICK_MS, Machine
 from nebuladb.sim.network import Network
 
 LONGEST_MS: Final = 5_000
@@ -24,12 +24,22 @@ ALONE_MS: Final = (1_000, 2_000)
 """How long a leader is cut off: the others elect one meanwhile."""
 HUNG_MS: Final = (200, 1_200)
 """How much longer its disk hangs."""
+NAP_MS: Final = 130
+"""How long before another stands for election a voter is killed: it is back by then, and linked again."""
+LEASE_MS: Final = 250
+"""What must be left of a lease, for something to happen before it ends."""
+NAP_ENDS_MS: Final = 500
+"""After it: a lease has ended by then."""
+WATCH_MS: Final = 5
+FLUSHES: Final = 4
+CUT_MS: Final = 60
+"""Between two flushes of a successor, each followed by a cut of its log."""
 
 _Strike = Callable[[Machine, int, Raft], None]
 
 
 class Ambush:
-    """At times drawn from `Faults.ambush_every`, for a while, one of four:
+    """At times drawn from `Faults.ambush_every`, for a while, one of six:
 
     - voters: while a leader is cut off somebody stands for election; then its voter dies, it is cut off itself, and the
       former leader stands in the same term. If the voter has forgotten its vote, both are elected;
@@ -37,7 +47,11 @@ class Ambush:
     - revivals (the paper's figure 8): one leader is cut off and appends for itself alone; the next dies in its first
       turn, so that nobody else has what it wrote in that place; the first is elected again and dies when a follower has
       acknowledged what it had appended before, and nothing of its new term; then the second may lead, and overwrite it;
-    - tails: a leader is cut off while its disk hangs. What it has appended is overwritten before it was durable.
+    - tails: a leader is cut off while its disk hangs. What it has appended is overwritten before it was durable;
+    - naps: a leader hears only from one voter, which is killed about when the other one stands, and is back at once. If
+      that voter votes, two nodes lead while the first still holds its lease;
+    - strays: a leader is cut off and appends for itself alone; its successor commits hardly more than its term's first
+      entry, and cuts its log there. The first one's log is as long, and another: it gets a snapshot.
     """
 
     def __init__(self, core: Core, machines: Sequence[Machine], network: Network) -> None:
@@ -46,7 +60,7 @@ class Ambush:
         self._network = network
         self._rng = core.stream("ambush")
         self._until = 0
-        kinds = self._voters, self._leaders, self._revivals, self._tails
+        kinds = self._voters, self._leaders, self._revivals, self._tails, self._naps, self._strays
         self._kinds: dict[str, _Strike] = dict(zip(AMBUSHES, kinds, strict=True))
         self._strike: _Strike = self._leaders
         self._group = 0
@@ -99,7 +113,7 @@ class Ambush:
             self._network.heal()
             self._later()
 
-    # --- the three kinds ---------------------------------------------------------------------------------------------
+    # --- the kinds ---------------------------------------------------------------------------------------------------
 
     def _voters(self, machine: Machine, _: int, raft: Raft) -> None:
         if raft.role is StateRole.LEADER and not self._apart:
@@ -161,14 +175,78 @@ class Ambush:
             machine.disk.hangs_until = self._until + self._rng.randrange(*HUNG_MS)
             self._core.scheduler.after(2 * FRESH_MS, self._isolate, machine)
 
+    def _naps(self, machine: Machine, group: int, raft: Raft) -> None:
+        others = [other for other in self._machines if other is not machine and other.node is not None]
+        if raft.role is StateRole.LEADER and group != META_GROUP and not self._apart and len(others) > 1:
+            self._group, self._apart = group, [machine.place]
+            self._until = self._core.scheduler.now + LONGEST_MS
+            voter, other = self._rng.sample(others, 2)
+            self._isolate(machine, voter)
+            self._nap(machine, voter, other)
+
+    def _nap(self, leader: Machine, voter: Machine, other: Machine) -> None:
+        """Shortly before `other` stands for election, if the lease lasts: the voter forgets that it has answered the
+        leader, and doesn't hear from it again."""
+        replica = leader.node.host.replicas.get(self._group) if leader.node else None
+        left = _patience(other, self._group)
+        if replica is None or leader.node is None or not self._core.faults.ambush_every or not left:
+            self._until = 0
+            return
+        raft = replica.raft
+        if left > NAP_MS:
+            self._core.scheduler.after(min(left - NAP_MS, NAP_MS), self._nap, leader, voter, other)
+        elif replica.lease.holds(leader.node.host.boottime + LEASE_MS, raft.term, raft.configuration):
+            self._isolate(leader)
+            voter.crash(power=False)
+            self._core.scheduler.after(1 + self._rng.randrange(FRESH_MS // 4), voter.start)
+            self._until = self._core.scheduler.now + NAP_ENDS_MS
+        else:
+            self._core.scheduler.after(2 * NAP_MS, self._nap, leader, voter, other)
+
+    def _strays(self, machine: Machine, group: int, raft: Raft) -> None:
+        if raft.role is not StateRole.LEADER or group == META_GROUP or len(self._apart) > 1:
+            return
+        if not self._apart:
+            self._group, self._apart = group, [machine.place]
+            self._until = self._core.scheduler.now + LONGEST_MS
+            self._isolate(machine)
+        elif group == self._group and machine.place != self._apart[0]:
+            self._apart.append(machine.place)
+            self._succeeds(machine, raft.term, raft.last_index)
+
+    def _succeeds(self, machine: Machine, term: int, first: int) -> None:
+        """As soon as the entry at `first` is committed, nothing more is for a while, and the log is cut there."""
+        replica = machine.node.host.replicas.get(self._group) if machine.node else None
+        if replica is None or replica.raft.term != term or not self._core.faults.ambush_every:
+            self._until = 0
+        elif replica.applied < first:
+            self._core.scheduler.after(WATCH_MS, self._succeeds, machine, term, first)
+        else:
+            now = self._core.scheduler.now
+            self._until = now + FLUSHES * CUT_MS
+            for other in self._machines:
+                if other.place not in self._apart:
+                    other.disk.hangs_until = self._until + self._rng.randrange(*HUNG_MS)
+            for flush in range(FLUSHES - 1):
+                self._core.scheduler.after(flush * CUT_MS, machine.flush)
+            self._core.scheduler.after(FLUSHES * CUT_MS, self._network.heal)
+
     def _kill(self, machine: Machine, *, power: bool) -> None:
         if self._core.faults.ambush_every:
             machine.doom(power=power)
 
-    def _isolate(self, machine: Machine) -> None:
+    def _isolate(self, machine: Machine, but: Machine | None = None) -> None:
+        """From all, or all but one."""
         if self._core.faults.ambush_every:
-            others = [other.place for other in self._machines if other is not machine]
+            others = [other.place for other in self._machines if other not in (machine, but)]
             self._network.cut([pair for other in others for pair in ((other, machine.place), (machine.place, other))])
+
+
+def _patience(machine: Machine, group: int) -> int:
+    """In how many ms a replica that hears of no leader will stand for election, about. Who lies in wait knows all."""
+    replica = machine.node.host.replicas.get(group) if machine.node else None
+    election = replica.raft._election if replica else None
+    return TICK_MS * (election.timeout - election.elapsed) if election else 0
 
 
 def _leads(group: int, term: int, node: Node) -> bool:

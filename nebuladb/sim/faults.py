@@ -132,9 +132,9 @@ class Faults:
         return replace(self, **{field.name: getattr(calm, field.name) for field in fields(self) if field.name in names})
 
 
-LONE = 6
+LONE = 5
 """One seed in so many has ambushes and no other faults."""
-AMBUSHES = ("voters", "leaders", "revivals", "tails")
+AMBUSHES = ("voters", "leaders", "revivals", "tails", "naps", "strays")
 LATE_MS = 3_000
 SLOW_SYNC_MS = 300
 FETCH_MS = 50

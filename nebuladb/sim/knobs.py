@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from random import Random
+from typing import Final
 
 from nebuladb.kv import deletion, draft, sessions
 from nebuladb.kv.limits import Limits
@@ -17,6 +18,10 @@ from nebuladb.node.retention import Retention, Rule
 from nebuladb.node.tail import TailLimits
 from nebuladb.raft import Config, log
 from nebuladb.raft import reads as raft_reads
+from nebuladb.sim.core import Core
+
+LEASE_READS: Final = 0.5
+"""Part of the seeds in which leaders read by their lease."""
 
 CHOICES: tuple[tuple[object, str, tuple[object, ...]], ...] = (
     (batches, "MAX_BATCH_BYTES", (200, 2_000)),
@@ -62,13 +67,15 @@ def small_tail(rng: Random) -> TailLimits:
     return TailLimits(entries=entries, cut_entries=rng.choice((1, 3, 30)))
 
 
-def small_options(rng: Random, *, lease_reads: bool) -> NodeOptions:
-    """How a node is set: in some of its lives it compacts by a rule, compares replicas, is impatient with its disk."""
+def small_options(rng: Random, core: Core) -> NodeOptions:
+    """How a node is set: in some of its lives it compacts by a rule, compares replicas, is impatient with its disk. All
+    nodes of a cluster, and all their lives, have the same lease reads."""
+    tail, ambush = small_tail(rng), core.drawn.ambush
     return NodeOptions(
         retention=rng.choice((Retention(), Retention(Rule(revisions=3)), Retention(Rule(period=1_500)))),
-        tail=small_tail(rng),
+        tail=TailLimits(entries=1, cut_entries=1) if ambush == "strays" else tail,
         stall=rng.choice((0, 300, 1_000)),
-        lease_reads=lease_reads,
+        lease_reads=core.stream("lease reads").random() < LEASE_READS or ambush == "naps",
         check=rng.choice((0, 500)),
     )
 

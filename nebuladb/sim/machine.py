@@ -41,8 +41,6 @@ TICK_MS = 50
 TICK_JITTER_MS = 5
 RETRY_MS = 5  # after a write stall, as in the pump
 RESTART_MS = 100
-LEASE_READS = 0.5
-"""Part of the seeds in which leaders read by their lease."""
 
 
 class Machine:
@@ -180,8 +178,7 @@ class Machine:
                 client_address=f"{self.name}:1",
                 peer_address=f"{self.name}:2",
                 memory=small_memory(self._rng),
-                # All nodes of a cluster, and all their lives, have the same lease reads.
-                options=small_options(self._rng, lease_reads=self._core.stream("lease reads").random() < LEASE_READS),
+                options=small_options(self._rng, self._core),
                 joined=self.joined,
             )
         except WriteStalled:

@@ -105,8 +105,21 @@ class Logs:
         for group, index, term in batch.cuts:
             if log.reader(group).last()[0] == index:
                 pending.append((position, group, index, [term]))  # perhaps a snapshot took the place of the whole log
+            self._follows(place, group, index, term, log)
             flushed = self.flushed.get((place, group), 0)
             require(index <= flushed, f"group {group}: n{place + 1} cuts its log to {index}, {flushed} is flushed (S6)")
+
+    def _follows(self, place: int, group: GroupId, index: int, term: int, log: LogStore) -> None:
+        """What a cut leaves behind (`index`, `term`) comes after that entry in every log (paper, figure 13)."""
+        reader = log.reader(group)
+        if reader.start()[0] == index < reader.last()[0]:
+            (entry,) = reader.entries(index + 1, index + 2, 1)
+            known = self._group(group).entries.get((entry.index, entry.term))
+            require(
+                known is None or known[1] == term,
+                f"group {group} on n{place + 1}: the log is cut at (index {index}, term {term}), and the entry behind "
+                "it doesn't follow on that one (S5)",
+            )
 
     def _match(self, group: GroupId, entries: list[Entry], log: LogStore) -> None:
         known = self._group(group).entries

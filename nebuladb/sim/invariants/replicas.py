@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from nebuladb.kv.store import Store
 from nebuladb.node.node import Node
 from nebuladb.node.turn import Turn
-from nebuladb.raft import Configuration, StateRole
+from nebuladb.raft import Configuration, Raft, StateRole
 from nebuladb.sim.faults import MAX_DRIFT
 from nebuladb.sim.invariants.changes import Changes
 from nebuladb.sim.invariants.logs import Logs
@@ -54,6 +54,7 @@ class Replicas:
         self._seen: dict[tuple[int, int], _Seen] = {}
         self._leaders: dict[tuple[int, int], tuple[int, int]] = {}
         self._states: dict[tuple[int, int], tuple[int, ...]] = {}
+        self._configurations: dict[tuple[int, int], Configuration] = {}
         self._hashes: dict[tuple[int, int], bytes] = {}
         self._asked: dict[int, list[int]] = {}
         self._stalled: set[int] = set()
@@ -131,6 +132,8 @@ class Replicas:
             )
             seen.index = index
             self._applied(place, group, store, now)
+            if node.reconciler.rows[group].configuration_index <= index == replica.applied:
+                self._configured(place, group, raft, index)
 
     def _leads(self, place: int, group: int, node: Node) -> None:
         term = node.host.replicas[group].raft.term
@@ -152,6 +155,14 @@ class Replicas:
         if other != state:
             raise Violation(
                 f"group {group} on n{place + 1}: at index {store.index} it is {state}, another replica was {other}"
+            )
+
+    def _configured(self, place: int, group: int, raft: Raft, index: int) -> None:
+        """A configuration is in force from the entry on that brought it, in a snapshot too (S4, S5)."""
+        other = self._configurations.setdefault((group, index), raft.configuration)
+        if other != raft.configuration:
+            raise Violation(
+                f"group {group} on n{place + 1}: at index {index} {raft.configuration} is in force, on another {other}"
             )
 
     def _published(self, place: int, group: int, store: Store) -> None:
