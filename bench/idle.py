@@ -1,8 +1,10 @@
 """What shards cost that nobody uses: three nodes, once as a new cluster has them, then with `--shards` more.
 
 ``python -m bench.idle --shards 1000`` prints one line of key=value pairs: the share of a core and the memory that a
-node takes before and after, seconds to create the shards, and after a restart of all nodes the seconds until each is
-ready, until every shard has a leader, and until `--puts` puts of as many keys, hence in many shards, were answered.
+node takes before and after, seconds to create the shards, the share of leaders of a node that is then killed and the
+seconds until every shard has another, and after a restart of all nodes the seconds until each is ready, until every
+shard has a leader, and until `--puts` puts of as many keys, hence in many shards, were answered. Exit code 1 if an idle
+node takes 3 % of a core or more, or if a shard is without a leader for more than 5 s.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ import argparse
 import asyncio
 import os
 import statistics
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -24,6 +27,9 @@ REST_SECONDS: Final = 5.0
 PATIENCE: Final = 120.0
 IN_FLIGHT: Final = 64
 KEYSPACE: Final = "idle"
+MAX_CORE: Final = 0.03
+MAX_LEADERLESS: Final = 5.0
+LOOK_SECONDS: Final = 0.05
 
 
 def core_seconds(pid: int) -> float:
@@ -56,6 +62,20 @@ async def led(cluster: Cluster) -> None:
             await asyncio.sleep(0.1)
 
 
+async def bereaved(cluster: Cluster) -> tuple[float, float]:
+    """Kill a node; (share of the leaders that it had, seconds until every shard has another)."""
+    victim = cluster.all[-1]
+    async with AsyncClient(cluster.endpoints[:1], timeout=PATIENCE) as client:
+        status = await client.status(cluster.endpoints[victim])
+        node = status.header.node_id
+        leaders = [leader for _, leader in await client.shards()]
+        cluster.kill(victim)
+        began = time.monotonic()
+        while not all(leader not in (0, node) for _, leader in await client.shards()):  # noqa: ASYNC110  # as above
+            await asyncio.sleep(LOOK_SECONDS)
+        return leaders.count(node) / len(leaders), time.monotonic() - began
+
+
 async def put(cluster: Cluster, count: int) -> None:
     """One put each of `count` keys, which lie in nearly as many shards if there are many."""
     async with AsyncClient(cluster.endpoints, keyspace=KEYSPACE, timeout=PATIENCE) as client:
@@ -74,7 +94,7 @@ async def create(cluster: Cluster, shards: int) -> None:
         await client.create_keyspace(KEYSPACE, shards=shards, timeout=PATIENCE)
 
 
-def main() -> None:
+def main() -> int:
     """The command."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--shards", type=int, default=1_000)
@@ -92,6 +112,7 @@ def main() -> None:
         numbers["create_seconds"] = time.monotonic() - began
         time.sleep(REST_SECONDS)
         numbers["core_idle"], numbers["mib_idle"] = idle(cluster, options.seconds)
+        numbers["killed_share"], numbers["takeover_seconds"] = asyncio.run(bereaved(cluster))
         cluster.stop()
         began = time.monotonic()
         cluster.start()
@@ -103,7 +124,8 @@ def main() -> None:
         numbers["served_seconds"] = time.monotonic() - began
         cluster.stop()
     print(" ".join(f"{name}={value:.3g}" for name, value in numbers.items()))
+    return 0 if numbers["core_idle"] < MAX_CORE and numbers["takeover_seconds"] <= MAX_LEADERLESS else 1
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
