@@ -29,7 +29,7 @@ Revision = NewType("Revision", int)
 """A shard's logical clock: one step a write transaction. An empty shard is at revision 1."""
 
 LeaseId = NewType("LeaseId", int)
-"""63 bits, positive. An id the server picks has its group in bits 40 to 62."""
+"""64 bits with a sign, not 0. An id the server picks is positive and has its group in bits 40 to 62."""
 
 RequestId = NewType("RequestId", int)
 """A node's name for one request: 32 random bits of the process, then a 32-bit counter."""

@@ -13,6 +13,7 @@ from nebuladb.kv.loans import Misses
 from nebuladb.node.meta import DEFAULT
 from nebuladb.pb.nebula.v1 import lease_pb2 as pb
 from nebuladb.pb.nebula.v1 import session_pb2
+from nebuladb.shard import Descriptor
 
 
 class LeaseService:
@@ -26,6 +27,8 @@ class LeaseService:
     async def Grant(self, raw: bytes, context: Any) -> bytes:
         request = parse(pb.LeaseGrantRequest, raw)
         check.lease_grant(request)
+        if request.id < 0:
+            raise InvalidArgument(f"lease id {request.id} is negative")  # it could not name its shard
         shard = self._backend.route(request.keyspace, request.key)
         command = Command(Kind.LEASE_GRANT, raw, **session_fields(request.session))
         answer = await self._backend.propose(shard, command, self._backend.timeout(context))
@@ -36,14 +39,14 @@ class LeaseService:
 
     async def Revoke(self, raw: bytes, context: Any) -> bytes:
         request = parse(pb.LeaseRevokeRequest, raw)
-        shard = self._backend.route_lease(request.keyspace, _id(request.id))
+        shard = self._shard(request.keyspace, request.id)
         command = Command(Kind.LEASE_REVOKE, raw, **session_fields(request.session))
         answer = await self._backend.propose(shard, command, self._backend.timeout(context))
         return pb.LeaseRevokeResponse(header=self._backend.header(shard.group, answer.revision)).SerializeToString()
 
     async def KeepAlive(self, raw: bytes, context: Any) -> bytes:
         request = parse(pb.LeaseKeepAliveRequest, raw)
-        shard = self._backend.route_lease(request.keyspace, _id(request.id))
+        shard = self._shard(request.keyspace, request.id)
         command = Command(Kind.LEASE_KEEP_ALIVE, raw)
         answer = await self._backend.propose(shard, command, self._backend.timeout(context))
         response = pb.LeaseKeepAliveResponse(header=self._backend.header(shard.group, answer.revision), id=request.id)
@@ -53,7 +56,7 @@ class LeaseService:
 
     async def TimeToLive(self, raw: bytes, context: Any) -> bytes:
         request = parse(pb.LeaseTimeToLiveRequest, raw)
-        shard = self._backend.route_lease(request.keyspace, _id(request.id))
+        shard = self._shard(request.keyspace, request.id)
         store = await self._backend.current(shard, self._backend.timeout(context))
         try:
             lease = store.lease(request.id, keys=request.keys)
@@ -80,6 +83,14 @@ class LeaseService:
                 self._backend.header(shard.group, store.revision) if len(shards) == 1 else self._backend.header()
             )
         return response.SerializeToString()
+
+    def _shard(self, keyspace: str, lease: int) -> Descriptor:
+        """Of a lease. A negative id, which etcd's clients may have chosen, names none."""
+        if lease == 0:
+            raise InvalidArgument("a lease id is not provided")
+        if lease < 0 and len(self._backend.routing.shards(keyspace or DEFAULT)) > 1:
+            raise LeaseNotFound
+        return self._backend.route_lease(keyspace, lease)
 
 
 class SessionService:
@@ -109,11 +120,3 @@ class SessionService:
         answer = await self._backend.propose(shard, Command(Kind.SESSION_CLOSE, raw), self._backend.timeout(context))
         header = self._backend.header(shard.group, answer.revision)
         return session_pb2.SessionCloseResponse(header=header).SerializeToString()
-
-
-def _id(lease: int) -> int:
-    if lease == 0:
-        raise InvalidArgument("a lease id is not provided")
-    if lease < 0:
-        raise LeaseNotFound
-    return lease

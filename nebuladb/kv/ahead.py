@@ -8,7 +8,7 @@ from typing import Final
 from google.protobuf.message import DecodeError
 
 from nebuladb.kv.command import Command, Kind
-from nebuladb.kv.rows import U64
+from nebuladb.kv.rows import is_lease_id
 from nebuladb.kv.source import EngineSource
 from nebuladb.pb.nebula.v1 import kv_pb2, lease_pb2
 
@@ -29,7 +29,7 @@ def rows_ahead(source: EngineSource, commands: Iterable[Command]) -> list[bytes]
                 if not source.holds(key) and source.misses(row := source.keys.current + key):
                     rows[row] = None
             for lease in _leases(command):
-                if 0 < lease < 1 << 63 and source.misses(row := source.keys.lease + U64.pack(lease)):
+                if is_lease_id(lease) and source.misses(row := source.keys.lease_key(lease)):
                     rows[row] = None
         except DecodeError:
             continue  # the command will be refused for it

@@ -26,11 +26,11 @@ from nebuladb.kv.limits import MAX_TXN_DEPTH
 from nebuladb.kv.rows import FORMAT
 
 HEAD: Final = Struct(">BQHQ")
-KEY_VALUE: Final = Struct(">IQQQQI")
+KEY_VALUE: Final = Struct(">IQQQqI")
 RANGE: Final = Struct(">QBI")
 DELETE: Final = Struct(">QI")
 TXN: Final = Struct(">BI")
-LEASE: Final = Struct(">QQ")
+LEASE: Final = Struct(">qQ")
 SESSION: Final = Struct(">Q")
 
 NONE: Final = 0

@@ -119,9 +119,7 @@ def in_range(name: bytes, start: bytes, end: bytes) -> bool:
 
 
 def lease_grant(request: lease_pb2.LeaseGrantRequest) -> None:
-    """A grant: a chosen id is positive, the TTL not too long."""
-    if request.id < 0:
-        raise InvalidArgument(f"lease id {request.id} is negative")
+    """A grant: the TTL is not too long. (Any id may be chosen, a negative one too, as in etcd.)"""
     if request.ttl > MAX_LEASE_TTL:
         raise LeaseTtlTooLarge(f"a TTL of {request.ttl} s is too large; {MAX_LEASE_TTL} s are allowed")
 

@@ -17,9 +17,9 @@ from nebuladb.kv.rows import (
     POSITION,
     RECORD_HEAD,
     ROW_HEAD,
-    U64,
     Record,
     encode_record,
+    is_lease_id,
 )
 from nebuladb.kv.source import Source, close
 from nebuladb.pb.nebula.v1 import kv_pb2
@@ -210,11 +210,11 @@ class Draft:
 
     def attachment(self, lease: int, key: bytes) -> bytes:
         """The K row of a key."""
-        return self.keys.attachment + U64.pack(lease) + key
+        return self.keys.attached(lease)[0] + key
 
     def require_lease(self, lease: int) -> None:
         """Raises `LeaseNotFound` unless there is such a lease; 0 is none and always allowed."""
-        if lease and not (0 < lease < 1 << 63 and self.get(self.keys.lease + U64.pack(lease)) is not None):
+        if lease and not (is_lease_id(lease) and self.get(self.keys.lease_key(lease)) is not None):
             raise LeaseNotFound(f"lease {lease} does not exist; grant it first")
 
     def kept(self, request: kv_pb2.PutRequest | kv_pb2.TxnPut) -> tuple[bytes, int]:

@@ -10,7 +10,7 @@ from nebuladb.kv.answer import LeaseResult
 from nebuladb.kv.change import LeaseChange
 from nebuladb.kv.draft import Draft
 from nebuladb.kv.limits import MAX_LEASES
-from nebuladb.kv.rows import U64, LeaseRow, decode_lease, encode_lease
+from nebuladb.kv.rows import LeaseRow, decode_lease, encode_lease, is_lease_id
 from nebuladb.kv.state import State
 from nebuladb.pb.nebula.v1 import lease_pb2
 
@@ -28,9 +28,9 @@ class Leases:
 
     def find(self, lease: int) -> LeaseRow | None:
         """The lease's row, if there is such a lease."""
-        if not 0 < lease < 1 << 63:
+        if not is_lease_id(lease):
             return None
-        data = self._draft.get(self._draft.keys.lease + U64.pack(lease))
+        data = self._draft.get(self._draft.keys.lease_key(lease))
         return None if data is None else decode_lease(data)
 
     def require(self, lease: int) -> LeaseRow:
@@ -47,8 +47,8 @@ class Leases:
         """
         check.lease_grant(request)
         lease = request.id or chosen
-        if not 0 < lease < 1 << 63:
-            raise InvalidArgument(f"lease id {lease} is not in 63 bits, positive")
+        if not is_lease_id(lease):
+            raise InvalidArgument(f"a lease can't have the id {lease}")
         if self.find(lease) is not None:
             raise LeaseExists(f"lease {lease} exists already")
         if self._state.leases >= MAX_LEASES:
@@ -72,11 +72,11 @@ class Leases:
 
     def _renew(self, lease: int, ttl: int, index: int) -> None:
         row = LeaseRow(ttl, min(self._state.clock + ttl, LAST_CLOCK), index)
-        self._draft.write(self._draft.keys.lease + U64.pack(lease), encode_lease(row))
+        self._draft.write(self._draft.keys.lease_key(lease), encode_lease(row))
         self._draft.leases.append(LeaseChange(lease, row.expires, index))
 
     def remove(self, lease: int) -> None:
         """Forget a lease whose keys are gone."""
-        self._draft.remove(self._draft.keys.lease + U64.pack(lease))
+        self._draft.remove(self._draft.keys.lease_key(lease))
         self._draft.leases.append(LeaseChange(lease, 0, 0))
         self._state.leases -= 1

@@ -33,14 +33,14 @@ from nebuladb.kv.draft import Draft
 from nebuladb.kv.leases import Leases
 from nebuladb.kv.limits import MAX_COMMANDS, MAX_REQUEST_BYTES, Limits
 from nebuladb.kv.loans import Misses
-from nebuladb.kv.rows import KEY_AT, U64, Record, decode_record
+from nebuladb.kv.rows import KEY_AT, Record, decode_record
 from nebuladb.kv.sessions import Sessions
 from nebuladb.kv.source import EngineSource, close
 from nebuladb.kv.state import State
 from nebuladb.kv.txn import Txn
 from nebuladb.pb.nebula.v1 import kv_pb2, lease_pb2, session_pb2
 
-EXPIRE: Final = Struct(">QQ")
+EXPIRE: Final = Struct(">qQ")
 """Body of a LEASE_EXPIRE."""
 
 NO_PREVIOUS: Final = PutResult()
@@ -367,8 +367,8 @@ class Machine:
         return self._revoke(lease)
 
     def _revoke(self, lease: int) -> Result:
-        low = self.draft.keys.attachment + U64.pack(lease)
-        self._delete_all(low, self.draft.keys.attachment + U64.pack(lease + 1), len(low))
+        low, high = self.draft.keys.attached(lease)
+        self._delete_all(low, high, len(low))
         self._leases.remove(lease)
         return LeaseResult(lease, 0)
 

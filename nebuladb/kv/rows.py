@@ -31,8 +31,9 @@ AFTER_TOMBSTONE: Final = 2
 """Flags of a record: it is a deletion; what it superseded is one."""
 
 U64: Final = Struct(">Q")
+LEASE_ID: Final = Struct(">q")
 POSITION: Final = Struct(">QI")
-RECORD_HEAD: Final = Struct(">BBQIQQQQIQIH")
+RECORD_HEAD: Final = Struct(">BBQIQQqQIQIH")
 ROW_HEAD: Final = Struct(">BI")
 LEASE_ROW: Final = Struct(">BQQQ")
 SESSION_ROW: Final = Struct(">BQQ")
@@ -149,6 +150,16 @@ class Keys:
         """Of an R row."""
         return self.record + POSITION.pack(main, sub)
 
+    def lease_key(self, lease: int) -> bytes:
+        """Of an L row; `lease` as `is_lease_id` wants it."""
+        return self.lease + LEASE_ID.pack(lease)
+
+    def attached(self, lease: int) -> tuple[bytes, bytes]:
+        """Bounds of the K rows of a lease; the first one is what stands before each key."""
+        low = self.attachment + LEASE_ID.pack(lease)
+        # -1 is the last of all as an unsigned number.
+        return low, self.lease if lease == -1 else self.attachment + LEASE_ID.pack(_following(lease))
+
     def span(self, key: bytes, end: bytes) -> tuple[bytes, bytes]:
         """Bounds of the C rows of a range as etcd writes it (etcd 1): empty `end` = one key, ``\\0`` = to the last."""
         low = self.current + key
@@ -157,6 +168,16 @@ class Keys:
         if end == b"\0":
             return low, self.current_end
         return low, self.current + end
+
+
+def is_lease_id(lease: int) -> bool:
+    """Whether a lease may have this id: any of 64 bits but 0, negative ones included (etcd takes them)."""
+    return lease != 0 and -1 << 63 <= lease < 1 << 63
+
+
+def _following(lease: int) -> int:
+    """The id whose rows follow those of `lease`: as unsigned numbers, negative ones come last."""
+    return -1 << 63 if lease == (1 << 63) - 1 else lease + 1
 
 
 def group_span(group: GroupId, generation: Generation) -> tuple[bytes, bytes]:

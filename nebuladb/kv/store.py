@@ -19,7 +19,7 @@ from nebuladb.kv.hashing import HashJob, hash_spans
 from nebuladb.kv.limits import DEFAULT_LIMITS, MAX_RESULT_BYTES, MAX_TXN_ROWS, TOMBSTONE_BYTES, Limits
 from nebuladb.kv.machine import Machine
 from nebuladb.kv.pin import Pin
-from nebuladb.kv.rows import KEY_AT, POSITION, U64, Keys, decode_lease, decode_row, group_span
+from nebuladb.kv.rows import KEY_AT, POSITION, Keys, decode_lease, decode_row, group_span, is_lease_id
 from nebuladb.kv.selection import Selection
 from nebuladb.kv.sessions import Sessions
 from nebuladb.kv.source import EngineSource, SnapshotSource, close
@@ -366,10 +366,10 @@ class Store:
     # --- leases
 
     def leases(self) -> Iterator[LeaseState]:
-        """All leases by rising id; for the lessor, when it is elected. To be exhausted within the turn."""
+        """All leases by rising id, negative ones last; for a new lessor. To be exhausted within the turn."""
         low = self._keys.lease
         for row, data in self._engine.scan(low, low + b"\xff" * 9):
-            yield LeaseState(int.from_bytes(row[KEY_AT:]), *decode_lease(data))
+            yield LeaseState(int.from_bytes(row[KEY_AT:], signed=True), *decode_lease(data))
 
     def lease(self, lease: int, *, keys: bool = False) -> LeaseInfo | None:
         """What is left of a lease on the lease clock, in seconds rounded down, and with `keys` what is attached to it.
@@ -377,7 +377,7 @@ class Store:
         Raises `Unavailable` where the keys are asked for while an entry is half applied: what it has detached so far is
         of an unpublished revision.
         """
-        data = self._source.get(self._keys.lease + U64.pack(lease)) if 0 < lease < 1 << 63 else None
+        data = self._source.get(self._keys.lease_key(lease)) if is_lease_id(lease) else None
         if data is None:
             return None
         row = decode_lease(data)
@@ -385,8 +385,7 @@ class Store:
         if keys:
             if self._state.cursor:
                 raise Unavailable("a large deletion is being applied; try again")
-            low = self._keys.attachment + U64.pack(lease)
-            high = self._keys.attachment + U64.pack(lease + 1)
+            low, high = self._keys.attached(lease)
             attached = tuple(row[len(low) :] for row, _ in self._engine.scan(low, high))
         # A moment has passed since the clock was read: of a lease of 5 s more than 4 are left, not 5 (as etcd says it).
         return LeaseInfo(max(row.expires - self._state.clock - 1, 0) // 1000, row.ttl // 1000, attached)

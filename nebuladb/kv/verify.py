@@ -12,6 +12,7 @@ from nebuladb.kv.rows import (
     DELETION_ROW,
     FORMAT,
     KEY_AT,
+    LEASE_ID,
     POSITION,
     SESSION_ROW,
     U64,
@@ -102,18 +103,18 @@ def _leases(reader: Reader, keys: Keys, state: State) -> Iterator[str]:
         try:
             decode_lease(data)
         except Corruption as error:
-            yield f"lease {int.from_bytes(row[KEY_AT:])}: {error.message}"
+            yield f"lease {int.from_bytes(row[KEY_AT:], signed=True)}: {error.message}"
     if count != state.leases:
         yield f"there are {count} leases, the state says {state.leases}"
     for row, _ in reader.scan(keys.attachment, keys.lease):
-        (lease,) = U64.unpack_from(row, KEY_AT)
-        key = row[KEY_AT + U64.size :]
+        (lease,) = LEASE_ID.unpack_from(row, KEY_AT)
+        key = row[KEY_AT + LEASE_ID.size :]
         newest = reader.get(keys.current + key)
         try:
             attached = newest is not None and decode_record(newest).lease == lease
         except Corruption:
             continue  # said already
-        if reader.get(keys.lease + U64.pack(lease)) is None:
+        if reader.get(keys.lease_key(lease)) is None:
             yield f"key {key!r} is attached to lease {lease}, which does not exist"
         elif not attached:
             yield f"key {key!r} is attached to lease {lease} and has another, or does not exist"

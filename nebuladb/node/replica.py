@@ -261,7 +261,7 @@ class Replica:
         if self._observed != self.raft.term:
             return
         for lease, renewal in self.lessor.due(boottime):
-            body = lease.to_bytes(8, "big") + renewal.to_bytes(8, "big")
+            body = lease.to_bytes(8, "big", signed=True) + renewal.to_bytes(8, "big")
             self._internal.append(encode_command(Command(Kind.LEASE_EXPIRE, body)))
         if not self._internal and self.lessor.wants_entry(boottime):
             self._internal.append(encode_command(Command(Kind.CLOCK, b"")))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Final
 
-from nebuladb.api.etcd.wire import key_value, message_field, number_field
+from nebuladb.api.etcd.wire import WORD, key_value, message_field, number_field
 from nebuladb.kv.limits import MAX_REQUEST_BYTES
 from nebuladb.kv.watcher import Event, EventBatch
 
@@ -17,7 +17,6 @@ FRAGMENT_BYTES: Final = MAX_REQUEST_BYTES + (512 << 10)
 MAX_MESSAGE_BYTES: Final = 64 << 20
 """A revision that is larger can be told in fragments only. (etcd's own bound is 2 GiB.)"""
 
-_WORD: Final = (1 << 64) - 1
 _FRAGMENT: Final = b"\x38\x01"
 
 
@@ -29,7 +28,7 @@ def responses(
     A revision is never split, unless `fragment`. The header of the last one says `through`, up to which the watch has
     been told everything then; of those before, their last event's: who resumes after it misses nothing.
     """
-    who = number_field(b"\x10", watch_id & _WORD)
+    who = number_field(b"\x10", watch_id & WORD)
     pack: list[bytes] = []
     size = revision = 0
     for batch in batches:

@@ -1,6 +1,7 @@
 """Bytes of etcd's messages, for the answers that are given most: joined from parts that need no message object.
 
-Numbers are never negative here. The order of the fields is that of the numbers, as protobuf's own encoders write it.
+Numbers are never negative, but for a lease's id. The order of the fields is that of the numbers, as protobuf's own
+encoders write it.
 """
 
 from __future__ import annotations
@@ -11,7 +12,11 @@ from typing import Final
 from nebuladb.kv.answer import DeleteResult, KeyValue
 
 _SMALL: Final = tuple(bytes((number,)) for number in range(0x80))
+WORD: Final = (1 << 64) - 1
+"""Of a negative number protobuf writes the two's complement."""
 VALUE_TAG: Final = b"\x2a"
+_ALL_BITS: Final = (1 << 64) - 1
+"""A negative number, which only a lease's id may be, is written as what it is with 64 bits."""
 
 
 def varint(number: int) -> bytes:
@@ -50,7 +55,7 @@ def key_value(kv: KeyValue) -> bytes:
             b"\x0a", varint(len(key)), key,
             b"\x10", varint(create), b"\x18", varint(mod), b"\x20", varint(version),
             VALUE_TAG + varint(len(value)) + value if value else b"",
-            b"\x30" + varint(lease) if lease else b"",
+            b"\x30" + varint(lease & WORD) if lease else b"",
         )
     )  # fmt: skip
 

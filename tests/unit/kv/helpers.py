@@ -101,7 +101,7 @@ def keep_alive(lease: int, **header: int) -> Command:
 
 
 def expire(lease: int, renewal: int) -> Command:
-    return Command(Kind.LEASE_EXPIRE, pack(">QQ", lease, renewal))
+    return Command(Kind.LEASE_EXPIRE, pack(">qQ", lease, renewal))
 
 
 def open_session(**header: int) -> Command:

@@ -210,7 +210,7 @@ class Model:
             case Kind.LEASE_GRANT:
                 grant = lease_pb2.LeaseGrantRequest.FromString(body)
                 lease, ttl = grant.id or command.chosen, max(grant.ttl, 2)
-                if lease <= 0:
+                if not lease:
                     raise Refused(Reason.INVALID_ARGUMENT)
                 if ttl > 9_000_000_000:
                     raise Refused(Reason.LEASE_TTL_TOO_LARGE)
@@ -233,7 +233,7 @@ class Model:
                     raise Refused(Reason.LEASE_NOT_FOUND)
                 return self.revoke(lease)
             case Kind.LEASE_EXPIRE:
-                lease, renewal = unpack(">QQ", body)
+                lease, renewal = unpack(">qQ", body)
                 row = self.leases.get(lease)
                 if row is None or row.renewal != renewal or row.expires > self.clock:
                     return None

@@ -26,6 +26,7 @@ from nebuladb.kv.state import State
 from tests.unit.kv.helpers import Log, compact, delete, finish, fresh, grant, open_session, put, run
 
 u64 = st.integers(0, (1 << 64) - 1)
+i64 = st.integers(-(1 << 63), (1 << 63) - 1)
 u32 = st.integers(0, (1 << 32) - 1)
 P = "000000000000000700000001"
 """Group 7, generation 1."""
@@ -64,12 +65,13 @@ def test_golden_attachment() -> None:
 
 
 records = st.builds(
-    lambda revisions, n, subs, deleted, after, stride, value: Record(
-        revisions[2], subs[0], 0 if deleted else n[0], 0 if deleted else max(n[1], 1), n[2], revisions[1], subs[1],
+    lambda revisions, n, lease, subs, deleted, after, stride, value: Record(
+        revisions[2], subs[0], 0 if deleted else n[0], 0 if deleted else max(n[1], 1), lease, revisions[1], subs[1],
         after, revisions[0], subs[2], stride, b"" if deleted else value,
     ),
     st.lists(u64, min_size=3, max_size=3, unique=True).map(sorted),
-    st.lists(u64, min_size=3, max_size=3),
+    st.lists(u64, min_size=2, max_size=2),
+    i64,
     st.lists(u32, min_size=3, max_size=3),
     st.booleans(),
     st.booleans(),
@@ -100,14 +102,14 @@ def test_what_is_no_row_is_corruption(data: bytes) -> None:
             read(data)
 
 
-key_values = st.builds(KeyValue, st.binary(max_size=4), u64, u64, u64, u64, st.binary(max_size=9))
+key_values = st.builds(KeyValue, st.binary(max_size=4), u64, u64, u64, i64, st.binary(max_size=9))
 several = st.lists(key_values, max_size=3).map(tuple)
 puts = st.builds(PutResult, st.none() | key_values)
 deletes = st.builds(DeleteResult, u64, several)
 ranges = st.builds(RangeResult, several, u64, st.booleans())
 txns = st.builds(TxnResult, st.booleans(), st.lists(st.one_of(puts, deletes, ranges), max_size=3).map(tuple))
 results = st.one_of(
-    st.none(), puts, deletes, ranges, txns, st.builds(LeaseResult, u64, u64), st.builds(SessionResult, u64)
+    st.none(), puts, deletes, ranges, txns, st.builds(LeaseResult, i64, u64), st.builds(SessionResult, u64)
 )
 answers = st.builds(Answer, u64, results, st.integers(0, 65535), u64, st.text(max_size=3))
 

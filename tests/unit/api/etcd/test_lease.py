@@ -52,6 +52,24 @@ async def test_a_grant_is_refused_for_an_id_that_exists_and_a_ttl_that_is_too_lo
     assert await refused(etcd, pb.LeaseGrantRequest(TTL=9_000_000_001, ID=77)) == too_long
 
 
+async def test_a_client_may_choose_a_negative_id(etcd: Faced) -> None:
+    """As in etcd, which takes any number but 0."""
+    least, last = -(1 << 63), (1 << 63) - 1
+    for lease_id in (-1, least, last):
+        assert lease_id == (await grant(etcd, 60, lease_id)).ID
+        assert (await refused(etcd, pb.LeaseGrantRequest(TTL=60, ID=lease_id)))[0] is StatusCode.FAILED_PRECONDITION
+        await etcd.set(b"n%d" % lease_id, lease=lease_id)
+        assert (await etcd.range(b"n%d" % lease_id)).kvs[0].lease == lease_id
+        assert (await left(etcd, lease_id, keys=True)).keys == [b"n%d" % lease_id]
+    assert {status.ID for status in (await ask(etcd, pb.LeaseLeasesRequest())).leases} == {-1, least, last}
+    await ask(etcd, pb.LeaseRevokeRequest(ID=last))
+    assert (await etcd.range(b"n", b"o")).count == 2
+    await pass_time(etcd, 61_000)
+    async with asyncio.timeout(10):
+        while (await etcd.range(b"n", b"o")).count:
+            await pass_time(etcd, 50)
+
+
 async def test_keep_alives_are_answered_in_order_and_an_unknown_lease_has_no_time(
     etcd: Faced, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -81,7 +99,7 @@ async def test_what_is_left_counts_down_and_is_less_than_nothing_of_an_unknown_l
     assert not (await left(etcd, 7)).keys
     await pass_time(etcd, 9_500)
     assert (await left(etcd, 7)).TTL == 50
-    for unknown in (0, -1, 12345):
+    for unknown in (0, -9, 12345):
         told = await left(etcd, unknown, keys=True)
         assert (told.ID, told.TTL, told.grantedTTL) == (unknown, -1, 0)
         assert told.header.revision > 0
@@ -102,7 +120,7 @@ async def test_a_revoke_deletes_the_keys_sorted_in_one_revision(etcd: Faced) -> 
     assert [(event.kv.key, event.kv.mod_revision) for event in told.events] == [
         (key, revoked.header.revision) for key in (b"w/a", b"w/b", b"w/c")
     ]
-    for unknown in (7, 0, -1):
+    for unknown in (7, 0, -9):
         assert await refused(etcd, pb.LeaseRevokeRequest(ID=unknown)) == NOT_FOUND
     assert await etcd.refused("Put", kv_pb2.PutRequest(key=b"k", lease=7)) == NOT_FOUND
 
