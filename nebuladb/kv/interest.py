@@ -54,7 +54,7 @@ class Interest:
     def told(self, revision: int, changes: Iterable[Change]) -> list[tuple[Watcher, EventBatch]]:
         """Who wants which of a revision's changes. Those who want the same get the same batch."""
         wanted: dict[Watcher, list[Change]] = {}
-        for change in changes:
+        for change in before_the_revision(changes):
             for watcher in self._keys.get(change.key, ()):
                 if revision >= watcher.cursor and watcher.wants(change):
                     wanted.setdefault(watcher, []).append(change)
@@ -71,3 +71,15 @@ class Interest:
                 batch = batches[kind] = event_batch(revision, its, previous=watcher.prev_kv)
             told.append((watcher, batch))
         return told
+
+
+def before_the_revision(changes: Iterable[Change]) -> list[Change]:
+    """A revision's changes, each with what its key was before the revision, though that changed it twice (etcd 38)."""
+    found = list(changes)
+    if len(found) > 1:
+        first: dict[bytes, Change] = {}
+        for at, change in enumerate(found):
+            earlier = first.setdefault(change.key, change)
+            if earlier is not change:
+                found[at] = change._replace(previous=earlier.previous)
+    return found
