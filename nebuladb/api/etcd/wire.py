@@ -15,8 +15,6 @@ _SMALL: Final = tuple(bytes((number,)) for number in range(0x80))
 WORD: Final = (1 << 64) - 1
 """Of a negative number protobuf writes the two's complement."""
 VALUE_TAG: Final = b"\x2a"
-_ALL_BITS: Final = (1 << 64) - 1
-"""A negative number, which only a lease's id may be, is written as what it is with 64 bits."""
 
 
 def varint(number: int) -> bytes:
