@@ -26,6 +26,9 @@ from nebuladb.storage.share import Share
 MAX_WATCHERS: Final = 50_000
 """Of one shard on one node. An idle one is less than a KiB."""
 
+MAX_DELIVERIES: Final = 20_000
+"""Batches that one stretch of history gives out, about: some 30 ms."""
+
 
 class WatchHub:
     """Feeds watchers from `store`. After a snapshot install `rebase` gives it the new store (S26)."""
@@ -146,11 +149,18 @@ class WatchHub:
         previous = any(watcher.prev_kv for watcher in behind)
         changes = self._store.changes(start - 1, limit_rows=budget, previous=previous)
         through = changes[-1].revision if changes else self._store.revision
+        deliveries = 0
         for revision, of_revision in groupby(changes, _revision):
-            for watcher, batch in self._behind.told(revision, of_revision):
+            told = self._behind.told(revision, of_revision)
+            for watcher, batch in told:
                 if not watcher.deliver(batch):
                     watcher.cursor = revision  # everything below it was delivered or isn't wanted
                     self._stick(watcher)
+            deliveries += len(told)
+            if deliveries >= MAX_DELIVERIES:
+                probe("a stretch of history had many takers")
+                through = revision
+                break
         for watcher in behind:
             if watcher in self._behind:
                 watcher.cursor = max(watcher.cursor, through + 1)

@@ -90,10 +90,19 @@ def valid(spec: Any) -> bool:
     program,
     st.lists(watch_spec.filter(valid), min_size=1, max_size=6),
     st.sampled_from([1, 3, 10, 4096]),
+    st.sampled_from([1, 4, 20_000]),
     st.randoms(use_true_random=False),
 )
 @settings(max_examples=200, deadline=None)
-def test_watchers_are_told_the_log(entries: list[Any], specs: list[Any], rows: int, random: Any) -> None:
+def test_watchers_are_told_the_log(
+    entries: list[Any], specs: list[Any], rows: int, deliveries: int, random: Any
+) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(watch, "MAX_DELIVERIES", deliveries)
+        watchers_are_told_the_log(entries, specs, rows, random)
+
+
+def watchers_are_told_the_log(entries: list[Any], specs: list[Any], rows: int, random: Any) -> None:
     model = Model()
     works, _ = build(entries, model)
     store, _ = fresh(Limits(slice_rows=rows))
@@ -251,7 +260,8 @@ def test_bounds_and_empty_ranges(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_properties_reach_the_rare_paths() -> None:
-    for name in ("watcher fell behind", "watch compacted", "watchers sent to history"):
+    rare = "watcher fell behind", "watch compacted", "watchers sent to history", "a stretch of history had many takers"
+    for name in rare:
         assert probe.hits[name] > 0, name
 
 
