@@ -111,6 +111,16 @@ def writes(request: kv_pb2.TxnRequest | kv_pb2.NestedTxn) -> bool:
     return False
 
 
+def puts(request: kv_pb2.TxnRequest | kv_pb2.NestedTxn) -> bool:
+    """Whether a branch of the transaction, or of one nested in it, puts anything."""
+    for branch in (request.success, request.failure):
+        for operation in branch:
+            which = operation.WhichOneof("operation")
+            if which == "put" or (which == "txn" and puts(operation.txn)):
+                return True
+    return False
+
+
 def in_range(name: bytes, start: bytes, end: bytes) -> bool:
     """Whether a key lies in a range of etcd's convention."""
     if not end:

@@ -17,6 +17,7 @@ from typing import Final
 from nebuladb.env import probe
 from nebuladb.errors import NoSpace
 from nebuladb.ids import META_GROUP
+from nebuladb.kv import check
 from nebuladb.kv.command import Command, Kind
 from nebuladb.node.entry import COMMAND_HEADER, command_kind, decode_payload
 from nebuladb.node.output import Request
@@ -105,7 +106,6 @@ def grows(kind: int, body: bytes) -> bool:
     if kind != Kind.TXN:
         return kind in GROWING
     try:
-        request = kv_pb2.TxnRequest.FromString(body)
+        return check.puts(kv_pb2.TxnRequest.FromString(body))
     except Exception:  # it will be refused at apply, and takes its own bytes in the log
         return True
-    return any(o.WhichOneof("operation") == "put" for branch in (request.success, request.failure) for o in branch)

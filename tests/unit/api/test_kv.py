@@ -1,0 +1,107 @@
+"""nebula.v1.KV: what it shares with etcd's face beyond keys and values."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+import grpc
+import grpc.aio
+import pytest
+
+from nebuladb.ids import DEFAULT_GROUP
+from nebuladb.kv.command import Kind
+from nebuladb.node.disk import grows
+from nebuladb.pb.nebula.v1 import kv_pb2 as pb
+from tests.unit.api.test_services import Served
+from tests.unit.node.lone import SECONDS
+
+Op = pb.Operation
+
+
+@pytest.fixture
+async def node() -> AsyncIterator[Served]:
+    served = Served()
+    await asyncio.wait_for(served.open(), SECONDS)
+    yield served
+    await served.close()
+
+
+async def ask(served: Served, method: str, request: Any, response: Any) -> Any:
+    call = served.channel.unary_unary(f"/nebula.v1.KV/{method}", type(request).SerializeToString, response.FromString)
+    return await call(request, timeout=SECONDS)
+
+
+def nested(*success: Op, compare: pb.Compare | None = None) -> Op:
+    return Op(txn=pb.NestedTxn(compare=[compare] if compare else [], success=success))
+
+
+async def test_a_nested_transaction_is_answered_as_one(node: Served) -> None:
+    before = node.pump.store(DEFAULT_GROUP).revision
+    keeps = Op(put=pb.TxnPut(key=b"k", ignore_value=True, prev_kv=True))
+    reads = Op(range=pb.RangeRequest(key=b"\0", range_end=b"\0", order=pb.RangeRequest.DESCEND, limit=1))
+    request = pb.TxnRequest(success=[Op(put=pb.TxnPut(key=b"a")), nested(keeps, reads)])
+    answer = await ask(node, "Txn", request, pb.TxnResponse)
+    assert answer.header.revision == before + 1
+    inner = answer.results[1].txn
+    assert (inner.succeeded, inner.results[0].put.prev_kv.value) == (True, b"v")
+    ranged = inner.results[1].range
+    assert ([kv.key for kv in ranged.kvs], ranged.count, ranged.more) == ([b"k"], 2, True)
+
+
+async def test_what_only_reads_takes_no_entry(node: Served) -> None:
+    await node.put()
+    store = node.pump.store(DEFAULT_GROUP)
+    index = store.index
+    for serializable in (False, True):
+        request = pb.TxnRequest(
+            compare=[pb.Compare(key=b"k", target=pb.Compare.VALUE, value=b"v")],
+            success=[nested(Op(range=pb.RangeRequest(key=b"k")))],
+            serializable=serializable,
+        )
+        answer = await ask(node, "Txn", request, pb.TxnResponse)
+        assert (answer.succeeded, answer.header.revision) == (True, store.revision)
+        assert answer.results[0].txn.results[0].range.kvs[0].value == b"v"
+    assert node.pump.store(DEFAULT_GROUP).index == index
+    writes = pb.TxnRequest(success=[nested(Op(put=pb.TxnPut(key=b"k")))], serializable=True)
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await ask(node, "Txn", writes, pb.TxnResponse)
+    assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+
+
+async def test_a_physical_compaction_is_answered_when_its_work_is_done(node: Served) -> None:
+    for _ in range(5):
+        await node.put()
+    store = node.pump.store(DEFAULT_GROUP)
+    revision = store.revision
+    held = store.pin(revision - 1)
+    physical = asyncio.ensure_future(
+        ask(node, "Compact", pb.CompactRequest(revision=revision, physical=True), pb.CompactResponse)
+    )
+    await node.until(lambda: len(node.pump.reclaims._waiting) == 1)
+    assert store.floor == revision
+    assert not store.reclaimed(revision)
+    assert not physical.done()
+    held.close()
+    await asyncio.wait_for(physical, SECONDS)
+    assert store.reclaimed(revision)
+
+
+async def test_a_physical_compaction_that_takes_too_long_says_so(node: Served) -> None:
+    await node.put()
+    store = node.pump.store(DEFAULT_GROUP)
+    held = store.pin(store.revision - 1)
+    call = node.channel.unary_unary(
+        "/nebula.v1.KV/Compact", pb.CompactRequest.SerializeToString, pb.CompactResponse.FromString
+    )
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await call(pb.CompactRequest(revision=store.revision, physical=True), timeout=0.2)
+    assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+    held.close()
+
+
+def test_a_nested_put_needs_space() -> None:
+    put, delete = Op(put=pb.TxnPut(key=b"k")), Op(delete=pb.TxnDelete(key=b"k"))
+    for operation, needs in ((put, True), (delete, False), (nested(delete), False), (nested(nested(put)), True)):
+        assert grows(Kind.TXN, pb.TxnRequest(failure=[operation]).SerializeToString()) is needs
