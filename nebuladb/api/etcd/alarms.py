@@ -41,11 +41,11 @@ def kinds(backend: Backend) -> list[str]:
 async def change(backend: Backend, request: pb.AlarmRequest, timeout: float) -> list[pb.AlarmMember]:
     """Declare an alarm, or take one back; what is so or was so, as etcd answers."""
     due = Due(timeout)
-    if request.alarm == pb.NONE:
-        await backend.refresh(due.left())
-        return []
-    alarm = DeclaredAlarm(_KINDS[request.alarm], request.memberID)
+    kind = _KINDS.get(request.alarm)
     await backend.refresh(due.left())
+    if kind is None:
+        return []
+    alarm = DeclaredAlarm(kind, request.memberID)
     was = alarm in backend.meta.declared
     if request.action == pb.AlarmRequest.ACTIVATE:
         await drive(backend, lambda meta: _declare(meta, alarm), due)

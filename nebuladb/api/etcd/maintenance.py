@@ -54,9 +54,7 @@ class MaintenanceService:
         leader = self._backend.leader(shard.group)
         size = store.size + KEY_BYTES * (store.key_count + 1)
         errors = [] if leader else ["etcdserver: no leader"]
-        errors += [
-            f"memberID:{alarm.memberID} alarm:{pb.AlarmType.Name(alarm.alarm)} " for alarm in alarms(self._backend)
-        ]
+        errors += map(_text, alarms(self._backend))
         response = pb.StatusResponse(
             header=self._face.header(shard.group, store.revision),
             version=VERSION,
@@ -77,7 +75,7 @@ class MaintenanceService:
         # etcd's members all end at a number that they don't know (3.5.16).
         if request.action not in pb.AlarmRequest.AlarmAction.values():
             raise EtcdError("INVALID_ARGUMENT", f"etcdserver: there is no alarm action {request.action}")
-        if request.alarm not in pb.AlarmType.values():
+        if request.action == pb.AlarmRequest.ACTIVATE and request.alarm not in pb.AlarmType.values():
             raise EtcdError("INVALID_ARGUMENT", f"etcdserver: there is no alarm {request.alarm}")
         if request.action == pb.AlarmRequest.GET:
             await self._backend.refresh(timeout)
@@ -193,3 +191,9 @@ class MaintenanceService:
 
     def _now(self, shard: Descriptor) -> Any:
         return self._face.header(shard.group, self._backend.pump.store(shard.group).revision)
+
+
+def _text(alarm: pb.AlarmMember) -> str:
+    """As Go prints the message."""
+    member = f"memberID:{alarm.memberID} " if alarm.memberID else ""
+    return f"{member}alarm:{pb.AlarmType.Name(alarm.alarm)} "

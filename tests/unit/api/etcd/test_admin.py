@@ -182,6 +182,8 @@ async def test_alarms_of_disks_and_data_are_among_them(etcd: Faced) -> None:
 @pytest.mark.parametrize("fields", [{"action": 77}, {"action": 1, "alarm": 9}])
 async def test_alarms_that_end_an_etcd_are_refused(etcd: Faced, fields: dict[str, int]) -> None:
     assert (await refused(etcd, "Maintenance/Alarm", **fields))[0] is Status.INVALID_ARGUMENT
+    for action in ("GET", "DEACTIVATE"):
+        assert not (await call(etcd, "Maintenance/Alarm", action=action, alarm=9)).alarms
 
 
 async def test_hashes(etcd: Faced, monkeypatch: pytest.MonkeyPatch) -> None:
