@@ -100,7 +100,7 @@ class Contests:
         """As `Backend.propose`, worded."""
         backend = self.face.backend
         try:
-            return await backend.propose(shard, command, backend.timeout(context))
+            return await backend.propose(shard, command, self.face.timeout(context))
         except NebulaError as error:
             raise worded(error) from error
 
@@ -180,7 +180,7 @@ class Contest:
             if not waited:
                 return 0
             # What this node knew may be old: its lease may have ended since.
-            store = await self._backend.current(self._shard, self._backend.timeout(context))
+            store = await self._backend.current(self._shard, self._contests.face.timeout(context))
             self._require(store, expired)
         except BaseException as error:
             if error is not expired:

@@ -6,9 +6,10 @@ import asyncio
 from collections.abc import AsyncIterator
 from typing import Any, Final
 
-from nebuladb.api.backend import key_value, parse
+from nebuladb.api.backend import key_value
 from nebuladb.api.etcd.contest import Contest, Contests, create_is, first, refused, resignation
 from nebuladb.api.etcd.face import Face
+from nebuladb.api.etcd.requests import received
 from nebuladb.errors import NebulaError
 from nebuladb.kv.answer import KeyValue
 from nebuladb.kv.loans import Misses
@@ -32,7 +33,7 @@ class ElectionService:
 
     async def Campaign(self, raw: bytes, context: Any) -> bytes:
         """Waits until the lease leads. Who leads or campaigns already proclaims its new value."""
-        request = parse(pb.CampaignRequest, raw)
+        request = received(pb.CampaignRequest, raw)
         contests, shard = self._contests, self._face.shard(context)
         lease = await contests.grant(shard, request.lease, context)
         contest = Contest(contests, shard, request.name, lease, granted=not request.lease)
@@ -46,7 +47,7 @@ class ElectionService:
         return pb.CampaignResponse(header=header, leader=leader).SerializeToString()
 
     async def Proclaim(self, raw: bytes, context: Any) -> bytes:
-        request = parse(pb.ProclaimRequest, raw)
+        request = received(pb.ProclaimRequest, raw)
         leader = _leader(request)
         shard = self._face.shard(context)
         lease = await self._contests.grant(shard, leader.lease, context)
@@ -55,13 +56,13 @@ class ElectionService:
 
     async def Resign(self, raw: bytes, context: Any) -> bytes:
         """Who doesn't lead any more has nothing to resign from, and isn't refused."""
-        leader = _leader(parse(pb.ResignRequest, raw))
+        leader = _leader(received(pb.ResignRequest, raw))
         shard = self._face.shard(context)
         answer = await self._contests.propose(shard, resignation(leader.key, leader.rev), context)
         return pb.ResignResponse(header=self._face.header(shard.group, answer.revision)).SerializeToString()
 
     async def Leader(self, raw: bytes, context: Any) -> bytes:
-        request = parse(pb.LeaderRequest, raw)
+        request = received(pb.LeaderRequest, raw)
         shard = self._face.shard(context)
         store, kv = await self._now(shard, request.name, context)
         if kv is None:
@@ -70,7 +71,7 @@ class ElectionService:
 
     async def Observe(self, raw: bytes, context: Any) -> AsyncIterator[bytes]:
         """What the leaders proclaim, one after the other; not every value, but always the last one."""
-        request = parse(pb.LeaderRequest, raw)
+        request = received(pb.LeaderRequest, raw)
         shard = self._face.shard(context)
         follow = _Follow(self._face, shard)
         with self._face.leadership.required(context, shard.group, follow.fail):
@@ -106,7 +107,7 @@ class ElectionService:
     async def _now(self, shard: Descriptor, name: bytes, context: Any) -> tuple[Store, KeyValue | None]:
         """The leader's key, as of now."""
         backend = self._face.backend
-        store = await backend.current(shard, backend.timeout(context))
+        store = await backend.current(shard, self._face.timeout(context))
         while (leader := first(store, name)) is not None:
             store, kv = await self._get(shard, store, leader.key)
             if kv is not None and kv.create_revision == leader.create_revision:

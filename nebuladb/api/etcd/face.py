@@ -16,6 +16,8 @@ KEYSPACE_KEY: Final = "nebula-keyspace"
 """Metadata that names another keyspace than `etcd`."""
 PROGRESS_SECONDS: Final = 600.0
 """How often a watch that wants it is told how far it has come, if nothing else has told it (etcd 40)."""
+MAX_SECONDS: Final = 7.0
+"""What a call waits for at most, whatever its deadline: etcd's own, 5 s and two election timeouts (etcd 30)."""
 
 
 class Face:
@@ -66,6 +68,11 @@ class Face:
             if not await self.backend.learned(error, before, context):
                 raise
         return self.shard(context)
+
+    def timeout(self, context: Any) -> float:
+        """Seconds that a call waits for its shard."""
+        remaining = context.time_remaining()
+        return MAX_SECONDS if remaining is None else min(float(remaining), MAX_SECONDS)
 
     def header(self, group: int, revision: int) -> ResponseHeader:
         """What every answer begins with (etcd 58)."""

@@ -51,7 +51,7 @@ class KVService:
         pump = backend.pump
         try:
             if not serializable:
-                await pump.confirm(group, backend.timeout(context))
+                await pump.confirm(group, face.timeout(context))
             store = pump.store(group)
             try:
                 found = store.get(key)
@@ -80,7 +80,7 @@ class KVService:
             body = put_body(request)
         face = self._face
         backend, shard = face.backend, face.shard(context)
-        answer = await backend.propose(shard, Command(Kind.PUT, body), backend.timeout(context))
+        answer = await backend.propose(shard, Command(Kind.PUT, body), face.timeout(context))
         prefix = face.prefix(shard.group, answer.revision)
         if isinstance(answer.result, PutResult) and answer.result.previous is not None:
             return prefix + message_field(b"\x12", key_value(answer.result.previous))
@@ -94,7 +94,7 @@ class KVService:
         backend, shard = face.backend, face.shard(context)
         body = kv_pb2.DeleteRequest(key=request.key, range_end=request.range_end, prev_kv=request.prev_kv)
         command = Command(Kind.DELETE, body.SerializeToString())
-        answer = await backend.propose(shard, command, backend.timeout(context))
+        answer = await backend.propose(shard, command, face.timeout(context))
         assert isinstance(answer.result, DeleteResult)
         return delete_response(face.prefix(shard.group, answer.revision), answer.result)
 
@@ -103,7 +103,7 @@ class KVService:
         message = txn.translated(request)
         face = self._face
         backend, shard = face.backend, face.shard(context)
-        timeout = backend.timeout(context)
+        timeout = face.timeout(context)
         if check.writes(message):
             check_size(raw)
             answer = await backend.propose(shard, Command(Kind.TXN, message.SerializeToString()), timeout)
@@ -118,9 +118,8 @@ class KVService:
         request = received(pb.CompactionRequest, raw)
         face = self._face
         backend, shard = face.backend, face.shard(context)
-        timeout = backend.timeout(context)
         body = kv_pb2.CompactRequest(revision=request.revision, physical=request.physical)
-        answer = await backend.propose(shard, Command(Kind.COMPACT, body.SerializeToString()), timeout)
+        answer = await backend.propose(shard, Command(Kind.COMPACT, body.SerializeToString()), face.timeout(context))
         if request.physical:
-            await reclaimed(backend, shard, request.revision, timeout)
+            await reclaimed(backend, shard, request.revision, backend.timeout(context))
         return face.prefix(shard.group, answer.revision)

@@ -7,8 +7,8 @@ from collections import deque
 from collections.abc import AsyncIterator, Awaitable
 from typing import Any, Final
 
-from nebuladb.api.backend import parse
-from nebuladb.api.etcd.face import Face
+from nebuladb.api.etcd.face import MAX_SECONDS, Face
+from nebuladb.api.etcd.requests import received
 from nebuladb.kv.answer import Answer, LeaseResult
 from nebuladb.kv.command import Command, Kind
 from nebuladb.kv.loans import Misses
@@ -18,8 +18,6 @@ from nebuladb.shard import Descriptor
 
 MAX_KEEP_ALIVES: Final = 1_000
 """Of one stream on their way at once; a client with many leases waits for a round trip a thousand, not for each."""
-KEEP_ALIVE_SECONDS: Final = 5.0
-"""The stream may stay for ever; each of its requests has the time of a call without a deadline."""
 MAX_SORTED_HERE: Final = 1_000
 """Leases that are listed on the loop; of a million others would hear nothing for a second."""
 
@@ -32,7 +30,7 @@ class LeaseService:
 
     async def LeaseGrant(self, raw: bytes, context: Any) -> bytes:
         # What is wrong with it is said by the state machine: an alarm that is raised comes first, as etcd has it.
-        request = parse(pb.LeaseGrantRequest, raw)
+        request = received(pb.LeaseGrantRequest, raw)
         body = lease_pb2.LeaseGrantRequest(ttl=request.TTL, id=request.ID)
         shard = self._face.shard(context)
         answer = await self._propose(shard, Kind.LEASE_GRANT, body.SerializeToString(), context)
@@ -42,16 +40,16 @@ class LeaseService:
         return response.SerializeToString()
 
     async def LeaseRevoke(self, raw: bytes, context: Any) -> bytes:
-        request = parse(pb.LeaseRevokeRequest, raw)
+        request = received(pb.LeaseRevokeRequest, raw)
         shard = self._face.shard(context)
         body = lease_pb2.LeaseRevokeRequest(id=request.ID)
         answer = await self._propose(shard, Kind.LEASE_REVOKE, body.SerializeToString(), context)
         return pb.LeaseRevokeResponse(header=self._face.header(shard.group, answer.revision)).SerializeToString()
 
     async def LeaseTimeToLive(self, raw: bytes, context: Any) -> bytes:
-        request = parse(pb.LeaseTimeToLiveRequest, raw)
+        request = received(pb.LeaseTimeToLiveRequest, raw)
         backend, shard = self._face.backend, self._face.shard(context)
-        store = await backend.current(shard, backend.timeout(context))
+        store = await backend.current(shard, self._face.timeout(context))
         try:
             lease = store.lease(request.ID, keys=request.keys)
         except Misses as misses:
@@ -67,9 +65,9 @@ class LeaseService:
         return response.SerializeToString()
 
     async def LeaseLeases(self, raw: bytes, context: Any) -> bytes:
-        parse(pb.LeaseLeasesRequest, raw)
+        received(pb.LeaseLeasesRequest, raw)
         backend, shard = self._face.backend, self._face.shard(context)
-        store = await backend.current(shard, backend.timeout(context))
+        store = await backend.current(shard, self._face.timeout(context))
         # A copy of this turn's: one instant, at the store's revision.
         leases = backend.node.host.replicas[shard.group].lessor.leases()
         prefix = self._face.prefix(shard.group, store.revision)
@@ -93,7 +91,7 @@ class LeaseService:
 
     def _propose(self, shard: Descriptor, kind: Kind, body: bytes, context: Any) -> Awaitable[Answer]:
         backend = self._face.backend
-        return backend.propose(shard, Command(kind, body), backend.timeout(context))
+        return backend.propose(shard, Command(kind, body), self._face.timeout(context))
 
 
 class _KeepAlives:
@@ -117,9 +115,10 @@ class _KeepAlives:
                 while len(self._waiting) >= MAX_KEEP_ALIVES:
                     self._room.clear()
                     await self._room.wait()
-                lease = parse(pb.LeaseKeepAliveRequest, raw).ID
+                lease = received(pb.LeaseKeepAliveRequest, raw).ID
                 body = lease_pb2.LeaseKeepAliveRequest(id=lease).SerializeToString()
-                proposed = backend.propose(self._shard, Command(Kind.LEASE_KEEP_ALIVE, body), KEEP_ALIVE_SECONDS)
+                # The stream may stay for ever; each of its requests has the time of a call.
+                proposed = backend.propose(self._shard, Command(Kind.LEASE_KEEP_ALIVE, body), MAX_SECONDS)
                 self._waiting.append((lease, asyncio.create_task(proposed)))
                 self._news.set()
             self._ended = True

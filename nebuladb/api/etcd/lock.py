@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from nebuladb.api.backend import parse
 from nebuladb.api.etcd.contest import Contest, Contests, refused
 from nebuladb.api.etcd.face import Face
+from nebuladb.api.etcd.requests import received
 from nebuladb.kv.command import Command, Kind
 from nebuladb.pb.etcd import lock_pb2 as pb
 from nebuladb.pb.nebula.v1 import kv_pb2
@@ -23,7 +23,7 @@ class LockService:
 
     async def Lock(self, raw: bytes, context: Any) -> bytes:
         """Waits until the lock is the lease's. Who holds it already gets it again."""
-        request = parse(pb.LockRequest, raw)
+        request = received(pb.LockRequest, raw)
         face, contests = self._face, self._contests
         shard = face.shard(context)
         lease = await contests.grant(shard, request.lease, context)
@@ -33,7 +33,7 @@ class LockService:
         return pb.LockResponse(header=face.header(shard.group, revision), key=contest.key).SerializeToString()
 
     async def Unlock(self, raw: bytes, context: Any) -> bytes:
-        request = parse(pb.UnlockRequest, raw)
+        request = received(pb.UnlockRequest, raw)
         if not request.key:
             raise refused("etcdserver: key is not provided")
         shard = self._face.shard(context)

@@ -91,7 +91,7 @@ class Ranges:
     async def answer(self, shard: Descriptor, request: pb.RangeRequest, context: Any) -> bytes:
         """``RangeResponse``. Raises what the store raises, `ResultTooLarge` or `TooManyRequests`."""
         backend = self._face.backend
-        store = await backend.current(shard, backend.timeout(context), serializable=request.serializable)
+        store = await backend.current(shard, self._face.timeout(context), serializable=request.serializable)
         revision = store.revision
         chosen = selection(request)
         taken = 0
@@ -154,7 +154,7 @@ class Ranges:
         # Without an order the target says nothing here: a stream comes in the order of keys.
         chosen = Selection(chosen.limit, chosen.keys_only, chosen.count_only)
         backend = self._face.backend
-        store = await backend.current(shard, backend.timeout(context), serializable=request.serializable)
+        store = await backend.current(shard, self._face.timeout(context), serializable=request.serializable)
         reading, revision = _Reading(store, request, chosen), store.revision
         loop = asyncio.get_running_loop()
         chunk, sent = b"", 0

@@ -8,8 +8,8 @@ from collections.abc import AsyncIterator, Iterator
 from random import Random
 from typing import TYPE_CHECKING, Final
 
-from nebuladb.api.backend import parse
 from nebuladb.api.etcd import events
+from nebuladb.api.etcd.requests import received
 from nebuladb.env import probe
 from nebuladb.errors import KeyspaceNotFound, NebulaError, TooManyRequests, Unavailable
 from nebuladb.kv.watch import WatchHub
@@ -77,7 +77,7 @@ class WatchStream:
                 while len(self._control) >= MAX_CONTROL:
                     self._room.clear()
                     await self._room.wait()
-                self._take(parse(pb.WatchRequest, raw))
+                self._take(received(pb.WatchRequest, raw))
         except Exception as error:
             self.fail(error)
 

@@ -300,7 +300,7 @@ async def test_what_is_no_request_ends_the_stream_alone(etcd: Faced) -> None:
 
     async with watching(etcd) as stream:
         stream.send(Noise())
-        assert (await stream.end())[0] is StatusCode.INVALID_ARGUMENT
+        assert (await stream.end())[0] is StatusCode.INTERNAL
 
 
 async def test_a_shard_that_leaves_the_node_ends_the_stream_for_another_node(etcd: Faced) -> None:
