@@ -74,12 +74,15 @@ class Interest:
 
 
 def before_the_revision(changes: Iterable[Change]) -> list[Change]:
-    """A revision's changes, each with what its key was before the revision, though that changed it twice (etcd 38)."""
+    """A revision's changes, each with what its key was before the revision, though that changed it twice (etcd 38).
+
+    A put that makes a key has nothing before it, even where the revision deleted the key first.
+    """
     found = list(changes)
     if len(found) > 1:
         first: dict[bytes, Change] = {}
         for at, change in enumerate(found):
             earlier = first.setdefault(change.key, change)
-            if earlier is not change:
+            if earlier is not change and change.record.version != 1:
                 found[at] = change._replace(previous=earlier.previous)
     return found

@@ -18,4 +18,6 @@ def test_a_key_that_one_revision_changes_twice_was_what_it_was_before_it() -> No
     assert [change.previous for change in before_the_revision(iter(changes))] == [old, other, old]
     created = [Change(b"a", record(9, 0, 1, b"new"), None), Change(b"a", gone, record(9, 0, 1, b"new"))]
     assert [change.previous for change in before_the_revision(created)] == [None, None]
+    again = record(9, 3, 1, b"again")
+    assert before_the_revision([*changes, Change(b"a", again, None)])[-1].previous is None
     assert [change.record for change in before_the_revision(changes)] == [change.record for change in changes]
