@@ -22,8 +22,8 @@ def normal(answer: Message, leases: Mapping[int, int]) -> None:
             answer.leader = int(answer.leader == answer.header.member_id)
             for name in ("dbSize", "dbSizeInUse", "raftIndex", "raftTerm", "raftAppliedIndex"):
                 setattr(answer, name, int(getattr(answer, name) > 0))
-            errors = sorted(error.split(" ", 1)[-1] for error in answer.errors)  # "memberID:1 alarm:NOSPACE"
-            answer.errors[:] = errors
+            own = f"memberID:{answer.header.member_id} "
+            answer.errors[:] = sorted(error.replace(own, "memberID:1 ") for error in answer.errors)
         case maintenance_pb2.AlarmResponse():  # whose alarm: of the one asked?
             for alarm in answer.alarms:
                 alarm.memberID = 1 if alarm.memberID == answer.header.member_id else alarm.memberID

@@ -63,6 +63,13 @@ def do_txn(rng: Random, world: World) -> Operation:
         yield Call("KV/Txn", request)
 
 
+def do_flat_txn(rng: Random, world: World) -> Operation:
+    """One without another within it."""
+    request = txn_request(rng, world, DEPTH)
+    if not kills_etcd(request):
+        yield Call("KV/Txn", request)
+
+
 def do_read_txn(rng: Random, world: World) -> Operation:
     """One that only reads: it takes another way (etcd 23)."""
     request = pb.TxnRequest(compare=[compare(rng, world) for _ in range(rng.choice((0, 1)))])

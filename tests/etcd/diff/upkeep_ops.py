@@ -10,7 +10,7 @@ from tests.etcd.diff import values
 from tests.etcd.diff.calls import Call, Operation, Snapshot
 from tests.etcd.diff.kv_ops import do_delete, do_put
 from tests.etcd.diff.lease_ops import do_grant, do_keep_alive
-from tests.etcd.diff.txn_ops import do_read_txn, do_txn
+from tests.etcd.diff.txn_ops import do_flat_txn, do_read_txn
 from tests.etcd.diff.values import World, chance
 
 SELF: Final = 1
@@ -59,7 +59,8 @@ def do_alarm(rng: Random, world: World) -> Operation:
     alarm = rng.choice((pb.NOSPACE, pb.NOSPACE, pb.CORRUPT))
     yield Call("Maintenance/Alarm", pb.AlarmRequest(action=pb.AlarmRequest.ACTIVATE, memberID=member, alarm=alarm))
     for _ in range(rng.randrange(4)):
-        draw = rng.choice((do_put, do_delete, do_txn, do_read_txn, do_keep_alive, do_grant, do_status))
+        # No nested transactions: etcd overlooks what they put when it is out of space (etcd 27).
+        draw = rng.choice((do_put, do_delete, do_flat_txn, do_read_txn, do_keep_alive, do_grant, do_status))
         yield from draw(rng, world)
     for action in (pb.AlarmRequest.GET, pb.AlarmRequest.DEACTIVATE, pb.AlarmRequest.GET):
         yield Call("Maintenance/Alarm", pb.AlarmRequest(action=action, memberID=member, alarm=alarm))
