@@ -9,6 +9,8 @@ from typing import Any, Final
 
 from nebuladb.api.etcd.face import MAX_SECONDS, Face
 from nebuladb.api.etcd.requests import received
+from nebuladb.env import probe
+from nebuladb.errors import NebulaError, Outcome
 from nebuladb.kv.answer import Answer, LeaseResult
 from nebuladb.kv.command import Command, Kind
 from nebuladb.kv.loans import Misses
@@ -18,6 +20,7 @@ from nebuladb.shard import Descriptor
 
 MAX_KEEP_ALIVES: Final = 1_000
 """Of one stream on their way at once; a client with many leases waits for a round trip a thousand, not for each."""
+RETRY_SECONDS: Final = 0.1
 MAX_SORTED_HERE: Final = 1_000
 """Leases that are listed on the loop; of a million others would hear nothing for a second."""
 
@@ -109,7 +112,6 @@ class _KeepAlives:
 
     async def listen(self, requests: AsyncIterator[bytes]) -> None:
         """Take requests until they end."""
-        backend = self._face.backend
         try:
             async for raw in requests:
                 while len(self._waiting) >= MAX_KEEP_ALIVES:
@@ -117,14 +119,27 @@ class _KeepAlives:
                     await self._room.wait()
                 lease = received(pb.LeaseKeepAliveRequest, raw).ID
                 body = lease_pb2.LeaseKeepAliveRequest(id=lease).SerializeToString()
-                # The stream may stay for ever; each of its requests has the time of a call.
-                proposed = backend.propose(self._shard, Command(Kind.LEASE_KEEP_ALIVE, body), MAX_SECONDS)
-                self._waiting.append((lease, asyncio.create_task(proposed)))
+                self._waiting.append((lease, asyncio.create_task(self._renew(body))))
                 self._news.set()
             self._ended = True
             self._news.set()
         except Exception as error:
             self.fail(error)
+
+    async def _renew(self, body: bytes) -> Answer:
+        """A renewal, tried again over a change of leader: twice is as good as once. Each has the time of a call."""
+        loop = asyncio.get_running_loop()
+        due = loop.time() + MAX_SECONDS
+        while True:
+            try:
+                command = Command(Kind.LEASE_KEEP_ALIVE, body)
+                return await self._face.backend.propose(self._shard, command, due - loop.time())
+            except NebulaError as error:
+                again = error.retryable or error.outcome is Outcome.UNKNOWN
+                if not again or loop.time() + RETRY_SECONDS >= due:
+                    raise
+                probe("etcd: a keep-alive is tried again")
+                await asyncio.sleep(RETRY_SECONDS)
 
     def fail(self, error: BaseException) -> None:
         """End the stream with `error`."""

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import pytest
 from grpc import StatusCode
 
 from nebuladb.api.etcd import leadership, lease
+from nebuladb.errors import NoLeader, NotLeader, UnknownOutcome
+from nebuladb.kv.answer import Answer
 from nebuladb.pb.etcd import kv_pb2
 from nebuladb.pb.etcd import lease_pb2 as pb
 from tests.unit.api.etcd.faced import Faced
@@ -87,6 +90,26 @@ async def test_keep_alives_are_answered_in_order_and_an_unknown_lease_has_no_tim
     assert [response.TTL for response in responses] == [60, 0, 30, 60, 0, 0, 30]
     assert responses[0].header == (await etcd.range(b"k")).header
     assert [(await left(etcd, one)).TTL for one in (7, 8)] == [59, 29]
+
+
+async def test_a_keep_alive_that_a_change_of_leader_swallows_is_tried_again(
+    etcd: Faced, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """etcd 29, 47."""
+    monkeypatch.setattr(lease, "RETRY_SECONDS", 0.001)
+    await grant(etcd, 60, 7)
+    propose, errors = etcd.backend.propose, [UnknownOutcome(), NotLeader(), NoLeader()]
+
+    async def fails_at_first(*arguments: Any) -> Answer:
+        if errors:
+            raise errors.pop(0)
+        return await propose(*arguments)
+
+    monkeypatch.setattr(etcd.backend, "propose", fails_at_first)
+    async with keeping(etcd) as stream:
+        stream.send(pb.LeaseKeepAliveRequest(ID=7))
+        assert (await stream.next()).TTL == 60
+    assert not errors
 
 
 async def test_what_is_left_counts_down_and_is_less_than_nothing_of_an_unknown_lease(etcd: Faced) -> None:
