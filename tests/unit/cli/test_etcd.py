@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 from collections.abc import AsyncIterator
 
@@ -28,10 +29,12 @@ class Pair:
     async def run(self, *arguments: str, source: str = "") -> Result:
         """`nebula-cli … etcd import --from …`; `arguments` before a ``--`` go to the program."""
         ours, _, theirs = " ".join(arguments).partition("--- ")
-        words = ["--endpoints", self.target.address, *ours.split(), "etcd", "import"]
-        words += ["--from", source or self.source.address, *theirs.split()]
-        runner = CliRunner()
-        return await asyncio.to_thread(runner.invoke, main, words, catch_exceptions=False)
+        return await self.cli(*ours.split(), "etcd", "import", "--from", source or self.source.address, *theirs.split())
+
+    async def cli(self, *arguments: str) -> Result:
+        """`nebula-cli` against the target."""
+        words = ["--endpoints", self.target.address, *arguments]
+        return await asyncio.to_thread(CliRunner().invoke, main, words, catch_exceptions=False)
 
     async def grant(self, lease: int, ttl: int = 60) -> None:
         call = self.source.channel.unary_unary(
@@ -206,3 +209,22 @@ async def test_what_cannot_be_asked_for(pair: Pair) -> None:
     stranger = await pair.run("---", "--user", "root:secret")
     assert stranger.exit_code == 1
     assert "authentication is not enabled" in stranger.stderr
+
+
+async def test_nebula_cli_and_etcds_clients_see_the_same_keys(pair: Pair) -> None:
+    """The keyspace `etcd` is one like any other."""
+    target = pair.target
+    put = await pair.cli("--keyspace", "etcd", "-o", "json", "put", "ours", "1")
+    found = await target.range(b"ours")
+    assert (found.kvs[0].value, found.kvs[0].mod_revision) == (b"1", json.loads(put.stdout)["revision"])
+    await target.set(b"theirs", b"2")
+    assert (await pair.cli("--keyspace", "etcd", "get", "theirs")).stdout == "2\n"
+    assert (await pair.cli("--keyspace", "etcd", "scan")).stdout == "ours\t1\ntheirs\t2\n"
+    lease = (await pair.cli("--keyspace", "etcd", "lease", "grant", "60")).stdout.strip()
+    assert (await pair.cli("--keyspace", "etcd", "put", "ours", "3", "--lease", lease)).stdout == "OK\n"
+    assert (await target.range(b"ours")).kvs[0].lease == int(lease)
+    watched = await pair.cli("--keyspace", "etcd", "watch", "ours", "--from-revision", "2", "--count", "2")
+    assert watched.stdout == "PUT\tours\t1\nPUT\tours\t3\n"
+    assert (await pair.cli("--keyspace", "etcd", "del", "--prefix", "")).stdout == "2\n"
+    assert (await target.range(b"\0", b"\0")).count == 0
+    assert (await pair.cli("get", "theirs")).exit_code == 1, "in `default` there is none"

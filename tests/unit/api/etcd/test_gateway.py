@@ -179,6 +179,21 @@ async def test_a_connection_is_kept_and_requests_may_queue(etcd: Faced) -> None:
         assert await http.ended()
 
 
+async def test_how_the_bytes_are_cut_makes_no_difference(etcd: Faced) -> None:
+    request = f"POST /v3/kv/range HTTP/1.1\r\nHost: x\r\nContent-Length: {len(PUT)}\r\n\r\n{PUT}".encode()
+    stream = request + b"GET /version HTTP/1.1\r\nHost: x\r\n\r\n" + request
+    answers = []
+    for size in (1, 2, 7, 64, len(stream)):
+        async with connected(etcd.address) as http:
+            for start in range(0, len(stream), size):
+                http.writer.write(stream[start : start + size])
+                await http.writer.drain()
+                await asyncio.sleep(0)
+            answers.append([((one := await http.response()).status, one.body) for _ in range(3)])
+    assert answers == [answers[0]] * len(answers)
+    assert [status for status, _ in answers[0]] == [200, 200, 200]
+
+
 async def test_a_client_that_asks_first_is_told_to_go_on(etcd: Faced) -> None:
     async with connected(etcd.address) as http:
         http.writer.write(b"POST /v3/kv/put HTTP/1.1\r\nHost: x\r\nContent-Length: 29\r\nExpect: 100-continue\r\n\r\n")
