@@ -122,7 +122,8 @@ class Compactor:
             target = self._by_time(group, rule.period, revision, now)
             if rule.revisions:
                 target = self._by_revisions(group, rule.revisions, revision, floor, now)
-            if target <= floor or host.replicas[group].raft.role is not StateRole.LEADER:
+            replica = host.replicas.get(group)  # None: a snapshot is about to take its place
+            if target <= floor or replica is None or replica.raft.role is not StateRole.LEADER:
                 continue
             before, when = self._proposed.get(group, (0, now))
             if target > before or now - when >= AGAIN_MS:

@@ -24,9 +24,10 @@ ALONE_MS: Final = (1_000, 2_000)
 """How long a leader is cut off: the others elect one meanwhile."""
 HUNG_MS: Final = (200, 1_200)
 """How much longer its disk hangs."""
-NAP_MS: Final = 130
+BEGUN_MS: Final = (100, 600)
+NAP_MS: Final = 100
 """How long before another stands for election a voter is killed: it is back by then, and linked again."""
-LEASE_MS: Final = 250
+LEASE_MS: Final = 200
 """What must be left of a lease, for something to happen before it ends."""
 NAP_ENDS_MS: Final = 500
 """After it: a lease has ended by then."""
@@ -48,8 +49,8 @@ class Ambush:
       turn, so that nobody else has what it wrote in that place; the first is elected again and dies when a follower has
       acknowledged what it had appended before, and nothing of its new term; then the second may lead, and overwrite it;
     - tails: a leader is cut off while its disk hangs. What it has appended is overwritten before it was durable;
-    - naps: a leader hears only from one voter, which is killed about when the other one stands, and is back at once. If
-      that voter votes, two nodes lead while the first still holds its lease;
+    - naps: a leader hears only from one voter, whose disk hangs. Just before the other one stands that voter loses
+      power, and is back at once. If it votes, two nodes lead while the first still holds its lease;
     - strays: a leader is cut off and appends for itself alone; its successor commits hardly more than its term's first
       entry, and cuts its log there. The first one's log is as long, and another: it gets a snapshot.
     """
@@ -181,8 +182,15 @@ class Ambush:
             self._group, self._apart = group, [machine.place]
             self._until = self._core.scheduler.now + LONGEST_MS
             voter, other = self._rng.sample(others, 2)
-            self._isolate(machine, voter)
-            self._nap(machine, voter, other)
+            self._core.scheduler.after(self._rng.randrange(*BEGUN_MS), self._to_bed, machine, voter, other)
+
+    def _to_bed(self, leader: Machine, voter: Machine, other: Machine) -> None:
+        """The term has begun: reads go by the lease. Soon the leader hears only from the voter, which will forget what
+        it is sent from now on: its log is then no longer than the other one's."""
+        if self._core.faults.ambush_every:
+            voter.disk.hangs_until = self._until
+            self._core.scheduler.after(2 * FRESH_MS, self._isolate, leader, voter)
+            self._core.scheduler.after(2 * FRESH_MS, self._nap, leader, voter, other)
 
     def _nap(self, leader: Machine, voter: Machine, other: Machine) -> None:
         """Shortly before `other` stands for election, if the lease lasts: the voter forgets that it has answered the
@@ -197,7 +205,8 @@ class Ambush:
             self._core.scheduler.after(min(left - NAP_MS, NAP_MS), self._nap, leader, voter, other)
         elif replica.lease.holds(leader.node.host.boottime + LEASE_MS, raft.term, raft.configuration):
             self._isolate(leader)
-            voter.crash(power=False)
+            voter.disk.hangs_until = 0
+            voter.crash(power=True)
             self._core.scheduler.after(1 + self._rng.randrange(FRESH_MS // 4), voter.start)
             self._until = self._core.scheduler.now + NAP_ENDS_MS
         else:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from nebuladb.errors import ConfigurationError
+from nebuladb.errors import ConfigurationError, Corruption
 from nebuladb.ids import DEFAULT_GROUP, ETCD_GROUP
 from nebuladb.kv.command import Command, Kind
 from nebuladb.node.node import put_request
@@ -94,3 +94,21 @@ def test_history_is_kept_for_its_period_and_a_new_leader_has_counted_too() -> No
     trio.run(70_000)
     others = [machine.node.groups[DEFAULT_GROUP].store.floor for machine in trio.running if machine.node]
     assert others == [20, 20]
+
+
+def test_a_shard_whose_data_is_about_to_be_replaced_is_left_alone() -> None:
+    """Its store is still there, and its replica is not, until the disk has the word (found by a mutant's seed)."""
+    trio = Trio(options=NodeOptions(retention=Retention.parse("60s", "periodic")))
+    trio.start()
+    trio.founded()
+    write(trio, DEFAULT_GROUP, 9)
+    node = trio.node(0)
+    trio.hung.add(0)
+    node.damaged(DEFAULT_GROUP, Corruption("for the test"))
+    assert DEFAULT_GROUP in node.groups
+    assert DEFAULT_GROUP not in node.host.replicas
+    trio.run(70_000)  # what is older than a minute is due
+    assert DEFAULT_GROUP not in node.host.replicas
+    trio.hung.clear()
+    trio.run(5_000)
+    assert DEFAULT_GROUP in node.host.replicas
