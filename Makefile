@@ -21,7 +21,7 @@ OPS ?= 5000
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3 python; do \
 	$$p -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$p; break; }; done)
 
-.PHONY: help setup test check demo sim sim-coverage sim-mutants crash powercut churn jepsen jepsen-all bench bench-quick bench-faces bench-stall bench-rpc fuzz-rpc etcd-diff etcd-matrix compose-test protos format lock clean
+.PHONY: help setup test check demo sim sim-coverage sim-mutants crash powercut churn jepsen jepsen-all bench bench-quick bench-faces bench-stall bench-rpc fuzz-rpc etcd-diff etcd-matrix interop-setup interop-lock interop-perf interop-patroni compose-test protos format lock clean
 
 help: ## This list.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -99,6 +99,23 @@ etcd-diff: setup ## Random requests to a real etcd and to ours, every answer com
 
 etcd-matrix: setup ## Which test holds which line of what an etcd server must get right; exits 1 on a gap.
 	@$(PY) -m tools.etcd_matrix
+
+interop-setup: .venv/interop/.complete ## Other people's etcd clients for Python, in an environment of their own.
+
+.venv/interop/.complete: tests/interop/requirements.lock | setup
+	$(PY) -m venv --clear .venv/interop
+	.venv/interop/bin/python -m pip install -q --disable-pip-version-check --require-hashes --no-deps -r $<
+	@touch $@
+
+interop-lock: setup ## Write down the versions of those clients, with hashes.
+	.venv/bin/uv pip compile -q --universal --generate-hashes --no-emit-index-url --python-version 3.11 \
+		--custom-compile-command "make interop-lock" --output-file tests/interop/requirements.lock tests/interop/requirements.in
+
+interop-perf: setup ## `etcdctl check perf` against three nodes: a minute.
+	NEBULA_INTEROP_LONG=1 $(PY) -m pytest tests/interop/test_etcdctl.py -k check_perf
+
+interop-patroni: interop-setup ## Two of Patroni's candidates over two killed leaders: two minutes.
+	@$(PY) -m tests.interop.patroni
 
 compose-test: setup ## The image and the cluster of deploy/compose.yaml with a real engine; skipped where none can be had.
 	$(PY) -m tools.compose_test

@@ -204,7 +204,7 @@ def test_move_leader(nodes: Nebula) -> None:
     )
 
 
-@pytest.mark.skipif("NEBULA_INTEROP_LONG" not in os.environ, reason="it takes a minute: make interop-long")
+@pytest.mark.skipif("NEBULA_INTEROP_LONG" not in os.environ, reason="it takes a minute: make interop-perf")
 def test_check_perf(nodes: Nebula) -> None:
     """etcd's own judgement of a small cluster: 150 puts a second for a minute, none slower than half a second."""
     assert ETCDCTL is not None
