@@ -17,7 +17,7 @@ from nebuladb.kv.limits import (
     MAX_TXN_TOTAL,
     MIN_LEASE_TTL,
 )
-from nebuladb.kv.overlap import written
+from nebuladb.kv.overlap import check_once
 from nebuladb.pb.nebula.v1 import kv_pb2, lease_pb2
 
 TO_THE_LAST: Final = b"\0"
@@ -65,8 +65,8 @@ def range_(request: kv_pb2.RangeRequest) -> None:
 def txn(request: kv_pb2.TxnRequest) -> None:
     """A transaction: number of operations, compares, and no key written twice in a branch (etcd 17, 18)."""
     _txn(request, MAX_TXN_OPERATIONS, 0)
-    written(request.success)
-    written(request.failure)
+    check_once(request.success)
+    check_once(request.failure)
 
 
 def _txn(request: kv_pb2.TxnRequest | kv_pb2.NestedTxn, allowed: int, depth: int) -> int:

@@ -48,6 +48,12 @@ class Spans:
         return bool(starts) and any((place := bisect_right(starts, key)) > 0 and key < ends[place - 1] for key in keys)
 
 
+def check_once(operations: Sequence[kv_pb2.Operation]) -> None:
+    """A branch of a transaction. Raises `DuplicateKey`."""
+    if len(operations) > 1 or (operations and operations[0].WhichOneof("operation") == "txn"):
+        written(operations)
+
+
 def written(operations: Sequence[kv_pb2.Operation]) -> tuple[set[bytes], Spans]:
     """What a branch puts, and what it deletes. Raises `DuplicateKey`."""
     deleted, put, own = Spans(), set[bytes](), list[bytes]()

@@ -9,9 +9,9 @@ from nebuladb.api.etcd.errors import EtcdError
 from nebuladb.api.etcd.requests import check_key, check_put, check_range
 from nebuladb.api.etcd.wire import delete_response, key_value, message_field, range_response, varint
 from nebuladb.errors import TooManyOperations
-from nebuladb.kv import check
 from nebuladb.kv.answer import DeleteResult, OperationResult, PutResult, RangeResult, TxnResult
-from nebuladb.kv.limits import MAX_TXN_OPERATIONS
+from nebuladb.kv.limits import MAX_TXN_DEPTH, MAX_TXN_OPERATIONS, MAX_TXN_TOTAL
+from nebuladb.kv.overlap import check_once
 from nebuladb.pb.etcd import kv_pb2 as pb
 from nebuladb.pb.nebula.v1 import kv_pb2
 
@@ -23,14 +23,17 @@ _UNIONS: Final[dict[int, str]] = {
     pb.Compare.LEASE: "lease",
 }
 """Where a compare's operand is, by target; one in another field counts as none."""
+_FILTERS: Final = ("min_mod_revision", "max_mod_revision", "min_create_revision", "max_create_revision")
 _RESULTS: Final = frozenset(pb.Compare.CompareResult.values())
 
 
 def translated(request: pb.TxnRequest) -> kv_pb2.TxnRequest:
-    """`request`, whose keyspace the caller knows. Raises what etcd refuses it with."""
+    """`request`, whose keyspace the caller knows. Raises what etcd refuses it with: its checks and ours are the same,
+    so what passes here passes at apply."""
     message = kv_pb2.TxnRequest()
-    _fill(message, request, MAX_TXN_OPERATIONS)
-    check.txn(message)
+    _fill(message, request, MAX_TXN_OPERATIONS, 0)
+    check_once(message.success)
+    check_once(message.failure)
     return message
 
 
@@ -45,38 +48,34 @@ def serializable(request: pb.TxnRequest) -> bool:
     )
 
 
-def _fill(message: kv_pb2.TxnRequest | kv_pb2.NestedTxn, request: pb.TxnRequest, allowed: int) -> None:
+def _fill(message: kv_pb2.TxnRequest | kv_pb2.NestedTxn, request: pb.TxnRequest, allowed: int, depth: int) -> int:
+    """How many compares and operations there are, with those of nested ones."""
     most = max(len(request.compare), len(request.success), len(request.failure))
-    if most > allowed:
+    if most > allowed or depth > MAX_TXN_DEPTH:
         raise TooManyOperations
     for compare in request.compare:
         check_key(compare.key)
-        message.compare.append(_compare(compare))
+        _compare(message.compare.add(), compare)
+    total = len(request.compare)
     for operation in request.success:
-        _operation(message.success.add(), operation, allowed - most)
+        total += _operation(message.success.add(), operation, allowed - most, depth)
     for operation in request.failure:
-        _operation(message.failure.add(), operation, allowed - most)
+        total += _operation(message.failure.add(), operation, allowed - most, depth)
+    if total > MAX_TXN_TOTAL:
+        raise TooManyOperations
+    return total
 
 
-def _operation(message: kv_pb2.Operation, operation: pb.RequestOp, allowed: int) -> None:
+def _operation(message: kv_pb2.Operation, operation: pb.RequestOp, allowed: int, depth: int) -> int:
     match operation.WhichOneof("request"):
         case "request_range":
             ranged = operation.request_range
             check_range(ranged)
-            message.range.CopyFrom(range_message(ranged))
+            _range(message.range, ranged)
         case "request_put":
             put = operation.request_put
             check_put(put)
-            message.put.CopyFrom(
-                kv_pb2.TxnPut(
-                    key=put.key,
-                    value=put.value,
-                    lease=put.lease,
-                    prev_kv=put.prev_kv,
-                    ignore_value=put.ignore_value,
-                    ignore_lease=put.ignore_lease,
-                )
-            )
+            _put(message.put, put)
         case "request_delete_range":
             delete = operation.request_delete_range
             check_key(delete.key)
@@ -84,34 +83,52 @@ def _operation(message: kv_pb2.Operation, operation: pb.RequestOp, allowed: int)
             message.delete.prev_kv = delete.prev_kv
         case "request_txn":
             message.txn.SetInParent()
-            _fill(message.txn, operation.request_txn, allowed)
+            return 1 + _fill(message.txn, operation.request_txn, allowed, depth + 1)
         case _:
             raise EtcdError("INVALID_ARGUMENT", "etcdserver: key not found")  # etcd 24
+    return 1
 
 
-def range_message(request: pb.RangeRequest) -> kv_pb2.RangeRequest:
-    """A range of a transaction."""
-    return kv_pb2.RangeRequest(
-        key=request.key,
-        range_end=request.range_end,
-        limit=request.limit,
-        revision=request.revision,
-        keys_only=request.keys_only,
-        count_only=request.count_only,
-        order=kv_pb2.RangeRequest.Order.ValueType(request.sort_order),
-        target=kv_pb2.RangeRequest.Target.ValueType(request.sort_target),
-        min_mod_revision=request.min_mod_revision,
-        max_mod_revision=request.max_mod_revision,
-        min_create_revision=request.min_create_revision,
-        max_create_revision=request.max_create_revision,
-    )
+def _put(message: kv_pb2.TxnPut, request: pb.PutRequest) -> None:
+    """Fields that are rarely set are set rarely: this and `_range` run for every transaction."""
+    message.key, message.value = request.key, request.value
+    if request.lease:
+        message.lease = request.lease
+    if request.prev_kv:
+        message.prev_kv = True
+    if request.ignore_value:
+        message.ignore_value = True
+    if request.ignore_lease:
+        message.ignore_lease = True
 
 
-def _compare(compare: pb.Compare) -> kv_pb2.Compare:
-    """A compare. etcd knows no bad target or result: one that it has no name for is decided without looking, and what
-    it decides can be said otherwise."""
+def _range(message: kv_pb2.RangeRequest, request: pb.RangeRequest) -> None:
+    message.key = request.key
+    if request.range_end:
+        message.range_end = request.range_end
+    if request.limit:
+        message.limit = request.limit
+    if request.revision:
+        message.revision = request.revision
+    if request.keys_only:
+        message.keys_only = True
+    if request.count_only:
+        message.count_only = True
+    if request.sort_order or request.sort_target:
+        message.order = kv_pb2.RangeRequest.Order.ValueType(request.sort_order)
+        message.target = kv_pb2.RangeRequest.Target.ValueType(request.sort_target)
+    for name in _FILTERS:
+        if bound := getattr(request, name):
+            setattr(message, name, bound)
+
+
+def _compare(message: kv_pb2.Compare, compare: pb.Compare) -> None:
+    """etcd knows no bad target or result: one that it has no name for is decided without looking, and what it decides
+    can be said otherwise."""
     target, result = int(compare.target), int(compare.result)
-    message = kv_pb2.Compare(key=compare.key, range_end=compare.range_end)
+    message.key = compare.key
+    if compare.range_end:
+        message.range_end = compare.range_end
     union = _UNIONS.get(target)
     if union is not None and result in _RESULTS:
         message.target = kv_pb2.Compare.Target.ValueType(target)
@@ -127,7 +144,6 @@ def _compare(compare: pb.Compare) -> kv_pb2.Compare:
         message.result, message.number = kv_pb2.Compare.GREATER, -1  # always
     else:
         message.result = kv_pb2.Compare.LESS  # never
-    return message
 
 
 # --- answers
