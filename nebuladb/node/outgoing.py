@@ -20,7 +20,8 @@ RESEND_TICKS: Final = 10
 IDLE_TICKS: Final = 200
 """Without progress for so long (10 s), the transfer is given up; Raft asks for another one if the replica lives."""
 INSTALL_TICKS: Final = 1_200
-"""The same, once all is there: the receiver flushes its data store (60 s)."""
+"""The same, once all is there: the receiver flushes its data store (60 s). One that isn't even reached is given up after
+`IDLE_TICKS` all the same: it died, and the log would be kept for nothing."""
 
 
 class Outcome(Enum):
@@ -61,7 +62,7 @@ class Outgoing:
         """Chunks that were sent, counted from the first one."""
         self._whole = False
         """The last chunk was read."""
-        self._idle = self._waited = 0
+        self._idle = self._waited = self._away = 0
 
     @property
     def wants_chunk(self) -> bool:
@@ -119,7 +120,9 @@ class Outgoing:
         """A tick passed. While the link is down nothing is sent again, and time goes on."""
         self._idle += 1
         self._waited += 1
-        if self._idle >= (INSTALL_TICKS if self._whole and len(self._window) == 1 else IDLE_TICKS):
+        self._away = 0 if connected else self._away + 1
+        patience = INSTALL_TICKS if self._whole and len(self._window) == 1 else IDLE_TICKS
+        if self._idle >= patience or self._away >= IDLE_TICKS:
             probe("snapshot without progress given up")
             self.outcome = self.outcome or Outcome.FAILED
         elif connected and self._waited >= RESEND_TICKS:

@@ -184,14 +184,25 @@ class Churn:
         cluster, victim = self.cluster, await asyncio.to_thread(self._victim)
         had = await asyncio.to_thread(applied, cluster, victim)
         await asyncio.to_thread(cluster.kill, victim)
-        others = list(cluster.running)
-        await asyncio.to_thread(
-            cluster.wait_for, lambda: all(log_start(cluster, node) > had + AHEAD for node in others), "the logs are cut"
-        )
+        await asyncio.to_thread(self._logs_cut, victim, had)
         cluster.start(victim)
         await asyncio.to_thread(cluster.wait_ready, victim)
         if not await asyncio.to_thread(received, cluster, victim):
             raise ClusterError(f"{cluster.name(victim)} came back behind the logs and got no snapshot")
+
+    def _logs_cut(self, victim: int, had: int) -> None:
+        """Wait until who had so much needs a snapshot, whoever leads."""
+        cluster = self.cluster
+        others = list(cluster.running)
+
+        def starts() -> list[float]:
+            return [log_start(cluster, node) for node in others]
+
+        try:
+            cluster.wait_for(lambda: min(starts()) > had + AHEAD, f"logs are cut without {cluster.name(victim)}")
+        except ClusterError as error:
+            names = [cluster.name(node) for node in others]
+            raise ClusterError(f"{error}: it had {had}, those of {names} start at {starts()}") from error
 
     async def _powercut(self) -> None:
         await self._kill(power=True)

@@ -16,12 +16,13 @@ from nebuladb.kv.store import Store
 from nebuladb.node.frame import HostMessageType, decode_frame
 from nebuladb.node.node import put_request
 from nebuladb.node.options import NodeOptions
+from nebuladb.node.outgoing import IDLE_TICKS
 from nebuladb.node.registry import GroupState
 from nebuladb.node.starting import open_replica
 from nebuladb.node.tail import TailLimits
 from nebuladb.pb.nebula.v1 import kv_pb2
 from nebuladb.storage.memory import MemoryEngine
-from tests.unit.node.trio import Trio
+from tests.unit.node.trio import TICK_MS, Trio
 
 OPTIONS = NodeOptions(tail=TailLimits(entries=5, cut_entries=2))
 
@@ -219,6 +220,22 @@ def test_a_transfer_without_progress_ends_and_the_log_is_let_go() -> None:
     trio.until(lambda: trio.node(leader).snapshots.counts["failed"] > 0, "given up")
     trio.lose = lambda sender, receiver, frame: False
     trio.unflushed.clear()
+    trio.until(level(trio), "level")
+
+
+def test_a_receiver_that_died_before_it_said_that_all_is_in_lets_the_log_go() -> None:
+    trio = founded()
+    leader, follower = away(trio)
+    trio.unflushed.add(follower)
+    trio.start(follower)
+    trio.until(lambda: bool(trio.node(follower).snapshots.to_flush()), "all is there")
+    trio.crash(follower)
+    given_up = trio.time + (IDLE_TICKS + 5) * TICK_MS
+    trio.until(lambda: trio.node(leader).snapshots.counts["failed"] > 0, "given up")
+    assert trio.time <= given_up
+    assert not trio.node(leader).host.held_logs
+    trio.unflushed.clear()
+    trio.start(follower)
     trio.until(level(trio), "level")
 
 
