@@ -20,8 +20,8 @@ RESEND_TICKS: Final = 10
 IDLE_TICKS: Final = 200
 """Without progress for so long (10 s), the transfer is given up; Raft asks for another one if the replica lives."""
 INSTALL_TICKS: Final = 1_200
-"""The same, once all is there: the receiver flushes its data store (60 s). One that isn't even reached is given up after
-`IDLE_TICKS` all the same: it died, and the log would be kept for nothing."""
+"""The same, once all is there: the receiver flushes its data store (60 s). One that isn't even reached is given up
+after `IDLE_TICKS` all the same: it died, and the log would be kept for nothing."""
 
 
 class Outcome(Enum):
