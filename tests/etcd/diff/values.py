@@ -41,12 +41,12 @@ def chance(rng: Random, percent: float) -> bool:
     return rng.random() * 100 < percent
 
 
-def key(rng: Random, empty: float = 6) -> bytes:
+def key(rng: Random, empty: float = 8) -> bytes:
     """A key; in `empty` of a hundred draws none."""
     return b"" if chance(rng, empty) else rng.choice(KEYS)
 
 
-def span(rng: Random, empty: float = 6) -> tuple[bytes, bytes]:
+def span(rng: Random, empty: float = 8) -> tuple[bytes, bytes]:
     """A key and a range end: one key, a prefix, ranges forward and backward, all from a key on, all."""
     match rng.randrange(6):
         case 0 | 1:
@@ -61,7 +61,7 @@ def span(rng: Random, empty: float = 6) -> tuple[bytes, bytes]:
 
 def revision(rng: Random, world: World) -> int:
     """Of a read: mostly the latest."""
-    return 0 if chance(rng, 52) else edge(rng, world)
+    return 0 if chance(rng, 45) else edge(rng, world)
 
 
 def edge(rng: Random, world: World) -> int:
