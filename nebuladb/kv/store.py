@@ -446,7 +446,8 @@ class Store:
     def _start_hash(self, index: int) -> None:
         while self._jobs and len(self._jobs) >= self._limits.hash_jobs:
             probe("hash dropped")
-            self._jobs.pop(0).close()
+            # The first goes on: if each new one took its place, none would end where they are asked for more often.
+            self._jobs.pop().close()
         self._jobs.append(
             HashJob(index, self._engine.snapshot(hash_spans(self._keys)), self._keys, self._source.misses)
         )
