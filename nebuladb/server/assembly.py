@@ -166,14 +166,8 @@ async def _assemble(config: Config, shutdown: Shutdown, stack: AsyncExitStack) -
     peers.joins = JoinService(backend)
     watch = asyncio.create_task(peers.watch_removal(transport, shutdown.fail), name="removal")
     stack.callback(watch.cancel)
-    api = ApiServer(
-        backend,
-        metrics,
-        config.advertise_client_addr,
-        config.advertise_peer_addr,
-        ENGINES[config.rpc_engine],
-        options.progress_seconds(dict(config.options)),
-    )
+    engine, progress = ENGINES[config.rpc_engine], options.progress_seconds(dict(config.options))
+    api = ApiServer(backend, metrics, config.advertise_client_addr, config.advertise_peer_addr, engine, progress)
     stack.push_async_callback(api.stop, 0)
     await api.start(config.client_addr)
     tune()
