@@ -1,7 +1,8 @@
 """``make etcd-matrix``: each numbered line of what an etcd v3 server must get right, and the tests that hold it.
 
 The list lies beside the repository where its makers work, not in it: where it isn't, this says so and exits 0. A test
-names its lines by ``@pytest.mark.etcd(7, 8)``. Exit 1: a line has no test, or a test names a line that isn't there.
+names its lines by ``@pytest.mark.etcd(7, 8)``, or its docstring begins so: ``etcd 4 to 8, 15``. Exit 1: a line has no
+test, or a test names a line that isn't there.
 """
 
 from __future__ import annotations
@@ -39,6 +40,17 @@ def marks(source: str) -> Iterator[tuple[str, list[int]]]:
         for mark in node.decorator_list:
             if isinstance(mark, ast.Call) and ast.unparse(mark.func) == "pytest.mark.etcd":
                 yield node.name, [ast.literal_eval(argument) for argument in mark.args]
+        if numbers := named(ast.get_docstring(node) or ""):
+            yield node.name, numbers
+
+
+def named(docstring: str) -> list[int]:
+    """The lines that a docstring begins with."""
+    begins = re.match(r"etcd (\d+(?:(?:, | and | to )\d+)*)\b(?!\.\d)", docstring)
+    found: list[int] = []
+    for joint, number in re.findall(r"(, | and | to |^)(\d+)", begins[1] if begins else ""):
+        found += range(found[-1] + 1, int(number) + 1) if joint == " to " else [int(number)]
+    return found
 
 
 def holders(tests: Path) -> dict[int, list[str]]:

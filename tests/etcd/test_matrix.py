@@ -23,6 +23,10 @@ def test_marks_are_read_from_tests_alone() -> None:
         "@pytest.mark.etcd(3, 4)\nasync def test_x(): ...\n@pytest.mark.etcd(5)\ndef helper(): ...\ndef test_y(): ...\n"
     )
     assert list(etcd_matrix.marks(source)) == [("test_x", [3, 4])]
+    said = 'def test_z():\n    """etcd 4 to 6, 15 and 17: there 99 is meant."""\n'
+    assert list(etcd_matrix.marks(said)) == [("test_z", [4, 5, 6, 15, 17])]
+    assert etcd_matrix.named("What etcd 3.5.16 does.") == []
+    assert etcd_matrix.named("etcd 3.5 does it.") == [], "a version is no line"
 
 
 def test_every_mark_names_a_line_that_exists() -> None:
