@@ -184,14 +184,14 @@ class RequestStream(Rpc):
 
     async def room(self) -> None:
         """Wait until what was sent has left. Raises as `write`."""
-        while not self.over:
+        # First a look: whoever comes late for the news that there is room would wait for ever.
+        while not self.over and (stream := self.stream) is not None:
+            if self.connection is None or not self.connection.congested(self, stream):
+                break
             future = self._room
             if future is None:
                 future = self._room = self.core.loop.create_future()
             await future
-            connection, stream = self.connection, self.stream
-            if connection is None or stream is None or not connection.congested(self, stream):
-                break
         if self.over and (self.status is None or self.status.code is not OK or self.cancelled_here):
             raise self._finished()
 

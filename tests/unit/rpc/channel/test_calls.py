@@ -12,7 +12,7 @@ import grpc.aio
 import pytest
 
 from tests.unit.rpc.channel.conftest import World
-from tests.unit.rpc.channel.echo import SECONDS, SERVICE, until
+from tests.unit.rpc.channel.echo import PAIRS, SECONDS, SERVICE, until
 
 OK = grpc.StatusCode.OK
 
@@ -337,3 +337,24 @@ async def test_a_writer_waits_for_a_handler_that_does_not_read(world: World) -> 
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
     assert call.cancelled()
+
+
+@pytest.mark.parametrize("world", PAIRS[:2], ids="-".join, indirect=True)
+async def test_room_that_came_before_somebody_asked_for_it_is_there(world: World) -> None:
+    """Who puts and was told "no room" may come to ask when all has left: nobody would wake him then. (A link between
+    nodes fell silent so, for ever, and with it every election.)"""
+    call = world.chat()
+    await call.write(b"wait")
+    await world.echo.started.wait()
+    sent = 1
+    while not call.put(bytes(1 << 16)):
+        sent += 1
+        assert sent < 300
+        await asyncio.sleep(0)
+    world.echo.release.set()
+    for _ in range(sent + 1):
+        assert await call.read() is not grpc.aio.EOF
+    await until(lambda: not call._rpc.stream.waiting)
+    async with asyncio.timeout(SECONDS):
+        await call.room()
+    call.cancel()
