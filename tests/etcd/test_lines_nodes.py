@@ -17,6 +17,7 @@ from tests.etcd.client import Client, Refused, Watch
 from tests.etcd.servers import Nebula
 from tests.etcd.test_lines_kv import refused
 from tests.etcd.test_lines_txn import put, read
+from tests.integration.test_snapshots import ENVIRON, received, sample
 
 HAS_LEADER = (("hasleader", "true"),)
 
@@ -185,9 +186,10 @@ def test_a_watch_goes_on_over_changes_of_leader(three_nodes: Nebula, clients: li
 @pytest.mark.etcd(45)
 def test_a_watch_does_not_rewind_when_its_node_is_given_a_snapshot(tmp_path: Path) -> None:
     """A node that stood still while the log it needs was cut gets a snapshot; its watch goes on where it was."""
-    with Nebula(tmp_path, 3, environ={"NEBULA_LOG_KEEP_ENTRIES": "50"}) as cluster, ExitStack() as stack:
+    with Nebula(tmp_path, 3, environ=ENVIRON) as cluster, ExitStack() as stack:
         clients = [stack.enter_context(Client(endpoint)) for endpoint in cluster.endpoints]
-        lagging = next(node for node in cluster.all if node != cluster.leader(etcd_group(cluster)))
+        group = etcd_group(cluster)
+        lagging = next(node for node in cluster.all if node != cluster.leader(group))
         others = [client for node, client in enumerate(clients) if node != lagging]
         with clients[lagging].watch() as watch:
             watch.create(b"k")
@@ -195,8 +197,19 @@ def test_a_watch_does_not_rewind_when_its_node_is_given_a_snapshot(tmp_path: Pat
             seen: list[int] = []
             while len(seen) < 5:
                 seen += [event.kv.mod_revision for event in watch.next().events]
+            status = cluster.status(lagging)
+            assert status is not None
+            applied = next(int(entry["applied"]) for entry in status["groups"] if entry["group"] == group)
             with cluster.paused(lagging):
-                missed = [others[0].put(b"k", bytes(1000)).header.revision for _ in range(300)]
+                missed = [others[0].put(b"k", bytes(100_000)).header.revision for _ in range(300)]
+                cluster.wait_for(
+                    lambda: all(
+                        sample(cluster, node, f'nebula_raft_log_start{{group="{group}"') > applied + 1
+                        for node in cluster.all
+                        if node != lagging
+                    ),
+                    "the log that it needs is cut",
+                )
             last = others[0].put(b"k").header.revision
             try:
                 while not seen or seen[-1] < last:
@@ -207,6 +220,7 @@ def test_a_watch_does_not_rewind_when_its_node_is_given_a_snapshot(tmp_path: Pat
                     while seen[-1] < last:
                         seen += [event.kv.mod_revision for event in again.next().events]
         assert seen == [*before, *missed, last]
+        assert received(cluster, lagging) >= 1
 
 
 @pytest.mark.etcd(51, 52)

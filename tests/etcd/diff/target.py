@@ -49,8 +49,8 @@ class Outbox:
 class WatchStream:
     """One watch stream and, by watcher, what came on it: control answers whole, each event alone.
 
-    How many revisions one message carries is timing and not compared; that no revision is split, unless by fragments,
-    is. What comes for two watchers has no order among them.
+    How many revisions one message carries, and so where fragments are cut, is timing and not compared; that no revision
+    is split, unless by fragments, is, and that fragments end. What comes for two watchers has no order among them.
     """
 
     def __init__(self, channel: grpc.Channel, leases: dict[int, int]) -> None:
@@ -107,7 +107,6 @@ class WatchStream:
             came.append("its header's revision is below its events'")
         self._fragments.discard(watcher)
         if response.fragment:
-            came.append("fragment")
             self._fragments.add(watcher)
         self.seen[watcher] = last
 
@@ -120,9 +119,13 @@ class WatchStream:
         return self._refused
 
     def same(self, other: WatchStream) -> bool:
-        """Whether the same has come on both."""
+        """Whether the same has come on both, and no revision is half told."""
         ids = {*self.came, *other.came}
-        return all(self.came.get(at, []) == other.came.get(at, []) for at in ids)
+        return (
+            not self._fragments
+            and not other._fragments
+            and all(self.came.get(at, []) == other.came.get(at, []) for at in ids)
+        )
 
     def wait(self, condition: Callable[[], bool], seconds: float) -> bool:
         """Until `condition()`, which may look at all this has; False: not in time."""
