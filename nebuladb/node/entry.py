@@ -31,16 +31,16 @@ _CHOSEN: Final = struct.Struct(">Q")
 _CHOSEN_OFFSET: Final = COMMAND_HEADER - 8
 
 
-def encode_command(command: Command) -> bytes:
-    """The bytes of one command."""
+def encode_command(command: Command, origin: int = 0, request: int = 0) -> bytes:
+    """The bytes of one command; `origin` and `request`, unless they are 0, in place of what it says itself."""
     return (
         _COMMAND.pack(
             command.kind,
             command.flags,
             len(command.body),
             command.epoch,
-            command.origin,
-            command.request,
+            origin or command.origin,
+            request or command.request,
             command.session,
             command.sequence,
             command.lowest,

@@ -205,7 +205,7 @@ class Node:
     def submit(self, group: int, command: Command, deadline: int) -> int:
         """Ask for a write; the answer comes in a `Turn` under the returned id. Raises what `Host.request` does."""
         request = self.next_request()
-        wire = encode_command(command._replace(origin=self.identity.node, request=request))
+        wire = encode_command(command, self.identity.node, request)
         self.host.request(Request(request, group, wire, deadline))
         return request
 
