@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import email.utils
 import logging
+import time
+from functools import lru_cache
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Final, NamedTuple, cast
 from urllib.parse import unquote
@@ -190,7 +192,7 @@ class Connection(asyncio.Protocol):
         if self._begun:
             return
         self._begun = True
-        date = (b"date", email.utils.formatdate(usegmt=True).encode())
+        date = (b"date", _date(int(time.time())))
         closing = ((b"connection", b"close"),) if self._gateway.stopping else ()
         reason = HTTPStatus(status).phrase.encode()
         self._write(h11.Response(status_code=status, reason=reason, headers=[*CORS, *headers, date, *closing]))
@@ -254,3 +256,9 @@ class Connection(asyncio.Protocol):
         if self._timer is not None:
             self._timer.cancel()
         self._timer = self._loop.call_later(seconds, self._transport.abort) if seconds is not None else None
+
+
+@lru_cache(maxsize=1)
+def _date(second: int) -> bytes:
+    """As HTTP writes it; answers of one second share it."""
+    return email.utils.formatdate(second, usegmt=True).encode()
