@@ -9,9 +9,12 @@ from nebuladb.errors import Corruption
 from nebuladb.kv.answer import KeyValue
 from nebuladb.kv.change import key_value
 from nebuladb.kv.limits import ROW_OVERHEAD
+from nebuladb.kv.loans import Misses
 from nebuladb.kv.rows import FORMAT, KEY_AT, TOMBSTONE, U64, Record, decode_record, decode_row
 from nebuladb.kv.source import Source, close
 
+MISSES_AT_ONCE: Final = 1_024
+"""Rows of the history that a page asks for at a time, where they aren't in memory."""
 _FLAGS: Final = 1
 _MAIN: Final = slice(2, 10)
 """Where a record's bytes have its flags and its revision."""
@@ -75,6 +78,7 @@ def page(
     if not limit:
         return _count(source, span, revision, max_rows)
     kvs: list[KeyValue] = []
+    missing: list[bytes] = []
     counted = size = examined = 0
     cursor = b""
     rows = source.scan(*span)
@@ -86,7 +90,14 @@ def page(
         examined += 1
         key = row[KEY_AT:]
         record = decode_record(data)
-        visible, steps = (record, 0) if record.main <= revision else at(source, key, record, revision)
+        try:
+            visible, steps = (record, 0) if record.main <= revision else at(source, key, record, revision)
+        except Misses as misses:
+            missing += misses.rows
+            if len(kvs) + len(missing) >= min(limit, MISSES_AT_ONCE):
+                close(rows)
+                break
+            continue
         examined += steps
         if visible is None or visible.version == 0:
             continue
@@ -97,11 +108,14 @@ def page(
                 kv = kv._replace(value=b"")
             kvs.append(kv)
             size += len(key) + len(kv.value) + ROW_OVERHEAD
+    if missing:
+        raise Misses(missing)  # all at once: one by one, each would be met only when the ones before it are here
     return Page(tuple(kvs), counted, cursor, size, examined)
 
 
 def _count(source: Source, span: tuple[bytes, bytes], revision: int, max_rows: int) -> Page:
     """`page` with limit 0: of most rows two fields are all that it takes to tell."""
+    missing: list[bytes] = []
     counted = examined = 0
     cursor, newest = b"", U64.pack(revision)
     rows = source.scan(*span)
@@ -114,7 +128,16 @@ def _count(source: Source, span: tuple[bytes, bytes], revision: int, max_rows: i
         if data[_MAIN] <= newest and data[0] == FORMAT:
             counted += not data[_FLAGS] & TOMBSTONE
         else:
-            visible, steps = at(source, row[KEY_AT:], decode_record(data), revision)
+            try:
+                visible, steps = at(source, row[KEY_AT:], decode_record(data), revision)
+            except Misses as misses:
+                missing += misses.rows
+                if len(missing) >= MISSES_AT_ONCE:
+                    close(rows)
+                    break
+                continue
             examined += steps
             counted += visible is not None
+    if missing:
+        raise Misses(missing)
     return Page((), counted, cursor, 0, examined)

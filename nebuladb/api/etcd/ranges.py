@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any, Final
 
 from nebuladb.api.etcd.errors import EtcdError
@@ -36,7 +36,8 @@ compacted meanwhile."""
 class _Reading:
     """One range of one store, at one revision."""
 
-    def __init__(self, store: Store, request: pb.RangeRequest, chosen: Selection) -> None:
+    def __init__(self, store: Callable[[], Store], request: pb.RangeRequest, chosen: Selection) -> None:
+        """`store` gives the shard's, or raises."""
         self.counted = 0
         self.size = 0
         """Bytes of the last stretch."""
@@ -44,8 +45,8 @@ class _Reading:
         self._end = request.range_end or b""
         self._cursor = request.key
         self._chosen = chosen
-        self._pin = store.pin(request.revision)
-        self.revision = self._pin.revision
+        self._pin = store().pin(request.revision)
+        self._released = False
 
     @property
     def ended(self) -> bool:
@@ -71,13 +72,15 @@ class _Reading:
         return page.kvs
 
     def _held(self) -> Pin:
-        if self._pin.closed and self._cursor:
-            self._pin = self._store.pin(self.revision)
+        if self._released:
+            # The store is asked for anew: meanwhile the node may have lost the replica, or got its data by snapshot.
+            self._pin, self._released = self._store().pin(self._pin.revision), False
         return self._pin
 
     def release(self) -> None:
         """Keep the revision no longer; a further `stretch` may find it compacted. Idempotent."""
         self._pin.close()
+        self._released = True
 
 
 class Ranges:
@@ -96,7 +99,7 @@ class Ranges:
         chosen = selection(request)
         taken = 0
         try:
-            reading = _Reading(store, request, chosen)
+            reading = _Reading(lambda: backend.pump.store(shard.group), request, chosen)
             found: list[KeyValue] = []
             shown: list[bytes] = []
             enough = chosen.enough or (1 << 63)
@@ -155,7 +158,8 @@ class Ranges:
         chosen = Selection(chosen.limit, chosen.keys_only, chosen.count_only)
         backend = self._face.backend
         store = await backend.current(shard, self._face.timeout(context), serializable=request.serializable)
-        reading, revision = _Reading(store, request, chosen), store.revision
+        revision = store.revision
+        reading = _Reading(lambda: backend.pump.store(shard.group), request, chosen)
         loop = asyncio.get_running_loop()
         chunk, sent = b"", 0
         try:

@@ -98,6 +98,13 @@ txn = st.builds(
     success=st.lists(operation, max_size=3),
     failure=st.lists(operation, max_size=3),
 )
+reading = st.builds(
+    kv_pb2.TxnRequest,
+    compare=st.lists(compare, max_size=2),
+    success=st.lists(st.one_of(ranged, nest(ranged)), max_size=3),
+    failure=st.lists(ranged, max_size=2),
+)
+"""Transactions that write nothing."""
 header = st.fixed_dictionaries(
     {"epoch": st.sampled_from([0, 0, 0, 1, 2])},
 )

@@ -10,11 +10,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from nebuladb.errors import NebulaError
+from nebuladb.kv.answer import RangeResult, TxnResult
 from nebuladb.kv.change import Applied
 from nebuladb.kv.command import Work
 from nebuladb.kv.limits import Limits
 from nebuladb.kv.loans import Loans, Misses
 from nebuladb.kv.store import Store
+from nebuladb.pb.nebula.v1 import kv_pb2
 from nebuladb.storage.engine import DELETE_RANGE, Batch
 from nebuladb.storage.memory import MemoryEngine
 from tests.unit.kv.helpers import (
@@ -30,9 +33,10 @@ from tests.unit.kv.helpers import (
     revoke,
     run,
     state_hash,
+    txn,
 )
-from tests.unit.kv.model import Model
-from tests.unit.kv.programs import build, program, with_hash
+from tests.unit.kv.model import Model, Refused
+from tests.unit.kv.programs import build, program, reading, with_hash
 
 T = TypeVar("T")
 
@@ -242,3 +246,59 @@ def test_rows_deleted_side_by_side_go_as_one_range(monkeypatch: pytest.MonkeyPat
     assert [kv.key for kv in store.range(b"\0", b"\0").kvs] == [b"030", b"0305"]
     low, high = store._keys.span(b"", b"\0")
     assert len(list(engine.scan(low, high))) == 2
+
+
+def test_a_range_of_cold_history_asks_for_all_of_it_at_once() -> None:
+    """Key by key, each round would do the work of all before it: forty keys are slow, twenty thousand an outage."""
+    cold = Cold(Limits(cache_bytes=0), Random(1), 1.0)
+    log = Log()
+    names = [b"k%02d" % n for n in range(40)]
+    for value in (b"old", b"new"):
+        cold.apply([log.work(*[put(name, value) for name in names])])
+    reads = [
+        kv_pb2.Operation(range=kv_pb2.RangeRequest(key=b"k", range_end=b"l", revision=41, **fields))
+        for fields in ({}, {"limit": 30}, {"count_only": True})
+    ]
+    write = kv_pb2.Operation(put=kv_pb2.TxnPut(key=b"x"))
+    calls = cold.apply([log.work(txn(kv_pb2.TxnRequest(success=[write, *reads])))])
+    [answer] = [answer for call in calls for _, answer in call.answers]
+    assert isinstance(answer.result, TxnResult)
+    _, everything, some, counted = answer.result.results
+    assert isinstance(everything, RangeResult)
+    assert [kv.value for kv in everything.kvs] == [b"old"] * 40
+    assert isinstance(some, RangeResult)
+    assert (len(some.kvs), some.count, counted) == (30, 40, RangeResult((), 40, more=False))
+    assert sum(bool(call.wanted) for call in calls) <= 4
+
+
+@pytest.mark.usefixtures("small_bounds")  # the model's, for the rest of the module: so this is its last test
+@given(program, st.sampled_from([0.0, 0.5, 1.0]), st.lists(reading, min_size=1, max_size=4), st.randoms())
+@settings(max_examples=60, deadline=None)
+def test_a_transaction_that_reads_is_the_models_warm_and_cold(
+    entries: list[Any], share: float, requests: list[kv_pb2.TxnRequest], random: Random
+) -> None:
+    model = Model()
+    works, _ = build(entries, model)
+    cold = Cold(Limits(slice_rows=5), random, share)
+    cold.apply(works)
+    for request in requests:
+        expected: TxnResult | Refused
+        try:
+            expected = model.txn(model.decide(request))
+        except Refused as refused:
+            expected = refused
+        for _ in range(ROUNDS):
+            try:
+                found: TxnResult | NebulaError = cold.store.read(request)
+            except Misses as misses:
+                cold.fetch(list(misses.rows))
+                continue
+            except NebulaError as error:
+                found = error
+            break
+        cold.release()
+        if isinstance(expected, Refused):
+            assert isinstance(found, NebulaError)
+            assert found.reason == expected.reason
+        else:
+            assert found == expected

@@ -161,3 +161,28 @@ async def test_a_stream_shows_nothing_that_came_later_nor_minds_a_compaction(
     assert 5 + sum(len(chunk.kvs) for chunk in rest) == 30
     assert (rest[-1].count, rest[-1].header.revision) == (30, gone.header.revision - 1)
     assert pins(etcd) == 0
+
+
+async def test_a_stream_that_nobody_takes_keeps_its_revision_for_a_while(
+    etcd: Faced, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After that it goes on from where it was, unless a compaction came: then it says so, and shows no gap."""
+    monkeypatch.setattr(ranges, "STRETCH_KEYS", 5)
+    monkeypatch.setattr(ranges, "HOLD_SECONDS", 0.01)
+    for n in range(30):
+        await etcd.set(b"k%05d" % n, b"x" * 100_000)
+    stream = etcd.channel.unary_stream(
+        "/etcdserverpb.KV/RangeStream", pb.RangeRequest.SerializeToString, pb.RangeStreamResponse.FromString
+    )
+    calls = [stream(pb.RangeRequest(key=b"k", range_end=b"l"), timeout=SECONDS) for _ in range(2)]
+    for call in calls:
+        await anext(aiter(call))
+    await etcd.until(lambda: pins(etcd) == 0)
+    await etcd.call("DeleteRange", pb.DeleteRangeRequest(key=b"k", range_end=b"l"))
+    later = [len(chunk.range_response.kvs) async for chunk in calls[0]]
+    assert sum(later) == 25
+    revision = (await etcd.range(b"k")).header.revision
+    await etcd.call("Compact", pb.CompactionRequest(revision=revision))
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        [chunk async for chunk in calls[1]]
+    assert caught.value.details() == "etcdserver: mvcc: required revision has been compacted"
