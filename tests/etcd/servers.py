@@ -111,6 +111,13 @@ class Nebula(Cluster):
             raise
         return self
 
+    @property
+    def etcd_group(self) -> int:
+        """The group of the keyspace that the face shows."""
+        status = self.status(0)
+        assert status is not None
+        return next(int(entry["group"]) for entry in status["groups"] if entry["keyspace"] == "etcd")
+
 
 def wait_serving(endpoint: str) -> None:
     """Until a linearizable read of one key is answered there."""

@@ -22,13 +22,6 @@ from tests.integration.test_snapshots import ENVIRON, received, sample
 HAS_LEADER = (("hasleader", "true"),)
 
 
-def etcd_group(cluster: Nebula) -> int:
-    """The group of the keyspace that the face shows."""
-    status = cluster.status(0)
-    assert status is not None
-    return next(int(entry["group"]) for entry in status["groups"] if entry["keyspace"] == "etcd")
-
-
 @pytest.fixture
 def clients(three_nodes: Nebula) -> Iterator[list[Client]]:
     """Of each node."""
@@ -40,7 +33,7 @@ def clients(three_nodes: Nebula) -> Iterator[list[Client]]:
 def minority(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Client, Watch]]:
     """The last of three nodes, which wrote ``k`` while it could, and a watch that asked for a leader before."""
     with Nebula(tmp_path_factory.mktemp("minority"), 3) as cluster:
-        last = next(node for node in cluster.all if node != cluster.leader(etcd_group(cluster)))
+        last = next(node for node in cluster.all if node != cluster.leader(cluster.etcd_group))
         with Client(cluster.endpoints[last]) as client, client.watch(HAS_LEADER) as watch:
             client.put(b"k", b"v")
             watch.create(b"k")
@@ -130,7 +123,7 @@ def test_a_bad_transaction_is_refused_on_every_replica(
 
 def move_leader(three_nodes: Nebula, clients: list[Client]) -> None:
     """To the next node."""
-    group = etcd_group(three_nodes)
+    group = three_nodes.etcd_group
     leader = three_nodes.leader(group)
     target = clients[(leader + 1) % 3].status().header.member_id
     request = maintenance.MoveLeaderRequest(targetID=target)
@@ -140,7 +133,7 @@ def move_leader(three_nodes: Nebula, clients: list[Client]) -> None:
 
 @pytest.mark.etcd(56)
 def test_leadership_is_moved_at_the_leader(three_nodes: Nebula, clients: list[Client]) -> None:
-    leader = three_nodes.leader(etcd_group(three_nodes))
+    leader = three_nodes.leader(three_nodes.etcd_group)
     other = clients[(leader + 1) % 3]
     request = maintenance.MoveLeaderRequest(targetID=other.status().header.member_id)
     text = "FAILED_PRECONDITION etcdserver: not leader"
@@ -188,7 +181,7 @@ def test_a_watch_does_not_rewind_when_its_node_is_given_a_snapshot(tmp_path: Pat
     """A node that stood still while the log it needs was cut gets a snapshot; its watch goes on where it was."""
     with Nebula(tmp_path, 3, environ=ENVIRON) as cluster, ExitStack() as stack:
         clients = [stack.enter_context(Client(endpoint)) for endpoint in cluster.endpoints]
-        group = etcd_group(cluster)
+        group = cluster.etcd_group
         lagging = next(node for node in cluster.all if node != cluster.leader(group))
         others = [client for node, client in enumerate(clients) if node != lagging]
         with clients[lagging].watch() as watch:

@@ -118,9 +118,6 @@ def start(name: str, endpoints: Sequence[str], log: Path) -> Candidate:
 
 def story(cluster: Nebula, candidates: Sequence[Candidate], seconds: float) -> None:
     """What happens to them in `seconds`. Raises `Violation` where a change of leaders does not come."""
-    group = next(
-        int(entry["group"]) for entry in (cluster.status(0) or {"groups": []})["groups"] if entry["keyspace"] == "etcd"
-    )
     end = time.monotonic() + seconds
 
     def leader(but: Candidate | None = None) -> Candidate:
@@ -128,7 +125,7 @@ def story(cluster: Nebula, candidates: Sequence[Candidate], seconds: float) -> N
 
     def kill_leader() -> None:
         """And it comes back when Patroni's leader has been kept without it."""
-        holder, node = leader(), cluster.leader(group)
+        holder, node = leader(), cluster.leader(cluster.etcd_group)
         kept = sum(one["event"] == "kept" for one in holder.said)
         cluster.kill(node)
         wait_for(

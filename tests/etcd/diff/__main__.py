@@ -26,7 +26,7 @@ def attempt(seed: int, numbers: Sequence[int], options: argparse.Namespace) -> t
             endpoint = stack.enter_context(RealEtcd(directory / "other")).endpoints[0]
         else:
             other = stack.enter_context(Nebula(directory / "nebula", options.nodes))
-            endpoint = other.endpoints[other.leader()]
+            endpoint = other.endpoints[other.leader(other.etcd_group)]
         one, two = Target(reference.endpoints[0]), Target(endpoint)
         stack.callback(one.close)
         stack.callback(two.close)
