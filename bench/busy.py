@@ -43,6 +43,7 @@ class Nowhere:
     """There is no other node."""
 
     def send(self, node: int, frame: bytes) -> None: ...
+    def flush(self) -> None: ...
 
 
 class Alone:

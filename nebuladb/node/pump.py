@@ -61,6 +61,10 @@ class Links(Protocol):
         """Hand over a frame; never waits."""
         ...
 
+    def flush(self) -> None:
+        """Write what was handed over, as far as it can be at once."""
+        ...
+
 
 class Meter(Protocol):
     """What the pump counts (``server.metrics``)."""
@@ -268,6 +272,8 @@ class Pump:
         turn = self.node.turn()
         for node, frame in turn.frames:
             self._links.send(node, frame)
+        if turn.frames:
+            self._links.flush()  # before a thread is woken to sync, which wants the interpreter, and before apply
         if turn.written:
             self._meter.log_batch(turn.written_bytes)
             self._flusher.sync(turn.written)

@@ -87,6 +87,7 @@ class Direct(Protocol):
     async def room(self) -> None: ...
     def poll(self) -> pb.LinkMessage | None: ...
     def deliver_to(self, listener: Callable[[], None]) -> None: ...
+    def flush(self) -> None: ...
 
 
 class _Link:
@@ -104,6 +105,7 @@ class _Link:
         self._direct: Direct | None = stream if isinstance(stream, Direct) else None
         self._full = self._direct is None
         """The stream takes nothing now, or not without a task: frames wait for `carry`."""
+        self._unflushed = False
 
     def send(self, frame: bytes) -> None:
         if not self._full:
@@ -116,10 +118,17 @@ class _Link:
         self._size += len(frame)
         self._filled.set()
 
+    def flush(self) -> None:
+        """Write what was put, now and not at the end of the loop's round."""
+        if self._unflushed and self._direct is not None:
+            self._unflushed = False
+            self._direct.flush()
+
     def _put(self, frame: bytes) -> None:
         assert self._direct is not None
         try:
             self._full = self._direct.put(pb.LinkMessage(frame=frame))
+            self._unflushed = True
         except (grpc.aio.BaseError, asyncio.InvalidStateError, asyncio.CancelledError):
             probe("frame lost with its link")  # `read` ends the link
             return
@@ -216,6 +225,11 @@ class PeerTransport:
         link = self._links.get(node)
         if link is not None:
             link.send(frame)
+
+    def flush(self) -> None:
+        """Write what was sent, as far as links take it at once; the rest leaves when it can."""
+        for link in self._links.values():
+            link.flush()
 
     def connect_to(self, addresses: Mapping[int, str]) -> None:
         """Keep a link to each of these nodes (id → peer address), and to no other; those with a lower id dial us."""

@@ -295,7 +295,7 @@ class StreamStreamCall(
         self._begin(requests)
 
     # Without a task, for who has many small messages to carry (``rpc.peer``); not in grpc.aio. Servers' calls have the
-    # same four methods.
+    # same five methods.
 
     def put(self, message: Request) -> bool:
         """Send a message with this turn's write, once the first one was written. True: `room` must be awaited before
@@ -314,3 +314,8 @@ class StreamStreamCall(
     def deliver_to(self, listener: Callable[[], None]) -> None:
         """From now on call `listener` when messages have come, to `poll` all of them. `read` tells of the end only."""
         self._rpc.listener = listener
+
+    def flush(self) -> None:
+        """Write what was put, now and not at the end of the loop's round."""
+        if self._rpc.connection is not None:
+            self._rpc.connection.flush()

@@ -191,7 +191,7 @@ class Connection(asyncio.Protocol):
             return True
         self._unsent += len(data)
         if self._unsent >= UNSENT_BYTES:
-            self._flush_now()
+            self.flush()
         else:
             self._schedule()
         if self._paused:
@@ -292,7 +292,7 @@ class Connection(asyncio.Protocol):
     def resume_writing(self) -> None:
         """It has room again."""
         self._paused = False
-        self._flush_now()
+        self.flush()
         blocked, self._blocked = self._blocked, {}
         for rpc in blocked:
             rpc.writable()
@@ -314,9 +314,10 @@ class Connection(asyncio.Protocol):
 
     def _flush_at_last(self) -> None:
         self._scheduled = False
-        self._flush_now()
+        self.flush()
 
-    def _flush_now(self) -> None:
+    def flush(self) -> None:
+        """Write what has gathered."""
         # While the transport takes nothing, what the server makes us write stays where it is counted.
         if self._paused and not self.closed:
             return
@@ -452,7 +453,7 @@ class Connection(asyncio.Protocol):
             probe("rpc: a call that never left is begun again")
             del self.calls[rpc]
         if self._transport is not None:
-            self._flush_now()
+            self.flush()
             # A peer that reads nothing would keep a transport that still has something to say open for ever.
             if abort or self._transport.get_write_buffer_size():
                 self._transport.abort()

@@ -43,6 +43,10 @@ class Call(Exchange, grpc.aio.ServicerContext[Any, Any]):
         """From now on call `listener` when messages have come, to `poll` all of them; `read` tells of the end only."""
         self._listener = listener
 
+    def flush(self) -> None:
+        """Write what was put, now and not at the end of the loop's round."""
+        self.connection.flush()
+
     async def write(self, message: Any) -> None:
         """Send a response of a stream. Waits while the peer doesn't take what was sent before."""
         if self.put(message):

@@ -230,6 +230,8 @@ class _SlowDirect(_Slow):
 
     def deliver_to(self, listener: Callable[[], None]) -> None: ...
 
+    def flush(self) -> None: ...
+
 
 @pytest.mark.parametrize(("kind", "taken"), [(_Slow, 0), (_SlowDirect, 1)])
 async def test_a_slow_peers_queue_is_bounded(kind: type[_Slow], taken: int, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -247,6 +249,36 @@ async def test_a_slow_peers_queue_is_bounded(kind: type[_Slow], taken: int, monk
     assert stream.sent == [*(b"%02d" % number for number in range(taken + 5)), b"xx"]
     carrier.cancel()
     await asyncio.gather(carrier, return_exceptions=True)
+
+
+@pytest.mark.parametrize("ends", ["nebula"], indirect=True)
+async def test_flushed_frames_are_with_the_system_at_once(ends: tuple[End, End]) -> None:
+    one, other = ends
+    await linked(one, other)
+    for end, node in ((one, 2), (other, 1)):
+        direct: Any = end.transport._links[node]._direct
+        end.transport.send(node, b"frame")
+        sender = direct._rpc.connection if hasattr(direct, "_rpc") else direct.connection
+        writes: list[bytes] = []
+        wire, sender._transport = sender._transport, _Wire(sender._transport, writes)
+        end.transport.flush()
+        sender._transport = wire
+        assert b"frame" in b"".join(writes)
+    await until(lambda: len(one.frames) == len(other.frames) == 1)
+
+
+class _Wire:
+    """A transport whose writes are seen."""
+
+    def __init__(self, transport: Any, writes: list[bytes]) -> None:
+        self._transport, self._writes = transport, writes
+
+    def write(self, data: bytes) -> None:
+        self._writes.append(data)
+        self._transport.write(data)
+
+    def is_closing(self) -> bool:
+        return False
 
 
 @pytest.mark.parametrize("ends", ["nebula"], indirect=True)
