@@ -247,7 +247,7 @@ def wrong_commands() -> list[Command]:
         Command(Kind.PUT, kv_pb2.PutRequest(key=LOW, value=bytes(MAX_REQUEST_BYTES)).SerializeToString()),
         Command(Kind.PUT, plain, epoch=77),
         Command(Kind.PUT, plain, session=7, sequence=1),
-        Command(Kind.LEASE_GRANT, lease_pb2.LeaseGrantRequest(id=-1, ttl=5).SerializeToString()),
+        Command(Kind.PUT, kv_pb2.PutRequest(key=LOW, lease=-1).SerializeToString()),
         Command(Kind.LEASE_GRANT, lease_pb2.LeaseGrantRequest(ttl=1 << 60).SerializeToString()),
         Command(Kind.SESSION_CLOSE, session_pb2.SessionCloseRequest(id=7).SerializeToString()),
         Command(Kind.COMPACT, kv_pb2.CompactRequest(revision=1 << 50).SerializeToString()),
