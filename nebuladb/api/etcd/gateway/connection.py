@@ -60,6 +60,8 @@ class Connection(asyncio.Protocol):
         self._begun = False
         """The answer's head is out."""
         self._refused = False
+        self._held = 0
+        """Bytes of the body that the gateway holds for us."""
         self.peer = ""
 
     # --- in
@@ -110,8 +112,12 @@ class Connection(asyncio.Protocol):
                 self._refuse(413, "Request Entity Too Large")
         elif isinstance(event, h11.Data):
             self._body += event.data
+            self._held += len(event.data)
+            room = self._gateway.hold(len(event.data))
             if len(self._body) > MAX_BODY_BYTES:
                 self._refuse(413, "Request Entity Too Large")
+            elif not room:
+                self._refuse(503, "too many large requests")
         elif isinstance(event, h11.EndOfMessage):
             self._wait(None)
             self._begun = False
@@ -140,6 +146,7 @@ class Connection(asyncio.Protocol):
     def _answered(self) -> None:
         """The next request, if there may be one."""
         self._task = self._request = None
+        self._let_go()
         if self._transport.is_closing():
             return
         if self._gateway.stopping or self._http.our_state is not h11.DONE or self._http.their_state is not h11.DONE:
@@ -157,6 +164,7 @@ class Connection(asyncio.Protocol):
     def connection_lost(self, error: Exception | None) -> None:
         self._wait(None)
         self._writable.set()
+        self._let_go()
         self._gateway.disconnected(self)
         if self._task is not None:
             self._task.cancel()
@@ -240,6 +248,8 @@ class Connection(asyncio.Protocol):
         """Answer what is no request, and end the connection: not at once, since unread bytes would make of the end a
         reset, which takes the answer away from its reader."""
         self._refused = True
+        self._body.clear()
+        self._let_go()
         answer = text(status, why, (b"connection", b"close"))
         try:
             self._head(answer.status, (*answer.headers, (b"content-length", b"%d" % len(answer.body))))
@@ -250,6 +260,10 @@ class Connection(asyncio.Protocol):
         if self._transport.can_write_eof():
             self._transport.write_eof()
         self._wait(LINGER_SECONDS)
+
+    def _let_go(self) -> None:
+        self._gateway.hold(-self._held)
+        self._held = 0
 
     def _wait(self, seconds: float | None) -> None:
         """Close the connection unless something comes in so many seconds; None: as long as it takes."""

@@ -28,6 +28,8 @@ LOG: Final = logging.getLogger("nebuladb.gateway")
 MAX_MESSAGE_BYTES: Final = MAX_REQUEST_BYTES + (512 << 10)
 """Of a request once it is a message: etcd's cap on what gRPC takes (etcd 26). Below it the handler refuses."""
 MAX_CONNECTIONS: Final = 4096
+MAX_HELD_BYTES: Final = 64 << 20
+"""Of all bodies that come in or are being answered."""
 _NOT_FOUND: Final = refusal(grpc.StatusCode.NOT_FOUND, "Not Found")
 _NOT_ALLOWED: Final = refusal(grpc.StatusCode.UNIMPLEMENTED, "Method Not Allowed", 405)
 _LATE: Final = "context deadline exceeded"
@@ -49,6 +51,7 @@ class Gateway:
         self._pages = pages
         self._methods: dict[tuple[str, str], _Method] = {}
         self._connections: dict[Connection, None] = {}
+        self._held = 0
         self.stopping = False
 
     def serve(self, handlers: grpc.GenericRpcHandler, service: ServiceDescriptor) -> None:
@@ -74,6 +77,11 @@ class Gateway:
     def disconnected(self, connection: Connection) -> None:
         """It is gone."""
         self._connections.pop(connection, None)
+
+    def hold(self, size: int) -> bool:
+        """So many bytes more, or less, of a body are held; whether there is room for them."""
+        self._held += size
+        return self._held <= MAX_HELD_BYTES
 
     async def stop(self, grace: float) -> None:
         """Take no more requests; give those in progress `grace` seconds."""

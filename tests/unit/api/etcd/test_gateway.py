@@ -221,6 +221,7 @@ async def test_what_is_too_large_or_no_request_costs_the_connection(etcd: Faced,
         assert (response.status, response.headers["connection"]) == (status, "close")
         assert await http.ended()
     assert (await post(etcd.address, "/v3/kv/put", PUT)).status == 200
+    await etcd.until(lambda: etcd.api._gateway._held == 0)
 
 
 async def test_what_is_too_large_for_a_message_is_refused_as_grpc_does(etcd: Faced) -> None:
@@ -232,6 +233,22 @@ async def test_what_is_too_large_for_a_message_is_refused_as_grpc_does(etcd: Fac
     response = await post(etcd.address, "/v3/kv/put", body(MAX_MESSAGE_BYTES))
     assert response.status == 429
     assert response.json()["message"].startswith("grpc: received message larger than max (")
+
+
+async def test_bodies_of_all_connections_are_bounded_together(etcd: Faced, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gateway, "MAX_HELD_BYTES", 1_000_000)
+    head = b"POST /v3/kv/put HTTP/1.1\r\nHost: x\r\nContent-Length: 900000\r\n\r\n"
+    async with connected(etcd.address) as first:
+        first.writer.write(head + b" " * 800_000)
+        await etcd.until(lambda: etcd.api._gateway._held == 800_000)
+        async with connected(etcd.address) as second:
+            second.writer.write(head + b" " * 400_000)
+            assert (await second.response()).status == 503
+            assert await second.ended()
+        assert (await post(etcd.address, "/v3/kv/put", PUT)).status == 200
+        first.writer.write(b" " * 99_998 + b"{}")
+        assert (await first.response()).json()["message"] == "etcdserver: key is not provided"
+    await etcd.until(lambda: etcd.api._gateway._held == 0)
 
 
 async def test_times_and_numbers_of_connections_are_bounded(etcd: Faced, monkeypatch: pytest.MonkeyPatch) -> None:
