@@ -179,14 +179,35 @@ def run(directory: Path, seconds: float) -> tuple[list[str], str]:
     return violations, line
 
 
+def self_test(directory: Path) -> list[str]:
+    """Each candidate asks a cluster of its own, so both lead: what is said of that."""
+    with ExitStack() as stack:
+        clusters = [stack.enter_context(Nebula(directory / name, 1)) for name in ("this", "that")]
+        pairs = zip(("one", "two"), clusters, strict=True)
+        candidates = [start(name, cluster.endpoints, directory / f"{name}.log") for name, cluster in pairs]
+        try:
+            wait_for(lambda: all(candidate.leads() for candidate in candidates) or None, "both lead")
+        finally:
+            for candidate in candidates:
+                candidate.process.kill()
+                candidate.process.wait()
+    return overlaps(candidates)
+
+
 def main() -> int:
     """See the module's docstring."""
     parser = argparse.ArgumentParser(prog="python -m tests.interop.patroni", description=__doc__)
     parser.add_argument("--seconds", type=float, default=SECONDS, help="how long; longer if the story takes longer")
+    parser.add_argument("--self-test", action="store_true", help="two leaders at once; 0 if that is seen")
     options = parser.parse_args()
     if not PYTHON.exists():
         print(f"interop-patroni: skipped: {MISSING}")
         return 0
+    if options.self_test:
+        with tempfile.TemporaryDirectory() as directory:
+            found = self_test(Path(directory))
+        print(f"violations={len(found)} self_test={'caught' if found else 'missed'}")
+        return 0 if found else 1
     with tempfile.TemporaryDirectory() as directory:
         violations, line = run(Path(directory), options.seconds)
         for violation in violations:

@@ -11,6 +11,7 @@ from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 
+from tests.etcd.diff.mutant import MUTANTS
 from tests.etcd.diff.run import Difference, Run, Tally
 from tests.etcd.diff.shrink import shrink
 from tests.etcd.diff.target import Target
@@ -25,7 +26,8 @@ def attempt(seed: int, numbers: Sequence[int], options: argparse.Namespace) -> t
         if options.etcd_twice:
             endpoint = stack.enter_context(RealEtcd(directory / "other")).endpoints[0]
         else:
-            other = stack.enter_context(Nebula(directory / "nebula", options.nodes))
+            prefix = [sys.executable, "-m", "tests.etcd.diff.mutant", options.mutant] if options.mutant else []
+            other = stack.enter_context(Nebula(directory / "nebula", options.nodes, prefix=lambda _: prefix))
             endpoint = other.endpoints[other.leader(other.etcd_group)]
         one, two = Target(reference.endpoints[0]), Target(endpoint)
         stack.callback(one.close)
@@ -46,6 +48,21 @@ def _again(seed: int, options: argparse.Namespace, numbers: Sequence[int]) -> Di
     return attempt(seed, numbers, options)[1]
 
 
+def self_test(options: argparse.Namespace) -> int:
+    """Each mutant must be found."""
+    missed = []
+    for options.mutant in MUTANTS:
+        difference = attempt(options.seed, range(options.ops), options)[1]
+        if difference is None:
+            missed.append(options.mutant)
+        print(
+            f"{options.mutant}: {'missed' if difference is None else f'operation {difference.operation}'}",
+            file=sys.stderr,
+        )
+    print(f"mutants={len(MUTANTS)} missed={len(missed)}")
+    return 1 if missed else 0
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run seeds; 1 if there was a difference."""
     parser = argparse.ArgumentParser(prog="python -m tests.etcd.diff", description=__doc__)
@@ -58,10 +75,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--etcd-twice", action="store_true", help="etcd against etcd: there must be no difference")
     parser.add_argument("--attempts", type=int, default=30, help="runs to make a failing sequence smaller; 0: don't")
     parser.add_argument("--directory", type=Path, help="where the servers' data go for the time of the run")
+    parser.add_argument("--mutant", default="", choices=["", *MUTANTS], help="spoil one of our answers")
+    parser.add_argument("--self-test", action="store_true", help="spoil each; 0 if each is found")
     options = parser.parse_args(arguments)
     if ETCD is None:
         print("etcd isn't installed here; Debian has it in etcd-server", file=sys.stderr)
         return 1
+    if options.self_test:
+        return self_test(options)
     total, wrong, operations, differences = Counter[str](), Counter[str](), 0, 0
     for seed in range(options.seed, options.seed + options.seeds):
         numbers = [int(number) for number in options.only.split(",")] if options.only else list(range(options.ops))

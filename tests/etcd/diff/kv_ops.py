@@ -79,7 +79,8 @@ def do_compact(rng: Random, world: World) -> Operation:
         revision = rng.choice((world.floor + 1, world.revision, rng.randint(world.floor, world.revision)))
     # What a watcher is still owed must have been sent: etcd drops what it has not, and when it does is chance.
     yield Settle()
-    answer = yield Call("KV/Compact", pb.CompactionRequest(revision=revision, physical=True))
+    physical = world.floor < revision <= world.revision or chance(rng, 50)
+    answer = yield Call("KV/Compact", pb.CompactionRequest(revision=revision, physical=physical))
     if isinstance(answer, pb.CompactionResponse):
         world.floor = revision
         world.floors.add(revision)
