@@ -41,6 +41,11 @@ class DeclaredAlarm(NamedTuple):
         """Its row's key."""
         return ALARM_PREFIX + self.kind.encode() + b"/%016x" % self.node
 
+    def text(self, name: str) -> str:
+        """For people; `name` is the node's."""
+        what = "writes that need space" if self.kind is Declared.NO_SPACE else "writes"
+        return f"the alarm {self.kind.upper()} was raised for {name}: {what} are refused until `etcdctl alarm disarm`"
+
     def encode(self) -> bytes:
         """The row's value: the key says it all."""
         return _FORMAT

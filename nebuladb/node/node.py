@@ -426,8 +426,9 @@ class Node:
                 self.snapshots.forget(removal.group)
 
     def alarms(self) -> list[str]:
-        """What an operator must know."""
-        return self.alarms_now.texts()
+        """What an operator must know: of this node, and what was declared for the whole cluster."""
+        declared = [alarm.text(self.meta.name(alarm.node)) for alarm in self.meta.declared]
+        return self.alarms_now.texts() + declared
 
     def alarm(self, text: str) -> None:
         """Raise an alarm; it stays until the process ends."""

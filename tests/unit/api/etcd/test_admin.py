@@ -165,8 +165,11 @@ async def test_corrupt_stops_all_writes_and_no_reads(etcd: Faced) -> None:
     assert await etcd.refused("DeleteRange", kv_pb2.DeleteRangeRequest(key=b"k")) == corrupt
     assert await etcd.refused("Compact", kv_pb2.CompactionRequest(revision=2)) == corrupt
     assert (await etcd.range(b"k")).count == 1
-    assert not etcd.node.alarms(), "it says nothing of this node's data"
+    assert not etcd.node.alarms_now.all(), "it says nothing of this node's data"
+    [text] = etcd.node.alarms()
+    assert text.startswith("the alarm CORRUPT was raised for 0000000000000000: writes are refused")
     await call(etcd, "Maintenance/Alarm", action="DEACTIVATE", alarm="CORRUPT")
+    assert not etcd.node.alarms()
     await etcd.set(b"k")
 
 
