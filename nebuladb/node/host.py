@@ -396,7 +396,7 @@ class Host:
         if reads := replica.start_read_round(self.boottime):
             self._output.reads += reads
         raft = replica.raft
-        while (ready := raft.ready()) is not None:
+        if (ready := raft.ready()) is not None:
             if ready.messages:
                 self.send(self._address(replica, ready.messages))
             if ready.hard_state is not None and ready.mark is not None:

@@ -66,6 +66,8 @@ class Reconciler:
 
     def moved(self) -> None:
         """Address those whose places are durable by now."""
+        if not self._moved:
+            return
         durable = self._host.batches.durable
         for group in [group for group, batch in self._moved.items() if batch <= durable]:
             del self._moved[group]

@@ -11,7 +11,7 @@ to is removed at the next start.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from nebuladb.env import probe
@@ -105,10 +105,12 @@ class Snapshots:
         if self.lost and self._ticks % WANT_TICKS == 0:
             self._ask()
 
-    def turn(self, wanted: Iterable[tuple[int, int]], messages: Iterable[tuple[int, Envelope]], turn: Turn) -> None:
+    def turn(self, wanted: Iterable[tuple[int, int]], messages: Sequence[tuple[int, Envelope]], turn: Turn) -> None:
         """Take what Host handed out, and do what can be done now."""
         for key in wanted:
             self._wanted.setdefault(key, 0)
+        if not (messages or self._wanted or self.outgoing or self.incoming or self._suspended or self._doomed):
+            return  # as in nearly every turn
         told: dict[int, None] = {}
         for node, envelope in messages:
             self._message(node, envelope, told)
@@ -146,7 +148,7 @@ class Snapshots:
     @property
     def flush_wanted(self) -> bool:
         """Whether a snapshot waits for a flush of the data store."""
-        return any(incoming.stage is Stage.FLUSHING for incoming in self.incoming.values())
+        return bool(self.incoming) and any(incoming.stage is Stage.FLUSHING for incoming in self.incoming.values())
 
     def to_flush(self) -> list[Incoming]:
         """What a flush that begins now makes durable; for `flushed`."""

@@ -57,6 +57,7 @@ class Network:
 
     def _arrive(self, sender: int, receiver: int, frame: bytes, count: int) -> None:
         self._core.report.delivered += count
+        self._core.report.frames += 1
         self._core.note("frame", self._names[receiver], crc32(frame))
         self._deliver(receiver, sender, frame)
 

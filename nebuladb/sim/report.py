@@ -14,8 +14,10 @@ class Report:
     seeds: int = 0
     steps: int = 0
     messages: int = 0
-    """Sent, in frames."""
+    """Sent, in frames: Raft's, and the node's own."""
     delivered: int = 0
+    frames: int = 0
+    """That arrived, with those messages in them, or with none: they say that their sender lives (S11)."""
     dropped: int = 0
     duplicated: int = 0
     crashes: int = 0
@@ -64,6 +66,7 @@ class Report:
         operations = self.ops_ok + self.ops_failed + self.ops_unknown
         return {
             "messages_per_cpu_second": self.delivered / max(self.cpu_seconds, 0.001),
+            "frames_per_cpu_second": self.frames / max(self.cpu_seconds, 0.001),
             "ops_per_sim_second": operations / max(self.sim_seconds, 0.001),
             "unknown_percent_under_kills": 100 * self.unknown_killed / max(self.ops_killed, 1),
         }
