@@ -21,8 +21,9 @@ MAX_UNSYNCED_BYTES: Final = 64 << 20
 MAX_HELD: Final = 10_000
 """Messages that wait for one batch to be durable. While a disk hangs more are dropped, which is a loss like any other:
 in a term that isn't durable yet every heartbeat and read round of the leader adds a reply."""
-MAX_BATCHES_IN_FLIGHT: Final = 2
-"""Log batches on their way to the disk; while there are so many, new writes of all groups gather for the next one."""
+MAX_BATCHES_IN_FLIGHT: Final = 1
+"""Log batches on their way to the disk; while there are so many, new writes of all groups gather for the next one. A
+second one beside it made batches half as large: 0.65 of the puts at 256 in flight."""
 HOLD_TICKS: Final = 2
 
 

@@ -154,10 +154,12 @@ def test_a_full_batch_leaves_the_rest_to_the_next_turn(monkeypatch: pytest.Monke
     box.put(1)
     monkeypatch.setattr(batches, "MAX_BATCH_BYTES", -1)
     box.host.create_group(9, (1, 1), b"row")
-    first, second = box.host.poll(), box.host.poll()
+    first = box.host.poll()
     assert first.batch is not None
     assert not first.batch.writes
     assert first.more
+    box.host.durable(first.batch.id)
+    second = box.host.poll()
     assert second.batch is not None
     assert [write.group for write in second.batch.writes] == [GROUP]
 
