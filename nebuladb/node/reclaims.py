@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import Final
 
+from nebuladb.env import probe
 from nebuladb.errors import NebulaError, TooManyRequests
 from nebuladb.kv.store import Store
 
@@ -28,6 +29,8 @@ class Reclaims:
         future: asyncio.Future[None] = self._loop.create_future()
         self._waiting.append((store, revision, future))
         self.settle()
+        if not future.done():
+            probe("client waits for the deletion")
         return future
 
     def settle(self) -> None:

@@ -97,30 +97,14 @@ class Ranges:
         store = await backend.current(shard, self._face.timeout(context), serializable=request.serializable)
         revision = store.revision
         chosen = selection(request)
-        taken = 0
         try:
             reading = _Reading(lambda: backend.pump.store(shard.group), request, chosen)
-            found: list[KeyValue] = []
-            shown: list[bytes] = []
-            enough = chosen.enough or (1 << 63)
-            while True:
-                left = 0 if chosen.count_only else enough - len(found) - len(shown)
-                kvs = reading.stretch(left)
-                if chosen.sorted:
-                    found += kvs
-                    size = reading.size + SORTED_OVERHEAD * len(kvs)
-                else:
-                    shown += map(key_value, kvs)
-                    size = reading.size
-                taken += size
-                self._take(size, taken)
-                if reading.ended:
-                    break
-                await asyncio.sleep(0)
-        except BaseException as error:
-            self.held -= taken
-            if isinstance(error, NebulaError):
-                error.group = shard.group  # so that the replica gets its data anew, where that is damaged
+            try:
+                found, shown, taken = await self._read(reading, chosen)
+            finally:
+                reading.release()
+        except NebulaError as error:
+            error.group = shard.group  # so that the replica gets its data anew, where that is damaged
             raise
         more = not chosen.count_only and not chosen.filtered and reading.counted > len(found) + len(shown)
         if chosen.sorted:
@@ -134,6 +118,30 @@ class Ranges:
         else:
             self._give_back(taken)
         return range_response(self._face.prefix(shard.group, revision), shown, reading.counted, more=more)
+
+    async def _read(self, reading: _Reading, chosen: Selection) -> tuple[list[KeyValue], list[bytes], int]:
+        """What is to be sorted; what is shown, as messages; and what of `held` the caller gives back."""
+        found: list[KeyValue] = []
+        shown: list[bytes] = []
+        taken = 0
+        enough = chosen.enough or (1 << 63)
+        try:
+            while True:
+                kvs = reading.stretch(0 if chosen.count_only else enough - len(found) - len(shown))
+                size = reading.size
+                if chosen.sorted:
+                    found += kvs
+                    size += SORTED_OVERHEAD * len(kvs)
+                else:
+                    shown += map(key_value, kvs)
+                taken += size
+                self._take(size, taken)
+                if reading.ended:
+                    return found, shown, taken
+                await asyncio.sleep(0)
+        except BaseException:
+            self._give_back(taken)
+            raise
 
     def _take(self, size: int, taken: int) -> None:
         self.held += size

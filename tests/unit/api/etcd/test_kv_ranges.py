@@ -91,11 +91,13 @@ async def test_more_keys_than_a_command_may_answer_with(etcd: Faced) -> None:
 
 async def test_a_range_has_a_bound_that_says_what_to_do(etcd: Faced, monkeypatch: pytest.MonkeyPatch) -> None:
     """S23; and what is refused holds nothing."""
+    monkeypatch.setattr(ranges, "STRETCH_ROWS", 7)
     await fill(etcd, 50, b"x" * 100)
     monkeypatch.setattr(ranges, "MAX_RANGE_BYTES", 2_000)
     for fields in ({}, {"sort_order": R.DESCEND}):
         code, text = await etcd.refused("Range", pb.RangeRequest(key=b"k", range_end=b"l", **fields))  # type: ignore[arg-type]
         assert (code, "limit" in text, "RangeStream" in text) == (StatusCode.RESOURCE_EXHAUSTED, True, True)
+        assert pins(etcd) == 0
     assert (await etcd.range(b"k", b"l", limit=5)).count == 50
     assert len([kv for chunk in await etcd.stream(R(key=b"k", range_end=b"l")) for kv in chunk.kvs]) == 50
     monkeypatch.setattr(ranges, "MAX_RANGE_BYTES", 1 << 20)
