@@ -214,6 +214,7 @@ PAGES: tuple[tuple[str, str], ...] = (
 
 
 @needs_etcd
+@pytest.mark.etcd(59, 60)
 def test_the_same_requests_have_the_same_answers(pair: Pair) -> None:
     different = []
     for path, body in CALLS:
@@ -224,6 +225,7 @@ def test_the_same_requests_have_the_same_answers(pair: Pair) -> None:
 
 
 @needs_etcd
+@pytest.mark.etcd(61)
 def test_the_same_pages(pair: Pair) -> None:
     for method, path in PAGES:
         ours, theirs = both(pair, method, path)
@@ -231,6 +233,7 @@ def test_the_same_pages(pair: Pair) -> None:
 
 
 @needs_etcd
+@pytest.mark.etcd(60)
 def test_the_same_streams(pair: Pair) -> None:
     """Ended by a deadline: one message a line, and the same events; the last one says why."""
     watched = b64(b"watched")

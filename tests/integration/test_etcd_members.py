@@ -51,6 +51,7 @@ def refusal(client: Client, method: str, request: object, answer: object) -> tup
     return caught.value.code, caught.value.text
 
 
+@pytest.mark.etcd(51, 52)
 def test_a_learner_comes_is_promoted_and_goes(cluster: Growing) -> None:
     with Client(cluster.endpoints[0]) as client, Client(cluster.endpoints[3]) as fourth:
         for number in range(50):
@@ -98,6 +99,7 @@ def test_a_learner_comes_is_promoted_and_goes(cluster: Growing) -> None:
         assert client.range(b"k", b"l").count == 50
 
 
+@pytest.mark.etcd(55, 56)
 def test_what_is_said_to_one_holds_on_all(cluster: Growing) -> None:
     """Alarms, hashes and leadership."""
     clients = [Client(endpoint) for endpoint in cluster.endpoints[:3]]
@@ -143,6 +145,7 @@ def test_what_is_said_to_one_holds_on_all(cluster: Growing) -> None:
 
 
 @pytest.mark.skipif(ETCDCTL is None, reason="etcdctl isn't installed here (Debian: etcd-client)")
+@pytest.mark.etcd(54)
 def test_etcdctl_saves_what_nebula_cli_restores(cluster: Growing, tmp_path: Path) -> None:
     file = tmp_path / "saved"
     with Client(cluster.endpoints[0]) as client:

@@ -10,5 +10,6 @@ from tests.interop.environment import MISSING, PYTHON, run_client
 
 @pytest.mark.skipif(not PYTHON.exists(), reason=MISSING)
 @pytest.mark.parametrize("name", ["with_aetcd", "with_etcd3", "with_etcd3gw"])
+@pytest.mark.etcd(60)
 def test_a_client_of_others(nodes: Nebula, name: str) -> None:
     run_client(name, ",".join(nodes.endpoints))
