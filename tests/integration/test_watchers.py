@@ -14,7 +14,7 @@ async def test_every_watcher_is_told_every_event_once_in_order_while_a_leader_di
     assert report.events >= 10 * report.puts
 
 
-async def test_an_event_left_out_is_found(fresh_cluster: Cluster) -> None:
-    report = await Run(fresh_cluster, 20, 10, rate=200, self_test=True).run(1, kills=0)
+async def test_an_event_left_out_is_found(cluster: Cluster) -> None:
+    report = await Run(cluster, 20, 10, rate=200, self_test=True).run(1, kills=0)
     assert len(report.wrong) == 1
     assert "happened" in report.wrong[0]
