@@ -11,6 +11,7 @@ from nebuladb.api.etcd.requests import MAX_RECEIVED_BYTES, lone_key, plain_put
 from nebuladb.api.etcd.wire import key_value, varint
 from nebuladb.kv import answer
 from nebuladb.kv.limits import MAX_REQUEST_BYTES
+from nebuladb.node.meta import ETCD
 from nebuladb.pb.etcd import kv_pb2 as pb
 from nebuladb.pb.etcd import lease_pb2
 from nebuladb.pb.etcd.mvcc_pb2 import KeyValue
@@ -199,3 +200,27 @@ def test_keys_are_written_as_protobuf_writes_them() -> None:
         kv = answer.KeyValue(b"k", 2, 300, 5, lease, value)
         message = KeyValue(key=b"k", create_revision=2, mod_revision=300, version=5, value=value, lease=lease)
         assert key_value(kv) == message.SerializeToString()
+
+
+async def test_what_is_on_the_disk_only_is_fetched(etcd: Faced) -> None:
+    for value in (b"1", b"2"):
+        await etcd.set(b"k", value)
+    [shard] = etcd.backend.routing.shards(ETCD)
+    looked: list[bytes] = []
+
+    def cold(row: bytes) -> bool:
+        looked.append(row)
+        return True
+
+    etcd.data.chill(cold)
+    read = pb.RequestOp(request_range=pb.RangeRequest(key=b"k"))
+    for times in (1, 2):
+        etcd.pump.store(shard.group)._cache.close()
+        if times == 1:
+            assert (await etcd.range(b"k")).kvs[0].value == b"2"
+        else:
+            answer = await etcd.call("Txn", pb.TxnRequest(compare=[pb.Compare(key=b"k", version=2)], success=[read]))
+            assert answer.responses[0].response_range.kvs[0].value == b"2"
+        assert any(row.endswith(b"Ck") for row in looked)
+        looked.clear()
+    assert etcd.pump.store(shard.group).borrowed == 0
