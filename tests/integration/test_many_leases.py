@@ -10,6 +10,7 @@ from tests.integration.leases import Run, clock
 
 
 async def test_leases_end_at_their_time_over_a_killed_leader_and_under_a_clock_that_is_ahead(tmp_path: Path) -> None:
+    """etcd 50 and 66."""
     ahead = 2 if find() is not None else None
     with Cluster(tmp_path, node_environ=lambda node: clock(node, -1 if ahead is None else ahead)) as cluster:
         cluster.start()
