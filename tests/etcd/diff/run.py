@@ -13,7 +13,7 @@ from typing import Final
 from google.protobuf.message import Message
 
 from nebuladb.pb.etcd import kv_pb2, lease_pb2, watch_pb2
-from tests.etcd.diff import kv_ops, lease_ops, txn_ops, upkeep_ops, watch_ops
+from tests.etcd.diff import crowd_ops, kv_ops, lease_ops, txn_ops, upkeep_ops, watch_ops
 from tests.etcd.diff.calls import (
     Answer,
     Call,
@@ -58,6 +58,15 @@ WEIGHTS: Final[dict[Draw, float]] = {
     upkeep_ops.do_snapshot: 0.1,
     upkeep_ops.do_alarm: 1,
 }
+CROWD: Final[dict[Draw, float]] = {
+    crowd_ops.do_load: 30,
+    crowd_ops.do_read: 40,
+    crowd_ops.do_remove: 12,
+    crowd_ops.do_compact: 3,
+    crowd_ops.do_watch: 4,
+    crowd_ops.do_hash: 2,
+}
+"""Instead of all that, where families name ``crowd_ops``."""
 LATE_SECONDS: Final = 0.25
 """etcd sends what is past when a loop comes round, every 100 ms."""
 POLL_SECONDS: Final = 0.2
@@ -107,8 +116,9 @@ class Run:
 
     def __init__(self, seed: int, reference: Target, other: Target, families: Collection[str] = ()) -> None:
         self._seed = seed
-        chosen = {draw for draw in WEIGHTS if not families or draw.__module__.rpartition(".")[2] in families}
-        self._weights = {draw: weight if draw in chosen else 0.0 for draw, weight in WEIGHTS.items()}
+        table = CROWD if "crowd_ops" in families else WEIGHTS
+        chosen = {draw for draw in table if not families or draw.__module__.rpartition(".")[2] in families}
+        self._weights = {draw: weight if draw in chosen else 0.0 for draw, weight in table.items()}
         self._reference = reference
         self._other = other
         self._both = (reference, other)
