@@ -106,7 +106,8 @@ class Batches:
         """
         if self.unsynced > self.limit:
             return True
-        return len(self._inflight) >= MAX_BATCHES_IN_FLIGHT and self.age(tick) < HOLD_TICKS
+        # The one that gathers isn't on its way: it takes the writes of all groups.
+        return len(self._inflight) - self.open >= MAX_BATCHES_IN_FLIGHT and self.age(tick) < HOLD_TICKS
 
     def finished(self, batch: int) -> Iterator[InFlight]:
         """A sync that began after `batch` was written is done: what waited for it and for those before."""

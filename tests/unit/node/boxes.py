@@ -56,19 +56,25 @@ class Box:
         self.reads: dict[int, NebulaError | None] = {}
         self.host = Host(CLUSTER, self.node, self.incarnation, self.log.last_batch + 1, random.Random(self.incarnation))
         self.store = Store(self.data, GroupId(GROUP), Generation(1), NodeId(self.node))
+        configuration = Configuration.decode(self.store.configuration)
+        self._add(GROUP, self.place + 1, self.nodes, configuration, self.store.index, self.store.clock)
+
+    def _add(
+        self, group: int, replica: int, nodes: dict[int, int], configuration: Configuration, applied: int, clock: int
+    ) -> None:
         self.host.add_group(
             Start(
-                group=GROUP,
-                replica=self.place + 1,
+                group=group,
+                replica=replica,
                 generation=1,
-                nodes=self.nodes,
-                configuration=Configuration.decode(self.store.configuration),
-                configuration_index=self.store.index,
-                hard_state=self.log.hard_state(GroupId(GROUP)),
-                log=self.log.reader(GroupId(GROUP)),
-                applied=self.store.index,
-                durably_applied=self.store.index,
-                clock=self.store.clock,
+                nodes=nodes,
+                configuration=configuration,
+                configuration_index=applied,
+                hard_state=self.log.hard_state(GroupId(group)),
+                log=self.log.reader(GroupId(group)),
+                applied=applied,
+                durably_applied=applied,
+                clock=clock,
                 leases=[],
             )
         )
@@ -86,11 +92,23 @@ class Box:
         """As the disk has it."""
         return self.log.reader(GroupId(GROUP)).start()
 
-    def put(self, request: int, key: bytes = b"k", deadline: int = 1 << 40, size: int = 1) -> None:
+    def put(self, request: int, key: bytes = b"k", deadline: int = 1 << 40, size: int = 1, group: int = GROUP) -> None:
         """A client's put."""
         body = kv_pb2.PutRequest(key=key, value=bytes(size)).SerializeToString()
         command = Command(Kind.PUT, body, origin=self.node, request=request)
-        self.host.request(Request(request, GROUP, encode_command(command), deadline))
+        self.host.request(Request(request, group, encode_command(command), deadline))
+
+    def more_groups(self, count: int) -> list[int]:
+        """Further groups on this node alone, whose logs are written and which nobody applies."""
+        groups = list(range(GROUP + 1, GROUP + 1 + count))
+        batch = LogBatch(BatchId(self.log.last_batch + 1))
+        for group in groups:
+            batch.create(GroupId(group), 1, 1)
+        self.log.write(batch, BatchId(0))
+        self.start()
+        for group in groups:
+            self._add(group, 1, {1: self.node}, Configuration((1,)), 1, 0)
+        return groups
 
     def turn(self) -> list[tuple[int, bytes]]:
         """What a pump does with an `Output`; returns the frames."""
@@ -99,6 +117,8 @@ class Box:
             self.log.write(output.batch, self.host.batches.durable)
             self.unsynced = output.batch.id
         for work in output.slices:
+            if work.group != GROUP:
+                continue
             applied = self.store.apply(work.works)
             self.host.applied(work.group, work.generation, applied)
         self.answers.update(output.answers)

@@ -10,6 +10,7 @@ from nebuladb.node import batches
 from nebuladb.node import host as host_module
 from nebuladb.node.frame import Address, HostMessageType, decode_frame, encode_frame
 from nebuladb.node.tail import TailLimits
+from nebuladb.raft import StateRole
 from tests.unit.node.boxes import CLUSTER, GROUP, Box, Boxes
 
 
@@ -329,6 +330,30 @@ def test_while_batches_are_on_their_way_to_the_disk_new_writes_gather_for_one() 
     assert leader.replica.raft.last_index == before + 1, "all ten in one entry"
     assert {leader.outcome(request) for request in range(10, 20)} == {"Answer"}
     assert follower.store.revision == leader.store.revision
+
+
+def test_all_groups_share_the_batch_that_gathers() -> None:
+    """What gathers isn't on its way yet: else each batch would hold the writes of one group, and of a node's shards the
+    busiest would keep all others waiting for ever."""
+    [box] = Boxes(count=1).boxes
+    groups = [GROUP, *box.more_groups(3)]
+    for group in groups:
+        while box.host.replicas[group].raft.role is not StateRole.LEADER:
+            box.host.tick(0, 0)
+            box.turn()
+    while box.host.works:
+        box.turn()
+    for round_ in range(3):
+        for number, group in enumerate(groups):
+            box.put(10 * round_ + number, group=group)
+        output = box.host.poll()
+        assert output.batch is not None
+        assert sorted(write.group for write in output.batch.writes) == groups
+        box.log.write(output.batch, box.host.batches.durable)
+        box.put(100 + round_)
+        assert box.host.poll().batch is None, "that one is on its way"
+        box.log.sync()
+        box.host.durable(output.batch.id)
 
 
 def test_a_disk_that_hangs_holds_nobody_up_for_long() -> None:
