@@ -419,10 +419,11 @@ class Pump:
     # --- completions and endings -----------------------------------------------------------------------------------
 
     def _synced(self, batch: int, seconds: float) -> None:
-        self._meter.log_fsync(seconds)
-        self._loop.call_soon_threadsafe(self._durable, batch)
+        """In the flusher's thread, which wakes the loop and then only keeps the interpreter from it."""
+        self._loop.call_soon_threadsafe(self._durable, batch, seconds)
 
-    def _durable(self, batch: int) -> None:
+    def _durable(self, batch: int, seconds: float) -> None:
+        self._meter.log_fsync(seconds)
         if self._broken is None:
             try:
                 self.node.host.durable(batch)
