@@ -64,7 +64,7 @@ def _current(reader: Reader, keys: Keys, state: State) -> Iterator[str]:
         if record.version:
             count += 1
             size += len(key) + len(record.value)
-            if record.lease and reader.get(keys.attachment + U64.pack(record.lease) + key) is None:
+            if record.lease and reader.get(keys.attached(record.lease)[0] + key) is None:
                 yield f"key {key!r} has lease {record.lease}, which doesn't know of it"
         if record.main > state.revision + bool(state.cursor):
             yield f"key {key!r} is of revision {record.main}, the shard is at {state.revision}"
