@@ -7,8 +7,11 @@ from pathlib import Path
 from typing import Final
 
 ROOT: Final = Path(__file__).resolve().parents[2]
-PYTHON: Final = ROOT / ".venv" / "interop" / "bin" / "python"
+HOME: Final = ROOT / ".venv" / "interop"
 """``make interop-setup`` makes it."""
+PYTHON: Final = HOME / "bin" / "python"
+INSTALLED: Final = (HOME / ".complete").exists()
+"""Whether all of it is there: an index that can't be reached leaves half an environment."""
 MISSING: Final = "the clients of others aren't installed here: make interop-setup"
 SECONDS: Final = 120.0
 

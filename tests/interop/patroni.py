@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any, Final, TypeVar
 
 from tests.etcd.servers import Nebula
-from tests.interop.environment import MISSING, PYTHON
+from tests.interop.environment import INSTALLED, MISSING, PYTHON
 
 SECONDS: Final = 120.0
 PATIENCE: Final = 60.0
@@ -200,7 +200,7 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=SECONDS, help="how long; longer if the story takes longer")
     parser.add_argument("--self-test", action="store_true", help="two leaders at once; 0 if that is seen")
     options = parser.parse_args()
-    if not PYTHON.exists():
+    if not INSTALLED:
         print(f"interop-patroni: skipped: {MISSING}")
         return 0
     if options.self_test:

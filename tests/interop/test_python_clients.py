@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 
 from tests.etcd.servers import Nebula
-from tests.interop.environment import MISSING, PYTHON, run_client
+from tests.interop.environment import INSTALLED, MISSING, run_client
 
 
-@pytest.mark.skipif(not PYTHON.exists(), reason=MISSING)
+@pytest.mark.skipif(not INSTALLED, reason=MISSING)
 @pytest.mark.parametrize("name", ["with_aetcd", "with_etcd3", "with_etcd3gw"])
 @pytest.mark.etcd(60)
 def test_a_client_of_others(nodes: Nebula, name: str) -> None:
