@@ -231,6 +231,19 @@ def test_a_cut_above_what_is_flushed_is_seen() -> None:
         disk.open_log().write(batch, BatchId(0))
 
 
+def test_what_a_cut_leaves_must_follow_on_the_entry_that_it_is_cut_at() -> None:
+    logs = Logs()
+    disk = Disk(core(), 0, logs)
+    written(disk, 2, 3)
+    batch = LogBatch(BatchId(4))
+    batch.cut(GROUP, 2, 2)
+    logs.flushed[0, GROUP] = 2
+    log = disk.open_log()
+    log.write(batch, BatchId(0))
+    with pytest.raises(Violation, match="doesn't follow"):
+        logs._follows(0, GROUP, 2, 1, log)  # as if a snapshot of another term had been kept a log behind
+
+
 def kv(value: bytes, revision: int, version: int = 1) -> KeyValue:
     return KeyValue(b"k", revision, revision, version, 0, value)
 

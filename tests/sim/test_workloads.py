@@ -117,6 +117,25 @@ def test_a_watch_gets_every_event_once_in_order() -> None:
         changes.acknowledged(9, [5])
 
 
+def test_a_restored_state_is_one_that_was_published() -> None:
+    changes = Changes()
+    Published(changes, (2, b"a"), (3, b"b"), (4, b"a"))
+    then = {b"a": (2, 1, b"v"), b"b": (3, 1, b"v")}
+    changes.were(9, 3, then, "a backup")
+    changes.were(9, 4, then | {b"a": (4, 1, b"v")}, "a backup")
+    for wrong in (
+        {},
+        then | {b"c": (3, 1, b"v")},
+        then | {b"b": (3, 1, b"w")},
+        then | {b"b": (3, 2, b"v")},
+        then | {b"a": (4, 1, b"v")},
+    ):
+        with pytest.raises(Violation, match="it was"):
+            changes.were(9, 3, wrong, "a backup")
+    with pytest.raises(Violation, match="nobody has published"):
+        changes.were(9, 5, then, "a backup")
+
+
 def test_shrinking_leaves_what_is_needed() -> None:
     needed = {"crash_every", "own1@2"}
 
