@@ -11,9 +11,11 @@ from typing import Any
 
 import pytest
 
+from nebuladb.rpc.engine import GRPCIO, engine_of
 from tests.etcd.client import SECONDS, Client
 
 Json = dict[str, Any]
+pytestmark = pytest.mark.skipif(engine_of().name == GRPCIO, reason="that engine gives no connection to a gateway")
 
 
 def b64(data: bytes) -> str:
