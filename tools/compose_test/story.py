@@ -87,9 +87,9 @@ class Story:
 
     def _status_of_nebulad(self, node: str) -> dict[str, str]:
         """/proc/PID/status of the process that serves; process 1 is the engine's init."""
-        find = (
-            "for p in /proc/[0-9]*; do tr '\\0' ' ' < $p/cmdline | grep -q 'nebulad start' && cat $p/status; done; true"
-        )
+        # Neither the init, whose arguments name the program too, nor this search.
+        is_it = "tr '\\0' ' ' < $p/cmdline | grep -q 'python3 [^ ]*[n]ebulad start'"
+        find = f"for p in /proc/[0-9]*; do {is_it} && cat $p/status; done 2>/dev/null; true"
         text = self.project.inside(node, "sh", "-c", find)
         last = text.rpartition("Name:")[2]
         return {key: value.strip() for key, _, value in (line.partition(":") for line in last.splitlines()[1:])}
