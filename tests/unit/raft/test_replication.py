@@ -9,7 +9,6 @@ import pytest
 from nebuladb.errors import InvariantViolation, NotLeader, TooManyRequests
 from nebuladb.raft import Config, Configuration, Entry, Message, MessageType, StateRole
 from nebuladb.raft.entry import ENTRY_HEADER
-from nebuladb.raft.replication import TOLD
 from tests.unit.raft.harness import BIG, Network, Replica, entry, log_of
 
 T = MessageType
@@ -47,17 +46,6 @@ class TestFollower:
         replica.step(append(3, index, log_term))
         (reply,) = replica.take()
         assert (reply.type, reply.reject, reply.index) == (T.APPEND_REPLY, not matches, index)
-
-    @pytest.mark.parametrize(("index", "log_term", "answers"), [(3, 2, []), (3, 1, [True]), (4, 2, [True])])
-    def test_what_only_tells_the_commit_index_is_answered_only_if_it_is_refused(
-        self, index: int, log_term: int, answers: list[bool]
-    ) -> None:
-        replica = Replica(1, term=2, log=log_of(1, 1, 2))
-        message = append(3, index, log_term, commit=3)
-        message.hint = TOLD
-        replica.step(message)
-        assert [reply.reject for reply in replica.take()] == answers
-        assert replica.raft.commit == (0 if answers else 3)
 
     @pytest.mark.parametrize(
         ("index", "log_term", "new", "expected"),
@@ -246,21 +234,6 @@ class TestLeader:
         leader.take()
         leader.tick(2)
         assert [(m.receiver, m.commit) for m in leader.take(T.HEARTBEAT)] == [(2, 3), (3, 0)]
-
-
-def test_who_has_all_entries_is_told_the_commit_index_and_asked_nothing() -> None:
-    leader = leader_of(1)
-    for follower in (2, 3):
-        leader.step(ack(follower, leader.raft.term, leader.raft.last_index))
-    leader.take()
-    last = leader.propose()
-    assert {(message.index, message.hint) for message in leader.take()} == {(last - 1, 0)}
-    leader.step(ack(2, leader.raft.term, last))
-    told = [message for message in leader.take() if message.type == T.APPEND]
-    assert {message.receiver for message in told} == {2, 3}
-    assert all(
-        (message.index, message.commit, message.hint, message.entries) == (last, last, TOLD, []) for message in told
-    )
 
 
 class TestFigure8:
