@@ -27,7 +27,7 @@ class LeaseService:
     async def Grant(self, raw: bytes, context: Any) -> bytes:
         request = parse(pb.LeaseGrantRequest, raw)
         check.lease_grant(request)
-        if request.id < 0:
+        if request.id < 0 and self._divided(request.keyspace):
             raise InvalidArgument(f"lease id {request.id} is negative")  # it could not name its shard
         shard = self._backend.route(request.keyspace, request.key)
         command = Command(Kind.LEASE_GRANT, raw, **session_fields(request.session))
@@ -88,9 +88,13 @@ class LeaseService:
         """Of a lease. A negative id, which etcd's clients may have chosen, names none."""
         if lease == 0:
             raise InvalidArgument("a lease id is not provided")
-        if lease < 0 and len(self._backend.routing.shards(keyspace or DEFAULT)) > 1:
+        if lease < 0 and self._divided(keyspace):
             raise LeaseNotFound
         return self._backend.route_lease(keyspace, lease)
+
+    def _divided(self, keyspace: str) -> bool:
+        """Whether there are several shards, so that a lease must say which is its."""
+        return len(self._backend.routing.shards(keyspace or DEFAULT)) > 1
 
 
 class SessionService:

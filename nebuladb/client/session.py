@@ -121,7 +121,7 @@ class Session(Writes):
         return await self._transport.call(method, request)
 
     async def _window(self, key: bytes, group: int) -> Window:
-        group = group or await self._group(key)
+        group = await self._group(key, group)
         window = self._windows.get(group)
         if window is None:
             async with self._opening:
@@ -132,8 +132,8 @@ class Session(Writes):
                     window = self._windows[group] = Window(group, opened.id)
         return window
 
-    async def _group(self, key: bytes) -> int:
+    async def _group(self, key: bytes, named: int) -> int:
         if self._map is None:
             request = keyspace_pb2.KeyspaceDescribeRequest(name=self.keyspace)
             self._map = ShardMap((await self._transport.call(methods.KEYSPACE_DESCRIBE, request)).keyspace)
-        return self._map.group(key)
+        return self._map.named(named, key)

@@ -36,6 +36,11 @@ class ShardMap:
             place = bisect_right(self._keys, key)
         return self._groups[max(place - 1, 0)]
 
+    def named(self, group: int, key: bytes) -> int:
+        """The shard that a lease's id names, or where it names none, `key`'s. In a keyspace of one shard a lease may
+        have any id, say one that another cluster has drawn (``etcd import``)."""
+        return group if group > 0 and len(self._groups) > 1 else self.group(key)
+
     def epoch(self, group: int) -> int:
         """The epoch of a shard's descriptor; 0: it isn't one of these shards."""
         return self._epochs.get(group, 0)

@@ -119,10 +119,13 @@ async def test_merge_writes_what_is_missing_and_nothing_else(pair: Pair) -> None
     assert (found["written"], found["same"], found["revision"]) == (0, 10, revision)
 
 
-async def test_force_deletes_first(pair: Pair) -> None:
-    await pair.grant(77)
-    await pair.source.set(b"a", b"v", lease=77)
-    assert (await pair.run()).exit_code == 0
+@pytest.mark.parametrize("lease", [77, 7_587_894_523_421_165_571, -5], ids=["small", "drawn by etcd", "negative"])
+async def test_force_deletes_first(pair: Pair, lease: int) -> None:
+    """Leases with the ids that they came with, which name no shard of ours."""
+    await pair.grant(lease)
+    await pair.source.set(b"a", b"v", lease=lease)
+    result = await pair.run()
+    assert result.exit_code == 0, result.stderr
     await pair.target.set(b"b", b"ours")
     result = await pair.run("---", "--force")
     assert result.exit_code == 0, result.stderr
