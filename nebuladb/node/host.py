@@ -252,8 +252,9 @@ class Host:
     def flushed(self, applied: dict[int, int]) -> None:
         """The data store has on disk what each group had applied at the given index (S6)."""
         for group, index in applied.items():
-            if group in self.replicas:
-                replica = self.replicas[group]
+            replica = self.replicas.get(group)
+            # Else the flush began before the replica lost its data, and is about what is there no more (S6).
+            if replica is not None and index <= replica.applied:
                 replica.durably_applied = max(replica.durably_applied, index)
                 replica.cut_due = True
                 self._dirty[group] = None

@@ -418,6 +418,21 @@ def test_a_leader_whose_data_is_damaged_lets_go() -> None:
     assert len(digest(trio)) == 1
 
 
+def test_a_flush_of_data_that_is_lost_meanwhile_says_nothing_of_the_log() -> None:
+    """The simulator's seed 389: the log was to be cut where the flush had been, above all that the replica has."""
+    trio = founded()
+    node = trio.node(0)
+    flush = node.begin_flush()
+    assert flush.applied[DEFAULT_GROUP] > node.host.replicas[DEFAULT_GROUP].log_start
+    trio.lose = lambda sender, receiver, frame: True
+    node.damaged(DEFAULT_GROUP, Corruption("for the test"))
+    trio.settle()
+    replica = node.host.replicas[DEFAULT_GROUP]
+    assert replica.lost
+    node.end_flush(flush)
+    assert replica.durably_applied <= replica.applied
+
+
 def test_alone_it_stops() -> None:
     """There is nobody to send a snapshot, and what is committed can't be applied."""
     trio = Trio(1)
