@@ -1,8 +1,9 @@
 """Physical deletion: what compaction superseded, in slices, in the background.
 
 Nothing logical depends on how far it got. A compaction at floor f makes unreadable every record that another one at or
-below f superseded, and every tombstone below f. (One *at* f stays until the floor rises: a watch may start at f.)
-Walking R from the last floor to this one meets exactly the rows that tell which those are.
+below f superseded, and every tombstone below f. (All that was changed *at* f stays until the floor rises, tombstones
+and what the same revision superseded as well: a watch may start at f.) Walking R from the last floor to this one meets
+exactly the rows that tell which those are.
 """
 
 from __future__ import annotations
@@ -112,9 +113,11 @@ class Deletion:
     def _visit(self, batch: Batch, dead: set[bytes], row: bytes, data: bytes, target: int) -> None:
         keys = self._source.keys
         key, record = decode_row(data)
-        if record.past_main and not record.past_deleted:
+        below = record.main < target
+        # What a revision at the floor changed twice stays with it: a watch that starts there is told the whole revision.
+        if record.past_main and not record.past_deleted and (below or record.past_main < record.main):
             batch.delete(keys.record_key(record.past_main, record.past_sub))
-        if record.version == 0 and record.main < target:
+        if record.version == 0 and below:
             batch.delete(row)
             newest = self._source.get(keys.current + key)
             if newest is not None:

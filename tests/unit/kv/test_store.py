@@ -7,8 +7,9 @@ import pytest
 from nebuladb.errors import Compacted, Corruption, FutureRevision, Reason
 from nebuladb.kv.answer import DeleteResult, KeyValue, PutResult
 from nebuladb.kv.store import Store
+from nebuladb.pb.nebula.v1 import kv_pb2
 from nebuladb.storage.memory import MemoryEngine
-from tests.unit.kv.helpers import GENERATION, GROUP, NODE, Log, compact, delete, finish, fresh, put, reopen, run
+from tests.unit.kv.helpers import GENERATION, GROUP, NODE, Log, compact, delete, finish, fresh, put, reopen, run, txn
 
 
 def test_an_empty_shard_is_at_revision_1_and_its_first_write_makes_2() -> None:
@@ -71,3 +72,28 @@ def test_no_state_is_corruption_and_destroy_leaves_none() -> None:
     run(store, Log(), put(b"a"))
     Store.destroy(engine, GROUP, GENERATION)
     assert list(engine.scan(b"", b"\xff" * 20)) == []
+
+
+def test_a_revision_at_the_floor_stays_whole_though_it_changed_a_key_twice() -> None:
+    """A watch may start there (etcd 36), and must not depend on how far this node's deletion got."""
+    store, _ = fresh()
+    log = Log()
+    run(store, log, put(b"k", b"1"))
+    last = kv_pb2.TxnRequest(
+        success=[
+            kv_pb2.Operation(put=kv_pb2.TxnPut(key=b"k", value=b"2")),
+            kv_pb2.Operation(delete=kv_pb2.TxnDelete(key=b"a", range_end=b"\0")),
+        ]
+    )
+    run(store, log, txn(last))
+    before = store.changes(store.revision - 1)
+    assert [(change.key, change.deleted) for change in before] == [(b"k", False), (b"k", True)]
+    run(store, log, compact(store.revision))
+    finish(store)
+    assert store.changes(store.revision - 1) == before
+    run(store, log, put(b"other"), compact(store.revision + 1))
+    finish(store)
+    assert [change.key for change in store.changes(store.revision - 1)] == [b"other"]
+    assert [row for row, _ in store._engine.scan(store._keys.record, store._keys.record + b"\xff" * 13)] == [
+        store._keys.record_key(store.revision, 0)
+    ]
