@@ -114,7 +114,7 @@ class Deletion:
         keys = self._source.keys
         key, record = decode_row(data)
         below = record.main < target
-        # What a revision at the floor changed twice stays with it: a watch that starts there is told the whole revision.
+        # What a revision at the floor changed twice stays with it: a watch that starts there is told all of it.
         if record.past_main and not record.past_deleted and (below or record.past_main < record.main):
             batch.delete(keys.record_key(record.past_main, record.past_sub))
         if record.version == 0 and below:
