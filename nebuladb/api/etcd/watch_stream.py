@@ -12,7 +12,7 @@ from nebuladb.api.etcd import events
 from nebuladb.api.etcd.requests import received
 from nebuladb.env import probe
 from nebuladb.errors import KeyspaceNotFound, NebulaError, TooManyRequests, Unavailable
-from nebuladb.kv.watch import WatchHub
+from nebuladb.kv.watch import MAX_WATCHERS, WatchHub
 from nebuladb.kv.watcher import Watcher
 from nebuladb.pb.etcd import watch_pb2 as pb
 from nebuladb.shard import Descriptor
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 MAX_CONTROL: Final = 128
 """Answers about watches (created, canceled, progress) that wait to be sent; then no further request is read."""
+MAX_WATCHES: Final = MAX_WATCHERS
+"""Of one stream, those included that have ended and that the client hasn't canceled: each keeps its id."""
 NO_ID: Final = -1
 COMPACTED: Final = "etcdserver: mvcc: required revision has been compacted"
 EMPTY_RANGE: Final = "mvcc: watcher range is empty"
@@ -118,7 +120,9 @@ class WatchStream:
         key, end = request.key or b"\0", request.range_end
         if end and end != b"\0" and end <= key:
             return EMPTY_RANGE
-        return DUPLICATE_ID if request.watch_id and request.watch_id in self._watches else ""
+        if request.watch_id and request.watch_id in self._watches:
+            return DUPLICATE_ID
+        return f"the stream has {MAX_WATCHES} watches" if len(self._watches) >= MAX_WATCHES else ""
 
     def _id(self, wanted: int) -> int:
         if wanted:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from grpc import StatusCode
 
-from nebuladb.api.etcd import events, leadership
+from nebuladb.api.etcd import events, leadership, watch_stream
 from nebuladb.kv import watch as hubs
 from nebuladb.pb.etcd import kv_pb2
 from nebuladb.pb.etcd import watch_pb2 as pb
@@ -129,6 +129,26 @@ async def test_a_compacted_start_is_created_and_then_canceled_with_the_compact_r
         stream.send(create(start=last.revision))  # the compacted revision itself is there
         assert (await stream.next()).created
         assert (await stream.next()).events[0].kv.mod_revision == last.revision
+
+
+async def test_watches_that_have_ended_count_until_the_client_cancels_them(
+    etcd: Faced, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their ids are kept, and so is the bound on how many those are."""
+    monkeypatch.setattr(watch_stream, "MAX_WATCHES", 2)
+    revision = 0
+    for _ in range(3):
+        revision = (await etcd.set(b"k")).header.revision
+    await compact(etcd, revision)
+    async with watching(etcd) as stream:
+        for watch_id in (1, 2):
+            assert await made(stream, create(start=1, watch_id=watch_id)) == [watch_id]
+            assert (await stream.next()).compact_revision == revision
+        stream.send(create(start=1, watch_id=3))
+        assert await refusal(stream) == "the stream has 2 watches"
+        stream.send(cancel(1))
+        assert (await stream.next()).canceled
+        assert await made(stream, create(watch_id=3)) == [3]
 
 
 async def test_a_revision_is_never_split_unless_fragments_are_asked_for(etcd: Faced) -> None:
