@@ -397,6 +397,7 @@ class Host:
         if reads := replica.start_read_round(self.boottime):
             self._output.reads += reads
         raft = replica.raft
+        # Once: a second Ready could have nothing, for what is done with the first asks nothing of Raft.
         if (ready := raft.ready()) is not None:
             if ready.messages:
                 self.send(self._address(replica, ready.messages))

@@ -6,9 +6,9 @@ comes in. One call changes one replica's state and returns at once.
 
 What the caller owes it (and what breaks otherwise):
 
-1. After any calls, take `ready()` until it returns None, and persist `hard_state`, the truncation that
-   `entries[0].index` implies, and `entries`, in one atomic batch, in the order of the Readys. (Else a vote can outlive
-   the log that it was granted for.)
+1. After any calls, take `ready()`, which has all there is: asked again with nothing in between, it has None. Persist
+   `hard_state`, the truncation that `entries[0].index` implies, and `entries`, in one atomic batch, in the order of the
+   Readys. (Else a vote can outlive the log that it was granted for.)
 2. Send `messages` at once if you like; send `held` only once that batch **and every earlier one** is durable. Losing,
    repeating or reordering messages is harmless; sending a held one early is not (S3).
 3. When a batch is durable, pass its `mark` to `durable()`; marks in the order of their batches. A mark says what the

@@ -151,6 +151,7 @@ class Replica:
         taken = []
         while (ready := self.raft.ready()) is not None:
             taken.append(ready)
+            assert self.raft.ready() is None, "what the caller need not ask for twice (node.host)"
             if ready.hard_state is not None:
                 self.disk.write(ready.hard_state, ready.entries)
             else:
