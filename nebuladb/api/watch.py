@@ -61,7 +61,7 @@ class ShardWatch:
             yield response
 
     def progress(self) -> pb.WatchResponse | None:
-        """How far it has come. To be asked in the turn in which `take` gave nothing."""
+        """How far it has come. To be asked in an instant in which `take` would give nothing."""
         return None if self.watcher.lagging else self._empty()
 
     def close(self) -> None:
@@ -95,8 +95,10 @@ async def watch(backend: Backend, request: pb.WatchRequest) -> AsyncIterator[pb.
             # What was taken may have made room for a watcher that lags.
             backend.pump.work()
             if not sent and not await _wait(ready, PROGRESS_SECONDS if request.progress else None):
-                for part in parts:
-                    progress = part.progress()
+                # Of one instant, in which nothing waits: an event may come just as the time is up, or while one shard's
+                # word is sent, and who is told of its revision first passes over it.
+                told = [] if ready.is_set() else [part.progress() for part in parts]
+                for progress in told:
                     if progress is not None:
                         yield progress
     finally:

@@ -1,15 +1,23 @@
-"""How a watch's events are packed into responses."""
+"""How a watch's events are packed into responses, and when it is told how far it has come."""
 
 from __future__ import annotations
 
+import asyncio
+from contextlib import aclosing
 from itertools import pairwise
+from typing import Any
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from nebuladb.api import watch as module
+from nebuladb.api.backend import Backend
 from nebuladb.api.watch import MAX_RESPONSE_BYTES, MAX_RESPONSE_EVENTS, _responses
 from nebuladb.kv.answer import KeyValue
 from nebuladb.kv.watcher import Event, EventBatch
+from nebuladb.pb.nebula.v1 import kv_pb2
+from tests.unit.node.lone import SECONDS, Lone
 
 
 def batch(revision: int, sizes: list[int]) -> EventBatch:
@@ -35,3 +43,26 @@ def test_every_event_comes_once_in_order_and_a_revision_is_cut_only_with_a_mark(
 def test_a_huge_revision_comes_in_responses_of_bounded_count() -> None:
     responses = list(_responses([batch(2, [1] * (3 * MAX_RESPONSE_EVENTS + 1))]))
     assert [len(response.events) for response in responses] == [MAX_RESPONSE_EVENTS] * 3 + [1]
+
+
+async def test_an_event_that_comes_as_the_time_for_progress_is_up_is_told_first(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Who is told of a revision passes over what comes of it later: the event would be lost."""
+    lone = Lone()
+    await asyncio.wait_for(lone.serve(), SECONDS)
+
+    async def late(ready: asyncio.Event, seconds: float | None) -> bool:
+        await lone.put()
+        await ready.wait()
+        return False
+
+    monkeypatch.setattr(module, "_wait", late)
+    request = kv_pb2.WatchRequest(key=b"k", progress=True)
+    responses: Any = module.watch(Backend(lone.pump), request)
+    async with asyncio.timeout(SECONDS), aclosing(responses):
+        assert (await anext(responses)).created
+        for _ in range(3):
+            response = await anext(responses)
+            assert [event.kv.mod_revision for event in response.events] == [response.header.revision]
+    await lone.pump.stop()
