@@ -52,19 +52,23 @@ class LeaderReads:
         return bool(self._running or self._waiting)
 
     def add(self, requester: int, nonce: int, context: int) -> None:
-        """A replica's read arrived. A repeated one is answered once or twice, rightly each time."""
-        if len(self._waiting) >= MAX_WAITING_READS:
+        """A replica's read arrived. A repeated one is answered once or twice, rightly each time.
+
+        Who asks takes us for the leader, and said so after its read came: that is the reply to a heartbeat that was
+        sent then. Where it makes a majority with us, as in a group of three, nobody else is asked.
+        """
+        state = self._state
+        if requester != state.replica and self._settled and self._confirmed({state.replica: True, requester: True}):
+            self._answer(requester, nonce, context, self._log.commit)
+        elif len(self._waiting) >= MAX_WAITING_READS:
             probe("too many reads")
             self._answer(requester, nonce, context, FAILED)
         else:
             self._waiting[requester, nonce, context] = None
 
     def begin(self) -> None:
-        """Start a round for the reads that wait, unless one is under way or our term has committed nothing yet (S7).
-
-        (Before that our commit index may lie below what the previous leader acknowledged.)
-        """
-        if not self._waiting or self._running or self._log.commit < self._replication.first_own:
+        """Start a round for the reads that wait, unless one is under way or our term has committed nothing yet."""
+        if not self._waiting or self._running or not self._settled:
             return
         self._running, self._waiting = self._waiting, {}
         self._round += 1
@@ -84,9 +88,19 @@ class LeaderReads:
         if self._running:
             self._finish()
 
+    @property
+    def _settled(self) -> bool:
+        """Whether our term has committed an entry (S7): before that our commit index may lie below what the previous
+        leader acknowledged."""
+        return self._log.commit >= self._replication.first_own
+
+    def _confirmed(self, acks: dict[int, bool]) -> bool:
+        """Whether those who take us for the leader are enough (S8)."""
+        return vote_result(self._replication.tracker.configuration, acks) is VoteResult.WON
+
     def _finish(self) -> bool:
         """Answer the round's reads if a quorum has confirmed it."""
-        if vote_result(self._replication.tracker.configuration, self._acks) is not VoteResult.WON:
+        if not self._confirmed(self._acks):
             return False
         running, self._running = self._running, {}
         for requester, nonce, context in running:

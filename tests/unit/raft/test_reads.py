@@ -227,14 +227,65 @@ class TestFollower:
         assert follower.reads == [ReadState(7, 5, FAILED)]
 
     def test_the_leader_confirms_a_forwarded_read_like_its_own(self) -> None:
-        leader = established()
+        leader = self.leader(Configuration((1, 2, 3, 4, 5)), 2, 4)
         for _ in range(2):  # it is asked again while it waits
             leader.raft.step(Message(T.READ_INDEX, 3, 1, 1, nonce=9, context=1))
         leader.turn()
-        assert leader.take(T.READ_INDEX_REPLY) == []
-        confirm(leader, 2, 1)
+        asked = leader.take()
+        assert {m.type for m in asked} == {T.HEARTBEAT}
+        confirm(leader, 2, asked[0].context)
+        assert leader.take() == []
+        confirm(leader, 4, asked[0].context)
         answers = leader.take(T.READ_INDEX_REPLY)
         assert [(m.receiver, m.nonce, m.context, m.index, m.reject) for m in answers] == [(3, 9, 1, 1, False)]
+
+    def leader(self, configuration: Configuration, *others: int) -> Replica:
+        """Replica 1 leads term 1, elected by `others`, who have its no-op."""
+        leader = Replica(1, configuration=configuration)
+        leader.campaign()
+        for kind in (T.PRE_VOTE_REPLY, T.VOTE_REPLY):
+            for sender in others:
+                leader.step(Message(kind, sender, 1, 1))
+        for sender in others:
+            leader.step(Message(T.APPEND_REPLY, sender, 1, 1, index=1))
+        leader.take()
+        return leader
+
+    def test_a_follower_that_asks_confirms_its_own_read_where_it_makes_a_majority(self) -> None:
+        # It takes us for the leader of this term, and says so after the read came, as in a reply to a heartbeat (S8).
+        leader = established()
+        leader.step(Message(T.READ_INDEX, 3, 1, 1, nonce=9, context=1))
+        (answer,) = leader.take()
+        assert (answer.type, answer.receiver, answer.nonce, answer.context, answer.index, answer.reject) == (
+            T.READ_INDEX_REPLY, 3, 9, 1, 1, False,
+        )  # fmt: skip
+
+    def test_it_does_not_before_the_terms_first_commit(self) -> None:
+        leader = Replica(1, term=1, log=log_of(1, 1))
+        leader.lead()
+        leader.take()
+        leader.step(Message(T.READ_INDEX, 3, 1, 2, nonce=9, context=1))
+        assert leader.take() == []
+        leader.step(Message(T.APPEND_REPLY, 2, 1, 2, index=3))
+        confirm(leader, 2, leader.take(T.HEARTBEAT)[0].context, term=2)
+        assert [m.index for m in leader.take(T.READ_INDEX_REPLY)] == [3]
+
+    def test_nor_does_a_learner_nor_half_of_a_joint_configuration(self) -> None:
+        for configuration, asks in (
+            (Configuration((1, 2, 3), learners=(4,)), 4),
+            (Configuration((1, 2, 3), outgoing=(1, 4, 5)), 2),
+            (Configuration((1, 2, 3), outgoing=(1, 4, 5)), 9),
+        ):
+            leader = self.leader(configuration, 2, 4)
+            leader.step(Message(T.READ_INDEX, asks, 1, 1, nonce=9, context=1))
+            assert {m.type for m in leader.take()} == {T.HEARTBEAT}, (configuration, asks)
+
+    def test_nor_does_one_that_asked_a_leader_of_a_term_gone_by(self) -> None:
+        leader = established()
+        leader.step(Message(T.APPEND, 2, 1, 2))
+        leader.take()
+        leader.step(Message(T.READ_INDEX, 3, 1, 1, nonce=9, context=1))
+        assert [m.reject for m in leader.take(T.READ_INDEX_REPLY)] in ([], [True])
 
 
 def test_a_deposed_leader_answers_no_read() -> None:
