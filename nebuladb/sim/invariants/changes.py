@@ -8,6 +8,7 @@ from typing import NamedTuple
 from nebuladb.errors import Compacted
 from nebuladb.kv.store import Store
 from nebuladb.kv.watcher import EventBatch
+from nebuladb.sim.invariants.past import Contents, Past
 from nebuladb.sim.violation import require
 
 
@@ -27,6 +28,7 @@ class _Group:
         self.revisions: list[int] = []
         self.events: dict[int, tuple[Event, ...]] = {}
         self.highest = self.floor = revision
+        self.past = Past()
 
 
 class Changes:
@@ -48,12 +50,18 @@ class Changes:
             changes = store.changes(after, limit_rows=1 << 30, limit_bytes=1 << 60)
         except Compacted:
             known.floor = after = store.floor - 1
+            whole = store.scan(
+                b"\0", revision=store.floor, limit=1 << 30, max_bytes=1 << 60, max_rows=1 << 30
+            )  # fmt: skip
+            known.past.restart(store.floor, whole.kvs)
             changes = store.changes(after, limit_rows=1 << 30, limit_bytes=1 << 60)
         for change in changes:
             revision, record = change.record.main, change.record
             if revision not in known.events:
                 known.revisions.append(revision)
                 known.events[revision] = ()
+            if revision > known.past.since:
+                known.past.changed(change)
             known.events[revision] += (Event(change.key, not record.version, record.version, record.value),)
         known.highest = store.revision
         return [revision for revision in range(after + 1, store.revision + 1) if revision not in known.events]
@@ -62,6 +70,12 @@ class Changes:
         """The newest revision that any replica has published."""
         known = self._groups.get(group)
         return known.highest if known else 1
+
+    def contents(self, group: int, revision: int, low: bytes, high: bytes) -> Contents | None:
+        """What [`low`, `high`) held at `revision`, with all that is said of a key; None: it isn't known any more."""
+        require(revision <= self.highest(group), f"group {group}: nobody has published revision {revision} yet")
+        known = self._groups.get(group)
+        return known.past.at(revision, low, high) if known else {}
 
     def told(self, group: int, batch: EventBatch, after: int, low: bytes, high: bytes, where: str) -> None:
         """A watch of [`low`, `high`) that had come to `after` is told `batch`."""

@@ -1,9 +1,9 @@
-"""All else that a client may ask, right or wrong: it knows no answers, but replicas agree, and refuse what is wrong."""
+"""All else that a client may ask, right or wrong; each answer is the one that a plain model gives (`Judge`)."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cache
+from functools import cache, partial
 from typing import Final
 
 from nebuladb.errors import NebulaError, Outcome, Reason
@@ -18,11 +18,10 @@ from nebuladb.sim.board import Board
 from nebuladb.sim.core import Core
 from nebuladb.sim.machine import Machine
 from nebuladb.sim.violation import require
+from nebuladb.sim.workloads.judge import JUDGED, Judge, stepped
 from nebuladb.sim.workloads.requests import compact
+from nebuladb.sim.workloads.shapes import HIGH, LOW, Shapes
 
-KEYS: Final = 6
-LOW: Final = b"any/"
-HIGH: Final = b"any0"
 PAGE: Final = 3
 MAX_PAGES: Final = 40
 WRONG_TXNS: Final = 6
@@ -30,37 +29,43 @@ WRONG_TXNS: Final = 6
 
 
 class Explorer(Actor):
-    """Transactions of any shape, deletes, leases and sessions of all kinds, wrong requests; scans in pages."""
+    """Transactions of any shape, nested ones too, also such as only read; puts and deletes, leases and sessions of all
+    kinds, wrong requests; scans in pages."""
 
     def __init__(self, core: Core, machines: Sequence[Machine], board: Board, group: int, name: str) -> None:
         super().__init__(core, machines, board, group, name)
         self._session = self._sequence = self._lease = 0
         self._wrong_commands = wrong_commands()
+        self._shapes = Shapes(self._rng)
+        self.judge = Judge(board.changes, group, name)
 
     def _begin(self) -> None:
         draw = self._rng.random()
+        self._shapes.revision, self._shapes.lease = self._board.told(self.group), self._lease
         if not self._session and draw < 0.8:
             self._ask(Command(Kind.SESSION_OPEN, b""), self._settle)
-        elif draw < 0.15:
+        elif draw < 0.12:
             self._look(self._scan)
-        elif draw < 0.25:
+        elif draw < 0.2:
             self._look(self._history)
         elif draw < 0.35:
+            self._look(partial(self._read, self._shapes.txn(writes=False), self._board.told(self.group)))
+        elif draw < 0.42:
             self._wrong()
-        elif draw < 0.5:
+        elif draw < 0.55:
             self._sessions_and_leases()
+        elif draw < 0.85:
+            self._numbered(Command(Kind.TXN, self._shapes.txn().SerializeToString()))
         else:
-            self._numbered(self._txn() if draw < 0.9 else self._delete())
-
-    def _key(self) -> bytes:
-        return LOW + b"%d" % self._rng.randrange(KEYS)
+            self._numbered(self._put() if draw < 0.93 else self._delete())
 
     # --- writes ------------------------------------------------------------------------------------------------------
 
     def _numbered(self, command: Command) -> None:
         """In the session, if there is one; sometimes twice at once: the second is told what the first was."""
+        settle = partial(self._settled, command, self._board.told(self.group))
         if not self._session:
-            self._ask(command, self._settle)
+            self._ask(command, settle)
             return
         self._sequence += 1
         numbered = command._replace(session=self._session, sequence=self._sequence, lowest=self._sequence)
@@ -76,11 +81,21 @@ class Explorer(Actor):
 
             def second(outcome: Answer | NebulaError) -> None:
                 twice(outcome)
-                self._settle(outcome)
+                settle(outcome)
 
             self._ask(numbered, second)
         else:
-            self._ask(numbered, self._settle)
+            self._ask(numbered, settle)
+
+    def _settled(self, command: Command, floor: int, outcome: Answer | NebulaError) -> None:
+        """What came of a write that may be judged; `floor` had been told when it was asked for."""
+        if isinstance(outcome, Answer) and command.kind in JUDGED:
+            self.judge.wrote(command, outcome)
+            if stepped(outcome.result):
+                self._board.wrote(self.group, outcome.revision, floor, f"a write of {self.name}")
+            elif not outcome.reason:
+                self._board.tell(self.group, outcome.revision, floor, f"a write of {self.name}")
+        self._settle(outcome)
 
     def _settle(self, outcome: Answer | NebulaError) -> None:
         if not isinstance(outcome, Answer) or outcome.reason == Reason.SESSION_EXPIRED:
@@ -94,32 +109,16 @@ class Explorer(Actor):
             self._lease = answer.result.lease if answer.result.ttl else 0
         self._ok()
 
-    def _txn(self) -> Command:
-        rng = self._rng
-        request = kv_pb2.TxnRequest()
-        for _ in range(rng.randrange(3)):
-            compare = request.compare.add(
-                key=self._key(), number=rng.randrange(4), result=rng.choice(kv_pb2.Compare.Result.values()),
-                target=rng.choice(kv_pb2.Compare.Target.values()), value=b"%d" % rng.randrange(4),
-            )  # fmt: skip
-            if rng.random() < 0.3:
-                compare.range_end = HIGH
-        for branch in (request.success, request.failure):
-            for number in range(rng.randrange(4)):
-                key = LOW + b"%d" % number
-                draw = rng.random()
-                if draw < 0.5:
-                    branch.add(put=kv_pb2.TxnPut(key=key, value=b"%d" % rng.randrange(4), prev_kv=draw < 0.3))
-                elif draw < 0.7:
-                    branch.add(delete=kv_pb2.TxnDelete(key=key, prev_kv=draw < 0.6))
-                else:
-                    branch.add(range=kv_pb2.RangeRequest(
-                        key=LOW, range_end=HIGH, limit=rng.randrange(3), keys_only=draw < 0.8, count_only=draw > 0.95,
-                    ))  # fmt: skip
-        return Command(Kind.TXN, request.SerializeToString())
+    def _put(self) -> Command:
+        put = self._shapes.put(self._shapes.key())
+        request = kv_pb2.PutRequest(
+            key=put.key, value=put.value, lease=put.lease, prev_kv=put.prev_kv, ignore_value=put.ignore_value,
+            ignore_lease=put.ignore_lease,
+        )  # fmt: skip
+        return Command(Kind.PUT, request.SerializeToString())
 
     def _delete(self) -> Command:
-        request = kv_pb2.DeleteRequest(key=self._key(), prev_kv=self._rng.random() < 0.7)
+        request = kv_pb2.DeleteRequest(key=self._shapes.key(), prev_kv=self._rng.random() < 0.7)
         if self._rng.random() < 0.5:
             request.range_end = HIGH
         return Command(Kind.DELETE, request.SerializeToString())
@@ -140,7 +139,7 @@ class Explorer(Actor):
             else:
                 self._ask(Command(Kind.SESSION_OPEN, b""), self._settle)
         elif draw == 3:
-            put = kv_pb2.PutRequest(key=self._key(), value=b"leased", lease=self._lease, prev_kv=True)
+            put = kv_pb2.PutRequest(key=self._shapes.key(), value=b"leased", lease=self._lease, prev_kv=True)
             self._numbered(Command(Kind.PUT, put.SerializeToString()))
         elif draw == 4:
             keep = lease_pb2.LeaseKeepAliveRequest(id=self._lease).SerializeToString()
@@ -192,10 +191,16 @@ class Explorer(Actor):
 
     # --- reads -------------------------------------------------------------------------------------------------------
 
+    def _read(self, request: kv_pb2.TxnRequest, floor: int, store: Store, machine: Machine) -> None:
+        """A transaction that writes nothing needs no log entry (etcd 23): it sees a revision no older than was told."""
+        self.judge.read(store, request)
+        self._board.tell(self.group, store.revision, floor, f"a transaction of {self.name} on {machine.name}")
+        self._ok()
+
     def _history(self, store: Store, _: Machine) -> None:
         """Reads of the past, and of a lease."""
         try:
-            store.get(self._key(), store.revision - self._rng.randrange(20))
+            store.get(self._shapes.key(), store.revision - self._rng.randrange(20))
             store.range(LOW, HIGH, revision=store.revision + self._rng.randrange(-20, 2), limit=2)
             store.lease(self._lease, keys=True)
         except NebulaError:
@@ -223,6 +228,8 @@ class Explorer(Actor):
             else:
                 page = source.scan(low, b"\xff", limit=PAGE, revision=revision)
         except NebulaError:  # compacted, or the machine or its replica is gone
+            if isinstance(source, Pin):
+                source.close()
             self._failed()
             return
         count += len(page.kvs)
