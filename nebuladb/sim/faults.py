@@ -73,6 +73,8 @@ class Faults:
     """Keyspaces that a user makes."""
     churn_every: int = 0
     """Keyspaces that users drop, and make anew."""
+    alarms_every: int = 0
+    """Alarms that somebody declares for the whole cluster, and takes back."""
     members_every: int = 0
     """Nodes that an operator adds, removes and replaces. Then no disk is full, damaged or emptied: which nodes may be
     lost besides would have to be known."""
@@ -122,6 +124,7 @@ class Faults:
             forget_every=rng.choice((0, 0, 3_000)),
             away_every=rng.choice((0, 0, 2_000)),
             short_every=rng.choice((0, 0, 1_500)),
+            alarms_every=rng.choice((0, 0, 0, 1_000)),
         )
         mild = replace(drawn, full_every=0, flip_every=0, wipe_every=0, forget_every=0)
         return mild if drawn.members_every else drawn

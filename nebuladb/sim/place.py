@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from nebuladb.errors import NodeRemoved
+from nebuladb.ids import META_GROUP
+from nebuladb.kv.command import Command
+from nebuladb.node.declared import forbidden
 from nebuladb.node.disk import Space
 from nebuladb.node.identity import Founding, Identity
 from nebuladb.node.joined import Joined
 from nebuladb.shard import Descriptor
-from nebuladb.sim.life import Life
+from nebuladb.sim.life import Life, Written
 from nebuladb.sim.machine import Machine
 from nebuladb.sim.violation import require
 
@@ -27,6 +30,13 @@ class Place(Machine):
     def bereft(self) -> bool:
         """Whether replicas of the running node have lost their data, and wait for snapshots."""
         return self._life is not None and bool(self._life.node.snapshots.lost)
+
+    def submit(self, group: int, command: Command, timeout: int, written: Written) -> None:
+        """As ``api.backend``: what alarms of the cluster forbid, by this node's picture of meta, is refused here."""
+        node = None if self.paused else self.node
+        if node is not None and group != META_GROUP and (error := forbidden(node.meta.alarmed, command)):
+            raise error
+        super().submit(group, command, timeout, written)
 
     def pause(self, milliseconds: int, *, suspended: bool) -> None:
         """The process stands still (SIGSTOP), or the whole machine with its monotonic clock (`suspended`)."""

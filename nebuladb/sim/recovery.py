@@ -19,7 +19,9 @@ from nebuladb.sim.core import Core
 from nebuladb.sim.life import Written
 from nebuladb.sim.machine import Machine
 from nebuladb.sim.violation import Violation, require
+from nebuladb.sim.workloads.hashes import Hashes
 from nebuladb.sim.workloads.history import History
+from nebuladb.sim.workloads.reclaimed import is_reclaimed
 from nebuladb.sim.workloads.watch import Observer
 
 BOUND_MS = 12_000
@@ -33,8 +35,8 @@ FOUNDED = {META_GROUP, DEFAULT_GROUP, ETCD_GROUP}
 
 class Recovery:
     """Steps: clients have their outcomes; a put on each keyspace through each node; all replicas as far as the leader;
-    a state hash at one index everywhere; all watches told all; all replicas level. Then every node must show what
-    clients may see, and `done` is set."""
+    a state hash at one index everywhere; all watches told all; all replicas level; what is compacted is deleted. Then
+    every node must show what clients may see, and `done` is set."""
 
     def __init__(self, core: Core, machines: Sequence[Machine], clients: Sequence[Actor], board: Board) -> None:
         self.done = False
@@ -52,6 +54,7 @@ class Recovery:
             self._hashes_equal,
             self._watches_complete,
             self._level,
+            self._reclaimed,
         ]
         self._groups: list[int] = []
         self._waits: set[tuple[int, int]] = set()
@@ -93,8 +96,8 @@ class Recovery:
         return True
 
     def _keyspaces_are_settled(self) -> bool:
-        """None is half made or half dropped any more (the leader of meta saw to it), nothing waits to be destroyed but
-        by those who are gone, and every node has a replica of every shard."""
+        """None is half made or half dropped any more (the leader of meta saw to it), no alarm is declared, nothing is
+        to be destroyed but by those who are gone, and every node has a replica of every shard."""
         nodes = [machine.node for machine in self._machines]
         here = {machine.node_id for machine in self._machines}
         groups: set[int] = set()
@@ -102,6 +105,8 @@ class Recovery:
             if node is None or any(
                 keyspace.state is not KeyspaceState.READY for keyspace in node.meta.keyspaces.values()
             ):
+                return False
+            if node.meta.declared:
                 return False
             if any(removal.node in here for removal in node.meta.removals):
                 return False
@@ -194,6 +199,20 @@ class Recovery:
                 return False
         return True
 
+    def _reclaimed(self) -> bool:
+        """What compactions superseded is deleted on every node."""
+        done = True
+        for machine in self._machines:
+            assert machine.node is not None
+            for group in self._groups:
+                store = machine.node.groups[group].store
+                if store.reclaimed(store.floor):
+                    is_reclaimed(machine.node, group, store.floor, machine.name)
+                else:
+                    done = False
+                    machine.work()
+        return done
+
     def _facts_hold(self) -> None:
         """What was acknowledged is there, and what was refused is not, on every node; and what clients saw can be."""
         for machine in self._machines:
@@ -204,6 +223,7 @@ class Recovery:
                 for (of, _), fact in self._board.facts.items():
                     if of == group:
                         fact.holds(data.store)
+                self._board.fact(group, Hashes).take(machine.node, machine.name)
             self._rows_agree(machine, machine.node)
         for group in self._board.registers:
             self._board.changes.acknowledged(group, self._board.acknowledged(group))

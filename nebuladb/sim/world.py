@@ -34,6 +34,7 @@ from nebuladb.sim.recovery import Recovery
 from nebuladb.sim.report import Report
 from nebuladb.sim.trace import Trace
 from nebuladb.sim.violation import Violation, raised_in
+from nebuladb.sim.workloads.declarer import Declarer
 from nebuladb.sim.workloads.keyspaces import Maker
 from nebuladb.sim.workloads.steward import Steward
 
@@ -121,6 +122,8 @@ class World:
             self._populate(group, draw(core.stream(f"workloads {group}")))
         if faults.keyspaces:
             self.clients.append(Maker(core, self.machines, self._board, "maker", self._made, self._dropped))
+        if faults.alarms_every:
+            self.clients.append(Declarer(core, self.machines, self._board, "declarer"))
         if faults.members_every:
             self.clients.append(Steward(core, self.machines, self._board, "steward", self._replicas.removable))
         self._rng = rng

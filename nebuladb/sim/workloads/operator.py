@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final
 
-from nebuladb.errors import NebulaError, NoSpace
+from nebuladb.errors import NebulaError, NoSpace, StoreError
 from nebuladb.kv.command import Command
+from nebuladb.kv.history_hash import HistoryHash
 from nebuladb.node import proposals, reads
 from nebuladb.node.alarms import AlarmKind
 from nebuladb.node.disk import Space
@@ -13,11 +15,16 @@ from nebuladb.node.node import Node
 from nebuladb.node.replica import Replica
 from nebuladb.raft import StateRole
 from nebuladb.sim.actor import Actor
+from nebuladb.sim.board import Board
+from nebuladb.sim.core import Core
 from nebuladb.sim.machine import Machine
 from nebuladb.sim.violation import require
+from nebuladb.sim.workloads.hashes import ROWS, Hashes
 from nebuladb.sim.workloads.requests import delete_range, put
 
 PAUSE_MS: Final = 400
+HASHED: Final = 8
+"""Revisions below the newest that a hash may be of."""
 SLACK: Final = 2_000
 """Bytes."""
 ONE_ENTRY: Final = 20_000
@@ -28,7 +35,12 @@ ANSWERED: Final = 100
 
 
 class Operator(Actor):
-    """Reads what ``/status`` and ``/metrics`` show; hands leadership over as a node that is to be stopped does."""
+    """Reads what ``/status`` and ``/metrics`` show; hands leadership over as a node that is to be stopped does; has
+    nodes hash their history."""
+
+    def __init__(self, core: Core, machines: Sequence[Machine], board: Board, group: int, name: str) -> None:
+        super().__init__(core, machines, board, group, name)
+        self._hashes = board.fact(group, Hashes)
 
     def _begin(self) -> None:
         machine = self._machine()
@@ -53,14 +65,53 @@ class Operator(Actor):
         if self._rng.random() < 0.1:
             # Orders that can't be carried out: to a node itself, perhaps by one that doesn't lead.
             machine.transfer(self.group, machine.node_id)
+        self._hash(machine, node)
+
+    def _hash(self, machine: Machine, node: Node) -> None:
+        """Of the history up to now, or to some revision of late, over some turns: none of them is seen in it."""
+        try:
+            store = machine.store(self.group)
+            if node.host.replicas[self.group].lost:
+                self._failed()
+                return
+            back = self._rng.randrange(2 * HASHED)
+            work = self._hashes.begin(node, max(store.revision - back, 1) if back < HASHED else 0)
+        except NebulaError as error:
+            self._not_hashed(machine, error)
+            return
+        self._hash_on(machine, node, work)
+
+    def _hash_on(self, machine: Machine, node: Node, work: HistoryHash) -> None:
+        if machine.node is not node:  # it died
+            work.close()
+            self._failed()
+            return
+        try:
+            found = work.step(ROWS)
+        except StoreError as error:
+            work.close()
+            self._not_hashed(machine, error)
+            return
+        if found is None:
+            self._core.scheduler.after(1, self._hash_on, machine, node, work)
+            return
+        work.close()
+        self._hashes.took(work, found, machine.name)
         self._ok(PAUSE_MS)
+
+    def _not_hashed(self, machine: Machine, error: NebulaError) -> None:
+        """Compacted already, or not served here."""
+        if isinstance(error, StoreError) and not machine.spoiled:
+            raise error
+        self._failed()
 
     def _space(self, machine: Machine, node: Node) -> None:
         """A node says that it is short of space as long as it is. Then it takes what makes room, and nothing else."""
         short = node.host.disk.space is not Space.PLENTY
         said = any(alarm.kind is AlarmKind.NO_SPACE for alarm in node.alarms_now.all())
         require(said is short, f"{machine.name}: is short of space: {short}, says so: {said}")
-        if short and self.group in node.host.replicas:
+        # An alarm of the cluster refuses before the disk is asked: `Declarer` looks at that.
+        if short and self.group in node.host.replicas and not node.meta.alarmed:
             key, where = b"space/%d" % machine.place, f"{machine.name}, short of space"
             require(self._refuses(machine, put(key, key)), f"{where}: a put is taken (S33)")
             require(not self._refuses(machine, delete_range(key, b"")), f"{where}: what makes room is refused (S33)")
