@@ -16,7 +16,7 @@ from nebuladb.sim.workloads.requests import compact
 KEPT: Final = (0, 30, 300)
 """Revisions below the newest that stay readable."""
 PAUSE_MS: Final = 800
-POLL_MS: Final = 10
+POLL_MS: Final = 1
 PHYSICAL_MS: Final = 1_000
 """How long it is waited for that what was superseded is deleted."""
 

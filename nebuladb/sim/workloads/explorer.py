@@ -44,6 +44,8 @@ class Explorer(Actor):
         self._shapes.revision, self._shapes.lease = self._board.told(self.group), self._lease
         if not self._session and draw < 0.8:
             self._ask(Command(Kind.SESSION_OPEN, b""), self._settle)
+        elif self._session and not self._lease and draw < 0.3:
+            self._grant(0)
         elif draw < 0.12:
             self._look(self._scan)
         elif draw < 0.2:
@@ -134,8 +136,7 @@ class Explorer(Actor):
                 self._numbered(compact(1))  # refused unless it is the first
             elif self._session:
                 again = self._lease if draw == 2 else 0  # refused, if it lives
-                grant = lease_pb2.LeaseGrantRequest(id=again, ttl=1 + self._rng.randrange(60)).SerializeToString()
-                self._numbered(Command(Kind.LEASE_GRANT, grant))
+                self._grant(again)
             else:
                 self._ask(Command(Kind.SESSION_OPEN, b""), self._settle)
         elif draw == 3:
@@ -147,6 +148,10 @@ class Explorer(Actor):
         else:
             revoke = lease_pb2.LeaseRevokeRequest(id=self._lease).SerializeToString()
             self._numbered(Command(Kind.LEASE_REVOKE, revoke))
+
+    def _grant(self, lease: int) -> None:
+        grant = lease_pb2.LeaseGrantRequest(id=lease, ttl=1 + self._rng.randrange(60))
+        self._numbered(Command(Kind.LEASE_GRANT, grant.SerializeToString()))
 
     def _wrong(self) -> None:
         """Refused by every replica alike, and certainly not done (S22)."""

@@ -65,23 +65,28 @@ class Operator(Actor):
         if self._rng.random() < 0.1:
             # Orders that can't be carried out: to a node itself, perhaps by one that doesn't lead.
             machine.transfer(self.group, machine.node_id)
-        self._hash(machine, node)
+        others = [other for other in self._machines if other is not machine]
+        self._hash([machine, *others], 0)
 
-    def _hash(self, machine: Machine, node: Node) -> None:
-        """Of the history up to now, or to some revision of late, over some turns: none of them is seen in it."""
+    def _hash(self, machines: Sequence[Machine], revision: int) -> None:
+        """Of the history up to now, or some revision of late, on the first of `machines`; then on the others:
+        what each has deleted by then, and what is written meanwhile, isn't seen in it."""
+        machine, node = machines[0], machines[0].node
         try:
             store = machine.store(self.group)
-            if node.host.replicas[self.group].lost:
+            if node is None or node.host.replicas[self.group].lost:
                 self._failed()
                 return
             back = self._rng.randrange(2 * HASHED)
-            work = self._hashes.begin(node, max(store.revision - back, 1) if back < HASHED else 0)
+            revision = revision or (max(store.revision - back, 1) if back < HASHED else 0)
+            work = self._hashes.begin(node, revision)
         except NebulaError as error:
             self._not_hashed(machine, error)
             return
-        self._hash_on(machine, node, work)
+        self._hash_on(machines, node, work)
 
-    def _hash_on(self, machine: Machine, node: Node, work: HistoryHash) -> None:
+    def _hash_on(self, machines: Sequence[Machine], node: Node, work: HistoryHash) -> None:
+        machine, others = machines[0], machines[1:]
         if machine.node is not node:  # it died
             work.close()
             self._failed()
@@ -93,11 +98,14 @@ class Operator(Actor):
             self._not_hashed(machine, error)
             return
         if found is None:
-            self._core.scheduler.after(1, self._hash_on, machine, node, work)
+            self._core.scheduler.after(1, self._hash_on, machines, node, work)
             return
         work.close()
         self._hashes.took(work, found, machine.name)
-        self._ok(PAUSE_MS)
+        if others:
+            self._core.scheduler.after(1, self._hash, others, work.revision)
+        else:
+            self._ok(PAUSE_MS)
 
     def _not_hashed(self, machine: Machine, error: NebulaError) -> None:
         """Compacted already, or not served here."""
