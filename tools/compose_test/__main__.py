@@ -24,7 +24,8 @@ from tools.compose_test.story import UP_SECONDS, Story, part_of
 MIB: Final = 1 << 20
 TREE_MIB: Final = 24
 PUTS: Final = 100_000
-BROKEN_TREE_MIB: Final = 2
+BROKEN_TREE_MIB: Final = 16
+"""So much that a quick machine is still loading when a third of it is noticed: with 2 MiB a quiet one was done."""
 BROKEN_PUTS: Final = 1000
 BROKEN_UP_SECONDS: Final = 30.0
 """One that never becomes healthy is waited for that long."""
