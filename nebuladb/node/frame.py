@@ -28,7 +28,10 @@ from nebuladb.errors import Corruption
 from nebuladb.raft import Message, MessageType
 from nebuladb.raft.entry import decode_entry
 
-FRAME_VERSION: Final = 1
+FRAME_VERSION: Final = 2
+"""Of frames, and of what they ask for: builds whose state machines make something else of the same command must not be
+in one cluster (S22), so they don't understand each other. 2: nested transactions, puts that keep value or lease, leases
+of any id."""
 MAX_FRAME_BYTES: Final = 4 << 20
 """A frame takes no further message past this size; one message is at most an append of about 2.5 MiB."""
 CLUSTER_VERSION: Final = 1

@@ -160,7 +160,7 @@ ENVELOPES = [
 ]
 
 FRAME_HEAD = hexed("""
-    01 00 0000          # version, flags, reserved
+    02 00 0000          # version, flags, reserved
     00000001            # cluster version
     00000000000000c1    # cluster
     00000000000000a1    # sending node

@@ -11,6 +11,7 @@ import pytest
 
 from nebuladb.errors import IdentityError, NodeRemoved
 from nebuladb.kv.answer import KeyValue
+from nebuladb.node.frame import FRAME_VERSION
 from nebuladb.node.identity import Founder, Founding, Identity
 from nebuladb.node.meta import NODE_KEY, VERSION_KEY, Meta
 from nebuladb.node.record import NodeRecord, NodeState
@@ -46,8 +47,10 @@ def node(meta: Meta, leader: int = 0) -> Any:
     return SimpleNamespace(node=SimpleNamespace(meta=meta, host=SimpleNamespace(replicas={1: replica})))
 
 
-def shake(node_id: int, name: str, *, issued: int = 0, cluster: int = 7) -> pb.Handshake:
-    return pb.Handshake(node_id=node_id, name=name, cluster_id=cluster, version=1, receiver=11, issued_nodes=issued)
+def shake(node_id: int, name: str, *, issued: int = 0, cluster: int = 7, version: int = FRAME_VERSION) -> pb.Handshake:
+    return pb.Handshake(
+        node_id=node_id, name=name, cluster_id=cluster, version=version, receiver=11, issued_nodes=issued
+    )
 
 
 @pytest.mark.parametrize(
@@ -56,6 +59,7 @@ def shake(node_id: int, name: str, *, issued: int = 0, cluster: int = 7) -> pb.H
         (shake(13, "n3", cluster=8), "belongs to cluster"),
         (shake(99, "n3", issued=1), "bears the name of"),
         (shake(99, "n4", issued=1), "is no member"),
+        (shake(13, "n3", version=FRAME_VERSION - 1), "upgrade it"),
     ],
     ids=str,
 )
