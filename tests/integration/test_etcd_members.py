@@ -66,6 +66,7 @@ def test_a_learner_comes_is_promoted_and_goes(cluster: Growing) -> None:
         cluster.start(3)
         cluster.wait_ready(3)
         cluster.wait_for(lambda: members(client)[node].name == cluster.name(3), "it has its name and its id")
+        cluster.wait_for(lambda: bool(members(client)[node].clientURLs), "it has said where its clients reach it")
         member = members(client)[node]
         assert (list(member.clientURLs), member.isLearner) == ([f"http://{cluster.endpoints[3]}"], True)
 
