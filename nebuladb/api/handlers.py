@@ -25,9 +25,8 @@ CONTROL_METHODS: Final = frozenset({"KeepAlive", "Revoke", "LeaseKeepAlive", "Le
 live, and nobody could look at the node, or take it out."""
 
 Unary = Callable[[bytes, Any], Awaitable[bytes]]
-Stream = Callable[[bytes, Any], AsyncIterator[bytes]]
-Dialogue = Callable[[AsyncIterator[bytes], Any], AsyncIterator[bytes]]
-"""Both sides stream."""
+Stream = Callable[[Any, Any], AsyncIterator[bytes]]
+"""Of a request's bytes, or, where both sides stream, of an iterator of requests'."""
 Translate = Callable[[NebulaError], NebulaError]
 
 
@@ -58,16 +57,15 @@ class Handlers:
         handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {}
         for method in descriptor.methods:
             path = f"/{descriptor.full_name}/{method.name}"
-            function = getattr(service, method.name, None)
-            if function is None:
-                continue  # answered UNIMPLEMENTED
+            function = getattr(service, method.name)
             control = descriptor.full_name in CONTROL_SERVICES or method.name in CONTROL_METHODS
             weight = 0 if control else 1
             if method.client_streaming:
-                dialogue = self._dialogue(path, function, translate, weight)
+                # What was read of the requests is gone, so nothing is asked again: such a method asks again itself.
+                dialogue = self._stream(path, function, translate, weight, again=False)
                 handlers[method.name] = grpc.stream_stream_rpc_method_handler(dialogue)
             elif method.server_streaming:
-                stream = self._stream(path, function, translate, weight)
+                stream = self._stream(path, function, translate, weight, again=True)
                 handlers[method.name] = grpc.unary_stream_rpc_method_handler(stream)
             else:
                 unary = self._unary(path, function, translate, weight)
@@ -103,8 +101,8 @@ class Handlers:
 
         return call
 
-    def _stream(self, path: str, function: Stream, translate: Translate, weight: int) -> Stream:
-        async def call(raw: bytes, context: Any) -> AsyncIterator[bytes]:
+    def _stream(self, path: str, function: Stream, translate: Translate, weight: int, *, again: bool) -> Stream:
+        async def call(asked: Any, context: Any) -> AsyncIterator[bytes]:
             begun, code = time.perf_counter(), "INTERNAL"
             meta, silent = self._backend.meta, True
             self._ordinary += weight
@@ -112,38 +110,16 @@ class Handlers:
                 if weight and self._ordinary > MAX_ORDINARY:
                     raise _full()
                 try:
-                    async for response in function(raw, context):
+                    async for response in function(asked, context):
                         silent = False
                         yield response
                 except NebulaError as error:
-                    if not (silent and await self._backend.learned(error, meta, context)):
+                    if not (again and silent and await self._backend.learned(error, meta, context)):
                         raise
-                    async for response in function(raw, context):
+                    async for response in function(asked, context):
                         yield response
                 code = "OK"
             except NebulaError as error:
-                code = await self._abort(context, error, translate)
-            except (asyncio.CancelledError, GeneratorExit):
-                code = "CANCELLED"
-                raise
-            finally:
-                self._ordinary -= weight
-                self._meter.rpc(path, code, time.perf_counter() - begun)
-
-        return call
-
-    def _dialogue(self, path: str, function: Dialogue, translate: Translate, weight: int) -> Dialogue:
-        async def call(requests: AsyncIterator[bytes], context: Any) -> AsyncIterator[bytes]:
-            begun, code = time.perf_counter(), "INTERNAL"
-            self._ordinary += weight
-            try:
-                if weight and self._ordinary > MAX_ORDINARY:
-                    raise _full()
-                async for response in function(requests, context):
-                    yield response
-                code = "OK"
-            except NebulaError as error:
-                # What was read of `requests` is gone, so nothing is asked again: such a handler asks again itself.
                 code = await self._abort(context, error, translate)
             except (asyncio.CancelledError, GeneratorExit):
                 code = "CANCELLED"

@@ -132,11 +132,8 @@ async def read_txn(
     """What a transaction that writes nothing gives, and the revision that it was read at: no log entry (etcd 23)."""
     store = await backend.current(shard, timeout, serializable=serializable)
     try:
-        try:
-            return store.revision, store.read(request)
-        except Misses as misses:
-            store, result = await backend.pump.looks.look(shard.group, misses, lambda store: store.read(request))
-            return store.revision, result
+        store, result = await backend.pump.looks.read(shard.group, store, lambda store: store.read(request))
+        return store.revision, result
     except NebulaError as error:
         error.group = shard.group  # so that the replica gets its data anew, where that is damaged
         raise

@@ -9,7 +9,6 @@ from nebuladb.errors import InvalidArgument, LeaseNotFound
 from nebuladb.kv import check
 from nebuladb.kv.answer import LeaseResult, SessionResult
 from nebuladb.kv.command import Command, Kind
-from nebuladb.kv.loans import Misses
 from nebuladb.node.meta import DEFAULT
 from nebuladb.pb.nebula.v1 import lease_pb2 as pb
 from nebuladb.pb.nebula.v1 import session_pb2
@@ -58,12 +57,9 @@ class LeaseService:
         request = parse(pb.LeaseTimeToLiveRequest, raw)
         shard = self._shard(request.keyspace, request.id)
         store = await self._backend.current(shard, self._backend.timeout(context))
-        try:
-            lease = store.lease(request.id, keys=request.keys)
-        except Misses as misses:
-            store, lease = await self._backend.pump.looks.look(
-                shard.group, misses, lambda store: store.lease(request.id, keys=request.keys)
-            )
+        store, lease = await self._backend.pump.looks.read(
+            shard.group, store, lambda store: store.lease(request.id, keys=request.keys)
+        )
         response = pb.LeaseTimeToLiveResponse(header=self._backend.header(shard.group, store.revision), id=request.id)
         if lease is None:
             response.ttl = -1

@@ -30,6 +30,13 @@ class Looks:
         self.waiting = 0
         """Reads in progress."""
 
+    async def read(self, group: int, store: Store, read: Callable[[Store], T]) -> tuple[Store, T]:
+        """What `read` gives of `store`, and `store`; or as `look`, where that takes the disk."""
+        try:
+            return store, read(store)
+        except Misses as misses:
+            return await self.look(group, misses, read)
+
     async def look(self, group: int, misses: Misses, read: Callable[[Store], T]) -> tuple[Store, T]:
         """What `read`, which met `misses`, gives once its rows are here, and the store as it was then.
 

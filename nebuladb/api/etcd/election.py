@@ -12,7 +12,6 @@ from nebuladb.api.etcd.face import Face
 from nebuladb.api.etcd.requests import received
 from nebuladb.errors import NebulaError
 from nebuladb.kv.answer import KeyValue
-from nebuladb.kv.loans import Misses
 from nebuladb.kv.store import Store
 from nebuladb.kv.watcher import Event
 from nebuladb.pb.etcd import election_pb2 as pb
@@ -116,10 +115,7 @@ class ElectionService:
 
     async def _get(self, shard: Descriptor, store: Store, key: bytes) -> tuple[Store, KeyValue | None]:
         """A key, of this store or, where that takes the disk, of what is there then."""
-        try:
-            return store, store.get(key)
-        except Misses as misses:
-            return await self._face.backend.pump.looks.look(shard.group, misses, lambda store: store.get(key))
+        return await self._face.backend.pump.looks.read(shard.group, store, lambda store: store.get(key))
 
     def _response(self, shard: Descriptor, revision: int, kv: KeyValue) -> bytes:
         message = pb.LeaderResponse(header=self._face.header(shard.group, revision))

@@ -13,7 +13,6 @@ from nebuladb.env import probe
 from nebuladb.errors import NebulaError, Outcome
 from nebuladb.kv.answer import Answer, LeaseResult
 from nebuladb.kv.command import Command, Kind
-from nebuladb.kv.loans import Misses
 from nebuladb.pb.etcd import lease_pb2 as pb
 from nebuladb.pb.nebula.v1 import lease_pb2
 from nebuladb.shard import Descriptor
@@ -53,12 +52,9 @@ class LeaseService:
         request = received(pb.LeaseTimeToLiveRequest, raw)
         backend, shard = self._face.backend, self._face.shard(context)
         store = await backend.current(shard, self._face.timeout(context))
-        try:
-            lease = store.lease(request.ID, keys=request.keys)
-        except Misses as misses:
-            store, lease = await backend.pump.looks.look(
-                shard.group, misses, lambda store: store.lease(request.ID, keys=request.keys)
-            )
+        store, lease = await backend.pump.looks.read(
+            shard.group, store, lambda store: store.lease(request.ID, keys=request.keys)
+        )
         response = pb.LeaseTimeToLiveResponse(header=self._face.header(shard.group, store.revision), ID=request.ID)
         if lease is None:
             response.TTL = -1
