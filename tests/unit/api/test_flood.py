@@ -16,7 +16,7 @@ from nebuladb.kv.command import Kind
 from nebuladb.node.pump import Pump
 from nebuladb.pb.nebula.v1 import kv_pb2, lease_pb2
 from nebuladb.rpc.engine import ENGINES
-from tests.unit.api.test_services import Served
+from tests.unit.api.served import Served
 from tests.unit.node.lone import SECONDS
 
 MOST = 8

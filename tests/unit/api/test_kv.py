@@ -14,7 +14,7 @@ from nebuladb.ids import DEFAULT_GROUP
 from nebuladb.kv.command import Kind
 from nebuladb.node.disk import grows
 from nebuladb.pb.nebula.v1 import kv_pb2 as pb
-from tests.unit.api.test_services import Served
+from tests.unit.api.served import Served
 from tests.unit.node.lone import SECONDS
 
 Op = pb.Operation

@@ -13,7 +13,7 @@ from nebuladb.node.members import claim_step
 from nebuladb.node.record import NodeState
 from nebuladb.pb.nebula.peer.v1 import peer_pb2
 from nebuladb.server.joining import JoinService
-from tests.unit.api.test_services import Served
+from tests.unit.api.served import Served
 from tests.unit.node.lone import SECONDS
 
 

@@ -15,7 +15,7 @@ from nebuladb.ids import DEFAULT_GROUP
 from nebuladb.kv.command import Command, Kind
 from nebuladb.kv.store import Store
 from nebuladb.pb.nebula.v1 import kv_pb2
-from tests.unit.api.test_services import Served
+from tests.unit.api.served import Served
 from tests.unit.node.lone import SECONDS
 
 KEYS: Final = 24

@@ -4,7 +4,6 @@ behind that go away."""
 from __future__ import annotations
 
 import asyncio
-import socket
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -12,49 +11,12 @@ import grpc
 import grpc.aio
 import pytest
 
-from nebuladb.api.backend import Backend
-from nebuladb.api.services import ApiServer
 from nebuladb.ids import DEFAULT_GROUP
 from nebuladb.kv.hashing import HashJob
 from nebuladb.pb.nebula.v1 import cluster_pb2, kv_pb2
-from nebuladb.rpc.engine import DEFAULT, ENGINES, Engine
-from tests.unit.node.lone import SECONDS, Lone
-
-
-class Meter:
-    def rpc(self, method: str, code: str, seconds: float) -> None: ...
-
-
-class Served(Lone):
-    """A node with a client port, and a channel to it."""
-
-    async def open(self, engine: Engine = DEFAULT) -> None:
-        await self.serve()
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.address = f"127.0.0.1:{probe.getsockname()[1]}"
-        self.backend = Backend(self.pump)
-        self.api = ApiServer(self.backend, Meter(), self.address, "", engine)
-        await self.api.start(self.address)
-        self.channel = engine.insecure_channel(self.address)
-
-    async def get(self, request: kv_pb2.GetRequest) -> kv_pb2.GetResponse:
-        call = self.channel.unary_unary(
-            "/nebula.v1.KV/Get", kv_pb2.GetRequest.SerializeToString, kv_pb2.GetResponse.FromString
-        )
-        response: kv_pb2.GetResponse = await call(request, timeout=SECONDS)
-        return response
-
-    def watch(self, request: kv_pb2.WatchRequest) -> Any:
-        call = self.channel.unary_stream(
-            "/nebula.v1.KV/Watch", kv_pb2.WatchRequest.SerializeToString, kv_pb2.WatchResponse.FromString
-        )
-        return call(request)
-
-    async def close(self) -> None:
-        await self.channel.close()
-        await self.api.stop(0)
-        await self.pump.stop()
+from nebuladb.rpc.engine import ENGINES
+from tests.unit.api.served import Served
+from tests.unit.node.lone import SECONDS
 
 
 @pytest.fixture(params=list(ENGINES))

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import socket
 from typing import Any
 
 import grpc
 import grpc.aio
 import pytest
 
-from nebuladb.api.backend import Backend
-from nebuladb.api.services import ApiServer
 from nebuladb.pb.etcd import kv_pb2 as pb
-from nebuladb.rpc.engine import DEFAULT, Engine
-from tests.unit.node.lone import SECONDS, Lone
+from tests.unit.api.served import Served
+from tests.unit.node.lone import SECONDS
 
 RESPONSES: dict[str, Any] = {
     "Range": pb.RangeResponse,
@@ -26,27 +23,10 @@ RESPONSES: dict[str, Any] = {
 UNBOUNDED = (("grpc.max_receive_message_length", -1),)
 
 
-class Meter:
-    def rpc(self, method: str, code: str, seconds: float) -> None: ...
-
-
-class Faced(Lone):
+class Faced(Served):
     """One node, served."""
 
-    async def open(self, engine: Engine = DEFAULT) -> None:
-        await self.serve()
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.address = f"127.0.0.1:{probe.getsockname()[1]}"
-        self.backend = Backend(self.pump)
-        self.api = ApiServer(self.backend, Meter(), self.address, "", engine)
-        await self.api.start(self.address)
-        self.channel = engine.insecure_channel(self.address, options=UNBOUNDED)
-
-    async def close(self) -> None:
-        await self.channel.close()
-        await self.api.stop(0)
-        await self.pump.stop()
+    options = UNBOUNDED
 
     async def call(self, method: str, request: Any, **options: Any) -> Any:
         """The response of a KV method; `request` may be bytes."""
