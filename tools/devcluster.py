@@ -134,13 +134,13 @@ class DevCluster:
         """`nebula-cli ... load`, in the background; what it says goes to the log."""
         return self._run(["nebula-cli", "--endpoints", ",".join(self.endpoints), "load", *arguments], None)
 
-    def wait(self, condition: Callable[[], bool], what: str, seconds: float) -> None:
-        """Until `condition()`. Raises `Failure` that says `what` did not come true."""
+    def wait(self, condition: Callable[[], bool], what: str, seconds: float, poll: float = POLL_SECONDS) -> None:
+        """Until `condition()`, asked each `poll` seconds. Raises `Failure` that says `what` did not come true."""
         deadline = time.monotonic() + seconds
         while not condition():
             if time.monotonic() > deadline:
                 raise Failure(f"not within {seconds:g} s: {what}")
-            time.sleep(POLL_SECONDS)
+            time.sleep(poll)
 
     def stop(self) -> None:
         """End everything."""
