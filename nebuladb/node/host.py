@@ -19,7 +19,7 @@ from nebuladb.node.proposals import MAX_NODE_PENDING, MAX_PENDING_BYTES, Outcome
 from nebuladb.node.reads import Ready
 from nebuladb.node.replica import Forward, Replica, Start
 from nebuladb.node.tail import TailLimits, cut_index, wants_flush
-from nebuladb.raft import HardState, Message, StateRole
+from nebuladb.raft import HardState, Message, MessageType, StateRole
 from nebuladb.raft.confchange import Change
 from nebuladb.storage.log_batch import GroupWrite
 from nebuladb.storage.share import Share
@@ -100,7 +100,7 @@ class Host:
                 continue
             replica.tick(boottime)
             replica.cut_due |= cut
-            if replica.waits or replica.cut_due or replica.raft.stirs:
+            if replica.waits or replica.cut_due or replica.stirs:
                 self._dirty[group] = None
             if expire:
                 self._output.answers += replica.proposals.expire(now)
@@ -192,11 +192,14 @@ class Host:
 
     def _step_in(self, replica: Replica, peer: Peer, node: int, envelope: Envelope) -> None:
         message = envelope.message
-        self._dirty[envelope.group] = None
         if message.type < HostMessageType.FORWARD:
             if not self.disk.refuses(message):
                 replica.raft.step(message)
-        elif message.type == HostMessageType.FORWARD:
+            if message.type != MessageType.APPEND_REPLY or replica.stirs:  # of a majority's, the last ask for nothing
+                self._dirty[envelope.group] = None
+            return
+        self._dirty[envelope.group] = None
+        if message.type == HostMessageType.FORWARD:
             self._forwarded(replica, peer, node, envelope)
         elif message.type == HostMessageType.FORWARD_REPLY:
             self._output.answers += replica.replied(node, message)
@@ -222,9 +225,11 @@ class Host:
         """A sync that began after `batch` was written is done."""
         for done in self.batches.finished(batch):
             for group, mark in done.marks:
-                if group in self.replicas:
-                    self.replicas[group].raft.durable(mark)
-                    self._dirty[group] = None
+                replica = self.replicas.get(group)
+                if replica is not None:
+                    replica.raft.durable(mark)
+                    if replica.stirs or replica.waits:
+                        self._dirty[group] = None
             self.send(done.held)
             self._dirty.update(self._held)
             self._held.clear()

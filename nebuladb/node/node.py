@@ -231,6 +231,12 @@ class Node:
 
     # --- out -------------------------------------------------------------------------------------------------------
 
+    @property
+    def works(self) -> bool:
+        """Whether a turn would find anything to do; if not, what came in asks for none."""
+        host = self.host
+        return host.works or bool(host.removed or self._unwritten) or self.reconciler.busy or self.snapshots.busy
+
     def turn(self) -> Turn:
         """Poll Host, write its batch, apply its slices. Raises what stops the node: store errors, broken invariants."""
         # Entries made and seen in this turn are timed now, not by the last tick: after a sleep of the process, a lease

@@ -69,4 +69,5 @@ class Output:
     """The batch was full: groups wait for the next poll, which should come at once."""
 
     def __bool__(self) -> bool:
-        return bool(self.batch or self.frames or self.slices or self.answers or self.reads)
+        asked = self.batch or self.frames or self.slices or self.answers or self.reads
+        return bool(asked or self.hashes or self.snapshots or self.transfers or self.more)

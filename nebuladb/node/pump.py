@@ -238,7 +238,8 @@ class Pump:
             except BaseException as error:
                 self._break(error)
                 return
-            self.wake()
+            if self.node.works:
+                self.wake()
 
     # --- turns -----------------------------------------------------------------------------------------------------
 
@@ -430,7 +431,8 @@ class Pump:
             except BaseException as error:
                 self._break(error)
                 return
-            self.wake()
+            if self.node.works:
+                self.wake()
 
     def _sync_failed(self, error: BaseException) -> None:
         self._loop.call_soon_threadsafe(self._break, error)

@@ -40,6 +40,11 @@ class Reconciler:
         self._doomed: dict[int, tuple[int, int]] = {}
         """Group → (the batch with its tombstone, its generation)."""
 
+    @property
+    def busy(self) -> bool:
+        """Whether anything waits for a batch to become durable."""
+        return bool(self._starting or self._moved or self._doomed)
+
     def create(self, shard: Descriptor) -> None:
         """A replica of `shard`, if this node is to have one and has not heard of it before."""
         row = self.rows.get(shard.group)

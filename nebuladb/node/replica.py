@@ -277,6 +277,11 @@ class Replica:
         return bool(self.proposals.waiting or self._forwards or self._internal or self.reads.wants_round)
 
     @property
+    def stirs(self) -> bool:
+        """Whether Raft may have something to hand out, or the store something to apply."""
+        return self.raft.commit > self.applied or self.raft.stirs
+
+    @property
     def urgent(self) -> bool:
         """Whether a term or vote waits for the next log batch, and no entries with it (S31)."""
         raft = self.raft

@@ -105,11 +105,16 @@ class Snapshots:
         if self.lost and self._ticks % WANT_TICKS == 0:
             self._ask()
 
+    @property
+    def busy(self) -> bool:
+        """Whether a transfer is wanted or under way, or one's end waits for a batch to become durable."""
+        return bool(self._wanted or self.outgoing or self.incoming or self._suspended or self._doomed)
+
     def turn(self, wanted: Iterable[tuple[int, int]], messages: Sequence[tuple[int, Envelope]], turn: Turn) -> None:
         """Take what Host handed out, and do what can be done now."""
         for key in wanted:
             self._wanted.setdefault(key, 0)
-        if not (messages or self._wanted or self.outgoing or self.incoming or self._suspended or self._doomed):
+        if not (messages or self.busy):
             return  # as in nearly every turn
         told: dict[int, None] = {}
         for node, envelope in messages:

@@ -143,9 +143,10 @@ class Raft:
 
     @property
     def stirs(self) -> bool:
-        """Whether `ready` may have something: always on a leader."""
+        """Whether `ready` may have something."""
         state = self._state
-        return state.role is StateRole.LEADER or bool(self._outbox) or self._saved != (state.term, state.vote)
+        leads = state.role is StateRole.LEADER and (self._reads.any or self._replication.unsent())
+        return leads or bool(self._outbox) or self._log.untaken or self._saved != (state.term, state.vote)
 
     @property
     def quiet(self) -> bool:
@@ -206,8 +207,7 @@ class Raft:
 
     def read_index(self, nonce: int, context: int) -> None:
         """Ask for a linearizable read; exactly one `ReadState` with (nonce, context) follows in a Ready, maybe a failed
-        one. `nonce` is random for a process, `context` never repeats in it.
-        """
+        one. `nonce` is random for a process, `context` never repeats in it."""
         if self._state.role is StateRole.LEADER:
             self.wake()
             self._reads.add(self._state.replica, nonce, context)

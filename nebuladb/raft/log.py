@@ -142,6 +142,11 @@ class RaftLog:
         self._changes = [change for change in self._changes if change <= self.last]
         self._unscanned = min(self._unscanned, self.last)
 
+    @property
+    def untaken(self) -> bool:
+        """Whether there are entries that `take` would return."""
+        return self._taken != self.last
+
     def take(self) -> list[Entry]:
         """Entries that are to be written and weren't taken yet."""
         if self._taken == self.last:

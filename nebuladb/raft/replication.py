@@ -87,6 +87,16 @@ class Replication:
             self.uncommitted -= log.size(max(log.commit + 1, self.first_own), index)
             log.commit_to(index)
 
+    def unsent(self) -> bool:
+        """Whether `send_appends` would send anything."""
+        last, commit = self._log.last, self._log.commit
+        for _, progress in self.tracker.peers:
+            if progress.next <= last and not progress.blocked():
+                return True
+            if progress.unproven() or progress.untold(commit):
+                return True
+        return False
+
     def send_appends(self) -> None:
         """Send each peer what it may have and has not been sent, or at least the commit index."""
         log = self._log
@@ -97,10 +107,9 @@ class Replication:
             while progress.next <= last and not progress.blocked():
                 if not self._send(replica, progress, with_entries=True):
                     break
-            behind = progress.state is ProgressState.REPLICATE and progress.sent_commit < min(commit, progress.next - 1)
             if progress.unproven():
                 self._send(replica, progress, with_entries=False)
-            elif behind:
+            elif progress.untold(commit):
                 self._send(replica, progress, with_entries=False, hint=TOLD)
 
     def _send(self, replica: int, progress: Progress, *, with_entries: bool, hint: int = 0) -> bool:
