@@ -25,10 +25,9 @@ def rows_ahead(source: EngineSource, commands: Iterable[Command]) -> list[bytes]
         if count == LOOK_AHEAD or len(rows) >= MAX_ROWS:
             break
         try:
-            for key in _keys(command):
-                if not source.holds(key) and source.misses(row := source.keys.current + key):
+            for key, lease in _reads(command):
+                if key and not source.holds(key) and source.misses(row := source.keys.current + key):
                     rows[row] = None
-            for lease in _leases(command):
                 if is_lease_id(lease) and source.misses(row := source.keys.lease_key(lease)):
                     rows[row] = None
         except DecodeError:
@@ -36,36 +35,33 @@ def rows_ahead(source: EngineSource, commands: Iterable[Command]) -> list[bytes]
     return list(rows)
 
 
-def _keys(command: Command) -> Iterator[bytes]:
-    """Keys whose newest records the command reads."""
+def _reads(command: Command) -> Iterator[tuple[bytes, int]]:
+    """Keys whose newest records the command reads, and leases whose rows; empty and 0 are none."""
     if command.kind == Kind.PUT:
-        yield kv_pb2.PutRequest.FromString(command.body).key
+        put = kv_pb2.PutRequest.FromString(command.body)
+        yield put.key, put.lease
     elif command.kind == Kind.DELETE:
         delete = kv_pb2.DeleteRequest.FromString(command.body)
         if not delete.range_end:
-            yield delete.key
-    elif command.kind == Kind.TXN:
-        txn = kv_pb2.TxnRequest.FromString(command.body)
-        for compare in txn.compare:
-            if not compare.range_end:
-                yield compare.key
-        for operation in (*txn.success, *txn.failure):
-            which = operation.WhichOneof("operation")
-            if which == "put":
-                yield operation.put.key
-            elif which == "delete" and not operation.delete.range_end:
-                yield operation.delete.key
-            elif which == "range" and not operation.range.range_end:
-                yield operation.range.key
-
-
-def _leases(command: Command) -> Iterator[int]:
-    """Leases whose rows it reads; 0 is none."""
-    if command.kind == Kind.PUT:
-        yield kv_pb2.PutRequest.FromString(command.body).lease
+            yield delete.key, 0
     elif command.kind == Kind.LEASE_KEEP_ALIVE:
-        yield lease_pb2.LeaseKeepAliveRequest.FromString(command.body).id
+        yield b"", lease_pb2.LeaseKeepAliveRequest.FromString(command.body).id
     elif command.kind == Kind.TXN:
-        txn = kv_pb2.TxnRequest.FromString(command.body)
-        for operation in (*txn.success, *txn.failure):
-            yield operation.put.lease
+        yield from _of_txn(kv_pb2.TxnRequest.FromString(command.body))
+
+
+def _of_txn(txn: kv_pb2.TxnRequest | kv_pb2.NestedTxn) -> Iterator[tuple[bytes, int]]:
+    """Of both branches, whichever it will be, and of the transactions within."""
+    for compare in txn.compare:
+        if not compare.range_end:
+            yield compare.key, 0
+    for operation in (*txn.success, *txn.failure):
+        which = operation.WhichOneof("operation")
+        if which == "put":
+            yield operation.put.key, operation.put.lease
+        elif which == "delete" and not operation.delete.range_end:
+            yield operation.delete.key, 0
+        elif which == "range" and not operation.range.range_end:
+            yield operation.range.key, 0
+        elif which == "txn":
+            yield from _of_txn(operation.txn)

@@ -134,6 +134,33 @@ def test_one_fetch_brings_the_rows_of_many_commands() -> None:
     assert cold.store.apply([work]).index == 2
 
 
+def test_one_fetch_brings_the_rows_of_transactions_within_transactions() -> None:
+    """Their compares, and both branches, at any depth."""
+    cold = Cold(Limits(cache_bytes=0), Random(1), 1.0)
+    log = Log()
+    keys = [b"compared", b"deleted", b"here", b"other", b"put", b"read"]
+    cold.apply([log.work(grant(7), *map(put, keys))])
+    cold.store = reopen(cold.engine, Limits(cache_bytes=0))
+    lease = cold.store._keys.lease_key(7)
+    cold.engine.chill(lambda row: row.endswith(tuple(keys)) or row == lease)
+    operation = kv_pb2.Operation
+    inner = kv_pb2.NestedTxn(
+        compare=[kv_pb2.Compare(key=b"compared", result=kv_pb2.Compare.GREATER)],
+        success=[operation(put=kv_pb2.TxnPut(key=b"put", lease=7)), operation(range=kv_pb2.RangeRequest(key=b"read"))],
+        failure=[operation(delete=kv_pb2.TxnDelete(key=b"deleted"))],
+    )
+    middle = kv_pb2.NestedTxn(
+        success=[operation(txn=inner)], failure=[operation(range=kv_pb2.RangeRequest(key=b"other"))]
+    )
+    works = [log.work(put(b"here")), log.work(txn(kv_pb2.TxnRequest(success=[operation(txn=middle)])))]
+    first = cold.store.apply(works)
+    assert {row for row in first.wanted if row != lease} == {cold.store._keys.current + key for key in keys}
+    assert lease in first.wanted
+    cold.fetch(first.wanted)
+    calls = cold.apply(works)
+    assert [call.wanted for call in calls if call.wanted] == []
+
+
 def test_a_miss_in_the_middle_keeps_what_was_done() -> None:
     store, engine = fresh()
     assert isinstance(engine, MemoryEngine)
