@@ -15,6 +15,7 @@ from nebuladb.errors import ConfigurationError, IdentityError
 from nebuladb.pb.nebula.peer.v1 import peer_pb2 as pb
 from nebuladb.rpc import engine as engines
 from nebuladb.rpc.engine import Engine
+from nebuladb.rpc.status import StatusError
 
 SERVICE: Final = "nebula.peer.v1.Peer"
 MAX_FRAME_BYTES: Final = 16 << 20
@@ -24,6 +25,8 @@ HANDSHAKE_SECONDS: Final = 5.0
 CALL_SECONDS: Final = 2.0
 BACKOFF_SECONDS: Final = (0.05, 0.1, 0.2, 0.4, 0.8)
 """Between attempts to connect, plus up to as much again at random."""
+CALL_ERRORS: Final = (grpc.RpcError, grpc.aio.BaseError, StatusError)
+"""What a call's end raises: on its client's side, in use, and on our own server's."""
 OPTIONS: Final = (
     ("grpc.max_receive_message_length", MAX_FRAME_BYTES),
     ("grpc.max_send_message_length", MAX_FRAME_BYTES),
@@ -129,8 +132,8 @@ class _Link:
         try:
             self._full = self._direct.put(pb.LinkMessage(frame=frame))
             self._unflushed = True
-        except (grpc.aio.BaseError, asyncio.InvalidStateError, asyncio.CancelledError):
-            probe("frame lost with its link")  # `read` ends the link
+        except (*CALL_ERRORS, asyncio.InvalidStateError, asyncio.CancelledError):
+            probe("frame lost with its link")  # which `read` ends, if it has
             return
         if self._full:
             self._filled.set()
@@ -357,5 +360,5 @@ class PeerTransport:
             await asyncio.gather(*tasks, return_exceptions=True)
         for task in ended:
             error = None if task.cancelled() else task.exception()
-            if error is not None and not isinstance(error, grpc.aio.BaseError):
+            if error is not None and not isinstance(error, CALL_ERRORS):
                 raise error

@@ -17,6 +17,7 @@ from nebuladb.pb.nebula.peer.v1 import peer_pb2 as pb
 from nebuladb.rpc import peer as module
 from nebuladb.rpc.engine import DEFAULT, ENGINES, Engine
 from nebuladb.rpc.peer import PeerTransport
+from nebuladb.rpc.status import StatusError
 
 SECONDS = 20.0
 
@@ -344,3 +345,75 @@ async def test_a_node_that_is_no_peer_any_more_is_not_dialled(ends: tuple[End, E
     one.transport.connect_to({1: one.address})
     await until(lambda: other.links[-1] == "down 1")
     assert one.transport.connected == []
+
+
+class _Refusing(_SlowDirect):
+    """A stream of our own server, which refuses a frame."""
+
+    def put(self, message: pb.LinkMessage) -> bool:
+        raise StatusError(grpc.StatusCode.RESOURCE_EXHAUSTED, "the response is too large")
+
+
+async def test_a_frame_that_its_stream_refuses_is_lost_and_nothing_else() -> None:
+    """Neither the pump, which sends it, nor the task that carries what waited, ends for it."""
+    stream = _Refusing()
+    link = module._Link(2, stream, lambda node, frame: None)
+    link.send(b"one")
+    link._full = True
+    link.send(b"two")
+    carrier = asyncio.create_task(link.carry())
+    stream.opened.set()
+    await until(lambda: not link._queue)
+    for _ in range(10):
+        await asyncio.sleep(0)
+    assert not carrier.done()
+    carrier.cancel()
+    await asyncio.gather(carrier, return_exceptions=True)
+
+
+@pytest.mark.parametrize("ends", ["nebula"], indirect=True)
+@pytest.mark.parametrize("direction", [(0, 1), (1, 0)])
+async def test_a_link_outlives_a_frame_that_is_too_large_or_comes_again(
+    ends: tuple[End, End], direction: tuple[int, int]
+) -> None:
+    """Both ends of a real one. (No frame is ever made that large.)"""
+    await linked(*ends)
+    sender, receiver = (ends[at] for at in direction)
+    sender.transport.send(receiver.node, bytes(module.MAX_FRAME_BYTES + 1))
+    while not receiver.frames:
+        sender.transport.send(receiver.node, b"next")
+        await asyncio.sleep(0.001)
+    assert receiver.frames[0] == (sender.node, b"next")
+
+
+@pytest.mark.parametrize("ends", ["nebula"], indirect=True)
+@pytest.mark.parametrize("direction", [(0, 1), (1, 0)])
+async def test_bytes_that_are_no_message_end_the_link_and_the_next_one_comes(
+    ends: tuple[End, End], direction: tuple[int, int]
+) -> None:
+    await linked(*ends)
+    sender, receiver = (ends[at] for at in direction)
+    direct: Any = sender.transport._links[receiver.node]._direct
+    if direction == (0, 1):
+        direct._rpc.put(b"\xff\xff")
+    else:
+        serialize, direct.route.serialize = direct.route.serialize, lambda message: b"\xff\xff"
+        direct.put(pb.LinkMessage())
+        direct.route.serialize = serialize
+    await until(lambda: receiver.links[:2] == [f"up {sender.node}", f"down {sender.node}"])
+    await until(lambda: ends[0].transport.connected == [2] and ends[1].transport.connected == [1])
+    sender.transport.send(receiver.node, b"frame")
+    await until(lambda: receiver.frames == [(sender.node, b"frame")])
+
+
+@pytest.mark.parametrize("ends", ["nebula"], indirect=True)
+async def test_a_link_that_stood_is_dialled_again_without_delay_however_often_it_breaks(
+    ends: tuple[End, End], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, other = ends
+    await linked(one, other)
+    monkeypatch.setattr(module, "BACKOFF_SECONDS", (0.001, 1_000.0))
+    for count in range(2, 5):
+        direct: Any = other.transport._links[1]._direct
+        direct.connection._transport.abort()
+        await until(lambda count=count: one.links.count("up 2") == other.links.count("up 1") == count)  # type: ignore[misc]
