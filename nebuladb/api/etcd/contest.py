@@ -1,9 +1,9 @@
 """What etcd's locks and elections have in common: many enter, the one that came first owns (etcd 63).
 
 Who enters has the key ``<name>/<lease in hex>``, which goes with its lease. Of all keys under the name the one with the
-lowest create revision owns; everybody else waits for the one before it to go. Create revisions never go back and no two
-keys share one here, so that of an owner is a fencing token: who keeps the greatest that it has seen refuses the late
-words of an earlier owner.
+lowest create revision owns; everybody else waits for those before it to go (`line`). Create revisions never go back and
+no two keys share one here, so that of an owner is a fencing token: who keeps the greatest that it has seen refuses the
+late words of an earlier owner.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import Any, Final, NamedTuple
 
 from nebuladb.api.etcd.errors import EtcdError
 from nebuladb.api.etcd.face import Face
+from nebuladb.api.etcd.line import Place
 from nebuladb.env import probe
 from nebuladb.errors import NebulaError, Reason
 from nebuladb.kv import check
@@ -59,16 +60,10 @@ def create_is(key: bytes, revision: int) -> kv_pb2.Compare:
     return kv_pb2.Compare(result=kv_pb2.Compare.EQUAL, target=kv_pb2.Compare.CREATE, key=key, number=revision)
 
 
-def first(store: Store, name: bytes, before: int = 0) -> KeyValue | None:
-    """The owner's key under `name`; with `before` the last one that was created before that revision."""
-    prefix = name + b"/"
-    kvs = store.range(prefix, name + b"0", keys_only=True).kvs  # "0" follows "/"
-    if before:
-        kvs = tuple(kv for kv in kvs if kv.create_revision < before)
-    if not kvs:
-        return None
-    choose = max if before else min
-    return choose(kvs, key=lambda kv: kv.create_revision)
+def first(store: Store, name: bytes) -> KeyValue | None:
+    """The owner's key under `name`."""
+    kvs = store.range(name + b"/", name + b"0", keys_only=True).kvs  # "0" follows "/"
+    return min(kvs, key=lambda kv: kv.create_revision) if kvs else None
 
 
 class Contests:
@@ -172,12 +167,8 @@ class Contest:
         Raises `expired` if this one goes meanwhile, with its lease or by hand. It is taken back if the wait fails, or
         the caller goes.
         """
-        waited = False
         try:
-            while (key := self._before(expired)) is not None:
-                waited = True
-                await self._gone(key)
-            if not waited:
+            if not await self._turn(expired):
                 return 0
             # What this node knew may be old: its lease may have ended since.
             store = await self._backend.current(self._shard, self._contests.face.timeout(context))
@@ -188,24 +179,24 @@ class Contest:
             raise
         return store.revision
 
-    def _before(self, expired: NebulaError) -> bytes | None:
-        """The entry before this one. This node has applied what made ours, hence everything that was before it."""
-        store = self._backend.pump.store(self._shard.group)
-        self._require(store, expired)
-        other = first(store, self._name, self._create)
-        return None if other is None else other.key
-
-    async def _gone(self, key: bytes) -> None:
-        """Until `key`, or our own, is deleted, or history is lost on the way there: the caller looks again."""
-        hub, news = self._backend.hub(self._shard), asyncio.Event()
-        watchers = []
-        try:
-            for name in (key, self.key):  # one by one: the second may be refused
-                watchers.append(hub.watch(name, no_put=True, on_ready=news.set))  # noqa: PERF401
-            await news.wait()
-        finally:
-            for watcher in watchers:
-                hub.remove(watcher)
+    async def _turn(self, expired: NebulaError) -> bool:
+        """Wait until no earlier entry is left; whether there was any. This node has applied what made ours, hence
+        everything that was before it."""
+        waited, place, lines = False, Place.UNKNOWN, self._contests.face.lines
+        while place is Place.UNKNOWN:
+            line = lines.join(self._shard, self._name, self._create)
+            if line is None:
+                self._require(self._backend.pump.store(self._shard.group), expired)
+                break
+            try:
+                while (place := line.place(self.key, self._create)) is Place.BEHIND:
+                    waited = True
+                    await line.news(self.key)
+            finally:
+                lines.leave(self._shard, self._name, line)
+        if place is Place.GONE:
+            raise expired
+        return waited
 
     def _require(self, store: Store, expired: NebulaError) -> None:
         mine = store.range(self.key, keys_only=True).kvs

@@ -6,6 +6,7 @@ from typing import Any, Final
 
 from nebuladb.api.backend import Backend
 from nebuladb.api.etcd.leadership import Leadership, wanted
+from nebuladb.api.etcd.line import Lines
 from nebuladb.api.etcd.wire import message_field, number_field, varint
 from nebuladb.errors import InvalidArgument, NebulaError
 from nebuladb.node.meta import ETCD, Meta
@@ -26,6 +27,7 @@ class Face:
     def __init__(self, backend: Backend, progress_seconds: float = PROGRESS_SECONDS) -> None:
         self.backend = backend
         self.leadership = Leadership(backend)
+        self.lines = Lines(backend)
         self.progress_seconds = progress_seconds
         self._replicas = backend.node.host.replicas
         self._who = number_field(b"\x08", backend.cluster) + number_field(b"\x10", backend.id) + b"\x18"

@@ -35,9 +35,10 @@ LEADER = pb.LeaderRequest(name=b"E")
 
 async def behind(etcd: Faced, request: pb.CampaignRequest) -> Any:
     """A campaign that waits."""
-    call, hub = begin(etcd, request), etcd.node.groups[GROUP].hub
-    before = len(hub)
-    await etcd.until(lambda: len(hub) == before + 2)
+    lines = etcd.api.face.lines
+    before = len(lines)
+    call = begin(etcd, request)
+    await etcd.until(lambda: len(lines) == before + 1)
     return call
 
 

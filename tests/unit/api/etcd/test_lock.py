@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import grpc.aio
 import pytest
 from grpc import StatusCode
 
-from nebuladb.pb.etcd import lease_pb2
+from nebuladb.kv.answer import RangeResult
+from nebuladb.kv.store import Store
+from nebuladb.pb.etcd import kv_pb2, lease_pb2
 from nebuladb.pb.etcd import lock_pb2 as pb
 from tests.unit.api.etcd.faced import Faced
 from tests.unit.api.etcd.streams import GROUP, ask, begin, eventually, refused
@@ -31,12 +34,12 @@ async def keys(etcd: Faced) -> list[bytes]:
 
 async def waiting(etcd: Faced, *ids: int) -> list[asyncio.Task[pb.LockResponse]]:
     """Calls that wait for the lock, entered in this order."""
-    hub = etcd.node.groups[GROUP].hub
+    lines = etcd.api.face.lines
     tasks = []
     for lease in ids:
-        before = len(hub)
+        before = len(lines)
         tasks.append(asyncio.create_task(ask(etcd, lock(lease))))
-        await etcd.until(lambda before=before: len(hub) == before + 2)  # type: ignore[misc]
+        await etcd.until(lambda before=before: len(lines) == before + 1)  # type: ignore[misc]
     return tasks
 
 
@@ -69,6 +72,77 @@ async def test_it_goes_to_those_who_wait_in_their_order_and_the_fencing_token_ri
     assert len(etcd.node.groups[GROUP].hub) == 0
 
 
+async def test_a_release_costs_the_same_however_many_wait(etcd: Faced, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It was n: a hundred that wait read five thousand entries until the last had it."""
+    count = 100
+    await leases(etcd, *range(1, count + 1))
+    await ask(etcd, lock(1))
+    read = 0
+    scan = Store.range
+
+    def counting(store: Store, *arguments: Any, **options: Any) -> RangeResult:
+        nonlocal read
+        found = scan(store, *arguments, **options)
+        read += len(found.kvs)
+        return found
+
+    monkeypatch.setattr(Store, "range", counting)
+    tasks = await waiting(etcd, *range(2, count + 1))
+    assert len(etcd.node.groups[GROUP].hub) == 1, "one watch for all of them"
+    for holder in range(1, count):
+        await ask(etcd, pb.UnlockRequest(key=b"L/%x" % holder))
+        await tasks[holder - 1]
+    assert read <= 3 * count
+    assert (len(etcd.api.face.lines), len(etcd.node.groups[GROUP].hub)) == (0, 0)
+
+
+async def test_who_holds_it_gets_it_again_while_others_wait(etcd: Faced) -> None:
+    await leases(etcd, 1, 2)
+    first = await ask(etcd, lock(1))
+    (second,) = await waiting(etcd, 2)
+    again = await ask(etcd, lock(1))
+    assert (again.key, again.header.revision) == (first.key, first.header.revision + 1)
+    assert len(etcd.api.face.lines) == 1
+    assert not second.done()
+    await ask(etcd, pb.UnlockRequest(key=first.key))
+    await second
+
+
+async def test_those_whose_watch_loses_its_history_go_on_waiting(etcd: Faced) -> None:
+    await leases(etcd, 1, 2, 3)
+    await ask(etcd, lock(1))
+    second, third = await waiting(etcd, 2, 3)
+    hub = etcd.node.groups[GROUP].hub
+    [watcher] = hub._live
+    hub.remove(watcher)
+    watcher.cancel(5)
+    await etcd.until(lambda: len(hub) == 1 and watcher not in hub._live)
+    assert not second.done()
+    assert not third.done()
+    await ask(etcd, pb.UnlockRequest(key=b"L/1"))
+    assert (await second).key == b"L/2"
+    assert not third.done()
+    await ask(etcd, pb.UnlockRequest(key=b"L/2"))
+    await third
+
+
+async def test_a_key_made_anew_under_the_same_name_is_another_entry(etcd: Faced) -> None:
+    """Of the owner: it goes to the end. Of one that waits: its session has expired."""
+    await leases(etcd, 1, 2, 3)
+    await ask(etcd, lock(1))
+    second, third = await waiting(etcd, 2, 3)
+    for key in (b"L/1", b"L/3"):
+        delete = kv_pb2.RequestOp(request_delete_range=kv_pb2.DeleteRangeRequest(key=key))
+        put = kv_pb2.RequestOp(request_put=kv_pb2.PutRequest(key=key))
+        await etcd.call("Txn", kv_pb2.TxnRequest(success=[delete]))
+        await etcd.call("Txn", kv_pb2.TxnRequest(success=[put]))
+    assert (await second).key == b"L/2"
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await third
+    assert (caught.value.code(), caught.value.details()) == EXPIRED
+    assert await keys(etcd) == [b"L/1", b"L/2", b"L/3"], "what others made stays"
+
+
 async def test_who_waits_behind_one_that_goes_still_waits_for_the_owner(etcd: Faced) -> None:
     await leases(etcd, 1, 2, 3)
     await ask(etcd, lock(1))
@@ -77,7 +151,7 @@ async def test_who_waits_behind_one_that_goes_still_waits_for_the_owner(etcd: Fa
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await second
     assert (caught.value.code(), caught.value.details()) == EXPIRED
-    await etcd.until(lambda: len(etcd.node.groups[GROUP].hub) == 2)
+    await etcd.until(lambda: len(etcd.api.face.lines) == 1)
     assert not third.done()
     await ask(etcd, pb.UnlockRequest(key=b"L/1"))
     assert (await third).key == b"L/3"
@@ -87,8 +161,7 @@ async def test_who_takes_its_call_back_leaves_no_key(etcd: Faced) -> None:
     await leases(etcd, 1, 2, 3)
     await ask(etcd, lock(1))
     call = begin(etcd, lock(2))
-    hub = etcd.node.groups[GROUP].hub
-    await etcd.until(lambda: len(hub) == 2)
+    await etcd.until(lambda: len(etcd.api.face.lines) == 1)
     assert await keys(etcd) == [b"L/1", b"L/2"]
     call.cancel()
 
@@ -122,8 +195,7 @@ async def test_without_a_lease_one_of_a_minute_is_made_and_goes_with_the_call(et
     told = await ask(etcd, lease_pb2.LeaseTimeToLiveRequest(ID=lease, keys=True))
     assert (told.grantedTTL, list(told.keys)) == (60, [held.key])
     call = begin(etcd, lock(0))
-    hub = etcd.node.groups[GROUP].hub
-    await etcd.until(lambda: len(hub) == 2)
+    await etcd.until(lambda: len(etcd.api.face.lines) == 1)
     assert len((await ask(etcd, lease_pb2.LeaseLeasesRequest())).leases) == 2
     call.cancel()
 

@@ -1,0 +1,185 @@
+"""Who has an entry under a name, in the order in which they came, kept up to date by one watch while anybody waits.
+
+etcd's client reads all earlier entries again whenever the one before its own has gone: of n that wait, each release
+costs n. Here it costs the same however many wait: entries are told of in the order in which they are made, so that who
+comes next is known without a look, and nobody else is woken.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import Callable, Iterable
+from enum import Enum
+from typing import Final
+
+from nebuladb.api.backend import Backend
+from nebuladb.env import probe
+from nebuladb.kv.answer import KeyValue
+from nebuladb.kv.limits import MAX_RESULT_ROWS
+from nebuladb.kv.watch import WatchHub
+from nebuladb.kv.watcher import Event
+from nebuladb.shard import Descriptor
+
+MAX_ENTRIES: Final = MAX_RESULT_ROWS
+"""Of one name; a name that has more can't be read in one go, and waiting under it is refused for that."""
+
+
+class Place(Enum):
+    """Of one entry."""
+
+    FIRST = "first"
+    """No entry that was made earlier is left. It never changes but to GONE: later ones are made later."""
+    BEHIND = "behind"
+    GONE = "gone"
+    UNKNOWN = "unknown"
+    """The line can't be kept up to date any more: begin a new one."""
+
+
+class Line:
+    """The entries under one name. Invariant: their create revisions ascend."""
+
+    def __init__(
+        self,
+        hub: WatchHub,
+        span: tuple[bytes, bytes],
+        found: Iterable[KeyValue],
+        revision: int,
+        work: Callable[[], None],
+    ) -> None:
+        """`found`: the entries at `revision`, which is published. `work` lets a watch that lags go on."""
+        ordered = sorted((kv.create_revision, kv.key) for kv in found)
+        self.users = 0
+        self._entries: OrderedDict[bytes, int] = OrderedDict((key, create) for create, key in ordered)
+        """By key, its create revision. Ordered, so that the first is found without passing over those that went."""
+        self._waiting: dict[bytes, dict[asyncio.Future[None], None]] = {}
+        """Those who wait for news of an entry."""
+        self._hub = hub
+        self._work = work
+        self._due = False
+        self._loop = asyncio.get_running_loop()
+        self._watcher = hub.watch(*span, revision + 1, on_ready=self._ready)
+        self._broken = False
+
+    @property
+    def broken(self) -> bool:
+        """Whether places are UNKNOWN for good."""
+        return self._broken
+
+    def place(self, key: bytes, create: int) -> Place:
+        """Where the entry `key` is that was made at `create`, which this node has applied."""
+        self._take()
+        if self._broken:
+            return Place.UNKNOWN
+        mine = self._entries.get(key)
+        if mine == create:
+            return Place.FIRST if self._first() >= create else Place.BEHIND
+        # What it has not been told yet comes.
+        return Place.GONE if mine is not None or self._told() >= create else Place.BEHIND
+
+    async def news(self, key: bytes) -> None:
+        """Until the place of `key` may be another."""
+        future: asyncio.Future[None] = self._loop.create_future()
+        waiting = self._waiting.setdefault(key, {})
+        waiting[future] = None
+        try:
+            await future
+        finally:
+            del waiting[future]
+            if not waiting and self._waiting.get(key) is waiting:
+                del self._waiting[key]
+
+    def close(self) -> None:
+        """Watch no more. Idempotent."""
+        self._broken = True
+        self._hub.remove(self._watcher)
+
+    def _first(self) -> int:
+        """The create revision of the first entry."""
+        return next(iter(self._entries.values()))
+
+    def _told(self) -> int:
+        """The revision that the entries are of."""
+        return self._watcher.cursor - 1 if self._watcher.lagging else self._hub.revision
+
+    def _ready(self) -> None:
+        """Called within the hub, which must not be called back there."""
+        if not self._due:
+            self._due = True
+            self._loop.call_soon(self._take)
+
+    def _take(self) -> None:
+        """What the watch has been told since."""
+        self._due = False
+        if self._broken:
+            return
+        canceled = self._watcher.canceled
+        for batch in self._watcher.take():
+            for event in batch.events:
+                self._tell(event)
+        if self._watcher.lagging:
+            self._work()
+        if canceled or len(self._entries) > MAX_ENTRIES:
+            probe("etcd: a line begins anew")
+            self.close()
+            for key in self._waiting:
+                self._wake(key)
+            return
+        first = 0
+        for key, create in self._entries.items():
+            first = first or create
+            if create > first:
+                break
+            self._wake(key)
+
+    def _tell(self, event: Event) -> None:
+        key, create = event.kv.key, 0 if event.deleted else event.kv.create_revision
+        if self._entries.get(key, 0) == create:
+            return  # it was written again
+        self._entries.pop(key, None)
+        if create:
+            self._entries[key] = create
+        self._wake(key)
+
+    def _wake(self, key: bytes) -> None:
+        for future in self._waiting.get(key, ()):
+            if not future.done():
+                future.set_result(None)
+
+
+class Lines:
+    """Those of one node: one a name under which somebody waits here, hence bounded as calls are."""
+
+    def __init__(self, backend: Backend) -> None:
+        self._backend = backend
+        self._lines: dict[tuple[int, bytes], Line] = {}
+
+    def __len__(self) -> int:
+        """Calls that wait."""
+        return sum(line.users for line in self._lines.values())
+
+    def join(self, shard: Descriptor, name: bytes, create: int) -> Line | None:
+        """The line of a name, to be given back with `leave`; None if no entry under it is older than `create`.
+
+        Raises `ResultTooLarge` for a name with more entries than can be read at once, and `TooManyRequests`.
+        """
+        place = shard.group, name
+        line = self._lines.get(place)
+        if line is None or line.broken:
+            pump = self._backend.pump
+            store = pump.store(shard.group)
+            span = name + b"/", name + b"0"  # "0" follows "/"
+            found = store.range(*span, keys_only=True).kvs
+            if not any(kv.create_revision < create for kv in found):
+                return None
+            line = self._lines[place] = Line(self._backend.hub(shard), span, found, store.revision, pump.work)
+        line.users += 1
+        return line
+
+    def leave(self, shard: Descriptor, name: bytes, line: Line) -> None:
+        """Whoever joined doesn't wait any more."""
+        line.users -= 1
+        if not line.users:
+            line.close()
+            if self._lines.get((shard.group, name)) is line:
+                del self._lines[shard.group, name]
