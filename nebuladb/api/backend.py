@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from typing import Any, Final, TypeVar
 
 from google.protobuf.message import DecodeError, Message
@@ -13,6 +14,7 @@ from nebuladb.kv.answer import Answer, KeyValue
 from nebuladb.kv.command import Command
 from nebuladb.kv.store import Store
 from nebuladb.kv.watch import WatchHub
+from nebuladb.node.catch_up import Lag
 from nebuladb.node.declared import forbidden
 from nebuladb.node.meta import DEFAULT, Meta
 from nebuladb.node.pump import Pump
@@ -34,6 +36,8 @@ class Backend:
         self.node = pump.node
         self.cluster = pump.node.founding.cluster
         self.id = pump.node.identity.node
+        self.lags_elsewhere: Callable[[int], Awaitable[list[Lag]]] = _alone
+        """What other nodes say of how far a node is behind in the groups that they lead."""
 
     @property
     def meta(self) -> Meta:
@@ -144,6 +148,11 @@ class Backend:
     def descriptor(self, group: int) -> Descriptor | None:
         """The shard with this id."""
         return self.meta.shards.get(group)
+
+
+async def _alone(_: int) -> list[Lag]:
+    """There are no other nodes."""
+    return []
 
 
 def parse(kind: type[M], raw: bytes) -> M:

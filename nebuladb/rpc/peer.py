@@ -61,6 +61,10 @@ class PeerEvents(Protocol):
         """A new node asks who it is."""
         ...
 
+    def lags(self, request: pb.LagsRequest) -> pb.LagsResponse:
+        """How far a node is behind in the groups that are led here."""
+        ...
+
     def handshake(self, node: int) -> pb.Handshake:
         """What this node says of itself to `node` (0: whoever calls)."""
         ...
@@ -195,6 +199,9 @@ class PeerTransport:
             "Join": grpc.unary_unary_rpc_method_handler(
                 self._join, pb.JoinRequest.FromString, pb.JoinResponse.SerializeToString
             ),
+            "Lags": grpc.unary_unary_rpc_method_handler(
+                self._lags, pb.LagsRequest.FromString, pb.LagsResponse.SerializeToString
+            ),
             "Link": grpc.stream_stream_rpc_method_handler(
                 self._accept, pb.LinkMessage.FromString, pb.LinkMessage.SerializeToString
             ),
@@ -264,6 +271,11 @@ class PeerTransport:
         response: pb.JoinResponse = await self._call(address, "Join", request, pb.JoinResponse)
         return response
 
+    async def lags(self, address: str, request: pb.LagsRequest) -> pb.LagsResponse:
+        """Ask a member how far a node is behind. Raises ``grpc.aio.AioRpcError``."""
+        response: pb.LagsResponse = await self._call(address, "Lags", request, pb.LagsResponse)
+        return response
+
     async def _call(self, address: str, method: str, request: Any, response: Any) -> Any:
         async with self._engine.insecure_channel(address, options=OPTIONS) as channel:
             call = channel.unary_unary(f"/{SERVICE}/{method}", type(request).SerializeToString, response.FromString)
@@ -279,6 +291,9 @@ class PeerTransport:
 
     async def _join(self, request: pb.JoinRequest, context: Any) -> pb.JoinResponse:
         return await self._events.join(request)
+
+    async def _lags(self, request: pb.LagsRequest, context: Any) -> pb.LagsResponse:
+        return self._events.lags(request)
 
     async def _accept(self, messages: AsyncIterator[pb.LinkMessage], context: Any) -> None:
         try:

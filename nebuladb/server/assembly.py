@@ -8,6 +8,7 @@ import random
 import secrets
 import sys
 from contextlib import AsyncExitStack
+from functools import partial
 from typing import Final
 
 import structlog
@@ -163,6 +164,7 @@ async def _assemble(config: Config, shutdown: Shutdown, stack: AsyncExitStack) -
     pump.start()
     transport.connect_to(peers.addresses())
     backend = Backend(pump)
+    backend.lags_elsewhere = partial(peers.lags_elsewhere, transport)
     peers.joins = JoinService(backend)
     watch = asyncio.create_task(peers.watch_removal(transport, shutdown.fail), name="removal")
     stack.callback(watch.cancel)

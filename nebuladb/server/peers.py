@@ -12,6 +12,7 @@ import structlog
 
 from nebuladb.errors import IdentityError, NodeRemoved
 from nebuladb.ids import META_GROUP
+from nebuladb.node.catch_up import Lag, lags_led
 from nebuladb.node.founding import FreshNode, Hello, Step, answer_hello
 from nebuladb.node.frame import FRAME_VERSION
 from nebuladb.node.identity import Founding, Identity, initial_cluster_hash
@@ -189,6 +190,13 @@ class Peers:
             return b""
         return self.founding.encode()
 
+    def lags(self, request: pb.LagsRequest) -> pb.LagsResponse:
+        """How far a node of this cluster is behind in the groups that are led here."""
+        if self.pump is None or request.cluster_id != self.identity.cluster:
+            return pb.LagsResponse()
+        found = lags_led(self.pump.node.host, request.node_id)
+        return pb.LagsResponse(lags=[pb.Lag(**lag._asdict()) for lag in found])
+
     def handshake(self, node: int) -> pb.Handshake:
         """What this node says of itself when a link opens."""
         return pb.Handshake(
@@ -268,6 +276,19 @@ class Peers:
         """A frame came."""
         if self.pump is not None:
             self.pump.frame(node, frame)
+
+    async def lags_elsewhere(self, transport: PeerTransport, node: int) -> list[Lag]:
+        """What the other nodes say of how far `node` is behind; who doesn't answer in time says nothing."""
+        request = pb.LagsRequest(cluster_id=self.identity.cluster, node_id=node)
+        others = [address for other, address in sorted(self.addresses().items()) if other != self.identity.node]
+        calls = [transport.lags(address, request) for address in others]
+        found = []
+        for reply in await asyncio.gather(*calls, return_exceptions=True):
+            if isinstance(reply, pb.LagsResponse):
+                found += [Lag(lag.group, lag.term, lag.last, lag.lacks) for lag in reply.lags]
+            elif not isinstance(reply, grpc.aio.AioRpcError):
+                raise reply
+        return found
 
     def _refuse(self, text: str) -> None:
         """Say once why a peer was refused."""

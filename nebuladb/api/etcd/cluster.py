@@ -17,6 +17,7 @@ from nebuladb.api.etcd.errors import EtcdError
 from nebuladb.api.etcd.face import Face
 from nebuladb.api.members import Members, fresh_id
 from nebuladb.errors import ChangeRefused
+from nebuladb.node.catch_up import in_sync, lags_led
 from nebuladb.node.members import MAX_MEMBERS, add_step, move_step, unnamed
 from nebuladb.node.meta import Meta
 from nebuladb.node.record import NodeRecord, NodeState
@@ -26,8 +27,6 @@ from nebuladb.pb.nebula.v1 import cluster_pb2
 
 _URL: Final = re.compile(r"https?://([^\s/@,=?#]+:\d{1,5})")
 _REFUSED: Final = "FAILED_PRECONDITION"
-IN_SYNC_PERCENT: Final = 90
-"""Of the leader's log that a learner must have to be promoted, as etcd wants it."""
 
 
 class ClusterService:
@@ -115,7 +114,7 @@ class ClusterService:
         record = await self._known(request.ID, context)
         if not record.learner:
             raise EtcdError(_REFUSED, "etcdserver: can only promote a learner member")
-        if not self._in_sync(record):
+        if not await self._in_sync(record):
             why = "etcdserver: can only promote a learner member which is in sync with leader"
             raise EtcdError(_REFUSED, why)
         wanted = cluster_pb2.MemberPromoteRequest(name=record.name)
@@ -138,22 +137,13 @@ class ClusterService:
             raise EtcdError("NOT_FOUND", "etcdserver: member not found")
         return record
 
-    def _in_sync(self, record: NodeRecord) -> bool:
-        """Whether a learner runs and has nearly all. How much it has, a shard's leader knows; for shards that others
-        lead, they see to it before it votes."""
-        host = self._backend.node.host
-        peer = host.peers.get(record.node)
-        here = record.node == self._backend.id
-        if _unstarted(record) or not (here or (peer is not None and peer.connected and not peer.silent)):
+    async def _in_sync(self, record: NodeRecord) -> bool:
+        """Whether a learner runs and has nearly all of every shard. How much it has, each shard's leader knows."""
+        backend = self._backend
+        if _unstarted(record):
             return False
-        for group, replica in host.replicas.items():
-            theirs = next((one for one, node in replica.nodes.items() if node == record.node), 0)
-            if self._backend.leader(group) != self._backend.id:
-                continue
-            last = replica.raft.commit
-            if not theirs or (last - replica.raft.membership.lag(theirs)) * 100 < last * IN_SYNC_PERCENT:
-                return False
-        return True
+        lags = [*lags_led(backend.node.host, record.node), *await backend.lags_elsewhere(record.node)]
+        return in_sync(backend.meta, backend.node.founding, record.node, lags)
 
 
 def _unstarted(record: NodeRecord) -> bool:

@@ -46,6 +46,9 @@ class End:
     def found(self, request: pb.FoundRequest) -> bytes:
         return b"document"
 
+    def lags(self, request: pb.LagsRequest) -> pb.LagsResponse:
+        return pb.LagsResponse(lags=[pb.Lag(group=self.node, lacks=request.node_id)])
+
     def handshake(self, node: int) -> pb.Handshake:
         return pb.Handshake(node_id=self.node, incarnation=self.incarnation, receiver=node)
 
@@ -337,6 +340,8 @@ async def test_a_handshake_that_comes_as_the_transport_stops_makes_no_link() -> 
 async def test_a_new_node_asks_a_member_who_it_is(ends: tuple[End, End]) -> None:
     one, other = ends
     assert (await one.transport.join(other.address, pb.JoinRequest(name="n9"))).wait == "n2 has no room for n9"
+    [lag] = (await one.transport.lags(other.address, pb.LagsRequest(node_id=5))).lags
+    assert (lag.group, lag.lacks) == (2, 5)
 
 
 async def test_a_node_that_is_no_peer_any_more_is_not_dialled(ends: tuple[End, End]) -> None:

@@ -7,10 +7,12 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import grpc.aio
 import pytest
 
 from nebuladb.errors import IdentityError, NodeRemoved
 from nebuladb.kv.answer import KeyValue
+from nebuladb.node.catch_up import Lag
 from nebuladb.node.frame import FRAME_VERSION
 from nebuladb.node.identity import Founder, Founding, Identity
 from nebuladb.node.meta import NODE_KEY, VERSION_KEY, Meta
@@ -127,3 +129,24 @@ async def test_a_node_that_was_removed_hears_of_it(ours: Peers, monkeypatch: pyt
     monkeypatch.setattr(peers, "REMOVAL_SECONDS", 0)
     _, removed = await watch(ours, pb.HelloResponse(cluster_id=7, removed=True), 1)
     assert "was removed from its cluster" in removed[0].message
+
+
+async def test_lags_are_those_of_all_nodes_that_answer(ours: Peers) -> None:
+    word = pb.Lag(group=2, term=3, last=100, lacks=5)
+
+    class Asked:
+        async def lags(self, address: str, request: pb.LagsRequest) -> pb.LagsResponse:
+            assert (request.cluster_id, request.node_id) == (7, 13)
+            if address == "b:1":
+                raise grpc.aio.AioRpcError(grpc.StatusCode.UNAVAILABLE, grpc.aio.Metadata(), grpc.aio.Metadata())
+            return pb.LagsResponse(lags=[word])
+
+    assert await ours.lags_elsewhere(Asked(), 13) == [Lag(2, 3, 100, 5)]  # type: ignore[arg-type]
+
+
+def test_lags_are_told_to_the_own_cluster(ours: Peers, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(peers, "lags_led", lambda host, node: [Lag(2, 3, 100, node)])
+    assert list(ours.lags(pb.LagsRequest(cluster_id=7, node_id=5)).lags) == [pb.Lag(group=2, term=3, last=100, lacks=5)]
+    assert not ours.lags(pb.LagsRequest(cluster_id=8, node_id=5)).lags
+    ours.pump = None
+    assert not ours.lags(pb.LagsRequest(cluster_id=7, node_id=5)).lags

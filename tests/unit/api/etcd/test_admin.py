@@ -12,15 +12,15 @@ import grpc.aio
 import pytest
 from google.protobuf import message_factory
 
-from nebuladb.api.etcd import maintenance
-from nebuladb.api.etcd.cluster import ClusterService
-from nebuladb.api.etcd.face import Face
+from nebuladb.api.etcd import cluster, maintenance
 from nebuladb.api.etcd.learner import learns
 from nebuladb.ids import DEFAULT_GROUP, ETCD_GROUP
 from nebuladb.node.alarms import Alarm, AlarmKind
 from nebuladb.node.backup import BackupReader
+from nebuladb.node.catch_up import Lag
 from nebuladb.node.disk import Space
-from nebuladb.node.record import NodeState
+from nebuladb.node.identity import Founding
+from nebuladb.node.meta import Meta
 from nebuladb.pb.etcd import auth_pb2, cluster_pb2, kv_pb2
 from nebuladb.pb.etcd import maintenance_pb2 as pb
 from tests.unit.api.etcd.faced import Faced
@@ -96,13 +96,31 @@ async def test_what_members_are_refused(etcd: Faced) -> None:
     assert len(same.members) == 1
 
 
-async def test_a_learner_that_lags_is_not_in_sync(etcd: Faced) -> None:
-    """By what the leader of each shard knows of its log."""
-    service = ClusterService(Face(etcd.backend))
-    own = etcd.node.meta.nodes[NODE]
-    assert service._in_sync(own)
-    assert not service._in_sync(own._replace(state=NodeState.JOINING, claim=0))
-    assert not service._in_sync(own._replace(node=12, state=NodeState.JOINING, claim=5)), "it isn't connected"
+async def test_all_leaders_are_asked_before_a_learner_is_promoted(etcd: Faced, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What they say is judged by `node.catch_up`, which has its own tests."""
+    added = (await call(etcd, "Cluster/MemberAdd", peerURLs=["http://n2:2"], isLearner=True)).member.ID
+    record = etcd.node.meta.nodes[added]
+    word, asked, judged = Lag(ETCD_GROUP, 3, 100, 50), [], []
+
+    async def others(node: int) -> list[Lag]:
+        asked.append(node)
+        return [word]
+
+    def judge(meta: Meta, founding: Founding, node: int, lags: list[Lag]) -> bool:
+        judged.append((node, lags))
+        return False
+
+    monkeypatch.setattr(etcd.backend, "lags_elsewhere", others)
+    monkeypatch.setattr(cluster, "in_sync", judge)
+    no = (
+        Status.FAILED_PRECONDITION,
+        "etcdserver: can only promote a learner member which is in sync with leader",
+    )
+    assert await refused(etcd, "Cluster/MemberPromote", ID=added) == no
+    assert asked == [], "it hasn't started"
+    monkeypatch.setitem(etcd.node.meta.nodes, added, record._replace(claim=5))
+    assert await refused(etcd, "Cluster/MemberPromote", ID=added) == no
+    assert (asked, judged) == ([added], [(added, [word])])
 
 
 # --- a learner
