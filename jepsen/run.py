@@ -21,7 +21,7 @@ from jepsen.verdict import Findings, Summary
 from jepsen.workloads import WORKLOADS
 from jepsen.workloads.base import Clients
 from nebuladb.client import AsyncClient
-from nebuladb.errors import NebulaError
+from nebuladb.errors import HashNotFound, NebulaError
 from nebuladb.sim.linearizability.timeline import draw
 from tests.integration import powerfail
 from tests.integration.cluster import Cluster, ClusterError
@@ -168,19 +168,17 @@ class Run:
                     self.violations.append(f"group {group}: states differ: {', '.join(h.hex() for h in hashes)}")
 
     async def _hashes(self, client: AsyncClient, group: int) -> list[bytes]:
+        index = 0
         for left in reversed(range(HASH_TRIES)):
             try:
-                index, found = 0, []
-                for endpoint in self._cluster.endpoints:
-                    answer = await client.state_hash(group, index, endpoint)
-                    index = answer.index
-                    found.append(answer.hash)
+                index = index or await client.order_hash(group)
+                return [(await client.state_hash(group, index, one)).hash for one in self._cluster.endpoints]
             except NebulaError as error:
                 if not left:
                     raise ClusterError(f"no state hash of group {group} on a quiet cluster: {error.message}") from error
+                if isinstance(error, HashNotFound):
+                    index = 0
                 await asyncio.sleep(LOOK_SECONDS)
-            else:
-                return found
         raise AssertionError
 
     def _judge(self, clients: Clients) -> Findings:

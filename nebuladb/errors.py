@@ -59,6 +59,7 @@ class Reason(IntEnum):
     NODE_REMOVED = 36
     NO_SPACE = 40
     CLUSTER_CORRUPT = 41
+    HASH_NOT_FOUND = 42
 
 
 class NebulaError(Exception):
@@ -125,6 +126,13 @@ class KeyNotFound(NebulaError):
     """The key does not exist."""
 
     reason = Reason.KEY_NOT_FOUND
+    code = "NOT_FOUND"
+
+
+class HashNotFound(NebulaError):
+    """The node has no hash of its state at this log index: it has restarted since, or took too many others."""
+
+    reason = Reason.HASH_NOT_FOUND
     code = "NOT_FOUND"
 
 

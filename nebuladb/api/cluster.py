@@ -11,7 +11,7 @@ from nebuladb.api.backend import Backend, parse
 from nebuladb.api.backup import backup
 from nebuladb.api.members import Members
 from nebuladb.api.status import descriptor_message
-from nebuladb.errors import DeadlineExceeded, Unavailable, WrongShard
+from nebuladb.errors import DeadlineExceeded, HashNotFound, WrongShard
 from nebuladb.ids import META_GROUP
 from nebuladb.kv.answer import HashResult
 from nebuladb.kv.command import Command, Kind
@@ -31,9 +31,6 @@ class ClusterService:
         self._backend = backend
         self._addresses = (client_address, peer_address)
         self._members = Members(backend)
-        self._orphans: dict[int, int] = {}
-        """Group → index of a hash whose caller has given up: whoever asks next joins it, or a hash that takes longer
-        than callers wait would be begun again and again. One a group."""
 
     async def Status(self, raw: bytes, context: Any) -> bytes:
         parse(pb.StatusRequest, raw)
@@ -75,27 +72,21 @@ class ClusterService:
         return response.SerializeToString()
 
     async def StateHash(self, raw: bytes, context: Any) -> bytes:
+        """Ordering a hash and waiting for it are two requests: a wait may be repeated, here or at any node, however
+        long the hash takes, and always joins the one that is being taken."""
         request = parse(pb.StateHashRequest, raw)
         shard = self._shard(request.group)
         timeout = self._backend.timeout(context)
-        index = request.index or self._orphan(shard)
-        if not index:
+        index, found = request.index, b""
+        if index:
+            found = await self._hash(shard, index, timeout)
+        else:
             answer = await self._backend.propose(shard, Command(Kind.HASH, b""), timeout)
             assert isinstance(answer.result, HashResult)
             index = answer.result.index
-        try:
-            found = await self._hash(shard, index, timeout)
-        except (DeadlineExceeded, asyncio.CancelledError):
-            self._orphans[shard.group] = index
-            raise
         store = self._backend.pump.store(shard.group)
         header = self._backend.header(shard.group, store.revision)
         return pb.StateHashResponse(header=header, index=index, hash=found).SerializeToString()
-
-    def _orphan(self, shard: Descriptor) -> int:
-        """A hash that is in the making, or made, and that nobody waits for; 0: there is none."""
-        index, store = self._orphans.pop(shard.group, 0), self._backend.pump.store(shard.group)
-        return index if store.hashing(index) or store.hash_at(index) is not None else 0
 
     async def _hash(self, shard: Descriptor, index: int, timeout: float) -> bytes:
         loop = asyncio.get_running_loop()
@@ -106,7 +97,7 @@ class ClusterService:
             if found is not None:
                 return found
             if store.index >= index and not store.hashing(index):
-                raise Unavailable(f"this node has no hash of shard {shard.group} at index {index}; ask for a new one")
+                raise HashNotFound(f"this node has no hash of shard {shard.group} at index {index}; order a new one")
             await asyncio.sleep(HASH_POLL_SECONDS)
         raise DeadlineExceeded(f"this node's hash of shard {shard.group} at index {index} took too long")
 

@@ -12,13 +12,17 @@ import click
 from nebuladb.cli.output import Field, Output
 from nebuladb.cli.settings import Commands, Settings, complain, hex_option, key_bytes, pass_settings
 from nebuladb.client import AsyncClient, StateHash
-from nebuladb.errors import NebulaError
+from nebuladb.errors import HashNotFound, NebulaError
 from nebuladb.ids import META_GROUP
 from nebuladb.pb.nebula.v1 import cluster_pb2, common_pb2, keyspace_pb2
 
 DEFAULT_SHARDS: Final = 8
 PATIENCE: Final = 60.0
 """Seconds for which a keyspace's creation or removal is waited for."""
+HASH_PATIENCE: Final = 3_600.0
+"""Seconds for the hash of one shard: every row of it is read, between requests, on a machine that may be busy."""
+HASH_TRIES: Final = 3
+"""A node that restarts meanwhile has lost what was ordered."""
 
 
 @click.group("keyspace", cls=Commands)
@@ -235,19 +239,18 @@ async def _hashes(client: AsyncClient, output: Output) -> bool:
     sound = True
     with output:
         for (group, keyspace), replicas in sorted((await _replicas(client, nodes)).items()):
-            made = await client.state_hash(group)
             holders = sorted(replicas, key=lambda node_id: (name_of(node_id), node_id))
-            answers = await asyncio.gather(*(_hash_of(client, made, group, nodes.get(node_id)) for node_id in holders))
+            index, answers = await _hashes_of(client, group, [nodes.get(node_id) for node_id in holders])
             for node_id, answer in zip(holders, answers, strict=True):
                 name = name_of(node_id)
-                row: dict[str, Field] = {"group": group, "keyspace": keyspace, "node": name, "applied": made.index}
+                row: dict[str, Field] = {"group": group, "keyspace": keyspace, "node": name, "applied": index}
                 output.row({**row, "hash": answer.hash.hex() if isinstance(answer, StateHash) else ""})
                 if isinstance(answer, str):
                     complain(f"group {group}: no hash from {name}: {answer}")
                     sound = False
             hashes = {name_of(i): a.hash for i, a in zip(holders, answers, strict=True) if isinstance(a, StateHash)}
             if len(set(hashes.values())) > 1:
-                complain(f"group {group}: the nodes DIFFER at index {made.index}: {_deviating(hashes)}")
+                complain(f"group {group}: the nodes DIFFER at index {index}: {_deviating(hashes)}")
                 sound = False
     return sound
 
@@ -281,16 +284,28 @@ async def _nodes(client: AsyncClient, members: Mapping[int, cluster_pb2.Member])
     return nodes | dict(zip(others, asked, strict=True))
 
 
-async def _hash_of(client: AsyncClient, made: StateHash, group: int, node: Node | None) -> StateHash | str:
-    """The node's hash at the index of `made`, or why there is none."""
+async def _hashes_of(
+    client: AsyncClient, group: int, nodes: Sequence[Node | None]
+) -> tuple[int, list[StateHash | str]]:
+    """Each node's hash of a group's state at one index, or why there is none; and the index."""
+    for left in reversed(range(HASH_TRIES)):
+        index = await client.order_hash(group)
+        answers = await asyncio.gather(*(_hash_of(client, group, index, node) for node in nodes))
+        if not (left and any(isinstance(answer, HashNotFound) for answer in answers)):
+            break
+    return index, [answer.message if isinstance(answer, NebulaError) else answer for answer in answers]
+
+
+async def _hash_of(client: AsyncClient, group: int, index: int, node: Node | None) -> StateHash | str | NebulaError:
+    """The node's hash at `index`, or why there is none."""
     if node is None:
         return "its address is not known"
     if node.status is None:
         return node.error
     try:
-        return await client.state_hash(group, made.index, node.address)
+        return await client.state_hash(group, index, node.address, timeout=HASH_PATIENCE)
     except NebulaError as error:
-        return error.message
+        return error
 
 
 def _partitioning(info: keyspace_pb2.KeyspaceInfo) -> str:

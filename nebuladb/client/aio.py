@@ -306,10 +306,17 @@ class AsyncClient(Writes):
         """A node's own account of itself and its groups."""
         return await self._transport.call(methods.STATUS, cluster_pb2.StatusRequest(), pinned=endpoint)
 
-    async def state_hash(self, group: int, index: int = 0, endpoint: str = "") -> StateHash:
-        """The hash of a shard's state (S28): index 0 makes a log entry that takes it, other calls name its index."""
-        request = cluster_pb2.StateHashRequest(group=group, index=index)
-        found = await self._transport.call(methods.STATE_HASH, request, pinned=endpoint)
+    async def order_hash(self, group: int) -> int:
+        """Make a log entry at which every replica of a shard takes the hash of its state (S28); its index."""
+        found = await self._transport.call(methods.STATE_HASH, cluster_pb2.StateHashRequest(group=group))
+        return found.index
+
+    async def state_hash(self, group: int, index: int = 0, endpoint: str = "", *, timeout: float = 0.0) -> StateHash:
+        """A node's hash of a shard's state at the index of an order; 0 orders one first. It may take as long as a scan
+        of the shard: whoever has run out of `timeout` may ask for the same index again. Raises `HashNotFound` if the
+        node lost it; order another then."""
+        request = cluster_pb2.StateHashRequest(group=group, index=index or await self.order_hash(group))
+        found = await self._transport.call(methods.STATE_HASH, request, pinned=endpoint, timeout=timeout)
         return StateHash(found.header.node_id, found.index, found.hash)
 
     async def snapshot(self, request: cluster_pb2.SnapshotRequest) -> AsyncIterator[cluster_pb2.SnapshotResponse]:

@@ -113,12 +113,9 @@ class Load:
 
     async def state_hashes(self, group: int) -> list[bytes]:
         """Each node's hash of a group's state, all at one applied index."""
-        first = await self._hash(0, cluster_pb2.StateHashRequest(group=group))
-        rest = [
-            await self._hash(node, cluster_pb2.StateHashRequest(group=group, index=first.index))
-            for node in range(1, len(self._links))
-        ]
-        return [first.hash, *(answer.hash for answer in rest)]
+        index = (await self._hash(0, cluster_pb2.StateHashRequest(group=group))).index
+        request = cluster_pb2.StateHashRequest(group=group, index=index)
+        return [(await self._hash(node, request)).hash for node in range(len(self._links))]
 
     async def _hash(self, node: int, request: cluster_pb2.StateHashRequest) -> cluster_pb2.StateHashResponse:
         call = self._call(node, "/nebula.v1.Cluster/StateHash", cluster_pb2.StateHashResponse)

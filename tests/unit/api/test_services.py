@@ -38,7 +38,7 @@ async def test_damaged_data_is_never_served_and_is_an_alarm(served: Served) -> N
     assert "checksum" in alarm
 
 
-async def test_who_asks_again_joins_the_hash_that_took_too_long(
+async def test_a_hash_is_ordered_once_and_waited_for_as_often_as_it_takes(
     served: Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await served.put()
@@ -47,18 +47,24 @@ async def test_who_asks_again_joins_the_hash_that_took_too_long(
         cluster_pb2.StateHashRequest.SerializeToString,
         cluster_pb2.StateHashResponse.FromString,
     )
-    request = cluster_pb2.StateHashRequest(group=DEFAULT_GROUP)
     step = HashJob.step
     monkeypatch.setattr(HashJob, "step", lambda job, budget: None)
+    order = await ask(cluster_pb2.StateHashRequest(group=DEFAULT_GROUP), timeout=SECONDS)
+    store = served.pump.store(DEFAULT_GROUP)
+    assert (order.index, order.hash) == (store.index, b""), "at once, though it takes long"
+    wait = cluster_pb2.StateHashRequest(group=DEFAULT_GROUP, index=order.index)
     for _ in range(3):
         with pytest.raises(grpc.aio.AioRpcError) as caught:
-            await ask(request, timeout=0.2)
+            await ask(wait, timeout=0.2)
         assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
-    index = served.pump.store(DEFAULT_GROUP).index
     monkeypatch.setattr(HashJob, "step", step)
-    joined = await ask(request, timeout=SECONDS)
-    assert (joined.index, served.pump.store(DEFAULT_GROUP).index) == (index, index)
-    assert (await ask(request, timeout=SECONDS)).index == index + 1, "a new one"
+    found = await ask(wait, timeout=SECONDS)
+    assert (found.index, len(found.hash)) == (order.index, 16)
+    assert store.index == order.index, "nothing was ordered meanwhile"
+    wait.index -= 1
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await ask(wait, timeout=SECONDS)
+    assert caught.value.code() is grpc.StatusCode.NOT_FOUND
 
 
 async def test_watches_whose_clients_went_away_are_forgotten(served: Served) -> None:

@@ -69,6 +69,16 @@ def test_status_hash_finds_a_difference(cli: Cli, nodes: list[Node]) -> None:
     assert cli("check").exit_code == 1
 
 
+def test_a_hash_that_a_node_has_lost_is_ordered_anew(cli: Cli, nodes: list[Node]) -> None:
+    nodes[1].lost_hashes = 2
+    answer = cli("-o", "json", "status", "--hash")
+    assert answer.exit_code == 0, answer.stderr
+    nodes[1].lost_hashes = 99
+    answer = cli("check")
+    assert answer.exit_code == 1
+    assert "no hash from n2" in answer.stderr
+
+
 def test_status_hash_is_no_success_without_a_node(cli: Cli, nodes: list[Node]) -> None:
     nodes[2].stop()
     answer = cli("status", "--hash")

@@ -46,6 +46,8 @@ class Node:
         self.break_scan_after = 0
         self.stopping = False
         self.bad_hash = False
+        self.lost_hashes = 0
+        """So many times it will say that it has lost what was ordered."""
         self.die_after = 0
         """So many unary calls; then every connection breaks."""
         self._server = grpc.server(ThreadPoolExecutor(16), options=(("grpc.so_reuseport", 0),))
@@ -352,11 +354,13 @@ class Node:
         with self.store.lock:
             if not request.index:
                 self.store.index += 1
+                return cluster_pb2.StateHashResponse(header=self._header(), index=self.store.index)
+            if self.lost_hashes:
+                self.lost_hashes -= 1
+                raise errors.HashNotFound
             text = repr(sorted(self.store.history.items())) + ("!" if self.bad_hash else "")
             digest = hashlib.sha256(text.encode()).digest()
-            return cluster_pb2.StateHashResponse(
-                header=self._header(), index=request.index or self.store.index, hash=digest
-            )
+            return cluster_pb2.StateHashResponse(header=self._header(), index=request.index, hash=digest)
 
     def transfer(self, request: cluster_pb2.TransferLeadershipRequest) -> Message:
         return cluster_pb2.TransferLeadershipResponse(header=self._header())

@@ -185,6 +185,10 @@ async def test_cluster_calls(nodes: list[Node]) -> None:
         assert (await client.status(b.address)).name == "n2"
         first = await client.state_hash(2)
         assert await client.state_hash(2, first.index, b.address) == first._replace(node_id=2)
+        assert (await client.order_hash(2), await client.order_hash(2)) == (first.index + 1, first.index + 2)
+        a.lost_hashes = 1
+        with pytest.raises(errors.HashNotFound):
+            await client.state_hash(2, first.index, a.address)
         await client.transfer_leadership(2, 1)
         b.stop()
         with pytest.raises(errors.Unavailable):

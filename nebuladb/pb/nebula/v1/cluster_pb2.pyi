@@ -408,8 +408,9 @@ Global___ShardsResponse: _TypeAlias = ShardsResponse  # noqa: Y015
 
 @_typing.final
 class StateHashRequest(_message.Message):
-    """With `index` 0 a log entry asks every replica for its hash, and the answer names the entry's index and this node's
-    hash. With the index of such an entry it answers this node's hash there, waiting until it has applied it.
+    """With `index` 0 a log entry orders a hash of every replica; the answer comes at once, and names the entry's index and no
+    hash. With the index of such an entry it answers this node's hash there, waiting until that is taken: so a repeat, at
+    this node or another, joins the hash that was ordered. NOT_FOUND: this node has none there; order a new one.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
