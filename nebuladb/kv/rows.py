@@ -8,6 +8,7 @@ begins with a format version.
 
 from __future__ import annotations
 
+from functools import partial
 from struct import Struct, error
 from typing import Final, NamedTuple
 
@@ -68,6 +69,11 @@ class Record(NamedTuple):
     value: bytes
 
 
+# Bound once: `decode_record` runs for every row that is read. `tuple.__new__` skips a Python-level call.
+_record: Final = partial(tuple.__new__, Record)
+_unpack_head: Final = RECORD_HEAD.unpack_from
+
+
 def encode_record(record: Record) -> bytes:
     """The bytes that stand in C and in R."""
     flags = (0 if record.version else TOMBSTONE) | (AFTER_TOMBSTONE if record.past_deleted else 0)
@@ -82,20 +88,22 @@ def decode_record(data: bytes, offset: int = 0) -> Record:
     """The record in data[offset:]. Raises `Corruption`."""
     try:
         version_byte, flags, main, sub, create, version, lease, past_main, past_sub, anchor_main, anchor_sub, stride = (
-            RECORD_HEAD.unpack_from(data, offset)
+            _unpack_head(data, offset)
         )
     except error:
         raise Corruption("a record is cut short") from None
-    if version_byte != FORMAT or flags > 3 or (version == 0) is not bool(flags & TOMBSTONE):
+    if version_byte != FORMAT or flags > 3 or (version == 0) is not (flags & TOMBSTONE != 0):
         raise Corruption(f"a record of format {version_byte}, flags {flags}, version {version}")
-    if not (anchor_main, anchor_sub) <= (past_main, past_sub) < (main, sub):
+    # Revisions that differ decide at once; tuples are made where they don't.
+    if not (anchor_main < past_main < main or (anchor_main, anchor_sub) <= (past_main, past_sub) < (main, sub)):
         # A pointer that doesn't lead back would send a walk over history round in circles.
         raise Corruption(f"a record of revision {main}.{sub} points to {past_main}.{past_sub} and {anchor_main}")
-    past_deleted = flags & AFTER_TOMBSTONE != 0
-    value = data[offset + RECORD_HEAD_SIZE :]
-    return Record(
-        main, sub, create, version, lease, past_main, past_sub, past_deleted, anchor_main, anchor_sub, stride, value
-    )
+    return _record(
+        (
+            main, sub, create, version, lease, past_main, past_sub, flags & AFTER_TOMBSTONE != 0, anchor_main,
+            anchor_sub, stride, data[offset + RECORD_HEAD_SIZE :],
+        )
+    )  # fmt: skip
 
 
 def decode_row(data: bytes) -> tuple[bytes, Record]:
