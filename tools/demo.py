@@ -17,7 +17,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import grpc
 
@@ -172,22 +172,24 @@ class Demo:
                 self.say(f"State hash at log index {index} on all three nodes: {hashes[0].hex()}.")
 
     def _hashes(self, group: int) -> tuple[int, dict[int, bytes]]:
-        """Log index, and node → hash there. The first node makes the log entry that takes the hash."""
-        index, hashes = 0, {}
-        for node in range(NODES):
-            request = cluster_pb2.StateHashRequest(group=group, index=index)
-            try:
-                with grpc.insecure_channel(self.cluster.endpoints[node]) as channel:
-                    ask = channel.unary_unary(
-                        STATE_HASH.path,
-                        request_serializer=cluster_pb2.StateHashRequest.SerializeToString,
-                        response_deserializer=STATE_HASH.answer.FromString,
-                    )
-                    found = ask(request, timeout=HASH_SECONDS, wait_for_ready=True)
-            except grpc.RpcError as error:
-                raise Failure(f"{self.cluster.name(node)} gives no hash of group {group}: {error}") from error
-            index, hashes[node] = found.index, found.hash
-        return index, hashes
+        """Log index, and node → hash there. The first node makes the log entry that orders it."""
+        index = self._state_hash(0, group, 0).index
+        return index, {node: self._state_hash(node, group, index).hash for node in range(NODES)}
+
+    def _state_hash(self, node: int, group: int, index: int) -> cluster_pb2.StateHashResponse:
+        """What a node says of a group's hash at `index`; 0 orders one."""
+        request = cluster_pb2.StateHashRequest(group=group, index=index)
+        try:
+            with grpc.insecure_channel(self.cluster.endpoints[node]) as channel:
+                ask: Any = channel.unary_unary(
+                    STATE_HASH.path,
+                    request_serializer=cluster_pb2.StateHashRequest.SerializeToString,
+                    response_deserializer=STATE_HASH.answer.FromString,
+                )
+                found: cluster_pb2.StateHashResponse = ask(request, timeout=HASH_SECONDS, wait_for_ready=True)
+        except grpc.RpcError as error:
+            raise Failure(f"{self.cluster.name(node)} gives no hash of group {group}: {error}") from error
+        return found
 
     def _alive(self) -> list[int]:
         return [node for node in range(NODES) if node != self.dead]
