@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import queue
+import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from nebuladb.pb.etcd import mvcc_pb2
 from nebuladb.pb.etcd import watch_pb2 as pb
 from tests.etcd.client import Client, Watch
+from tests.etcd.servers import ETCD, Nebula, RealEtcd, Server
 from tests.etcd.test_lines_txn import put
 
+PROGRESS_SECONDS = 1
 COMPACTED = "etcdserver: mvcc: required revision has been compacted"
 
 
@@ -152,6 +156,46 @@ def test_filters(client: Client, watch: Watch, place: bytes) -> None:
         came[response.watch_id] += seen(response)
     put_, delete_ = (0, b"", first), (1, b"", last)
     assert came == {puts: [put_], deletes: [delete_], all_: [put_, delete_]}
+
+
+@pytest.fixture(params=["nebula", "real_etcd"])
+def eager(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Client]:
+    """One node that tells watches every second how far they have come."""
+    server: Server
+    if request.param == "nebula":
+        server = Nebula(tmp_path, 1, environ={"NEBULA_WATCH_PROGRESS_NOTIFY_INTERVAL": f"{PROGRESS_SECONDS}s"})
+    elif ETCD is None:
+        pytest.skip("etcd isn't installed here (Debian: etcd-server)")
+    else:
+        server = RealEtcd(tmp_path, 1, f"--experimental-watch-progress-notify-interval={PROGRESS_SECONDS}s")
+    with server, Client(server.endpoints[0]) as client:
+        yield client
+
+
+@pytest.mark.etcd(40)
+def test_progress_notifications(eager: Client, place: bytes) -> None:
+    client = eager
+    first = client.put(place).header.revision
+    with client.watch() as watch:
+        told = watch.create(place, progress_notify=True).watch_id
+        silent = watch.create(place + b"never").watch_id
+        notice = watch.next()
+        assert (notice.watch_id, list(notice.events), notice.header.revision) == (told, [], first)
+        elsewhere = client.put(place + b"elsewhere").header.revision
+        for notice in watch.until(lambda response: response.header.revision == elsewhere):
+            assert (notice.watch_id, list(notice.events)) == (told, [])
+        # Whoever hears of events every moment needs no notices: one comes only after an interval without any.
+        end, before = time.monotonic() + 3 * PROGRESS_SECONDS, 0.0
+        last = elsewhere
+        while time.monotonic() < end:
+            begun = time.monotonic()
+            last = client.put(place).header.revision
+            while not (response := watch.next()).events:
+                assert time.monotonic() - before >= PROGRESS_SECONDS
+            assert (response.watch_id, seen(response)) == (told, [(0, b"", last)])
+            before = begun
+        notice = watch.next()
+        assert (notice.watch_id, list(notice.events), notice.header.revision) == (told, [], last), silent
 
 
 @pytest.mark.etcd(41)
