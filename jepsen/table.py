@@ -1,7 +1,8 @@
 """``python -m jepsen.table``: many runs one after another, and their verdicts as a table for docs/testing.md.
 
-Each pair of nemeses with the register workload, then each other workload with one of the pairs. The last line of stdout
-is key=value; the exit code is 1 if any run's was.
+Each pair of nemeses with the register workload, `churn` beside each of them, then each other workload with one of the
+pairs. The column `faults` says how often each nemesis hurt something. The last line of stdout is key=value; the exit
+code is 1 if any run's was.
 """
 
 from __future__ import annotations
@@ -27,8 +28,12 @@ COLUMNS: Final = (
 def runs() -> list[tuple[str, str]]:
     """(workload, nemeses) of each run."""
     pairs = [",".join(pair) for pair in combinations(KINDS, 2)]
+    churning = [f"churn,{kind}" for kind in KINDS]
     others = [name for name in WORKLOADS if name != FIRST]
-    return [(FIRST, pair) for pair in pairs] + [(name, pairs[at % len(pairs)]) for at, name in enumerate(others)]
+    return [
+        *((FIRST, pair) for pair in (*pairs, *churning)),
+        *((name, pairs[at % len(pairs)]) for at, name in enumerate(others)),
+    ]
 
 
 def row(cells: Sequence[str]) -> str:
@@ -64,6 +69,7 @@ def main() -> int:
     for workload, nemesis in chosen:
         code, line = run(workload, nemesis, arguments)
         found = parse(line) | ({} if line else {"workload": workload, "nemesis": nemesis, "verdict": "none"})
+        found["faults"] = found.get("bit", "").replace(",", ", ").replace(":", " ")
         print(row([found.get(column, "") for column in COLUMNS]), flush=True)
         bad += code != 0
     print(f"runs={len(chosen)} not_valid={bad}", flush=True)

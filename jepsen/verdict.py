@@ -65,10 +65,12 @@ class Summary:
 
     def line(self) -> str:
         """One line of key=value pairs."""
+        bit = ",".join(f"{kind}:{count}" for kind, count in sorted(self.faults.items())) or "nothing"
         return (
             f"workload={self.workload} nemesis={self.nemesis} seconds={self.seconds:g} ok={self.ok} "
             f"failed={self.failed} unknown={self.unknown} leader_changes={self.leader_changes} "
-            f"faults={sum(self.faults.values())} verdict={self.verdict} network={self.network} seed={self.seed}"
+            f"faults={sum(self.faults.values())} verdict={self.verdict} network={self.network} seed={self.seed} "
+            f"bit={bit}"
         )
 
 

@@ -55,6 +55,8 @@ def test_the_last_line_has_the_numbers() -> None:
         *("workload", "nemesis", "seconds", "ok", "failed", "unknown", "leader_changes", "faults", "verdict")
     ]
     assert (pairs["nemesis"], pairs["seconds"], pairs["faults"], pairs["verdict"]) == ("kill,pause", "60", "3", "valid")
+    assert pairs["bit"] == "kill:2,pause:1"
+    assert parse(summary(faults={}).line())["bit"] == "nothing"
 
 
 def test_a_history_is_read_as_it_was_written(tmp_path: Path) -> None:
@@ -85,7 +87,8 @@ def test_what_a_watch_was_told_is_no_operation() -> None:
 
 def test_every_pair_of_nemeses_and_every_workload_is_in_the_table() -> None:
     chosen = runs()
-    assert len({nemesis for workload, nemesis in chosen if workload == "register"}) == len(KINDS) * 4 // 2
+    assert len({nemesis for workload, nemesis in chosen if workload == "register"}) == len(KINDS) * 4 // 2 + len(KINDS)
+    assert {f"churn,{kind}" for kind in KINDS} <= {nemesis for _, nemesis in chosen}
     assert {workload for workload, _ in chosen} == {
         *("register", "append", "bank", "unique", "set", "watch", "lease", "sessions")
     }
