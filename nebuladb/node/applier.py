@@ -78,6 +78,11 @@ class Applier:
         """Slices that Host handed out."""
         self._slices += slices
 
+    @property
+    def works(self) -> bool:
+        """Whether there are slices to run, or what came of others is to be taken away."""
+        return bool(self._slices or self.fetches or self.damaged)
+
     def run(self) -> tuple[bool, bool]:
         """Run slices, at most about `TURN_ROWS`: (something was done or is left that can be, an engine stalled)."""
         rows = 0

@@ -19,7 +19,7 @@ Items are entry records in an APPEND and encoded commands in a FORWARD. Types be
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from enum import IntEnum
 from typing import Final, NamedTuple
 from zlib import crc32
@@ -35,7 +35,8 @@ of any id."""
 MAX_FRAME_BYTES: Final = 4 << 20
 """A frame takes no further message past this size; one message is at most an append of about 2.5 MiB."""
 CLUSTER_VERSION: Final = 1
-_FRAME: Final = struct.Struct(">BBHI6QII")
+_FRAME: Final = struct.Struct(">BBHI40sQII")
+_ADDRESS: Final = struct.Struct(">5Q")
 _MESSAGE: Final = struct.Struct(">BBHI11QI")
 _LENGTH: Final = struct.Struct(">I")
 
@@ -89,9 +90,14 @@ class Address(NamedTuple):
     receiver: int
     receiver_incarnation: int
 
+    def encode(self) -> bytes:
+        """As it stands in frames."""
+        return _ADDRESS.pack(*self)
 
-def encode_frame(address: Address, envelopes: Sequence[Envelope], status: int = 0) -> bytes:
-    """One frame; entries and commands go in as the bytes that they are. `status`: how our disk is (``node.disk``)."""
+
+def encode_frame(address: bytes, envelopes: Sequence[Envelope], status: int = 0) -> bytes:
+    """One frame; entries and commands go in as the bytes that they are. `address`: encoded; `status`: how our disk is
+    (``node.disk``)."""
     parts = []
     for group, message, commands in envelopes:
         items: Sequence[bytes] = [entry.record for entry in message.entries] if message.entries else commands
@@ -119,20 +125,24 @@ def encode_frame(address: Address, envelopes: Sequence[Envelope], status: int = 
         for item in items:
             parts += (_LENGTH.pack(len(item)), item)
     rest = b"".join(parts)
-    head = _FRAME.pack(FRAME_VERSION, 0, status, CLUSTER_VERSION, *address, 0, len(envelopes), crc32(rest))
+    head = _FRAME.pack(FRAME_VERSION, 0, status, CLUSTER_VERSION, address, 0, len(envelopes), crc32(rest))
     return head + rest
 
 
-def encode_frames(address: Address, envelopes: Sequence[Envelope], status: int) -> Iterator[bytes]:
+def encode_frames(address: bytes, envelopes: Sequence[Envelope], status: int) -> list[bytes]:
     """One frame, or several where one would exceed `MAX_FRAME_BYTES`."""
+    if len(envelopes) < 2:
+        return [encode_frame(address, envelopes, status)]
+    frames = []
     size = start = 0
     for position, envelope in enumerate(envelopes):
         weight = envelope.weight()
         if size and size + weight > MAX_FRAME_BYTES:
-            yield encode_frame(address, envelopes[start:position], status)
+            frames.append(encode_frame(address, envelopes[start:position], status))
             size, start = 0, position
         size += weight
-    yield encode_frame(address, envelopes[start:], status)
+    frames.append(encode_frame(address, envelopes[start:] if start else envelopes, status))
+    return frames
 
 
 def frame_status(frame: bytes) -> int:
@@ -140,10 +150,21 @@ def frame_status(frame: bytes) -> int:
     return int.from_bytes(frame[2:4], "big")
 
 
+def frame_address(frame: bytes) -> bytes:
+    """Who speaks to whom, encoded; of anything that is no frame, something else than any address."""
+    return frame[8:48]
+
+
 def decode_frame(frame: bytes) -> tuple[Address, list[Envelope]]:
+    """Read all of a frame; raises as `decode_messages`."""
+    envelopes = decode_messages(frame)
+    return Address(*_ADDRESS.unpack(frame_address(frame))), envelopes
+
+
+def decode_messages(frame: bytes) -> list[Envelope]:
     """Read a frame. Raises `Corruption` for all that `encode_frame` doesn't write; entries' CRCs are checked (S35)."""
     try:
-        version, flags, _, _, *address, _, count, crc = _FRAME.unpack_from(frame)
+        version, flags, _, _, _, _, count, crc = _FRAME.unpack_from(frame)
         if version != FRAME_VERSION or flags:
             raise Corruption(f"a peer frame has version {version}, flags {flags}; this build knows {FRAME_VERSION}, 0")
         if crc32(memoryview(frame)[_FRAME.size :]) != crc:
@@ -157,7 +178,7 @@ def decode_frame(frame: bytes) -> tuple[Address, list[Envelope]]:
         raise Corruption("a peer frame is cut short") from error
     if position != len(frame):
         raise Corruption("a peer frame has bytes behind its last message")
-    return Address(*address), envelopes
+    return envelopes
 
 
 def _decode_message(frame: bytes, position: int) -> tuple[Envelope, int]:

@@ -11,7 +11,15 @@ from nebuladb.ids import BatchId, GroupId
 from nebuladb.kv.change import Applied
 from nebuladb.node.batches import MAX_UNSYNCED_BYTES, Batches
 from nebuladb.node.disk import STALLED_BIT, DiskState
-from nebuladb.node.frame import Address, Envelope, HostMessageType, decode_frame, encode_frames, frame_status
+from nebuladb.node.frame import (
+    Address,
+    Envelope,
+    HostMessageType,
+    decode_messages,
+    encode_frames,
+    frame_address,
+    frame_status,
+)
 from nebuladb.node.memory import MemoryPlan
 from nebuladb.node.output import Output, Request
 from nebuladb.node.peer import Peer
@@ -143,7 +151,9 @@ class Host:
             known.connected, known.since = True, self.now
         else:
             self.peer_down(node)
-            self.peers[node] = Peer(incarnation, since=self.now)
+            to_it = Address(self.cluster, self.node, self.incarnation, node, incarnation)
+            to_us = Address(self.cluster, node, incarnation, self.node, self.incarnation)
+            self.peers[node] = Peer(incarnation, to_it.encode(), to_us.encode(), since=self.now)
         self.peers[node].heard, self.peers[node].silent = self.now, False
         self._wake(node)
         self._dirty.update(dict.fromkeys(self.replicas))
@@ -161,14 +171,14 @@ class Host:
 
     def receive(self, node: int, frame: bytes) -> None:
         """A frame came over the link to `node`. A damaged or misdirected one is dropped, as if lost (S16)."""
+        peer = self.peers.get(node)
+        if peer is None or frame_address(frame) != peer.to_us:
+            probe("misaddressed frame dropped")
+            return
         try:
-            address, envelopes = decode_frame(frame)
+            envelopes = decode_messages(frame)
         except Corruption:
             probe("damaged frame dropped")
-            return
-        peer = self.peers.get(node)
-        if peer is None or address != (self.cluster, node, peer.incarnation, self.node, self.incarnation):
-            probe("misaddressed frame dropped")
             return
         if (status := frame_status(frame)) & STALLED_BIT & ~peer.status:
             self._wake(node)  # it leads nothing any more, and can't say so to the groups that rest
@@ -386,21 +396,20 @@ class Host:
         output.batch = self.batches.take()
         for node, envelopes in self._envelopes.items():
             if self._reaches(node):  # else the link fell since they were addressed
-                address = Address(self.cluster, self.node, self.incarnation, node, self.peers[node].incarnation)
-                frames = encode_frames(address, envelopes, self.disk.status)
-                output.frames += [(node, frame) for frame in frames]
+                for frame in encode_frames(self.peers[node].to_it, envelopes, self.disk.status):
+                    output.frames.append((node, frame))
         self._envelopes = {}
         return output
 
     def _step(self, replica: Replica) -> None:
-        if self.batches.crowded(self._ticks):
-            self._held[replica.group] = None
-        else:
-            self._forward_number += 2
-            if addressed := replica.propose(self.boottime, self._reaches, self._forward_number):
-                self.send(addressed)
-        if reads := replica.start_read_round(self.boottime):
-            self._output.reads += reads
+        if replica.proposes:
+            if self.batches.crowded(self._ticks):
+                self._held[replica.group] = None
+            else:
+                self._forward_number += 2
+                self.send(replica.propose(self.boottime, self._reaches, self._forward_number))
+        if replica.reads.wants_round:
+            self._output.reads += replica.start_read_round(self.boottime)
         raft = replica.raft
         # Once: a second Ready could have nothing, for what is done with the first asks nothing of Raft.
         if (ready := raft.ready()) is not None:

@@ -243,19 +243,25 @@ class Node:
         # renewed by a clock from before it would be granted time that has passed already (S27).
         self.host.boottime = self._clock.boottime()
         output = self.host.poll()
+        turn = Turn(output.frames, output.answers, [], output.more)
+        if output.reads:
+            self._take_reads(turn, output.reads)
         if output.batch is not None:
             self._unwritten.append(output.batch)
-        turn = Turn(output.frames, output.answers, [], output.more)
-        self._take_reads(turn, output.reads)
-        self._write(turn)
-        self._start_new(turn)
-        self.reconciler.moved()
+        if self._unwritten:
+            self._write(turn)
+        if self.reconciler.busy:
+            self._start_new(turn)
+            self.reconciler.moved()
         if self.host.removed:
             self._removed_here()
-        self.snapshots.turn(output.snapshots, output.transfers, turn)
+        if output.snapshots or output.transfers or self.snapshots.busy:
+            self.snapshots.turn(output.snapshots, output.transfers, turn)
         self._applier.add(output.slices)
-        self._apply(turn)
-        self._destroy(turn)
+        if self._applier.works:
+            self._apply(turn)
+        if self.reconciler.busy:
+            self._destroy(turn)
         for group, message in output.hashes:
             self._upkeep.reported(group, message.sender, message.index, hash_of(message))
         return turn

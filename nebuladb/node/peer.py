@@ -14,6 +14,10 @@ class Peer:
     """A connected node. `seen` are numbers of its forwards above `below`, so that a repeated one isn't run twice."""
 
     incarnation: int
+    to_it: bytes
+    """The address of our frames to it (`frame_address`)."""
+    to_us: bytes
+    """That of its frames."""
     connected: bool = True
     since: int = 0
     """When it was connected or lost last, ms."""

@@ -272,9 +272,14 @@ class Replica:
         return bool(len(self.proposals) or len(self.reads) or self._forwards or self._internal)
 
     @property
+    def proposes(self) -> bool:
+        """Whether something waits to be proposed or forwarded."""
+        return bool(self.proposals.waiting or self._forwards or self._internal)
+
+    @property
     def waits(self) -> bool:
         """Whether something waits to be proposed, forwarded or asked."""
-        return bool(self.proposals.waiting or self._forwards or self._internal or self.reads.wants_round)
+        return self.proposes or self.reads.wants_round
 
     @property
     def stirs(self) -> bool:

@@ -111,11 +111,9 @@ class Snapshots:
         return bool(self._wanted or self.outgoing or self.incoming or self._suspended or self._doomed)
 
     def turn(self, wanted: Iterable[tuple[int, int]], messages: Sequence[tuple[int, Envelope]], turn: Turn) -> None:
-        """Take what Host handed out, and do what can be done now."""
+        """Take what Host handed out, and do what can be done now. For turns in which it handed out any, or `busy`."""
         for key in wanted:
             self._wanted.setdefault(key, 0)
-        if not (messages or self.busy):
-            return  # as in nearly every turn
         told: dict[int, None] = {}
         for node, envelope in messages:
             self._message(node, envelope, told)

@@ -81,7 +81,7 @@ def test_what_was_placed_and_overwritten_has_failed() -> None:
     address, envelopes = decode_frame(dict(replies)[follower.node])
     placed = [envelope for envelope in envelopes if envelope.message.type == HostMessageType.FORWARD_REPLY]
     assert [envelope.message.reject for envelope in placed] == [False]
-    follower.host.receive(former.node, encode_frame(address, placed))
+    follower.host.receive(former.node, encode_frame(address.encode(), placed))
     boxes.lose = lambda source, target: former in (source, target)
     boxes.flight.clear()
     boxes.tick(follower, other, count=40)
@@ -106,7 +106,7 @@ def test_a_frame_for_another_cluster_life_or_node_is_dropped() -> None:
         address._replace(receiver_incarnation=99),
     ]
     for bad in wrong:
-        leader.host.receive(follower.node, encode_frame(bad, envelopes))
+        leader.host.receive(follower.node, encode_frame(bad.encode(), envelopes))
     leader.host.receive(99, frame)
     leader.host.receive(follower.node, frame[:-1])
     boxes.settle()
@@ -122,7 +122,7 @@ def test_a_message_under_another_nodes_replica_id_is_dropped() -> None:
     [(_, frame)] = follower.turn()
     _, [envelope] = decode_frame(frame)
     address = Address(CLUSTER, other.node, other.incarnation, leader.node, leader.incarnation)
-    leader.host.receive(other.node, encode_frame(address, [envelope]))
+    leader.host.receive(other.node, encode_frame(address.encode(), [envelope]))
     boxes.settle()
     assert leader.store.revision == 1
 
