@@ -242,6 +242,14 @@ class Draft:
         self.grown += other.grown
         self.size += other.size
 
+    def newest_rows(self) -> Iterator[tuple[bytes, bytes]]:
+        """The keys that changed, each with its newest record, encoded."""
+        rows, current = self.rows, self._current
+        for key in self.records:
+            data = rows[current + key]
+            if data is not None:
+                yield key, data
+
     def batch(self) -> Batch:
         """Everything as one engine batch."""
         batch = Batch()

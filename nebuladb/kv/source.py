@@ -53,16 +53,18 @@ class EngineSource:
         return self._engine.scan(low, high)
 
     def newest(self, key: bytes) -> Record | None:
-        record = self._cache.young.get(key) or self._cache.get(key)
-        if record is None:
-            row = self._current + key
-            known, data = self._cached(row)
-            if not known:
-                data = self._borrowed(row)
-            if data is not None:
-                record = decode_record(data)
-                if record.version:
-                    self._cache.put(key, record)
+        data = self._cache.young.get(key) or self._cache.get(key)
+        if data is not None:
+            return decode_record(data)
+        row = self._current + key
+        known, data = self._cached(row)
+        if not known:
+            data = self._borrowed(row)
+        if data is None:
+            return None
+        record = decode_record(data)
+        if record.version:
+            self._cache.put(key, data)
         return record
 
     def misses(self, row: bytes) -> bool:

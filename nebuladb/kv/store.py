@@ -200,7 +200,7 @@ class Store:
         self._write(batch)
         self._pending = None
         self._state = machine.state
-        self._cache.update(machine.draft.records)
+        self._cache.update(machine.draft.newest_rows())
         if machine.hash_index:
             self._start_hash(machine.hash_index)
         machine.applied.size = batch.size

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import gc
+
 from nebuladb.kv.cache import ENTRY_OVERHEAD, RecordCache, RecordShare
-from nebuladb.kv.rows import Record
+from nebuladb.kv.rows import RECORD_HEAD_SIZE, Record, encode_record
 
-SIZE = ENTRY_OVERHEAD + 3 + 100
+SIZE = ENTRY_OVERHEAD + 3 + RECORD_HEAD_SIZE + 100
 
 
-def record(main: int) -> Record:
-    return Record(
-        main, 0, main, 1, 0, 0, 0, past_deleted=False, anchor_main=0, anchor_sub=0, stride=0, value=bytes(100)
+def record(main: int, *, version: int = 1, size: int = 100) -> bytes:
+    value = bytes(size)
+    return encode_record(
+        Record(main, 0, main, version, 0, 0, 0, past_deleted=False, anchor_main=0, anchor_sub=0, stride=0, value=value)
     )
 
 
@@ -40,7 +43,7 @@ def test_all_shards_together_keep_to_the_bound() -> None:
         assert sum(held(each, 60) for each in caches) <= 100
         assert share.used <= share.limit + SIZE
     assert held(caches[0], 60) == 0
-    caches[9].update({b"000": record(99), b"059": record(100)._replace(version=0)})
+    caches[9].update({b"000": record(99), b"059": record(100, version=0)}.items())
     assert caches[9].get(b"000") == record(99)
     assert caches[9].get(b"059") is None
 
@@ -50,11 +53,19 @@ def test_an_overwrite_takes_no_more_room_than_its_value() -> None:
     cache = RecordCache(share)
     fill(cache, 30)
     for main in range(100, 200):
-        cache.update({b"%03d" % number: record(main) for number in range(30)})
+        cache.update((b"%03d" % number, record(main)) for number in range(30))
     assert held(cache, 30) == 30
     assert share.used == 30 * SIZE
-    cache.update({b"000": record(300)._replace(value=bytes(700))})
+    cache.update([(b"000", record(300, size=700))])
     assert share.used == 30 * SIZE + 600
+
+
+def test_the_collector_has_nothing_to_look_at() -> None:
+    cache = RecordCache(RecordShare(100 * SIZE))
+    fill(cache, 30)
+    assert not any(gc.is_tracked(data) for data in cache.young.values())
+    gc.collect()
+    assert not gc.is_tracked(cache.young)
 
 
 def test_what_is_read_outlives_a_turn() -> None:
