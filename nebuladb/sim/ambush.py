@@ -7,12 +7,14 @@ from functools import partial
 from typing import Final
 
 from nebuladb.ids import META_GROUP
+from nebuladb.kv.store import Store
 from nebuladb.node.node import Node
 from nebuladb.raft import Raft, StateRole
 from nebuladb.sim.core import Core
 from nebuladb.sim.faults import AMBUSHES
 from nebuladb.sim.machine import TICK_MS, Machine
 from nebuladb.sim.network import Network
+from nebuladb.storage.memory import ALWAYS, Fault
 
 LONGEST_MS: Final = 5_000
 """Of one ambush: some elections."""
@@ -25,6 +27,7 @@ ALONE_MS: Final = (1_000, 2_000)
 HUNG_MS: Final = (200, 1_200)
 """How much longer its disk hangs."""
 BEGUN_MS: Final = (100, 600)
+LOOK_AGAIN_MS: Final = 20
 NAP_MS: Final = 100
 """How long before another stands for election a voter is killed: it is back by then, and linked again."""
 LEASE_MS: Final = 200
@@ -35,15 +38,19 @@ WATCH_MS: Final = 5
 FLUSHES: Final = 4
 CUT_MS: Final = 60
 """Between two flushes of a successor, each followed by a cut of its log."""
+OVERTAKEN_MS: Final = 2_500
+"""How long who has not applied the newest members is alone with another: long enough to stand for election."""
+STALLED_WRITES: Final = 40
+"""The most writes that an engine refuses in the middle of a command, each tried again after some milliseconds."""
 
 _Strike = Callable[[Machine, int, Raft], None]
 
 
 class Ambush:
-    """At times drawn from `Faults.ambush_every`, for a while, one of six:
+    """At times drawn from `Faults.ambush_every`, for a while, one of eight:
 
-    - voters: while a leader is cut off somebody stands for election; then its voter dies, it is cut off itself, and the
-      former leader stands in the same term. If the voter has forgotten its vote, both are elected;
+    - voters: while a leader is cut off somebody else is elected; before it is heard from it dies, and so does its
+      voter, and the former leader stands in the same term. If the voter has forgotten its vote, both are elected;
     - leaders: each is killed as its term begins, or in the very turn in which it does;
     - revivals (the paper's figure 8): one leader is cut off and appends for itself alone; the next dies in its first
       turn, so that nobody else has what it wrote in that place; the first is elected again and dies when a follower has
@@ -52,7 +59,11 @@ class Ambush:
     - naps: a leader hears only from one voter, whose disk hangs. Just before the other one stands that voter loses
       power, and is back at once. If it votes, two nodes lead while the first still holds its lease;
     - strays: a leader is cut off and appends for itself alone; its successor commits hardly more than its term's first
-      entry, and cuts its log there. The first one's log is as long, and another: it gets a snapshot.
+      entry, and cuts its log there. The first one's log is as long, and another: it gets a snapshot;
+    - laggards (S4): while members change a voter appends and can't apply. When the leader has left the joint
+      configuration, that voter and another, a majority of those before, are alone with each other. If the laggard
+      stands for election, it counts by members who decide no more, and the leader goes on with those who do;
+    - halves (S23, S24): an engine stalls in the middle of a command: for a while everybody may look at half of it.
     """
 
     def __init__(self, core: Core, machines: Sequence[Machine], network: Network) -> None:
@@ -61,14 +72,23 @@ class Ambush:
         self._network = network
         self._rng = core.stream("ambush")
         self._until = 0
-        kinds = self._voters, self._leaders, self._revivals, self._tails, self._naps, self._strays
-        self._kinds: dict[str, _Strike] = dict(zip(AMBUSHES, kinds, strict=True))
+        kinds: tuple[_Strike, ...] = (
+            self._voters, self._leaders, self._revivals, self._tails, self._naps, self._strays, self._laggards,
+            self._halves,
+        )  # fmt: skip
+        self._kinds = dict(zip(AMBUSHES, kinds, strict=True))
         self._strike: _Strike = self._leaders
         self._group = 0
         self._known: set[tuple[int, int, int, StateRole]] = set()
         """(place, group, term, role) that were looked at in this ambush."""
         self._apart: list[int] = []
         """Places of who was cut off, in their order."""
+        self._laggard: Machine | None = None
+        """Whose data takes no writes."""
+        self._half = (0, 0, b"")
+        """(place, index, key) of the last command that was stopped in its middle."""
+        self._joint = False
+        """The members have begun to change by way of a joint configuration."""
         core.scheduler.after(core.faults.calm, self._later)
 
     def _later(self) -> None:
@@ -112,21 +132,36 @@ class Ambush:
             core.scheduler.after(self._until - core.scheduler.now, self._end)
         else:
             self._network.heal()
+            if self._laggard is not None:
+                self._laggard.disk.data.heal()
+                self._laggard = None
             self._later()
 
     # --- the kinds ---------------------------------------------------------------------------------------------------
 
-    def _voters(self, machine: Machine, _: int, raft: Raft) -> None:
-        if raft.role is StateRole.LEADER and not self._apart:
-            self._apart = [machine.place]
-            self._isolate(machine)
-        elif raft.role is StateRole.CANDIDATE and len(self._apart) == 1 and machine.place != self._apart[0]:
-            self._apart.append(machine.place)
-            for other in self._machines:
-                if other.place not in self._apart:
-                    power = self._rng.random() < 0.5
-                    self._core.scheduler.after(self._rng.randrange(FRESH_MS), partial(self._kill, other, power=power))
-            self._core.scheduler.after(self._rng.randrange(2 * FRESH_MS), self._turn_over, machine)
+    def _voters(self, machine: Machine, group: int, raft: Raft) -> None:
+        stage = len(self._apart)
+        if raft.role is StateRole.LEADER and group != META_GROUP and not stage:
+            self._group, self._apart = group, [machine.place]
+            self._until = self._core.scheduler.now + LONGEST_MS
+            self._core.scheduler.after(self._rng.randrange(*BEGUN_MS), self._isolate, machine)
+        elif (
+            raft.role is StateRole.CANDIDATE and (group, stage) == (self._group, 1) and machine.place != self._apart[0]
+        ):
+            machine.doom(power=False, when=partial(self._elected, machine, raft.term))
+
+    def _elected(self, machine: Machine, term: int, node: Node) -> bool:
+        """Whether a candidate dies, as it does in the turn in which it leads: then so do its voters, before they hear
+        from it, and the former leader may talk to them."""
+        if len(self._apart) > 1 or not _leads(self._group, term, node):
+            return False
+        self._apart.append(machine.place)
+        self._core.hit("voters die before they hear from whom they elected")
+        for other in self._machines:
+            if other.place not in self._apart:
+                other.crash(power=self._rng.random() < 0.5)
+        self._turn_over(machine)
+        return True
 
     def _turn_over(self, machine: Machine) -> None:
         """Whoever was alone may talk again, and `machine` may not."""
@@ -146,7 +181,8 @@ class Ambush:
                 self._group = group
                 self._apart = [place]
                 self._until = self._core.scheduler.now + LONGEST_MS
-                self._isolate(machine)
+                # Not before clients work: it must have something to append.
+                self._core.scheduler.after(self._rng.randrange(*BEGUN_MS), self._isolate, machine)
         elif group == self._group and stage == 1 and raft.role is StateRole.CANDIDATE and place != self._apart[0]:
             machine.doom(power=False, when=partial(self._falls, machine, raft.term, 0))
         elif group == self._group and stage == 2 and raft.role is StateRole.LEADER and place == self._apart[0]:
@@ -164,6 +200,7 @@ class Ambush:
         ):
             return False
         self._apart.append(machine.place)
+        self._core.hit("former leader revived" if before else "leader dies before anybody follows")
         self._turn_over(machine)
         return True
 
@@ -177,40 +214,47 @@ class Ambush:
             self._core.scheduler.after(2 * FRESH_MS, self._isolate, machine)
 
     def _naps(self, machine: Machine, group: int, raft: Raft) -> None:
-        others = [other for other in self._machines if other is not machine and other.node is not None]
-        if raft.role is StateRole.LEADER and group != META_GROUP and not self._apart and len(others) > 1:
-            self._group, self._apart = group, [machine.place]
-            self._until = self._core.scheduler.now + LONGEST_MS
-            voter, other = self._rng.sample(others, 2)
-            self._core.scheduler.after(self._rng.randrange(*BEGUN_MS), self._to_bed, machine, voter, other)
+        if raft.role is StateRole.LEADER and group != META_GROUP:
+            self._core.scheduler.after(self._rng.randrange(*BEGUN_MS), self._to_bed, machine, group, raft.term)
 
-    def _to_bed(self, leader: Machine, voter: Machine, other: Machine) -> None:
-        """The term has begun: reads go by the lease. Soon the leader hears only from the voter, which will forget what
-        it is sent from now on: its log is then no longer than the other one's."""
-        if self._core.faults.ambush_every:
-            voter.disk.hangs_until = self._until
-            self._core.scheduler.after(2 * FRESH_MS, self._isolate, leader, voter)
-            self._core.scheduler.after(2 * FRESH_MS, self._nap, leader, voter, other)
+    def _to_bed(self, leader: Machine, group: int, term: int) -> None:
+        """As soon as somebody reads by the lease the leader hears only from one voter, which will forget what it is
+        sent from now on: its log is then no longer than the other one's."""
+        others = [other for other in self._machines if other is not leader and other.node is not None]
+        if (
+            _leading(leader, group, term) is None
+            or self._apart
+            or len(others) < 2
+            or not self._core.faults.ambush_every
+        ):
+            return
+        if not _lease_holds(leader, group, 0):
+            self._core.scheduler.after(LOOK_AGAIN_MS, self._to_bed, leader, group, term)
+            return
+        self._group, self._apart = group, [leader.place]
+        self._until = self._core.scheduler.now + LONGEST_MS
+        voter, other = self._rng.sample(others, 2)
+        voter.disk.hangs_until = self._until
+        self._core.scheduler.after(2 * FRESH_MS, self._isolate, leader, voter)
+        self._core.scheduler.after(2 * FRESH_MS, self._nap, leader, voter, other, term)
 
-    def _nap(self, leader: Machine, voter: Machine, other: Machine) -> None:
+    def _nap(self, leader: Machine, voter: Machine, other: Machine, term: int) -> None:
         """Shortly before `other` stands for election, if the lease lasts: the voter forgets that it has answered the
         leader, and doesn't hear from it again."""
-        replica = leader.node.host.replicas.get(self._group) if leader.node else None
         left = _patience(other, self._group)
-        if replica is None or leader.node is None or not self._core.faults.ambush_every or not left:
+        if _leading(leader, self._group, term) is None or not self._core.faults.ambush_every or not left:
             self._until = 0
-            return
-        raft = replica.raft
-        if left > NAP_MS:
-            self._core.scheduler.after(min(left - NAP_MS, NAP_MS), self._nap, leader, voter, other)
-        elif replica.lease.holds(leader.node.host.boottime + LEASE_MS, raft.term, raft.configuration):
+        elif left > NAP_MS:
+            self._core.scheduler.after(min(left - NAP_MS, NAP_MS), self._nap, leader, voter, other, term)
+        elif _lease_holds(leader, self._group, LEASE_MS):
+            self._core.hit("voter naps under a lease")
             self._isolate(leader)
             voter.disk.hangs_until = 0
             voter.crash(power=True)
             self._core.scheduler.after(1 + self._rng.randrange(FRESH_MS // 4), voter.start)
             self._until = self._core.scheduler.now + NAP_ENDS_MS
         else:
-            self._core.scheduler.after(2 * NAP_MS, self._nap, leader, voter, other)
+            self._core.scheduler.after(2 * NAP_MS, self._nap, leader, voter, other, term)
 
     def _strays(self, machine: Machine, group: int, raft: Raft) -> None:
         if raft.role is not StateRole.LEADER or group == META_GROUP or len(self._apart) > 1:
@@ -240,6 +284,58 @@ class Ambush:
                 self._core.scheduler.after(flush * CUT_MS, machine.flush)
             self._core.scheduler.after(FLUSHES * CUT_MS, self._network.heal)
 
+    def _laggards(self, machine: Machine, group: int, raft: Raft) -> None:
+        if raft.role is StateRole.LEADER and group != META_GROUP:  # whose members change one by one
+            self._members_change(machine, group, raft.term)
+
+    def _members_change(self, leader: Machine, group: int, term: int) -> None:
+        """As soon as somebody learns who is to vote soon, one of the voters goes on appending and applies no more."""
+        raft = _leading(leader, group, term)
+        if raft is None or self._apart or not self._core.faults.ambush_every:
+            return
+        replica = leader.node.host.replicas[group] if leader.node else None
+        homes = {replica.nodes.get(voter) for voter in raft.configuration.voters} if replica else set()
+        others = [one for one in self._machines if one is not leader and one.node is not None and one.node_id in homes]
+        if not raft.configuration.learners or len(others) < 2:
+            self._core.scheduler.after(WATCH_MS, self._members_change, leader, group, term)
+            return
+        laggard, voter = self._rng.sample(others, 2)
+        self._group, self._apart, self._laggard, self._joint = group, [laggard.place], laggard, False
+        self._until = self._core.scheduler.now + LONGEST_MS
+        laggard.disk.data.fail(Fault.STALL, ALWAYS)
+        self._core.scheduler.after(WATCH_MS, self._overtaken, leader, laggard, voter, term)
+
+    def _overtaken(self, leader: Machine, laggard: Machine, voter: Machine, term: int) -> None:
+        """In the joint configuration the voter is cut off from all but the laggard, so that its log is no longer; when
+        that is left, the laggard is, too."""
+        raft = _leading(leader, self._group, term)
+        behind = laggard.node.host.replicas.get(self._group) if laggard.node else None
+        if raft is None or behind is None or not self._core.faults.ambush_every:
+            self._until = 0
+        elif raft.configuration.outgoing or raft.configuration.voters == behind.raft.configuration.voters:
+            if raft.configuration.outgoing:
+                self._joint = True
+                self._isolate(voter, laggard)
+            self._core.scheduler.after(WATCH_MS, self._overtaken, leader, laggard, voter, term)
+        elif not self._joint:
+            self._until = 0  # one voter more: any majority has somebody of each one before
+        else:
+            self._isolate(voter, laggard)
+            self._isolate(laggard, voter)
+            self._core.hit("laggard overtaken")
+            self._until = self._core.scheduler.now + OVERTAKEN_MS
+
+    def _halves(self, machine: Machine, group: int, raft: Raft) -> None:
+        """See `halved`."""
+
+    def halved(self, place: int, store: Store) -> None:
+        """A store has applied a part of an entry; perhaps a part of one command, down to some key."""
+        half = place, store.index, store._state.cursor
+        if self._core.scheduler.now < self._until and self._strike == self._halves and half[2] and half != self._half:
+            self._half = half
+            self._core.hit("stall in the middle of a command")
+            self._machines[place].disk.data.fail(Fault.STALL, 1 + self._rng.randrange(STALLED_WRITES))
+
     def _kill(self, machine: Machine, *, power: bool) -> None:
         if self._core.faults.ambush_every:
             machine.doom(power=power)
@@ -256,6 +352,22 @@ def _patience(machine: Machine, group: int) -> int:
     replica = machine.node.host.replicas.get(group) if machine.node else None
     election = replica.raft._election if replica else None
     return TICK_MS * (election.timeout - election.elapsed) if election else 0
+
+
+def _lease_holds(machine: Machine, group: int, milliseconds: int) -> bool:
+    """Whether a leader may read by its lease for so long."""
+    host = machine.node.host if machine.node else None
+    replica = host.replicas.get(group) if host else None
+    if host is None or replica is None:
+        return False
+    return replica.lease.holds(host.boottime + milliseconds, replica.raft.term, replica.raft.configuration)
+
+
+def _leading(machine: Machine, group: int, term: int) -> Raft | None:
+    """The replica there, if it leads in `term`."""
+    replica = machine.node.host.replicas.get(group) if machine.node else None
+    leads = replica is not None and replica.raft.role is StateRole.LEADER and replica.raft.term == term
+    return replica.raft if replica is not None and leads else None
 
 
 def _leads(group: int, term: int, node: Node) -> bool:

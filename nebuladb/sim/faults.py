@@ -78,6 +78,8 @@ class Faults:
     members_every: int = 0
     """Nodes that an operator adds, removes and replaces. Then no disk is full, damaged or emptied: which nodes may be
     lost besides would have to be known."""
+    replaces: bool = False
+    """That operator only replaces nodes, and only such as live."""
 
     @classmethod
     def draw(cls, rng: Random) -> Faults:
@@ -89,7 +91,12 @@ class Faults:
         if not rng.randrange(LONE):
             # Several elections must go as they are meant to, so nothing else may happen meanwhile.
             delay, sync, drift = rng.choice((1, 3, 10)), rng.choice((1, 5, 20)), some(0, MAX_DRIFT)
-            return cls(delay=delay, sync=sync, drift=drift, down=100, ambush_every=200, ambush=rng.choice(AMBUSHES))
+            ambush = rng.choice(AMBUSHES)
+            changes = ambush == "laggards"
+            return cls(
+                delay=delay, sync=sync, drift=drift, down=100, ambush_every=200, ambush=ambush,
+                members_every=200 * changes, replaces=changes,
+            )  # fmt: skip
         drawn = cls(
             grain=rng.choice((1, 5, 10, 20)),
             calm=rng.choice((0, 1_800, 1_800, 1_800)),
@@ -135,9 +142,9 @@ class Faults:
         return replace(self, **{field.name: getattr(calm, field.name) for field in fields(self) if field.name in names})
 
 
-LONE = 5
+LONE = 3
 """One seed in so many has ambushes and no other faults."""
-AMBUSHES = ("voters", "leaders", "revivals", "tails", "naps", "strays")
+AMBUSHES = ("voters", "leaders", "revivals", "tails", "naps", "strays", "laggards", "halves")
 LATE_MS = 3_000
 SLOW_SYNC_MS = 300
 FETCH_MS = 50

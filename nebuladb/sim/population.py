@@ -17,6 +17,7 @@ from nebuladb.sim.workloads.backup import Archivist
 from nebuladb.sim.workloads.bank import Teller
 from nebuladb.sim.workloads.compactor import Compactor
 from nebuladb.sim.workloads.explorer import Explorer
+from nebuladb.sim.workloads.glimpse import Glimpser
 from nebuladb.sim.workloads.lease import Leaseholder
 from nebuladb.sim.workloads.operator import Operator
 from nebuladb.sim.workloads.register import Contender
@@ -38,6 +39,7 @@ WORKLOADS: Final[dict[str, tuple[type[Actor], int]]] = {
     "any": (Explorer, 2),
     "operator": (Operator, 1),
     "backup": (Archivist, 1),
+    "glimpse": (Glimpser, 1),
 }
 """Its clients, and how many a group has."""
 

@@ -111,7 +111,8 @@ class World:
         """Node id → place."""
         links = Links(core, self._network, nodes, self._incarnation, self._up, self._down)
         self._nemesis = Nemesis(core, self.machines, self._network, links)
-        self._replicas.stood = Ambush(core, self.machines, self._network).stood
+        ambush = Ambush(core, self.machines, self._network)
+        self._replicas.stood, self._replicas.halved = ambush.stood, ambush.halved
         rng = core.stream("world")
         for machine in self.machines:
             machine.died = self._nemesis.died
@@ -149,7 +150,7 @@ class World:
         core = self.core
         violation = oracle = ""
         before = probe.hits.copy()
-        with small_bounds(core.stream("knobs")):
+        with small_bounds(core.stream("knobs"), core.drawn.ambush):
             try:
                 self._run()
             except Violation as error:

@@ -47,6 +47,8 @@ class Replicas:
         self.leader_changes = 0
         self.stood: Callable[[int, int], None] = lambda place, group: None
         """Told (place, group) of each replica that stands for election, or leads now."""
+        self.halved: Callable[[int, Store], None] = lambda place, store: None
+        """Told (place, store) of each replica that has applied a part of an entry, after each turn that ends so."""
         self.removable: set[int] = set()
         """Nodes that somebody wanted to remove."""
         self._changes = changes
@@ -95,6 +97,8 @@ class Replicas:
             if seen.picture != picture:
                 self._changed(seen, place, group, node, now)
                 seen.picture = picture
+            if store.partial:
+                self.halved(place, store)
             if store.revision != seen.revision:
                 require(store.revision > seen.revision, f"group {group} on n{place + 1}: a revision went back")
                 seen.revision = store.revision

@@ -122,7 +122,9 @@ class Steward(Actor):
         members = [node for node, record in sorted(meta.nodes.items()) if record.state is NodeState.MEMBER]
         idle = [place for place in self._places if place.idle]
         grows = len(members) < MAX_MEMBERS and bool(idle)
-        kinds = ["add"] * grows + ["replace"] * bool(idle) + ["remove"] * (len(members) > 1)
+        kinds = ["replace"] * bool(idle)
+        if not self._core.drawn.replaces:
+            kinds = ["add"] * grows + kinds + ["remove"] * (len(members) > 1)
         if not kinds or len(members) < len(meta.nodes):
             return None
         kind = rng.choice(kinds)
@@ -156,7 +158,8 @@ class Steward(Actor):
                 return step
             self._removable.add(wish.old)
             members = sum(record.state is NodeState.MEMBER for record in meta.nodes.values())
-            if members > 2 and self._rng.random() < DEAD:  # else no majority would be left
+            dead = 0 if self._core.drawn.replaces else DEAD
+            if members > 2 and self._rng.random() < dead:  # else no majority would be left
                 self._lose(wish.old)
         wish.begun = True
         return claim_step(meta, wish.name, address, wish.claim, fresh)
