@@ -27,6 +27,7 @@ CHOICES: tuple[tuple[object, str, tuple[object, ...]], ...] = (
     (batches, "MAX_BATCH_BYTES", (200, 2_000)),
     (frame, "MAX_FRAME_BYTES", (300, 3_000)),
     (batches, "MAX_UNSYNCED_BYTES", (2_000,)),
+    (batches, "MAX_BATCHES_IN_FLIGHT", (2, 3)),
     (replica, "MAX_ENTRY_COMMANDS", (1, 3)),
     (replica, "MAX_SLICE_BYTES", (1, 500)),
     (replica, "MAX_ENTRIES_IN_FLIGHT", (1, 8)),
