@@ -8,7 +8,7 @@ from typing import Final
 from nebuladb.env import probe
 from nebuladb.errors import Corruption, InvariantViolation
 from nebuladb.ids import GroupId
-from nebuladb.raft.entry import Entry, decode_entry
+from nebuladb.raft.entry import Entry, decode_entry, entry_of
 from nebuladb.raft.ready import HardState
 from nebuladb.storage.engine import Engine
 from nebuladb.storage.log_keys import entry_key, index_of
@@ -17,40 +17,42 @@ from nebuladb.storage.log_shape import LogShape
 RECENT_BYTES: Final = 64 << 20
 """Default bound of `RecentEntries`. A follower within it of the leader is never served from disk."""
 RECENT_OVERHEAD: Final = 300
-"""Bytes that a cached entry costs beside its record: tuples, key, dictionary."""
+"""Bytes that a cached entry costs beside its record: key, dictionary."""
 
 
 class RecentEntries:
     """The entries written last, over all groups, bounded in bytes; the oldest written goes first.
 
-    Invariant: what it holds of a group is a contiguous end of that group's log, or nothing.
+    Invariant: what it holds of a group is a contiguous end of that group's log, or nothing. It holds their records
+    alone: the collector would look at each of tens of thousands of tuples, some milliseconds of the loop at once.
     """
 
     def __init__(self, limit: int = RECENT_BYTES) -> None:
         self.size = 0
         self.limit = limit
-        self._entries: OrderedDict[tuple[int, int], Entry] = OrderedDict()
+        self._records: OrderedDict[tuple[int, int], bytes] = OrderedDict()
 
     def add(self, group: int, entries: list[Entry]) -> None:
         """Remember `entries`, which were just appended to the group's log; `forget` what they replace before."""
         for entry in entries:
-            self._entries[group, entry.index] = entry
+            self._records[group, entry.index] = entry.record
             self.size += len(entry.record) + RECENT_OVERHEAD
         while self.size > self.limit:
-            _, entry = self._entries.popitem(last=False)
-            self.size -= len(entry.record) + RECENT_OVERHEAD
+            _, record = self._records.popitem(last=False)
+            self.size -= len(record) + RECENT_OVERHEAD
 
     def get(self, group: int, index: int) -> Entry | None:
         """The entry, if it is remembered."""
-        return self._entries.get((group, index))
+        record = self._records.get((group, index))
+        return None if record is None else entry_of(record)
 
     def forget(self, group: int, low: int, high: int) -> None:
         """Drop what is remembered of [low, high); `high` - 1 is the last index of the log, or the log is being cut."""
         for index in range(high - 1, low - 1, -1):
-            entry = self._entries.pop((group, index), None)
-            if entry is None:
+            record = self._records.pop((group, index), None)
+            if record is None:
                 return  # the invariant: nothing older is there either
-            self.size -= len(entry.record) + RECENT_OVERHEAD
+            self.size -= len(record) + RECENT_OVERHEAD
 
 
 class GroupLog:

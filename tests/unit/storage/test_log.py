@@ -37,8 +37,8 @@ class Model:
 def check(store: LogStore, models: dict[GroupId, Model], rng: Random) -> None:
     assert store.groups() == sorted(models)
     recent = store.recent
-    assert recent.size == sum(len(entry.record) + RECENT_OVERHEAD for entry in recent._entries.values())
-    assert all(entry in models[GroupId(group)].entries for (group, _), entry in recent._entries.items())
+    assert recent.size == sum(len(record) + RECENT_OVERHEAD for record in recent._records.values())
+    assert all(recent.get(*at) in models[GroupId(at[0])].entries for at in recent._records)
     for group, model in models.items():
         reader = store.reader(group)
         assert (reader.start(), reader.last()) == (model.start, model.last())
