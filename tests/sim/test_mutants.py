@@ -60,6 +60,16 @@ def test_the_simulator_finds_known_bugs(capsys: pytest.CaptureFixture[str]) -> N
     assert all(f"{name} " in out for name in QUICK)
 
 
+def test_clients_hunt_on_where_the_first_oracle_is_none_of_theirs(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tools.mutants.CLIENT_SEEDS", 2)
+    assert main([QUICK[0], "--seeds", "3"]) == 1  # two seeds are too few for a client to see it
+    captured = capsys.readouterr()
+    assert "missed=0 client_seen=0" in captured.out
+    assert "broke off" not in captured.err
+
+
 def test_what_is_kept_is_not_hunted_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     keep = tmp_path / "kept"
     find = '{"seed": 7, "oracle": "client", "client": true, "steps": 9, "seconds": 1.5, "tried": 6, "violation": "x"}'
