@@ -78,6 +78,8 @@ class Applied:
     """Of the last entry that is fully applied."""
     partial: bool = False
     """The entry after `index` is half applied: call again with the same works, before anything else."""
+    midway: bool = False
+    """What is half applied is a command: the rest of it is to come, in further slices."""
     revision: int = 0
     answers: list[tuple[int, Answer]] = field(default_factory=list)
     """(request, answer) of this node's own requests, in log order."""

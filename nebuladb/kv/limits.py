@@ -66,6 +66,8 @@ class Limits(NamedTuple):
 
     slice_rows: int = 1024
     """Rows written or looked at by one `Store.apply`, about: it ends after the command that reaches it. Some 5 ms."""
+    long_rows: int = 512
+    """Likewise of one that ends within a command: nobody waits for its end as all do for the loop's return."""
     slice_bytes: int = 2 << 20
     """Bytes written by one `Store.apply`, likewise; the engine takes 8 ms for them."""
     cache_bytes: int = 64 << 20

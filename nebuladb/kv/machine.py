@@ -103,6 +103,7 @@ class Machine:
                 break
             if self.hash_index or self._full():
                 break
+        applied.midway = bool(state.cursor)
         applied.index, applied.term, applied.revision = state.index, state.term, state.revision
         applied.events = self.draft.events
         applied.leases = self.draft.leases
@@ -269,7 +270,7 @@ class Machine:
             if whole:
                 break
             low = chunk[-1][0] + b"\0"
-            if self._full():
+            if self._full() or len(draft.rows) + self._examined >= self._limits.long_rows:
                 del draft.events[mark:]
                 state.cursor = last + b"\0"
                 raise Unfinished

@@ -57,6 +57,10 @@ class Applier:
         """By group: what its slices have borrowed, until one got on."""
         self._lent: dict[int, list[bytes]] = {}
         """By group: what its background work has borrowed."""
+        self._midway: set[int] = set()
+        """Groups whose last slice ended within a command."""
+        self.paused = False
+        """Whether they wait, so that all others get the loop, and others the core; whoever says so ends it, too."""
         self._awaited: set[int] = set()
         """Groups whose background work waits for rows."""
         self._busy: dict[int, None] = {}
@@ -93,7 +97,7 @@ class Applier:
             if data is None or data.store.generation != work.generation:
                 probe("slice of a removed group or generation dropped")
                 continue
-            if work.group in self._fetching:
+            if work.group in self._fetching or (self.paused and work.group in self._midway):
                 self._slices.append(work)
                 continue
             if rows >= TURN_ROWS:
@@ -114,6 +118,10 @@ class Applier:
                 continue
             rows += applied.examined
             more = True
+            if applied.midway:
+                self._midway.add(work.group)
+            else:
+                self._midway.discard(work.group)
             self._settle(work.group, data.store, applied)
             self._applied(work, data, applied)
             if data.hub.lagging or data.store.busy:
@@ -122,8 +130,14 @@ class Applier:
 
     @property
     def waits(self) -> bool:
-        """Whether a slice waits for its turn, and not for rows."""
-        return any(work.group not in self._fetching for work in self._slices)
+        """Whether a slice waits for its turn, and for nothing else."""
+        held = self._midway if self.paused else ()
+        return any(work.group not in self._fetching and work.group not in held for work in self._slices)
+
+    @property
+    def midway(self) -> bool:
+        """Whether any group is in the middle of a command."""
+        return bool(self._midway)
 
     def fetched(self, fetch: Fetch, values: Sequence[bytes | None]) -> None:
         """The rows of one of `fetches` have come."""
@@ -146,6 +160,7 @@ class Applier:
         """The group's store is closed."""
         self._busy.pop(group, None)
         self._fetching.pop(group, None)
+        self._midway.discard(group)
         self._held.pop(group, None)
         self._lent.pop(group, None)
         self._awaited.discard(group)

@@ -9,6 +9,7 @@ import pytest
 
 from nebuladb.ids import DEFAULT_GROUP, ETCD_GROUP, Generation, GroupId, NodeId
 from nebuladb.kv.command import Command, Kind
+from nebuladb.kv.machine import CHUNK_ROWS
 from nebuladb.kv.store import Store
 from nebuladb.kv.watch import WatchHub
 from nebuladb.node.applier import BACKGROUND_ROWS, Applier, GroupData
@@ -131,3 +132,32 @@ async def test_a_restarted_node_goes_on_with_what_it_was_about_to_delete() -> No
     assert not node.groups[DEFAULT_GROUP].store.busy
     node.background()
     assert not node.background_waits
+
+
+def test_a_paused_command_lets_others_go_on() -> None:
+    stores = Stores()
+    keys = [b"%05d" % number for number in range(3 * CHUNK_ROWS)]
+    put = partial(kv_pb2.PutRequest, value=b"v")
+    stores.apply(FIRST, *(Command(Kind.PUT, put(key=key).SerializeToString()) for key in keys))
+    delete = kv_pb2.DeleteRequest(key=b"0", range_end=b"1").SerializeToString()
+    work = stores.logs[FIRST].work(Command(Kind.DELETE, delete))
+    applier, store = stores.applier, stores.groups[FIRST].store
+
+    def slice_of_it() -> int:
+        applier.add([Slice(FIRST, 1, [work])])
+        applier.run()
+        return store._state.deleted
+
+    assert slice_of_it() == CHUNK_ROWS, "a long command's slice is a chunk"
+    assert applier.midway
+    applier.paused = True
+    assert slice_of_it() == CHUNK_ROWS
+    assert not applier.waits
+    stores.apply(SECOND, PUT)
+    applier.paused = False
+    assert applier.waits
+    applier.run()
+    assert store._state.deleted == 2 * CHUNK_ROWS
+    slice_of_it()
+    assert (store.index, store.key_count) == (work.index, 0)
+    assert not applier.midway
