@@ -186,7 +186,7 @@ class Store:
         invariant(not self._dead, "a store is used after it failed")
         if self._pending is None:
             if not works or works[-1].index <= self.index:
-                return Applied(self.index, self.term, self.partial, self.revision)
+                return Applied(self.index, self.term, self.partial, revision=self.revision)
             self._dead = True  # until it has come to its end
             machine = Machine(self._source, self._state, self._sessions, self._node, self._limits)
             machine.run(works)

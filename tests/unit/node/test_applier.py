@@ -149,13 +149,13 @@ def test_a_paused_command_lets_others_go_on() -> None:
         return store._state.deleted
 
     assert slice_of_it() == CHUNK_ROWS, "a long command's slice is a chunk"
-    assert applier.midway
+    assert (applier.midway, applier.waits) == (True, False)
     applier.paused = True
     assert slice_of_it() == CHUNK_ROWS
-    assert not applier.waits
+    assert (applier.midway, applier.waits) == (True, False)
     stores.apply(SECOND, PUT)
     applier.paused = False
-    assert applier.waits
+    assert (applier.midway, applier.waits) == (True, True)
     applier.run()
     assert store._state.deleted == 2 * CHUNK_ROWS
     slice_of_it()
