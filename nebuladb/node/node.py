@@ -348,6 +348,15 @@ class Node:
         elif work.group == META_GROUP and applied.events:
             self._look_at(self.meta.after(applied.events))
 
+    @property
+    def midway(self) -> bool:
+        """Whether the next turn goes on with a command that is half applied; it waits while the node is paused."""
+        return self._applier.midway and not self._applier.paused
+
+    def pause(self, *, paused: bool) -> None:
+        """Let turns pass over commands that are half applied, or go on with them."""
+        self._applier.paused = paused
+
     def fetched(self, fetch: Fetch, values: Sequence[bytes | None]) -> None:
         """The rows of one of `Turn.fetches` were read, after it was handed out."""
         self._applier.fetched(fetch, values)

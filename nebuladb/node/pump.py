@@ -43,6 +43,9 @@ LATE_MS: Final = 100
 """A heartbeat interval: a tick that comes later than this after the last one follows a gap (S12)."""
 BACKGROUND_PAUSE: Final = 0.002
 """Before a round of background work: requests that came in the same moment go first."""
+REST: Final = 0.5
+"""After a slice of a large command or of background work, as a part of the time that it took: the machine's other
+processes, which may be doing the same, get the core. The whole takes half as long again at most."""
 MAX_TURNS: Final = 16
 """Turns in one loop iteration before the loop gets its breath."""
 TURN_SECONDS: Final = 0.005
@@ -293,11 +296,18 @@ class Pump:
                 f"{len(turn.answers)} answers, {len(turn.reads)} reads",
                 seconds,
             )
+        if turn.applied and self.node.midway:
+            self.node.pause(paused=True)
+            self._loop.call_later(seconds * REST, self._go_on)
         if turn.stalled:
             self._loop.call_later(RETRY_SECONDS, self.wake)
         if self.node.flush_wanted and self._flush is None and not self._stopped:
             self._flush = self._loop.create_task(self._flush_data(), name="flush")
         return turn.more
+
+    def _go_on(self) -> None:
+        self.node.pause(paused=False)
+        self.wake()
 
     def _answer(self, turn: Turn) -> None:
         for request, outcome in turn.answers:
@@ -399,7 +409,7 @@ class Pump:
                         self._busy("background", seconds)
                     if self.node.fetches_wait:
                         self.wake()
-                    await asyncio.sleep(0)
+                    await asyncio.sleep(seconds * REST)
             except BaseException as error:
                 if isinstance(error, asyncio.CancelledError):
                     raise

@@ -78,6 +78,6 @@ class Lone:
             await asyncio.sleep(0)
         assert isinstance(await self.put(), Answer)
 
-    def put(self) -> asyncio.Future[Answer]:
+    def put(self, key: bytes = b"k") -> asyncio.Future[Answer]:
         """A write to `default`."""
-        return self.pump.propose(DEFAULT_GROUP, PUT, SECONDS)
+        return self.pump.propose(DEFAULT_GROUP, Command(Kind.PUT, put_request(key, b"v")), SECONDS)

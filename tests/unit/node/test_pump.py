@@ -11,10 +11,14 @@ from typing import Any
 import pytest
 
 from nebuladb.errors import Corruption, InvariantViolation, NebulaError, StoreError, Unavailable, UnknownOutcome
-from nebuladb.ids import DEFAULT_GROUP
-from nebuladb.kv.answer import Answer
+from nebuladb.ids import DEFAULT_GROUP, ETCD_GROUP
+from nebuladb.kv.answer import Answer, DeleteResult
+from nebuladb.kv.command import Command, Kind
+from nebuladb.kv.machine import CHUNK_ROWS
+from nebuladb.node import pump
+from nebuladb.pb.nebula.v1 import kv_pb2
 from nebuladb.storage.memory import ALWAYS, Fault
-from tests.unit.node.lone import SECONDS, Lone
+from tests.unit.node.lone import PUT, SECONDS, Lone
 
 
 @pytest.fixture
@@ -98,6 +102,24 @@ async def test_an_error_in_any_callback_ends_the_node(alone: Lone, method: str) 
     await asyncio.wait_for(alone.failed.wait(), SECONDS)
     assert alone.failures == [error]
     assert alone.pump.broken is error
+
+
+async def test_a_large_command_rests_between_its_slices(alone: Lone, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Others' writes are served meanwhile."""
+    puts = [alone.put(b"%05d" % number) for number in range(2 * CHUNK_ROWS)]
+    await asyncio.wait_for(asyncio.gather(*puts), SECONDS)
+    monkeypatch.setattr(pump, "REST", 1e9)
+    delete = Command(Kind.DELETE, kv_pb2.DeleteRequest(key=b"\0", range_end=b"\0").SerializeToString())
+    deletion = alone.pump.propose(DEFAULT_GROUP, delete, SECONDS)
+    await alone.until(lambda: alone.node._applier.midway)
+    elsewhere = alone.pump.propose(ETCD_GROUP, PUT, SECONDS)
+    assert isinstance(await asyncio.wait_for(elsewhere, SECONDS), Answer)
+    assert not deletion.done()
+    monkeypatch.setattr(pump, "REST", 0.0)
+    alone.pump._go_on()
+    answer = await asyncio.wait_for(deletion, SECONDS)
+    assert isinstance(answer.result, DeleteResult)
+    assert answer.result.deleted == 2 * CHUNK_ROWS + 1
 
 
 async def test_what_waits_when_the_node_stops_is_told_so(alone: Lone) -> None:
