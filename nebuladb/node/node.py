@@ -237,13 +237,19 @@ class Node:
         host = self.host
         return host.works or bool(host.removed or self._unwritten) or self.reconciler.busy or self.snapshots.busy
 
-    def turn(self) -> Turn:
-        """Poll Host, write its batch, apply its slices. Raises what stops the node: store errors, broken invariants."""
+    def turn(self, send: Callable[[Sequence[tuple[int, bytes]]], None] | None = None) -> Turn:
+        """Poll Host, write its batch, apply its slices. Raises what stops the node: store errors, broken invariants.
+
+        `send` is given the turn's frames before anything is written or applied, neither of which they wait for: what
+        must be durable first is held back by Host (S3).
+        """
         # Entries made and seen in this turn are timed now, not by the last tick: after a sleep of the process, a lease
         # renewed by a clock from before it would be granted time that has passed already (S27).
         self.host.boottime = self._clock.boottime()
         output = self.host.poll()
         turn = Turn(output.frames, output.answers, [], output.more)
+        if send is not None and output.frames:
+            send(output.frames)
         if output.reads:
             self._take_reads(turn, output.reads)
         if output.batch is not None:

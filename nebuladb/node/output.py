@@ -2,10 +2,10 @@
 
 In, as methods of `Host`: `tick`, `receive` (a peer's frame), `peer_up`, `peer_down`, `request`, `read`, `durable`,
 `applied`, `flushed`, `add_group`, `remove_group`, `transfer_leadership`. Out, from `Host.poll`: an `Output`. The pump
-carries it out in the order of its fields:
+carries it out:
 
-1. write `batch` to the log (not synced), and call `durable` with its id once a sync that began after the write is done;
-2. send `frames`: they may leave now; losing one is allowed, keeping one back for ever too;
+1. send `frames`: they wait for nothing; losing one is allowed, keeping one back for ever too;
+2. write `batch` to the log (not synced), and call `durable` with its id once a sync that began after the write is done;
 3. run each of `slices` through its group's store and give the result to `applied`;
 4. hand `answers` and `reads` to those who wait.
 

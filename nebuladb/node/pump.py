@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Final, Protocol
 
@@ -273,11 +273,7 @@ class Pump:
 
     def _one_turn(self) -> bool:
         begun = time.perf_counter()
-        turn = self.node.turn()
-        for node, frame in turn.frames:
-            self._links.send(node, frame)
-        if turn.frames:
-            self._links.flush()  # before a thread is woken to sync, which wants the interpreter, and before apply
+        turn = self.node.turn(self._send)
         if turn.written:
             self._meter.log_batch(turn.written_bytes)
             self._flusher.sync(turn.written)
@@ -304,6 +300,11 @@ class Pump:
         if self.node.flush_wanted and self._flush is None and not self._stopped:
             self._flush = self._loop.create_task(self._flush_data(), name="flush")
         return turn.more
+
+    def _send(self, frames: Sequence[tuple[int, bytes]]) -> None:
+        for node, frame in frames:
+            self._links.send(node, frame)
+        self._links.flush()
 
     def _go_on(self) -> None:
         self.node.pause(paused=False)

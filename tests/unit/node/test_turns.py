@@ -116,3 +116,20 @@ def test_a_leaders_own_sync_asks_for_no_turn_before_another_has_the_entry() -> N
     assert not works(leader)
     boxes.settle()
     assert 1 in leader.answers
+
+
+def test_frames_leave_before_anything_is_written() -> None:
+    trio = Trio()
+    trio.start()
+    trio.run(4_000)
+    leader = next(
+        machine.node
+        for machine in trio.running
+        if machine.node is not None and machine.node.host.replicas[DEFAULT_GROUP].raft.role == "leader"
+    )
+    before, seen = leader.log.last_batch, []
+    leader.submit(DEFAULT_GROUP, PUT, trio.time + 1_000)
+    turn = leader.turn(lambda frames: seen.append((len(frames), leader.log.last_batch)))
+    assert seen == [(2, before)]
+    assert len(turn.frames) == 2
+    assert turn.written == leader.log.last_batch == before + 1
