@@ -126,6 +126,29 @@ async def test_those_whose_watch_loses_its_history_go_on_waiting(etcd: Faced) ->
     await third
 
 
+async def test_more_news_at_once_than_a_watch_keeps_is_taken_from_history(etcd: Faced) -> None:
+    await leases(etcd, 1, 2, 3)
+    await ask(etcd, lock(1))
+    (second,) = await waiting(etcd, 2)
+    puts = [kv_pb2.RequestOp(request_put=kv_pb2.PutRequest(key=b"L/x%05d" % number)) for number in range(1_200)]
+    txns = [kv_pb2.TxnRequest(success=puts[first : first + 120]) for first in range(0, len(puts), 120)]
+    hub = etcd.node.groups[GROUP].hub
+    [watcher] = hub._live
+    watcher._events_limit = 8
+    fell: list[object] = []
+    deliver = watcher.deliver
+    watcher.deliver = lambda batch: deliver(batch) or bool(fell.append(batch))  # type: ignore[func-returns-value, method-assign]
+    await asyncio.gather(*(etcd.call("Txn", txn) for txn in txns))
+    assert fell
+    (third,) = await waiting(etcd, 3)
+    await ask(etcd, pb.UnlockRequest(key=b"L/1"))
+    await second
+    await ask(etcd, pb.UnlockRequest(key=b"L/2"))
+    assert not third.done(), "keys that others made came before it"
+    await etcd.call("DeleteRange", kv_pb2.DeleteRangeRequest(key=b"L/x", range_end=b"L/y"))
+    await third
+
+
 async def test_a_key_made_anew_under_the_same_name_is_another_entry(etcd: Faced) -> None:
     """Of the owner: it goes to the end. Of one that waits: its session has expired."""
     await leases(etcd, 1, 2, 3)
