@@ -41,6 +41,8 @@ TICK_MS = 50
 TICK_JITTER_MS = 5
 RETRY_MS = 5  # after a write stall, as in the pump
 RESTART_MS = 100
+REST_MS = 3
+"""The longest that a command which is half applied rests; the pump makes it half of what its slice took."""
 
 
 class Machine:
@@ -238,21 +240,6 @@ class Machine:
         its frames have left."""
         self._doomed, self._doom = power, when
 
-    def _resume(self, life: Life, slept: int) -> None:
-        """What came meanwhile first, then one tick (S12)."""
-        life.paused = False
-        if life is not self._life:
-            return
-        self._core.note("resume", self.name)
-        life.clock.leap(-int(slept * life.clock.rate))
-        late, life.late = life.late, []
-        for action, args in late:
-            action(*args)
-        if life.late_tick:
-            life.late_tick = False
-            # As the pump, which goes once round its loop between the late input and the tick.
-            self._core.scheduler.after(0, self._tick, life)
-
     def _held(self, action: Callable[..., None], *args: Any) -> bool:
         """Whether the process stands still; `action` comes when it goes on."""
         life = self._life
@@ -333,9 +320,9 @@ class Machine:
     def receive(self, sender: int, frame: bytes) -> None:
         """A frame arrives from node id `sender`, meant perhaps for an earlier life."""
         life = self._life
-        if life is not None and not self._held(self.receive, sender, frame):
+        if life is not None and not (life.paused and self._held(self.receive, sender, frame)):
             life.node.host.receive(sender, frame)
-            if life.node.host.works:
+            if life.node.works:
                 self._wake(life)
 
     def peer_up(self, peer: int, incarnation: int) -> None:
@@ -384,7 +371,7 @@ class Machine:
             life.late_tick = True
             return
         life.node.tick(self._monotonic(life), life.clock.boottime())
-        if life.node.host.works:
+        if life.node.works:
             self._wake(life)
         delay = int(TICK_MS / life.clock.rate) + self._rng.randrange(TICK_JITTER_MS)
         self._core.scheduler.after(delay, self._tick, life)
@@ -401,25 +388,29 @@ class Machine:
             self._core.scheduler.last(delay, self._turn, life)
 
     def _turn(self, life: Life) -> None:
-        if life is not self._life or self._held(self._turn, life):
+        if life is not self._life or (life.paused and self._held(self._turn, life)):
             return
         life.turning = False
-        life.clock.now = self._core.scheduler.now
+        life.clock.now = now = self._core.scheduler.now
+        cold = self._core.faults.cold
         try:
-            self.disk.chill(self._rng)
+            if cold:
+                self.disk.chill(self._rng)
             turn = life.node.turn()
         except (StoreError, NodeRemoved) as error:
             self._stopped(error)
             return
         finally:
-            self.disk.warm()
+            if cold:
+                self.disk.warm()
         # Before anything of it leaves the node. Between turns nobody else can see what it thinks.
-        self._replicas.step(self.place, life.node, turn, self._core.scheduler.now)
+        self._replicas.step(self.place, life.node, turn, now)
         if self._doomed is not None and (self._doom is None or self._doom(life.node)):
             self._send_all(turn, self._rng.randrange(len(turn.frames) + 1))
             self.crash(power=self._doomed)
             return
-        self._send_all(turn, len(turn.frames))
+        if turn.frames:
+            self._send_all(turn, len(turn.frames))
         if turn.written:
             self.disk.sync(turn.written, lambda batch: self._durable(life, batch))
         self._carry_out(life, turn)
@@ -439,9 +430,18 @@ class Machine:
             self.flush()
         if turn.applied:
             self.work()
+        if turn.applied and life.node.midway:
+            life.node.pause(paused=True)
+            self._core.scheduler.after(self._rng.randrange(REST_MS) + 1, self._go_on, life)
         if turn.stalled:
             self._wake(life, RETRY_MS)
         elif turn.more:
+            self._wake(life)
+
+    def _go_on(self, life: Life) -> None:
+        """With commands that are half applied, after a rest in which others had the core."""
+        if life is self._life and not self._held(self._go_on, life):
+            life.node.pause(paused=False)
             self._wake(life)
 
     def _send_all(self, turn: Turn, count: int) -> None:
@@ -449,10 +449,11 @@ class Machine:
             self._send(self.place, node, frame)
 
     def _durable(self, life: Life, batch: int) -> None:
-        if life is not self._life or self._held(self._durable, life, batch):
+        if life is not self._life or (life.paused and self._held(self._durable, life, batch)):
             return
         life.node.host.durable(batch)
-        self._wake(life)
+        if life.node.works:
+            self._wake(life)
 
     def _fetched(self, life: Life, fetch: Fetch) -> None:
         if life is not self._life or self._held(self._fetched, life, fetch):

@@ -27,26 +27,26 @@ class Network:
 
     def send(self, sender: int, receiver: int, frame: bytes) -> None:
         """A frame leaves."""
-        core, faults = self._core, self._core.faults
+        core, faults, draw = self._core, self._core.faults, self._draw
         count = int.from_bytes(frame[COUNT_AT])
         core.report.messages += count
-        if (sender, receiver) in self._cut or self._draw() < faults.loss:
+        if (self._cut and (sender, receiver) in self._cut) or (faults.loss and draw() < faults.loss):
             core.report.dropped += count
             return
         self._carry(sender, receiver, frame, count)
-        if self._draw() < faults.duplication:
+        if faults.duplication and draw() < faults.duplication:
             core.report.duplicated += count
             self._carry(sender, receiver, frame, count)
 
     def _carry(self, sender: int, receiver: int, frame: bytes, count: int) -> None:
         draw, faults = self._draw, self._core.faults
-        if draw() < faults.damage and len(frame) > HEAD_BYTES:
+        if faults.damage and draw() < faults.damage and len(frame) > HEAD_BYTES:
             self._core.hit("damaged frame")
             frame = self._damaged(frame)
-        if draw() < faults.astray:
+        if faults.astray and draw() < faults.astray:
             self._core.hit("frame gone astray")
             receiver = self._rng.randrange(self._nodes)
-        longest = LATE_MS if draw() < faults.late else faults.delay
+        longest = LATE_MS if faults.late and draw() < faults.late else faults.delay
         self._core.scheduler.after(int(draw() * (longest + 1)), self._arrive, sender, receiver, frame, count)
 
     def _damaged(self, frame: bytes) -> bytes:
@@ -56,9 +56,10 @@ class Network:
         return bytes(damaged)
 
     def _arrive(self, sender: int, receiver: int, frame: bytes, count: int) -> None:
-        self._core.report.delivered += count
-        self._core.report.frames += 1
-        self._core.note("frame", self._names[receiver], crc32(frame))
+        core = self._core
+        core.report.delivered += count
+        core.report.frames += 1
+        core.note("frame", self._names[receiver], crc32(frame))
         self._deliver(receiver, sender, frame)
 
     def reaches(self, sender: int, receiver: int) -> bool:

@@ -46,6 +46,21 @@ class Place(Machine):
             life.paused = True
             self._core.scheduler.after(milliseconds, self._resume, life, milliseconds if suspended else 0)
 
+    def _resume(self, life: Life, slept: int) -> None:
+        """What came meanwhile first, then one tick (S12)."""
+        life.paused = False
+        if life is not self._life:
+            return
+        self._core.note("resume", self.name)
+        life.clock.leap(-int(slept * life.clock.rate))
+        late, life.late = life.late, []
+        for action, args in late:
+            action(*args)
+        if life.late_tick:
+            life.late_tick = False
+            # As the pump, which goes once round its loop between the late input and the tick.
+            self._core.scheduler.after(0, self._tick, life)
+
     def leap(self, milliseconds: int) -> None:
         """Its monotonic clock jumps ahead."""
         if self._life is not None:

@@ -31,9 +31,9 @@ class Scheduler:
 
     def after(self, delay: int, action: Callable[..., None], *args: Any) -> None:
         """Call `action(*args)` in `delay` ms, at least 0."""
-        self._count += 1  # no two items compare equal up to here: actions have no order
+        self._count = count = self._count + 1  # no two items compare equal up to here: actions have no order
         at = self.now + delay
-        heappush(self._heap, (at + -at % self._grain, self._draw(), self._count, action, args))
+        heappush(self._heap, (at + -at % self._grain, self._draw(), count, action, args))
 
     def last(self, delay: int, action: Callable[..., None], *args: Any) -> None:
         """Likewise; where time is coarse, after all else of its instant that is known by then, as an event loop looks

@@ -80,7 +80,7 @@ class Replicas:
             look = host.replicas  # what a stalled log holds back is written in a later turn, about other groups
         if turn.stalled:
             self._stalled.add(place)
-        else:
+        elif self._stalled:
             self._stalled.discard(place)
         for group in look:
             replica = host.replicas.get(group)
@@ -89,19 +89,21 @@ class Replicas:
             if replica.lost:
                 self._seen.pop((place, group), None)  # it has no state, until a snapshot brings another one
                 continue
+            # Their fields, and not the properties that tell them: this runs for every group that a turn has stepped.
             raft, store = replica.raft, node.groups[group].store
-            picture = (raft.role, raft.term, raft.commit, raft.last_index, replica.log.last(), store.index)
+            state, log, stored = raft._state, raft._log, store._state
+            picture = (state.role, state.term, log.commit, log.last, replica.log.last(), stored.index)
             seen = self._seen.get((place, group))
             if seen is None:
-                seen = self._seen[place, group] = _Seen(index=store.index)
+                seen = self._seen[place, group] = _Seen(index=stored.index)
             if seen.picture != picture:
                 self._changed(seen, place, group, node, now)
                 seen.picture = picture
-            if store.partial:
+            if stored.place or stored.cursor:
                 self.halved(place, store)
-            if store.revision != seen.revision:
-                require(store.revision > seen.revision, f"group {group} on n{place + 1}: a revision went back")
-                seen.revision = store.revision
+            if stored.revision != seen.revision:
+                require(stored.revision > seen.revision, f"group {group} on n{place + 1}: a revision went back")
+                seen.revision = stored.revision
                 self._published(place, group, store)
 
     def _changed(self, seen: _Seen, place: int, group: int, node: Node, now: int) -> None:
