@@ -83,7 +83,7 @@ def test_what_goes_round_in_circles_is_seen() -> None:
 
 def frame(number: int, messages: int = 1) -> bytes:
     envelopes = [Envelope(1, Message(MessageType.HEARTBEAT, 1, 2, number))] * messages
-    return encode_frame(Address(1, 2, 3, 4, 5), envelopes)
+    return encode_frame(Address(1, 2, 3, 4, 5).encode(), envelopes)
 
 
 def carried(faults: Faults, count: int = 500) -> tuple[Core, list[bytes]]:
