@@ -25,6 +25,7 @@ from nebuladb.errors import ConfigurationError
 from nebuladb.pb.nebula.v1 import cluster_pb2, keyspace_pb2, kv_pb2, lease_pb2, session_pb2
 from nebuladb.rpc import engine as engines
 from nebuladb.rpc.engine import Engine
+from nebuladb.rpc.serving import Server
 
 MAX_MESSAGE_BYTES: Final = 4 << 20
 """The transport's cap; a request is at most 1.5 MiB, and between the two the refusal says so."""
@@ -70,6 +71,8 @@ class ApiServer:
         # grpcio keeps its connections to itself: with it there is no gateway.
         beside: dict[str, Any] = {"http1": self._gateway} if engine.name == engines.NEBULA else {}
         self._server = engine.server(options=OPTIONS, maximum_concurrent_rpcs=MAX_CALLS, **beside)
+        if isinstance(self._server, Server):
+            backend.pump.answers = self._server
         self._health = health.aio.HealthServicer()
         services: list[Any] = [
             KVService(backend),

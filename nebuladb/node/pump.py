@@ -10,7 +10,7 @@ import asyncio
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Final, Protocol
+from typing import Final
 
 from nebuladb.env import Clock, probe
 from nebuladb.errors import (
@@ -23,6 +23,7 @@ from nebuladb.errors import (
     UnknownOutcome,
     WriteStalled,
 )
+from nebuladb.futures import PromptFuture
 from nebuladb.kv.answer import Answer
 from nebuladb.kv.command import Command
 from nebuladb.kv.store import Store
@@ -34,6 +35,7 @@ from nebuladb.node.flusher import Flusher
 from nebuladb.node.looks import Looks
 from nebuladb.node.node import Node
 from nebuladb.node.outgoing import Outgoing
+from nebuladb.node.ports import Answers, Links, Meter
 from nebuladb.node.reclaims import Reclaims
 from nebuladb.node.turn import Turn
 from nebuladb.raft import StateRole
@@ -57,26 +59,6 @@ STOP_SECONDS: Final = 2.0
 """How long a stopping node waits for another one to take over its groups."""
 
 
-class Links(Protocol):
-    """Where frames go; a full or missing link drops them."""
-
-    def send(self, node: int, frame: bytes) -> None:
-        """Hand over a frame; never waits."""
-        ...
-
-    def flush(self) -> None:
-        """Write what was handed over, as far as it can be at once."""
-        ...
-
-
-class Meter(Protocol):
-    """What the pump counts (``server.metrics``)."""
-
-    def log_fsync(self, seconds: float) -> None: ...
-    def log_batch(self, size: int) -> None: ...
-    def applied(self, entries: int, seconds: float) -> None: ...
-
-
 class Pump:
     """See the module. All methods are for the loop's thread; `failed` is called once if the node can't go on."""
 
@@ -96,6 +78,8 @@ class Pump:
         self._meter = meter
         self._failed = failed
         self._busy = busy
+        self.answers: Answers | None = None
+        """Set by who serves clients."""
         self._broken: BaseException | None = None
         self._writes: dict[int, asyncio.Future[Answer]] = {}
         self._reads: dict[int, asyncio.Future[None]] = {}
@@ -149,20 +133,20 @@ class Pump:
 
     # --- requests --------------------------------------------------------------------------------------------------
 
-    def propose(self, group: int, command: Command, timeout: float) -> asyncio.Future[Answer]:
+    def propose(self, group: int, command: Command, timeout: float) -> PromptFuture[Answer]:
         """Submit a write; `timeout` in seconds. The future has the answer or a `NebulaError`. Raises if not taken."""
         self._check()
         request = self.node.submit(group, command, self._deadline(timeout))
-        future: asyncio.Future[Answer] = self._loop.create_future()
+        future: PromptFuture[Answer] = PromptFuture(loop=self._loop)
         self._writes[request] = future
         self.wake()
         return future
 
-    def confirm(self, group: int, timeout: float) -> asyncio.Future[None]:
+    def confirm(self, group: int, timeout: float) -> PromptFuture[None]:
         """Done when this node's state of `group` is at least as new as now, for a linearizable read (S7, S8)."""
         self._check()
         request = self.node.read(group, self._deadline(timeout))
-        future: asyncio.Future[None] = self._loop.create_future()
+        future: PromptFuture[None] = PromptFuture(loop=self._loop)
         self._reads[request] = future
         self.wake()
         return future
@@ -281,7 +265,8 @@ class Pump:
             self._meter.applied(turn.applied, time.perf_counter() - begun)
             if self.node.background_waits:
                 self._idle.set()
-        self._answer(turn)
+        if turn.answers or turn.reads:
+            self._answer(turn)
         for fetch in turn.fetches:
             self._fetch(fetch)
         for outgoing in turn.exports:
@@ -311,6 +296,17 @@ class Pump:
         self.wake()
 
     def _answer(self, turn: Turn) -> None:
+        answers = self.answers
+        if answers is None:
+            self._wake_waiters(turn)
+            return
+        answers.hold()
+        try:
+            self._wake_waiters(turn)
+        finally:
+            answers.flush()
+
+    def _wake_waiters(self, turn: Turn) -> None:
         for request, outcome in turn.answers:
             future = self._writes.pop(request, None)
             if future is not None and not future.done():

@@ -3,26 +3,36 @@
 ``asyncio.timeout``, ``TaskGroup`` and others ask for the current task and keep it, so a coroutine's first step can't
 run outside of one, and must not run in another one than the rest. So a *carrier*, a real task that has nothing to do,
 is entered for the first step, by the functions that asyncio documents for task implementations ("Extending"). If the
-coroutine ends there, the carrier is free for the next one. If it waits, it is given to the carrier, which
+coroutine ends there, the carrier is free for the next one. If it waits for a `PromptFuture`, the carrier is entered
+again by whoever sets that, and the task never runs. If it waits for anything else, it is given to the carrier, which
 goes on with it from where it stands; another carrier is made when one is needed.
 
-A carrier goes to waste when the step left a mark on it: it changed a context variable, or cancelled itself.
+A carrier goes to waste when a step left a mark on it: it changed a context variable, or cancelled itself.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextvars
+import logging
 import types
 from collections.abc import Callable, Coroutine, Generator
 from typing import Any, Final, Protocol
+
+from nebuladb.futures import PromptFuture
+
+LOG: Final = logging.getLogger("nebuladb.rpc")
+
+
+MAX_FREE: Final = 256
+"""Carriers that are kept for the next coroutines. As many wait at once where there are many clients; one is 2 KiB."""
 
 
 class Work(Protocol):
     """Whose coroutine it is."""
 
     task: asyncio.Task[None] | None
-    """Set when the coroutine waits: what carries it, and cancels it."""
+    """Set while the coroutine waits: what carries it, and cancels it."""
 
     def finish(self, value: Any) -> None:
         """The coroutine returned `value`."""
@@ -34,13 +44,17 @@ class Work(Protocol):
 class _Seat:
     """A carrier, and what it is given."""
 
-    __slots__ = ("context", "coroutine", "first", "free", "pristine", "run", "task", "work")
+    __slots__ = ("carriers", "context", "coroutine", "first", "free", "given", "pristine", "run", "task", "work")
 
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, carriers: Carriers, loop: asyncio.AbstractEventLoop) -> None:
+        self.carriers = carriers
         self.coroutine: Coroutine[Any, Any, Any] | None = None
+        """One that waits."""
         self.first: Any = None
-        """The future that `coroutine` yielded at the end of its first step."""
+        """The future that it yielded."""
         self.work: Work | None = None
+        self.given = False
+        """The carrier is to go on with it."""
         self.free: asyncio.Future[None] | None = None
         """What the carrier waits for while it has nothing to do."""
         self.context: Final = contextvars.copy_context()
@@ -52,6 +66,55 @@ class _Seat:
         carrier.send(None)
         self.task: Final[asyncio.Task[None]] = loop.create_task(carrier, context=self.context)
 
+    def wait(self, first: Any) -> None:
+        """Its coroutine waits for `first`."""
+        self.first = first
+        if type(first) is PromptFuture and first.resume is None:
+            first.resume = self.resume
+            first._asyncio_future_blocking = False  # seen, as tasks say it; another may wait for it
+            return
+        self.given = True
+        if self.free is not None and not self.free.done():
+            self.free.set_result(None)
+
+    def resume(self) -> None:
+        """What its coroutine waits for is done: run the next step. Raises nothing, whatever comes of it."""
+        coroutine, work, task = self.coroutine, self.work, self.task
+        if coroutine is None or work is None or task.cancelling():
+            return  # it was cancelled before: the carrier has it, or wakes to that and takes it
+        loop = self.carriers.loop
+        try:
+            _enter(loop, task)
+        except RuntimeError:
+            loop.call_soon(self.resume)  # whoever set the future is a task, which goes on first
+            return
+        try:
+            first = self.run(coroutine.send, None)
+        except BaseException as error:
+            _leave(loop, task)
+            self.coroutine = self.work = self.first = work.task = None
+            if isinstance(error, StopIteration):
+                self.carriers.put_back(self)
+            else:
+                task.cancel()
+            _end(work, error)
+        else:
+            _leave(loop, task)
+            self.wait(first)
+
+
+def _end(work: Work, error: BaseException) -> None:
+    """Tell `work` how its coroutine ended: by StopIteration if it returned."""
+    try:
+        if isinstance(error, StopIteration):
+            work.finish(error.value)
+        else:
+            work.fail(error)
+    except Exception:
+        LOG.exception("a call could not be ended")
+    if isinstance(error, SystemExit | KeyboardInterrupt):
+        raise error
+
 
 async def _carrier(seat: _Seat, loop: asyncio.AbstractEventLoop) -> None:
     cancelled = await _given(seat, loop)
@@ -61,6 +124,8 @@ async def _carrier(seat: _Seat, loop: asyncio.AbstractEventLoop) -> None:
             raise cancelled
         return
     seat.coroutine = seat.work = None
+    if not seat.given:
+        seat.first._asyncio_future_blocking = True  # it is the task that waits for it now
     try:
         value = await _rest(coroutine, seat.first, cancelled)
     except BaseException as error:
@@ -76,7 +141,7 @@ def _given(seat: _Seat, loop: asyncio.AbstractEventLoop) -> Generator[Any, Any, 
     """Wait until there is something to do. Returns the cancellation that came first, if one did."""
     try:
         yield
-        if seat.coroutine is None:
+        if not seat.given:
             seat.free = loop.create_future()
             yield from seat.free
     except asyncio.CancelledError as error:
@@ -109,9 +174,8 @@ class Carriers:
     """Runs coroutines in a loop."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._loop = loop
-        self._seat: _Seat | None = None
-        """The free one. Never more than one: it is given away only when a coroutine waits."""
+        self.loop = loop
+        self._free: list[_Seat] = []
 
     def step(self, coroutine: Coroutine[Any, Any, Any], work: Work) -> Any:
         """Run `coroutine` to its end, or to its first wait.
@@ -119,29 +183,33 @@ class Carriers:
         Returns what it returned, or `WAITS`: a carrier has it then, and `work` hears of its end. Raises what it raised.
         Must not be called in a task; its callers are callbacks of transports and timers.
         """
-        seat = self._seat
-        if seat is None:
-            seat = self._seat = _Seat(self._loop)
+        seat = self._free.pop() if self._free else _Seat(self, self.loop)
         task = seat.task
-        _enter(self._loop, task)
+        _enter(self.loop, task)
         try:
             first = seat.run(coroutine.send, None)
         except StopIteration as stop:
-            _leave(self._loop, task)
-            if seat.context != seat.pristine or task.cancelling():
-                self.close()
+            _leave(self.loop, task)
+            self.put_back(seat)
             return stop.value
         except BaseException:
-            _leave(self._loop, task)
-            self.close()
+            _leave(self.loop, task)
+            task.cancel()
             raise
-        _leave(self._loop, task)
-        self._seat = None
+        _leave(self.loop, task)
         work.task = task
-        seat.coroutine, seat.first, seat.work = coroutine, first, work
-        if seat.free is not None and not seat.free.done():
-            seat.free.set_result(None)
+        seat.coroutine, seat.work = coroutine, work
+        seat.wait(first)
         return WAITS
+
+    def put_back(self, seat: _Seat) -> None:
+        """Its coroutine is over, and the carrier free, if it can be used again."""
+        free = seat.free
+        marked = seat.context != seat.pristine or seat.task.cancelling() or (free is not None and free.done())
+        if marked or len(self._free) >= MAX_FREE:
+            seat.task.cancel()
+        else:
+            self._free.append(seat)
 
     def run(self, coroutine: Coroutine[Any, Any, Any], work: Work) -> None:
         """`step`, whose end `work` hears of now or later."""
@@ -156,9 +224,9 @@ class Carriers:
                 work.finish(value)
 
     def close(self) -> None:
-        """Let the free carrier go. The next step makes another one."""
-        seat, self._seat = self._seat, None
-        if seat is not None:
+        """Let the free carriers go. The next step makes another one."""
+        seats, self._free = self._free, []
+        for seat in seats:
             seat.task.cancel()
 
 

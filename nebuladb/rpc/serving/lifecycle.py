@@ -66,6 +66,8 @@ class Server(grpc.aio.Server):
         self._connections: dict[Sniffer | ServerConnection, str] = {}
         self._addresses: dict[str, int] = {}
         self._touched: list[Outgoing] = []
+        self._held = False
+        """Whoever answers calls now says when that is to be written."""
         self._timer: asyncio.TimerHandle | None = None
         self._refresher: asyncio.Task[None] | None = None
         self._started = False
@@ -225,9 +227,19 @@ class Server(grpc.aio.Server):
 
     def touched(self, connection: Outgoing) -> None:
         """It has something to write: once, when this turn's callbacks have run."""
-        if not self._touched:
+        if not self._touched and not self._held:
             self.loop.call_soon(self._flush)
         self._touched.append(connection)
+
+    def hold(self) -> None:
+        """Many calls are about to be answered in one go: what comes of it is written by `flush`, which must follow."""
+        self._held = True
+
+    def flush(self) -> None:
+        """Write what connections have to write, now and not a turn of the loop later."""
+        self._held = False
+        if self._touched:
+            self._flush()
 
     def _flush(self) -> None:
         touched, self._touched = self._touched, []

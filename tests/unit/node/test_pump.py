@@ -146,3 +146,22 @@ async def test_a_broken_invariant_that_a_read_met_ends_the_node(alone: Lone) -> 
     error: NebulaError = InvariantViolation("a bug")
     alone.pump.met(error)
     assert alone.failures == [error]
+
+
+async def test_answers_of_a_turn_are_held_until_all_are_given(alone: Lone) -> None:
+    """So that who goes on at once, within the turn, writes once."""
+    seen: list[str] = []
+
+    class Face:
+        def hold(self) -> None:
+            seen.append("hold")
+
+        def flush(self) -> None:
+            seen.append("flush")
+
+    alone.pump.answers = Face()
+    reads = [alone.pump.confirm(DEFAULT_GROUP, SECONDS) for _ in range(2)]
+    for read in reads:
+        read.resume = lambda: seen.append("answer")
+    await asyncio.wait_for(asyncio.gather(*reads), SECONDS)
+    assert seen == ["hold", "answer", "answer", "flush"]

@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 
+from nebuladb.futures import PromptFuture
+from nebuladb.rpc.serving import carrier
 from nebuladb.rpc.serving.carrier import WAITS, Carriers
 
 VARIABLE: contextvars.ContextVar[str] = contextvars.ContextVar("VARIABLE", default="none")
@@ -267,3 +269,138 @@ async def test_a_carrier_that_never_got_work_ends_quietly(rig: Rig) -> None:
     rig.carriers.close()
     await asyncio.wait([carrier])
     assert carrier.cancelled()
+
+
+class Prompt:
+    """A handler that waits for a prompt future, and what is seen of it."""
+
+    def __init__(self, rig: Rig) -> None:
+        self.future: PromptFuture[str] = PromptFuture(loop=rig.loop)
+        self.tasks: list[asyncio.Task[Any]] = []
+        self.errors: list[BaseException] = []
+
+    async def handler(self) -> str:
+        self.tasks.append(task())
+        try:
+            result = await self.future
+        except BaseException as error:
+            self.errors.append(error)
+            raise
+        finally:
+            self.tasks.append(task())
+        return result
+
+
+async def test_who_sets_a_prompt_future_runs_what_waits_for_it(rig: Rig) -> None:
+    one, other = Prompt(rig), Prompt(rig)
+    first, second = Work(), Work()
+    done: list[bool] = []
+    await rig.turn(lambda: rig.carriers.run(one.handler(), first))
+    await rig.turn(lambda: one.future.set_result("now"), lambda: done.append(first.ended.done()))
+    assert done == [True]
+    assert first.ended.result() == "now"
+    assert first.task is None, "the carrier is another's by now"
+    await rig.turn(lambda: rig.carriers.run(other.handler(), second))
+    await rig.turn(lambda: other.future.set_exception(LookupError()), lambda: done.append(second.ended.done()))
+    assert done == [True, True]
+    assert isinstance(second.ended.exception(), LookupError)
+    assert len({*one.tasks, *other.tasks}) == 1, "both ran in one carrier, which never ran itself"
+
+
+async def test_a_prompt_future_that_a_task_sets_is_heard_of_a_turn_later(rig: Rig) -> None:
+    prompt, work = Prompt(rig), Work()
+    await rig.turn(lambda: rig.carriers.run(prompt.handler(), work))
+    prompt.future.set_result("later")
+    assert not work.ended.done()
+    assert await work.ended == "later"
+    assert len(set(prompt.tasks)) == 1
+
+
+@pytest.mark.parametrize("set_too", [False, True])
+@pytest.mark.parametrize("warm", [False, True], ids=["new carrier", "used carrier"])
+async def test_one_that_waits_for_a_prompt_future_may_be_cancelled(rig: Rig, warm: bool, set_too: bool) -> None:
+    if warm:
+        await rig.begin(asyncio.sleep(0)).ended
+        await rig.begin(_nothing()).ended
+        await asyncio.sleep(0)
+    prompt, work = Prompt(rig), Work()
+
+    def cancel() -> None:
+        assert work.task is not None
+        work.task.cancel()
+        if set_too:
+            prompt.future.set_result("too late")
+
+    await rig.turn(lambda: rig.carriers.run(prompt.handler(), work), cancel)
+    with pytest.raises(asyncio.CancelledError):
+        await work.ended
+    assert [type(error) for error in prompt.errors] == [asyncio.CancelledError]
+    assert len(set(prompt.tasks)) == 1
+    assert prompt.future.cancelled() is not set_too
+
+
+async def test_timeouts_hold_around_a_prompt_future(rig: Rig) -> None:
+    never: PromptFuture[None] = PromptFuture(loop=rig.loop)
+
+    async def handler() -> str:
+        try:
+            async with asyncio.timeout(0.001):
+                await never
+        except TimeoutError:
+            return "late"
+        return ""
+
+    assert await rig.begin(handler()).ended == "late"
+    assert never.cancelled()
+
+
+async def test_prompt_and_other_waits_may_follow_each_other(rig: Rig) -> None:
+    prompts: list[PromptFuture[int]] = [PromptFuture(loop=rig.loop) for _ in range(4)]
+
+    async def handler() -> list[Any]:
+        seen: list[Any] = [task(), await prompts[0], await prompts[1], task()]
+        await asyncio.sleep(0)
+        return [*seen, await prompts[2], await asyncio.wait_for(prompts[3], 1), task()]
+
+    work = rig.begin(handler())
+    for number, future in enumerate(prompts):
+        await rig.turn(lambda future=future, number=number: future.set_result(number))  # type: ignore[misc]
+    seen = await work.ended
+    assert [one for one in seen if isinstance(one, int)] == [0, 1, 2, 3]
+    assert len({one for one in seen if not isinstance(one, int)}) == 1
+
+
+async def test_two_may_wait_for_one_prompt_future(rig: Rig) -> None:
+    prompt, works = Prompt(rig), [Work(), Work()]
+    for work in works:
+        await rig.turn(lambda work=work: rig.carriers.run(prompt.handler(), work))  # type: ignore[misc]
+    await rig.turn(lambda: prompt.future.set_result("both"))
+    assert [await work.ended for work in works] == ["both", "both"]
+
+
+async def test_a_call_that_can_not_be_ended_costs_whoever_set_its_future_nothing(rig: Rig) -> None:
+    class Broken(Work):
+        def finish(self, value: Any) -> None:
+            raise LookupError
+
+    prompt = Prompt(rig)
+    await rig.turn(lambda: rig.carriers.run(prompt.handler(), Broken()))
+    await rig.turn(lambda: prompt.future.set_result("x"))
+    assert await rig.begin(_nothing()).ended is None
+
+
+async def test_free_carriers_are_bounded(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(carrier, "MAX_FREE", 2)
+    prompts = [Prompt(rig) for _ in range(5)]
+    works = [rig.begin(prompt.handler()) for prompt in prompts]
+    await rig.turn()
+    for prompt in prompts:
+        await rig.turn(lambda prompt=prompt: prompt.future.set_result("x"))  # type: ignore[misc]
+    await asyncio.gather(*(work.ended for work in works))
+    await asyncio.sleep(0.001)
+    assert sum(not prompt.tasks[0].done() for prompt in prompts) == 2
+    rig.carriers.close()
+    await asyncio.wait([prompt.tasks[0] for prompt in prompts])
+
+
+async def _nothing() -> None: ...

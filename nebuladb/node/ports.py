@@ -1,0 +1,37 @@
+"""What the pump is joined to: links to other nodes, clients' connections, and the books."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+
+class Links(Protocol):
+    """Where frames go; a full or missing link drops them."""
+
+    def send(self, node: int, frame: bytes) -> None:
+        """Hand over a frame; never waits."""
+        ...
+
+    def flush(self) -> None:
+        """Write what was handed over, as far as it can be at once."""
+        ...
+
+
+class Answers(Protocol):
+    """Where answers go, by the waiters of a turn's futures."""
+
+    def hold(self) -> None:
+        """Waiters are woken now: write nothing before `flush`."""
+        ...
+
+    def flush(self) -> None:
+        """Those that go on at once have: write what they answered."""
+        ...
+
+
+class Meter(Protocol):
+    """What the pump counts (``server.metrics``)."""
+
+    def log_fsync(self, seconds: float) -> None: ...
+    def log_batch(self, size: int) -> None: ...
+    def applied(self, entries: int, seconds: float) -> None: ...
