@@ -25,6 +25,8 @@ HANDSHAKE_SECONDS: Final = 5.0
 CALL_SECONDS: Final = 2.0
 BACKOFF_SECONDS: Final = (0.05, 0.1, 0.2, 0.4, 0.8)
 """Between attempts to connect, plus up to as much again at random."""
+_FRAME_TAG: Final = pb.LinkMessage.FRAME_FIELD_NUMBER << 3 | 2
+"""Of a field that has a length."""
 CALL_ERRORS: Final = (grpc.RpcError, grpc.aio.BaseError, StatusError)
 """What a call's end raises: on its client's side, in use, and on our own server's."""
 OPTIONS: Final = (
@@ -88,13 +90,34 @@ class PeerEvents(Protocol):
 
 @runtime_checkable
 class Direct(Protocol):
-    """A stream of our own engine, which carries messages without a task of ours (``rpc.channel``, ``rpc.serving``)."""
+    """A stream of our own engine, which carries messages as bytes and without a task of ours (``rpc.channel``,
+    ``rpc.serving``)."""
 
-    def put(self, message: pb.LinkMessage) -> bool: ...
+    def put_bytes(self, message: bytes) -> bool: ...
     async def room(self) -> None: ...
-    def poll(self) -> pb.LinkMessage | None: ...
-    def deliver_to(self, listener: Callable[[], None]) -> None: ...
+    def deliver_to(self, listener: Callable[[bytes], None]) -> None: ...
     def flush(self) -> None: ...
+
+
+def packed(frame: bytes) -> bytes:
+    """``LinkMessage(frame=frame)`` as bytes: nothing of a frame is worth an object on its way."""
+    size = len(frame)
+    if size < 1 << 7:
+        return bytes((_FRAME_TAG, size)) + frame
+    if size < 1 << 14:
+        return bytes((_FRAME_TAG, size & 0x7F | 0x80, size >> 7)) + frame
+    return pb.LinkMessage(frame=frame).SerializeToString()
+
+
+def unpacked(message: bytes) -> bytes:
+    """The frame of a ``LinkMessage``. Raises protobuf's `DecodeError`."""
+    size = len(message) - 2
+    if 0 <= size < 1 << 7 and message[0] == _FRAME_TAG and message[1] == size:
+        return message[2:]
+    size -= 1
+    if 1 << 7 <= size < 1 << 14 and message[:3] == bytes((_FRAME_TAG, size & 0x7F | 0x80, size >> 7)):
+        return message[3:]
+    return pb.LinkMessage.FromString(message).frame
 
 
 class _Link:
@@ -126,7 +149,7 @@ class _Link:
         self._filled.set()
 
     def flush(self) -> None:
-        """Write what was put, now and not at the end of the loop's round."""
+        """Write what was put."""
         if self._unflushed and self._direct is not None:
             self._unflushed = False
             self._direct.flush()
@@ -134,7 +157,7 @@ class _Link:
     def _put(self, frame: bytes) -> None:
         assert self._direct is not None
         try:
-            self._full = self._direct.put(pb.LinkMessage(frame=frame))
+            self._full = self._direct.put_bytes(packed(frame))
             self._unflushed = True
         except (*CALL_ERRORS, asyncio.InvalidStateError, asyncio.CancelledError):
             probe("frame lost with its link")  # which `read` ends, if it has
@@ -155,6 +178,7 @@ class _Link:
             self._full = False
             while self._queue and not self._full:
                 self._put(self._next())
+            self.flush()
 
     def _next(self) -> bytes:
         frame = self._queue.popleft()
@@ -165,17 +189,14 @@ class _Link:
         """Hand over what comes, until the stream ends."""
         if self._direct is not None:
             self._direct.deliver_to(self._arrived)
-            self._arrived()  # what came with the handshake
         while (message := await self._stream.read()) is not grpc.aio.EOF:
             if self.replaced.is_set():
                 return
             self._deliver(self.node, message.frame)
 
-    def _arrived(self) -> None:
-        assert self._direct is not None
-        while (message := self._direct.poll()) is not None:
-            if not self.replaced.is_set():
-                self._deliver(self.node, message.frame)
+    def _arrived(self, message: bytes) -> None:
+        if not self.replaced.is_set():
+            self._deliver(self.node, unpacked(message))
 
 
 class PeerTransport:
@@ -231,7 +252,7 @@ class PeerTransport:
         await self._server.stop(0.1)
 
     def send(self, node: int, frame: bytes) -> None:
-        """Queue a frame for `node`; without a link it is lost."""
+        """Queue a frame for `node`, to be written by `flush`; without a link it is lost."""
         link = self._links.get(node)
         if link is not None:
             link.send(frame)

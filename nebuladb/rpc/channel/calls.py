@@ -294,28 +294,24 @@ class StreamStreamCall(
         self._rpc = rpc
         self._begin(requests)
 
-    # Without a task, for who has many small messages to carry (``rpc.peer``); not in grpc.aio. Servers' calls have the
-    # same five methods.
+    # Without a task, and as bytes, for who has many small messages to carry (``rpc.peer``); not in grpc.aio. Servers'
+    # calls have the same four methods.
 
-    def put(self, message: Request) -> bool:
-        """Send a message with this turn's write, once the first one was written. True: `room` must be awaited before
-        the next one. Raises as `write`."""
-        return self._rpc.put(self._rpc.method.serialize(message))
+    def put_bytes(self, message: bytes) -> bool:
+        """Put a message that is serialized, once a first one was written; `flush` writes it. True: `room` must be
+        awaited before the next one. Raises as `write`."""
+        return self._rpc.put(message)
 
     async def room(self) -> None:
         """Wait until what was sent has left."""
         await self._rpc.room()
 
-    def poll(self) -> Any:
-        """The next message, if one is here."""
-        message, deserializer = self._rpc.take(), self._rpc.method.deserializer
-        return message if message is None or deserializer is None else deserializer(message)
-
-    def deliver_to(self, listener: Callable[[], None]) -> None:
-        """From now on call `listener` when messages have come, to `poll` all of them. `read` tells of the end only."""
-        self._rpc.listener = listener
+    def deliver_to(self, listener: Callable[[bytes], None]) -> None:
+        """Give `listener` each message, as it is on the wire, when it comes; those that are here at once. `read` tells
+        of the end only. The listener writes nothing: `flush` it, or a task, does."""
+        self._rpc.deliver_to(listener)
 
     def flush(self) -> None:
-        """Write what was put, now and not at the end of the loop's round."""
+        """Write what was put."""
         if self._rpc.connection is not None:
             self._rpc.connection.flush()

@@ -185,6 +185,11 @@ class Connection(asyncio.Protocol):
 
     def send(self, rpc: Rpc, stream: Stream, data: bytes, *, end: bool = False) -> bool:
         """Queue a part of the request; False if the next one should wait for `Rpc.writable`."""
+        self._schedule()
+        return self.put(rpc, stream, data, end=end)
+
+    def put(self, rpc: Rpc, stream: Stream, data: bytes, *, end: bool = False) -> bool:
+        """`send`, where the caller will `flush`."""
         self._h2.send_data(stream, data, end=end)
         if stream.reset and stream.owner is rpc:
             self._refuse(rpc)
@@ -192,8 +197,6 @@ class Connection(asyncio.Protocol):
         self._unsent += len(data)
         if self._unsent >= UNSENT_BYTES:
             self.flush()
-        else:
-            self._schedule()
         if self._paused:
             self._blocked[rpc] = None
             return False
@@ -209,11 +212,12 @@ class Connection(asyncio.Protocol):
             return True
         return bool(stream.waiting)
 
-    def consumed(self, stream: Stream, size: int) -> None:
-        """The call has taken so many bytes of the answer."""
+    def consumed(self, stream: Stream, size: int, *, later: bool = True) -> None:
+        """The call has taken so many bytes of the answer. Not `later`: in `data_received`, at whose end all leaves."""
         if not self.closed:
             self._h2.consumed(stream, size)
-            self._schedule()
+            if later:
+                self._schedule()
 
     def leave(self, rpc: Rpc, stream: Stream | None, code: ErrorCode | None) -> None:
         """The call is over; with a `code` its stream is reset."""
@@ -265,11 +269,19 @@ class Connection(asyncio.Protocol):
         """Bytes came."""
         self._heard = now = monotonic()
         handlers = self._handlers
+        woken = False
         for event in self._h2.receive(data, now):
-            handlers[type(event)](event)
+            if type(event) is DataReceived and (rpc := event.stream.owner) is not None and rpc.listener is not None:
+                rpc.data(event.data, event.ended)
+            else:
+                woken = True
+                handlers[type(event)](event)
         if not self._ready and self._h2.ready and not self.closed:
+            woken = True
             self._settle()
-        if not self._scheduled:
+        if not woken:
+            self.flush()
+        elif not self._scheduled:
             self._scheduled = True
             # Behind the tasks that these events wake, so that what they write leaves in the same write.
             self._loop.call_soon(self._flush)

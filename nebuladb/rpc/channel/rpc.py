@@ -62,6 +62,8 @@ class Rpc:
     _end_waiters: list[asyncio.Future[None]] | None = None
     _head_waiters: list[asyncio.Future[None]] | None = None
     _open_waiters: list[asyncio.Future[None]] | None = None
+    listener: Callable[[bytes], None] | None = None
+    """Given each message of a streamed answer as it comes, in place of whoever waits for one."""
     on_status: Callable[[], None] | None = None
     """Told when the status is set: the face's done callbacks."""
 

@@ -29,8 +29,6 @@ class StreamResponse(Rpc):
     _pending: Status | None = None
     """How the call ended, while there are messages left to read."""
     _wakes: asyncio.Future[None] | None = None
-    listener: Callable[[], None] | None = None
-    """Called when there is something to `take`, in place of whoever waits for `readable`."""
 
     def __init__(self, *args: object) -> None:
         super().__init__(*args)  # type: ignore[arg-type]
@@ -49,19 +47,37 @@ class StreamResponse(Rpc):
         except StatusError as error:
             self._broken(error)
             return
-        if messages:
+        if self.listener is not None:
+            self._tell(self.listener, messages, len(data))
+        elif messages:
             self.messages.extend(messages)
             self._parts.append([len(messages), len(data)])
-            if self.listener is not None:
-                self.listener()
-            else:
-                self._wake()
+            self._wake()
         elif self._parts:
             self._parts[-1][1] += len(data)
         elif connection is not None and stream is not None:
             connection.consumed(stream, len(data))
         if ended:
             self.fail(grpc.StatusCode.INTERNAL, "the server ended the call without a status")
+
+    def deliver_to(self, listener: Callable[[bytes], None]) -> None:
+        """Give it all messages from now on; nobody may `take` any."""
+        while (message := self.take()) is not None:
+            listener(message)
+        self.listener = listener
+
+    def _tell(self, listener: Callable[[bytes], None], messages: list[bytes], size: int) -> None:
+        connection, stream = self.connection, self.stream
+        if connection is not None and stream is not None:
+            connection.consumed(stream, size, later=False)
+        for message in messages:
+            if isinstance(message, Packed) and self._reader is not None:
+                try:
+                    message = self._reader.unpack(message)
+                except StatusError as error:
+                    self._broken(error)
+                    return
+            listener(message)
 
     def _whole(self, successful: bool) -> bool:
         if successful and self._reader is not None:
@@ -155,9 +171,13 @@ class RequestStream(Rpc):
             await self.room()
 
     def put(self, message: bytes) -> bool:
-        """Send a message of a stream that stands. True: `room` must be awaited before the next. Raises as `write`."""
+        """Put a message of a stream that stands; the connection's `flush` writes it. True: `room` must be awaited
+        before the next. Raises as `write`."""
         self._check(message)
-        return not self._send(message)
+        connection, stream = self.connection, self.stream
+        if connection is None or stream is None:
+            raise self._finished()
+        return not connection.put(self, stream, self._framed(message))
 
     def _check(self, message: bytes) -> None:
         if self.over:

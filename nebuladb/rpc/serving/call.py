@@ -34,17 +34,15 @@ class Call(Exchange, grpc.aio.ServicerContext[Any, Any]):
             message = self.take()
         return self.decode(message)
 
-    def poll(self) -> Any:
-        """The next request, if one is here; else None. Raises `StatusError`."""
-        message = self.take()
-        return None if message is None else self.decode(message)
-
-    def deliver_to(self, listener: Callable[[], None]) -> None:
-        """From now on call `listener` when messages have come, to `poll` all of them; `read` tells of the end only."""
+    def deliver_to(self, listener: Callable[[bytes], None]) -> None:
+        """Give `listener` each message, as it is on the wire, when it comes; those that are here at once. `read` tells
+        of the end only."""
+        while (message := self.take()) is not None:
+            listener(message)
         self._listener = listener
 
     def flush(self) -> None:
-        """Write what was put, now and not at the end of the loop's round."""
+        """Write what was put."""
         self.connection.flush()
 
     async def write(self, message: Any) -> None:

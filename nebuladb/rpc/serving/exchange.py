@@ -61,7 +61,7 @@ class Exchange:
     _reader: MessageReader | None = None
     _inbox: deque[bytes | int]
     _arrival: asyncio.Future[None] | None = None
-    _listener: Callable[[], None] | None = None
+    _listener: Callable[[bytes], None] | None = None
     _peer_ended: bool = True
     _outbox: list[bytes] | None = None
     _written: int = 0
@@ -254,7 +254,10 @@ class Exchange:
             self.refuse(error)
             self.lost()
             return
-        if messages:
+        if self._listener is not None:
+            self._tell(self._listener, messages, size)
+            messages = []
+        elif messages:
             # The window opens again when the handler takes them: this is the bound on what waits here.
             inbox += messages
             inbox.append(size)
@@ -267,11 +270,13 @@ class Exchange:
         elif size:
             self.connection.http2.consumed(self.stream, size)
         self._peer_ended = ended
-        if messages and self._listener is not None:
-            self._listener()
-            messages = []
         if (messages or ended) and self._arrival is not None and not self._arrival.done():
             self._arrival.set_result(None)
+
+    def _tell(self, listener: Callable[[bytes], None], messages: list[bytes], size: int) -> None:
+        self.connection.http2.consumed(self.stream, size)
+        for message in messages:
+            listener(self._reader.unpack(message) if isinstance(message, Packed) and self._reader else message)
 
     def take(self) -> bytes | None:
         """The next message that is here. Raises `StatusError` for one that doesn't inflate."""
@@ -336,6 +341,10 @@ class Exchange:
             except Exception as error:
                 LOG.error("a response of %s does not serialize", self.request.path, exc_info=error)
                 raise StatusError(grpc.StatusCode.INTERNAL, "the response does not serialize") from None
+        return self._prefixed(response)
+
+    def _prefixed(self, response: Any) -> bytes:
+        """Bytes of a message that is serialized. Raises `StatusError`."""
         if not isinstance(response, bytes):
             LOG.error("a response of %s is %s, not bytes", self.request.path, type(response).__name__)
             raise StatusError(grpc.StatusCode.INTERNAL, "the response does not serialize")
@@ -359,15 +368,18 @@ class Exchange:
                 fields += ((b"grpc-encoding", self._encoding.encode()),)
             self.connection.http2.send_headers(self.stream, fields + initial if initial else fields)
 
+    def _check(self) -> None:
+        if self.over:
+            if self._cancelled:
+                raise asyncio.CancelledError
+            raise grpc.aio.UsageError("the call is over")
+
     def put(self, response: Any) -> bool:
         """Send a message with this turn's write. True: `room` must be awaited before the next one.
 
         Raises `StatusError` for one that doesn't serialize or is too large.
         """
-        if self.over:
-            if self._cancelled:
-                raise asyncio.CancelledError
-            raise grpc.aio.UsageError("the call is over")
+        self._check()
         data = self._framed(response)
         outbox = self._outbox
         if outbox is None:
@@ -377,6 +389,19 @@ class Exchange:
         outbox.append(data)
         self._written += len(data)
         return self._written >= self.connection.limits.turn_bytes or self.connection.paused
+
+    def put_bytes(self, message: bytes) -> bool:
+        """Put a message of a stream that is serialized, once a first one was written; the connection's `flush` writes
+        it. True: `room` must be awaited before the next one. Raises as `put`."""
+        self._check()
+        data = self._prefixed(message)
+        if self._outbox:
+            self.push()
+        connection, stream = self.connection, self.stream
+        connection.http2.send_data(stream, data)
+        if stream.waiting:
+            connection.hold(stream)
+        return connection.paused or stream.waiting > connection.limits.stream_bytes
 
     def push(self) -> None:
         """Hand what was put to the connection: small messages leave as one DATA."""

@@ -11,6 +11,7 @@ from typing import Any
 import grpc
 import grpc.aio
 import pytest
+from google.protobuf.message import DecodeError
 
 from nebuladb.errors import IdentityError
 from nebuladb.pb.nebula.peer.v1 import peer_pb2 as pb
@@ -98,6 +99,8 @@ async def test_frames_pass_both_ways_in_order(ends: tuple[End, End]) -> None:
     for number in range(100):
         one.transport.send(2, b"%d" % number)
         other.transport.send(1, b"%d" % number)
+    one.transport.flush()
+    other.transport.flush()
     await until(lambda: len(one.frames) == len(other.frames) == 100)
     assert other.frames == [(1, b"%d" % number) for number in range(100)]
     assert one.frames == [(2, b"%d" % number) for number in range(100)]
@@ -208,6 +211,21 @@ async def test_who_says_nothing_is_let_go(ends: tuple[End, End], monkeypatch: py
         assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
 
 
+@pytest.mark.parametrize("size", [0, 1, 127, 128, 129, 130, 131, 16_383, 16_384, 16_385, 16_386, 100_000])
+def test_a_message_is_what_protobuf_makes_of_it(size: int) -> None:
+    frame = bytes([size % 251]) * size
+    message = pb.LinkMessage(frame=frame).SerializeToString()
+    assert module.packed(frame) == message
+    assert module.unpacked(message) == frame
+    assert module.unpacked(pb.LinkMessage(frame=b"another").SerializeToString() + message) == frame
+
+
+@pytest.mark.parametrize("message", [b"\x12", b"\x12\x02a", b"\x12\x00a", b"\x12" + b"\xff" * 200, b"\xff\xff"])
+def test_what_is_no_message_is_none(message: bytes) -> None:
+    with pytest.raises(DecodeError):
+        module.unpacked(message)
+
+
 class _Slow:
     """A link's stream that takes nothing more until `opened`; as of grpc.aio, it can only be written to."""
 
@@ -223,16 +241,14 @@ class _Slow:
 class _SlowDirect(_Slow):
     """The same of our own engine: it takes a message, and says that it has no room for the next."""
 
-    def put(self, message: pb.LinkMessage) -> bool:
-        self.sent.append(message.frame)
+    def put_bytes(self, message: bytes) -> bool:
+        self.sent.append(module.unpacked(message))
         return not self.opened.is_set()
 
     async def room(self) -> None:
         await self.opened.wait()
 
-    def poll(self) -> None: ...
-
-    def deliver_to(self, listener: Callable[[], None]) -> None: ...
+    def deliver_to(self, listener: Callable[[bytes], None]) -> None: ...
 
     def flush(self) -> None: ...
 
@@ -296,6 +312,8 @@ async def test_a_frame_is_handed_over_in_the_read_that_brings_it(ends: tuple[End
     for _ in range(100):
         one.transport.send(2, b"frame")
         other.transport.send(1, b"frame")
+        one.transport.flush()
+        other.transport.flush()
     await until(lambda: len(seen) == 200)
     assert set(seen) == {None}  # no task was woken for it
     assert len(asyncio.all_tasks()) == tasks
@@ -355,7 +373,7 @@ async def test_a_node_that_is_no_peer_any_more_is_not_dialled(ends: tuple[End, E
 class _Refusing(_SlowDirect):
     """A stream of our own server, which refuses a frame."""
 
-    def put(self, message: pb.LinkMessage) -> bool:
+    def put_bytes(self, message: bytes) -> bool:
         raise StatusError(grpc.StatusCode.RESOURCE_EXHAUSTED, "the response is too large")
 
 
@@ -387,6 +405,7 @@ async def test_a_link_outlives_a_frame_that_is_too_large_or_comes_again(
     sender.transport.send(receiver.node, bytes(module.MAX_FRAME_BYTES + 1))
     while not receiver.frames:
         sender.transport.send(receiver.node, b"next")
+        sender.transport.flush()
         await asyncio.sleep(0.001)
     assert receiver.frames[0] == (sender.node, b"next")
 
@@ -399,15 +418,12 @@ async def test_bytes_that_are_no_message_end_the_link_and_the_next_one_comes(
     await linked(*ends)
     sender, receiver = (ends[at] for at in direction)
     direct: Any = sender.transport._links[receiver.node]._direct
-    if direction == (0, 1):
-        direct._rpc.put(b"\xff\xff")
-    else:
-        serialize, direct.route.serialize = direct.route.serialize, lambda message: b"\xff\xff"
-        direct.put(pb.LinkMessage())
-        direct.route.serialize = serialize
+    direct.put_bytes(b"\xff\xff")
+    direct.flush()
     await until(lambda: receiver.links[:2] == [f"up {sender.node}", f"down {sender.node}"])
     await until(lambda: ends[0].transport.connected == [2] and ends[1].transport.connected == [1])
     sender.transport.send(receiver.node, b"frame")
+    sender.transport.flush()
     await until(lambda: receiver.frames == [(sender.node, b"frame")])
 
 

@@ -347,7 +347,7 @@ async def test_room_that_came_before_somebody_asked_for_it_is_there(world: World
     await call.write(b"wait")
     await world.echo.started.wait()
     sent = 1
-    while not call.put(bytes(1 << 16)):
+    while not call.put_bytes(bytes(1 << 16)):
         sent += 1
         assert sent < 300
         await asyncio.sleep(0)
