@@ -46,18 +46,21 @@ def tune() -> None:
     gc.set_threshold(*GC_THRESHOLDS)
 
 
-class CoreWait:
-    """How long the thread that made this has been ready to run without getting a core: what other processes have taken
-    from it. For that thread; 0 where the system doesn't say."""
+class CoreTime:
+    """How long the thread that made this has had a core, and how long it has been ready to run without getting one,
+    which is what other processes have taken from it. For that thread; 0 where the system doesn't say."""
 
     def __init__(self) -> None:
         self._file: int | None = None
         with contextlib.suppress(OSError):
             self._file = os.open(SCHEDULER, os.O_RDONLY | os.O_CLOEXEC)
 
-    def seconds(self) -> float:
-        """So far."""
-        return 0.0 if self._file is None else int(os.pread(self._file, 128, 0).split()[1]) / 1e9
+    def seconds(self) -> tuple[float, float]:
+        """With and without, so far. The former is as of the last tick of the kernel's, at most 10 ms ago."""
+        if self._file is None:
+            return 0.0, 0.0
+        had, waited, _ = os.pread(self._file, 128, 0).split()
+        return int(had) / 1e9, int(waited) / 1e9
 
     def close(self) -> None:
         """Idempotent."""
@@ -76,13 +79,13 @@ class Watchdog:
         self._work, self._longest = NOTHING, 0.0
         self._collecting = 0.0
         self._timer: asyncio.TimerHandle | None = None
-        self._core: CoreWait | None = None
+        self._core: CoreTime | None = None
 
     def start(self) -> None:
         """Watch the running loop."""
         gc.callbacks.append(self._collector)
-        self._core = CoreWait()
-        self._beat(self._core, first=True)
+        self._core = CoreTime()
+        self._beat(self._core, asyncio.get_running_loop(), first=True)
 
     def stop(self) -> None:
         """Watch no more. Idempotent."""
@@ -105,8 +108,9 @@ class Watchdog:
         else:
             self.busy(f"collector, generation {info['generation']}", now - self._collecting)
 
-    def _beat(self, core: CoreWait, *, first: bool = False) -> None:
-        now, cpu, waited = time.perf_counter(), time.thread_time(), core.seconds()
+    def _beat(self, core: CoreTime, loop: asyncio.AbstractEventLoop, *, first: bool = False) -> None:
+        # A hundred times a second, amid requests: one system call, and the loop is not asked for, which is another.
+        now, (cpu, waited) = time.perf_counter(), core.seconds()
         late, robbed = now - self._due, waited - self._waited
         if not first:
             self._metrics.loop_beat(late, late - robbed)
@@ -125,4 +129,4 @@ class Watchdog:
                     )
         self._work, self._longest = NOTHING, 0.0
         self._due, self._cpu, self._waited = now + BEAT_SECONDS, cpu, waited
-        self._timer = asyncio.get_running_loop().call_later(BEAT_SECONDS, self._beat, core)
+        self._timer = loop.call_later(BEAT_SECONDS, self._beat, core, loop)
