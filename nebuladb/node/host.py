@@ -39,6 +39,8 @@ EXPIRE_TICKS: Final = 4
 """Deadlines are looked at every so many ticks."""
 LIVENESS_TICKS: Final = 2
 """Ticks between two frames to a connected peer at most; one without messages says only that we live."""
+CROWD: Final = 8
+"""Groups that a turn steps, from which on each of them has one entry of its own in flight at a time."""
 SILENT_MS: Final = 500
 """Without a frame for the least election timeout, a peer's groups wait for heartbeats again."""
 
@@ -407,7 +409,8 @@ class Host:
                 self._held[replica.group] = None
             else:
                 self._forward_number += 2
-                self.send(replica.propose(self.boottime, self._reaches, self._forward_number))
+                crowd = len(self.stepped) >= CROWD
+                self.send(replica.propose(self.boottime, self._reaches, self._forward_number, crowd=crowd))
         if replica.reads.wants_round:
             self._output.reads += replica.start_read_round(self.boottime)
         raft = replica.raft

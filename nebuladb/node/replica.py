@@ -193,10 +193,17 @@ class Replica:
 
     # --- what goes out -------------------------------------------------------------------------------------------
 
-    def propose(self, boottime: int, reaches: Callable[[int], bool], number: int) -> list[tuple[int, Envelope]]:
-        """Turn what waits into log entries, if this replica leads, else into forwards from `number` on, two at most."""
+    def propose(
+        self, boottime: int, reaches: Callable[[int], bool], number: int, *, crowd: bool = False
+    ) -> list[tuple[int, Envelope]]:
+        """Turn what waits into log entries, if this replica leads, else into forwards from `number` on, two at most.
+
+        `crowd`: many groups write. Then one entry at a time is in flight here, the others keep disks and links busy
+        meanwhile, and what gathers for the next one shares its cost: 0.3 ms of CPU on three nodes, as much as seven
+        puts.
+        """
         if self.raft.role is StateRole.LEADER:
-            return self._propose_here(boottime)
+            return self._propose_here(boottime, 1 if crowd else MAX_ENTRIES_IN_FLIGHT)
         replies = [self.refuse(forward) for forward in self._drop_forwards()] if self._forwards else []
         self._internal.clear()
         leader = self.raft.leader
@@ -350,14 +357,14 @@ class Replica:
 
     # --- proposing -----------------------------------------------------------------------------------------------
 
-    def _propose_here(self, boottime: int) -> list[tuple[int, Envelope]]:
+    def _propose_here(self, boottime: int, most: int) -> list[tuple[int, Envelope]]:
         replies: list[tuple[int, Envelope]] = []
         if self._observed != self.raft.term:
             return replies
         committed = self.raft.commit
         self._proposed = [index for index in self._proposed if index > committed]
         while self.proposals.waiting or self._forwards or self._internal:
-            if len(self._proposed) >= MAX_ENTRIES_IN_FLIGHT:
+            if len(self._proposed) >= most:
                 break
             internal, self._internal = self._internal, []
             forwards = self._take_forwards()
