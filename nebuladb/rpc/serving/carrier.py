@@ -183,24 +183,35 @@ class Carriers:
         Returns what it returned, or `WAITS`: a carrier has it then, and `work` hears of its end. Raises what it raised.
         Must not be called in a task; its callers are callbacks of transports and timers.
         """
-        seat = self._free.pop() if self._free else _Seat(self, self.loop)
+        # It stays where it is while nothing says that its coroutine waits: most don't.
+        if not self._free:
+            self._free.append(_Seat(self, self.loop))
+        seat = self._free[-1]
         task = seat.task
         _enter(self.loop, task)
         try:
             first = seat.run(coroutine.send, None)
         except StopIteration as stop:
             _leave(self.loop, task)
-            self.put_back(seat)
+            if seat.context != seat.pristine or task.cancelling():
+                self._take()
+                task.cancel()
             return stop.value
         except BaseException:
             _leave(self.loop, task)
+            self._take()
             task.cancel()
             raise
         _leave(self.loop, task)
+        self._take()
         work.task = task
         seat.coroutine, seat.work = coroutine, work
         seat.wait(first)
         return WAITS
+
+    def _take(self) -> None:
+        if self._free:  # else the step has closed all this
+            self._free.pop()
 
     def put_back(self, seat: _Seat) -> None:
         """Its coroutine is over, and the carrier free, if it can be used again."""

@@ -403,4 +403,21 @@ async def test_free_carriers_are_bounded(rig: Rig, monkeypatch: pytest.MonkeyPat
     await asyncio.wait([prompt.tasks[0] for prompt in prompts])
 
 
+@pytest.mark.parametrize("wait", [False, True])
+async def test_a_step_may_close_them(rig: Rig, wait: bool) -> None:
+    async def closes() -> str:
+        rig.carriers.close()
+        if wait:
+            await asyncio.sleep(0)
+        return "closed"
+
+    await rig.begin(_nothing()).ended
+    if wait:
+        with pytest.raises(asyncio.CancelledError):
+            await rig.begin(closes()).ended
+    else:
+        assert await rig.begin(closes()).ended == "closed"
+    assert await rig.begin(_nothing()).ended is None
+
+
 async def _nothing() -> None: ...
