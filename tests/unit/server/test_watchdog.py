@@ -10,7 +10,7 @@ import pytest
 
 from nebuladb.server import watchdog as module
 from nebuladb.server.metrics import MAX_WORKS, OTHER_METHOD, Metrics
-from nebuladb.server.watchdog import LATE_SECONDS, NOTHING, CoreTime, Watchdog
+from nebuladb.server.watchdog import COLLECTOR, LATE_SECONDS, NOTHING, CoreTime, Watchdog
 
 
 def hold(seconds: float) -> None:
@@ -53,6 +53,21 @@ async def test_a_late_turn_is_named_after_the_longest_work() -> None:
     watchdog.stop()
     watchdog.stop()
     assert watchdog._collector not in gc.callbacks
+
+
+@pytest.mark.usefixtures("patient")
+async def test_a_collection_amid_other_work_is_named() -> None:
+    metrics = Metrics()
+    watchdog = Watchdog(metrics)
+    watchdog.start()
+    await asyncio.sleep(0)
+    watchdog._collector("start", {})
+    hold(0.55)
+    watchdog._collector("stop", {})
+    watchdog.busy("turn: 3 entries applied", 0.6)
+    await beats(metrics, 1)
+    assert metrics.late_turns == {COLLECTOR: 1}
+    watchdog.stop()
 
 
 def test_works_are_bounded() -> None:
