@@ -405,6 +405,7 @@ def _below(high: bytes) -> ReadOptions:
     options = ReadOptions()
     options.set_iterate_upper_bound(high)
     options.set_readahead_size(SCAN_READAHEAD_BYTES)
+    options.set_background_purge_on_iterator_cleanup(True)
     return options
 
 
@@ -480,5 +481,7 @@ def _options(memtable_bytes: int, memory: RocksMemory) -> Options:
     options.set_compaction_readahead_size(COMPACTION_READAHEAD_BYTES)
     options.set_keep_log_file_num(INFO_LOGS)
     options.set_max_log_file_size(INFO_LOG_BYTES)
+    # Else whoever closes the last iterator on a replaced table unlinks it, and frees a flushed memtable: on the loop.
+    options.set_avoid_unnecessary_blocking_io(True)
     options.set_stats_dump_period_sec(0)  # would fill RocksDB's info log with what nobody reads
     return options
