@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -393,11 +393,14 @@ class Machine:
         life.turning = False
         life.clock.now = now = self._core.scheduler.now
         cold = self._core.faults.cold
+        frames: list[tuple[int, bytes]] = []
         try:
             if cold:
                 self.disk.chill(self._rng)
-            turn = life.node.turn()
+            turn = life.node.turn(frames.extend)
         except (StoreError, NodeRemoved) as error:
+            # They leave before anything is written or applied.
+            self._send_all(frames, self._rng.randrange(len(frames) + 1))
             self._stopped(error)
             return
         finally:
@@ -406,11 +409,11 @@ class Machine:
         # Before anything of it leaves the node. Between turns nobody else can see what it thinks.
         self._replicas.step(self.place, life.node, turn, now)
         if self._doomed is not None and (self._doom is None or self._doom(life.node)):
-            self._send_all(turn, self._rng.randrange(len(turn.frames) + 1))
+            self._send_all(frames, self._rng.randrange(len(frames) + 1))
             self.crash(power=self._doomed)
             return
-        if turn.frames:
-            self._send_all(turn, len(turn.frames))
+        if frames:
+            self._send_all(frames, len(frames))
         if turn.written:
             self.disk.sync(turn.written, lambda batch: self._durable(life, batch))
         self._carry_out(life, turn)
@@ -444,8 +447,8 @@ class Machine:
             life.node.pause(paused=False)
             self._wake(life)
 
-    def _send_all(self, turn: Turn, count: int) -> None:
-        for node, frame in turn.frames[:count]:
+    def _send_all(self, frames: Sequence[tuple[int, bytes]], count: int) -> None:
+        for node, frame in frames[:count]:
             self._send(self.place, node, frame)
 
     def _durable(self, life: Life, batch: int) -> None:
