@@ -14,6 +14,7 @@ from nebuladb.sim.core import Core
 from nebuladb.sim.faults import AMBUSHES
 from nebuladb.sim.machine import TICK_MS, Machine
 from nebuladb.sim.network import Network
+from nebuladb.sim.place import Place
 from nebuladb.storage.memory import ALWAYS, Fault
 
 LONGEST_MS: Final = 5_000
@@ -43,11 +44,14 @@ OVERTAKEN_MS: Final = 2_500
 STALLED_WRITES: Final = 40
 """The most writes that an engine refuses in the middle of a command, each tried again after some milliseconds."""
 
-_Strike = Callable[[Machine, int, Raft], None]
+STILL_MS: Final = (1_200, 1_700)
+"""How long a leader stands still: the others elect one meanwhile, whom clients find and write through."""
+
+_Strike = Callable[[Place, int, Raft], None]
 
 
 class Ambush:
-    """At times drawn from `Faults.ambush_every`, for a while, one of eight:
+    """At times drawn from `Faults.ambush_every`, for a while, one of nine:
 
     - voters: while a leader is cut off somebody else is elected; before it is heard from it dies, and so does its
       voter, and the former leader stands in the same term. If the voter has forgotten its vote, both are elected;
@@ -63,10 +67,12 @@ class Ambush:
     - laggards (S4): while members change a voter appends and can't apply. When the leader has left the joint
       configuration, that voter and another, a majority of those before, are alone with each other. If the laggard
       stands for election, it counts by members who decide no more, and the leader goes on with those who do;
-    - halves (S23, S24): an engine stalls in the middle of a command: for a while everybody may look at half of it.
+    - halves (S23, S24): an engine stalls in the middle of a command: for a while everybody may look at half of it;
+    - echoes (S8): the replies to a round of reads are late, and the leader that waits for them stands still until a
+      successor has committed something. Whoever asked it meanwhile must not be told by those replies what was.
     """
 
-    def __init__(self, core: Core, machines: Sequence[Machine], network: Network) -> None:
+    def __init__(self, core: Core, machines: Sequence[Place], network: Network) -> None:
         self._core = core
         self._machines = machines
         self._network = network
@@ -74,7 +80,7 @@ class Ambush:
         self._until = 0
         kinds: tuple[_Strike, ...] = (
             self._voters, self._leaders, self._revivals, self._tails, self._naps, self._strays, self._laggards,
-            self._halves,
+            self._halves, self._echoes,
         )  # fmt: skip
         self._kinds = dict(zip(AMBUSHES, kinds, strict=True))
         self._strike: _Strike = self._leaders
@@ -113,7 +119,7 @@ class Ambush:
         if self._core.scheduler.now < self._until:
             self._core.scheduler.after(self._rng.randrange(LOOK_MS), self._look_at, self._machines[place], group)
 
-    def _look_at(self, machine: Machine, group: int) -> None:
+    def _look_at(self, machine: Place, group: int) -> None:
         replica = machine.node.host.replicas.get(group) if machine.node else None
         if replica is None or not self._core.faults.ambush_every:
             return
@@ -336,6 +342,40 @@ class Ambush:
             self._core.hit("stall in the middle of a command")
             self._machines[place].disk.data.fail(Fault.STALL, 1 + self._rng.randrange(STALLED_WRITES))
 
+    def _echoes(self, machine: Place, group: int, raft: Raft) -> None:
+        if raft.role is StateRole.LEADER and group != META_GROUP:
+            self._core.scheduler.after(self._rng.randrange(*BEGUN_MS), self._hold_up, machine, group, raft.term)
+
+    def _hold_up(self, leader: Place, group: int, term: int) -> None:
+        """From now on nothing comes to the leader: a round that begins has no end."""
+        if _leading(leader, group, term) is None or self._apart or not self._core.faults.ambush_every:
+            return
+        self._group, self._apart = group, [leader.place]
+        self._until = self._core.scheduler.now + LONGEST_MS
+        self._network.hold((other.place, leader.place) for other in self._machines)
+        self._round_begins(leader, term)
+
+    def _round_begins(self, leader: Place, term: int) -> None:
+        """As soon as its heartbeats have left, the leader stands still; who has replied to them is cut off from it."""
+        raft = _leading(leader, self._group, term)
+        if raft is None or not self._core.faults.ambush_every:
+            self._network.heal()
+        elif not raft._reads.context:
+            self._core.scheduler.after(1, self._round_begins, leader, term)
+        else:
+            still = self._rng.randrange(*STILL_MS)
+            leader.pause(still, suspended=False)
+            self._core.scheduler.after(FRESH_MS, self._isolate, leader)
+            self._core.scheduler.after(still + LOOK_MS, self._echo, leader, term)
+
+    def _echo(self, leader: Place, term: int) -> None:
+        """The replies arrive, behind the reads for which the leader was asked meanwhile."""
+        if _leading(leader, self._group, term) is not None and any(
+            _commits_after(other, self._group, term) for other in self._machines
+        ):
+            self._core.hit("replies arrive under a successor")
+        self._network.heal()
+
     def _kill(self, machine: Machine, *, power: bool) -> None:
         if self._core.faults.ambush_every:
             machine.doom(power=power)
@@ -368,6 +408,14 @@ def _leading(machine: Machine, group: int, term: int) -> Raft | None:
     replica = machine.node.host.replicas.get(group) if machine.node else None
     leads = replica is not None and replica.raft.role is StateRole.LEADER and replica.raft.term == term
     return replica.raft if replica is not None and leads else None
+
+
+def _commits_after(machine: Machine, group: int, term: int) -> bool:
+    """Whether the replica there leads since, and has committed more than what its term began with."""
+    replica = machine.node.host.replicas.get(group) if machine.node else None
+    if replica is None or replica.raft.role is not StateRole.LEADER or replica.raft.term <= term:
+        return False
+    return replica.raft.commit > replica.raft._replication.first_own
 
 
 def _leads(group: int, term: int, node: Node) -> bool:

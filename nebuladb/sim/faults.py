@@ -144,7 +144,7 @@ class Faults:
 
 LONE = 3
 """One seed in so many has ambushes and no other faults."""
-AMBUSHES = ("voters", "leaders", "revivals", "tails", "naps", "strays", "laggards", "halves")
+AMBUSHES = ("voters", "leaders", "revivals", "tails", "naps", "strays", "laggards", "halves", "echoes")
 LATE_MS = 3_000
 SLOW_SYNC_MS = 300
 FETCH_MS = 50

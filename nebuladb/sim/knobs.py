@@ -55,8 +55,9 @@ CHOICES: tuple[tuple[object, str, tuple[object, ...]], ...] = (
 
 NEEDED: Final = {"revivals": "Config", "halves": "__defaults__"}
 """Ambush → the bound without which what it waits for hardly happens: small in each seed that has no other faults."""
-SPARED: Final = {"naps": "STEADY_MS"}
-"""Likewise, one that stands in its way: a leader that is handed over gives up its lease."""
+SPARED: Final = {"naps": "STEADY_MS", "echoes": "MAX_READS"}
+"""Likewise, one that stands in its way: a leader that is handed over gives up its lease, one that stood still has many
+reads to take at once."""
 
 
 def small_memory(rng: Random) -> MemoryPlan:

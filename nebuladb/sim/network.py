@@ -1,4 +1,4 @@
-"""Frames between nodes: lost, late, doubled, out of order, damaged, gone astray, and cut off by partitions."""
+"""Frames between nodes: lost, late, held up, doubled, out of order, damaged, gone astray, cut off by partitions."""
 
 from __future__ import annotations
 
@@ -24,6 +24,9 @@ class Network:
         self._rng = core.stream("network")
         self._draw = self._rng.random
         self._cut: set[tuple[int, int]] = set()
+        self._slow: set[tuple[int, int]] = set()
+        self._held: list[tuple[int, int, bytes, int]] = []
+        """Frames on their way that `_slow` keeps there, as `_arrive` takes them."""
 
     def send(self, sender: int, receiver: int, frame: bytes) -> None:
         """A frame leaves."""
@@ -56,6 +59,9 @@ class Network:
         return bytes(damaged)
 
     def _arrive(self, sender: int, receiver: int, frame: bytes, count: int) -> None:
+        if self._slow and (sender, receiver) in self._slow:
+            self._held.append((sender, receiver, frame, count))
+            return
         core = self._core
         core.report.delivered += count
         core.report.frames += 1
@@ -74,6 +80,14 @@ class Network:
         """From now on frames of these (sender, receiver) are dropped; what is on its way still arrives."""
         self._cut.update(pairs)
 
+    def hold(self, pairs: Iterable[tuple[int, int]]) -> None:
+        """Frames of these (sender, receiver) don't arrive before `heal`, not even those that are on their way."""
+        self._slow.update(pairs)
+
     def heal(self) -> None:
-        """Let everything through again."""
+        """Let everything through again; what was held arrives now, in any order."""
         self._cut.clear()
+        self._slow.clear()
+        held, self._held = self._held, []
+        for frame in held:
+            self._core.scheduler.after(0, self._arrive, *frame)

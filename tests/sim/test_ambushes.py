@@ -17,6 +17,7 @@ MOMENTS = {
     "naps": "voter naps under a lease",
     "laggards": "laggard overtaken",
     "halves": "stall in the middle of a command",
+    "echoes": "replies arrive under a successor",
 }
 
 

@@ -130,6 +130,25 @@ def test_a_cut_is_one_way_and_heals() -> None:
     assert len(arrived) == 3
 
 
+def test_what_is_held_arrives_when_all_is_healed() -> None:
+    world = core()
+    arrived: list[tuple[int, int, bytes]] = []
+    network = Network(world, lambda *what: arrived.append(what), 2)
+    network.send(0, 1, frame(1))  # on its way already
+    network.hold([(0, 1)])
+    network.send(0, 1, frame(2))
+    network.send(1, 0, frame(3))
+    run(world)
+    assert arrived == [(0, 1, frame(3))]
+    assert world.report.delivered == 1
+    network.cut([(0, 1)])
+    network.send(0, 1, frame(4))  # lost, not held
+    network.heal()
+    run(world)
+    assert Counter(arrived[1:]) == Counter([(1, 0, frame(1)), (1, 0, frame(2))])
+    assert (world.report.delivered, world.report.dropped) == (3, 1)
+
+
 # --- disk ------------------------------------------------------------------------------------------------------------
 
 
