@@ -110,7 +110,8 @@ def late_turns(cluster: Cluster, since: str) -> list[str]:
     for node in cluster.all:
         for text in cluster.log_file(node).read_text().splitlines():
             if "the loop was late" in text and (line := json.loads(text))["timestamp"] >= since:
-                numbers = f"{line['ms']} ms, {line['cpu_ms']} of CPU, {line['no_core_ms']} without a core"
+                parts = f"{line['cpu_ms']} of CPU, {line['no_core_ms']} without a core, {line['gc_ms']} collecting"
+                numbers = f"{line['ms']} ms, {parts}"
                 lines.append((line["timestamp"], f"{line['timestamp']} n{node + 1}: {numbers}: {line['work']}"))
     return [text for _, text in sorted(lines)]
 

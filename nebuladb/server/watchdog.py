@@ -130,6 +130,7 @@ class Watchdog:
                         ms=round(late * 1e3),
                         cpu_ms=round((cpu - self._cpu) * 1e3),
                         no_core_ms=round(robbed * 1e3),
+                        gc_ms=round(self._collected * 1e3),
                         work=work,
                     )
         self._work, self._longest, self._collected = NOTHING, 0.0, 0.0
