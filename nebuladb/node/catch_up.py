@@ -38,7 +38,7 @@ def lags_led(host: Host, node: int) -> list[Lag]:
         return []
     found = []
     for group, replica in host.replicas.items():
-        theirs = next((one for one, where in replica.nodes.items() if where == node), 0)
+        theirs = replica.on(node)
         if theirs and replica.raft.role is StateRole.LEADER:
             raft = replica.raft
             found.append(Lag(group, raft.term, raft.last_index, raft.membership.lag(theirs)))

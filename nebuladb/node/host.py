@@ -355,12 +355,11 @@ class Host:
     def transfer_leadership(self, group: int, node: int) -> None:
         """Hand `group` to the replica on `node`. Raises `NotLeader` or `Unavailable`."""
         replica = self._replica(group)
-        for replica_id, home in replica.nodes.items():
-            if home == node:
-                replica.transfer_leadership(replica_id)
-                self._dirty[group] = None
-                return
-        raise Unavailable(f"group {group} has no replica on that node")
+        target = replica.on(node)
+        if not target:
+            raise Unavailable(f"group {group} has no replica on that node")
+        replica.transfer_leadership(target)
+        self._dirty[group] = None
 
     # --- out -----------------------------------------------------------------------------------------------------
 

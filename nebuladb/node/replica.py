@@ -351,6 +351,10 @@ class Replica:
         output.answers += self.proposals.close()
         output.reads += self.reads.close()
 
+    def on(self, node: int) -> int:
+        """Id of the group's replica on `node`; 0 if it has none."""
+        return next((replica for replica, home in self.nodes.items() if home == node), 0)
+
     def successor(self) -> int:
         """A node to hand leadership to: a voter that was heard from lately; 0 if there is none."""
         return next((self.nodes[replica] for replica in self.raft.active_voters() if replica in self.nodes), 0)

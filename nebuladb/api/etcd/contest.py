@@ -15,7 +15,7 @@ from typing import Any, Final, NamedTuple
 
 from nebuladb.api.etcd.errors import EtcdError
 from nebuladb.api.etcd.face import Face
-from nebuladb.api.etcd.line import Place
+from nebuladb.api.etcd.line import Place, entries
 from nebuladb.env import probe
 from nebuladb.errors import NebulaError, Reason
 from nebuladb.kv import check
@@ -62,7 +62,7 @@ def create_is(key: bytes, revision: int) -> kv_pb2.Compare:
 
 def first(store: Store, name: bytes) -> KeyValue | None:
     """The owner's key under `name`."""
-    kvs = store.range(name + b"/", name + b"0", keys_only=True).kvs  # "0" follows "/"
+    kvs = store.range(*entries(name), keys_only=True).kvs
     return min(kvs, key=lambda kv: kv.create_revision) if kvs else None
 
 

@@ -9,6 +9,7 @@ from typing import Any, Final
 from nebuladb.api.backend import key_value
 from nebuladb.api.etcd.contest import Contest, Contests, create_is, first, refused, resignation
 from nebuladb.api.etcd.face import Face
+from nebuladb.api.etcd.line import entries
 from nebuladb.api.etcd.requests import received
 from nebuladb.errors import NebulaError
 from nebuladb.kv.answer import KeyValue
@@ -78,7 +79,7 @@ class ElectionService:
                 store, kv = await self._now(shard, request.name, context)
                 revision = store.revision
                 if kv is None:
-                    async for event in follow.events(request.name + b"/", request.name + b"0", revision + 1):
+                    async for event in follow.events(*entries(request.name), revision + 1):
                         if not event.deleted:
                             kv, revision = event.kv, event.kv.mod_revision
                             break

@@ -25,6 +25,11 @@ MAX_ENTRIES: Final = MAX_RESULT_ROWS
 """Of one name; a name that has more can't be read in one go, and waiting under it is refused for that."""
 
 
+def entries(name: bytes) -> tuple[bytes, bytes]:
+    """The range of the keys under `name`: from its first to the end, which is not in it."""
+    return name + b"/", name + b"0"  # "0" follows "/"
+
+
 class Place(Enum):
     """Of one entry."""
 
@@ -168,7 +173,7 @@ class Lines:
         if line is None or line.broken:
             pump = self._backend.pump
             store = pump.store(shard.group)
-            span = name + b"/", name + b"0"  # "0" follows "/"
+            span = entries(name)
             found = store.range(*span, keys_only=True).kvs
             if not any(kv.create_revision < create for kv in found):
                 return None
