@@ -27,8 +27,12 @@ PUTS: Final = 100_000
 BROKEN_TREE_MIB: Final = 16
 """So much that a quick machine is still loading when a third of it is noticed: with 2 MiB a quiet one was done."""
 BROKEN_PUTS: Final = 1000
-BROKEN_UP_SECONDS: Final = 30.0
-"""One that never becomes healthy is waited for that long."""
+PATIENCE: Final = {"start": 30.0}
+"""One that never becomes healthy is waited for that long: seconds, by the chapter that catches it."""
+RUN: Final = f"nebulatest-{os.getpid()}-"
+"""What the names of all that we make begin with."""
+IMAGE: Final = f"nebuladb:{RUN}"
+GOOD: Final = "good"
 CAUGHT_IN: Final = {
     "program": "start",
     "volume": "revive",
@@ -55,7 +59,7 @@ def _say(text: str) -> None:
 
 def _run(mine: Engine, trial: Trial, tag: str, scratch: Path, say: Callable[[str], None]) -> Story:
     """The story, from `up` to nothing left. Raises `Failure`, whose chapter is in the story that the caller has not."""
-    name = f"nebulatest{os.getpid()}{trial.broken}"
+    name = RUN + (trial.broken or GOOD)
     with base_port() as base:
         project = Project(mine, name, tag, scratch, base)
         story = Story(project, trial.tree, trial.puts, scratch, say, trial.patience)
@@ -73,7 +77,7 @@ def _run(mine: Engine, trial: Trial, tag: str, scratch: Path, say: Callable[[str
 
 def _caught(mine: Engine, trial: Trial, good: str, scratch: Path) -> bool:
     """Whether the story fails, where it should, with an image that is broken."""
-    tag = f"{good}-{trial.broken}"
+    tag = IMAGE + trial.broken
     mine.docker("tag", good, tag)
     try:
         break_image(mine, tag, trial.broken, scratch)
@@ -92,10 +96,10 @@ def _caught(mine: Engine, trial: Trial, good: str, scratch: Path) -> bool:
 
 def _test(options: argparse.Namespace, scratch: Path, stack: ExitStack) -> dict[str, object]:
     """What to print at the end. Raises `Failure`."""
-    mine = stack.enter_context(engine(scratch, options.engine, _say))
+    mine = stack.enter_context(engine(scratch, options.engine, RUN, _say))
     _say(mine.version())
     began = time.monotonic()
-    tag = f"nebuladb:test-{os.getpid()}"
+    tag = IMAGE + GOOD
     if mine.own:
         base = import_base(mine, scratch, options.base)
         _say(f"Base image {base} from Debian's packages, {size(mine, base) / MIB:.0f} MiB.")
@@ -106,7 +110,7 @@ def _test(options: argparse.Namespace, scratch: Path, stack: ExitStack) -> dict[
     broken = list(BROKEN) if options.self_test else [options.broken] if options.broken else []
     if broken:
         tree = part_of(options.tree, BROKEN_TREE_MIB * MIB, scratch / "tree")
-        trials = [Trial(how, tree, BROKEN_PUTS, BROKEN_UP_SECONDS) for how in broken]
+        trials = [Trial(how, tree, BROKEN_PUTS, PATIENCE.get(CAUGHT_IN[how], UP_SECONDS)) for how in broken]
         caught = sum(_caught(mine, trial, tag, scratch) for trial in trials)
         return {"self_test": len(trials), "caught": caught, "verdict": "ok" if caught == len(trials) else "failed"}
     tree = part_of(options.tree, options.mib * MIB, scratch / "tree")

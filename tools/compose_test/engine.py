@@ -6,17 +6,17 @@ import contextlib
 import json
 import os
 import shutil
-import signal
 import subprocess
-from collections.abc import Callable, Iterator, Sequence
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Final
+from typing import IO, Final
 
+from tools.compose_test import keeper
 from tools.compose_test.shell import Failure, Unavailable, attempt, run, wait
 
 START_SECONDS: Final = 60.0
-STOP_SECONDS: Final = 60.0
 ASK_SECONDS: Final = 20.0
 PACKAGES: Final = "docker.io docker-cli docker-compose docker-buildx debootstrap"
 """What Debian calls all that this needs."""
@@ -59,12 +59,14 @@ class Engine:
 
 
 @contextmanager
-def engine(scratch: Path, choice: str, say: Callable[[str], None]) -> Iterator[Engine]:
-    """An engine while this lasts. `choice` is auto, running or own. Raises `Unavailable`."""
+def engine(scratch: Path, choice: str, name: str, say: Callable[[str], None]) -> Iterator[Engine]:
+    """An engine while this lasts. `choice` is auto, running or own. Should we die meanwhile, what is called `name...`
+    there is removed. Raises `Unavailable`."""
     found = Engine(None, own=False)
     if choice != "own" and shutil.which("docker") and found.answers():
         _demand_plugins(found)
-        yield found
+        with _kept(scratch, name, found.environ):
+            yield found
         return
     if choice == "running":
         raise Unavailable("no engine answers")
@@ -75,7 +77,7 @@ def engine(scratch: Path, choice: str, say: Callable[[str], None]) -> Iterator[E
         )
     if os.geteuid() != 0:
         raise Unavailable("no engine answers, and only root can start one")
-    with _own(scratch, say) as mine:
+    with _own(scratch, name, say) as mine:
         _demand_plugins(mine)
         yield mine
 
@@ -95,7 +97,7 @@ def command(directory: Path) -> Sequence[str]:
 
     It leaves the machine's network as it is: no rule of iptables, no forwarding, no default bridge. (With them dockerd
     would set the policy of the whole machine's FORWARD chain to DROP, and leave it so.) Published ports go through
-    docker-proxy. Should we be killed, the kernel tells it to end.
+    docker-proxy. Should its keeper be killed, the kernel tells it to end.
     """
     return [
         *("setpriv", "--pdeathsig", "TERM", "dockerd", "--host", f"unix://{directory / SOCKET}"),
@@ -106,56 +108,51 @@ def command(directory: Path) -> Sequence[str]:
 
 
 @contextmanager
-def _own(scratch: Path, say: Callable[[str], None]) -> Iterator[Engine]:
-    directory = scratch / "engine"
-    directory.mkdir()
+def _kept(
+    scratch: Path, name: str, environ: Mapping[str, str], command: Sequence[str] = (), log: IO[bytes] | None = None
+) -> Iterator[subprocess.Popen[bytes]]:
+    """Our `keeper` while this lasts; it runs `command` and has ended with it afterwards."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", keeper.__name__, str(scratch), name, *command],
+        stdin=subprocess.PIPE,
+        stdout=log,
+        stderr=log,
+        cwd=Path(__file__).parents[2],  # where `tools` is
+        env=environ,
+        start_new_session=True,  # Ctrl-C is for us
+    )
+    try:
+        yield process
+    finally:
+        with contextlib.suppress(BrokenPipeError):  # it ended before
+            process.communicate(keeper.GOODBYE)
+
+
+@contextmanager
+def _own(scratch: Path, name: str, say: Callable[[str], None]) -> Iterator[Engine]:
+    directory = scratch / keeper.FOLDER
     if len(str(directory / SOCKET)) > MAX_SOCKET:
         raise Unavailable(f"{directory} is too long a path for a socket: set TMPDIR to a shorter one")
+    directory.mkdir()
     (directory / "daemon.json").write_text("{}")
-    log = directory / "log"
-    with log.open("wb") as output:
-        process = subprocess.Popen(
-            command(directory),
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=output,
-            start_new_session=True,  # Ctrl-C is for us; we end it when the containers are gone
-        )
+    mine = Engine(f"unix://{directory / SOCKET}", own=True)
+    log = scratch / "engine.log"
     try:
-        mine = Engine(f"unix://{directory / SOCKET}", own=True)
+        with log.open("wb") as output, _kept(scratch, name, mine.environ, command(directory), output) as process:
 
-        def up() -> bool:
-            if process.poll() is not None:
-                tail = log.read_text(errors="replace")[-LOG_TAIL:]
-                raise Unavailable(f"dockerd can't run here; it ended with {process.returncode} and said:\n{tail}")
-            return mine.answers()
+            def up() -> bool:
+                if process.poll() is not None:
+                    raise Unavailable(f"dockerd can't run here; it ended with {process.returncode} and said:\n{tail()}")
+                return mine.answers()
 
-        try:
-            wait(up, "dockerd answers", START_SECONDS)
-        except Failure as error:
-            raise Unavailable(f"{error}\n{log.read_text(errors='replace')[-LOG_TAIL:]}") from error
-        say(f"An engine of our own runs as pid {process.pid}.")
-        yield mine
+            def tail() -> str:
+                return log.read_text(errors="replace")[-LOG_TAIL:]
+
+            try:
+                wait(up, "dockerd answers", START_SECONDS)
+            except Failure as error:
+                raise Unavailable(f"{error}\n{tail()}") from error
+            say("An engine of our own runs.")
+            yield mine
     finally:
-        _end(process)
-        _unmount(directory)
-        shutil.rmtree(directory, ignore_errors=True)
-
-
-def _end(process: subprocess.Popen[bytes]) -> None:
-    if process.poll() is None:
-        process.send_signal(signal.SIGTERM)
-        try:
-            process.wait(STOP_SECONDS)
-        except subprocess.TimeoutExpired:
-            # It and what it started, its containerd: the session is its own.
-            os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-
-
-def _unmount(directory: Path) -> None:
-    """What an engine that was killed left mounted below `directory`; else nothing could be removed."""
-    mounts = [line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()]
-    for place in sorted(mounts, reverse=True):
-        if Path(place).is_relative_to(directory):
-            attempt(["umount", "--lazy", place])
+        log.unlink()

@@ -22,6 +22,8 @@ CA: Final = "/run/secrets/ca.pem"
 PROXIES: Final = ("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "no_proxy")
 PASSED: Final = ("index-url", "extra-index-url", "trusted-host", "proxy", "timeout", "default-timeout")
 """Of pip's configuration: whence packages come. Paths of this machine mean nothing in a build."""
+ALONE: Final = ("setpriv", "--pdeathsig", "KILL", "unshare", "--mount-proc", "--pid", "--fork", "--kill-child")
+"""Before a command: all that it starts ends with us, and all that it mounts with that."""
 SLIMMED: Final = ("var/cache/apt", "var/lib/apt/lists", "usr/share/doc", "usr/share/man", "usr/share/locale", "var/log")
 """The official slim image lacks these too."""
 
@@ -57,7 +59,7 @@ def import_base(engine: Engine, scratch: Path, kept: Path | None) -> str:
         try:
             include = f"--include=python{version},python3-venv"
             run(
-                ["debootstrap", "--variant=minbase", include, suite, str(root), *_mirror(suite)],
+                [*ALONE, "debootstrap", "--variant=minbase", include, suite, str(root), *_mirror(suite)],
                 seconds=BOOTSTRAP_SECONDS,
             )
             for folder in SLIMMED:

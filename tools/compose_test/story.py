@@ -11,6 +11,7 @@ from typing import Any, Final
 import grpc
 
 from nebuladb.ids import DEFAULT_GROUP
+from nebuladb.server.lifecycle import EXIT_FORCED
 from tools.compose_test import puts
 from tools.compose_test.project import NODES, Project
 from tools.compose_test.shell import Failure, wait
@@ -247,9 +248,12 @@ class Story:
         for node in NODES:
             self.project.compose("stop", node)
         ends = {node: self.project.inspect(node)["State"]["ExitCode"] for node in NODES}
-        if set(ends.values()) != {0}:
-            raise Failure(f"after `docker compose stop` the exit codes are {ends}, not 0")
-        self.say("`docker compose stop`: each node drained and exited 0.")
+        for node, code in ends.items():
+            if not ended_in_order(code, self.project.compose("logs", "--no-color", "--tail", "50", node)):
+                raise Failure(f"{node} did not drain at `docker compose stop`; the exit codes are {ends}")
+        late = [node for node, code in ends.items() if code != 0]
+        said = f"; {', '.join(late)} had no time left to close its files" if late else " and exited 0"
+        self.say(f"`docker compose stop`: each node drained{said}.")
 
     # questions
 
@@ -284,6 +288,12 @@ class Story:
 
     def _resident(self, node: str) -> int:
         return int(self._status_of_nebulad(node)["VmHWM"].split()[0]) << 10
+
+
+def ended_in_order(code: int, log: str) -> bool:
+    """Whether a node that was told to stop drained, by its exit code and its log. On a machine that is busy enough it
+    has drained and is ended by its own clock while it closes its files; that is no fault of the image."""
+    return code in (0, EXIT_FORCED) and '"event": "stopped"' in log
 
 
 def part_of(tree: Path, most: int, target: Path) -> Path:
