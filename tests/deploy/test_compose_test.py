@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 
 from tools.compose_test import __main__ as command
-from tools.compose_test import engine, image
+from tools.compose_test import engine, image, keeper
 from tools.compose_test.puts import SIZE, key, value
 from tools.compose_test.shell import Failure, Unavailable, run, wait
-from tools.compose_test.story import Story, part_of
+from tools.compose_test.story import Story, ended_in_order, part_of
 from tools.tree import manifest
 
 
@@ -57,13 +57,20 @@ def test_an_engine_that_does_not_come_up_is_a_skip_and_is_ended(
     monkeypatch.setattr(os, "geteuid", lambda: 0)
     with (
         pytest.raises(Unavailable, match=r"(?s)it ended with 1 and said:.*no cgroups"),
-        engine.engine(tmp_path, "own", print),
+        engine.engine(tmp_path, "own", "nebulatest-0-", print),
     ):
         pass
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def children(pid: int) -> list[int]:
+    try:
+        return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    except OSError:
+        return []
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_a_signal_removes_everything(number: signal.Signals, tmp_path: Path) -> None:
     """As a process: an engine that never answers, and a person who has waited long enough."""
     program = tmp_path / "program.py"
@@ -87,13 +94,53 @@ def test_a_signal_removes_everything(number: signal.Signals, tmp_path: Path) -> 
     )
     assert process.stdout is not None
     assert process.stdout.readline() == b"waiting\n"
-    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    (keeping,) = children(process.pid)
+    wait(lambda: bool(children(keeping)), "the engine is started", 60)
+    (sleeping,) = children(keeping)
     process.send_signal(number)
     process.communicate(timeout=60)
     assert process.returncode != 0
-    assert len(children) == 1
-    assert not Path("/proc", children[0]).exists()
+    wait(lambda: not Path("/proc", str(keeping)).exists(), "the keeper has ended", 60)
+    assert not Path("/proc", str(sleeping)).exists()
     scratch.rmdir()  # it is empty
+
+
+FAKE_DOCKER = """#!/bin/sh
+[ -e {log}.down ] && exit 1
+echo "$@" >> {log}
+case "$2" in
+    ls) cat {left}/$1 2>/dev/null;;
+    rm) rm {left}/$1;;
+esac
+exit 0
+"""
+
+
+def test_what_a_dead_test_left_at_somebody_s_engine_is_removed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "left").mkdir()
+    for what, text in (
+        ("container", "c1 c2"),
+        ("volume", "nebulatest-7-good_n1"),
+        ("image", "nebuladb:nebulatest-7-good"),
+    ):
+        (tmp_path / "left" / what).write_text(text)
+    log = tmp_path / "log"
+    docker = tmp_path / "docker"
+    docker.write_text(FAKE_DOCKER.format(log=log, left=tmp_path / "left"))
+    docker.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setattr(keeper, "PAUSE_SECONDS", 0)
+    keeper.remove("nebulatest-7-")
+    asked = log.read_text().splitlines()
+    assert list((tmp_path / "left").iterdir()) == []
+    assert "container rm --force --volumes c1 c2" in asked
+    assert "volume rm --force nebulatest-7-good_n1" in asked
+    assert "image rm --force nebuladb:nebulatest-7-good" in asked
+    listings = [line for line in asked if " ls " in line]
+    assert len(listings) == 8, "until there was nothing any more"
+    assert all("nebulatest-7-" in line for line in listings)
+    log.with_name("log.down").touch()
+    keeper.remove("nebulatest-7-")  # an engine that is gone has nothing
 
 
 def test_a_build_is_told_where_packages_come_from_and_no_path_of_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -128,6 +175,15 @@ def test_a_part_of_a_tree_is_whole_files_up_to_a_size(tmp_path: Path) -> None:
     part = part_of(tmp_path / "tree", 250, tmp_path / "part")
     assert sorted(manifest(part)) == [b"a/file", b"b/file"]
     assert manifest(part)[b"b/file"] == manifest(tmp_path / "tree")[b"b/file"]
+
+
+def test_a_node_that_drained_and_ran_out_of_time_to_close_is_told_from_one_that_did_not_drain() -> None:
+    drained = 'n1-1  | {"why": "SIGTERM", "event": "stopping"}\nn1-1  | {"event": "stopped", "level": "info"}\n'
+    assert ended_in_order(0, drained)
+    assert ended_in_order(1, drained)
+    assert not ended_in_order(1, drained.partition("\n")[0])
+    assert not ended_in_order(0, "")
+    assert not ended_in_order(137, drained)
 
 
 def test_puts_are_told_apart() -> None:
