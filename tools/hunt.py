@@ -10,34 +10,13 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Callable
-from functools import wraps
 from pathlib import Path
 from typing import Any, Final
 
 import nebuladb
-from nebuladb.sim.invariants.logs import Logs
-from nebuladb.sim.invariants.replicas import Replicas
-from nebuladb.sim.recovery import Recovery
 from nebuladb.sim.runner import run_seed
-from nebuladb.sim.violation import Violation
-from nebuladb.sim.workloads.operator import Operator
+from tools.mutants_clients import begin_run, listen_to_clients_alone, seen_by_a_client
 
-CLIENTS: Final = ("board", "client", "invariants.changes", "register", "session_client", "workloads")
-"""Modules of the simulator whose oracles look only at what clients are told, but for `OPERATOR`."""
-OPERATOR: Final = "workloads.operator"
-"""It reads of a node what its operator may see, and no client does."""
-INTERNAL: Final[tuple[tuple[type, str], ...]] = (
-    (Logs, "written"),
-    (Logs, "committed"),
-    (Logs, "elected"),
-    (Replicas, "_changed"),
-    (Replicas, "_published"),
-    (Replicas, "hashes"),
-    (Recovery, "_hashes_equal"),
-    (Operator, "_check"),
-)
-"""Oracles that look at what no client sees."""
 BROKEN: Final = ("AttributeError", "ImportError", "NameError", "TypeError")
 """A mutant that ends like this proves nothing."""
 NODES: Final = 3
@@ -52,15 +31,14 @@ def main() -> None:
         raise SystemExit("the package that runs is not the copy")
     clients = sys.argv[4] == "clients"
     if clients:
-        for kind, name in INTERNAL:
-            quiet = _deaf(getattr(kind, name))
-            setattr(kind, name, staticmethod(quiet) if isinstance(kind.__dict__[name], staticmethod) else quiet)
+        listen_to_clients_alone()
     begun = time.process_time()
     found: dict[str, Any] = {"seed": 0, "oracle": "", "client": False, "steps": 0, "violation": ""}
     tried = 0
     for seed in range(first, first + seeds):
+        begin_run()
         result = run_seed(seed, nodes=NODES, seconds=VIRTUAL_SECONDS)
-        client = result.oracle.startswith(CLIENTS) and result.oracle != OPERATOR
+        client = seen_by_a_client(result)
         if result.oracle.startswith(BROKEN):
             raise SystemExit(f"the mutant isn't Python that runs: {result.violation}")
         if result.violation and (client or not clients):
@@ -74,21 +52,6 @@ def main() -> None:
             break
     print(json.dumps(found | {"tried": tried, "seconds": time.process_time() - begun}))
 
-
-def _deaf(check: Callable[..., Any]) -> Callable[..., Any]:
-    """`check` that reports nothing; what it returns instead is what it would have had nothing been wrong."""
-
-    @wraps(check)
-    def quiet(*args: Any) -> Any:
-        try:
-            return check(*args)
-        except Violation:
-            return args[2].raft.commit if check is COMMITTED else True
-
-    return quiet
-
-
-COMMITTED: Final = Logs.committed
 
 if __name__ == "__main__":
     main()

@@ -91,7 +91,7 @@ class Faults:
         if not rng.randrange(LONE):
             # Several elections must go as they are meant to, so nothing else may happen meanwhile.
             delay, sync, drift = rng.choice((1, 3, 10)), rng.choice((1, 5, 20)), some(0, MAX_DRIFT)
-            ambush = rng.choice(AMBUSHES)
+            ambush = draw_ambush(rng, rng)
             changes = ambush == "laggards"
             return cls(
                 delay=delay, sync=sync, drift=drift, down=100, ambush_every=200, ambush=ambush,
@@ -142,9 +142,21 @@ class Faults:
         return replace(self, **{field.name: getattr(calm, field.name) for field in fields(self) if field.name in names})
 
 
+def draw_ambush(rng: Random, newer: Random) -> str:
+    """One of the kinds; `newer` decides whether it is one of those that came later."""
+    kind = rng.choice(AMBUSHES[:OLDER])
+    return newer.choice(AMBUSHES[OLDER:]) if newer.random() < NEWER else kind
+
+
 LONE = 3
 """One seed in so many has ambushes and no other faults."""
-AMBUSHES = ("voters", "leaders", "revivals", "tails", "naps", "strays", "laggards", "halves", "echoes")
+AMBUSHES = (
+    "voters", "leaders", "revivals", "tails", "naps", "strays", "laggards", "halves", "echoes", "losses", "sleeps",
+)  # fmt: skip
+OLDER = 9
+"""The first of them, which were drawn from before there were others: most seeds keep what they had."""
+NEWER = 0.2
+"""Share of the others."""
 LATE_MS = 3_000
 SLOW_SYNC_MS = 300
 FETCH_MS = 50

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Final
 
 from nebuladb.errors import NebulaError
 from nebuladb.ids import DEFAULT_GROUP, ETCD_GROUP, META_GROUP, Generation, GroupId
@@ -31,6 +32,8 @@ TIMEOUT_MS = 1_000
 ASK_AGAIN_MS = 1_500
 """Without the hash of some node."""
 FOUNDED = {META_GROUP, DEFAULT_GROUP, ETCD_GROUP}
+SERVING: Final = ("puts succeed", "watches complete")
+"""The steps whose failure clients see, as a violation names them."""
 
 
 class Recovery:
@@ -40,6 +43,8 @@ class Recovery:
 
     def __init__(self, core: Core, machines: Sequence[Machine], clients: Sequence[Actor], board: Board) -> None:
         self.done = False
+        self.incomplete = False
+        """Some step was passed over: for a hunt that asks only what clients see."""
         self._core = core
         self._all = machines
         self._machines = [machine for machine in machines if machine.serves]
@@ -49,6 +54,7 @@ class Recovery:
         self._steps = [
             self._clients_are_idle,
             self._keyspaces_are_settled,
+            self._puts_begin,
             self._puts_succeed,
             self._caught_up,
             self._hashes_equal,
@@ -67,6 +73,7 @@ class Recovery:
         self._poll()
 
     def _poll(self) -> None:
+        self._machines = [machine for machine in self._machines if machine.serves]
         while self._steps and self._steps[0]():
             del self._steps[0]
         if not self._steps:
@@ -116,14 +123,17 @@ class Recovery:
         if len({tuple(sorted(node.groups)) for node in nodes if node}) > 1:
             return False
         self._groups = sorted(groups)
-        self._waits = {(machine.place, group) for machine in self._machines for group in groups - {META_GROUP}}
-        for machine in self._machines:
-            for group in self._groups:
-                if group != META_GROUP:
-                    self._put(machine, group)
         return True
 
     # --- a put through every node ------------------------------------------------------------------------------------
+
+    def _puts_begin(self) -> bool:
+        groups = sorted({*(self._groups or FOUNDED)} - {META_GROUP})
+        self._waits = {(machine.place, group) for machine in self._machines for group in groups}
+        for machine in self._machines:
+            for group in groups:
+                self._put(machine, group)
+        return True
 
     def _put(self, machine: Machine, group: int) -> None:
         request = kv_pb2.PutRequest(key=b"probe/%d" % machine.place, value=b"%d" % group)
@@ -143,7 +153,7 @@ class Recovery:
             written(error)
 
     def _puts_succeed(self) -> bool:
-        return not self._waits
+        return not any(self._all[place].serves for place, _ in self._waits)
 
     # --- the same state everywhere -----------------------------------------------------------------------------------
 

@@ -7,7 +7,7 @@ from random import Random
 
 import pytest
 
-from nebuladb.sim.faults import AMBUSHES, Faults
+from nebuladb.sim.faults import AMBUSHES, OLDER, Faults, draw_ambush
 from nebuladb.sim.runner import run_seed
 
 SEEDS = 8
@@ -18,12 +18,27 @@ MOMENTS = {
     "laggards": "laggard overtaken",
     "halves": "stall in the middle of a command",
     "echoes": "replies arrive under a successor",
+    "losses": "loss behind an acknowledgement: voter",
+    "sleeps": "all asleep while leases run",
 }
 
 
 def lone(ambush: str) -> list[int]:
     """The first seeds that have this one, and nothing else."""
     return [seed for seed in range(1, 600) if Faults.draw(Random(f"{seed} faults")).ambush == ambush][:SEEDS]
+
+
+def test_kinds_that_came_later_leave_most_seeds_what_they_had() -> None:
+    class Before(Random):
+        def random(self) -> float:
+            return 1.0
+
+    drawn = [draw_ambush(Random(seed), Random(seed + 1)) for seed in range(300)]
+    before = [draw_ambush(Random(seed), Before(seed + 1)) for seed in range(300)]
+    kept = sum(one == other for one, other in zip(drawn, before, strict=True))
+    assert set(drawn) == set(AMBUSHES)
+    assert set(before) == set(AMBUSHES[:OLDER])
+    assert 200 < kept < 280
 
 
 def test_every_ambush_has_seeds_of_its_own() -> None:

@@ -7,8 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from nebuladb.sim.report import Report
+from nebuladb.sim.world import Result
 from tools.mutant import ROOT, Mutant, MutantError, load
 from tools.mutants import all_mutants, main
+from tools.mutants_clients import seen_by_a_client
 
 MUTANTS = all_mutants()
 QUICK = ("acknowledged-before-durable", "applied-before-durable", "value-chosen-at-apply")
@@ -68,6 +71,36 @@ def test_clients_hunt_on_where_the_first_oracle_is_none_of_theirs(
     captured = capsys.readouterr()
     assert "missed=0 client_seen=0" in captured.out
     assert "broke off" not in captured.err
+
+
+def result(oracle: str, violation: str = "x") -> Result:
+    return Result(1, Report(seeds=1), "", violation, oracle)
+
+
+@pytest.mark.parametrize(
+    ("oracle", "violation", "seen"),
+    [
+        ("workloads.bank", "x", True),
+        ("invariants.changes", "x", True),
+        ("recovery", "1 ms after the last fault was mended this is not so: puts succeed; n1", True),
+        ("recovery", "1 ms after the last fault was mended this is not so: level; n1", False),
+        ("workloads.operator", "x", False),
+        ("workloads.steward", "x", False),
+        ("invariants.logs", "x", False),
+        ("Corruption in storage.log", "x", False),
+        ("", "", False),
+    ],
+)
+def test_only_what_clients_are_told_counts_as_seen_by_one(oracle: str, violation: str, seen: bool) -> None:
+    assert seen_by_a_client(result(oracle, violation)) is seen
+
+
+@pytest.mark.parametrize(
+    "name", ["acknowledged-before-durable", "lease-clock-runs-ahead", "session-steps-the-revision"]
+)
+def test_clients_alone_see_what_an_oracle_inside_sees_first(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([name, "--clients", "--seeds", "10"]) == 0
+    assert "missed=0 client_seen=1" in capsys.readouterr().out
 
 
 def test_what_is_kept_is_not_hunted_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

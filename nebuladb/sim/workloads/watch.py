@@ -14,8 +14,10 @@ from nebuladb.sim.board import Board
 from nebuladb.sim.core import Core
 from nebuladb.sim.invariants.changes import Changes
 from nebuladb.sim.machine import Machine
+from nebuladb.sim.violation import require
 
-RANGES: Final = ((b"\0", b"\xff"), (b"key/", b"key0"), (b"bank/", b"bank0"), (b"ids/next", b"ids/next\0"))
+WHOLE: Final = (b"\0", b"\xff")
+RANGES: Final = (WHOLE, (b"key/", b"key0"), (b"bank/", b"bank0"), (b"ids/next", b"ids/next\0"))
 OUTBOX_EVENTS: Final = (1, 8, 1_024)
 TAKE_MS: Final = 60
 """The longest pause of the consumer: outboxes fill up, and the watch is fed from history."""
@@ -72,6 +74,7 @@ class Observer(Actor):
         where = f"watch {self.name} on {machine.name}"
         batches = watcher.take()
         for batch in batches:
+            self._no_gap(batch.revision, self.after + 1, where)
             self._changes.told(self.group, batch, self.after, self.low, self.high, where)
             self.after = batch.revision
         if watcher.canceled:
@@ -80,6 +83,7 @@ class Observer(Actor):
             self.after = max(self.after, watcher.compact_revision - 1)
         else:
             if not watcher.lagging:
+                self._no_gap(hub.revision, self.after, where)
                 self._changes.complete(self.group, self.after, hub.revision, self.low, self.high, where)
                 self.after = max(self.after, hub.revision)
             if batches or watcher.lagging:
@@ -88,6 +92,13 @@ class Observer(Actor):
                 hub.remove(watcher)
                 self._watch = None
         self._ok(TAKE_MS)
+
+    def _no_gap(self, revision: int, wanted: int, where: str) -> None:
+        """Who watches everything sees each revision: only writes that a user sees step it (S29)."""
+        if (self.low, self.high) == WHOLE:
+            require(
+                revision <= wanted, f"group {self.group}, {where}: after {wanted - 1} nothing is told up to {revision}"
+            )
 
     def caught_up(self) -> bool:
         """Take what there is; whether that was all that was ever committed. For the end of a run."""

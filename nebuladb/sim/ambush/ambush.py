@@ -10,15 +10,17 @@ from nebuladb.ids import META_GROUP
 from nebuladb.kv.store import Store
 from nebuladb.node.node import Node
 from nebuladb.raft import Raft, StateRole
+from nebuladb.sim.ambush.losses import Losses
+from nebuladb.sim.ambush.moments import commits_after, leading, leads, lease_holds, patience
+from nebuladb.sim.ambush.scene import BEGUN_MS, LONGEST_MS, OVERTAKEN_MS, Scene
+from nebuladb.sim.ambush.sleeps import Sleeps
 from nebuladb.sim.core import Core
-from nebuladb.sim.faults import AMBUSHES
-from nebuladb.sim.machine import TICK_MS, Machine
+from nebuladb.sim.faults import AMBUSHES, draw_ambush
+from nebuladb.sim.machine import Machine
 from nebuladb.sim.network import Network
 from nebuladb.sim.place import Place
 from nebuladb.storage.memory import ALWAYS, Fault
 
-LONGEST_MS: Final = 5_000
-"""Of one ambush: some elections."""
 LOOK_MS: Final = 3
 """Less than this passes between a change and its being seen."""
 FRESH_MS: Final = 40
@@ -27,7 +29,6 @@ ALONE_MS: Final = (1_000, 2_000)
 """How long a leader is cut off: the others elect one meanwhile."""
 HUNG_MS: Final = (200, 1_200)
 """How much longer its disk hangs."""
-BEGUN_MS: Final = (100, 600)
 LOOK_AGAIN_MS: Final = 20
 NAP_MS: Final = 100
 """How long before another stands for election a voter is killed: it is back by then, and linked again."""
@@ -39,22 +40,28 @@ WATCH_MS: Final = 5
 FLUSHES: Final = 4
 CUT_MS: Final = 60
 """Between two flushes of a successor, each followed by a cut of its log."""
-OVERTAKEN_MS: Final = 2_500
-"""How long who has not applied the newest members is alone with another: long enough to stand for election."""
 STALLED_WRITES: Final = 40
 """The most writes that an engine refuses in the middle of a command, each tried again after some milliseconds."""
 
 STILL_MS: Final = (1_200, 1_700)
 """How long a leader stands still: the others elect one meanwhile, whom clients find and write through."""
+LIVES_ON_MS: Final = (100, 300)
+"""How long who is to die is cut off first, as clients see what it does."""
+SLOW_VOTES_MS: Final = 60
+"""How long a vote is on its way to the disk."""
 
 _Strike = Callable[[Place, int, Raft], None]
 
+NEW: Final[dict[str, type[Losses] | type[Sleeps]]] = {"losses": Losses, "sleeps": Sleeps}
+"""Kinds that are a class each, whose object lives for one ambush."""
+
 
 class Ambush:
-    """At times drawn from `Faults.ambush_every`, for a while, one of nine:
+    """At times drawn from `Faults.ambush_every`, for a while, one of these, of `Losses` or of `Sleeps`:
 
     - voters: while a leader is cut off somebody else is elected; before it is heard from it dies, and so does its
-      voter, and the former leader stands in the same term. If the voter has forgotten its vote, both are elected;
+      voter, whose vote is hardly on the disk, and the former leader stands in the same term. If the voter has
+      forgotten its vote, both are elected;
     - leaders: each is killed as its term begins, or in the very turn in which it does;
     - revivals (the paper's figure 8): one leader is cut off and appends for itself alone; the next dies in its first
       turn, so that nobody else has what it wrote in that place; the first is elected again and dies when a follower has
@@ -77,12 +84,13 @@ class Ambush:
         self._machines = machines
         self._network = network
         self._rng = core.stream("ambush")
-        self._until = 0
+        self._kind = core.stream("ambush kinds")
+        self._scene = Scene(core, machines, network, core.stream("ambush scene"))
         kinds: tuple[_Strike, ...] = (
             self._voters, self._leaders, self._revivals, self._tails, self._naps, self._strays, self._laggards,
             self._halves, self._echoes,
         )  # fmt: skip
-        self._kinds = dict(zip(AMBUSHES, kinds, strict=True))
+        self._kinds = dict(zip(AMBUSHES, kinds, strict=False))
         self._strike: _Strike = self._leaders
         self._group = 0
         self._known: set[tuple[int, int, int, StateRole]] = set()
@@ -103,9 +111,10 @@ class Ambush:
             self._core.scheduler.after(1 + int(self._rng.expovariate(1 / mean)), self._lie_in_wait)
 
     def _lie_in_wait(self) -> None:
-        kind = self._core.faults.ambush or self._rng.choice(AMBUSHES)
-        self._strike = self._kinds[kind]
-        self._until = self._core.scheduler.now + self._rng.randrange(LONGEST_MS)
+        kind = self._core.faults.ambush or draw_ambush(self._rng, self._kind)
+        new = NEW.get(kind)
+        self._strike = new(self._scene).strike if new else self._kinds[kind]
+        self._scene.until = self._core.scheduler.now + self._rng.randrange(LONGEST_MS)
         self._apart = []
         self._known.clear()
         self._core.hit(f"ambush: {kind}")
@@ -116,7 +125,7 @@ class Ambush:
 
     def stood(self, place: int, group: int) -> None:
         """A replica stands for election, or leads now."""
-        if self._core.scheduler.now < self._until:
+        if self._core.scheduler.now < self._scene.until:
             self._core.scheduler.after(self._rng.randrange(LOOK_MS), self._look_at, self._machines[place], group)
 
     def _look_at(self, machine: Place, group: int) -> None:
@@ -134,8 +143,8 @@ class Ambush:
         core = self._core
         if not core.faults.ambush_every:
             return  # the faults are over
-        if core.scheduler.now < self._until:
-            core.scheduler.after(self._until - core.scheduler.now, self._end)
+        if core.scheduler.now < self._scene.until:
+            core.scheduler.after(self._scene.until - core.scheduler.now, self._end)
         else:
             self._network.heal()
             if self._laggard is not None:
@@ -145,21 +154,23 @@ class Ambush:
 
     # --- the kinds ---------------------------------------------------------------------------------------------------
 
-    def _voters(self, machine: Machine, group: int, raft: Raft) -> None:
+    def _voters(self, machine: Place, group: int, raft: Raft) -> None:
         stage = len(self._apart)
         if raft.role is StateRole.LEADER and group != META_GROUP and not stage:
             self._group, self._apart = group, [machine.place]
-            self._until = self._core.scheduler.now + LONGEST_MS
-            self._core.scheduler.after(self._rng.randrange(*BEGUN_MS), self._isolate, machine)
+            self._scene.until = self._core.scheduler.now + LONGEST_MS
+            self._core.scheduler.after(self._rng.randrange(*BEGUN_MS), self._scene.isolate, machine)
         elif (
             raft.role is StateRole.CANDIDATE and (group, stage) == (self._group, 1) and machine.place != self._apart[0]
         ):
+            for other in self._machines:
+                other.disk.hangs_until = self._core.scheduler.now + SLOW_VOTES_MS * (other is not machine)
             machine.doom(power=False, when=partial(self._elected, machine, raft.term))
 
-    def _elected(self, machine: Machine, term: int, node: Node) -> bool:
+    def _elected(self, machine: Place, term: int, node: Node) -> bool:
         """Whether a candidate dies, as it does in the turn in which it leads: then so do its voters, before they hear
         from it, and the former leader may talk to them."""
-        if len(self._apart) > 1 or not _leads(self._group, term, node):
+        if len(self._apart) > 1 or not leads(self._group, term, node):
             return False
         self._apart.append(machine.place)
         self._core.hit("voters die before they hear from whom they elected")
@@ -172,13 +183,13 @@ class Ambush:
     def _turn_over(self, machine: Machine) -> None:
         """Whoever was alone may talk again, and `machine` may not."""
         self._network.heal()
-        self._isolate(machine)
+        self._scene.isolate(machine)
 
     def _leaders(self, machine: Machine, group: int, raft: Raft) -> None:
         if raft.role is StateRole.CANDIDATE and self._rng.randrange(2):
-            machine.doom(power=False, when=partial(_leads, group, raft.term))
+            machine.doom(power=False, when=partial(leads, group, raft.term))
         elif raft.role is StateRole.LEADER:
-            self._core.scheduler.after(self._rng.randrange(FRESH_MS), partial(self._kill, machine, power=False))
+            self._core.scheduler.after(self._rng.randrange(FRESH_MS), self._scene.kill, machine)
 
     def _revivals(self, machine: Machine, group: int, raft: Raft) -> None:
         place, stage = machine.place, len(self._apart)
@@ -186,21 +197,23 @@ class Ambush:
             if raft.role is StateRole.LEADER and group != META_GROUP:
                 self._group = group
                 self._apart = [place]
-                self._until = self._core.scheduler.now + LONGEST_MS
+                self._scene.until = self._core.scheduler.now + LONGEST_MS
                 # Not before clients work: it must have something to append.
-                self._core.scheduler.after(self._rng.randrange(*BEGUN_MS), self._isolate, machine)
+                self._core.scheduler.after(self._rng.randrange(*BEGUN_MS), self._scene.isolate, machine)
         elif group == self._group and stage == 1 and raft.role is StateRole.CANDIDATE and place != self._apart[0]:
             machine.doom(power=False, when=partial(self._falls, machine, raft.term, 0))
         elif group == self._group and stage == 2 and raft.role is StateRole.LEADER and place == self._apart[0]:
             machine.doom(power=False, when=partial(self._falls, machine, raft.term, raft.last_index))
 
     def _falls(self, machine: Machine, term: int, before: int, node: Node) -> bool:
-        """Whether a leader of `term` is to die in this turn: at once, or when a follower has anything below `before`.
-        If so, nothing leaves it any more, and the others may talk."""
+        """Whether a leader of `term` is to die in this turn: at once; or soon, when a follower has anything below
+        `before`. From then on nothing leaves it any more, and the others may talk."""
         replica = node.host.replicas.get(self._group)
         if replica is None or replica.raft.role is not StateRole.LEADER or replica.raft.term != term:
             return False
         raft = replica.raft
+        if len(self._apart) > 2:
+            return False
         if before and not any(
             0 < raft.last_index - raft.membership.lag(peer) < before for peer in replica.nodes if peer != raft.replica
         ):
@@ -208,16 +221,18 @@ class Ambush:
         self._apart.append(machine.place)
         self._core.hit("former leader revived" if before else "leader dies before anybody follows")
         self._turn_over(machine)
-        return True
+        if before:
+            self._core.scheduler.after(self._rng.randrange(*LIVES_ON_MS), self._scene.kill, machine)
+        return not before
 
     def _tails(self, machine: Machine, group: int, raft: Raft) -> None:
         if raft.role is StateRole.LEADER and group != META_GROUP and not self._apart:
             self._apart = [machine.place]
             # First the disk: a leader that is cut off has room for an entry or two, and none of them is to be synced.
             cut = self._core.scheduler.now + 2 * FRESH_MS
-            self._until = cut + self._rng.randrange(*ALONE_MS)
-            machine.disk.hangs_until = self._until + self._rng.randrange(*HUNG_MS)
-            self._core.scheduler.after(2 * FRESH_MS, self._isolate, machine)
+            self._scene.until = cut + self._rng.randrange(*ALONE_MS)
+            machine.disk.hangs_until = self._scene.until + self._rng.randrange(*HUNG_MS)
+            self._core.scheduler.after(2 * FRESH_MS, self._scene.isolate, machine)
 
     def _naps(self, machine: Machine, group: int, raft: Raft) -> None:
         if raft.role is StateRole.LEADER and group != META_GROUP:
@@ -227,38 +242,33 @@ class Ambush:
         """As soon as somebody reads by the lease the leader hears only from one voter, which will forget what it is
         sent from now on: its log is then no longer than the other one's."""
         others = [other for other in self._machines if other is not leader and other.node is not None]
-        if (
-            _leading(leader, group, term) is None
-            or self._apart
-            or len(others) < 2
-            or not self._core.faults.ambush_every
-        ):
+        if leading(leader, group, term) is None or self._apart or len(others) < 2 or not self._core.faults.ambush_every:
             return
-        if not _lease_holds(leader, group, 0):
+        if not lease_holds(leader, group, 0):
             self._core.scheduler.after(LOOK_AGAIN_MS, self._to_bed, leader, group, term)
             return
         self._group, self._apart = group, [leader.place]
-        self._until = self._core.scheduler.now + LONGEST_MS
+        self._scene.until = self._core.scheduler.now + LONGEST_MS
         voter, other = self._rng.sample(others, 2)
-        voter.disk.hangs_until = self._until
-        self._core.scheduler.after(2 * FRESH_MS, self._isolate, leader, voter)
+        voter.disk.hangs_until = self._scene.until
+        self._core.scheduler.after(2 * FRESH_MS, self._scene.isolate, leader, voter)
         self._core.scheduler.after(2 * FRESH_MS, self._nap, leader, voter, other, term)
 
     def _nap(self, leader: Machine, voter: Machine, other: Machine, term: int) -> None:
         """Shortly before `other` stands for election, if the lease lasts: the voter forgets that it has answered the
         leader, and doesn't hear from it again."""
-        left = _patience(other, self._group)
-        if _leading(leader, self._group, term) is None or not self._core.faults.ambush_every or not left:
-            self._until = 0
+        left = patience(other, self._group)
+        if leading(leader, self._group, term) is None or not self._core.faults.ambush_every or not left:
+            self._scene.until = 0
         elif left > NAP_MS:
             self._core.scheduler.after(min(left - NAP_MS, NAP_MS), self._nap, leader, voter, other, term)
-        elif _lease_holds(leader, self._group, LEASE_MS):
+        elif lease_holds(leader, self._group, LEASE_MS):
             self._core.hit("voter naps under a lease")
-            self._isolate(leader)
+            self._scene.isolate(leader)
             voter.disk.hangs_until = 0
             voter.crash(power=True)
             self._core.scheduler.after(1 + self._rng.randrange(FRESH_MS // 4), voter.start)
-            self._until = self._core.scheduler.now + NAP_ENDS_MS
+            self._scene.until = self._core.scheduler.now + NAP_ENDS_MS
         else:
             self._core.scheduler.after(2 * NAP_MS, self._nap, leader, voter, other, term)
 
@@ -267,8 +277,8 @@ class Ambush:
             return
         if not self._apart:
             self._group, self._apart = group, [machine.place]
-            self._until = self._core.scheduler.now + LONGEST_MS
-            self._isolate(machine)
+            self._scene.until = self._core.scheduler.now + LONGEST_MS
+            self._scene.isolate(machine)
         elif group == self._group and machine.place != self._apart[0]:
             self._apart.append(machine.place)
             self._succeeds(machine, raft.term, raft.last_index)
@@ -277,15 +287,15 @@ class Ambush:
         """As soon as the entry at `first` is committed, nothing more is for a while, and the log is cut there."""
         replica = machine.node.host.replicas.get(self._group) if machine.node else None
         if replica is None or replica.raft.term != term or not self._core.faults.ambush_every:
-            self._until = 0
+            self._scene.until = 0
         elif replica.applied < first:
             self._core.scheduler.after(WATCH_MS, self._succeeds, machine, term, first)
         else:
             now = self._core.scheduler.now
-            self._until = now + FLUSHES * CUT_MS
+            self._scene.until = now + FLUSHES * CUT_MS
             for other in self._machines:
                 if other.place not in self._apart:
-                    other.disk.hangs_until = self._until + self._rng.randrange(*HUNG_MS)
+                    other.disk.hangs_until = self._scene.until + self._rng.randrange(*HUNG_MS)
             for flush in range(FLUSHES - 1):
                 self._core.scheduler.after(flush * CUT_MS, machine.flush)
             self._core.scheduler.after(FLUSHES * CUT_MS, self._network.heal)
@@ -296,7 +306,7 @@ class Ambush:
 
     def _members_change(self, leader: Machine, group: int, term: int) -> None:
         """As soon as somebody learns who is to vote soon, one of the voters goes on appending and applies no more."""
-        raft = _leading(leader, group, term)
+        raft = leading(leader, group, term)
         if raft is None or self._apart or not self._core.faults.ambush_every:
             return
         replica = leader.node.host.replicas[group] if leader.node else None
@@ -307,29 +317,29 @@ class Ambush:
             return
         laggard, voter = self._rng.sample(others, 2)
         self._group, self._apart, self._laggard, self._joint = group, [laggard.place], laggard, False
-        self._until = self._core.scheduler.now + LONGEST_MS
+        self._scene.until = self._core.scheduler.now + LONGEST_MS
         laggard.disk.data.fail(Fault.STALL, ALWAYS)
         self._core.scheduler.after(WATCH_MS, self._overtaken, leader, laggard, voter, term)
 
     def _overtaken(self, leader: Machine, laggard: Machine, voter: Machine, term: int) -> None:
         """In the joint configuration the voter is cut off from all but the laggard, so that its log is no longer; when
         that is left, the laggard is, too."""
-        raft = _leading(leader, self._group, term)
+        raft = leading(leader, self._group, term)
         behind = laggard.node.host.replicas.get(self._group) if laggard.node else None
         if raft is None or behind is None or not self._core.faults.ambush_every:
-            self._until = 0
+            self._scene.until = 0
         elif raft.configuration.outgoing or raft.configuration.voters == behind.raft.configuration.voters:
             if raft.configuration.outgoing:
                 self._joint = True
-                self._isolate(voter, laggard)
+                self._scene.isolate(voter, laggard)
             self._core.scheduler.after(WATCH_MS, self._overtaken, leader, laggard, voter, term)
         elif not self._joint:
-            self._until = 0  # one voter more: any majority has somebody of each one before
+            self._scene.until = 0  # one voter more: any majority has somebody of each one before
         else:
-            self._isolate(voter, laggard)
-            self._isolate(laggard, voter)
+            self._scene.isolate(voter, laggard)
+            self._scene.isolate(laggard, voter)
             self._core.hit("laggard overtaken")
-            self._until = self._core.scheduler.now + OVERTAKEN_MS
+            self._scene.until = self._core.scheduler.now + OVERTAKEN_MS
 
     def _halves(self, machine: Machine, group: int, raft: Raft) -> None:
         """See `halved`."""
@@ -337,7 +347,12 @@ class Ambush:
     def halved(self, place: int, store: Store) -> None:
         """A store has applied a part of an entry; perhaps a part of one command, down to some key."""
         half = place, store.index, store._state.cursor
-        if self._core.scheduler.now < self._until and self._strike == self._halves and half[2] and half != self._half:
+        if (
+            self._core.scheduler.now < self._scene.until
+            and self._strike == self._halves
+            and half[2]
+            and half != self._half
+        ):
             self._half = half
             self._core.hit("stall in the middle of a command")
             self._machines[place].disk.data.fail(Fault.STALL, 1 + self._rng.randrange(STALLED_WRITES))
@@ -348,16 +363,16 @@ class Ambush:
 
     def _hold_up(self, leader: Place, group: int, term: int) -> None:
         """From now on nothing comes to the leader: a round that begins has no end."""
-        if _leading(leader, group, term) is None or self._apart or not self._core.faults.ambush_every:
+        if leading(leader, group, term) is None or self._apart or not self._core.faults.ambush_every:
             return
         self._group, self._apart = group, [leader.place]
-        self._until = self._core.scheduler.now + LONGEST_MS
+        self._scene.until = self._core.scheduler.now + LONGEST_MS
         self._network.hold((other.place, leader.place) for other in self._machines)
         self._round_begins(leader, term)
 
     def _round_begins(self, leader: Place, term: int) -> None:
         """As soon as its heartbeats have left, the leader stands still; who has replied to them is cut off from it."""
-        raft = _leading(leader, self._group, term)
+        raft = leading(leader, self._group, term)
         if raft is None or not self._core.faults.ambush_every:
             self._network.heal()
         elif not raft._reads.context:
@@ -365,59 +380,13 @@ class Ambush:
         else:
             still = self._rng.randrange(*STILL_MS)
             leader.pause(still, suspended=False)
-            self._core.scheduler.after(FRESH_MS, self._isolate, leader)
+            self._core.scheduler.after(FRESH_MS, self._scene.isolate, leader)
             self._core.scheduler.after(still + LOOK_MS, self._echo, leader, term)
 
     def _echo(self, leader: Place, term: int) -> None:
         """The replies arrive, behind the reads for which the leader was asked meanwhile."""
-        if _leading(leader, self._group, term) is not None and any(
-            _commits_after(other, self._group, term) for other in self._machines
+        if leading(leader, self._group, term) is not None and any(
+            commits_after(other, self._group, term) for other in self._machines
         ):
             self._core.hit("replies arrive under a successor")
         self._network.heal()
-
-    def _kill(self, machine: Machine, *, power: bool) -> None:
-        if self._core.faults.ambush_every:
-            machine.doom(power=power)
-
-    def _isolate(self, machine: Machine, but: Machine | None = None) -> None:
-        """From all, or all but one."""
-        if self._core.faults.ambush_every:
-            others = [other.place for other in self._machines if other not in (machine, but)]
-            self._network.cut([pair for other in others for pair in ((other, machine.place), (machine.place, other))])
-
-
-def _patience(machine: Machine, group: int) -> int:
-    """In how many ms a replica that hears of no leader will stand for election, about. Who lies in wait knows all."""
-    replica = machine.node.host.replicas.get(group) if machine.node else None
-    election = replica.raft._election if replica else None
-    return TICK_MS * (election.timeout - election.elapsed) if election else 0
-
-
-def _lease_holds(machine: Machine, group: int, milliseconds: int) -> bool:
-    """Whether a leader may read by its lease for so long."""
-    host = machine.node.host if machine.node else None
-    replica = host.replicas.get(group) if host else None
-    if host is None or replica is None:
-        return False
-    return replica.lease.holds(host.boottime + milliseconds, replica.raft.term, replica.raft.configuration)
-
-
-def _leading(machine: Machine, group: int, term: int) -> Raft | None:
-    """The replica there, if it leads in `term`."""
-    replica = machine.node.host.replicas.get(group) if machine.node else None
-    leads = replica is not None and replica.raft.role is StateRole.LEADER and replica.raft.term == term
-    return replica.raft if replica is not None and leads else None
-
-
-def _commits_after(machine: Machine, group: int, term: int) -> bool:
-    """Whether the replica there leads since, and has committed more than what its term began with."""
-    replica = machine.node.host.replicas.get(group) if machine.node else None
-    if replica is None or replica.raft.role is not StateRole.LEADER or replica.raft.term <= term:
-        return False
-    return replica.raft.commit > replica.raft._replication.first_own
-
-
-def _leads(group: int, term: int, node: Node) -> bool:
-    replica = node.host.replicas.get(group)
-    return replica is not None and replica.raft.role is StateRole.LEADER and replica.raft.term == term
