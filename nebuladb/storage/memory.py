@@ -10,7 +10,7 @@ from bisect import bisect_left, insort
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from enum import Enum
-from typing import Final
+from typing import Final, NoReturn
 
 from nebuladb.env import Rng
 from nebuladb.errors import Corruption, DiskFull, StoreError, WriteStalled
@@ -61,8 +61,9 @@ class MemoryEngine:
         """Empty, or why the engine refuses everything."""
 
     def get(self, key: bytes) -> bytes | None:
-        self._check()
-        return _get(self._table, self._damaged, key)
+        if self._state or key in self._damaged:
+            self._refuse()
+        return self._table.rows.get(key)
 
     def get_cached(self, key: bytes) -> tuple[bool, bytes | None]:
         if self._cold is not None and self._cold(key):
@@ -83,28 +84,28 @@ class MemoryEngine:
 
     def write(self, batch: Batch) -> None:
         self._check()
-        if self._strikes(Fault.STALL):
-            raise WriteStalled
-        if self._strikes(Fault.FULL):
-            self._state = "an append failed" if self.wal else ""
-            raise DiskFull
+        if self._faults:
+            self._suffer()
         table = self._own_table()
+        rows, keys = table.rows, table.keys
         undo: list[tuple[bytes, bytes | None]] = []
         for kind, key, value in batch.operations:
             if kind == PUT:
-                undo.append((key, table.rows.get(key)))
-                if key not in table.rows:
-                    _add(table.keys, key)
-                table.rows[key] = value
-                self._damaged.discard(key)
+                old = rows.get(key)
+                undo.append((key, old))
+                if old is None:
+                    _add(keys, key)
+                rows[key] = value
+                if self._damaged:
+                    self._damaged.discard(key)
             elif kind == DELETE:
-                if key in table.rows:
-                    undo.append((key, table.rows.pop(key)))
-                    del table.keys[bisect_left(table.keys, key)]
+                if key in rows:
+                    undo.append((key, rows.pop(key)))
+                    del keys[bisect_left(keys, key)]
             else:
-                first, last = bisect_left(table.keys, key), bisect_left(table.keys, value)
-                undo.extend((gone, table.rows.pop(gone)) for gone in table.keys[first:last])
-                del table.keys[first:last]
+                first, last = bisect_left(keys, key), bisect_left(keys, value)
+                undo.extend([(gone, rows.pop(gone)) for gone in keys[first:last]])
+                del keys[first:last]
         self._undo.append(undo)
         self.position += 1
 
@@ -171,6 +172,19 @@ class MemoryEngine:
         if detected:
             self._damaged.add(key)
 
+    def _suffer(self) -> None:
+        """Raise what was ordered for a write, if anything."""
+        if self._strikes(Fault.STALL):
+            raise WriteStalled
+        if self._strikes(Fault.FULL):
+            self._state = "an append failed" if self.wal else ""
+            raise DiskFull
+
+    def _refuse(self) -> NoReturn:
+        """A row is damaged, or the engine refuses everything."""
+        self._check()
+        raise Corruption("Corruption: block checksum mismatch")
+
     def _strikes(self, fault: Fault) -> bool:
         if self._faults[fault] <= 0:
             return False
@@ -202,7 +216,10 @@ class MemorySnapshot:
         table.views += 1
 
     def get(self, key: bytes) -> bytes | None:
-        return _get(self._open(), self._engine._damaged, key)
+        table = self._open()
+        if key in self._engine._damaged:
+            self._engine._refuse()
+        return table.rows.get(key)
 
     def scan(self, low: bytes, high: bytes, *, reverse: bool = False) -> Iterator[tuple[bytes, bytes]]:
         return _walk(self._engine, self._open(), low, high, reverse=reverse)
@@ -226,23 +243,17 @@ def _add(keys: list[bytes], key: bytes) -> None:
         insort(keys, key)
 
 
-def _get(table: _Table, damaged: set[bytes], key: bytes) -> bytes | None:
-    if key in damaged:
-        raise Corruption("Corruption: block checksum mismatch")
-    return table.rows.get(key)
-
-
 def _walk(
     engine: MemoryEngine, table: _Table, low: bytes, high: bytes, *, reverse: bool
 ) -> Iterator[tuple[bytes, bytes]]:
-    first, last = bisect_left(table.keys, low), bisect_left(table.keys, high)
+    rows, keys = table.rows, table.keys
+    first, last = bisect_left(keys, low), bisect_left(keys, high)
     table.views += 1
     try:
         for position in range(last - 1, first - 1, -1) if reverse else range(first, last):
-            engine._check()
-            key = table.keys[position]
-            if key in engine._damaged:
-                raise Corruption("Corruption: block checksum mismatch")
-            yield key, table.rows[key]
+            key = keys[position]
+            if engine._state or key in engine._damaged:
+                engine._refuse()
+            yield key, rows[key]
     finally:
         table.views -= 1
