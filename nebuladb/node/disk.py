@@ -24,7 +24,7 @@ from nebuladb.node.output import Request
 from nebuladb.node.peer import Peer
 from nebuladb.node.replica import Replica
 from nebuladb.pb.nebula.v1 import kv_pb2
-from nebuladb.raft import Message, MessageType
+from nebuladb.raft import APPEND, Message
 from nebuladb.raft.entry import ENTRY_HEADER, Entry, EntryKind
 
 GROWING: Final = frozenset((Kind.PUT, Kind.LEASE_GRANT, Kind.SESSION_OPEN))
@@ -70,7 +70,7 @@ class DiskState:
 
     def refuses(self, message: Message) -> bool:
         """Whether a leader's message is to be treated as lost."""
-        if self.space is not Space.CRITICAL or message.type != MessageType.APPEND:
+        if message.type != APPEND or self.space is not Space.CRITICAL:
             return False
         if not any(map(entry_grows, message.entries)):
             return False

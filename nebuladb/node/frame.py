@@ -25,7 +25,7 @@ from typing import Final, NamedTuple
 from zlib import crc32
 
 from nebuladb.errors import Corruption
-from nebuladb.raft import Message, MessageType
+from nebuladb.raft import APPEND, Message
 from nebuladb.raft.entry import decode_entry
 
 FRAME_VERSION: Final = 2
@@ -63,6 +63,14 @@ class HostMessageType(IntEnum):
     SNAPSHOT_WANTED = 50
     """The sender has lost its data, and wants a snapshot at `index` or later."""
     ANSWER = 34  # its place: a leader's answer to a node without a replica
+
+
+FORWARD: Final = HostMessageType.FORWARD
+FORWARD_REPLY: Final = HostMessageType.FORWARD_REPLY
+GONE: Final = HostMessageType.GONE
+HASH: Final = HostMessageType.HASH
+SNAPSHOT_CHUNK: Final = HostMessageType.SNAPSHOT_CHUNK
+"""See `LEADER`."""
 
 
 class Envelope(NamedTuple):
@@ -200,7 +208,7 @@ def _decode_message(frame: bytes, position: int) -> tuple[Envelope, int]:
         items.append(frame[position - length : position])
     if position != end or end > len(frame):
         raise Corruption("a peer message does not end where its items do")
-    if kind == MessageType.APPEND:
+    if kind == APPEND:
         message.entries = [decode_entry(item) for item in items]
         items = []
     return Envelope(group, message, items), end

@@ -12,9 +12,13 @@ from nebuladb.kv.change import Applied
 from nebuladb.node.batches import MAX_UNSYNCED_BYTES, Batches
 from nebuladb.node.disk import STALLED_BIT, DiskState
 from nebuladb.node.frame import (
+    FORWARD,
+    FORWARD_REPLY,
+    GONE,
+    HASH,
+    SNAPSHOT_CHUNK,
     Address,
     Envelope,
-    HostMessageType,
     decode_messages,
     encode_frames,
     frame_address,
@@ -27,7 +31,7 @@ from nebuladb.node.proposals import MAX_NODE_PENDING, MAX_PENDING_BYTES, Outcome
 from nebuladb.node.reads import Ready
 from nebuladb.node.replica import Forward, Replica, Start
 from nebuladb.node.tail import TailLimits, cut_index, wants_flush
-from nebuladb.raft import HardState, Message, MessageType, StateRole
+from nebuladb.raft import APPEND_REPLY, FOLLOWER, LEADER, HardState, Message
 from nebuladb.raft.confchange import Change
 from nebuladb.storage.log_batch import GroupWrite
 from nebuladb.storage.share import Share
@@ -142,7 +146,7 @@ class Host:
         """`node` is gone, back or silent: the quiet groups that it leads, or that are led here, look for themselves."""
         for group, replica in self.replicas.items():
             raft = replica.raft
-            if raft.quiet and (raft.role is StateRole.LEADER or replica.nodes.get(raft.leader) == node):
+            if raft.quiet and (raft.role is LEADER or replica.nodes.get(raft.leader) == node):
                 raft.wake()
                 self._dirty[group] = None
 
@@ -185,39 +189,40 @@ class Host:
         if (status := frame_status(frame)) & STALLED_BIT & ~peer.status:
             self._wake(node)  # it leads nothing any more, and can't say so to the groups that rest
         peer.heard, peer.silent, peer.status = self.now, False, status
+        replicas = self.replicas
         for envelope in envelopes:
-            replica = self.replicas.get(envelope.group)
-            message = envelope.message
-            if message.type == HostMessageType.GONE:
+            group, message, _ = envelope
+            replica = replicas.get(group)
+            if message.type == GONE:
                 if replica is not None and message.receiver == replica.id:
-                    self.removed[envelope.group] = replica.id
+                    self.removed[group] = replica.id
             elif replica is None or message.receiver != replica.id or replica.nodes.get(message.sender) != node:
                 # Also for a group that was removed here: its sender learns the same from the meta group, and until then
                 # a forward that nobody answers is *unknown*, which is true (an earlier copy may have been appended).
                 probe("message for another replica dropped")
-                if self.gone(envelope.group, message.sender):
+                if self.gone(group, message.sender):
                     probe("removed replica told so")
-                    told = Message(HostMessageType.GONE, 0, message.sender, message.term)
-                    self.send([(node, Envelope(envelope.group, told))])
+                    told = Message(GONE, 0, message.sender, message.term)
+                    self.send([(node, Envelope(group, told))])
             else:
                 self._step_in(replica, peer, node, envelope)
 
     def _step_in(self, replica: Replica, peer: Peer, node: int, envelope: Envelope) -> None:
         message = envelope.message
-        if message.type < HostMessageType.FORWARD:
+        if message.type < FORWARD:
             if not self.disk.refuses(message):
                 replica.raft.step(message)
-            if message.type != MessageType.APPEND_REPLY or replica.stirs:  # of a majority's, the last ask for nothing
+            if message.type != APPEND_REPLY or replica.stirs:  # of a majority's, the last ask for nothing
                 self._dirty[envelope.group] = None
             return
         self._dirty[envelope.group] = None
-        if message.type == HostMessageType.FORWARD:
+        if message.type == FORWARD:
             self._forwarded(replica, peer, node, envelope)
-        elif message.type == HostMessageType.FORWARD_REPLY:
+        elif message.type == FORWARD_REPLY:
             self._output.answers += replica.replied(node, message)
-        elif message.type == HostMessageType.HASH:
+        elif message.type == HASH:
             self._output.hashes.append((envelope.group, message))
-        elif message.type >= HostMessageType.SNAPSHOT_CHUNK:
+        elif message.type >= SNAPSHOT_CHUNK:
             self._output.transfers.append((node, envelope))
 
     def request(self, request: Request) -> None:
@@ -338,7 +343,7 @@ class Host:
     def campaign(self, group: int) -> None:
         """Stand for election now, if nobody leads `group` and we are in no election: its home needn't wait its turn."""
         replica = self.replicas.get(group)
-        if replica is not None and not replica.raft.leader and replica.raft.role is StateRole.FOLLOWER:
+        if replica is not None and not replica.raft.leader and replica.raft.role is FOLLOWER:
             replica.raft.campaign()
             self._dirty[group] = None
 
@@ -383,23 +388,26 @@ class Host:
         dirty, self._dirty = self._dirty, {}
         self._awake.update(dirty)
         self.stepped = dirty
+        replicas, batches = self.replicas, self.batches
         for group in dirty:
-            replica = self.replicas.get(group)
+            replica = replicas.get(group)
             if replica is None:
                 continue
-            if self.batches.full and not replica.urgent:
+            if batches.full and not replica.urgent:
                 probe("log batch full")
                 self._dirty[group] = None
                 self._output.more = True
                 continue
             self._step(replica)
         output, self._output = self._output, Output()
-        output.batch = self.batches.take()
-        for node, envelopes in self._envelopes.items():
-            if self._reaches(node):  # else the link fell since they were addressed
-                for frame in encode_frames(self.peers[node].to_it, envelopes, self.disk.status):
-                    output.frames.append((node, frame))
-        self._envelopes = {}
+        output.batch = batches.take()
+        if self._envelopes:
+            status = self.disk.status
+            for node, envelopes in self._envelopes.items():
+                if self._reaches(node):  # else the link fell since they were addressed
+                    for frame in encode_frames(self.peers[node].to_it, envelopes, status):
+                        output.frames.append((node, frame))
+            self._envelopes = {}
         return output
 
     def _step(self, replica: Replica) -> None:
@@ -464,11 +472,9 @@ class Host:
     def _address(self, replica: Replica, messages: list[Message]) -> list[tuple[int, Envelope]]:
         """A replica that a configuration names may be one that this node hasn't heard of, or that is gone: what is sent
         to it is lost."""
-        nodes = replica.nodes
+        nodes, group = replica.nodes, replica.group
         return [
-            (nodes[message.receiver], Envelope(replica.group, message))
-            for message in messages
-            if message.receiver in nodes
+            (nodes[message.receiver], Envelope(group, message)) for message in messages if message.receiver in nodes
         ]
 
     def _reaches(self, node: int) -> bool:
@@ -477,9 +483,14 @@ class Host:
 
     def send(self, addressed: Iterable[tuple[int, Envelope]]) -> None:
         """Put messages, each with its receiver's node, into the next frames; whoever isn't reached misses them."""
+        peers, envelopes = self.peers, self._envelopes
         for node, envelope in addressed:
-            if self._reaches(node):
-                self._envelopes.setdefault(node, []).append(envelope)
+            peer = peers.get(node)
+            if peer is not None and peer.connected:
+                if node in envelopes:
+                    envelopes[node].append(envelope)
+                else:
+                    envelopes[node] = [envelope]
 
     def _replica(self, group: int) -> Replica:
         replica = self.replicas.get(group)

@@ -55,6 +55,12 @@ class State(IntEnum):
     PLACED = 2
 
 
+WAITING: Final = State.WAITING
+SENT: Final = State.SENT
+PLACED: Final = State.PLACED
+"""See `raft.LEADER`."""
+
+
 class Pending:
     """One write. `place` is the forward's number while SENT and the log index while PLACED."""
 
@@ -62,7 +68,7 @@ class Pending:
 
     def __init__(self, request: Request) -> None:
         self.request = request
-        self.state = State.WAITING
+        self.state: State = WAITING
         self.control = False
         self.place = 0
         self.term = 0
@@ -155,7 +161,7 @@ class Proposals:
     def give_back(self, taken: Sequence[Pending]) -> None:
         """To the front of the queue again: they certainly went nowhere."""
         for pending in taken:
-            pending.state = State.WAITING
+            pending.state = WAITING
         alive = [pending for pending in taken if pending.request.request in self._pending]
         self._urgent[:0] = [pending for pending in alive if pending.control]
         self._queue[:0] = [pending for pending in alive if not pending.control]
@@ -164,13 +170,13 @@ class Proposals:
         """They stand in the log at (`index`, `term`)."""
         places = self._placed.setdefault(index, [])
         for pending in taken:
-            pending.state, pending.place, pending.term = State.PLACED, index, term
+            pending.state, pending.place, pending.term = PLACED, index, term
             places.append(pending)
 
     def sent(self, taken: list[Pending], number: int, node: int) -> None:
         """They were forwarded to `node` under `number`."""
         for pending in taken:
-            pending.state, pending.place = State.SENT, number
+            pending.state, pending.place = SENT, number
         self._forwards[number] = (node, taken)
 
     def replied(self, number: int, node: int, index: int, term: int, *, refused: bool, applied: int) -> Outcomes:
@@ -215,7 +221,7 @@ class Proposals:
         """What is past its deadline at `now` (ms): *failed* if it never left, else *unknown*."""
         outcomes: Outcomes = []
         for pending in [pending for pending in self._pending.values() if pending.request.deadline <= now]:
-            if pending.state is State.WAITING:
+            if pending.state is WAITING:
                 error: NebulaError = NoLeader("no leader took the write in time; nothing was done, try again")
             else:
                 error = UnknownOutcome("the deadline passed while the write was on its way; it may take effect")
@@ -235,7 +241,7 @@ class Proposals:
         """The replica goes away: nothing will answer any more."""
         outcomes: Outcomes = []
         for pending in list(self._pending.values()):
-            waiting = pending.state is State.WAITING
+            waiting = pending.state is WAITING
             outcomes += self._finish(pending, Unavailable() if waiting else UnknownOutcome())
         self._queue, self._urgent, self._forwards, self._placed = [], [], {}, {}
         return outcomes

@@ -10,15 +10,15 @@ from nebuladb.env import Rng, probe
 from nebuladb.errors import NotLeader, TooManyRequests, invariant
 from nebuladb.kv.command import Command, Kind, Work
 from nebuladb.node.entry import command_kind, decode_payload, encode_command, encode_payload, with_chosen
-from nebuladb.node.frame import Envelope, HostMessageType
+from nebuladb.node.frame import FORWARD, FORWARD_REPLY, Envelope
 from nebuladb.node.lease import ReadLease, lease_length
 from nebuladb.node.lessor import Lessor
 from nebuladb.node.output import Output, Slice
 from nebuladb.node.proposals import MAX_PENDING_BYTES, Outcomes, Proposals, is_control
 from nebuladb.node.reads import Reads, Ready
 from nebuladb.node.tail import LogTail
-from nebuladb.raft import Config, Configuration, HardState, Message, Raft, StateRole
-from nebuladb.raft.entry import ENTRY_HEADER, Entry, EntryKind
+from nebuladb.raft import LEADER, Config, Configuration, HardState, Message, Raft
+from nebuladb.raft.entry import CONFIGURATION, ENTRY_HEADER, NORMAL, Entry
 from nebuladb.raft.ready import LogReader
 from nebuladb.storage.share import Share
 
@@ -150,7 +150,7 @@ class Replica:
 
     def forwarded(self, forward: Forward) -> bool:
         """Take another node's commands for the next entry; False: certainly not taken (S19)."""
-        leads = self.raft.role is StateRole.LEADER and self.raft.term == forward.term
+        leads = self.raft.role is LEADER and self.raft.term == forward.term
         control = all(is_control(self.group, wire) for wire in forward.commands)
         most = 2 * MAX_FORWARDED if control else MAX_FORWARDED
         if not leads or self._forwarded + len(forward.commands) > most:
@@ -169,7 +169,7 @@ class Replica:
     def refuse(self, forward: Forward) -> tuple[int, Envelope]:
         """The reply that says: these commands certainly were not appended."""
         message = Message(
-            HostMessageType.FORWARD_REPLY,
+            FORWARD_REPLY,
             self.id,
             forward.replica,
             self.raft.term,
@@ -202,7 +202,7 @@ class Replica:
         meanwhile, and what gathers for the next one shares its cost: 0.3 ms of CPU on three nodes, as much as seven
         puts.
         """
-        if self.raft.role is StateRole.LEADER:
+        if self.raft.role is LEADER:
             return self._propose_here(boottime, 1 if crowd else MAX_ENTRIES_IN_FLIGHT)
         replies = [self.refuse(forward) for forward in self._drop_forwards()] if self._forwards else []
         self._internal.clear()
@@ -215,7 +215,7 @@ class Replica:
             taken = self.proposals.take(MAX_ENTRY_COMMANDS, MAX_ENTRY_BYTES, urgent=urgent)
             if taken:
                 self.proposals.sent(taken, context, node)
-                message = Message(HostMessageType.FORWARD, self.id, leader, self.raft.term, context=context)
+                message = Message(FORWARD, self.id, leader, self.raft.term, context=context)
                 replies.append((node, Envelope(self.group, message, [pending.request.wire for pending in taken])))
             if not urgent:
                 break
@@ -228,7 +228,7 @@ class Replica:
         if not self.reads.wants_round or not raft.leader:
             return []
         self._context += 1
-        leads = raft.role is StateRole.LEADER and not raft.quiet
+        leads = raft.role is LEADER and not raft.quiet
         if leads and self.lease.holds(boottime, raft.term, raft.configuration):
             probe("read by lease")
             self.reads.start(self._context)
@@ -237,7 +237,7 @@ class Replica:
             raft.read_index(self.nonce, self._context)
         except (NotLeader, TooManyRequests):
             return []
-        if raft.role is StateRole.LEADER:
+        if raft.role is LEADER:
             self.lease.asked(self._context, boottime, raft.term, raft.configuration)
         self.reads.start(self._context)
         return []
@@ -261,7 +261,7 @@ class Replica:
             self._leader = leader
             self.leader_changes += 1
         self._refused = False
-        if self.raft.role is not StateRole.LEADER or self._internal:
+        if self.raft.role is not LEADER or self._internal:
             return
         if not len(self.lessor) and not self.unanswered:
             self.raft.rest()
@@ -330,12 +330,12 @@ class Replica:
 
     def _decode(self, entry: Entry, boottime: int) -> Work:
         self._observed = entry.term
-        if entry.kind == EntryKind.CONFIGURATION:
+        if entry.kind == CONFIGURATION:
             return Work(entry.index, entry.term, 0, (), bytes(entry.record[ENTRY_HEADER:]))
-        invariant(entry.kind == EntryKind.NORMAL, f"group {self.group}: entry {entry.index} has kind {entry.kind}")
+        invariant(entry.kind == NORMAL, f"group {self.group}: entry {entry.index} has kind {entry.kind}")
         clock, commands = decode_payload(entry.record, ENTRY_HEADER)
         if clock:
-            leads = self.raft.role is StateRole.LEADER and entry.term == self.raft.term
+            leads = self.raft.role is LEADER and entry.term == self.raft.term
             self.lessor.observe(clock, boottime, leads=leads)
         return Work(entry.index, entry.term, clock, commands)
 
@@ -388,7 +388,7 @@ class Replica:
             self.proposals.placed(own, index, term)
             for forward in forwards:
                 message = Message(
-                    HostMessageType.FORWARD_REPLY,
+                    FORWARD_REPLY,
                     self.id,
                     forward.replica,
                     term,

@@ -19,7 +19,7 @@ from nebuladb.kv.command import Command, Kind
 from nebuladb.node.keyspaces import shard_key
 from nebuladb.node.members import Planner, report
 from nebuladb.node.replica import Replica
-from nebuladb.raft import StateRole
+from nebuladb.raft import LEADER
 from nebuladb.shard import Descriptor
 from nebuladb.shard.membership import Decision, decide, settled
 
@@ -50,7 +50,7 @@ class Surgeon:
             return
         self._due = node.host.now + EVERY_MS
         replica = node.host.replicas.get(META_GROUP)
-        if replica is not None and replica.raft.role is StateRole.LEADER and not len(replica.proposals):
+        if replica is not None and replica.raft.role is LEADER and not len(replica.proposals):
             step = self._planner.step(node.meta)
             if step is not None:
                 probe("members planned")
@@ -131,4 +131,4 @@ class Surgeon:
 def _ready(replica: Replica) -> bool:
     """Whether this replica leads, with nothing under way."""
     raft = replica.raft
-    return raft.role is StateRole.LEADER and not raft.transferee and raft.membership.settled
+    return raft.role is LEADER and not raft.transferee and raft.membership.settled

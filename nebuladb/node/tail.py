@@ -11,7 +11,7 @@ from bisect import bisect_right
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from nebuladb.raft import Entry, StateRole
+from nebuladb.raft import LEADER, Entry
 from nebuladb.raft.progress import Progress
 
 if TYPE_CHECKING:
@@ -94,7 +94,7 @@ def cut_index(replica: Replica, limits: TailLimits, held: Mapping[int, int]) -> 
     """Where `replica` may cut its log now, or 0: not enough is to be gained. On a leader this decides first what is
     kept for whom. `held`: replica → index of the snapshot that is on its way there."""
     raft, tail = replica.raft, replica.tail
-    if raft.role is StateRole.LEADER:
+    if raft.role is LEADER:
         raft.release(_needed(tail, limits, raft.membership.peers(), held))
     index, start = min(replica.durably_applied, raft.floor), replica.log_start
     gain = tail.size_up_to(index) - tail.size_up_to(start)

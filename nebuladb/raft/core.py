@@ -9,17 +9,17 @@ from nebuladb.errors import NotLeader, invariant
 from nebuladb.raft.confchange import Change
 from nebuladb.raft.configuration import Configuration
 from nebuladb.raft.election import TRANSFER, Election
-from nebuladb.raft.entry import Entry, EntryKind
+from nebuladb.raft.entry import CONFIGURATION, Entry
 from nebuladb.raft.following import Following
 from nebuladb.raft.log import RaftLog
 from nebuladb.raft.membership import Membership
-from nebuladb.raft.message import Message, MessageType
+from nebuladb.raft.message import APPEND, APPEND_REPLY, HEARTBEAT, HEARTBEAT_REPLY, Message, MessageType
 from nebuladb.raft.outbox import Outbox
 from nebuladb.raft.quorum import VoteResult
 from nebuladb.raft.reads import ForwardedReads, LeaderReads
 from nebuladb.raft.ready import DurableMark, HardState, LogReader, Ready
 from nebuladb.raft.replication import REST, Replication
-from nebuladb.raft.state import Config, State, StateRole
+from nebuladb.raft.state import CANDIDATE, FOLLOWER, LEADER, PRE_CANDIDATE, Config, State, StateRole
 from nebuladb.raft.transfer import Transfer
 
 
@@ -145,7 +145,7 @@ class Raft:
     def stirs(self) -> bool:
         """Whether `ready` may have something."""
         state = self._state
-        leads = state.role is StateRole.LEADER and (self._reads.any or self._replication.unsent())
+        leads = state.role is LEADER and (self._reads.any or self._replication.unsent())
         return leads or bool(self._outbox) or self._log.untaken or self._saved != (state.term, state.vote)
 
     @property
@@ -170,7 +170,7 @@ class Raft:
     def active_voters(self) -> list[int]:
         """On a leader, the voters heard from in the running check-quorum period (or before it rests), ascending."""
         tracker = self._replication.tracker
-        peers = tracker.peers if self.role is StateRole.LEADER else ()
+        peers = tracker.peers if self.role is LEADER else ()
         return [replica for replica, peer in peers if (peer.active or self._quiet) and tracker.votes(replica)]
 
     def check(self) -> None:
@@ -179,8 +179,8 @@ class Raft:
         self._log.check()
         invariant(state.term >= self._saved[0], f"the term went back from {self._saved[0]} to {state.term}")
         invariant(state.durable_term <= state.term, "a later term than ours is durable")
-        invariant((state.role is StateRole.LEADER) == (state.leader == state.replica), "leader in name only")
-        if state.role is StateRole.LEADER:
+        invariant((state.role is LEADER) == (state.leader == state.replica), "leader in name only")
+        if state.role is LEADER:
             invariant(state.vote == state.replica, "a leader that didn't vote for itself")
             self._replication.tracker.check(self._log.last)
 
@@ -208,7 +208,7 @@ class Raft:
     def read_index(self, nonce: int, context: int) -> None:
         """Ask for a linearizable read; exactly one `ReadState` with (nonce, context) follows in a Ready, maybe a failed
         one. `nonce` is random for a process, `context` never repeats in it."""
-        if self._state.role is StateRole.LEADER:
+        if self._state.role is LEADER:
             self.wake()
             self._reads.add(self._state.replica, nonce, context)
         else:
@@ -223,12 +223,12 @@ class Raft:
 
     def step_down(self) -> None:
         """Lead no more, in this term; followers will elect another."""
-        if self._state.role is StateRole.LEADER:
+        if self._state.role is LEADER:
             self._become_follower(self._state.term, 0)
 
     def campaign(self, *, transfer: bool = False) -> None:
         """Stand for election now. `transfer`: because the leader asked for it, hence without a pre-vote."""
-        if self._state.role is StateRole.LEADER or not self._promotable() or self._log.change_unapplied():
+        if self._state.role is LEADER or not self._promotable() or self._log.change_unapplied():
             return  # a committed configuration may count by another majority than ours (S4)
         if self._config.pre_vote and not transfer:
             self._become_pre_candidate()
@@ -239,7 +239,7 @@ class Raft:
         """On a leader: fall quiet, if nothing has happened for `rest_ticks` and every replica has the whole log. One
         heartbeat tells the others; who misses it will ask for votes, which wakes us. Returns `quiet`. A quiet group
         must be woken when the leader's node goes silent, or on the leader any other's (S11)."""
-        busy = self._state.role is not StateRole.LEADER or self._transfer.to or self._reads.any
+        busy = self._state.role is not LEADER or self._transfer.to or self._reads.any
         if not (busy or self._quiet or self._idle < self._config.rest_ticks) and self._replication.settled():
             self._quiet = True
             self._replication.broadcast_heartbeat(0, timed=True, hint=REST)
@@ -255,7 +255,7 @@ class Raft:
 
     def tick(self) -> None:
         """One tick of time has passed."""
-        if self._state.role is StateRole.LEADER:
+        if self._state.role is LEADER:
             if not self._quiet:
                 self._tick_leader()
             return
@@ -273,7 +273,7 @@ class Raft:
         if handler is None or message.receiver != state.replica:
             probe("message not for this replica")
             return
-        if kind != MessageType.HEARTBEAT_REPLY:
+        if kind != HEARTBEAT_REPLY:
             self.wake()  # also for a vote that we won't give: its sender misses a leader
         if term > state.term:
             if kind in (MessageType.VOTE, MessageType.PRE_VOTE) and message.hint != TRANSFER and self._election.loyal():
@@ -290,7 +290,7 @@ class Raft:
     def ready(self) -> Ready | None:
         """What is to be made durable, sent and answered since the last call; None if there is nothing."""
         state, log, outbox = self._state, self._log, self._outbox
-        if state.role is StateRole.LEADER:
+        if state.role is LEADER:
             self._reads.begin()
             self._replication.send_appends()
         entries, hard_state, mark = log.take(), None, None
@@ -314,9 +314,9 @@ class Raft:
             probe("durable mark of an earlier term")
             return
         state.durable_term = mark.term
-        if self._log.made_durable(mark.index, mark.log_term) and state.role is StateRole.LEADER:
+        if self._log.made_durable(mark.index, mark.log_term) and state.role is LEADER:
             self._replication.own_durable()
-        if state.role is StateRole.CANDIDATE and mark.vote == state.replica:
+        if state.role is CANDIDATE and mark.vote == state.replica:
             self._tally(self._election.count(state.replica, True))
 
     def committed_entries(self, after: int, max_bytes: int) -> list[Entry]:
@@ -325,7 +325,7 @@ class Raft:
         high = min(self._log.commit, self._log.durable)
         entries = self._log.slice(after + 1, high, max_bytes) if high > after else []
         for position, entry in enumerate(entries, 1):
-            if entry.kind == EntryKind.CONFIGURATION:
+            if entry.kind == CONFIGURATION:
                 return entries[:position]
         return entries
 
@@ -334,7 +334,7 @@ class Raft:
         self._log.applied_to(index)
         if configuration is not None:
             self._reconfigure(configuration)
-        if self._state.role is StateRole.LEADER and not self._transfer.to:
+        if self._state.role is LEADER and not self._transfer.to:
             self.membership.leave()
 
     def cut(self, index: int) -> None:
@@ -352,7 +352,7 @@ class Raft:
     def _leads(self) -> None:
         """Raise `NotLeader` unless we lead; what is asked of a leader wakes the group."""
         state = self._state
-        if state.role is not StateRole.LEADER:
+        if state.role is not LEADER:
             raise NotLeader(f"replica {state.replica} does not lead its group", leader=state.leader)
         self.wake()
 
@@ -360,10 +360,10 @@ class Raft:
         """Take what was applied. Who votes no more leads no more (thesis §4.2.2)."""
         state, tracker = self._state, self._replication.tracker
         tracker.configure(configuration, self._log.last)  # a newcomer is probed with the last entry, at once
-        if state.role is not StateRole.FOLLOWER and not tracker.votes(state.replica):
+        if state.role is not FOLLOWER and not tracker.votes(state.replica):
             probe("leader or candidate votes no more")
             self._become_follower(state.term, 0)
-        elif state.role is StateRole.LEADER:
+        elif state.role is LEADER:
             self._transfer.reconfigured()
             self._replication.reconfigured()
             self._reads.reconfigured()
@@ -374,7 +374,7 @@ class Raft:
     def _leave(self, role: StateRole, leader: int) -> None:
         """Enter `role`: reads that asked the former leader fail, and a transfer ends."""
         state = self._state
-        if state.role is StateRole.LEADER:
+        if state.role is LEADER:
             self._reads.fail()
         self._forwarded.fail()
         self._transfer.to = self._idle = 0
@@ -384,7 +384,7 @@ class Raft:
     def _become_follower(self, term: int, leader: int) -> None:
         state = self._state
         invariant(term >= state.term, f"the term went back from {state.term} to {term}")
-        self._leave(StateRole.FOLLOWER, leader)
+        self._leave(FOLLOWER, leader)
         if term > state.term:
             state.term = term
             state.vote = 0
@@ -393,20 +393,20 @@ class Raft:
     def _become_pre_candidate(self) -> None:
         """Ask whether an election could be won, before a new term disturbs anybody (thesis §9.6)."""
         state = self._state
-        self._leave(StateRole.PRE_CANDIDATE, 0)
+        self._leave(PRE_CANDIDATE, 0)
         self._election.campaign(MessageType.PRE_VOTE, state.term + 1, 0)
         self._tally(self._election.count(state.replica, True))
 
     def _become_candidate(self, hint: int) -> None:
         """Enter a new term and vote for ourselves; that vote counts once it is durable (S3)."""
         state = self._state
-        self._leave(StateRole.CANDIDATE, 0)
+        self._leave(CANDIDATE, 0)
         state.term += 1
         state.vote = state.replica
         self._election.campaign(MessageType.VOTE, state.term, hint)
 
     def _become_leader(self) -> None:
-        self._leave(StateRole.LEADER, self._state.replica)
+        self._leave(LEADER, self._state.replica)
         self._election.restart()
         self._replication.start()
         self.membership.start()
@@ -414,7 +414,7 @@ class Raft:
     def _tally(self, result: VoteResult) -> None:
         """Go on as the vote says."""
         if result is VoteResult.WON:
-            if self._state.role is StateRole.PRE_CANDIDATE:
+            if self._state.role is PRE_CANDIDATE:
                 self._become_candidate(0)
             else:
                 self._become_leader()
@@ -445,15 +445,15 @@ class Raft:
         kind, state = message.type, self._state
         if kind in (MessageType.VOTE, MessageType.PRE_VOTE):
             self._election.refuse(message)
-        elif kind in (MessageType.APPEND, MessageType.HEARTBEAT):
+        elif kind in (APPEND, HEARTBEAT):
             # Without this answer a replica that was in an election by itself could neither follow nor be heard.
-            self._outbox.send(Message(MessageType.APPEND_REPLY, state.replica, message.sender, state.term, reject=True))
+            self._outbox.send(Message(APPEND_REPLY, state.replica, message.sender, state.term, reject=True))
 
     def _follow(self, message: Message) -> None:
         """An append or heartbeat: its sender leads our term."""
         state, leader = self._state, message.sender
-        if state.leader != leader or state.role is not StateRole.FOLLOWER:
-            invariant(state.role is not StateRole.LEADER, f"replica {leader} leads term {state.term} beside us")
+        if state.leader != leader or state.role is not FOLLOWER:
+            invariant(state.role is not LEADER, f"replica {leader} leads term {state.term} beside us")
             invariant(state.leader in (0, leader), f"replicas {state.leader} and {leader} both lead term {state.term}")
             self._become_follower(state.term, leader)
         self._election.elapsed = 0
@@ -469,31 +469,31 @@ class Raft:
             self._quiet = True
 
     def _on_append_reply(self, message: Message) -> None:
-        if self._state.role is StateRole.LEADER:
+        if self._state.role is LEADER:
             self._replication.on_append_reply(message)
             if self._transfer.to == message.sender:
                 self._transfer.hand_over()
 
     def _on_heartbeat_reply(self, message: Message) -> None:
-        if self._state.role is StateRole.LEADER:
+        if self._state.role is LEADER:
             self._replication.on_heartbeat_reply(message)
             self._reads.on_heartbeat_reply(message)
 
     def _on_vote_reply(self, message: Message) -> None:
         state, granted = self._state, not message.reject
         pre = message.type == MessageType.PRE_VOTE_REPLY
-        stands = StateRole.PRE_CANDIDATE if pre else StateRole.CANDIDATE
+        stands = PRE_CANDIDATE if pre else CANDIDATE
         if state.role is stands and message.term == state.term + (pre and granted):
             self._tally(self._election.count(message.sender, granted))
 
     def _on_read_index(self, message: Message) -> None:
-        if self._state.role is StateRole.LEADER:
+        if self._state.role is LEADER:
             self._reads.add(message.sender, message.nonce, message.context)
         else:
             self._forwarded.refuse(message)
 
     def _on_timeout_now(self, message: Message) -> None:
         """The leader wants us to succeed it (thesis §3.10)."""
-        if self._state.role is StateRole.FOLLOWER:
+        if self._state.role is FOLLOWER:
             probe("campaign by transfer")
             self.campaign(transfer=True)

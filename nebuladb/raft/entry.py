@@ -27,6 +27,11 @@ class EntryKind(IntEnum):
     CONFIGURATION = 1
 
 
+NORMAL: Final = EntryKind.NORMAL
+CONFIGURATION: Final = EntryKind.CONFIGURATION
+"""See `LEADER`."""
+
+
 class Entry(NamedTuple):
     """One entry; `record` is the truth, the other fields are read off it."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from nebuladb.env import probe
 from nebuladb.raft.log import RaftLog
-from nebuladb.raft.message import Message, MessageType
+from nebuladb.raft.message import APPEND_REPLY, HEARTBEAT_REPLY, Message
 from nebuladb.raft.outbox import Outbox
 from nebuladb.raft.replication import REST, TOLD
 from nebuladb.raft.state import State
@@ -31,7 +31,7 @@ class Following:
             state = self._state
             self._outbox.send(
                 Message(
-                    MessageType.APPEND_REPLY, state.replica, message.sender, state.term,
+                    APPEND_REPLY, state.replica, message.sender, state.term,
                     log_term=hint_term, index=index, reject=True, hint=hint,
                 )
             )  # fmt: skip
@@ -55,7 +55,5 @@ class Following:
         self._log.commit_to(message.commit)
         if message.hint == REST and self._log.last == message.commit:
             return True
-        self._outbox.send(
-            Message(MessageType.HEARTBEAT_REPLY, state.replica, message.sender, state.term, context=message.context)
-        )
+        self._outbox.send(Message(HEARTBEAT_REPLY, state.replica, message.sender, state.term, context=message.context))
         return False

@@ -6,7 +6,7 @@ from typing import Final
 
 from nebuladb.env import probe
 from nebuladb.errors import InvariantViolation, invariant
-from nebuladb.raft.entry import Entry, EntryKind
+from nebuladb.raft.entry import CONFIGURATION, Entry
 from nebuladb.raft.ready import LogReader
 
 LOG_CACHE_BYTES: Final = 0
@@ -96,7 +96,7 @@ class RaftLog:
         """Append the next entry: a leader's own way (it never overwrites, paper §5.3)."""
         self._entries.append(entry)
         self._size += len(entry.record)
-        if entry.kind == EntryKind.CONFIGURATION:
+        if entry.kind == CONFIGURATION:
             self._changes.append(entry.index)
         self.last = entry.index
         self.last_term = entry.term
@@ -114,7 +114,7 @@ class RaftLog:
                 self._truncate(entries[0].index)
         self._entries.extend(entries)
         self._size += sum(len(entry.record) for entry in entries)
-        self._changes += [entry.index for entry in entries if entry.kind == EntryKind.CONFIGURATION]
+        self._changes += [entry.index for entry in entries if entry.kind == CONFIGURATION]
         self.last = entries[-1].index
         self.last_term = entries[-1].term
 
@@ -188,7 +188,7 @@ class RaftLog:
         low = self.applied + 1
         while low <= self._unscanned:
             entries = self._reader.entries(low, self._unscanned + 1, SCAN_BYTES)
-            self._changes += [entry.index for entry in entries if entry.kind == EntryKind.CONFIGURATION]
+            self._changes += [entry.index for entry in entries if entry.kind == CONFIGURATION]
             low = entries[-1].index + 1
         if self._unscanned:
             self._unscanned = 0

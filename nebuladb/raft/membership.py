@@ -16,10 +16,10 @@ from nebuladb.env import probe
 from nebuladb.errors import ChangeRefused, InvalidArgument
 from nebuladb.raft.confchange import Change, Changer
 from nebuladb.raft.configuration import Configuration
-from nebuladb.raft.entry import EntryKind
+from nebuladb.raft.entry import CONFIGURATION
 from nebuladb.raft.log import RaftLog
 from nebuladb.raft.progress import Progress
-from nebuladb.raft.quorum import VoteResult, vote_result
+from nebuladb.raft.quorum import WON, vote_result
 from nebuladb.raft.replication import Replication
 from nebuladb.raft.state import State
 
@@ -66,7 +66,7 @@ class Membership:
             self._append(Changer(configuration).leave_joint())
 
     def _append(self, target: Configuration) -> tuple[int, int]:
-        index, term = self._replication.append(EntryKind.CONFIGURATION, target.encode())
+        index, term = self._replication.append(CONFIGURATION, target.encode())
         self._pending = index
         return index, term
 
@@ -94,7 +94,7 @@ class Membership:
         """The majorities that will decide must be there, or the change would end the group's service (S13)."""
         progress = self._replication.tracker.progress
         alive = {replica: replica == self._state.replica or one.lives for replica, one in progress.items()}
-        if vote_result(target, alive) is not VoteResult.WON:
+        if vote_result(target, alive) is not WON:
             dead = [replica for replica in sorted({*target.voters, *target.outgoing}) if not alive[replica]]
             raise ChangeRefused(f"the change would leave no live majority: replicas {dead} are not heard from")
 

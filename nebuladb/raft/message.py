@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import IntEnum
+from typing import Final
 
 from nebuladb.raft.entry import Entry
 
@@ -23,6 +24,15 @@ class MessageType(IntEnum):
     READ_INDEX_REPLY = 10
     TIMEOUT_NOW = 11
     SNAPSHOT = 12  # its place; sent from the issue on that builds snapshots
+
+
+APPEND: Final = MessageType.APPEND
+APPEND_REPLY: Final = MessageType.APPEND_REPLY
+HEARTBEAT: Final = MessageType.HEARTBEAT
+HEARTBEAT_REPLY: Final = MessageType.HEARTBEAT_REPLY
+READ_INDEX: Final = MessageType.READ_INDEX
+READ_INDEX_REPLY: Final = MessageType.READ_INDEX_REPLY
+"""The frequent ones (see `LEADER`)."""
 
 
 @dataclass(slots=True)

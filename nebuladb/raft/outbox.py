@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from nebuladb.raft.message import Message, MessageType
+from nebuladb.raft.message import APPEND_REPLY, Message, MessageType
 from nebuladb.raft.ready import ReadState
 from nebuladb.raft.state import State
 
@@ -52,11 +52,11 @@ class Outbox:
         term = self._state.term
         if self.held:
             last = self.held[-1]
-            same = last.type == MessageType.APPEND_REPLY and last.receiver == receiver and last.term == term
+            same = last.type == APPEND_REPLY and last.receiver == receiver and last.term == term
             if same and not last.reject:
                 last.index = max(last.index, index)
                 return
-        self.held.append(Message(MessageType.APPEND_REPLY, self._state.replica, receiver, term, index=index))
+        self.held.append(Message(APPEND_REPLY, self._state.replica, receiver, term, index=index))
 
     def answer_read(self, nonce: int, context: int, index: int) -> None:
         """A read that this replica asked for may be served at `index`, or has failed (`index` < 0)."""

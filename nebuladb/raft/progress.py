@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from enum import Enum
+from typing import Final
 
 
 class ProgressState(Enum):
@@ -12,6 +13,12 @@ class ProgressState(Enum):
     PROBE = "probe"
     REPLICATE = "replicate"
     SNAPSHOT = "snapshot"
+
+
+PROBE: Final = ProgressState.PROBE
+REPLICATE: Final = ProgressState.REPLICATE
+SNAPSHOT: Final = ProgressState.SNAPSHOT
+"""See `LEADER`."""
 
 
 class Inflights:
@@ -63,7 +70,7 @@ class Progress:
         """Last index that this replica is known to hold durably."""
         self.next = following
         """Index of the next entry to send."""
-        self.state = ProgressState.PROBE
+        self.state: ProgressState = PROBE
         self.inflights = inflights
         self.active = False
         """Heard from since the last check of the quorum."""
@@ -88,22 +95,22 @@ class Progress:
 
     def blocked(self) -> bool:
         """Whether no entry may be sent to it now."""
-        if self.state is ProgressState.REPLICATE:
+        if self.state is REPLICATE:
             return self.inflights.full()
-        return self.state is ProgressState.SNAPSHOT or self.paused
+        return self.state is SNAPSHOT or self.paused
 
     def unproven(self) -> bool:
         """Whether it is taken to hold what a snapshot brought and hasn't said so: it is asked, even if nothing new is
         to be sent."""
-        return self.state is ProgressState.PROBE and not self.paused and self.match < self.next - 1
+        return self.state is PROBE and not self.paused and self.match < self.next - 1
 
     def untold(self, commit: int) -> bool:
         """Whether it holds, or is about to, what it doesn't know to be committed."""
-        return self.state is ProgressState.REPLICATE and self.sent_commit < min(commit, self.next - 1)
+        return self.state is REPLICATE and self.sent_commit < min(commit, self.next - 1)
 
     def sent(self, last: int, size: int) -> None:
         """An append was sent that ends at index `last` and holds `size` bytes of entries, none if 0."""
-        if self.state is not ProgressState.REPLICATE:
+        if self.state is not REPLICATE:
             self.paused = True
         elif size:
             self.next = last + 1
@@ -111,14 +118,12 @@ class Progress:
 
     def acknowledged(self, index: int) -> bool:
         """It holds the log up to `index`. Returns whether that is news. Repeated and late calls change nothing."""
-        if index < self.match or (index == self.match and self.state is not ProgressState.PROBE):
+        if index < self.match or (index == self.match and self.state is not PROBE):
             return False
         news = index > self.match
         self.match = index
         self.next = max(self.next, index + 1)
-        if self.state is ProgressState.PROBE or (
-            self.state is ProgressState.SNAPSHOT and index >= self.pending_snapshot
-        ):
+        if self.state is PROBE or (self.state is SNAPSHOT and index >= self.pending_snapshot):
             self.become_replicate()
         else:
             self.inflights.free(index)
@@ -132,10 +137,10 @@ class Progress:
         """
         if index <= self.match:
             return False
-        if self.state is ProgressState.REPLICATE:
+        if self.state is REPLICATE:
             self.become_probe()
             return True
-        if self.state is ProgressState.SNAPSHOT or self.next - 1 != index:
+        if self.state is SNAPSHOT or self.next - 1 != index:
             return False
         self.next = max(min(index, hint + 1), self.match + 1)
         self.paused = False
@@ -143,7 +148,7 @@ class Progress:
 
     def heartbeat(self) -> None:
         """A heartbeat goes out: note whether anything moved since the one before."""
-        waiting = self.paused if self.state is ProgressState.PROBE else self.match < self.next - 1
+        waiting = self.paused if self.state is PROBE else self.match < self.next - 1
         self.stalled = waiting and self.match == self._seen
         self._seen = self.match if waiting else -1
 
@@ -165,16 +170,16 @@ class Progress:
         """Find out anew where the logs meet; after a snapshot, right behind it."""
         self.next = max(self.match, self.pending_snapshot) + 1
         self.sent_commit = 0
-        self._become(ProgressState.PROBE)
+        self._become(PROBE)
 
     def become_replicate(self) -> None:
         """The logs met at `match`: stream from there."""
         self.next = self.match + 1
-        self._become(ProgressState.REPLICATE)
+        self._become(REPLICATE)
 
     def become_snapshot(self, index: int) -> None:
         """A snapshot at `index` is on its way; no entry helps before it is in."""
-        self._become(ProgressState.SNAPSHOT)
+        self._become(SNAPSHOT)
         self.pending_snapshot = index
 
     def _become(self, state: ProgressState) -> None:

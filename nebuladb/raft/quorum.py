@@ -21,6 +21,10 @@ class VoteResult(Enum):
     WON = 2
 
 
+WON: Final = VoteResult.WON
+"""See `LEADER`."""
+
+
 def majority_committed(voters: tuple[int, ...], match: Callable[[int], int]) -> int:
     """The highest index that a majority of `voters` holds; `match` gives each one's, 0 where it isn't known."""
     if not voters:
@@ -49,7 +53,7 @@ def majority_vote(voters: tuple[int, ...], votes: Mapping[int, bool]) -> VoteRes
             refused += 1
     needed = len(voters) // 2 + 1
     if granted >= needed or not voters:
-        return VoteResult.WON
+        return WON
     return VoteResult.LOST if len(voters) - refused < needed else VoteResult.PENDING
 
 

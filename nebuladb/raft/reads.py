@@ -6,9 +6,9 @@ from typing import Final
 
 from nebuladb.env import probe
 from nebuladb.raft.log import RaftLog
-from nebuladb.raft.message import Message, MessageType
+from nebuladb.raft.message import READ_INDEX, READ_INDEX_REPLY, Message
 from nebuladb.raft.outbox import Outbox
-from nebuladb.raft.quorum import VoteResult, vote_result
+from nebuladb.raft.quorum import WON, vote_result
 from nebuladb.raft.replication import Replication
 from nebuladb.raft.state import State
 
@@ -96,7 +96,7 @@ class LeaderReads:
 
     def _confirmed(self, acks: dict[int, bool]) -> bool:
         """Whether those who take us for the leader are enough (S8)."""
-        return vote_result(self._replication.tracker.configuration, acks) is VoteResult.WON
+        return vote_result(self._replication.tracker.configuration, acks) is WON
 
     def _finish(self) -> bool:
         """Answer the round's reads if a quorum has confirmed it."""
@@ -114,7 +114,7 @@ class LeaderReads:
             return
         self._outbox.send(
             Message(
-                MessageType.READ_INDEX_REPLY, state.replica, requester, state.term,
+                READ_INDEX_REPLY, state.replica, requester, state.term,
                 index=max(index, 0), reject=index < 0, nonce=nonce, context=context,
             )
         )  # fmt: skip
@@ -172,7 +172,7 @@ class ForwardedReads:
         state = self._state
         self._outbox.send(
             Message(
-                MessageType.READ_INDEX_REPLY, state.replica, message.sender, state.term,
+                READ_INDEX_REPLY, state.replica, message.sender, state.term,
                 reject=True, nonce=message.nonce, context=message.context,
             )
         )  # fmt: skip
@@ -185,5 +185,5 @@ class ForwardedReads:
 
     def _send(self, nonce: int, context: int) -> None:
         state = self._state
-        message = Message(MessageType.READ_INDEX, state.replica, state.leader, state.term, nonce=nonce, context=context)
+        message = Message(READ_INDEX, state.replica, state.leader, state.term, nonce=nonce, context=context)
         self._outbox.send(message)

@@ -6,11 +6,11 @@ from typing import Final
 
 from nebuladb.env import probe
 from nebuladb.errors import InvariantViolation, TooManyRequests
-from nebuladb.raft.entry import ENTRY_HEADER, EntryKind, encode_entry
+from nebuladb.raft.entry import ENTRY_HEADER, NORMAL, EntryKind, encode_entry
 from nebuladb.raft.log import RaftLog
-from nebuladb.raft.message import Message, MessageType
+from nebuladb.raft.message import APPEND, HEARTBEAT, Message
 from nebuladb.raft.outbox import Outbox
-from nebuladb.raft.progress import Progress, ProgressState
+from nebuladb.raft.progress import PROBE, REPLICATE, SNAPSHOT, Progress
 from nebuladb.raft.state import Config, State
 from nebuladb.raft.tracker import ProgressTracker
 
@@ -49,7 +49,7 @@ class Replication:
         self.first_own = log.last + 1
         self.uncommitted = 0
         self.elapsed = 0
-        self.append(EntryKind.NORMAL, b"")
+        self.append(NORMAL, b"")
         self.own_durable()
 
     def propose(self, payload: bytes) -> tuple[int, int]:
@@ -57,7 +57,7 @@ class Replication:
         size = self.uncommitted + ENTRY_HEADER + len(payload)
         if size > self._config.max_uncommitted_bytes and self.uncommitted:
             raise TooManyRequests("too many bytes of proposals wait for a majority")
-        return self.append(EntryKind.NORMAL, payload)
+        return self.append(NORMAL, payload)
 
     def append(self, kind: EntryKind, payload: bytes) -> tuple[int, int]:
         """Append an entry whatever is uncommitted: a change of members must get through when writes don't."""
@@ -131,7 +131,7 @@ class Replication:
                 size += len(entry.record)
         self._outbox.send(
             Message(
-                MessageType.APPEND, state.replica, replica, state.term,
+                APPEND, state.replica, replica, state.term,
                 log_term=log.term(previous), index=previous, commit=log.commit, floor=state.floor, hint=hint,
                 entries=entries,
             )
@@ -146,7 +146,7 @@ class Replication:
         After a failure that waits for an answer to a heartbeat, so that failures don't follow each other without end.
         """
         progress = self.tracker.progress.get(replica)
-        if progress is None or progress.state is not ProgressState.SNAPSHOT:
+        if progress is None or progress.state is not SNAPSHOT:
             return
         progress.pending_snapshot = index
         progress.become_probe()
@@ -156,7 +156,7 @@ class Replication:
         """Whether all is committed, and every replica has it and knows that."""
         last = self._log.last
         return self._log.commit == last and all(
-            progress.match == last == progress.sent_commit and progress.state is ProgressState.REPLICATE
+            progress.match == last == progress.sent_commit and progress.state is REPLICATE
             for _, progress in self.tracker.peers
         )
 
@@ -174,7 +174,7 @@ class Replication:
             commit = min(progress.match, log.commit)
             self._outbox.send(
                 Message(
-                    MessageType.HEARTBEAT, state.replica, replica, state.term,
+                    HEARTBEAT, state.replica, replica, state.term,
                     commit=commit, floor=state.floor, hint=hint, context=context,
                 )
             )  # fmt: skip
@@ -188,9 +188,9 @@ class Replication:
         if not progress.stalled:
             return
         progress.stalled = False
-        if progress.state is ProgressState.PROBE:
+        if progress.state is PROBE:
             progress.paused = False
-        elif progress.state is ProgressState.REPLICATE:
+        elif progress.state is REPLICATE:
             # An empty append at the end of what was sent: acknowledged if all arrived, rejected if not. The window may
             # be full of lost messages, so it must not wait for room in it.
             probe("append lost?")

@@ -6,7 +6,7 @@ from nebuladb.errors import invariant
 from nebuladb.raft.confchange import check, replicas
 from nebuladb.raft.configuration import Configuration
 from nebuladb.raft.progress import Inflights, Progress
-from nebuladb.raft.quorum import VoteResult, committed, vote_result
+from nebuladb.raft.quorum import WON, committed, vote_result
 
 
 class ProgressTracker:
@@ -65,7 +65,7 @@ class ProgressTracker:
         for progress in self.progress.values():
             progress.was_active = progress.active
             progress.active = False
-        return vote_result(self.configuration, votes) is VoteResult.WON
+        return vote_result(self.configuration, votes) is WON
 
     def check(self, last: int) -> None:
         """Raise `InvariantViolation` unless the invariants hold for a log that ends at `last`."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from nebuladb.ids import GroupId
 from nebuladb.node.replica import Replica
 from nebuladb.node.turn import Flush
-from nebuladb.raft import Configuration, Entry, LogReader, Raft, StateRole
+from nebuladb.raft import LEADER, Configuration, Entry, LogReader, Raft
 from nebuladb.sim.violation import Violation, require
 from nebuladb.storage.log import LogStore
 from nebuladb.storage.log_batch import LogBatch
@@ -156,7 +156,7 @@ class Logs:
         state, raft, reader = self._group(group), replica.raft, replica.log
         state.homes.update(replica.nodes)
         state.configurations.update(here)
-        deciding = here if raft.role is StateRole.LEADER else state.configurations
+        deciding = here if raft.role is LEADER else state.configurations
         high = raft.commit
         for index in range(max(after, reader.start()[0]) + 1, high + 1):
             term = reader.term(index)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from nebuladb.kv.store import Store
 from nebuladb.node.node import Node
 from nebuladb.node.turn import Turn
-from nebuladb.raft import Configuration, Raft, StateRole
+from nebuladb.raft import FOLLOWER, LEADER, Configuration, Raft, StateRole
 from nebuladb.sim.faults import MAX_DRIFT
 from nebuladb.sim.invariants.changes import Changes
 from nebuladb.sim.invariants.logs import Logs
@@ -36,7 +36,7 @@ class _Seen:
     revision: int = 0
     led: int = 0
     """The latest term in which it was seen leading."""
-    stood: tuple[int, StateRole] = (0, StateRole.FOLLOWER)
+    stood: tuple[int, StateRole] = (0, FOLLOWER)
     """Its term and role."""
 
 
@@ -117,7 +117,7 @@ class Replicas:
         seen.term, seen.commit = raft.term, raft.commit
         if seen.stood != (raft.term, raft.role):
             seen.stood = raft.term, raft.role
-            if raft.role is not StateRole.FOLLOWER:
+            if raft.role is not FOLLOWER:
                 self.stood(place, group)
         seen.configurations.add(raft.configuration)
         # A stalled or full batch leaves the log behind what Raft has in memory; equal ends are equal logs.
@@ -125,7 +125,7 @@ class Replicas:
         if written and raft.commit > seen.looked:
             seen.looked = self._logs.committed(group, replica, seen.looked, seen.configurations)
             seen.configurations = {raft.configuration}
-        if raft.role is StateRole.LEADER and seen.led != raft.term:
+        if raft.role is LEADER and seen.led != raft.term:
             self._leads(place, group, node)
             if written:
                 seen.led = raft.term
