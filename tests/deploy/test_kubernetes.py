@@ -125,6 +125,7 @@ def test_probes_ask_the_right_pages_and_give_them_time() -> None:
     }
     assert NODE["readinessProbe"]["timeoutSeconds"] > READY_SECONDS
     assert POD["terminationGracePeriodSeconds"] > DRAIN_SECONDS + CLOSE_SECONDS
+    assert POD["shareProcessNamespace"] is True, "process 1 has no default action for SIGTERM"
     assert {port["name"]: port["containerPort"] for port in NODE["ports"]} == {
         "client": 7379, "peer": 7380, "admin": 7381,
     }  # fmt: skip

@@ -26,6 +26,7 @@ def test_a_drain_has_its_time_and_a_restart_its_reason() -> None:
     assert setting("KillSignal") == "SIGTERM"
     assert int(setting("TimeoutStopSec")) > DRAIN_SECONDS + CLOSE_SECONDS
     assert setting("Restart") == "on-failure"
+    assert setting("StartLimitIntervalSec") == "0", "else five quick ends are the last"
     assert setting("RestartPreventExitStatus").split() == [str(EXIT_USAGE), str(EXIT_REMOVED)]
 
 
