@@ -20,7 +20,7 @@ START_SECONDS: Final = 60.0
 ASK_SECONDS: Final = 20.0
 PACKAGES: Final = "docker.io docker-cli docker-compose docker-buildx debootstrap"
 """What Debian calls all that this needs."""
-PARTS: Final = ("dockerd", "containerd", "runc", "docker-proxy", "setpriv", "debootstrap")
+PARTS: Final = ("dockerd", "containerd", "runc", "docker-proxy", "setpriv", "unshare", "debootstrap")
 SOCKET: Final = "docker.sock"
 MAX_SOCKET: Final = 100
 """Characters; the kernel takes 107 for a Unix socket's path."""
