@@ -71,19 +71,20 @@ def txn(request: kv_pb2.TxnRequest) -> None:
 
 def _txn(request: kv_pb2.TxnRequest | kv_pb2.NestedTxn, allowed: int, depth: int) -> int:
     """The number of its operations, those of nested ones too: each level takes from what those below may have."""
-    most = max(len(request.compare), len(request.success), len(request.failure))
+    compares, success, failure = request.compare, request.success, request.failure
+    most = max(len(compares), len(success), len(failure))
     if most > allowed:
         raise TooManyOperations(f"a transaction has {most} operations, {allowed} are allowed here; split it")
     if depth > MAX_TXN_DEPTH:
         raise TooManyOperations(f"transactions are nested {depth} deep, {MAX_TXN_DEPTH} are allowed; split them")
-    for compare in request.compare:
+    for compare in compares:
         key(compare.key)
         if compare.result not in _RESULTS:
             raise InvalidArgument(f"compare result {compare.result} does not exist")
         if compare.target not in _TARGETS:
             raise InvalidArgument(f"compare target {compare.target} does not exist")
-    total = len(request.compare) + len(request.success) + len(request.failure)
-    for branch in (request.success, request.failure):
+    total = len(compares) + len(success) + len(failure)
+    for branch in (success, failure):
         for operation in branch:
             match operation.WhichOneof("operation"):
                 case "range":

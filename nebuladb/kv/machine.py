@@ -138,7 +138,7 @@ class Machine:
         invariant(count <= MAX_COMMANDS, f"entry {self._index} has {count} commands")
         state, draft, limits = self.state, self.draft, self._limits
         rows = draft.rows
-        self._hashed = any(command.kind == Kind.HASH for command in commands[: state.place])
+        self._hashed = state.place > 0 and any(command.kind == Kind.HASH for command in commands[: state.place])
         for place in range(state.place, count):
             self._place = place
             try:

@@ -155,7 +155,7 @@ def encode_frames(address: bytes, envelopes: Sequence[Envelope], status: int) ->
 
 def frame_status(frame: bytes) -> int:
     """How the disk of a whole frame's sender is."""
-    return int.from_bytes(frame[2:4], "big")
+    return frame[2] << 8 | frame[3]
 
 
 def frame_address(frame: bytes) -> bytes:

@@ -221,7 +221,7 @@ class Host:
         elif message.type == FORWARD_REPLY:
             self._output.answers += replica.replied(node, message)
         elif message.type == HASH:
-            self._output.hashes.append((envelope.group, message))
+            self._output.hashes += ((envelope.group, message),)
         elif message.type >= SNAPSHOT_CHUNK:
             self._output.transfers.append((node, envelope))
 

@@ -109,6 +109,7 @@ class Node:
         """New groups whose home is here → when to stand for election, ms."""
         self.alarms_now = Alarms()
         self._unflushed = 0
+        self._flush_bytes = self.memory.flush_bytes
         self._start_groups(joined)
 
     # --- start -----------------------------------------------------------------------------------------------------
@@ -263,7 +264,8 @@ class Node:
             self._removed_here()
         if output.snapshots or output.transfers or self.snapshots.busy:
             self.snapshots.turn(output.snapshots, output.transfers, turn)
-        self._applier.add(output.slices)
+        if output.slices:
+            self._applier.add(output.slices)
         if self._applier.works:
             self._apply(turn)
         if self.reconciler.busy:
@@ -372,7 +374,7 @@ class Node:
     @property
     def flush_wanted(self) -> bool:
         """Whether enough was applied that the data store should be flushed."""
-        full = self._unflushed >= self.memory.flush_bytes
+        full = self._unflushed >= self._flush_bytes
         return full or self.host.flush_due or self.snapshots.flush_wanted
 
     def begin_flush(self) -> Flush:

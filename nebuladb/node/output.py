@@ -59,7 +59,7 @@ class Output:
     """(request id, what its client is told)"""
     reads: list[tuple[int, NebulaError | None]] = field(default_factory=list)
     """(request id, None): the group's state is now at least as new as when the read came; serve it this turn."""
-    hashes: list[tuple[int, Message]] = field(default_factory=list)
+    hashes: tuple[tuple[int, Message], ...] = ()
     """(group, HASH): other replicas' reports of their state (S28)."""
     snapshots: list[tuple[int, int]] = field(default_factory=list)
     """(group, replica): it lacks entries that the log has no more; end each with `Raft.snapshot_finished`."""

@@ -85,8 +85,9 @@ class Proposals:
     def __init__(self, share: Share | None = None, counts: Share | None = None) -> None:
         """`share`: bytes, and `counts`: writes, that all groups may have waiting together."""
         self._pending: dict[int, Pending] = {}
-        self._queue: list[Pending] = []
-        self._urgent: list[Pending] = []
+        self.queue: list[Pending] = []
+        """Writes that wait, for others to look whether there are any; so in `control_queue`."""
+        self.control_queue: list[Pending] = []
         """Control commands; they go before the queue."""
         self._control = 0
         """Control commands that are pending."""
@@ -108,12 +109,12 @@ class Proposals:
     @property
     def waiting(self) -> bool:
         """Whether anything is in the queue."""
-        return bool(self._queue or self._urgent)
+        return bool(self.queue or self.control_queue)
 
     @property
     def urgent(self) -> bool:
         """Whether control commands are."""
-        return bool(self._urgent)
+        return bool(self.control_queue)
 
     def add(self, request: Request) -> None:
         """Queue a write. Raises `TooManyRequests`, with nothing queued, past the bounds."""
@@ -124,10 +125,10 @@ class Proposals:
                 raise TooManyRequests("the shard has too many lease and session requests in flight; back off")
             pending.control = True
             self._control += 1
-            self._urgent.append(pending)
+            self.control_queue.append(pending)
         else:
             self._check(size)
-            self._queue.append(pending)
+            self.queue.append(pending)
             self._size += size
             self._share.take(size)
             self._counts.take(1)
@@ -144,18 +145,18 @@ class Proposals:
 
         Control commands come first; with `urgent` nothing else does.
         """
-        taken, self._urgent = self._urgent[:max_commands], self._urgent[max_commands:]
-        if urgent or self._urgent:
+        taken, self.control_queue = self.control_queue[:max_commands], self.control_queue[max_commands:]
+        if urgent or self.control_queue:
             return taken
         size, count = sum(len(pending.request.wire) for pending in taken), 0
         room = max_commands - len(taken)
-        for pending in self._queue:
+        for pending in self.queue:
             size += len(pending.request.wire)
             if count >= room or (size > max_bytes and (count or taken)):
                 break
             count += 1
-        taken += self._queue[:count]
-        del self._queue[:count]
+        taken += self.queue[:count]
+        del self.queue[:count]
         return taken
 
     def give_back(self, taken: Sequence[Pending]) -> None:
@@ -163,8 +164,8 @@ class Proposals:
         for pending in taken:
             pending.state = WAITING
         alive = [pending for pending in taken if pending.request.request in self._pending]
-        self._urgent[:0] = [pending for pending in alive if pending.control]
-        self._queue[:0] = [pending for pending in alive if not pending.control]
+        self.control_queue[:0] = [pending for pending in alive if pending.control]
+        self.queue[:0] = [pending for pending in alive if not pending.control]
 
     def placed(self, taken: Iterable[Pending], index: int, term: int) -> None:
         """They stand in the log at (`index`, `term`)."""
@@ -228,8 +229,8 @@ class Proposals:
             outcomes += self._finish(pending, error)
         alive = self._pending
         if outcomes:
-            self._queue = [pending for pending in self._queue if pending.request.request in alive]
-            self._urgent = [pending for pending in self._urgent if pending.request.request in alive]
+            self.queue = [pending for pending in self.queue if pending.request.request in alive]
+            self.control_queue = [pending for pending in self.control_queue if pending.request.request in alive]
         # A forward whose frame or reply was lost while the link stands is ended by nothing else: also where nothing is
         # late, for its writes may have been answered from what was applied here.
         for number, (_, taken) in list(self._forwards.items()):
@@ -243,7 +244,7 @@ class Proposals:
         for pending in list(self._pending.values()):
             waiting = pending.state is WAITING
             outcomes += self._finish(pending, Unavailable() if waiting else UnknownOutcome())
-        self._queue, self._urgent, self._forwards, self._placed = [], [], {}, {}
+        self.queue, self.control_queue, self._forwards, self._placed = [], [], {}, {}
         return outcomes
 
     def _overwritten(self, index: int) -> Outcomes:

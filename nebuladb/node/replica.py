@@ -255,17 +255,17 @@ class Replica:
 
     def tick(self, boottime: int) -> None:
         """A tick of Raft's, and what lease time demands of a leader: expiries, or an entry that carries the clock."""
-        self.raft.tick()
-        leader = (self.raft.term, self.raft.leader)
-        if leader[1] and leader != self._leader:
-            self._leader = leader
+        raft = self.raft
+        raft.tick()
+        if raft.leader and (raft.term, raft.leader) != self._leader:
+            self._leader = (raft.term, raft.leader)
             self.leader_changes += 1
         self._refused = False
-        if self.raft.role is not LEADER or self._internal:
+        if raft.role is not LEADER or self._internal:
             return
         if not len(self.lessor) and not self.unanswered:
-            self.raft.rest()
-        if self._observed != self.raft.term:
+            raft.rest()
+        if self._observed != raft.term:
             return
         for lease, renewal in self.lessor.due(boottime):
             body = lease.to_bytes(8, "big", signed=True) + renewal.to_bytes(8, "big")
@@ -281,7 +281,8 @@ class Replica:
     @property
     def proposes(self) -> bool:
         """Whether something waits to be proposed or forwarded."""
-        return bool(self.proposals.waiting or self._forwards or self._internal)
+        proposals = self.proposals
+        return bool(proposals.queue or proposals.control_queue or self._forwards or self._internal)
 
     @property
     def waits(self) -> bool:
@@ -320,8 +321,8 @@ class Replica:
             if self.raft.commit <= self.applied:
                 return None
             self._works = [self._decode(entry, boottime) for entry in self._committed()]
-        if not self._works:
-            return None
+            if not self._works:
+                return None
         self._slice_out = True
         return Slice(self.group, self.generation, list(self._works))
 

@@ -96,15 +96,15 @@ class Actor:
                 waiting = False
                 written(outcome)
 
-        self._core.scheduler.after(timeout + GRACE_MS, self._give_up, once)
+        def give_up() -> None:
+            if waiting:
+                once(UnknownOutcome("the client had no answer in time"))
+
+        self._core.scheduler.after(timeout + GRACE_MS, give_up)
         try:
             self._machine().submit(self.group, command, timeout, once)
         except NebulaError as error:
             once(error)
-
-    @staticmethod
-    def _give_up(once: Written) -> None:
-        once(UnknownOutcome("the client had no answer in time"))
 
     def _look(self, looked: Looked, group: int = 0) -> None:
         """A linearizable read of `group`, by default one's own, through some machine: `looked` has its store in the
@@ -132,7 +132,11 @@ class Actor:
                     raise
                 self._failed()  # damage is never served
 
-        self._core.scheduler.after(timeout + GRACE_MS, confirmed, UnknownOutcome())
+        def give_up() -> None:
+            if waiting:
+                confirmed(UnknownOutcome())
+
+        self._core.scheduler.after(timeout + GRACE_MS, give_up)
         try:
             machine.confirm(group, timeout, confirmed)
         except NebulaError as error:

@@ -26,10 +26,10 @@ class WatchedLog(LogStore):
 
     def write(self, batch: LogBatch, flushed: BatchId) -> None:
         known = self._groups
-        overwrites = any(
-            write.entries and write.group in known and write.entries[0].index <= known[write.group].last()[0]
-            for write in batch.writes
-        )
+        overwrites = False
+        for write in batch.writes:
+            if write.entries and write.group in known:
+                overwrites |= write.entries[0].index <= known[write.group].last()[0]
         super().write(batch, flushed)
         if overwrites:
             self._reopen(batch)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from struct import Struct
 from zlib import crc32
 
 from nebuladb.sim.core import Core
 from nebuladb.sim.faults import LATE_MS
 
 HEAD_BYTES = 64
-COUNT_AT = slice(56, 60)
+COUNT = Struct(">I")
+COUNT_AT = 56
 """Where a frame says how many messages it has (``node.frame``)."""
 
 
@@ -31,7 +33,7 @@ class Network:
     def send(self, sender: int, receiver: int, frame: bytes) -> None:
         """A frame leaves."""
         core, faults, draw = self._core, self._core.faults, self._draw
-        count = int.from_bytes(frame[COUNT_AT])
+        (count,) = COUNT.unpack_from(frame, COUNT_AT)
         core.report.messages += count
         if (self._cut and (sender, receiver) in self._cut) or (faults.loss and draw() < faults.loss):
             core.report.dropped += count

@@ -53,7 +53,8 @@ class Replicas:
         """Nodes that somebody wanted to remove."""
         self._changes = changes
         self._logs = logs
-        self._seen: dict[tuple[int, int], _Seen] = {}
+        self._seen: dict[int, dict[int, _Seen]] = {}
+        """Place → group → what was seen there."""
         self._leaders: dict[tuple[int, int], tuple[int, int]] = {}
         self._states: dict[tuple[int, int], tuple[int, ...]] = {}
         self._configurations: dict[tuple[int, int], Configuration] = {}
@@ -65,8 +66,7 @@ class Replicas:
 
     def started(self, place: int) -> None:
         """A new life begins: what the old one had in memory is forgotten."""
-        for key in [key for key in self._seen if key[0] == place]:
-            del self._seen[key]
+        self._seen[place] = {}
 
     def step(self, place: int, node: Node, turn: Turn, now: int) -> None:
         """Look at a node after a turn, at virtual time `now`."""
@@ -82,20 +82,21 @@ class Replicas:
             self._stalled.add(place)
         elif self._stalled:
             self._stalled.discard(place)
+        replicas, groups, known = host.replicas, node.groups, self._seen[place]
         for group in look:
-            replica = host.replicas.get(group)
-            if replica is None or group not in node.groups:
+            replica, data = replicas.get(group), groups.get(group)
+            if replica is None or data is None:
                 continue
             if replica.lost:
-                self._seen.pop((place, group), None)  # it has no state, until a snapshot brings another one
+                known.pop(group, None)  # it has no state, until a snapshot brings another one
                 continue
             # Their fields, and not the properties that tell them: this runs for every group that a turn has stepped.
-            raft, store = replica.raft, node.groups[group].store
+            raft, store = replica.raft, data.store
             state, log, stored = raft._state, raft._log, store._state
             picture = (state.role, state.term, log.commit, log.last, replica.log.last(), stored.index)
-            seen = self._seen.get((place, group))
+            seen = known.get(group)
             if seen is None:
-                seen = self._seen[place, group] = _Seen(index=stored.index)
+                seen = known[group] = _Seen(index=stored.index)
             if seen.picture != picture:
                 self._changed(seen, place, group, node, now)
                 seen.picture = picture
