@@ -233,7 +233,11 @@ die()
 
 @pytest.mark.parametrize(("number", "kind"), [(errno.EIO, "StoreError"), (errno.ENOSPC, "DiskFull")])
 def test_failing_disk(number: int, kind: str, library: Path, data: Path, records: Path) -> None:
-    """A failed fdatasync reaches us, classified, and the WAL writer stays broken when the disk has recovered (S33)."""
+    """A failed fdatasync reaches us, classified, and the WAL writer stays broken when the disk has recovered (S33).
+
+    But RocksDB looks every 5 s whether a full disk has room again, and goes on by itself then: on a busy machine the
+    second write may come after that. (The daemon never writes a second time.)
+    """
     program = (
         STORE
         + f"""
@@ -254,9 +258,12 @@ die()
     )
     first, second = run(program, data, powerfail.environ(library, records, data)).stdout.split()
     assert first == kind
-    assert second != "written"
     powerfail.cut(data, records)
-    assert opened(data) == 5
+    if number == errno.ENOSPC and second == "written":
+        assert opened(data) >= 5
+    else:
+        assert second != "written"
+        assert opened(data) == 5
 
 
 def test_loop_goes_on_while_the_disk_hangs(library: Path, data: Path, records: Path) -> None:
