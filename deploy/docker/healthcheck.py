@@ -12,8 +12,8 @@ import sys
 
 CONFIG = "/etc/nebula/nebulad.toml"
 DEFAULT = "127.0.0.1:7381"
-SECONDS = 5.5
-"""A little more than the node takes at most to say "not ready"."""
+SECONDS = 5.3
+"""A little more than the node takes at most to say "not ready", and less than the engine waits for us."""
 MAX_ANSWER = 4096
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -63,11 +64,42 @@ def test_an_engine_that_does_not_come_up_is_a_skip_and_is_ended(
     assert list(tmp_path.iterdir()) == []
 
 
+FAKE_DOCKER = """#!/bin/sh
+[ -e {log}.down ] && exit 1
+echo "$@" >> {log}
+case "$2" in
+    ls) cat {left}/$1 2>/dev/null;;
+    rm) rm {left}/$1;;
+esac
+exit 0
+"""
+
+
 def children(pid: int) -> list[int]:
     try:
         return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
     except OSError:
         return []
+
+
+@pytest.mark.parametrize("broken", [False, True])
+def test_a_test_that_did_not_end_well_leaves_the_rest_to_its_keeper(
+    broken: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A second Ctrl-C, in the middle of the removal."""
+    log = tmp_path / "log"
+    docker = tmp_path / "docker"
+    docker.write_text(FAKE_DOCKER.format(log=log, left=tmp_path))
+    docker.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    with contextlib.suppress(KeyboardInterrupt), engine.engine(scratch, "running", "nebulatest-7-", print):
+        log.unlink()
+        if broken:
+            raise KeyboardInterrupt
+    assert log.exists() == broken
+    assert scratch.exists() == (not broken)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
@@ -103,17 +135,6 @@ def test_a_signal_removes_everything(number: signal.Signals, tmp_path: Path) -> 
     wait(lambda: not Path("/proc", str(keeping)).exists(), "the keeper has ended", 60)
     assert not Path("/proc", str(sleeping)).exists()
     scratch.rmdir()  # it is empty
-
-
-FAKE_DOCKER = """#!/bin/sh
-[ -e {log}.down ] && exit 1
-echo "$@" >> {log}
-case "$2" in
-    ls) cat {left}/$1 2>/dev/null;;
-    rm) rm {left}/$1;;
-esac
-exit 0
-"""
 
 
 def test_what_a_dead_test_left_at_somebody_s_engine_is_removed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

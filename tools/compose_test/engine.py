@@ -121,11 +121,13 @@ def _kept(
         env=environ,
         start_new_session=True,  # Ctrl-C is for us
     )
+    said = b""
     try:
         yield process
-    finally:
+        said = keeper.GOODBYE
+    finally:  # after a second Ctrl-C, say, it removes what we have not
         with contextlib.suppress(BrokenPipeError):  # it ended before
-            process.communicate(keeper.GOODBYE)
+            process.communicate(said)
 
 
 @contextmanager
@@ -155,4 +157,4 @@ def _own(scratch: Path, name: str, say: Callable[[str], None]) -> Iterator[Engin
             say("An engine of our own runs.")
             yield mine
     finally:
-        log.unlink()
+        log.unlink(missing_ok=True)

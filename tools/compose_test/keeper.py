@@ -1,7 +1,7 @@
 """Runs beside the test, and sees to it that nothing is left of it: ``keeper SCRATCH RUN [DOCKERD...]``.
 
-It waits for the end of its standard input, which even a ``kill -9`` of the test brings about. If the test said nothing
-before, it died: containers, networks, volumes and images with the name of its `RUN` go, and its scratch directory. The
+It waits for the end of its standard input, which even a ``kill -9`` of the test brings about. If the test did not say
+goodbye before, containers, networks, volumes and images with the name of its `RUN` go, and its scratch directory. The
 engine of its own, DOCKERD, is started and ended here, in any case, with whatever it had mounted.
 """
 
