@@ -63,6 +63,12 @@ def test_the_context_has_what_is_copied_and_nothing_else() -> None:
     assert all((ROOT / path).exists() for path in copied)
 
 
+def test_whoever_s_umask_the_checkout_has_the_node_can_read_what_is_copied() -> None:
+    copies = re.findall(r"^COPY (?!--from)(.+)$", FINAL, re.MULTILINE)
+    assert len(copies) == 1
+    assert all(re.match(r"--chmod=0\d\d[45] ", copy) for copy in copies)
+
+
 def test_its_configuration_is_a_node_s_and_the_environment_wins_over_it() -> None:
     given = {"NEBULA_ADVERTISE_CLIENT_ADDR": "n1:7379", "NEBULA_ADVERTISE_PEER_ADDR": "n1:7380"}
     loaded = config.load({}, given, DEFAULTS)
