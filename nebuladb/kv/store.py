@@ -185,12 +185,13 @@ class Store:
         """
         invariant(not self._dead, "a store is used after it failed")
         if self._pending is None:
-            if not works or works[-1].index <= self.index:
-                return Applied(self.index, self.term, self.partial, revision=self.revision)
+            state = self._state
+            if not works or works[-1].index <= state.index:
+                return Applied(state.index, state.term, self.partial, revision=state.revision)
             self._dead = True  # until it has come to its end
-            machine = Machine(self._source, self._state, self._sessions, self._node, self._limits)
+            machine = Machine(self._source, state, self._sessions, self._node, self._limits)
             machine.run(works)
-            if machine.idle and (machine.state.index, machine.state.place) == (self.index, self._state.place):
+            if machine.idle and (machine.state.index, machine.state.place) == (state.index, state.place):
                 self._dead = False
                 return machine.applied  # the first command has missed: nothing was done
             machine.draft.write(self._keys.state, machine.state.encode())

@@ -329,7 +329,8 @@ class Node:
     def _apply(self, turn: Turn) -> None:
         """Run the slices that are out, or as many as a turn may."""
         done, stalled = self._applier.run()
-        self._see_to_damage()
+        if self._applier.damaged:
+            self._see_to_damage()
         turn.stalled |= stalled
         if self._applier.fetches:
             turn.fetches, self._applier.fetches = self._applier.fetches, []

@@ -48,7 +48,8 @@ class Election:
     def tick(self) -> bool:
         """Returns whether the timeout has passed."""
         self.elapsed += 1
-        self._young = max(self._young - 1, 0)
+        if self._young:
+            self._young -= 1
         return self.elapsed >= self.timeout
 
     def loyal(self) -> bool:

@@ -102,15 +102,13 @@ class Replication:
         log = self._log
         last, commit = log.last, log.commit
         for replica, progress in self.tracker.peers:
-            if progress.next > last and progress.sent_commit >= commit and not progress.unproven():
-                continue
             while progress.next <= last and not progress.blocked():
                 if not self._send(replica, progress, with_entries=True):
                     break
-            if progress.unproven():
-                self._send(replica, progress, with_entries=False)
-            elif progress.untold(commit):
+            if progress.sent_commit < commit and progress.untold(commit):
                 self._send(replica, progress, with_entries=False, hint=TOLD)
+            elif progress.state is PROBE and progress.unproven():
+                self._send(replica, progress, with_entries=False)
 
     def _send(self, replica: int, progress: Progress, *, with_entries: bool, hint: int = 0) -> bool:
         """Send one append after `progress.next` - 1. Returns False if the log doesn't reach back that far: then only a

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from heapq import heappop, heappush
+from heapq import heapify, heappop, heappush
 from random import Random
 from typing import Any, Final
 
@@ -12,6 +12,9 @@ from nebuladb.sim.violation import Violation
 MAX_STEPS_MS: Final = 60
 """Steps a virtual millisecond, on average; more is an endless loop."""
 WARM_UP_MS: Final = 1_000
+
+_Item = tuple[float, int, Callable[..., None], tuple[Any, ...]]
+"""Its place among those of its instant, a number that no other has, and what to call."""
 
 
 class Scheduler:
@@ -24,7 +27,10 @@ class Scheduler:
         self._grain = grain
         self.steps = 0
         self._draw = rng.random
-        self._heap: list[tuple[int, float, int, Callable[..., None], tuple[Any, ...]]] = []
+        self._instants: list[int] = []
+        """A heap of the times at which anything is due."""
+        self._due: dict[int, list[_Item]] = {}
+        """What is due at each: that of `now` is a heap, another becomes one when its time has come."""
         self._count = 0
         self._until = 0
         self._limit = MAX_STEPS_MS * WARM_UP_MS
@@ -33,7 +39,7 @@ class Scheduler:
         """Call `action(*args)` in `delay` ms, at least 0."""
         self._count = count = self._count + 1  # no two items compare equal up to here: actions have no order
         at = self.now + delay
-        heappush(self._heap, (at + -at % self._grain, self._draw(), count, action, args))
+        self._add(at + -at % self._grain, (self._draw(), count, action, args))
 
     def last(self, delay: int, action: Callable[..., None], *args: Any) -> None:
         """Likewise; where time is coarse, after all else of its instant that is known by then, as an event loop looks
@@ -41,21 +47,39 @@ class Scheduler:
         self._count += 1
         at = self.now + delay
         behind = self._grain > 1
-        heappush(self._heap, (at + -at % self._grain, self._draw() + behind, self._count, action, args))
+        self._add(at + -at % self._grain, (self._draw() + behind, self._count, action, args))
+
+    def _add(self, at: int, item: _Item) -> None:
+        due = self._due.get(at)
+        if due is None:
+            self._due[at] = [item]
+            heappush(self._instants, at)
+        elif at == self.now:
+            heappush(due, item)
+        else:
+            due.append(item)
 
     def run(self, until: int) -> None:
         """Let things happen up to the first at or after `until`, or to `stop`, or as long as anything is due.
 
         Raises `Violation` if too much happens in too little time.
         """
-        heap = self._heap
+        instants = self._instants
         self._until = until
-        while self.now < self._until and heap:
-            self.now, _, _, action, args = heappop(heap)
-            self.steps += 1
-            action(*args)
-            if self.steps >= self._limit:
-                self._check()
+        while self.now < self._until and instants:
+            self.now = now = instants[0]
+            due = self._due[now]
+            heapify(due)
+            while due:
+                _, _, action, args = heappop(due)
+                self.steps += 1
+                action(*args)
+                if self.steps >= self._limit:
+                    self._check()
+                if now >= self._until:
+                    return
+            heappop(instants)
+            del self._due[now]
 
     def stop(self) -> None:
         """Let nothing more happen in this `run`."""

@@ -25,7 +25,8 @@ class _DiskLog:
     def append(self, first: int, terms: list[int]) -> None:
         for index in range(first, self.last + 1):
             self.terms.pop(index, None)
-        self.terms.update(zip(range(first, first + len(terms)), terms, strict=True))
+        for index, term in enumerate(terms, first):
+            self.terms[index] = term
         self.last = first + len(terms) - 1
 
 
