@@ -109,12 +109,12 @@ class Host:
             self._watch(peer)
         for group in list(self._awake):
             replica = self.replicas.get(group)
-            if replica is None or self._rests(replica):
+            if replica is None or (replica.raft.quiet and self._rests(replica)):
                 del self._awake[group]
                 continue
             replica.tick(boottime)
             replica.cut_due |= cut
-            if replica.waits or replica.cut_due or replica.stirs:
+            if replica.cut_due or replica.waits or replica.stirs:
                 self._dirty[group] = None
             if expire:
                 self._output.answers += replica.proposals.expire(now)

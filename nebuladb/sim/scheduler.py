@@ -37,19 +37,18 @@ class Scheduler:
 
     def after(self, delay: int, action: Callable[..., None], *args: Any) -> None:
         """Call `action(*args)` in `delay` ms, at least 0."""
-        self._count = count = self._count + 1  # no two items compare equal up to here: actions have no order
-        at = self.now + delay
-        self._add(at + -at % self._grain, (self._draw(), count, action, args))
+        self._add(delay, self._draw(), action, args)
 
     def last(self, delay: int, action: Callable[..., None], *args: Any) -> None:
         """Likewise; where time is coarse, after all else of its instant that is known by then, as an event loop looks
         at all of its sockets before it goes on."""
-        self._count += 1
-        at = self.now + delay
-        behind = self._grain > 1
-        self._add(at + -at % self._grain, (self._draw() + behind, self._count, action, args))
+        self._add(delay, self._draw() + (self._grain > 1), action, args)
 
-    def _add(self, at: int, item: _Item) -> None:
+    def _add(self, delay: int, tie: float, action: Callable[..., None], args: tuple[Any, ...]) -> None:
+        self._count = count = self._count + 1
+        item = tie, count, action, args  # no two compare equal up to here: actions have no order
+        at = self.now + delay
+        at += -at % self._grain
         due = self._due.get(at)
         if due is None:
             self._due[at] = [item]

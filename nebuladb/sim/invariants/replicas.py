@@ -110,32 +110,33 @@ class Replicas:
     def _changed(self, seen: _Seen, place: int, group: int, node: Node, now: int) -> None:
         replica, store = node.host.replicas[group], node.groups[group].store
         raft, index = replica.raft, store.index
-        if not (seen.term <= raft.term and seen.commit <= raft.commit <= raft.last_index):
+        term, role, commit, last = raft.term, raft.role, raft.commit, raft.last_index
+        if not (seen.term <= term and seen.commit <= commit <= last):
             raise Violation(
                 f"group {group} on n{place + 1}: from term {seen.term}, commit {seen.commit} "
-                f"to term {raft.term}, commit {raft.commit} in a log that ends at {raft.last_index}"
+                f"to term {term}, commit {commit} in a log that ends at {last}"
             )
-        seen.term, seen.commit = raft.term, raft.commit
-        if seen.stood != (raft.term, raft.role):
-            seen.stood = raft.term, raft.role
-            if raft.role is not FOLLOWER:
+        seen.term, seen.commit = term, commit
+        if seen.stood != (term, role):
+            seen.stood = term, role
+            if role is not FOLLOWER:
                 self.stood(place, group)
         seen.configurations.add(raft.configuration)
         # A stalled or full batch leaves the log behind what Raft has in memory; equal ends are equal logs.
-        written = replica.log.last() == (raft.last_index, raft.last_term)
-        if written and raft.commit > seen.looked:
+        written = replica.log.last() == (last, raft.last_term)
+        if written and commit > seen.looked:
             seen.looked = self._logs.committed(group, replica, seen.looked, seen.configurations)
             seen.configurations = {raft.configuration}
-        if raft.role is LEADER and seen.led != raft.term:
+        if role is LEADER and seen.led != term:
             self._leads(place, group, node)
             if written:
-                seen.led = raft.term
+                seen.led = term
                 self.leader_changes += 1
                 self._logs.elected(group, raft, replica.log)
         if index != seen.index:
             require(
-                seen.index < index <= raft.commit,
-                f"group {group} on n{place + 1}: from applied {seen.index} to {index}; commit is {raft.commit}",
+                seen.index < index <= commit,
+                f"group {group} on n{place + 1}: from applied {seen.index} to {index}; commit is {commit}",
             )
             seen.index = index
             self._applied(place, group, store, now)
