@@ -67,8 +67,9 @@ def _run(mine: Engine, trial: Trial, tag: str, scratch: Path, say: Callable[[str
             story.run()
         except Failure as failure:
             failure.add_note(story.chapter)
+            failure.add_note(f"--- what the nodes said last ---\n{project.logs()}---")
             if not trial.broken:
-                say(f"--- what the nodes said last ---\n{project.logs()}---")
+                say(failure.__notes__[-1])
             raise
         finally:
             project.down()
@@ -83,10 +84,11 @@ def _caught(mine: Engine, trial: Trial, good: str, scratch: Path) -> bool:
         break_image(mine, tag, trial.broken, scratch)
         _run(mine, trial, tag, scratch, lambda _: None)
     except Failure as failure:
-        where = failure.__notes__[0] if hasattr(failure, "__notes__") else "the build"
+        notes: list[str] = getattr(failure, "__notes__", ["the build"])
+        where, *said = notes
         right = where == CAUGHT_IN[trial.broken]
         _say(f"Broken image, {trial.broken}: {'caught' if right else 'failed, but not where it should,'} in `{where}`:")
-        _say(f"    {str(failure).splitlines()[0]}")
+        _say(f"    {str(failure).splitlines()[0]}" if right else "\n".join([str(failure), *said]))
         return right
     finally:
         mine.attempt("image", "rm", "--force", tag)
