@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from nebuladb.errors import IdentityError, NebulaError
-from nebuladb.ids import BatchId, Generation, GroupId
+from nebuladb.ids import Generation, GroupId
 from nebuladb.kv.rows import Keys
 from nebuladb.kv.state import State
 from nebuladb.kv.store import Store
@@ -21,9 +21,7 @@ from nebuladb.node.identity import Founding, Identity
 from nebuladb.node.registry import GroupState, RegistryRow
 from nebuladb.storage.lock import DirectoryLock
 from nebuladb.storage.log import LogStore
-from nebuladb.storage.log_keys import STAMP_KEY, decode_stamp
-from nebuladb.storage.rocks import RocksEngine, peek
-from nebuladb.storage.wal import find_hole, highest_flushed, wal_files
+from nebuladb.storage.rocks import RocksEngine, examine_log
 
 MAX_PROBLEMS: Final = 20
 """Told of one shard; there are more where there are so many."""
@@ -111,19 +109,15 @@ def _databases(path: Path) -> Iterator[Finding]:
 def _wal(path: Path) -> Finding:
     """What an opening of the log would lose, and whether that was promised (S34)."""
     try:
-        files = wal_files(path)
-        kept = decode_stamp(peek(path, STAMP_KEY))[0]
-        hole = find_hole(files, kept) if files else None
-        if hole is not None:
-            kept = BatchId(min(kept, hole.batch - 1))
-        flushed = highest_flushed(files, kept)
+        found = examine_log(path)
     except NebulaError as error:
         return Finding("raft: WAL", error.message, LOST)
-    if flushed > kept:
-        return Finding(
-            "raft: WAL", f"log batches {kept + 1} to {flushed} had been made durable and can't be read", LOST
-        )
-    return Finding(f"raft: WAL, {len(files)} files up to batch {kept}")
+    if found is None:
+        return Finding("raft: no WAL")
+    if found.flushed > found.kept:
+        text = f"log batches {found.kept + 1} to {found.flushed} had been made durable and can't be read"
+        return Finding("raft: WAL", text, LOST)
+    return Finding(f"raft: WAL, {len(found.sound)} files up to batch {found.kept}")
 
 
 def _data(path: Path, log: LogStore, rows: dict[int, RegistryRow]) -> Iterator[Finding]:

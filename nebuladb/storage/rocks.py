@@ -35,10 +35,12 @@ from nebuladb.ids import BatchId
 from nebuladb.storage.engine import DELETE, PUT, Batch
 from nebuladb.storage.files import sync_directory
 from nebuladb.storage.log_keys import STAMP_KEY, decode_stamp
-from nebuladb.storage.wal import find_hole, highest_flushed, wal_files
+from nebuladb.storage.wal import Found, cut, examine, wal_files
 
 LOG_MEMTABLE_BYTES: Final = 64 << 20
 """With 1 MiB memtables 70 % of the writes of a full load were refused as stalls, with 64 MiB ones none."""
+RECYCLED_WAL_FILES: Final = 2
+"""That wait to be overwritten; as many become free at once, when memtables waited for a slow disk."""
 DATA_MEMTABLE_BYTES: Final = 256 << 20
 """Default for `open_data`. The node flushes long before (at most half: rows cost overhead), so that RocksDB never
 flushes by itself and the durably applied index is known (S6)."""
@@ -179,43 +181,30 @@ class RocksEngine:
         Its batches are a `LogStore`'s, or have no stamps. `memory` is shared with the node's other database. Raises
         `Corruption` where more than a torn end is damaged; the directory is then as it was.
         """
+        found = examine_log(path)
+        if found is not None:
+            if found.flushed > found.kept:
+                raise Corruption(
+                    f"{path} is damaged: log batches {found.kept + 1} to {found.flushed} had been made durable and "
+                    "can't be read. This node may have forgotten a vote, so it must not take part as it is. Keep the "
+                    "directory for inspection, and restore the node as a new member with an empty one: nebula-cli "
+                    "member replace"
+                )
+            if found.behind:
+                probe("log opened before a hole")
+            cut(found)
         size = memtable_bytes or LOG_MEMTABLE_BYTES
-        memory = memory or RocksMemory(DATA_CACHE_BYTES, MEMTABLES * size)
-        files = wal_files(path)
-        hole = find_hole(files, _tables_batch(path)) if files else None
-        if hole is None:
-            try:
-                return cls._open_log(path, size, memory, absolute=True)
-            except Corruption:
-                probe("log opened behind a torn end")
-        # What an opening would keep: it stops at the first damage, but passes over a hole between two files.
-        kept = decode_stamp(peek(path, STAMP_KEY))[0]
-        if hole is not None:
-            kept = BatchId(min(kept, hole.batch - 1))
-        if (flushed := highest_flushed(files, kept)) > kept:
-            raise Corruption(
-                f"{path} is damaged: log batches {kept + 1} to {flushed} had been made durable and can't be read. This "
-                "node may have forgotten a vote, so it must not take part as it is. Keep the directory for inspection, "
-                "and restore the node as a new member with an empty one: nebula-cli member replace"
-            )
-        if hole is not None:
-            probe("log opened before a hole")
-            # The last one first: a crash in between leaves the same hole to find.
-            for file in reversed(hole.files):
-                file.unlink()
-                sync_directory(path)
-        return cls._open_log(path, size, memory, absolute=False)
-
-    @classmethod
-    def _open_log(cls, path: Path, memtable_bytes: int, memory: RocksMemory, *, absolute: bool) -> RocksEngine:
-        options = _options(memtable_bytes, memory)
-        options.set_wal_recovery_mode(_recovery(absolute=absolute))
+        options = _options(size, memory or RocksMemory(DATA_CACHE_BYTES, MEMTABLES * size))
+        # As strict as absolute consistency, which turns recycling off without a word: RocksDB sees what was examined.
+        options.set_wal_recovery_mode(DBRecoveryMode.point_in_time())
+        options.set_recycle_log_file_num(RECYCLED_WAL_FILES)
         # The log is overwritten and cut within minutes: compressing it would cost CPU and save nothing.
         options.set_compression_type(DBCompressionType.none())
-        # Recycled WAL files would spare a small synced batch a third of its time, but absolute consistency turns them
-        # off without a word. Said here so that nobody takes them for being on.
-        options.set_recycle_log_file_num(0)
-        return cls(_open(path, options), wal=True)
+        engine = cls(_open(path, options), wal=True)
+        if found is not None and (last := decode_stamp(engine.get(STAMP_KEY))[0]) != found.kept:
+            engine.close()
+            raise Corruption(f"{path} holds log batches up to {found.kept}, and RocksDB read them up to {last}")
+        return engine
 
     @classmethod
     def open_data(
@@ -235,7 +224,7 @@ class RocksEngine:
         """Open a closed database to read it and leave it untouched; its WAL counts up to the first damage."""
         options = _options(LOG_MEMTABLE_BYTES, RocksMemory(DATA_CACHE_BYTES, LOG_MEMTABLE_BYTES))
         options.create_if_missing(False)  # noqa: FBT003
-        options.set_wal_recovery_mode(_recovery(absolute=False))
+        options.set_wal_recovery_mode(DBRecoveryMode.point_in_time())
         return cls(_open(path, options, AccessType.read_only(error_if_log_file_exist=False)), wal=False)
 
     def get(self, key: bytes) -> bytes | None:
@@ -409,29 +398,28 @@ def _below(high: bytes) -> ReadOptions:
     return options
 
 
-def peek(path: Path, key: bytes, *, wal_dir: Path | None = None) -> bytes | None:
-    """The value of `key` in the closed database at `path`, which stays untouched: what an opening at the first damage
-    of its WAL would see, or, with `wal_dir` naming an empty directory, what its tables hold without the WAL."""
-    options = _options(LOG_MEMTABLE_BYTES, RocksMemory(PEEK_CACHE_BYTES, LOG_MEMTABLE_BYTES))
-    options.create_if_missing(False)  # noqa: FBT003
-    options.set_wal_recovery_mode(_recovery(absolute=False))
-    if wal_dir is not None:
-        options.set_wal_dir(str(wal_dir))
-    db = _open(path, options, AccessType.read_only(error_if_log_file_exist=False))
-    try:
-        value: bytes | None = db.get(key)
-        db.close()
-    except Exception as error:
-        raise classify(error) from error
-    return value
+def examine_log(path: Path) -> Found | None:
+    """What the WAL of the closed log database at `path` holds; None where there is none yet. Changes nothing. Raises
+    `Corruption`, `StoreError`."""
+    files = wal_files(path)
+    return examine(files, _tables_batch(path)) if files else None
 
 
 def _tables_batch(path: Path) -> BatchId:
-    """The last batch that the tables hold, without the WAL."""
+    """The last batch that the tables of a closed log database hold, without the WAL."""
     if not (path / "CURRENT").exists():
         return BatchId(0)
+    options = _options(LOG_MEMTABLE_BYTES, RocksMemory(PEEK_CACHE_BYTES, LOG_MEMTABLE_BYTES))
+    options.create_if_missing(False)  # noqa: FBT003
     with TemporaryDirectory() as empty:
-        return decode_stamp(peek(path, STAMP_KEY, wal_dir=Path(empty)))[0]
+        options.set_wal_dir(empty)
+        db = _open(path, options, AccessType.read_only())
+        try:
+            stamp: bytes | None = db.get(STAMP_KEY)
+            db.close()
+        except Exception as error:
+            raise classify(error) from error
+    return decode_stamp(stamp)[0]
 
 
 def _open(path: Path, options: Options, access: AccessType | None = None) -> Rdict:
@@ -445,10 +433,6 @@ def _open(path: Path, options: Options, access: AccessType | None = None) -> Rdi
         return Rdict(str(path), options, column_families=families, access_type=access or AccessType.read_write())
     except Exception as error:
         raise classify(error) from error
-
-
-def _recovery(*, absolute: bool) -> DBRecoveryMode:
-    return DBRecoveryMode.absolute_consistency() if absolute else DBRecoveryMode.point_in_time()
 
 
 def _table(memory: RocksMemory) -> BlockBasedOptions:

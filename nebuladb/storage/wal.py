@@ -6,45 +6,67 @@ batch of the log carries a stamp (its id, the last id known flushed when it was 
 record tells which it is. RocksDB also passes over one thing in silence: an older WAL that ends too early, at the end of
 a record, with a newer one behind it. The ids show that hole.
 
+WAL files are recycled: a new one is an old one under a new name, overwritten from its beginning, since to sync blocks
+that exist changes nothing in the file system's own books. So behind a file's last record there are older ones, whole or
+cut, of another log number. To RocksDB that is as good as an end, and so is a bad checksum, whatever is behind it. Hence
+every checksum is looked at here, and files are cut behind their last sound record before RocksDB sees them.
+
 Format (RocksDB's wiki, "Write Ahead Log File Format"): blocks of 32 KiB; in them fragments of records, little-endian::
 
     u32 masked crc32c(type .. data) | u16 length | u8 type (1 full, 2 first, 3 middle, 4 last) | data
     u32 masked crc32c(type .. data) | u16 length | u8 type (5 to 8, likewise)   | u32 log number | data     (recyclable)
 
-and in a record a batch: u64 sequence | u32 count | rows, of which a put is ``1 | varint, key | varint, value``.
+and in a record a batch: u64 sequence | u32 count | rows, of which a put is ``1 | varint, key | varint, value``. A block
+in which no header fits any more ends with zeros.
 """
 
 from __future__ import annotations
 
+import os
 import struct
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final, NamedTuple
 
+import google_crc32c
+
+from nebuladb.errors import Corruption
 from nebuladb.ids import BatchId
+from nebuladb.storage.files import sync_directory
 from nebuladb.storage.log_keys import ROW_VERSION, STAMP_KEY, decode_stamp, encode_pair
 
 BLOCK: Final = 32 << 10
 _HEADER: Final = struct.Struct("<IHB")
+_LOG_NUMBER: Final = struct.Struct("<I")
 _LEGACY: Final = _HEADER.size
-_RECYCLABLE: Final = _LEGACY + 4
+_RECYCLABLE: Final = _LEGACY + _LOG_NUMBER.size
 _BATCH_HEADER: Final = 12
 _STAMP_BYTES: Final = len(encode_pair(0, 0))
 _STAMP_PUT: Final = bytes([1, len(STAMP_KEY)]) + STAMP_KEY + bytes([_STAMP_BYTES])
 """How the stamp's row begins in a batch."""
 _STAMPED: Final = _BATCH_HEADER + len(_STAMP_PUT) + _STAMP_BYTES
 """Bytes of a batch up to the end of its stamp."""
-_BEGINNINGS: Final = frozenset((1, 2, 5, 6))
+_FULL: Final = frozenset((1, 5))
+_FIRST: Final = frozenset((2, 6))
+_LAST: Final = frozenset((4, 8))
+_BEGINNINGS: Final = _FULL | _FIRST
 """Types of fragment that a record begins in."""
 _HEADERS: Final = {1: _LEGACY, 2: _LEGACY, 3: _LEGACY, 4: _LEGACY} | dict.fromkeys((5, 6, 7, 8), _RECYCLABLE)
 """Type of fragment -> size of its header."""
 
 
-class Hole(NamedTuple):
-    """Batches are missing from `batch` on, and `files` lie behind the hole."""
+class Found(NamedTuple):
+    """What the WAL of a closed database holds."""
 
-    batch: BatchId
-    files: list[Path]
+    kept: BatchId
+    """The last batch that is whole, with all before it."""
+    flushed: BatchId
+    """The last one of which any sound record says that it was flushed; if that is above `kept`, it is damage, and not
+    a torn end."""
+    sound: list[tuple[Path, int]]
+    """Files with `kept` and those before it, and where their sound part ends."""
+    behind: list[Path]
+    """Files behind a hole."""
 
 
 def wal_files(directory: Path) -> list[Path]:
@@ -52,73 +74,100 @@ def wal_files(directory: Path) -> list[Path]:
     return sorted((path for path in directory.glob("*.log") if path.stem.isdigit()), key=lambda path: int(path.stem))
 
 
-def find_hole(files: list[Path], stored: BatchId) -> Hole | None:
-    """Where ids jump in the WAL of a database whose tables hold all batches up to `stored`.
+def examine(files: list[Path], stored: BatchId) -> Found:
+    """Judge the WAL of a database whose tables hold all batches up to `stored`. Batches without a stamp count as sound.
 
-    A hole is between files: in one, nothing is behind what is missing. This trusts lengths and ids and checks no CRC,
-    RocksDB does: where it is misled by damage, RocksDB stops there too, and nothing behind would be kept anyway.
+    A client's value that contains another node's WAL could be believed for what is flushed: that errs on the safe side.
+    Raises `Corruption` where batches are missing between two sound records of one file.
     """
-    expected = stored + 1
+    kept, flushed = int(stored), 0
+    sound: list[tuple[Path, int]] = []
+    behind: list[Path] = []
     for position, path in enumerate(files):
-        beginning = True
-        for batch in _batches(path.read_bytes()):
-            if batch > expected:
-                return Hole(BatchId(expected), files[position:]) if beginning else None
-            expected = max(expected, batch + 1)
-            beginning = False
-    return None
-
-
-def highest_flushed(files: list[Path], above: BatchId) -> BatchId:
-    """The highest batch that any sound record in `files` says was flushed, or `above` if none is higher.
-
-    It looks at every place where a stamp might lie, damage before it or not, and believes it by its CRC. (A client's
-    value that contains another node's WAL could be believed too. That errs on the safe side.)
-    """
-    highest = above
-    for path in files:
         data = path.read_bytes()
-        for stamp, fragments in _candidates(data):
-            _, flushed = decode_stamp(stamp)
-            if flushed > highest and all(_sound(data, begin) for begin in fragments):
-                highest = flushed
+        end, first = 0, kept
+        for record_end, stamp in [] if behind else _records(data, int(path.stem)):
+            if stamp is not None:
+                batch, told = decode_stamp(stamp)
+                if batch > kept + 1:
+                    if kept > first:
+                        raise Corruption(f"{path} lacks log batches {kept + 1} to {batch - 1} amid sound ones")
+                    behind = files[position:]
+                    end = 0
+                    break
+                kept, flushed = max(kept, batch), max(flushed, told)
+            end = record_end
+        if not behind:
+            sound.append((path, end))
+        flushed = _highest_flushed(data, end, flushed)
+    return Found(BatchId(kept), BatchId(flushed), sound, behind)
+
+
+def cut(found: Found) -> None:
+    """Leave of the files what RocksDB is to read. A crash on the way leaves what `examine` finds the same in."""
+    # The last one first: else there would be another hole.
+    for path in reversed(found.behind):
+        path.unlink()
+        sync_directory(path.parent)
+    for path, end in found.sound:
+        if end < path.stat().st_size:
+            os.truncate(path, end)
+
+
+def crc32c(data: bytes) -> int:
+    """CRC-32C (Castagnoli) of `data`."""
+    return int(google_crc32c.value(data))
+
+
+def masked(crc: int) -> int:
+    """How RocksDB writes a CRC down."""
+    return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
+
+
+def _records(data: bytes, log: int) -> Iterator[tuple[int, bytes | None]]:
+    """The records of the file with the number `log` up to the first that is not sound: its end, its stamp or None."""
+    at, head, within = 0, b"", False
+    while at + _LEGACY <= len(data):
+        room = BLOCK - at % BLOCK
+        if room < _LEGACY or (room < _RECYCLABLE and not any(data[at : at + room])):
+            at += room
+            continue
+        checksum, length, kind = _HEADER.unpack_from(data, at)
+        header = _HEADERS.get(kind, BLOCK)
+        end = at + header + length
+        if header + length > room or end > len(data) or within == (kind in _BEGINNINGS):
+            return
+        if header == _RECYCLABLE and _LOG_NUMBER.unpack_from(data, at + _LEGACY)[0] != log & 0xFFFFFFFF:
+            return
+        if masked(crc32c(data[at + _LEGACY - 1 : end])) != checksum:
+            return
+        if len(head) < _STAMPED:
+            head += data[at + header : min(end, at + header + _STAMPED)]
+        within = kind in _FIRST or (within and kind not in _LAST)
+        if not within:
+            stamped = len(head) >= _STAMPED and head.startswith(_STAMP_PUT, _BATCH_HEADER)
+            yield end, head[_STAMPED - _STAMP_BYTES : _STAMPED] if stamped else None
+            head = b""
+        at = end
+
+
+def _highest_flushed(data: bytes, start: int, highest: int) -> int:
+    """The highest batch that any sound record from `start` on says was flushed, or `highest` if none is higher.
+
+    It looks at every place where a stamp might lie, damage before it or not, and believes it by its CRC. (Records of a
+    recycled file's earlier life speak the truth, too.)
+    """
+    for stamp, fragments in _candidates(data, start):
+        _, flushed = decode_stamp(stamp)
+        if flushed > highest and all(_sound(data, begin) for begin in fragments):
+            highest = flushed
     return highest
 
 
-def crc32c(data: bytes, crc: int = 0) -> int:
-    """CRC-32C (Castagnoli) of `data`, continuing `crc`. Slow; for the few records that damage makes interesting."""
-    crc ^= 0xFFFFFFFF
-    table = _TABLE
-    for byte in data:
-        crc = table[(crc ^ byte) & 0xFF] ^ (crc >> 8)
-    return crc ^ 0xFFFFFFFF
-
-
-def _batches(data: bytes) -> Iterator[BatchId]:
-    """Ids of the stamped records in `data`, as far as its lengths lead."""
-    at, head = 0, b""
-    while at + _LEGACY <= len(data):
-        room = BLOCK - at % BLOCK
-        if room < _LEGACY:  # too little for a header: padding
-            at += room
-            continue
-        _, length, kind = _HEADER.unpack_from(data, at)
-        header = _HEADERS.get(kind)
-        if header is None or header + length > room:
-            return
-        if kind in _BEGINNINGS:
-            head = b""
-        if len(head) < _STAMPED:
-            head += data[at + header : at + header + min(length, _STAMPED - len(head))]
-            if len(head) == _STAMPED and head.startswith(_STAMP_PUT, _BATCH_HEADER):
-                yield decode_stamp(head[-_STAMP_BYTES:])[0]
-        at += header + length
-
-
-def _candidates(data: bytes) -> Iterator[tuple[bytes, list[int]]]:
-    """Whatever looks like a stamp: its bytes, and where the fragments begin that hold it."""
+def _candidates(data: bytes, start: int) -> Iterator[tuple[bytes, list[int]]]:
+    """What looks like a stamp of a record from `start` on: its bytes, and where the fragments begin that hold it."""
     pattern = _STAMP_PUT + bytes([ROW_VERSION])
-    at = data.find(pattern)
+    at = data.find(pattern, start)
     while at >= 0:
         first = at - _BATCH_HEADER
         for header in (_LEGACY, _RECYCLABLE):
@@ -127,7 +176,7 @@ def _candidates(data: bytes) -> Iterator[tuple[bytes, list[int]]]:
                 yield stamp, [first - header]
         at = data.find(pattern, at + 1)
     # The record may be cut by a block's end within its stamp, or before it.
-    for end in range(BLOCK, len(data) - _RECYCLABLE, BLOCK):
+    for end in range(start - start % BLOCK + BLOCK, len(data) - _RECYCLABLE, BLOCK):
         rest = _HEADERS.get(data[end + _LEGACY - 1])
         for header in (_LEGACY, _RECYCLABLE):
             for length in range(_STAMPED):
@@ -145,20 +194,6 @@ def _begins(data: bytes, begin: int, header: int) -> int:
 
 def _sound(data: bytes, begin: int) -> bool:
     """Whether the fragment at `begin` is there with the right CRC."""
-    masked, length, kind = _HEADER.unpack_from(data, begin)
+    checksum, length, kind = _HEADER.unpack_from(data, begin)
     end = begin + _HEADERS[kind] + length
-    crc = crc32c(data[begin + _LEGACY - 1 : end])
-    return end <= len(data) and bool(masked == ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF)
-
-
-def _make_table() -> list[int]:
-    table = []
-    for byte in range(256):
-        crc = byte
-        for _ in range(8):
-            crc = crc >> 1 ^ (0x82F63B78 if crc & 1 else 0)
-        table.append(crc)
-    return table
-
-
-_TABLE: Final = _make_table()
+    return end <= len(data) and bool(checksum == masked(crc32c(data[begin + _LEGACY - 1 : end])))

@@ -4,8 +4,8 @@ The model is the strictest that POSIX allows: nothing survives but what was sync
 start of its last fsync or fdatasync; a directory keeps the names it had at the start of its last fsync, so that files
 created since are gone, and files renamed or removed since are back under their old names. (A real file system often
 keeps more. It may also keep parts of what was not synced, which these cuts don't try: `tests/unit/storage/test_wal.py`
-damages unsynced tails.) Lengths are enough because nothing is overwritten in place: RocksDB appends, and its WAL files
-are not recycled. A file that was truncated is taken to have lost its end at once.
+damages unsynced tails.) What was overwritten in place, as recycled WAL files are, is again what it was when the last
+sync began. A file that was truncated is taken to have lost its end at once.
 
     library = build(directory)                       # None: no C compiler
     environment = environ(library, records, data)    # for each start; then SIGKILL, and when the process is gone:
@@ -35,6 +35,8 @@ class Report:
 
     shortened: dict[str, tuple[int, int]] = field(default_factory=dict)
     """Path -> (length before, length after)."""
+    reverted: int = 0
+    """Bytes that are what they were before they were overwritten."""
     removed: list[str] = field(default_factory=list)
     """Names that had not been made durable."""
     restored: list[str] = field(default_factory=list)
@@ -42,8 +44,8 @@ class Report:
 
     @property
     def lost(self) -> int:
-        """Bytes cut off the ends of files that stayed."""
-        return sum(before - after for before, after in self.shortened.values())
+        """Bytes cut off the ends of files that stayed, or reverted."""
+        return sum(before - after for before, after in self.shortened.values()) + self.reverted
 
 
 @dataclass(slots=True)
@@ -51,6 +53,8 @@ class _Record:
     lengths: dict[Inode, int] = field(default_factory=dict)
     names: dict[Inode, dict[str, tuple[bool, Inode]]] = field(default_factory=dict)
     """Directory -> name -> (is a directory, inode)."""
+    overwritten: dict[Inode, list[tuple[int, bytes]]] = field(default_factory=dict)
+    """(Offset, what was there) of each write since the last sync, oldest first."""
 
 
 def compiler() -> str | None:
@@ -103,6 +107,8 @@ def cut(data: Path, records: Path) -> Report:
         if not target.exists():
             os.link(path, target)
     report = Report()
+    for inode, writes in record.overwritten.items():
+        report.reverted += _revert(stash / f"{inode[0]}.{inode[1]}", writes)
     _rebuild(data, data, record, stash, report)
     shutil.rmtree(stash)
     _begin(data, records)
@@ -138,6 +144,17 @@ def _rebuild(directory: Path, data: Path, record: _Record, stash: Path, report: 
             os.truncate(path, after)
 
 
+def _revert(path: Path, writes: list[tuple[int, bytes]]) -> int:
+    """Undo `writes`; returns how many bytes they were."""
+    if not path.exists():  # it lies elsewhere
+        return 0
+    with path.open("r+b") as file:
+        for at, old in reversed(writes):
+            file.seek(at)
+            file.write(old)
+    return sum(len(old) for _, old in writes)
+
+
 def _begin(data: Path, records: Path) -> None:
     """Start a record in which everything that there is in `data` is durable."""
     shutil.rmtree(records / "keep", ignore_errors=True)
@@ -157,6 +174,8 @@ def _begin(data: Path, records: Path) -> None:
 
 def _read(path: Path) -> _Record:
     record = _Record()
+    syncs: dict[str, list[tuple[int, bytes]]] = {}
+    """Token of a sync under way -> the file's writes that it covers."""
     for line in path.read_bytes().decode(errors="surrogateescape").split("\n"):
         if not line.endswith("."):
             continue  # empty, or cut by a SIGKILL before its call returned
@@ -164,14 +183,41 @@ def _read(path: Path) -> _Record:
         if kind == "X":
             raise RuntimeError(f"the record is void, a file could not be kept (is it on another file system?): {line}")
         inode = int(device), int(number)
-        if kind == "F":
-            record.lengths[inode] = int(rest)
+        if kind == "W":
+            offset, old = rest.split()
+            record.overwritten.setdefault(inode, []).append((int(offset), bytes.fromhex(old)))
+        elif kind == "S":
+            syncs[rest.split()[1]] = record.overwritten.get(inode, [])[:]
+        elif kind == "F":
+            size, *token = rest.split()
+            record.lengths[inode] = int(size)
+            _covered(record.overwritten.get(inode, []), syncs.pop(token[0], []) if token else [])
         elif kind == "T":
-            record.lengths[inode] = min(int(rest), record.lengths.get(inode, 0))
+            length = int(rest)
+            record.lengths[inode] = min(length, record.lengths.get(inode, 0))
+            record.overwritten[inode] = _clipped(record.overwritten.get(inode, []), length)
         else:
             entries = [entry.split(" ", 1) for entry in rest.split("/")[:-1]]
             record.names[inode] = {name: (at[0] == "d", (inode[0], int(at[1:]))) for at, name in entries}
     return record
+
+
+def _covered(pending: list[tuple[int, bytes]], synced: list[tuple[int, bytes]]) -> None:
+    """Drop those of `pending` that are in `synced`: the very same ones."""
+    ids = set(map(id, synced))
+    pending[:] = [write for write in pending if id(write) not in ids]
+
+
+def _clipped(writes: list[tuple[int, bytes]], length: int) -> list[tuple[int, bytes]]:
+    """What of `writes` a file of `length` bytes still has; the very same ones where that is all of them."""
+    clipped = []
+    for write in writes:
+        at, old = write
+        if at + len(old) <= length:
+            clipped.append(write)
+        elif at < length:
+            clipped.append((at, old[: length - at]))
+    return clipped
 
 
 def _files(directory: Path) -> list[Path]:

@@ -78,6 +78,62 @@ die()
     assert powerfail.cut(data, records) == powerfail.Report()  # what is left is durable
 
 
+def test_overwriting(library: Path, data: Path, records: Path) -> None:
+    """What was overwritten is again what it was when the last sync began, whoever wrote it."""
+    data.mkdir()
+    for name in ("synced", "not", "both", "grown", "cut"):
+        (data / name).write_text("0123456789")
+    program = """
+def over(name, at, text):
+    descriptor = os.open(data / name, os.O_WRONLY)
+    os.lseek(descriptor, at, os.SEEK_SET)
+    os.write(descriptor, text)
+    os.close(descriptor)
+over("synced", 2, b"ab"); sync(data / "synced")
+over("not", 2, b"ab"); over("not", 3, b"cd")
+over("both", 0, b"abc"); sync(data / "both"); over("both", 1, b"xyz")
+over("grown", 8, b"abcd"); sync(data / "grown"); over("grown", 10, b"xyz")
+over("cut", 4, b"abcd"); os.truncate(data / "cut", 6)
+with open(data / "at", "w+b", buffering=0) as file:
+    file.write(b"0123456789"); os.fsync(file.fileno()); os.pwrite(file.fileno(), b"ab", 5)
+sync(data)
+die()
+"""
+    run(program, data, powerfail.environ(library, records, data))
+    report = powerfail.cut(data, records)
+    assert files(data) == {
+        "synced": "01ab456789",
+        "not": "0123456789",
+        "both": "abc3456789",
+        "grown": "01234567abcd",
+        "cut": "012345",
+        "at": "0123456789",
+    }
+    assert (report.reverted, report.shortened) == (2 + 2 + 3 + 2 + 2 + 2, {"grown": (13, 12)})
+    assert powerfail.cut(data, records) == powerfail.Report()
+
+
+def test_a_sync_covers_what_was_written_before_it_began(library: Path, data: Path, records: Path) -> None:
+    data.mkdir()
+    (data / "file").write_text("0123456789")
+    program = """
+descriptor = os.open(data / "file", os.O_WRONLY)
+os.pwrite(descriptor, b"ab", 0)
+os.fsync(descriptor)
+os.pwrite(descriptor, b"cd", 5)
+die()
+"""
+    run(program, data, powerfail.environ(library, records, data))
+    # The second write, as if it had come while the sync was under way.
+    lines = (records / "records").read_text().splitlines()
+    late = next(line for line in lines if line.startswith("W ") and " 5 " in line)
+    lines.remove(late)
+    lines.insert(next(at for at, line in enumerate(lines) if line.startswith("S ")) + 1, late)
+    (records / "records").write_text("\n".join(lines) + "\n")
+    powerfail.cut(data, records)
+    assert (data / "file").read_text() == "ab23456789"
+
+
 def test_names(library: Path, data: Path, records: Path) -> None:
     """Renames, replacements, removals and new directories last from the fsync of their directory on."""
     data.mkdir()
@@ -182,6 +238,20 @@ def opened(data: Path) -> int:
         assert reader.entries(1, last + 1, 1 << 30) == want
     store.close()
     return last
+
+
+def test_recycled_wal_files_keep_what_was_flushed(library: Path, data: Path, records: Path) -> None:
+    """Old records come back where new ones were not synced, cut or whole, and names that were not."""
+    small = "import nebuladb.storage.rocks as rocks\nrocks.LOG_MEMTABLE_BYTES = 1 << 17\n"
+    reverted, last = 0, 0
+    for unsynced in (1, 40, 400):
+        program = small + STORE + f"write(1000); write({unsynced}, False); die()"
+        run(program, data, powerfail.environ(library, records, data))
+        reverted += powerfail.cut(data, records).reverted
+        found = opened(data)  # a memtable that was written out is durable, synced before or not
+        assert last + 1000 <= found <= last + 1000 + unsynced
+        last = found
+    assert reverted > 0
 
 
 def test_rocksdb_keeps_what_was_flushed(library: Path, data: Path, records: Path) -> None:

@@ -4,7 +4,9 @@
  * and SYNCSPY_ROOT naming the directory that is watched. Lines of SYNCSPY_DIR/records, each written by one write(), so
  * that a SIGKILL leaves whole lines or one cut line, which the next line's leading newline ends:
  *
- *   F <dev> <ino> <length>              fsync or fdatasync: the file's bytes up to there, as of the call's start
+ *   W <dev> <ino> <offset> <hex>        about to be overwritten: what the file held there
+ *   S <dev> <ino> 0 <token>             an fsync or fdatasync of the file begins
+ *   F <dev> <ino> <length> <token>      it succeeded: the file's bytes up to there, as of the call's start
  *   D <dev> <ino> {<type><ino> <name>/} fsync of a directory: its names, as of the call's start; type d or f
  *   T <dev> <ino> <length>              the file was truncated to that
  *   X <errno> <path>                    a file that was about to lose its name could not be kept: the record is void
@@ -12,6 +14,7 @@
  * A file's last name in the watched directory is kept as SYNCSPY_DIR/keep/<dev>.<ino> before it is removed or replaced:
  * the name may come back, and no inode number is used twice.
  *
+ * Only write and pwrite are watched for overwriting: nobody here does it by writev or through a mapping.
  * sync_file_range, msync, sync and syncfs are not counted: nobody here relies on them, and the first two promise little.
  *
  * Faults, from the environment or, at any time, from lines KEY=VALUE in SYNCSPY_DIR/control (which then rules alone):
@@ -78,15 +81,54 @@ __attribute__((constructor)) static void start(void) {
 
 static void record(const char *text, size_t length) {
     int saved = errno;
-    if (records >= 0 && write(records, text, length) != (ssize_t)length) abort();
+    if (records >= 0 && REAL(write)(records, text, length) != (ssize_t)length) abort();
     errno = saved;
 }
 
-static void record_length(char kind, const struct stat *file, long long length) {
-    char line[128];
-    int n = snprintf(line, sizeof line, "\n%c %llu %llu %lld .\n", kind, (unsigned long long)file->st_dev,
-                     (unsigned long long)file->st_ino, length);
+static void record_number(char kind, const struct stat *file, long long number, const char *token) {
+    char line[160];
+    int n = snprintf(line, sizeof line, "\n%c %llu %llu %lld%s .\n", kind, (unsigned long long)file->st_dev,
+                     (unsigned long long)file->st_ino, number, token);
     record(line, (size_t)n);
+}
+
+/* What the file holds where `count` bytes are about to be written at `at`; -1: where the descriptor stands. */
+static void overwritten(int fd, off_t at, size_t count) {
+    static const char digits[] = "0123456789abcdef";
+    struct stat file;
+    char proc[64], *line;
+    int saved = errno;
+    if (records < 0 || fd == records) return;
+    if (at < 0 && ((at = lseek(fd, 0, SEEK_CUR)) < 0 || fcntl(fd, F_GETFL) & O_APPEND)) goto out;
+    if (fstat(fd, &file) || !S_ISREG(file.st_mode) || at >= file.st_size) goto out;
+    if (count > (size_t)(file.st_size - at)) count = (size_t)(file.st_size - at);
+    snprintf(proc, sizeof proc, "/proc/self/fd/%d", fd); /* which may be open for writing only */
+    int reader = REAL(open)(proc, O_RDONLY | O_CLOEXEC);
+    if (reader < 0 || !(line = malloc(3 * count + 128))) abort();
+    char *old = line + 2 * count + 128, *to;
+    if (REAL(pread)(reader, old, count, at) != (ssize_t)count) abort();
+    close(reader);
+    to = line + sprintf(line, "\nW %llu %llu %lld ", (unsigned long long)file.st_dev, (unsigned long long)file.st_ino,
+                        (long long)at);
+    for (size_t i = 0; i < count; i++) *to++ = digits[(unsigned char)old[i] >> 4], *to++ = digits[old[i] & 15];
+    to += sprintf(to, " .\n");
+    record(line, (size_t)(to - line));
+    free(line);
+out:
+    errno = saved;
+}
+
+ssize_t write(int fd, const void *from, size_t count) {
+    overwritten(fd, -1, count);
+    return REAL(write)(fd, from, count);
+}
+ssize_t pwrite(int fd, const void *from, size_t count, off_t at) {
+    overwritten(fd, at, count);
+    return REAL(pwrite)(fd, from, count, at);
+}
+ssize_t pwrite64(int fd, const void *from, size_t count, off64_t at) {
+    overwritten(fd, at, count);
+    return REAL(pwrite64)(fd, from, count, at);
 }
 
 /* The names in the directory `fd`, as the line for it. The caller frees it. */
@@ -155,9 +197,14 @@ static int sync_with(int (*sync)(int), int fd) {
     size_t length = 0;
     char *names = S_ISDIR(file.st_mode) ? list(fd, &file, &length) : NULL;
     if (fstat(fd, &file)) return -1; /* after a delay: what counts is what this sync can see */
+    static long count;
+    long number = __atomic_add_fetch(&count, 1, __ATOMIC_RELAXED);
+    char token[64];
+    snprintf(token, sizeof token, " %d.%ld", (int)getpid(), number);
+    if (S_ISREG(file.st_mode)) record_number('S', &file, 0, token);
     int result = sync(fd);
     if (!result && names) record(names, length);
-    if (!result && S_ISREG(file.st_mode)) record_length('F', &file, file.st_size);
+    if (!result && S_ISREG(file.st_mode)) record_number('F', &file, file.st_size, token);
     int saved = errno;
     free(names);
     errno = saved;
@@ -233,7 +280,7 @@ int renameat2(int from_at, const char *from, int to_at, const char *to, unsigned
 static void truncated(int result, int fd, const char *path, long long length) {
     struct stat file;
     if (records >= 0 && result >= 0 && !(path ? stat(path, &file) : fstat(fd, &file)) && S_ISREG(file.st_mode))
-        record_length('T', &file, length);
+        record_number('T', &file, length, "");
 }
 
 #define TRUNCATE(name, type) \

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import shutil
 import struct
 import subprocess
@@ -19,19 +20,22 @@ from nebuladb.storage.engine import Batch
 from nebuladb.storage.log import LogStore
 from nebuladb.storage.log_keys import STAMP_KEY, encode_pair
 from nebuladb.storage.rocks import RocksEngine
-from nebuladb.storage.wal import BLOCK, crc32c, find_hole, highest_flushed, wal_files
+from nebuladb.storage.wal import BLOCK, crc32c, examine, masked, wal_files
 
 BATCHES = 400
 WRITER = """
-import os, pathlib, signal, sys
+import os, pathlib, shutil, signal, sys
 import nebuladb.storage.rocks as rocks
 from nebuladb.raft.entry import encode_entry
 from nebuladb.raft.ready import HardState
 from nebuladb.storage.engine import Batch
 from nebuladb.storage.log import LogStore
 from nebuladb.storage.log_batch import GroupWrite, LogBatch
-path, last, every, memtable = pathlib.Path(sys.argv[1]), *map(int, sys.argv[2:])
+from nebuladb.storage.log_keys import STAMP_KEY, encode_pair
+path, kind, (last, every, memtable) = pathlib.Path(sys.argv[1]), sys.argv[2], map(int, sys.argv[3:])
 rocks.LOG_MEMTABLE_BYTES = memtable
+if kind == "legacy":
+    rocks.RECYCLED_WAL_FILES = 0
 if memtable < 1 << 20:  # small memtables that are not written to tables, so that several WAL files are needed
     options_of = rocks._options
     def patched(size, _):
@@ -40,9 +44,22 @@ if memtable < 1 << 20:  # small memtables that are not written to tables, so tha
         options.set_min_write_buffer_number_to_merge(99)
         return options
     rocks._options = patched
-store = LogStore(rocks.RocksEngine.open_log(path))
+engine = rocks.RocksEngine.open_log(path)
+if kind == "recycled":
+    stamp = engine.get(STAMP_KEY) or encode_pair(0, 0)
+    for _ in range(4):  # the next files are overwritten, and behind what is written now lie stamps of before
+        for row in range(150):
+            batch = Batch()
+            batch.put(STAMP_KEY, stamp)
+            batch.put(b"f", b"filler %d" % row * 40)
+            engine.write(batch)
+        engine.flush()
+    old = path.parent / "old"
+    old.mkdir(exist_ok=True)
+    for file in path.glob("*.log"):
+        shutil.copy(file, old / str(file.stat().st_ino))
+store = LogStore(engine)
 flushed = store.last_batch
-first = flushed == 0
 for number in range(flushed + 1, last + 1):
     batch = LogBatch(number)
     if number == 1:
@@ -56,50 +73,86 @@ os.kill(os.getpid(), signal.SIGKILL)
 """
 
 
-def write(path: Path, last: int, every: int, memtable: int = 64 << 20) -> None:
-    """Batches up to `last`, flushed `every` so many, then SIGKILL: the last flush is told by the batches after it."""
-    command = [sys.executable, "-c", WRITER, str(path), str(last), str(every), str(memtable)]
+def write(path: Path, last: int, every: int, memtable: int = 64 << 20, kind: str = "fresh") -> None:
+    """Batches up to `last`, flushed `every` so many, then SIGKILL: the last flush is told by the batches after it.
+
+    `kind`: into `fresh` files; into `recycled` ones, whose old bytes are kept in `path`'s neighbour `old`; or as before
+    files were recycled, `legacy`.
+    """
+    command = [sys.executable, "-c", WRITER, str(path), kind, str(last), str(every), str(memtable)]
     assert subprocess.run(command, check=False).returncode == -9
+    for file in wal_files(path) if kind == "recycled" else ():
+        old = path.parent / "old" / str(file.stat().st_ino)
+        if old.exists():
+            old.rename(old.with_name(file.name))
 
 
-@pytest.fixture(scope="module")
-def one(tmp_path_factory: pytest.TempPathFactory) -> Path:
+@pytest.fixture(scope="module", params=["legacy", "fresh", "recycled"])
+def one(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One WAL file of 400 batches; 390 flushed, which 391 to 400 say."""
     path = tmp_path_factory.mktemp("one") / "raft"
-    write(path, BATCHES, 39)
-    assert len(wal_files(path)) == 1
+    write(path, BATCHES, 39, kind=request.param)
+    (file,) = live(path)
+    assert (old_bytes(file) is not None) == (request.param == "recycled")
     return path
 
 
-@pytest.fixture(scope="module")
-def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
+@pytest.fixture(scope="module", params=["legacy", "fresh", "recycled"])
+def many(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Several WAL files, nothing ever flushed."""
     path = tmp_path_factory.mktemp("many") / "raft"
-    write(path, BATCHES, BATCHES + 1, 1 << 16)
-    assert len(wal_files(path)) > 2
+    write(path, BATCHES, BATCHES + 1, 1 << 16, request.param)
+    files = live(path)
+    assert len(files) > 2
+    assert (old_bytes(files[0]) is not None) == (request.param == "recycled")
+    assert (old_bytes(files[1]) is not None) == (request.param == "recycled")
     return path
 
 
 @pytest.fixture
 def copy(tmp_path: Path) -> Callable[[Path], Path]:
-    return lambda source: shutil.copytree(source, tmp_path / "raft")
+    def copied(source: Path) -> Path:
+        if (source.parent / "old").exists():
+            shutil.copytree(source.parent / "old", tmp_path / "old", dirs_exist_ok=True)
+        return shutil.copytree(source, tmp_path / "raft")
+
+    return copied
+
+
+def old_bytes(file: Path) -> bytes | None:
+    """What a recycled file held before it was overwritten."""
+    old = file.parent.parent / "old" / file.name
+    return old.read_bytes() if old.exists() else None
+
+
+def live(path: Path) -> list[Path]:
+    """The WAL files that have batches of the log."""
+    return [file for file in wal_files(path) if records(file)]
 
 
 def records(path: Path) -> list[tuple[int, int]]:
-    """(begin, end) of the records of a WAL file, by its lengths alone."""
+    """(begin, end) of the records of a WAL file that are of its own life and have a batch, by its lengths alone."""
     data, at, found, begin = path.read_bytes(), 0, [], 0
     while at + 7 <= len(data):
         room = BLOCK - at % BLOCK
-        if room < 7:
+        if room < 7 or not any(data[at : at + min(room, 11)]):
             at += room
             continue
         _, length, kind = struct.unpack_from("<IHB", data, at)
-        if kind in (1, 2):
+        if kind > 4 and struct.unpack_from("<I", data, at + 7)[0] != int(path.stem):
+            break
+        if kind in (1, 2, 5, 6):
             begin = at
-        at += 7 + length
-        if kind in (1, 4):
+        at += (7 if kind < 5 else 11) + length
+        if kind in (1, 4, 5, 8):
             found.append((begin, at))
-    return found
+    return [(begin, end) for begin, end in found if b"filler" not in data[begin:end]]
+
+
+def tear(file: Path, at: int) -> None:
+    """What was written from there on never reached the disk."""
+    data, old = file.read_bytes(), old_bytes(file)
+    file.write_bytes(data[:at] if old is None else data[:at] + old[at:])
 
 
 def flip(path: Path, position: int, mask: int = 1) -> None:
@@ -131,7 +184,6 @@ def refused(path: Path) -> None:
 
 def test_crc32c() -> None:
     assert crc32c(b"123456789") == 0xE3069283
-    assert crc32c(b"6789", crc32c(b"12345")) == 0xE3069283
 
 
 def test_clean(one: Path, many: Path, copy: Callable[[Path], Path]) -> None:
@@ -149,8 +201,8 @@ def test_new(tmp_path: Path) -> None:
 
 def test_torn_last_record(one: Path, copy: Callable[[Path], Path]) -> None:
     path = copy(one)
-    (file,) = wal_files(path)
-    os.truncate(file, file.stat().st_size - 5)
+    (file,) = live(path)
+    tear(file, records(file)[-1][1] - 5)
     assert opened(path) == BATCHES - 1
     write(path, BATCHES + 10, 3)  # and it lives on, with the lost batch's number used again
     assert opened(path) == BATCHES + 10
@@ -159,28 +211,28 @@ def test_torn_last_record(one: Path, copy: Callable[[Path], Path]) -> None:
 @pytest.mark.parametrize("lost", [1, 5, 10])
 def test_truncated_at_a_record_boundary(lost: int, one: Path, copy: Callable[[Path], Path]) -> None:
     path = copy(one)
-    (file,) = wal_files(path)
-    os.truncate(file, records(file)[-lost][0])
+    (file,) = live(path)
+    tear(file, records(file)[-lost][0])
     assert opened(path) == BATCHES - lost
 
 
 @pytest.mark.parametrize("batch", [1, 2, 200, 389, 390])
-@pytest.mark.parametrize("where", [0, 4, 5, 6, 30, -1])
+@pytest.mark.parametrize("where", [0, 4, 5, 6, 7, 30, -1])
 def test_flipped_byte_in_what_was_flushed(batch: int, where: int, one: Path, copy: Callable[[Path], Path]) -> None:
-    """Checksum, length, type, stamp and data: every batch up to 390 is known to have been flushed."""
+    """Checksum, length, type, log number, stamp and data: every batch up to 390 is known to have been flushed."""
     path = copy(one)
-    (file,) = wal_files(path)
+    (file,) = live(path)
     begin, end = records(file)[batch - 1]
     flip(file, begin + where if where >= 0 else end + where)
     refused(path)
 
 
 @pytest.mark.parametrize("batch", [391, 399, 400])
-@pytest.mark.parametrize("where", [0, 4, 5, 6, 30, -1])
+@pytest.mark.parametrize("where", [0, 4, 5, 6, 7, 30, -1])
 def test_flipped_byte_in_what_was_not(batch: int, where: int, one: Path, copy: Callable[[Path], Path]) -> None:
     """Nobody was told of these: a power cut may have written the later pages and not the earlier."""
     path = copy(one)
-    (file,) = wal_files(path)
+    (file,) = live(path)
     begin, end = records(file)[batch - 1]
     flip(file, begin + where if where >= 0 else end + where)
     assert opened(path) == batch - 1
@@ -190,7 +242,7 @@ def test_page_of_zeros(one: Path, copy: Callable[[Path], Path]) -> None:
     """A page that never reached the disk, in the flushed part and behind it."""
     for batch in (200, 395):
         path = copy(one)
-        (file,) = wal_files(path)
+        (file,) = live(path)
         data = bytearray(file.read_bytes())
         begin, _ = records(file)[batch - 1]
         data[begin : begin + 100] = bytes(100)
@@ -205,7 +257,7 @@ def test_page_of_zeros(one: Path, copy: Callable[[Path], Path]) -> None:
 @pytest.mark.parametrize("tail", [b"garbage" * 10, bytes(5000), b"\xff" * 40_000])
 def test_garbage_tail(tail: bytes, one: Path, copy: Callable[[Path], Path]) -> None:
     path = copy(one)
-    (file,) = wal_files(path)
+    (file,) = live(path)
     with file.open("ab") as end:
         end.write(tail)
     assert opened(path) == BATCHES
@@ -213,7 +265,7 @@ def test_garbage_tail(tail: bytes, one: Path, copy: Callable[[Path], Path]) -> N
 
 def test_everything_after_a_flush_is_garbage(one: Path, copy: Callable[[Path], Path]) -> None:
     path = copy(one)
-    (file,) = wal_files(path)
+    (file,) = live(path)
     begin, _ = records(file)[390]
     data = bytearray(file.read_bytes())
     data[begin:] = os.urandom(len(data) - begin)
@@ -221,32 +273,75 @@ def test_everything_after_a_flush_is_garbage(one: Path, copy: Callable[[Path], P
     assert opened(path) == 390
 
 
-def test_missing_end_of_an_older_file(many: Path, copy: Callable[[Path], Path]) -> None:
+@pytest.mark.parametrize("damage", ["boundary", "torn", "empty", "flipped"])
+def test_missing_end_of_an_older_file(damage: str, many: Path, copy: Callable[[Path], Path]) -> None:
     """RocksDB opens over the hole in silence, with the newer file's batches on top: entries 1 to 40 and 60 to 99."""
-    for cut in ("boundary", "torn", "empty"):
-        path = copy(many)
-        file = wal_files(path)[1]
-        ends = records(file)
-        before = len(records(wal_files(path)[0]))
-        os.truncate(file, {"boundary": ends[4][1], "torn": ends[4][1] + 9, "empty": 0}[cut])
-        assert opened(path) == before + (0 if cut == "empty" else 5)
-        assert opened(path) == before + (0 if cut == "empty" else 5)
-        shutil.rmtree(path)
+    path = copy(many)
+    first, file = live(path)[:2]
+    ends, before = records(file), len(records(first))
+    if damage == "flipped":
+        flip(file, ends[5][0] + 50)
+    else:
+        tear(file, {"boundary": ends[4][1], "torn": ends[4][1] + 9, "empty": 0}[damage])
+    assert opened(path) == before + (0 if damage == "empty" else 5)
+    assert opened(path) == before + (0 if damage == "empty" else 5)
 
 
 def test_missing_first_file(many: Path, copy: Callable[[Path], Path]) -> None:
     path = copy(many)
-    wal_files(path)[0].unlink()
+    live(path)[0].unlink()
     assert opened(path) == 0
 
 
-def test_hole_in_what_was_flushed(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["legacy", "fresh", "recycled"])
+@pytest.mark.parametrize("damage", ["torn", "flipped"])
+def test_hole_in_what_was_flushed(kind: str, damage: str, tmp_path: Path) -> None:
     path = tmp_path / "raft"
-    write(path, BATCHES, 50, 1 << 16)
-    assert len(wal_files(path)) > 2
-    file = wal_files(path)[1]
-    os.truncate(file, records(file)[4][1])
+    write(path, BATCHES, 50, 1 << 16, kind)
+    file = live(path)[1]
+    assert len(live(path)) > 2
+    if damage == "torn":
+        tear(file, records(file)[4][1])
+    else:
+        flip(file, records(file)[5][0] + 50)
     refused(path)
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_whatever_happens_nothing_that_was_flushed_is_missed(
+    seed: int, one: Path, copy: Callable[[Path], Path]
+) -> None:
+    """Bits flip, pages are lost, the end is torn: either all that is known to be flushed is there, or it is refused."""
+    rng = random.Random(seed)
+    path = copy(one)
+    (file,) = live(path)
+    ends = records(file)
+    safe = ends[389][1]
+    begin = rng.choice([0, safe])
+    for _ in range(rng.randrange(1, 4)):
+        at = rng.randrange(begin, min(ends[-1][1], file.stat().st_size))
+        if rng.random() < 0.4:
+            flip(file, at, 1 << rng.randrange(8))
+        elif rng.random() < 0.5:
+            data = file.read_bytes()
+            file.write_bytes(data[:at] + bytes(min(512, len(data) - at)) + data[at + 512 :])
+        else:
+            tear(file, max(at, safe + 1))
+    try:
+        last = opened(path)
+    except Corruption:
+        assert begin < safe
+    else:
+        assert last >= 390
+
+
+def test_files_are_recycled_and_a_kill_between_is_survived(tmp_path: Path) -> None:
+    path = tmp_path / "raft"
+    for last in range(100, 500, 100):
+        write(path, last, 7, 1 << 16, "recycled")
+        assert any(old_bytes(file) is not None for file in live(path))
+        shutil.rmtree(tmp_path / "old")
+    assert opened(path) == 400
 
 
 def test_batches_in_tables_are_not_missed(tmp_path: Path) -> None:
@@ -257,25 +352,23 @@ def test_batches_in_tables_are_not_missed(tmp_path: Path) -> None:
     write(path, 130, 10)
     assert opened(path) == 130
     write(path, 133, 10)
-    (file,) = [file for file in wal_files(path) if file.stat().st_size]
+    (file,) = live(path)
     flip(file, records(file)[0][1] - 1)
     assert opened(path) == 130
     write(path, 145, 10)
-    (file,) = [file for file in wal_files(path) if file.stat().st_size]
+    (file,) = live(path)
     flip(file, records(file)[5][1] - 1)
     refused(path)
 
 
 def test_scanner_alone(one: Path) -> None:
-    files = wal_files(one)
-    assert find_hole(files, BatchId(0)) is None
-    assert highest_flushed(files, BatchId(0)) == 390
-    assert highest_flushed(files, BatchId(395)) == 395
+    found = examine(wal_files(one), BatchId(0))
+    assert (found.kept, found.flushed, found.behind) == (400, 390, [])
 
 
-@pytest.mark.parametrize("size", [7, 8, 18, 19, 22, 23, 30, 39, 40])
+@pytest.mark.parametrize("size", [7, 8, 10, 11, 12, 22, 23, 26, 27, 34, 43, 44])
 def test_stamp_cut_by_the_end_of_a_block(size: int, tmp_path: Path) -> None:
-    """Batches of RocksDB's own, of which one begins `size` bytes before a block's end."""
+    """Batches of RocksDB's own, of which one begins `size` bytes before a block's end, or where no header fits."""
     path = tmp_path / "raft"
     engine = RocksEngine.open_log(path)
 
@@ -293,33 +386,43 @@ def test_stamp_cut_by_the_end_of_a_block(size: int, tmp_path: Path) -> None:
     kill = shutil.copytree(path, tmp_path / "killed")
     engine.close()
     files = wal_files(kill)
-    assert find_hole(files, BatchId(0)) is None
-    assert highest_flushed(files, BatchId(0)) == 2
+    assert examine(files, BatchId(0))[:2] == (3, 2)
     flip(files[0], 100)
+    assert examine(files, BatchId(0))[:2] == (1, 2)
     with pytest.raises(Corruption, match="2 to 2"):
         RocksEngine.open_log(kill)
     flip(files[0], 100)
     flip(files[0], BLOCK + 20)
-    assert highest_flushed(files, BatchId(0)) == (2 if size == 40 else 1)  # with 40 the stamp is whole in its block
+    # Where it lies whole in the first block the stamp is believed, though its record is not.
+    assert examine(files, BatchId(0))[:2] == (2, 2 if size == 44 else 1)
+    flip(files[0], 100)
+    assert examine(files, BatchId(0))[:2] == (1, 2 if size == 44 else 0)
 
 
-def test_records_of_the_recyclable_format(tmp_path: Path) -> None:
-    """Not written today (``open_log`` says why), but told from the legacy ones by their type."""
+def record(batch: int, flushed: int, log: int) -> bytes:
+    row = b"\x01\x01b\x11" + encode_pair(batch, flushed)
+    body = bytes([5]) + struct.pack("<I", log) + struct.pack("<QI", batch, 1) + row
+    return struct.pack("<IH", masked(crc32c(body)), len(body) - 5) + body
 
-    def record(batch: int, flushed: int, log: int) -> bytes:
-        row = b"\x01\x01b\x11" + encode_pair(batch, flushed)
-        body = bytes([5]) + struct.pack("<I", log) + struct.pack("<QI", batch, 1) + row
-        crc = crc32c(body)
-        masked = ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
-        return struct.pack("<IH", masked, len(body) - 5) + body
 
+def test_records_of_an_earlier_life_count_for_what_they_say_was_flushed_only(tmp_path: Path) -> None:
     file = tmp_path / "000004.log"
     file.write_bytes(b"".join(record(batch, batch - 1, 4) for batch in range(1, 6)))
-    assert find_hole([file], BatchId(0)) is None
-    assert find_hole([file], BatchId(7)) is None
-    assert highest_flushed([file], BatchId(0)) == 4
+    assert examine([file], BatchId(0)) == (5, 4, [(file, file.stat().st_size)], [])
+    assert examine([file], BatchId(7)).kept == 7
+    end = file.stat().st_size
+    with file.open("ab") as stale:
+        stale.write(record(6, 3, 2))
+    assert examine([file], BatchId(0)) == (5, 4, [(file, end)], [])
     late = tmp_path / "000005.log"
     late.write_bytes(record(9, 3, 5))
-    assert find_hole([file, late], BatchId(0)) == (6, [late])
-    flip(file, file.stat().st_size - 30)
-    assert highest_flushed([file], BatchId(0)) == 3
+    assert examine([file, late], BatchId(0)) == (5, 4, [(file, end)], [late])
+    flip(file, end - 30)
+    assert examine([file], BatchId(0))[:2] == (4, 3)
+
+
+def test_a_jump_amid_sound_records_is_damage(tmp_path: Path) -> None:
+    file = tmp_path / "000004.log"
+    file.write_bytes(record(1, 0, 4) + record(3, 0, 4))
+    with pytest.raises(Corruption, match="lacks log batches 2 to 2"):
+        examine([file], BatchId(0))
