@@ -5,17 +5,25 @@ it can't find an acknowledgement before the sync. Here every node runs under a p
 synced of each file; after SIGKILL the files are cut to that. The last line of stdout has the numbers; exit code 1 on a
 violation. With --self-test the library swallows the syncs, and the exit code is 0 only if that was found. Without a C
 compiler nothing is run, and the line says so.
+
+Large values beside the checked writes, and little memory, see to it that the log's files are recycled: what was written
+into one and not synced is after the cut what it was in the file's earlier life.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import random
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
+from nebuladb.client import AsyncClient
+from nebuladb.errors import NebulaError
+from nebuladb.node.memory import MIN_MEMORY
 from tests.integration import powerfail
 from tests.integration.campaign import Campaign, Report
 from tests.integration.cluster import Cluster
@@ -24,6 +32,10 @@ from tests.integration.crash import arguments, finish, say
 SELF_TEST_CYCLES: Final = 5
 EVERYBODY_SHARE: Final = 0.5
 """How often all nodes lose power at once: only then can an early acknowledgement be lost for good."""
+FILLER_BYTES: Final = 128 << 10
+FILLER_KEYS: Final = 16
+FILLER_SECONDS: Final = 0.002
+"""Between two puts of them; and how long to wait after one that failed."""
 SKIPPED: Final = "skipped: no C compiler, so power cuts can't be simulated here"
 
 
@@ -39,11 +51,16 @@ def run(directory: Path, cycles: int, seed: int, library: Path, *, drop: bool = 
     def environ(node: int) -> Mapping[str, str]:
         return powerfail.environ(library, records(node), cluster.data_dir(node))
 
-    def cut(nodes: list[int]) -> None:
-        for node in nodes:
-            powerfail.cut(cluster.data_dir(node), records(node))
+    cut_off = reverted = 0
 
-    with Cluster(directory, node_environ=environ) as cluster:
+    def cut(nodes: list[int]) -> None:
+        nonlocal cut_off, reverted
+        for node in nodes:
+            report = powerfail.cut(cluster.data_dir(node), records(node))
+            cut_off += report.lost - report.reverted
+            reverted += report.reverted
+
+    with Cluster(directory, environ={"NEBULA_MEMORY": f"{MIN_MEMORY}B"}, node_environ=environ) as cluster:
         cluster.start()
         cluster.wait_ready()
         for node in cluster.all if drop else ():
@@ -57,10 +74,24 @@ def run(directory: Path, cycles: int, seed: int, library: Path, *, drop: bool = 
                 say if aloud else lambda _: None,
                 everybody_share=1.0 if drop else EVERYBODY_SHARE,
             )
+            filling = asyncio.create_task(fill(cluster.endpoints, random.Random(seed)))
             await campaign.run(cycles)
+            filling.cancel()
+            await asyncio.wait([filling])
+            if aloud:
+                say(f"unsynced: {cut_off:,} bytes at files' ends, {reverted:,} amid recycled ones")
             return campaign
 
         return asyncio.run(campaign())
+
+
+async def fill(endpoints: Sequence[str], rng: random.Random) -> None:
+    """Put large values that nobody looks at, for ever."""
+    async with AsyncClient(endpoints) as client:
+        while True:
+            with contextlib.suppress(NebulaError):
+                await client.put(b"filler/%d" % rng.randrange(FILLER_KEYS), rng.randbytes(FILLER_BYTES))
+            await asyncio.sleep(FILLER_SECONDS)
 
 
 def caught(report: Report) -> bool:
