@@ -25,7 +25,6 @@ from nebuladb.rpc import PeerTransport
 from nebuladb.rpc.engine import ENGINES
 from nebuladb.server import logs, options, space
 from nebuladb.server.admin import AdminApp, AdminServer
-from nebuladb.server.allocator import limit_arenas
 from nebuladb.server.clock import SystemClock
 from nebuladb.server.config import Config
 from nebuladb.server.directory import DataDirectory, put_data_aside
@@ -33,6 +32,7 @@ from nebuladb.server.joining import JoinService, join_cluster
 from nebuladb.server.lifecycle import Shutdown, end_in_time
 from nebuladb.server.metrics import Metrics
 from nebuladb.server.peers import Peers
+from nebuladb.server.process import limit_arenas, raise_descriptors
 from nebuladb.server.space import SpaceWatch
 from nebuladb.server.view import NodeView
 from nebuladb.server.watchdog import Watchdog, tune
@@ -45,6 +45,7 @@ CALL_GRACE_SECONDS: Final = 2.0
 def run(config: Config) -> int:
     """Serve until a signal; returns the exit code. Raises `NebulaError` if the node can't start."""
     limit_arenas()
+    raise_descriptors()
     writer = logs.setup(config.name, config.log_format, config.log_level)
     shutdown = Shutdown(end_in_time)
     try:
@@ -154,6 +155,7 @@ async def _assemble(config: Config, shutdown: Shutdown, stack: AsyncExitStack) -
     )
     node.alarms_now.on_raised = lambda alarm: log.error("alarm", kind=str(alarm.kind), text=alarm.text)
     room = SpaceWatch(config.data_dir, options.reserves(dict(config.options)), node.space)
+    metrics.read_room_from(room)
     watching = asyncio.create_task(room.run(), name="space")
     stack.callback(watching.cancel)
     watchdog = Watchdog(metrics)

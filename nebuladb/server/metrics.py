@@ -17,6 +17,7 @@ from prometheus_client.registry import Collector
 
 from nebuladb.env import probe
 from nebuladb.server.samples import GroupSample, NodeSamples
+from nebuladb.server.space import SpaceWatch
 
 SECONDS: Final = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0)
 BYTES: Final = tuple(float(4**power) for power in range(4, 13))
@@ -72,6 +73,7 @@ class Metrics:
         self.rpc_seconds: dict[str, Buckets] = {}
         self.rpc_handled: dict[tuple[str, str], int] = {}
         self._samples: NodeSamples | None = None
+        self._room: SpaceWatch | None = None
         self._registry = CollectorRegistry(auto_describe=False)
         self._registry.register(_Scrape(self))
         ProcessCollector(registry=self._registry)
@@ -81,6 +83,10 @@ class Metrics:
     def read_from(self, samples: NodeSamples) -> None:
         """From now on take group and queue numbers from `samples`."""
         self._samples = samples
+
+    def read_room_from(self, room: SpaceWatch) -> None:
+        """From now on take the disk's numbers from `room`."""
+        self._room = room
 
     def log_fsync(self, seconds: float) -> None:
         """The log was flushed to disk once."""
@@ -132,6 +138,7 @@ class Metrics:
         yield _counter("nebula_apply_entries", "Log entries applied.", self.applied_entries)
         yield _histogram("nebula_apply_seconds", "Time to apply one slice of entries.", self.apply_seconds)
         yield from self._loop_families()
+        yield from self._disk_families()
         yield from self._rpc_families()
         probes = CounterMetricFamily("nebula_rare_path", "Rare paths of the code that were taken.", labels=["name"])
         for name, hits in sorted(probe.hits.items()):
@@ -158,6 +165,16 @@ class Metrics:
         yield GaugeMetricFamily("nebula_loop_worst_seconds", worst, value=self.worst_beat)
         own = "Likewise, less the time for which other processes had its core."
         yield GaugeMetricFamily("nebula_loop_worst_own_seconds", own, value=self.worst_own)
+
+    def _disk_families(self) -> Iterator[Metric]:
+        if self._room is not None and self._room.seen is not None:
+            room, low = self._room.seen
+            for name, text, value in (
+                ("nebula_disk_bytes", "Size of the data directory's file system.", room.total),
+                ("nebula_disk_free_bytes", "What of it is free.", room.free),
+                ("nebula_disk_low_bytes", "The node is read-only when less is free.", low),
+            ):
+                yield GaugeMetricFamily(name, text, value=value)
 
     def _rpc_families(self) -> Iterator[Metric]:
         handled = CounterMetricFamily("nebula_rpc_handled", "Calls that ended.", labels=["method", "code"])

@@ -94,6 +94,8 @@ class SpaceWatch:
         self._ballast = directory / BALLAST_FILE
         self._log = structlog.get_logger("space")
         self.space = Space.PLENTY
+        self.seen: tuple[Room, int] | None = None
+        """At the last look: the room there was, and the free bytes below which the node is read-only."""
 
     async def run(self) -> None:
         """Look for ever; `tell` is called in the loop."""
@@ -119,6 +121,7 @@ class SpaceWatch:
             self._lay_in(ballast)
             room = self._room(self._directory)
         space = self._judge(room.free, low)
+        self.seen = room, low
         return space, (
             f"{room.free >> 20} MiB of {room.total >> 20} are free on the disk of {self._directory}, less than "
             f"{low >> 20}: read-only; make room, or delete and compact"

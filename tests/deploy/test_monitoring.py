@@ -16,12 +16,16 @@ from nebuladb.env import probe
 from nebuladb.node.alarms import AlarmKind
 from nebuladb.server.metrics import Metrics
 from nebuladb.server.samples import GroupSample, QueueSample
+from nebuladb.server.space import Amount, Reserves, SpaceWatch
 from tools.compose_test.project import FILE, NODES
 from tools.dashboards import ALERTS, DASHBOARD, MONITORING, alerts, expressions, panels
 from tools.promql import grouping_labels, matched_labels, metrics
 
 SCRAPED = {"job", "instance"}
 """Labels that Prometheus adds."""
+
+
+NOTHING_KEPT = Reserves(Amount(0, 0), Amount(0, 0))
 
 
 class Node:
@@ -42,12 +46,15 @@ class Node:
 
 
 @pytest.fixture(scope="module")
-def shown() -> dict[str, set[str]]:
+def shown(tmp_path_factory: pytest.TempPathFactory) -> dict[str, set[str]]:
     """Metric → labels of all that /metrics has once everything happened once."""
+    disk = SpaceWatch(tmp_path_factory.mktemp("disk"), NOTHING_KEPT, lambda space, text: None)
+    disk.look()
     mine = Metrics()
     mine.rpc("/nebula.v1.KV/Put", "OK", 0.002)
     mine.loop_late(0.03, "turn")
     mine.read_from(Node())
+    mine.read_room_from(disk)
     probe("a test of the dashboard looks")
     found: dict[str, set[str]] = {}
     for family in text_string_to_metric_families(mine.render().decode()):

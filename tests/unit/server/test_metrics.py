@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -8,6 +9,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from nebuladb.server.metrics import MAX_RPC_METHODS, OTHER_METHOD, Buckets, Metrics
 from nebuladb.server.samples import GroupSample, QueueSample
+from nebuladb.server.space import Amount, Reserves, Room, SpaceWatch
 
 
 class Node:
@@ -84,6 +86,19 @@ def test_what_is_counted_is_shown() -> None:
     assert shown["nebula_snapshot_bytes_total", (("direction", "received"),)] == 500
     assert shown["nebula_snapshot_seconds_total", ()] == 1.5
     assert shown["nebula_queue_bound", (("queue", "log_batch_bytes"),)] == 1000
+
+
+def test_the_disk_s_room_is_shown_once_somebody_looked(tmp_path: Path) -> None:
+    metrics = Metrics()
+    watch = SpaceWatch(
+        tmp_path, Reserves(Amount(0, 100), Amount(0, 0)), lambda space, text: None, lambda _: Room(1_000, 400)
+    )
+    metrics.read_room_from(watch)
+    assert ("nebula_disk_free_bytes", ()) not in scrape(metrics)
+    watch.look()
+    shown = scrape(metrics)
+    names = ("nebula_disk_bytes", "nebula_disk_free_bytes", "nebula_disk_low_bytes")
+    assert [shown[name, ()] for name in names] == [1_000, 400, 100]
 
 
 def test_made_up_methods_fill_no_memory() -> None:

@@ -1,0 +1,32 @@
+"""What the process asks of its system before it serves."""
+
+from __future__ import annotations
+
+import ctypes
+import resource
+from typing import Final
+
+M_ARENA_MAX: Final = -8
+ARENAS: Final = 2
+"""glibc gives threads arenas of their own, eight a core, and what one of RocksDB's threads has freed serves no other.
+One for the loop, one for the rest: 400,000 keys took 162 MiB with two, 180 MiB without."""
+DESCRIPTORS: Final = 65_536
+"""Open files and connections: the two databases take up to 1,024, and each client one. Many systems begin with a soft
+limit of 1,024, for programs that still call select(2)."""
+
+
+def limit_arenas() -> None:
+    """To be called before threads start. Elsewhere than on glibc it does nothing."""
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(M_ARENA_MAX, ARENAS)
+
+
+def raise_descriptors() -> int:
+    """Raise the soft limit of open files as far as the hard one and `DESCRIPTORS` let it; returns what it is now."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, DESCRIPTORS)
+    if soft == resource.RLIM_INFINITY or soft >= wanted:
+        return soft
+    resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+    return wanted
