@@ -31,7 +31,7 @@ from nebuladb.node.proposals import MAX_NODE_PENDING, MAX_PENDING_BYTES, Outcome
 from nebuladb.node.reads import Ready
 from nebuladb.node.replica import Forward, Replica, Start
 from nebuladb.node.tail import TailLimits, cut_index, wants_flush
-from nebuladb.raft import APPEND_REPLY, FOLLOWER, LEADER, HardState, Message
+from nebuladb.raft import FOLLOWER, LEADER, REPLIES, HardState, Message
 from nebuladb.raft.confchange import Change
 from nebuladb.storage.log_batch import GroupWrite
 from nebuladb.storage.share import Share
@@ -212,7 +212,7 @@ class Host:
         if message.type < FORWARD:
             if not self.disk.refuses(message):
                 replica.raft.step(message)
-            if message.type != APPEND_REPLY or replica.stirs:  # of a majority's, the last ask for nothing
+            if message.type not in REPLIES or replica.stirs:  # of a majority's, the last ask for nothing
                 self._dirty[envelope.group] = None
             return
         self._dirty[envelope.group] = None

@@ -26,17 +26,17 @@ order messages, or answer a client. Every read that it took ends in exactly one 
 from nebuladb.raft.configuration import Configuration
 from nebuladb.raft.core import Raft
 from nebuladb.raft.entry import CONFIGURATION, NORMAL, Entry, EntryKind
-from nebuladb.raft.message import APPEND, APPEND_REPLY, Message, MessageType
+from nebuladb.raft.message import APPEND, REPLIES, Message, MessageType
 from nebuladb.raft.ready import DurableMark, HardState, LogReader, ReadState, Ready
 from nebuladb.raft.state import FOLLOWER, LEADER, Config, StateRole
 
 __all__ = [
     "APPEND",
-    "APPEND_REPLY",
     "CONFIGURATION",
     "FOLLOWER",
     "LEADER",
     "NORMAL",
+    "REPLIES",
     "Config",
     "Configuration",
     "DurableMark",

@@ -33,6 +33,8 @@ HEARTBEAT_REPLY: Final = MessageType.HEARTBEAT_REPLY
 READ_INDEX: Final = MessageType.READ_INDEX
 READ_INDEX_REPLY: Final = MessageType.READ_INDEX_REPLY
 """The frequent ones (see `LEADER`)."""
+REPLIES: Final = (APPEND_REPLY, HEARTBEAT_REPLY)
+"""Of them, what a leader hears all the time, mostly without anything that follows from it (`Raft.stirs`)."""
 
 
 @dataclass(slots=True)

@@ -95,9 +95,7 @@ def test_only_what_clients_are_told_counts_as_seen_by_one(oracle: str, violation
     assert seen_by_a_client(result(oracle, violation)) is seen
 
 
-@pytest.mark.parametrize(
-    "name", ["acknowledged-before-durable", "lease-clock-runs-ahead", "session-steps-the-revision"]
-)
+@pytest.mark.parametrize("name", ["group-destroyed-by-absence", "lease-clock-runs-ahead", "session-steps-the-revision"])
 def test_clients_alone_see_what_an_oracle_inside_sees_first(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([name, "--clients", "--seeds", "10"]) == 0
     assert "missed=0 client_seen=1" in capsys.readouterr().out
