@@ -21,9 +21,6 @@ BLOCK_CACHE: Final = 5
 DATA_MEMTABLES: Final = 8
 LOG_MEMTABLES: Final = 4
 """Half of the data's: each put is one row here and two there."""
-MAX_LOG_MEMTABLE: Final = 8 << 20
-"""A WAL file is as large, and only the third one since the start overwrites blocks that exist (``storage.rocks``). What
-is left of a larger share goes to the block cache."""
 RECORDS: Final = 8
 """Hot records, encoded, in a dictionary: puts and gets without the engine, and without the wait for a thread that a key
 costs whose block a flush or a compaction has just written. A record costs 160 bytes beside its own. When it was 400 and
@@ -77,6 +74,4 @@ class MemoryPlan(NamedTuple):
 def plan(total: int = DEFAULT_MEMORY) -> MemoryPlan:
     """The shares of `total` bytes."""
     parts = (BLOCK_CACHE, DATA_MEMTABLES, LOG_MEMTABLES, RECORDS, RECENT_ENTRIES, UNSYNCED, WRITES, OUTBOXES)
-    shares = MemoryPlan(*(total * part // PARTS for part in parts))
-    log = min(shares.log_memtables, MEMTABLES * MAX_LOG_MEMTABLE)
-    return shares._replace(block_cache=shares.block_cache + shares.log_memtables - log, log_memtables=log)
+    return MemoryPlan(*(total * part // PARTS for part in parts))

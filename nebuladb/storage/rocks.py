@@ -39,8 +39,8 @@ from nebuladb.storage.wal import Found, cut, examine, wal_files
 
 LOG_MEMTABLE_BYTES: Final = 64 << 20
 """With 1 MiB memtables 70 % of the writes of a full load were refused as stalls, with 64 MiB ones none."""
-RECYCLED_WAL_FILES: Final = 2
-"""That wait to be overwritten; as many become free at once, when memtables waited for a slow disk."""
+RECYCLED_WAL_FILES: Final = 0
+"""That wait to be overwritten; why none do: docs/adr/0004."""
 DATA_MEMTABLE_BYTES: Final = 256 << 20
 """Default for `open_data`. The node flushes long before (at most half: rows cost overhead), so that RocksDB never
 flushes by itself and the durably applied index is known (S6)."""
@@ -195,7 +195,7 @@ class RocksEngine:
             cut(found)
         size = memtable_bytes or LOG_MEMTABLE_BYTES
         options = _options(size, memory or RocksMemory(DATA_CACHE_BYTES, MEMTABLES * size))
-        # As strict as absolute consistency, which turns recycling off without a word: RocksDB sees what was examined.
+        # As strict as absolute consistency: RocksDB sees what was examined, and nothing behind it.
         options.set_wal_recovery_mode(DBRecoveryMode.point_in_time())
         options.set_recycle_log_file_num(RECYCLED_WAL_FILES)
         # The log is overwritten and cut within minutes: compressing it would cost CPU and save nothing.

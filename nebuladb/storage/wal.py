@@ -6,10 +6,10 @@ batch of the log carries a stamp (its id, the last id known flushed when it was 
 record tells which it is. RocksDB also passes over one thing in silence: an older WAL that ends too early, at the end of
 a record, with a newer one behind it. The ids show that hole.
 
-WAL files are recycled: a new one is an old one under a new name, overwritten from its beginning, since to sync blocks
-that exist changes nothing in the file system's own books. So behind a file's last record there are older ones, whole or
-cut, of another log number. To RocksDB that is as good as an end, and so is a bad checksum, whatever is behind it. Hence
-every checksum is looked at here, and files are cut behind their last sound record before RocksDB sees them.
+WAL files may be recycled (docs/adr/0004 says why ours are not): a new one is an old one under a new name, overwritten
+from its beginning. Then there are older records behind its last one, whole or cut, of another log number. To RocksDB
+that is as good as an end, and so is a bad checksum, whatever is behind it. Hence every checksum is looked at here, and
+files are cut behind their last sound record before RocksDB sees them.
 
 Format (RocksDB's wiki, "Write Ahead Log File Format"): blocks of 32 KiB; in them fragments of records, little-endian::
 

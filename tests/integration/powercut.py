@@ -6,8 +6,7 @@ synced of each file; after SIGKILL the files are cut to that. The last line of s
 violation. With --self-test the library swallows the syncs, and the exit code is 0 only if that was found. Without a C
 compiler nothing is run, and the line says so.
 
-Large values beside the checked writes, and little memory, see to it that the log's files are recycled: what was written
-into one and not synced is after the cut what it was in the file's earlier life.
+Large values beside the checked writes, and little memory, see to it that the log goes from file to file.
 """
 
 from __future__ import annotations

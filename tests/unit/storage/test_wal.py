@@ -34,8 +34,7 @@ from nebuladb.storage.log_batch import GroupWrite, LogBatch
 from nebuladb.storage.log_keys import STAMP_KEY, encode_pair
 path, kind, (last, every, memtable) = pathlib.Path(sys.argv[1]), sys.argv[2], map(int, sys.argv[3:])
 rocks.LOG_MEMTABLE_BYTES = memtable
-if kind == "legacy":
-    rocks.RECYCLED_WAL_FILES = 0
+rocks.RECYCLED_WAL_FILES = 0 if kind == "legacy" else 2
 if memtable < 1 << 20:  # small memtables that are not written to tables, so that several WAL files are needed
     options_of = rocks._options
     def patched(size, _):
@@ -76,8 +75,8 @@ os.kill(os.getpid(), signal.SIGKILL)
 def write(path: Path, last: int, every: int, memtable: int = 64 << 20, kind: str = "fresh") -> None:
     """Batches up to `last`, flushed `every` so many, then SIGKILL: the last flush is told by the batches after it.
 
-    `kind`: into `fresh` files; into `recycled` ones, whose old bytes are kept in `path`'s neighbour `old`; or as before
-    files were recycled, `legacy`.
+    `kind`: `legacy`, as files are written today; if they were recycled (docs/adr/0004), into `fresh` or into `recycled`
+    ones, whose old bytes are kept in `path`'s neighbour `old`.
     """
     command = [sys.executable, "-c", WRITER, str(path), kind, str(last), str(every), str(memtable)]
     assert subprocess.run(command, check=False).returncode == -9
@@ -366,9 +365,17 @@ def test_scanner_alone(one: Path) -> None:
     assert (found.kept, found.flushed, found.behind) == (400, 390, [])
 
 
-@pytest.mark.parametrize("size", [7, 8, 10, 11, 12, 22, 23, 26, 27, 34, 43, 44])
-def test_stamp_cut_by_the_end_of_a_block(size: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("recycled", "size"),
+    [(0, size) for size in (7, 8, 18, 19, 22, 23, 30, 39, 40)]
+    + [(2, size) for size in (7, 8, 10, 11, 12, 22, 23, 26, 27, 34, 43, 44)],
+)
+def test_stamp_cut_by_the_end_of_a_block(
+    recycled: int, size: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Batches of RocksDB's own, of which one begins `size` bytes before a block's end, or where no header fits."""
+    monkeypatch.setattr("nebuladb.storage.rocks.RECYCLED_WAL_FILES", recycled)
+    whole = size == (44 if recycled else 40)
     path = tmp_path / "raft"
     engine = RocksEngine.open_log(path)
 
@@ -394,9 +401,9 @@ def test_stamp_cut_by_the_end_of_a_block(size: int, tmp_path: Path) -> None:
     flip(files[0], 100)
     flip(files[0], BLOCK + 20)
     # Where it lies whole in the first block the stamp is believed, though its record is not.
-    assert examine(files, BatchId(0))[:2] == (2, 2 if size == 44 else 1)
+    assert examine(files, BatchId(0))[:2] == (2, 2 if whole else 1)
     flip(files[0], 100)
-    assert examine(files, BatchId(0))[:2] == (1, 2 if size == 44 else 0)
+    assert examine(files, BatchId(0))[:2] == (1, 2 if whole else 0)
 
 
 def record(batch: int, flushed: int, log: int) -> bytes:
