@@ -404,7 +404,7 @@ class Store:
     @property
     def busy(self) -> bool:
         """Whether `background` has anything to do, though pins may hold it back for now."""
-        return bool(self._jobs) or self._deletion.behind(self.floor)
+        return not self._dead and (bool(self._jobs) or self._deletion.behind(self.floor))
 
     def reclaimed(self, revision: int) -> bool:
         """Whether all is deleted that a compaction at `revision`, at or below the floor, superseded. Raises
@@ -421,28 +421,39 @@ class Store:
     def background(self, budget: int = 1024) -> bool:
         """Do about `budget` rows of hashing or physical deletion; True if more can be done now.
 
-        Raises `WriteStalled` (call again later), `Misses` (when they are supplied), `Corruption` or `StoreError`.
+        Raises `WriteStalled` (call again later), `Misses` (when they are supplied), `Corruption` or `StoreError`, which
+        end the store's life: a hash would go on behind what it couldn't read.
         """
         invariant(not self._dead, "a store is used after it failed")
         self._drop_old_snapshots()
-        if self._jobs:
-            job = self._jobs[0]
-            digest = job.step(budget)
-            if digest is not None:
-                del self._jobs[0]
-                self._hashes[job.index] = digest
-                self.hashed.append((job.index, digest))
-                while len(self._hashes) > self._limits.hashes_kept:
-                    self._hashes.popitem(last=False)
-        elif self._deletion.behind(floor := self._deletable):
-            batch, position = self._deletion.step(floor, budget)
-            self._write(batch)
-            self.deleted_bytes += batch.size + TOMBSTONE_BYTES * len(batch.operations)
-            self._deletion.advance(position)
-            probe("slice of superseded rows deleted")
-            if not self._deletion.behind(self.floor):
-                probe("superseded rows deleted")
+        try:
+            if self._jobs:
+                self._hash(budget)
+            elif self._deletion.behind(floor := self._deletable):
+                self._delete(floor, budget)
+        except Corruption:
+            self._dead = True
+            raise
         return bool(self._jobs) or self._deletion.behind(self._deletable)
+
+    def _hash(self, budget: int) -> None:
+        job = self._jobs[0]
+        digest = job.step(budget)
+        if digest is not None:
+            del self._jobs[0]
+            self._hashes[job.index] = digest
+            self.hashed.append((job.index, digest))
+            while len(self._hashes) > self._limits.hashes_kept:
+                self._hashes.popitem(last=False)
+
+    def _delete(self, floor: int, budget: int) -> None:
+        batch, position = self._deletion.step(floor, budget)
+        self._write(batch)
+        self.deleted_bytes += batch.size + TOMBSTONE_BYTES * len(batch.operations)
+        self._deletion.advance(position)
+        probe("slice of superseded rows deleted")
+        if not self._deletion.behind(self.floor):
+            probe("superseded rows deleted")
 
     def _start_hash(self, index: int) -> None:
         while self._jobs and len(self._jobs) >= self._limits.hash_jobs:

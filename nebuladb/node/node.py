@@ -379,7 +379,7 @@ class Node:
         return full or self.host.flush_due or self.snapshots.flush_wanted
 
     def begin_flush(self) -> Flush:
-        """What `Engine.flush` makes durable; give it to `end_flush` when it succeeded, and take a turn."""
+        """What `Engine.flush` makes durable. One at a time: when it has succeeded comes `end_flush`, then a turn."""
         probe("data flush begun")
         self._unflushed = 0
         self.host.flush_due = False

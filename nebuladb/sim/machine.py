@@ -25,7 +25,7 @@ from nebuladb.node.founding import Hello
 from nebuladb.node.identity import Founding, Identity
 from nebuladb.node.node import Node
 from nebuladb.node.outgoing import Outgoing
-from nebuladb.node.turn import Flush, Turn
+from nebuladb.node.turn import Turn
 from nebuladb.shard import Descriptor
 from nebuladb.sim.beginning import ASK_MS, Beginning, Neighbour, answer
 from nebuladb.sim.clock import DriftingClock
@@ -342,17 +342,16 @@ class Machine:
     def flush(self) -> None:
         """Flush the data store, as the pump does when much was applied."""
         life = self._life
-        if life is None or life.paused:
-            return
-        flush = life.node.begin_flush()
-        self.disk.flush(lambda: self._flushed(life, flush))
+        if life is not None and not life.paused and life.flush is None:
+            life.flush = life.node.begin_flush()
+            self.disk.flush(lambda: self._flushed(life))
 
-    def _flushed(self, life: Life, flush: Flush) -> None:
-        if life is not self._life or self._held(self._flushed, life, flush):
-            return
-        self._logs.flush(self.place, flush)
-        life.node.end_flush(flush)
-        self._wake(life)
+    def _flushed(self, life: Life) -> None:
+        if life is self._life and life.flush is not None and not self._held(self._flushed, life):
+            self._logs.flush(self.place, life.flush)
+            life.node.end_flush(life.flush)
+            life.flush = None
+            self._wake(life)
 
     def transfer(self, group: int, to: int) -> None:
         """Order this node to hand the group's leadership to node id `to`."""

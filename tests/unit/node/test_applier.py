@@ -30,7 +30,7 @@ class Stores:
     """`GROUPS` empty groups and their applier."""
 
     def __init__(self) -> None:
-        engine = MemoryEngine(wal=False)
+        self.engine = engine = MemoryEngine(wal=False)
         self.groups: dict[int, GroupData] = {}
         self.applier = Applier(self.groups, lambda work, data, applied: data.hub.publish(applied))
         self.logs = {group: Log() for group in range(1, GROUPS + 1)}
@@ -110,6 +110,41 @@ def test_a_removed_groups_work_is_forgotten() -> None:
     stores.applier.forget(FIRST)
     assert not background_waits(stores)
     assert not stores.applier.background()
+
+
+def spoil(stores: Stores) -> None:
+    """A bit of every row of the first group flips, where checksums see it."""
+    state = stores.groups[FIRST].store._keys.state
+    for key, _ in list(stores.engine.scan(state[:8], state[:8] + b"\xff" * 8)):
+        stores.engine.flip(key, 0, detected=True)
+
+
+def test_a_hash_that_met_damage_is_not_gone_on_with() -> None:
+    """The simulator's seed 756: it took what was left for the whole, and the replica was said to differ."""
+    stores = Stores()
+    stores.apply(FIRST, PUT, HASH)
+    spoil(stores)
+    stores.applier.background()
+    assert [group for group, _ in stores.applier.damaged] == [FIRST]
+    while stores.applier.background():
+        pass
+    assert stores.groups[FIRST].store.hash_at(1) is None
+    assert stores.applier.hashed == []
+    assert not background_waits(stores)
+
+
+def test_damage_that_a_slice_meets_ends_the_background_work_on_that_data() -> None:
+    """The simulator's seed 366: the node stopped before the batch was durable that replaces the replica."""
+    stores = Stores()
+    stores.apply(FIRST, PUT, HASH)
+    spoil(stores)
+    everything = kv_pb2.DeleteRequest(key=b"\0", range_end=b"\0").SerializeToString()
+    stores.applier.add([Slice(FIRST, 1, [stores.logs[FIRST].work(Command(Kind.DELETE, everything))])])
+    stores.applier.run()
+    assert [group for group, _ in stores.applier.damaged] == [FIRST]
+    while stores.applier.background():
+        pass
+    assert not background_waits(stores)
 
 
 async def test_a_restarted_node_goes_on_with_what_it_was_about_to_delete() -> None:
