@@ -404,7 +404,12 @@ class Store:
     @property
     def busy(self) -> bool:
         """Whether `background` has anything to do, though pins may hold it back for now."""
-        return not self._dead and (bool(self._jobs) or self._deletion.behind(self.floor))
+        return bool(self._jobs) or self._deletion.behind(self.floor)
+
+    @property
+    def failed(self) -> bool:
+        """Whether it can't be used any more: it met damage or another error of the engine, or was closed."""
+        return self._dead
 
     def reclaimed(self, revision: int) -> bool:
         """Whether all is deleted that a compaction at `revision`, at or below the floor, superseded. Raises

@@ -200,7 +200,7 @@ class Applier:
         while self._resting:
             group = self._resting.popleft()
             data = self._groups.get(group)
-            if data is None or not (data.hub.lagging or data.store.busy):
+            if data is None or data.store.failed or not (data.hub.lagging or data.store.busy):
                 self._busy.pop(group, None)
             elif group not in self._awaited:
                 return group, data

@@ -137,6 +137,7 @@ def test_damage_that_a_slice_meets_ends_the_background_work_on_that_data() -> No
     """The simulator's seed 366: the node stopped before the batch was durable that replaces the replica."""
     stores = Stores()
     stores.apply(FIRST, PUT, HASH)
+    stores.groups[FIRST].hub.watch(b"k", start_revision=1)  # which has history to read
     spoil(stores)
     everything = kv_pb2.DeleteRequest(key=b"\0", range_end=b"\0").SerializeToString()
     stores.applier.add([Slice(FIRST, 1, [stores.logs[FIRST].work(Command(Kind.DELETE, everything))])])
