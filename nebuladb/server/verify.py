@@ -114,9 +114,8 @@ def _wal(path: Path) -> Finding:
         return Finding("raft: WAL", error.message, LOST)
     if found is None:
         return Finding("raft: no WAL")
-    if found.flushed > found.kept:
-        text = f"log batches {found.kept + 1} to {found.flushed} had been made durable and can't be read"
-        return Finding("raft: WAL", text, LOST)
+    if found.missing:
+        return Finding("raft: WAL", found.missing, LOST)
     return Finding(f"raft: WAL, {len(found.sound)} files up to batch {found.kept}")
 
 

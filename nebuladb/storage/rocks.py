@@ -183,12 +183,11 @@ class RocksEngine:
         """
         found = examine_log(path)
         if found is not None:
-            if found.flushed > found.kept:
+            if found.missing:
                 raise Corruption(
-                    f"{path} is damaged: log batches {found.kept + 1} to {found.flushed} had been made durable and "
-                    "can't be read. This node may have forgotten a vote, so it must not take part as it is. Keep the "
-                    "directory for inspection, and restore the node as a new member with an empty one: nebula-cli "
-                    "member replace"
+                    f"{path} is damaged: {found.missing}. This node may have forgotten a vote, so it must not take "
+                    "part as it is. Keep the directory for inspection, and restore the node as a new member with an empty "
+                    "one: nebula-cli member replace"
                 )
             if found.behind:
                 probe("log opened before a hole")

@@ -68,6 +68,13 @@ class Found(NamedTuple):
     behind: list[Path]
     """Files behind a hole."""
 
+    @property
+    def missing(self) -> str:
+        """What had been made durable and isn't there, for people; empty if nothing is missing."""
+        if self.flushed <= self.kept:
+            return ""
+        return f"log batches {self.kept + 1} to {self.flushed} had been made durable and can't be read"
+
 
 def wal_files(directory: Path) -> list[Path]:
     """The WAL files of the closed database in `directory`, oldest first."""
