@@ -186,8 +186,8 @@ class RocksEngine:
             if found.missing:
                 raise Corruption(
                     f"{path} is damaged: {found.missing}. This node may have forgotten a vote, so it must not take "
-                    "part as it is. Keep the directory for inspection, and restore the node as a new member with an empty "
-                    "one: nebula-cli member replace"
+                    "part as it is. Keep the directory for inspection, and restore the node as a new member with an "
+                    "empty one: nebula-cli member replace"
                 )
             if found.behind:
                 probe("log opened before a hole")
