@@ -116,7 +116,8 @@ async def _down(field: Field, fault: Fault, nodes: Sequence[int], *, cut: bool =
     try:
         if cut:
             for node in running:
-                report = await asyncio.to_thread(powerfail.cut, field.cluster.data_dir(node), field.records(node))
+                directory = field.cluster.data_dir(node)
+                report = await asyncio.to_thread(powerfail.cut, directory, field.records(node), field.rng)
                 field.log.append(f"          n{node + 1} lost {report.lost} bytes and {len(report.removed)} files")
         await asyncio.sleep(fault.length)
     finally:

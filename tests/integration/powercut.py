@@ -51,11 +51,12 @@ def run(directory: Path, cycles: int, seed: int, library: Path, *, drop: bool = 
         return powerfail.environ(library, records(node), cluster.data_dir(node))
 
     cut_off = reverted = 0
+    pages = random.Random(seed)
 
     def cut(nodes: list[int]) -> None:
         nonlocal cut_off, reverted
         for node in nodes:
-            report = powerfail.cut(cluster.data_dir(node), records(node))
+            report = powerfail.cut(cluster.data_dir(node), records(node), pages)
             cut_off += report.lost - report.reverted
             reverted += report.reverted
 
@@ -78,7 +79,7 @@ def run(directory: Path, cycles: int, seed: int, library: Path, *, drop: bool = 
             filling.cancel()
             await asyncio.wait([filling])
             if aloud:
-                say(f"unsynced: {cut_off:,} bytes at files' ends, {reverted:,} amid recycled ones")
+                say(f"unsynced: {cut_off:,} bytes at files' ends, {reverted:,} amid files")
             return campaign
 
         return asyncio.run(campaign())

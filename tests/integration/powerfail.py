@@ -3,9 +3,9 @@
 The model is the strictest that POSIX allows: nothing survives but what was synced. A file keeps its length as of the
 start of its last fsync or fdatasync; a directory keeps the names it had at the start of its last fsync, so that files
 created since are gone, and files renamed or removed since are back under their old names. (A real file system often
-keeps more. It may also keep parts of what was not synced, which these cuts don't try: `tests/unit/storage/test_wal.py`
-damages unsynced tails.) What was overwritten in place, as recycled WAL files are, is again what it was when the last
-sync began. A file that was truncated is taken to have lost its end at once.
+keeps more.) What was overwritten in place, as the zeros ahead in a WAL are, is again what it was when the last sync
+began, or, with `pages`, by a throw for each page of memory, what it is now: the kernel writes them in any order. A file
+that was truncated is taken to have lost its end at once.
 
     library = build(directory)                       # None: no C compiler
     environment = environ(library, records, data)    # for each start; then SIGKILL, and when the process is gone:
@@ -15,6 +15,7 @@ sync began. A file that was truncated is taken to have lost its end at once.
 from __future__ import annotations
 
 import os
+import random
 import shutil
 import subprocess
 import sys
@@ -24,6 +25,8 @@ from typing import Final
 
 SOURCE: Final = Path(__file__).parent / "preload" / "syncspy.c"
 COMPILERS: Final = ("cc", "gcc", "clang")
+PAGE: Final = 4096
+"""Bytes that reach the disk together, or not."""
 
 Inode = tuple[int, int]
 """(device, inode)."""
@@ -95,8 +98,11 @@ def control(records: Path, **faults: int | str) -> None:
     draft.replace(records / "control")
 
 
-def cut(data: Path, records: Path) -> Report:
-    """Cut the directory `data` of dead processes to what is durable, and begin the record anew."""
+def cut(data: Path, records: Path, pages: random.Random | None = None) -> Report:
+    """Cut the directory `data` of dead processes to what is durable, and begin the record anew.
+
+    `pages` chooses which overwritten pages had reached the disk nevertheless; without it none had.
+    """
     record = _read(records / "records")
     stash = records / "stash"
     stash.mkdir()
@@ -108,7 +114,7 @@ def cut(data: Path, records: Path) -> Report:
             os.link(path, target)
     report = Report()
     for inode, writes in record.overwritten.items():
-        report.reverted += _revert(stash / f"{inode[0]}.{inode[1]}", writes)
+        report.reverted += _revert(stash / f"{inode[0]}.{inode[1]}", writes, pages)
     _rebuild(data, data, record, stash, report)
     shutil.rmtree(stash)
     _begin(data, records)
@@ -144,15 +150,23 @@ def _rebuild(directory: Path, data: Path, record: _Record, stash: Path, report: 
             os.truncate(path, after)
 
 
-def _revert(path: Path, writes: list[tuple[int, bytes]]) -> int:
-    """Undo `writes`; returns how many bytes they were."""
+def _revert(path: Path, writes: list[tuple[int, bytes]], pages: random.Random | None) -> int:
+    """Undo `writes`, but for those that go to pages that had reached the disk; returns how many bytes it undid."""
     if not path.exists():  # it lies elsewhere
         return 0
+    reached: dict[int, bool] = {}
+    undone = 0
     with path.open("r+b") as file:
         for at, old in reversed(writes):
-            file.seek(at)
-            file.write(old)
-    return sum(len(old) for _, old in writes)
+            for page in range(at // PAGE, (at + len(old) - 1) // PAGE + 1):
+                if pages is not None and page not in reached:
+                    reached[page] = pages.random() < 0.5
+                if not reached.get(page):
+                    begin, end = max(at, page * PAGE), min(at + len(old), (page + 1) * PAGE)
+                    file.seek(begin)
+                    file.write(old[begin - at : end - at])
+                    undone += end - begin
+    return undone
 
 
 def _begin(data: Path, records: Path) -> None:
