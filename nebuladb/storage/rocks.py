@@ -35,12 +35,11 @@ from nebuladb.ids import BatchId
 from nebuladb.storage.engine import DELETE, PUT, Batch
 from nebuladb.storage.files import sync_directory
 from nebuladb.storage.log_keys import STAMP_KEY, decode_stamp
+from nebuladb.storage.preallocation import Preallocation
 from nebuladb.storage.wal import Found, cut, examine, wal_files
 
 LOG_MEMTABLE_BYTES: Final = 64 << 20
 """With 1 MiB memtables 70 % of the writes of a full load were refused as stalls, with 64 MiB ones none."""
-RECYCLED_WAL_FILES: Final = 0
-"""That wait to be overwritten; why none do: docs/adr/0004."""
 DATA_MEMTABLE_BYTES: Final = 256 << 20
 """Default for `open_data`. The node flushes long before (at most half: rows cost overhead), so that RocksDB never
 flushes by itself and the durably applied index is known (S6)."""
@@ -162,8 +161,9 @@ class _Cursor:
 class RocksEngine:
     """See `Engine`. Open one with `open_log` or `open_data`."""
 
-    def __init__(self, db: Rdict, *, wal: bool) -> None:
+    def __init__(self, db: Rdict, *, wal: bool, ahead: Preallocation | None = None) -> None:
         self.wal = wal
+        self._ahead = ahead
         self._db = db
         self._options = WriteOptions()
         self._options.no_slowdown = True  # S32: a stall comes back as an error instead of stopping the interpreter
@@ -196,10 +196,9 @@ class RocksEngine:
         options = _options(size, memory or RocksMemory(DATA_CACHE_BYTES, MEMTABLES * size))
         # As strict as absolute consistency: RocksDB sees what was examined, and nothing behind it.
         options.set_wal_recovery_mode(DBRecoveryMode.point_in_time())
-        options.set_recycle_log_file_num(RECYCLED_WAL_FILES)
         # The log is overwritten and cut within minutes: compressing it would cost CPU and save nothing.
         options.set_compression_type(DBCompressionType.none())
-        engine = cls(_open(path, options), wal=True)
+        engine = cls(_open(path, options), wal=True, ahead=Preallocation(path))
         if found is not None and (last := decode_stamp(engine.get(STAMP_KEY))[0]) != found.kept:
             engine.close()
             raise Corruption(f"{path} holds log batches up to {found.kept}, and RocksDB read them up to {last}")
@@ -285,6 +284,8 @@ class RocksEngine:
                 elif key < value:  # an inverted range would leave the database refusing every later write
                     rows.delete_range(key, value)
             self._db.write(rows, self._options)
+            if self._ahead is not None:
+                self._ahead.wrote(len(batch.operations), batch.size)
         except Exception as error:
             raise self._damaged(error) from error
 
@@ -321,6 +322,8 @@ class RocksEngine:
             cursor.steps = None
         for snapshot in list(self._snapshots):
             snapshot.close()
+        if self._ahead is not None:
+            self._ahead.close()
         db = self._db
         del self._db  # even if close() raises, which it does after a failed append, the last reference is gone
         try:

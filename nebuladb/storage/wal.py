@@ -6,18 +6,18 @@ batch of the log carries a stamp (its id, the last id known flushed when it was 
 record tells which it is. RocksDB also passes over one thing in silence: an older WAL that ends too early, at the end of
 a record, with a newer one behind it. The ids show that hole.
 
-WAL files may be recycled (docs/adr/0004 says why ours are not): a new one is an old one under a new name, overwritten
-from its beginning. Then there are older records behind its last one, whole or cut, of another log number. To RocksDB
-that is as good as an end, and so is a bad checksum, whatever is behind it. Hence every checksum is looked at here, and
-files are cut behind their last sound record before RocksDB sees them.
+Behind the last record lie zeros, of which a file has some ahead (`nebuladb.storage.preallocation`); after a power cut
+also between records, where a page was not written and a later one was. RocksDB takes either, and a bad checksum, for
+an end, whatever is behind. Hence every checksum is looked at here, and files are cut behind their last sound record
+before RocksDB sees them.
 
 Format (RocksDB's wiki, "Write Ahead Log File Format"): blocks of 32 KiB; in them fragments of records, little-endian::
 
-    u32 masked crc32c(type .. data) | u16 length | u8 type (1 full, 2 first, 3 middle, 4 last) | data
-    u32 masked crc32c(type .. data) | u16 length | u8 type (5 to 8, likewise)   | u32 log number | data     (recyclable)
+    u32 masked crc32c(type, data) | u16 length | u8 type (1 full, 2 first, 3 middle, 4 last) | data
 
 and in a record a batch: u64 sequence | u32 count | rows, of which a put is ``1 | varint, key | varint, value``. A block
-in which no header fits any more ends with zeros.
+in which no header fits any more ends with zeros. Other types are those of recycled files, which ours are not
+(docs/adr/0004).
 """
 
 from __future__ import annotations
@@ -37,22 +37,19 @@ from nebuladb.storage.log_keys import ROW_VERSION, STAMP_KEY, decode_stamp, enco
 
 BLOCK: Final = 32 << 10
 _HEADER: Final = struct.Struct("<IHB")
-_LOG_NUMBER: Final = struct.Struct("<I")
-_LEGACY: Final = _HEADER.size
-_RECYCLABLE: Final = _LEGACY + _LOG_NUMBER.size
+_HEADER_BYTES: Final = _HEADER.size
 _BATCH_HEADER: Final = 12
 _STAMP_BYTES: Final = len(encode_pair(0, 0))
 _STAMP_PUT: Final = bytes([1, len(STAMP_KEY)]) + STAMP_KEY + bytes([_STAMP_BYTES])
 """How the stamp's row begins in a batch."""
 _STAMPED: Final = _BATCH_HEADER + len(_STAMP_PUT) + _STAMP_BYTES
 """Bytes of a batch up to the end of its stamp."""
-_FULL: Final = frozenset((1, 5))
-_FIRST: Final = frozenset((2, 6))
-_LAST: Final = frozenset((4, 8))
-_BEGINNINGS: Final = _FULL | _FIRST
-"""Types of fragment that a record begins in."""
-_HEADERS: Final = {1: _LEGACY, 2: _LEGACY, 3: _LEGACY, 4: _LEGACY} | dict.fromkeys((5, 6, 7, 8), _RECYCLABLE)
-"""Type of fragment -> size of its header."""
+_FULL: Final = 1
+_FIRST: Final = 2
+_LAST: Final = 4
+_TYPES: Final = frozenset((1, 2, 3, 4))
+_BEGINNINGS: Final = frozenset((_FULL, _FIRST))
+"""Types of fragment that a record begins in; in the others one goes on."""
 
 
 class Found(NamedTuple):
@@ -93,7 +90,7 @@ def examine(files: list[Path], stored: BatchId) -> Found:
     for position, path in enumerate(files):
         data = path.read_bytes()
         end, first = 0, kept
-        for record_end, stamp in [] if behind else _records(data, int(path.stem)):
+        for record_end, stamp in [] if behind else _records(data):
             if stamp is not None:
                 batch, told = decode_stamp(stamp)
                 if batch > kept + 1:
@@ -131,26 +128,24 @@ def masked(crc: int) -> int:
     return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
 
 
-def _records(data: bytes, log: int) -> Iterator[tuple[int, bytes | None]]:
-    """The records of the file with the number `log` up to the first that is not sound: its end, its stamp or None."""
+def _records(data: bytes) -> Iterator[tuple[int, bytes | None]]:
+    """The records of a file up to the first that is not sound: its end, and its stamp or None."""
     at, head, within = 0, b"", False
-    while at + _LEGACY <= len(data):
+    while at + _HEADER_BYTES <= len(data):
         room = BLOCK - at % BLOCK
-        if room < _LEGACY or (room < _RECYCLABLE and not any(data[at : at + room])):
+        if room < _HEADER_BYTES:
             at += room
             continue
         checksum, length, kind = _HEADER.unpack_from(data, at)
-        header = _HEADERS.get(kind, BLOCK)
-        end = at + header + length
-        if header + length > room or end > len(data) or within == (kind in _BEGINNINGS):
+        begin = at + _HEADER_BYTES
+        end = begin + length
+        if kind not in _TYPES or _HEADER_BYTES + length > room or end > len(data) or within == (kind in _BEGINNINGS):
             return
-        if header == _RECYCLABLE and _LOG_NUMBER.unpack_from(data, at + _LEGACY)[0] != log & 0xFFFFFFFF:
-            return
-        if masked(crc32c(data[at + _LEGACY - 1 : end])) != checksum:
+        if masked(crc32c(data[begin - 1 : end])) != checksum:
             return
         if len(head) < _STAMPED:
-            head += data[at + header : min(end, at + header + _STAMPED)]
-        within = kind in _FIRST or (within and kind not in _LAST)
+            head += data[begin : min(end, begin + _STAMPED)]
+        within = kind == _FIRST or (within and kind != _LAST)
         if not within:
             stamped = len(head) >= _STAMPED and head.startswith(_STAMP_PUT, _BATCH_HEADER)
             yield end, head[_STAMPED - _STAMP_BYTES : _STAMPED] if stamped else None
@@ -161,8 +156,7 @@ def _records(data: bytes, log: int) -> Iterator[tuple[int, bytes | None]]:
 def _highest_flushed(data: bytes, start: int, highest: int) -> int:
     """The highest batch that any sound record from `start` on says was flushed, or `highest` if none is higher.
 
-    It looks at every place where a stamp might lie, damage before it or not, and believes it by its CRC. (Records of a
-    recycled file's earlier life speak the truth, too.)
+    It looks at every place where a stamp might lie, damage before it or not, and believes it by its CRC.
     """
     for stamp, fragments in _candidates(data, start):
         _, flushed = decode_stamp(stamp)
@@ -177,30 +171,29 @@ def _candidates(data: bytes, start: int) -> Iterator[tuple[bytes, list[int]]]:
     at = data.find(pattern, start)
     while at >= 0:
         first = at - _BATCH_HEADER
-        for header in (_LEGACY, _RECYCLABLE):
-            stamp = data[first + _STAMPED - _STAMP_BYTES : first + _STAMPED]
-            if first >= header and _begins(data, first - header, header) >= _STAMPED <= len(data) - first:
-                yield stamp, [first - header]
+        if first >= _HEADER_BYTES and _begins(data, first - _HEADER_BYTES) >= _STAMPED <= len(data) - first:
+            yield data[first + _STAMPED - _STAMP_BYTES : first + _STAMPED], [first - _HEADER_BYTES]
         at = data.find(pattern, at + 1)
     # The record may be cut by a block's end within its stamp, or before it.
-    for end in range(start - start % BLOCK + BLOCK, len(data) - _RECYCLABLE, BLOCK):
-        rest = _HEADERS.get(data[end + _LEGACY - 1])
-        for header in (_LEGACY, _RECYCLABLE):
-            for length in range(_STAMPED):
-                if rest == header and _begins(data, end - header - length, header) == length:
-                    head = data[end - length : end] + data[end + rest : end + rest + _STAMPED - length]
-                    if len(head) == _STAMPED and head.startswith(pattern, _BATCH_HEADER):
-                        yield head[-_STAMP_BYTES:], [end - header - length, end]
+    for end in range(start - start % BLOCK + BLOCK, len(data) - _HEADER_BYTES, BLOCK):
+        if data[end + _HEADER_BYTES - 1] not in _TYPES - _BEGINNINGS:
+            continue
+        for length in range(_STAMPED):
+            if _begins(data, end - _HEADER_BYTES - length) == length:
+                rest = end + _HEADER_BYTES
+                head = data[end - length : end] + data[rest : rest + _STAMPED - length]
+                if len(head) == _STAMPED and head.startswith(pattern, _BATCH_HEADER):
+                    yield head[-_STAMP_BYTES:], [end - _HEADER_BYTES - length, end]
 
 
-def _begins(data: bytes, begin: int, header: int) -> int:
-    """Length of the fragment at `begin` if its type, which has a header of `header` bytes, begins a record; else -1."""
+def _begins(data: bytes, begin: int) -> int:
+    """Length of the fragment at `begin` if its type begins a record; else -1."""
     _, length, kind = _HEADER.unpack_from(data, begin)
-    return int(length) if kind in _BEGINNINGS and _HEADERS[kind] == header else -1
+    return int(length) if kind in _BEGINNINGS else -1
 
 
 def _sound(data: bytes, begin: int) -> bool:
     """Whether the fragment at `begin` is there with the right CRC."""
-    checksum, length, kind = _HEADER.unpack_from(data, begin)
-    end = begin + _HEADERS[kind] + length
-    return end <= len(data) and bool(checksum == masked(crc32c(data[begin + _LEGACY - 1 : end])))
+    checksum, length, _ = _HEADER.unpack_from(data, begin)
+    end = begin + _HEADER_BYTES + length
+    return end <= len(data) and bool(checksum == masked(crc32c(data[begin + _HEADER_BYTES - 1 : end])))

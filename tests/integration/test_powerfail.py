@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import os
+import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -111,6 +113,34 @@ die()
     }
     assert (report.reverted, report.shortened) == (2 + 2 + 3 + 2 + 2 + 2, {"grown": (13, 12)})
     assert powerfail.cut(data, records) == powerfail.Report()
+
+
+def test_pages_that_had_reached_the_disk(library: Path, data: Path, records: Path) -> None:
+    """Each page is as it was, or as it is, whichever writes went to it; a synced one is as it is."""
+    data.mkdir()
+    pages = 40
+    (data / "file").write_bytes(b"o" * powerfail.PAGE * pages)
+    program = f"""
+descriptor = os.open(data / "file", os.O_WRONLY)
+os.pwrite(descriptor, b"s" * {powerfail.PAGE}, 0)
+os.fsync(descriptor)
+for page in range({pages} - 1): os.pwrite(descriptor, b"n" * {powerfail.PAGE}, page * {powerfail.PAGE} + 100)
+os.pwrite(descriptor, b"w", 5 * {powerfail.PAGE} + 200)
+die()
+"""
+    run(program, data, powerfail.environ(library, records, data))
+    report = powerfail.cut(data, records, random.Random(1))
+    found = (data / "file").read_bytes()
+    kinds = []
+    for page in range(1, pages - 1):
+        part = found[page * powerfail.PAGE : (page + 1) * powerfail.PAGE].replace(b"w", b"n")
+        assert part in (b"o" * powerfail.PAGE, b"n" * powerfail.PAGE)
+        kinds.append(part[:1])
+    assert kinds.count(b"o") > 5
+    assert kinds.count(b"n") > 5
+    assert found[:100] == b"s" * 100
+    assert len(found) == powerfail.PAGE * pages
+    assert report.reverted >= kinds.count(b"o") * powerfail.PAGE
 
 
 def test_a_sync_covers_what_was_written_before_it_began(library: Path, data: Path, records: Path) -> None:
@@ -240,19 +270,21 @@ def opened(data: Path) -> int:
     return last
 
 
-def test_recycled_wal_files_keep_what_was_flushed(library: Path, data: Path, records: Path) -> None:
-    """Old records come back where new ones were not synced, cut or whole, and names that were not. (The product doesn't
-    recycle them yet: docs/adr/0004.)"""
-    small = "import nebuladb.storage.rocks as rocks\nrocks.LOG_MEMTABLE_BYTES = 1 << 17; rocks.RECYCLED_WAL_FILES = 2\n"
-    reverted, last = 0, 0
-    for unsynced in (1, 40, 400):
-        program = small + STORE + f"write(1000); write({unsynced}, False); die()"
+def test_zeros_ahead_keep_what_was_flushed(library: Path, data: Path, records: Path, tmp_path: Path) -> None:
+    """Where batches were not synced their pages are zeros again, or not, each for itself."""
+    small = "import nebuladb.storage.rocks as rocks\nrocks.LOG_MEMTABLE_BYTES = 1 << 20\n"
+    rng = random.Random(5)
+    reverted, last, more = 0, 0, 0
+    for unsynced in (1, 40, 400, 60, 300):
+        program = small + STORE + f"write(700); write({unsynced}, False); die()"
         run(program, data, powerfail.environ(library, records, data))
-        reverted += powerfail.cut(data, records).reverted
-        found = opened(data)  # a memtable that was written out is durable, synced before or not
-        assert last + 1000 <= found <= last + 1000 + unsynced
+        reverted += powerfail.cut(data, records, rng).reverted
+        found = opened(shutil.copytree(data, tmp_path / f"after {last}"))  # what this process makes durable is unseen
+        assert last + 700 <= found <= last + 700 + unsynced
+        more += found - last - 700
         last = found
     assert reverted > 0
+    assert more > 0  # a page that reached the disk ahead of a later one
 
 
 def test_rocksdb_keeps_what_was_flushed(library: Path, data: Path, records: Path) -> None:

@@ -24,7 +24,8 @@ from nebuladb.storage.wal import BLOCK, crc32c, examine, masked, wal_files
 
 BATCHES = 400
 WRITER = """
-import os, pathlib, shutil, signal, sys
+import os, pathlib, signal, sys
+import nebuladb.storage.preallocation as preallocation
 import nebuladb.storage.rocks as rocks
 from nebuladb.raft.entry import encode_entry
 from nebuladb.raft.ready import HardState
@@ -34,7 +35,7 @@ from nebuladb.storage.log_batch import GroupWrite, LogBatch
 from nebuladb.storage.log_keys import STAMP_KEY, encode_pair
 path, kind, (last, every, memtable) = pathlib.Path(sys.argv[1]), sys.argv[2], map(int, sys.argv[3:])
 rocks.LOG_MEMTABLE_BYTES = memtable
-rocks.RECYCLED_WAL_FILES = 0 if kind == "legacy" else 2
+preallocation.ZEROS = bytes(0 if kind == "grown" else 6000)
 if memtable < 1 << 20:  # small memtables that are not written to tables, so that several WAL files are needed
     options_of = rocks._options
     def patched(size, _):
@@ -44,19 +45,6 @@ if memtable < 1 << 20:  # small memtables that are not written to tables, so tha
         return options
     rocks._options = patched
 engine = rocks.RocksEngine.open_log(path)
-if kind == "recycled":
-    stamp = engine.get(STAMP_KEY) or encode_pair(0, 0)
-    for _ in range(4):  # the next files are overwritten, and behind what is written now lie stamps of before
-        for row in range(150):
-            batch = Batch()
-            batch.put(STAMP_KEY, stamp)
-            batch.put(b"f", b"filler %d" % row * 40)
-            engine.write(batch)
-        engine.flush()
-    old = path.parent / "old"
-    old.mkdir(exist_ok=True)
-    for file in path.glob("*.log"):
-        shutil.copy(file, old / str(file.stat().st_ino))
 store = LogStore(engine)
 flushed = store.last_batch
 for number in range(flushed + 1, last + 1):
@@ -72,56 +60,47 @@ os.kill(os.getpid(), signal.SIGKILL)
 """
 
 
-def write(path: Path, last: int, every: int, memtable: int = 64 << 20, kind: str = "fresh") -> None:
+def write(path: Path, last: int, every: int, memtable: int = 64 << 20, kind: str = "zeros") -> None:
     """Batches up to `last`, flushed `every` so many, then SIGKILL: the last flush is told by the batches after it.
 
-    `kind`: `legacy`, as files are written today; if they were recycled (docs/adr/0004), into `fresh` or into `recycled`
-    ones, whose old bytes are kept in `path`'s neighbour `old`.
+    `kind`: `zeros`, with zeros ahead of what is written; `grown`, without, as where the disk was full.
     """
     command = [sys.executable, "-c", WRITER, str(path), kind, str(last), str(every), str(memtable)]
     assert subprocess.run(command, check=False).returncode == -9
-    for file in wal_files(path) if kind == "recycled" else ():
-        old = path.parent / "old" / str(file.stat().st_ino)
-        if old.exists():
-            old.rename(old.with_name(file.name))
 
 
-@pytest.fixture(scope="module", params=["legacy", "fresh", "recycled"])
+@pytest.fixture(scope="module", params=["grown", "zeros"])
 def one(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One WAL file of 400 batches; 390 flushed, which 391 to 400 say."""
     path = tmp_path_factory.mktemp("one") / "raft"
     write(path, BATCHES, 39, kind=request.param)
     (file,) = live(path)
-    assert (old_bytes(file) is not None) == (request.param == "recycled")
+    assert padded(file) == (request.param == "zeros")
     return path
 
 
-@pytest.fixture(scope="module", params=["legacy", "fresh", "recycled"])
+@pytest.fixture(scope="module", params=["grown", "zeros"])
 def many(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Several WAL files, nothing ever flushed."""
     path = tmp_path_factory.mktemp("many") / "raft"
     write(path, BATCHES, BATCHES + 1, 1 << 16, request.param)
     files = live(path)
     assert len(files) > 2
-    assert (old_bytes(files[0]) is not None) == (request.param == "recycled")
-    assert (old_bytes(files[1]) is not None) == (request.param == "recycled")
+    assert [padded(file) for file in files[:2]] == [request.param == "zeros"] * 2
     return path
 
 
 @pytest.fixture
 def copy(tmp_path: Path) -> Callable[[Path], Path]:
     def copied(source: Path) -> Path:
-        if (source.parent / "old").exists():
-            shutil.copytree(source.parent / "old", tmp_path / "old", dirs_exist_ok=True)
         return shutil.copytree(source, tmp_path / "raft")
 
     return copied
 
 
-def old_bytes(file: Path) -> bytes | None:
-    """What a recycled file held before it was overwritten."""
-    old = file.parent.parent / "old" / file.name
-    return old.read_bytes() if old.exists() else None
+def padded(file: Path) -> bool:
+    """Whether zeros lie behind the last record."""
+    return file.stat().st_size > records(file)[-1][1]
 
 
 def live(path: Path) -> list[Path]:
@@ -130,28 +109,28 @@ def live(path: Path) -> list[Path]:
 
 
 def records(path: Path) -> list[tuple[int, int]]:
-    """(begin, end) of the records of a WAL file that are of its own life and have a batch, by its lengths alone."""
+    """(begin, end) of the records of a WAL file that are of batches, by its lengths alone."""
     data, at, found, begin = path.read_bytes(), 0, [], 0
     while at + 7 <= len(data):
         room = BLOCK - at % BLOCK
-        if room < 7 or not any(data[at : at + min(room, 11)]):
+        if room < 7:
             at += room
             continue
         _, length, kind = struct.unpack_from("<IHB", data, at)
-        if kind > 4 and struct.unpack_from("<I", data, at + 7)[0] != int(path.stem):
+        if not kind:
             break
-        if kind in (1, 2, 5, 6):
+        if kind in (1, 2):
             begin = at
-        at += (7 if kind < 5 else 11) + length
-        if kind in (1, 4, 5, 8):
+        at += 7 + length
+        if kind in (1, 4):
             found.append((begin, at))
-    return [(begin, end) for begin, end in found if b"filler" not in data[begin:end]]
+    return found
 
 
 def tear(file: Path, at: int) -> None:
     """What was written from there on never reached the disk."""
-    data, old = file.read_bytes(), old_bytes(file)
-    file.write_bytes(data[:at] if old is None else data[:at] + old[at:])
+    data = file.read_bytes()
+    file.write_bytes(data[:at] + bytes(len(data) - at if padded(file) else 0))
 
 
 def flip(path: Path, position: int, mask: int = 1) -> None:
@@ -201,7 +180,7 @@ def test_new(tmp_path: Path) -> None:
 def test_torn_last_record(one: Path, copy: Callable[[Path], Path]) -> None:
     path = copy(one)
     (file,) = live(path)
-    tear(file, records(file)[-1][1] - 5)
+    tear(file, records(file)[-1][1] - 100)
     assert opened(path) == BATCHES - 1
     write(path, BATCHES + 10, 3)  # and it lives on, with the lost batch's number used again
     assert opened(path) == BATCHES + 10
@@ -292,7 +271,7 @@ def test_missing_first_file(many: Path, copy: Callable[[Path], Path]) -> None:
     assert opened(path) == 0
 
 
-@pytest.mark.parametrize("kind", ["legacy", "fresh", "recycled"])
+@pytest.mark.parametrize("kind", ["grown", "zeros"])
 @pytest.mark.parametrize("damage", ["torn", "flipped"])
 def test_hole_in_what_was_flushed(kind: str, damage: str, tmp_path: Path) -> None:
     path = tmp_path / "raft"
@@ -334,12 +313,11 @@ def test_whatever_happens_nothing_that_was_flushed_is_missed(
         assert last >= 390
 
 
-def test_files_are_recycled_and_a_kill_between_is_survived(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["grown", "zeros"])
+def test_one_kill_after_another_is_survived(kind: str, tmp_path: Path) -> None:
     path = tmp_path / "raft"
     for last in range(100, 500, 100):
-        write(path, last, 7, 1 << 16, "recycled")
-        assert any(old_bytes(file) is not None for file in live(path))
-        shutil.rmtree(tmp_path / "old")
+        write(path, last, 7, 1 << 16, kind)
     assert opened(path) == 400
 
 
@@ -365,17 +343,11 @@ def test_scanner_alone(one: Path) -> None:
     assert (found.kept, found.flushed, found.behind) == (400, 390, [])
 
 
-@pytest.mark.parametrize(
-    ("recycled", "size"),
-    [(0, size) for size in (7, 8, 18, 19, 22, 23, 30, 39, 40)]
-    + [(2, size) for size in (7, 8, 10, 11, 12, 22, 23, 26, 27, 34, 43, 44)],
-)
-def test_stamp_cut_by_the_end_of_a_block(
-    recycled: int, size: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.parametrize("size", [7, 8, 18, 19, 22, 23, 30, 39, 40])
+def test_stamp_cut_by_the_end_of_a_block(size: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Batches of RocksDB's own, of which one begins `size` bytes before a block's end, or where no header fits."""
-    monkeypatch.setattr("nebuladb.storage.rocks.RECYCLED_WAL_FILES", recycled)
-    whole = size == (44 if recycled else 40)
+    monkeypatch.setattr("nebuladb.storage.preallocation.ZEROS", b"")
+    whole = size == 40
     path = tmp_path / "raft"
     engine = RocksEngine.open_log(path)
 
@@ -406,30 +378,41 @@ def test_stamp_cut_by_the_end_of_a_block(
     assert examine(files, BatchId(0))[:2] == (1, 2 if whole else 0)
 
 
-def record(batch: int, flushed: int, log: int) -> bytes:
+def record(batch: int, flushed: int) -> bytes:
     row = b"\x01\x01b\x11" + encode_pair(batch, flushed)
-    body = bytes([5]) + struct.pack("<I", log) + struct.pack("<QI", batch, 1) + row
-    return struct.pack("<IH", masked(crc32c(body)), len(body) - 5) + body
+    body = b"\x01" + struct.pack("<QI", batch, 1) + row
+    return struct.pack("<IH", masked(crc32c(body)), len(body) - 1) + body
 
 
-def test_records_of_an_earlier_life_count_for_what_they_say_was_flushed_only(tmp_path: Path) -> None:
+def test_records_behind_the_end_count_for_what_they_say_was_flushed_only(tmp_path: Path) -> None:
     file = tmp_path / "000004.log"
-    file.write_bytes(b"".join(record(batch, batch - 1, 4) for batch in range(1, 6)))
+    file.write_bytes(b"".join(record(batch, batch - 1) for batch in range(1, 6)))
     assert examine([file], BatchId(0)) == (5, 4, [(file, file.stat().st_size)], [])
     assert examine([file], BatchId(7)).kept == 7
     end = file.stat().st_size
-    with file.open("ab") as stale:
-        stale.write(record(6, 3, 2))
-    assert examine([file], BatchId(0)) == (5, 4, [(file, end)], [])
+    with file.open("ab") as later:
+        later.write(bytes(100) + record(7, 5))
+    assert examine([file], BatchId(0)) == (5, 5, [(file, end)], [])
     late = tmp_path / "000005.log"
-    late.write_bytes(record(9, 3, 5))
-    assert examine([file, late], BatchId(0)) == (5, 4, [(file, end)], [late])
+    late.write_bytes(record(9, 3))
+    assert examine([file, late], BatchId(0)) == (5, 5, [(file, end)], [late])
     flip(file, end - 30)
-    assert examine([file], BatchId(0))[:2] == (4, 3)
+    assert examine([file], BatchId(0)).missing == "log batches 5 to 5 had been made durable and can't be read"
 
 
 def test_a_jump_amid_sound_records_is_damage(tmp_path: Path) -> None:
     file = tmp_path / "000004.log"
-    file.write_bytes(record(1, 0, 4) + record(3, 0, 4))
+    file.write_bytes(record(1, 0) + record(3, 0))
     with pytest.raises(Corruption, match="lacks log batches 2 to 2"):
         examine([file], BatchId(0))
+
+
+@pytest.mark.parametrize("kind", [5, 8, 9, 130])
+def test_records_of_other_types_are_an_end(kind: int, tmp_path: Path) -> None:
+    """As RocksDB writes them into files that it recycles, compresses or marks."""
+    file = tmp_path / "000004.log"
+    other = bytearray(record(2, 1))
+    other[6] = kind
+    other[:4] = struct.pack("<I", masked(crc32c(bytes(other[6:]))))
+    file.write_bytes(record(1, 0) + other)
+    assert examine([file], BatchId(0))[:2] == (1, 0)

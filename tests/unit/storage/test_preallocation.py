@@ -1,0 +1,137 @@
+"""Zeros lie ahead of the log's records, in its newest WAL, and never over them."""
+
+from __future__ import annotations
+
+import errno
+import os
+import random
+import shutil
+from pathlib import Path
+
+import pytest
+
+from nebuladb.errors import WriteStalled
+from nebuladb.ids import BatchId
+from nebuladb.storage.engine import Batch
+from nebuladb.storage.log_keys import STAMP_KEY, encode_pair
+from nebuladb.storage.preallocation import ZEROS, Preallocation
+from nebuladb.storage.rocks import RocksEngine
+from nebuladb.storage.wal import examine, wal_files
+
+
+def batch(number: int, size: int) -> Batch:
+    rows = Batch()
+    rows.put(STAMP_KEY, encode_pair(number, number - 1))
+    rows.put(b"key %d" % number, b"x" * size)
+    return rows
+
+
+def written(path: Path) -> int:
+    """Where the records of the newest WAL end."""
+    *_, (_, end) = examine(wal_files(path), BatchId(1 << 40)).sound
+    return end
+
+
+def test_zeros_lie_ahead_of_rocksdbs_records_and_are_used(tmp_path: Path) -> None:
+    path = tmp_path / "raft"
+    engine = RocksEngine.open_log(path)
+    (file,) = wal_files(path)
+    sizes = set()
+    for number in range(1, 1001):
+        engine.write(batch(number, 1000))
+        sizes.add(file.stat().st_size)
+        assert written(path) <= file.stat().st_size
+    engine.sync()
+    assert len(sizes) <= 1000 * 1100 // len(ZEROS) + 1  # of 1,000 syncs, so many would have had a new size
+    assert file.read_bytes()[written(path) :].count(0) == file.stat().st_size - written(path)
+    killed = shutil.copytree(path, tmp_path / "killed")
+    engine.close()
+    for found in (killed, path):
+        again = RocksEngine.open_log(found)
+        assert [again.get(b"key %d" % number) for number in range(1, 1001)] == [b"x" * 1000] * 1000
+        again.close()
+
+
+def test_a_new_wal_gets_its_own(tmp_path: Path) -> None:
+    path = tmp_path / "raft"
+    engine = RocksEngine.open_log(path, memtable_bytes=1 << 20)
+    seen = set()
+    for number in range(1, 1501):
+        engine.write(batch(number, 3000))
+        newest = wal_files(path)[-1]
+        if newest.stat().st_size - written(path) > 0:
+            seen.add(newest)
+    assert len(seen) >= 3
+    engine.close()
+    assert RocksEngine.open_log(path).get(b"key 1500") == b"x" * 3000
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_records_are_never_written_over(seed: int, tmp_path: Path) -> None:
+    """However wrong the guess of what a batch takes, and whenever another file comes."""
+    rng = random.Random(seed)
+    ahead = Preallocation(tmp_path)
+    wanted: dict[Path, bytes] = {}
+    number = 8
+    wal = os.open(tmp_path / f"{number:06}.log", os.O_WRONLY | os.O_CREAT)
+    wanted[tmp_path / f"{number:06}.log"] = b""
+    for _ in range(300):
+        record = rng.randbytes(rng.randrange(1, 30_000))
+        if rng.random() < 0.02:
+            os.close(wal)
+            number += rng.choice((1, 1_000_000))  # RocksDB's numbers have six digits, and then more
+            wal = os.open(tmp_path / f"{number:06}.log", os.O_WRONLY | os.O_CREAT)
+            wanted[tmp_path / f"{number:06}.log"] = b""
+        os.write(wal, record)
+        wanted[tmp_path / f"{number:06}.log"] += record
+        ahead.wrote(rng.randrange(3), int(len(record) * rng.choice((0, 0.5, 1, 3))))
+    os.close(wal)
+    ahead.close()
+    ahead.close()
+    for path, records in wanted.items():
+        found = path.read_bytes()
+        assert found[: len(records)] == records
+        assert not any(found[len(records) :])
+    assert any(path.stat().st_size > len(records) for path, records in wanted.items())
+
+
+def test_where_no_zeros_can_be_written_the_batch_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> int:
+        raise OSError(errno.ENOSPC, "no space")
+
+    path = tmp_path / "raft"
+    engine = RocksEngine.open_log(path)
+    monkeypatch.setattr(os, "pwrite", full)
+    engine.write(batch(1, 10))
+    assert wal_files(path)[0].stat().st_size == written(path)
+    monkeypatch.undo()
+    for number in range(2, 400):
+        engine.write(batch(number, 1000))
+    assert wal_files(path)[0].stat().st_size > written(path)  # it is tried again
+    engine.close()
+
+
+def test_a_refused_batch_takes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It comes again every few milliseconds, as long as the disk is slow."""
+    path = tmp_path / "raft"
+    engine = RocksEngine.open_log(path)
+    engine.write(batch(1, 10))
+    (file,) = wal_files(path)
+    before = file.stat().st_size
+
+    def stalled(*_: object) -> None:
+        raise Exception("Result incomplete: Write stall")
+
+    monkeypatch.setattr(engine, "_db", type("Stalled", (), {"write": stalled}))
+    for _ in range(1000):
+        with pytest.raises(WriteStalled):
+            engine.write(batch(2, 1000))
+    monkeypatch.undo()
+    assert file.stat().st_size == before
+    engine.close()
+
+
+def test_nothing_to_write_to(tmp_path: Path) -> None:
+    Preallocation(tmp_path).wrote(1, 100)
+    Preallocation(tmp_path / "missing").wrote(1, 100)
+    assert list(tmp_path.iterdir()) == []
