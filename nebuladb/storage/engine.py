@@ -74,6 +74,11 @@ class Engine(Reader, Protocol):
     """An open database. All methods but `flush`, `sync` and `get_many` are called from one thread. Those don't wait for
     the disk to write; `get` and scans may wait for it to read."""
 
+    @property
+    def identity(self) -> bytes:
+        """8 bytes that no other database has, the same as long as this one lives; no client can know them."""
+        ...
+
     def write(self, batch: Batch) -> None:
         """Apply `batch` atomically; visible at once, durable later. Raises `WriteStalled` (nothing happened; retry
         the same batch), `DiskFull`, `Corruption` or `StoreError` (the store is broken; stop)."""

@@ -17,6 +17,7 @@ from nebuladb.storage.log_keys import (
     REGISTRY_ROW,
     STAMP_KEY,
     START_ROW,
+    Stamp,
     decode_hard_state,
     decode_stamp,
     decode_start,
@@ -48,8 +49,7 @@ class LogStore:
         self.recent = RecentEntries(recent_bytes)
         self._groups: dict[GroupId, GroupLog] = {}
         self._registry: dict[GroupId, bytes] = {}
-        stamp = engine.get(STAMP_KEY)
-        self.last_batch: BatchId = decode_stamp(stamp)[0]
+        self.last_batch: BatchId = decode_stamp(engine.get(STAMP_KEY)).batch
         """Id of the batch written last, 0 before the first."""
         self._load()
 
@@ -78,7 +78,8 @@ class LogStore:
         if batch.id != self.last_batch + 1 or flushed > self.last_batch:
             raise InvariantViolation(f"batch {batch.id}, with {flushed} flushed, after {self.last_batch}")
         rows = Batch()
-        rows.put(STAMP_KEY, encode_pair(batch.id, flushed))  # first: the WAL scan looks for it there
+        # First: the WAL scan looks for it there.
+        rows.put(STAMP_KEY, Stamp(batch.id, flushed, self._engine.identity).encode())
         shapes = self._plan(batch, rows)
         self._engine.write(rows)
         self.last_batch = batch.id

@@ -4,19 +4,21 @@
 'h' | u64 group              ->  u8 version | u64 term | u64 vote | u64 commit
 's' | u64 group              ->  u8 version | u64 index | u64 term
 'r' | u64 group              ->  registry row (``node.registry`` owns its bytes)
-'b'                          ->  u8 version | u64 batch | u64 flushed
+'b'                          ->  u8 version | u64 batch | u64 flushed | 8 bytes of the database's own (not in version 1)
 """
 
 from __future__ import annotations
 
 import struct
-from typing import Final
+from typing import Final, NamedTuple
 
 from nebuladb.errors import Corruption
 from nebuladb.ids import BatchId, GroupId
 from nebuladb.raft.ready import HardState
 
 ROW_VERSION: Final = 1
+STAMP_VERSION: Final = 2
+IDENTITY_BYTES: Final = 8
 
 ENTRY_ROW: Final = b"e"
 HARD_STATE_ROW: Final = b"h"
@@ -28,6 +30,9 @@ _ENTRY_KEY: Final = struct.Struct(">cQQ")
 _GROUP_KEY: Final = struct.Struct(">cQ")
 _HARD_STATE: Final = struct.Struct(">BQQQ")
 _PAIR: Final = struct.Struct(">BQQ")
+_STAMP: Final = struct.Struct(f">BQQ{IDENTITY_BYTES}s")
+STAMP_SIZES: Final = {ROW_VERSION: _PAIR.size, STAMP_VERSION: _STAMP.size}
+"""Version of a stamp -> its bytes."""
 
 
 def entry_key(group: int, index: int) -> bytes:
@@ -75,7 +80,7 @@ def decode_hard_state(value: bytes) -> HardState:
 
 
 def encode_pair(first: int, second: int) -> bytes:
-    """A log start (index, term) or a stamp (batch, flushed)."""
+    """A log start (index, term)."""
     return _PAIR.pack(ROW_VERSION, first, second)
 
 
@@ -86,17 +91,37 @@ def decode_start(value: bytes) -> tuple[int, int]:
     return index, term
 
 
-def decode_stamp(value: bytes | None) -> tuple[BatchId, BatchId]:
-    """(the batch, the last batch known flushed when it was written), (0, 0) before the first. Raises `Corruption`."""
+class Stamp(NamedTuple):
+    """The first row of every batch."""
+
+    batch: BatchId = BatchId(0)
+    """Its id."""
+    flushed: BatchId = BatchId(0)
+    """The last batch that was known to be flushed when it was written."""
+    identity: bytes = b""
+    """Of the database (`Engine.identity`), so that whoever stores a log's bytes in a database can't speak for its own
+    log (S34). Empty in version 1, which had none."""
+
+    def encode(self) -> bytes:
+        """The row's value."""
+        return _STAMP.pack(STAMP_VERSION, *self)
+
+
+def decode_stamp(value: bytes | None) -> Stamp:
+    """All zeros before the first batch. Raises `Corruption`."""
     if value is None:
-        return BatchId(0), BatchId(0)
-    _check(value, _PAIR, "a stamp")
-    _, batch, flushed = _PAIR.unpack(value)
-    return BatchId(batch), BatchId(flushed)
+        return Stamp()
+    if value[:1] == bytes([ROW_VERSION]):
+        _check(value, _PAIR, "a stamp")
+        _, batch, flushed = _PAIR.unpack(value)
+        return Stamp(BatchId(batch), BatchId(flushed))
+    _check(value, _STAMP, "a stamp", STAMP_VERSION)
+    _, batch, flushed, identity = _STAMP.unpack(value)
+    return Stamp(BatchId(batch), BatchId(flushed), identity)
 
 
-def _check(value: bytes, layout: struct.Struct, what: str) -> None:
+def _check(value: bytes, layout: struct.Struct, what: str, version: int = ROW_VERSION) -> None:
     if len(value) != layout.size:
         raise Corruption(f"{what} has {len(value)} bytes instead of {layout.size}")
-    if value[0] != ROW_VERSION:
-        raise Corruption(f"{what} has format version {value[0]}; this build knows {ROW_VERSION}")
+    if value[0] != version:
+        raise Corruption(f"{what} has format version {value[0]}; this build knows {version}")

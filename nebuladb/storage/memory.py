@@ -47,6 +47,8 @@ class MemoryEngine:
     the end of a sync calls in place of `sync` or `flush`, with the position at the start.
     """
 
+    identity = bytes(8)
+
     def __init__(self, *, wal: bool) -> None:
         self.wal = wal
         self.position = 0

@@ -21,9 +21,7 @@ ZEROS: Final = bytes(256 << 10)
 LOW: Final = len(ZEROS) // 4
 """Bytes of zeros that are left when more are written: larger than most batches."""
 ROW_BYTES: Final = 16
-"""About what a row has in the WAL beside its key and value."""
-BATCH_BYTES: Final = 64
-"""About what a batch has beside its rows."""
+"""About what a row takes in the WAL beside its key and value."""
 
 
 class Preallocation:
@@ -31,34 +29,31 @@ class Preallocation:
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
-        self._file = -1
-        self._name = ""
-        """Of `_file`."""
         self._room = 0
-        """Bytes of zeros that are left, as well as one can tell from outside. It decides when, and never where, more
-        are written."""
+        """Bytes of zeros that are left, about: it says when to look, and the file how many there are."""
 
     def wrote(self, rows: int, size: int) -> None:
         """A batch of so many rows was written, whose keys and values have `size` bytes."""
-        self._room -= size + rows * ROW_BYTES + BATCH_BYTES
+        self._room -= size + rows * ROW_BYTES
         if self._room < LOW:
-            self._room = max(self._room, 0) + len(ZEROS)
+            self._room = len(ZEROS)
             # A full disk, say: syncs are slower then, and that writes fail is RocksDB's to tell.
             with contextlib.suppress(OSError):
-                self._extend()
+                self._room = self._extend()
 
-    def close(self) -> None:
-        """Let go of the file. Idempotent."""
-        if self._file >= 0:
-            os.close(self._file)
-            self._file, self._name = -1, ""
-
-    def _extend(self) -> None:
-        logs = [name for name in os.listdir(self._directory) if name.endswith(".log")]
-        newest = max(logs, key=lambda name: (len(name), name), default="")
-        if newest != self._name:
-            self.close()
-            self._file = os.open(self._directory / newest, os.O_WRONLY | os.O_CLOEXEC)
-            self._name = newest
-        # Behind the file's end, which is behind all that RocksDB has written, and where it never seeks to.
-        os.pwrite(self._file, ZEROS, os.fstat(self._file).st_size)
+    def _extend(self) -> int:
+        """Write zeros, if few are left; how many are there then."""
+        numbers = [name for name in os.listdir(self._directory) if name.endswith(".log") and name[:-4].isdigit()]
+        newest = max(numbers, key=lambda name: int(name[:-4]), default="")
+        # Opened anew each time: a WAL that was deleted would take its room on the disk as long as it is held.
+        file = os.open(self._directory / newest, os.O_RDWR | os.O_CLOEXEC)
+        try:
+            end = os.fstat(file).st_size
+            tail = os.pread(file, len(ZEROS), max(0, end - len(ZEROS)))
+            left = len(tail) - len(tail.rstrip(b"\0"))
+            if left < LOW:
+                # Behind the file's end, which is behind all that RocksDB has written, and where it never seeks to.
+                left += os.pwrite(file, ZEROS, end)
+        finally:
+            os.close(file)
+        return left

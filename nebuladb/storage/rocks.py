@@ -8,6 +8,7 @@ the WAL durable while the loop goes on.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from hashlib import blake2b
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Final
@@ -31,10 +32,9 @@ from rocksdict import Snapshot as RocksView
 
 from nebuladb.env import probe
 from nebuladb.errors import Corruption, DataDamaged, DiskFull, InvariantViolation, StoreError, WriteStalled
-from nebuladb.ids import BatchId
 from nebuladb.storage.engine import DELETE, PUT, Batch
 from nebuladb.storage.files import sync_directory
-from nebuladb.storage.log_keys import STAMP_KEY, decode_stamp
+from nebuladb.storage.log_keys import IDENTITY_BYTES, STAMP_KEY, Stamp, decode_stamp
 from nebuladb.storage.preallocation import Preallocation
 from nebuladb.storage.wal import Found, cut, examine, wal_files
 
@@ -161,9 +161,10 @@ class _Cursor:
 class RocksEngine:
     """See `Engine`. Open one with `open_log` or `open_data`."""
 
-    def __init__(self, db: Rdict, *, wal: bool, ahead: Preallocation | None = None) -> None:
+    def __init__(self, db: Rdict, identity: bytes = bytes(IDENTITY_BYTES), *, wal: bool) -> None:
         self.wal = wal
-        self._ahead = ahead
+        self.identity = identity
+        self._ahead = Preallocation(Path(db.path())) if wal else None
         self._db = db
         self._options = WriteOptions()
         self._options.no_slowdown = True  # S32: a stall comes back as an error instead of stopping the interpreter
@@ -198,8 +199,9 @@ class RocksEngine:
         options.set_wal_recovery_mode(DBRecoveryMode.point_in_time())
         # The log is overwritten and cut within minutes: compressing it would cost CPU and save nothing.
         options.set_compression_type(DBCompressionType.none())
-        engine = cls(_open(path, options), wal=True, ahead=Preallocation(path))
-        if found is not None and (last := decode_stamp(engine.get(STAMP_KEY))[0]) != found.kept:
+        db = _open(path, options)  # which makes the identity of a new one
+        engine = cls(db, _identity(path), wal=True)
+        if found is not None and (last := decode_stamp(engine.get(STAMP_KEY)).batch) != found.kept:
             engine.close()
             raise Corruption(f"{path} holds log batches up to {found.kept}, and RocksDB read them up to {last}")
         return engine
@@ -219,11 +221,15 @@ class RocksEngine:
 
     @classmethod
     def inspect(cls, path: Path) -> RocksEngine:
-        """Open a closed database to read it and leave it untouched; its WAL counts up to the first damage."""
+        """Open a closed database to read it and leave it untouched. Of a WAL it sees what `open_log` would keep."""
+        found = examine_log(path)
         options = _options(LOG_MEMTABLE_BYTES, RocksMemory(DATA_CACHE_BYTES, LOG_MEMTABLE_BYTES))
         options.create_if_missing(False)  # noqa: FBT003
-        options.set_wal_recovery_mode(DBRecoveryMode.point_in_time())
-        return cls(_open(path, options, AccessType.read_only(error_if_log_file_exist=False)), wal=False)
+        with TemporaryDirectory() as kept:
+            for file, end in found.sound if found is not None else ():
+                Path(kept, file.name).write_bytes(file.read_bytes()[:end])
+            options.set_wal_dir(kept)
+            return cls(_open(path, options, AccessType.read_only(error_if_log_file_exist=False)), wal=False)
 
     def get(self, key: bytes) -> bytes | None:
         try:
@@ -322,8 +328,6 @@ class RocksEngine:
             cursor.steps = None
         for snapshot in list(self._snapshots):
             snapshot.close()
-        if self._ahead is not None:
-            self._ahead.close()
         db = self._db
         del self._db  # even if close() raises, which it does after a failed append, the last reference is gone
         try:
@@ -404,13 +408,22 @@ def examine_log(path: Path) -> Found | None:
     """What the WAL of the closed log database at `path` holds; None where there is none yet. Changes nothing. Raises
     `Corruption`, `StoreError`."""
     files = wal_files(path)
-    return examine(files, _tables_batch(path)) if files else None
+    return examine(files, _tables_stamp(path), _identity(path)) if files else None
 
 
-def _tables_batch(path: Path) -> BatchId:
-    """The last batch that the tables of a closed log database hold, without the WAL."""
+def _identity(path: Path) -> bytes:
+    """What `Engine.identity` is for a database that exists: of the random name that RocksDB gave it, durable before
+    anything else was. Raises `Corruption`."""
+    try:
+        return blake2b((path / "IDENTITY").read_bytes(), digest_size=IDENTITY_BYTES).digest()
+    except OSError as error:
+        raise Corruption(f"{path} has lost its identity: {error}") from error
+
+
+def _tables_stamp(path: Path) -> Stamp:
+    """The stamp of the last batch that the tables of a closed log database hold, without the WAL."""
     if not (path / "CURRENT").exists():
-        return BatchId(0)
+        return Stamp()
     options = _options(LOG_MEMTABLE_BYTES, RocksMemory(PEEK_CACHE_BYTES, LOG_MEMTABLE_BYTES))
     options.create_if_missing(False)  # noqa: FBT003
     with TemporaryDirectory() as empty:
@@ -421,7 +434,7 @@ def _tables_batch(path: Path) -> BatchId:
             db.close()
         except Exception as error:
             raise classify(error) from error
-    return decode_stamp(stamp)[0]
+    return decode_stamp(stamp)
 
 
 def _open(path: Path, options: Options, access: AccessType | None = None) -> Rdict:

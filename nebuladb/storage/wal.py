@@ -3,13 +3,15 @@
 After a power cut the end of the WAL may be torn, which is honest: nobody was told that it is durable. A flipped bit in
 what was flushed looks the same to RocksDB, and to open "at the damage" then loses votes and acknowledged entries. Every
 batch of the log carries a stamp (its id, the last id known flushed when it was written) as its first row, so a later
-record tells which it is. RocksDB also passes over one thing in silence: an older WAL that ends too early, at the end of
-a record, with a newer one behind it. The ids show that hole.
+record tells which it is. Clients may store whatever looks like a log, so a stamp counts only with the database's own
+identity in it. (Version 1 had none; once a log was opened, and its first page is there, none of those counts.) RocksDB
+also passes over one thing in silence: an older WAL that ends too early, at the end of a record, with a newer one behind
+it. The ids show that hole.
 
 Behind the last record lie zeros, of which a file has some ahead (`nebuladb.storage.preallocation`); after a power cut
-also between records, where a page was not written and a later one was. RocksDB takes either, and a bad checksum, for
-an end, whatever is behind. Hence every checksum is looked at here, and files are cut behind their last sound record
-before RocksDB sees them.
+also between records, where a page was not written and a later one was. RocksDB takes a bad checksum for an end, and of
+zeros passes over the rest of the block. Hence every checksum is looked at here, and files are cut behind their last
+sound record before RocksDB sees them.
 
 Format (RocksDB's wiki, "Write Ahead Log File Format"): blocks of 32 KiB; in them fragments of records, little-endian::
 
@@ -33,17 +35,25 @@ import google_crc32c
 from nebuladb.errors import Corruption
 from nebuladb.ids import BatchId
 from nebuladb.storage.files import sync_directory
-from nebuladb.storage.log_keys import ROW_VERSION, STAMP_KEY, decode_stamp, encode_pair
+from nebuladb.storage.log_keys import (
+    STAMP_KEY,
+    STAMP_SIZES,
+    Stamp,
+    decode_stamp,
+)
 
 BLOCK: Final = 32 << 10
 _HEADER: Final = struct.Struct("<IHB")
 _HEADER_BYTES: Final = _HEADER.size
 _BATCH_HEADER: Final = 12
-_STAMP_BYTES: Final = len(encode_pair(0, 0))
-_STAMP_PUT: Final = bytes([1, len(STAMP_KEY)]) + STAMP_KEY + bytes([_STAMP_BYTES])
-"""How the stamp's row begins in a batch."""
-_STAMPED: Final = _BATCH_HEADER + len(_STAMP_PUT) + _STAMP_BYTES
-"""Bytes of a batch up to the end of its stamp."""
+_STAMP_AT: Final = _BATCH_HEADER + 1 + 1 + len(STAMP_KEY) + 1
+"""Where a batch's stamp begins."""
+_PREFIXES: Final = {
+    bytes([1, len(STAMP_KEY), *STAMP_KEY, size, version]): size for version, size in STAMP_SIZES.items()
+}
+"""How the stamp's row and the stamp in it begin -> the stamp's bytes."""
+_STAMPED: Final = _STAMP_AT + max(STAMP_SIZES.values())
+"""Bytes of a batch up to the end of its stamp, at most."""
 _FULL: Final = 1
 _FIRST: Final = 2
 _LAST: Final = 4
@@ -78,32 +88,35 @@ def wal_files(directory: Path) -> list[Path]:
     return sorted((path for path in directory.glob("*.log") if path.stem.isdigit()), key=lambda path: int(path.stem))
 
 
-def examine(files: list[Path], stored: BatchId) -> Found:
-    """Judge the WAL of a database whose tables hold all batches up to `stored`. Batches without a stamp count as sound.
+def examine(files: list[Path], stored: Stamp, identity: bytes) -> Found:
+    """Judge the WAL of the database with `identity`, whose tables hold all batches up to `stored`. Batches without a
+    stamp count as sound.
 
-    A client's value that contains another node's WAL could be believed for what is flushed: that errs on the safe side.
-    Raises `Corruption` where batches are missing between two sound records of one file.
+    Raises `Corruption` where batches are missing between two sound records of one file, or are another database's.
     """
-    kept, flushed = int(stored), 0
+    kept, flushed = int(stored.batch), 0
     sound: list[tuple[Path, int]] = []
     behind: list[Path] = []
+    owned = stored.identity
     for position, path in enumerate(files):
         data = path.read_bytes()
         end, first = 0, kept
         for record_end, stamp in [] if behind else _records(data):
             if stamp is not None:
-                batch, told = decode_stamp(stamp)
-                if batch > kept + 1:
+                if stamp.identity not in (identity, b""):
+                    raise Corruption(f"{path} is another database's, or the file IDENTITY beside it is")
+                if stamp.batch > kept + 1:
                     if kept > first:
-                        raise Corruption(f"{path} lacks log batches {kept + 1} to {batch - 1} amid sound ones")
+                        raise Corruption(f"{path} lacks log batches {kept + 1} to {stamp.batch - 1} amid sound ones")
                     behind = files[position:]
                     end = 0
                     break
-                kept, flushed = max(kept, batch), max(flushed, told)
+                owned = owned or stamp.identity
+                kept, flushed = max(kept, stamp.batch), max(flushed, stamp.flushed)
             end = record_end
         if not behind:
             sound.append((path, end))
-        flushed = _highest_flushed(data, end, flushed)
+        flushed = max(flushed, _highest_flushed(data, end, (identity,) if owned else (identity, b"")))
     return Found(BatchId(kept), BatchId(flushed), sound, behind)
 
 
@@ -128,7 +141,7 @@ def masked(crc: int) -> int:
     return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
 
 
-def _records(data: bytes) -> Iterator[tuple[int, bytes | None]]:
+def _records(data: bytes) -> Iterator[tuple[int, Stamp | None]]:
     """The records of a file up to the first that is not sound: its end, and its stamp or None."""
     at, head, within = 0, b"", False
     while at + _HEADER_BYTES <= len(data):
@@ -147,43 +160,59 @@ def _records(data: bytes) -> Iterator[tuple[int, bytes | None]]:
             head += data[begin : min(end, begin + _STAMPED)]
         within = kind == _FIRST or (within and kind != _LAST)
         if not within:
-            stamped = len(head) >= _STAMPED and head.startswith(_STAMP_PUT, _BATCH_HEADER)
-            yield end, head[_STAMPED - _STAMP_BYTES : _STAMPED] if stamped else None
+            yield end, _stamp(head)
             head = b""
         at = end
 
 
-def _highest_flushed(data: bytes, start: int, highest: int) -> int:
-    """The highest batch that any sound record from `start` on says was flushed, or `highest` if none is higher.
+def _stamp(head: bytes) -> Stamp | None:
+    """The stamp of a batch that begins with `head`, if it has one and all of it is there."""
+    for prefix, size in _PREFIXES.items():
+        if head.startswith(prefix, _BATCH_HEADER) and len(head) >= _STAMP_AT + size:
+            return decode_stamp(head[_STAMP_AT : _STAMP_AT + size])
+    return None
+
+
+def _highest_flushed(data: bytes, start: int, identities: tuple[bytes, ...]) -> int:
+    """The highest batch that a sound record from `start` on with one of `identities` says was flushed, else 0.
 
     It looks at every place where a stamp might lie, damage before it or not, and believes it by its CRC.
     """
-    for stamp, fragments in _candidates(data, start):
-        _, flushed = decode_stamp(stamp)
-        if flushed > highest and all(_sound(data, begin) for begin in fragments):
-            highest = flushed
+    highest = 0
+    for prefix in _PREFIXES:
+        for head, fragments in _candidates(data, start, prefix):
+            stamp = _stamp(head)
+            if stamp is None or stamp.identity not in identities or stamp.flushed <= highest:
+                continue
+            if all(_sound(data, begin) for begin in fragments):
+                highest = stamp.flushed
     return highest
 
 
-def _candidates(data: bytes, start: int) -> Iterator[tuple[bytes, list[int]]]:
-    """What looks like a stamp of a record from `start` on: its bytes, and where the fragments begin that hold it."""
-    pattern = _STAMP_PUT + bytes([ROW_VERSION])
-    at = data.find(pattern, start)
+def _candidates(data: bytes, start: int, prefix: bytes) -> Iterator[tuple[bytes, list[int]]]:
+    """What looks like the beginning of a batch with such a stamp from `start` on: its bytes up to the stamp's end, and
+    where the fragments begin that hold them."""
+    stamped = _STAMP_AT + _PREFIXES[prefix]
+    at = data.find(prefix, start)
     while at >= 0:
         first = at - _BATCH_HEADER
-        if first >= _HEADER_BYTES and _begins(data, first - _HEADER_BYTES) >= _STAMPED <= len(data) - first:
-            yield data[first + _STAMPED - _STAMP_BYTES : first + _STAMPED], [first - _HEADER_BYTES]
-        at = data.find(pattern, at + 1)
+        if first >= _HEADER_BYTES and _begins(data, first - _HEADER_BYTES) >= stamped:
+            yield data[first : first + stamped], [first - _HEADER_BYTES]
+        at = data.find(prefix, at + 1)
     # The record may be cut by a block's end within its stamp, or before it.
     for end in range(start - start % BLOCK + BLOCK, len(data) - _HEADER_BYTES, BLOCK):
         if data[end + _HEADER_BYTES - 1] not in _TYPES - _BEGINNINGS:
             continue
-        for length in range(_STAMPED):
+        for length in range(stamped):
             if _begins(data, end - _HEADER_BYTES - length) == length:
                 rest = end + _HEADER_BYTES
-                head = data[end - length : end] + data[rest : rest + _STAMPED - length]
-                if len(head) == _STAMPED and head.startswith(pattern, _BATCH_HEADER):
-                    yield head[-_STAMP_BYTES:], [end - _HEADER_BYTES - length, end]
+                yield (
+                    data[end - length : end] + data[rest : rest + stamped - length],
+                    [
+                        end - _HEADER_BYTES - length,
+                        end,
+                    ],
+                )
 
 
 def _begins(data: bytes, begin: int) -> int:
@@ -193,7 +222,9 @@ def _begins(data: bytes, begin: int) -> int:
 
 
 def _sound(data: bytes, begin: int) -> bool:
-    """Whether the fragment at `begin` is there with the right CRC."""
+    """Whether the fragment at `begin` is there, in one block, with the right CRC."""
     checksum, length, _ = _HEADER.unpack_from(data, begin)
     end = begin + _HEADER_BYTES + length
-    return end <= len(data) and bool(checksum == masked(crc32c(data[begin + _HEADER_BYTES - 1 : end])))
+    if end > len(data) or (end - 1) // BLOCK != begin // BLOCK:
+        return False
+    return bool(checksum == masked(crc32c(data[begin + _HEADER_BYTES - 1 : end])))

@@ -116,7 +116,7 @@ def test_a_flipped_byte_in_a_data_table(copy: Path) -> None:
 
 def test_a_flipped_byte_in_the_middle_of_the_logs_wal(killed: Path) -> None:
     wal = largest(killed / "raft", "*.log")
-    flip(wal, wal.stat().st_size // 2)
+    flip(wal, len(wal.read_bytes().rstrip(b"\0")) // 2)
     lines: list[str] = []
     assert not report(killed, lines.append)
     assert any("had been made durable and can't be read" in line and "must not take part" in line for line in lines)

@@ -25,7 +25,7 @@ def test_rows() -> None:
     store.write(batch, BatchId(0))
     store.write(LogBatch(BatchId(2)), BatchId(1))
     assert {key.hex(" "): value.hex(" ") for key, value in engine.scan(b"", b"\xff")} == {
-        "62": "01 00 00 00 00 00 00 00 02 00 00 00 00 00 00 00 01",
+        "62": "02 00 00 00 00 00 00 00 02 00 00 00 00 00 00 00 01 00 00 00 00 00 00 00 00",
         "65 01 02 03 04 05 06 07 08 00 00 00 00 00 00 00 12": (
             "01 00 00 00 00 00 00 00 00 00 00 13 00 00 00 00 00 00 00 12 5a c7 40 a3 70 61 79 6c 6f 61 64"
         ),
@@ -37,8 +37,12 @@ def test_rows() -> None:
 
 def test_unknown_version_or_length_is_corruption() -> None:
     good = log_keys.encode_pair(1, 2)
-    assert log_keys.decode_stamp(good) == log_keys.decode_start(good) == (1, 2)
-    for bad in (b"", good[:-1], good + b"\0", b"\x02" + good[1:]):
+    assert log_keys.decode_start(good) == (1, 2)
+    assert log_keys.decode_stamp(good) == (1, 2, b"")  # version 1
+    stamp = log_keys.Stamp(BatchId(1), BatchId(2), b"identity")
+    assert log_keys.decode_stamp(stamp.encode()) == stamp
+    assert log_keys.decode_stamp(None) == (0, 0, b"")
+    for bad in (b"", good[:-1], good + b"\0", b"\x02" + good[1:], b"\x03" + stamp.encode()[1:], stamp.encode()[:-1]):
         for decode in (log_keys.decode_stamp, log_keys.decode_start, log_keys.decode_hard_state):
             with pytest.raises(Corruption):
                 decode(bad)

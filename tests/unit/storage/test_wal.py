@@ -18,9 +18,9 @@ from nebuladb.ids import BatchId
 from nebuladb.raft.entry import encode_entry
 from nebuladb.storage.engine import Batch
 from nebuladb.storage.log import LogStore
-from nebuladb.storage.log_keys import STAMP_KEY, encode_pair
-from nebuladb.storage.rocks import RocksEngine
-from nebuladb.storage.wal import BLOCK, crc32c, examine, masked, wal_files
+from nebuladb.storage.log_keys import STAMP_KEY, Stamp, decode_stamp
+from nebuladb.storage.rocks import RocksEngine, examine_log
+from nebuladb.storage.wal import BLOCK, crc32c, wal_files
 
 BATCHES = 400
 WRITER = """
@@ -241,6 +241,40 @@ def test_garbage_tail(tail: bytes, one: Path, copy: Callable[[Path], Path]) -> N
     assert opened(path) == BATCHES
 
 
+def test_an_inspection_sees_what_the_next_start_keeps(tmp_path: Path) -> None:
+    """Of zeros RocksDB passes over the rest of the block, and goes on where a record begins with the next."""
+
+    def filled(path: Path, *fillings: int) -> RocksEngine:
+        engine = RocksEngine.open_log(path)
+        for number, filling in enumerate(fillings, 1):
+            rows = Batch()
+            rows.put(STAMP_KEY, Stamp(BatchId(number), BatchId(0), engine.identity).encode())
+            rows.put(b"f", b"x" * filling)
+            engine.write(rows)
+        return engine
+
+    trial = filled(tmp_path / "trial", 20_000, 12_000)
+    _, (_, end) = records(wal_files(tmp_path / "trial")[0])
+    trial.close()
+    path = tmp_path / "raft"
+    engine = filled(path, 20_000, 12_000 + BLOCK - end, 100)  # the third begins with a block
+    killed = shutil.copytree(path, tmp_path / "killed")
+    engine.close()
+    (file,) = wal_files(killed)
+    data = bytearray(file.read_bytes())
+    (_, end), (begin, _) = records(file)[0], records(file)[2]
+    assert begin == BLOCK
+    data[end:begin] = bytes(begin - end)
+    file.write_bytes(data)
+    inspected = RocksEngine.inspect(killed)
+    assert decode_stamp(inspected.get(STAMP_KEY)).batch == 1
+    inspected.close()
+    assert file.read_bytes() == data
+    reopened = RocksEngine.open_log(killed)
+    assert decode_stamp(reopened.get(STAMP_KEY)).batch == 1
+    reopened.close()
+
+
 def test_everything_after_a_flush_is_garbage(one: Path, copy: Callable[[Path], Path]) -> None:
     path = copy(one)
     (file,) = live(path)
@@ -339,21 +373,22 @@ def test_batches_in_tables_are_not_missed(tmp_path: Path) -> None:
 
 
 def test_scanner_alone(one: Path) -> None:
-    found = examine(wal_files(one), BatchId(0))
+    found = examine_log(one)
+    assert found is not None
     assert (found.kept, found.flushed, found.behind) == (400, 390, [])
 
 
-@pytest.mark.parametrize("size", [7, 8, 18, 19, 22, 23, 30, 39, 40])
+@pytest.mark.parametrize("size", [7, 8, 18, 19, 22, 23, 30, 47, 48])
 def test_stamp_cut_by_the_end_of_a_block(size: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Batches of RocksDB's own, of which one begins `size` bytes before a block's end, or where no header fits."""
     monkeypatch.setattr("nebuladb.storage.preallocation.ZEROS", b"")
-    whole = size == 40
+    whole = size == 48
     path = tmp_path / "raft"
     engine = RocksEngine.open_log(path)
 
     def put(batch: int, filling: int) -> int:
         rows = Batch()
-        rows.put(STAMP_KEY, encode_pair(batch, batch - 1))
+        rows.put(STAMP_KEY, Stamp(BatchId(batch), BatchId(batch - 1), engine.identity).encode())
         rows.put(b"f", bytes(filling))
         engine.write(rows)
         engine.sync()
@@ -365,54 +400,30 @@ def test_stamp_cut_by_the_end_of_a_block(size: int, tmp_path: Path, monkeypatch:
     kill = shutil.copytree(path, tmp_path / "killed")
     engine.close()
     files = wal_files(kill)
-    assert examine(files, BatchId(0))[:2] == (3, 2)
+
+    def found() -> tuple[BatchId, BatchId]:
+        judged = examine_log(kill)
+        assert judged is not None
+        return judged.kept, judged.flushed
+
+    assert found() == (3, 2)
     flip(files[0], 100)
-    assert examine(files, BatchId(0))[:2] == (1, 2)
+    assert found() == (1, 2)
     with pytest.raises(Corruption, match="2 to 2"):
         RocksEngine.open_log(kill)
     flip(files[0], 100)
     flip(files[0], BLOCK + 20)
     # Where it lies whole in the first block the stamp is believed, though its record is not.
-    assert examine(files, BatchId(0))[:2] == (2, 2 if whole else 1)
+    assert found() == (2, 2 if whole else 1)
     flip(files[0], 100)
-    assert examine(files, BatchId(0))[:2] == (1, 2 if whole else 0)
+    assert found() == (1, 2 if whole else 0)
 
 
-def record(batch: int, flushed: int) -> bytes:
-    row = b"\x01\x01b\x11" + encode_pair(batch, flushed)
-    body = b"\x01" + struct.pack("<QI", batch, 1) + row
-    return struct.pack("<IH", masked(crc32c(body)), len(body) - 1) + body
-
-
-def test_records_behind_the_end_count_for_what_they_say_was_flushed_only(tmp_path: Path) -> None:
-    file = tmp_path / "000004.log"
-    file.write_bytes(b"".join(record(batch, batch - 1) for batch in range(1, 6)))
-    assert examine([file], BatchId(0)) == (5, 4, [(file, file.stat().st_size)], [])
-    assert examine([file], BatchId(7)).kept == 7
-    end = file.stat().st_size
-    with file.open("ab") as later:
-        later.write(bytes(100) + record(7, 5))
-    assert examine([file], BatchId(0)) == (5, 5, [(file, end)], [])
-    late = tmp_path / "000005.log"
-    late.write_bytes(record(9, 3))
-    assert examine([file, late], BatchId(0)) == (5, 5, [(file, end)], [late])
-    flip(file, end - 30)
-    assert examine([file], BatchId(0)).missing == "log batches 5 to 5 had been made durable and can't be read"
-
-
-def test_a_jump_amid_sound_records_is_damage(tmp_path: Path) -> None:
-    file = tmp_path / "000004.log"
-    file.write_bytes(record(1, 0) + record(3, 0))
-    with pytest.raises(Corruption, match="lacks log batches 2 to 2"):
-        examine([file], BatchId(0))
-
-
-@pytest.mark.parametrize("kind", [5, 8, 9, 130])
-def test_records_of_other_types_are_an_end(kind: int, tmp_path: Path) -> None:
-    """As RocksDB writes them into files that it recycles, compresses or marks."""
-    file = tmp_path / "000004.log"
-    other = bytearray(record(2, 1))
-    other[6] = kind
-    other[:4] = struct.pack("<I", masked(crc32c(bytes(other[6:]))))
-    file.write_bytes(record(1, 0) + other)
-    assert examine([file], BatchId(0))[:2] == (1, 0)
+@pytest.mark.parametrize("lost", ["identity", "another"])
+def test_the_identity_is_missed(lost: str, one: Path, copy: Callable[[Path], Path]) -> None:
+    path = copy(one)
+    (path / "IDENTITY").unlink()
+    if lost == "another":
+        (path / "IDENTITY").write_text("another")
+    with pytest.raises(Corruption, match=r"identity|IDENTITY"):
+        RocksEngine.open_log(path)
