@@ -18,8 +18,8 @@ from typing import Final
 
 ZEROS: Final = bytes(256 << 10)
 """What is written at a time. The next sync takes it along, in half a millisecond."""
-LOW: Final = len(ZEROS) // 4
-"""Bytes of zeros that are left when more are written: larger than most batches."""
+LOW: Final = bytes(len(ZEROS) // 4)
+"""Where so many are left no more are written: larger than most batches."""
 ROW_BYTES: Final = 16
 """About what a row takes in the WAL beside its key and value."""
 
@@ -30,30 +30,27 @@ class Preallocation:
     def __init__(self, directory: Path) -> None:
         self._directory = directory
         self._room = 0
-        """Bytes of zeros that are left, about: it says when to look, and the file how many there are."""
+        """Bytes of zeros that are left before the next look, about. The file says whether there are enough."""
 
     def wrote(self, rows: int, size: int) -> None:
         """A batch of so many rows was written, whose keys and values have `size` bytes."""
         self._room -= size + rows * ROW_BYTES
-        if self._room < LOW:
-            self._room = len(ZEROS)
+        if self._room < 0:
+            self._room = len(LOW)
             # A full disk, say: syncs are slower then, and that writes fail is RocksDB's to tell.
             with contextlib.suppress(OSError):
-                self._room = self._extend()
+                self._extend()
 
-    def _extend(self) -> int:
-        """Write zeros, if few are left; how many are there then."""
+    def _extend(self) -> None:
         numbers = [name for name in os.listdir(self._directory) if name.endswith(".log") and name[:-4].isdigit()]
         newest = max(numbers, key=lambda name: int(name[:-4]), default="")
         # Opened anew each time: a WAL that was deleted would take its room on the disk as long as it is held.
         file = os.open(self._directory / newest, os.O_RDWR | os.O_CLOEXEC)
         try:
             end = os.fstat(file).st_size
-            tail = os.pread(file, len(ZEROS), max(0, end - len(ZEROS)))
-            left = len(tail) - len(tail.rstrip(b"\0"))
-            if left < LOW:
+            if os.pread(file, len(LOW), max(0, end - len(LOW))) != LOW:
                 # Behind the file's end, which is behind all that RocksDB has written, and where it never seeks to.
-                left += os.pwrite(file, ZEROS, end)
+                os.pwrite(file, ZEROS, end)
+                self._room = len(ZEROS) - len(LOW)
         finally:
             os.close(file)
-        return left

@@ -98,7 +98,7 @@ def test_records_are_never_written_over(seed: int, tmp_path: Path) -> None:
         found = path.read_bytes()
         assert found[: len(records)] == records
         assert not any(found[len(records) :])
-        assert len(found) - len(records) <= len(ZEROS) + LOW
+        assert len(found) - len(records) <= len(ZEROS) + len(LOW)
     assert any(path.stat().st_size > len(records) for path, records in wanted.items())
 
 
@@ -149,7 +149,7 @@ def test_zeros_are_few_whatever_is_written(size: int, tmp_path: Path) -> None:
         engine.write(batch(engine, number, size))
         if number % 500 == 0:
             most = max(most, file.stat().st_size - written(engine, path))
-    assert max(most, file.stat().st_size - written(engine, path)) <= len(ZEROS) + LOW
+    assert max(most, file.stat().st_size - written(engine, path)) <= len(ZEROS) + len(LOW)
     assert file.stat().st_size > written(engine, path)
     assert (path / "copy.log").read_bytes() == b"of somebody's"
     engine.close()
