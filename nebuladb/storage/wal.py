@@ -35,12 +35,7 @@ import google_crc32c
 from nebuladb.errors import Corruption
 from nebuladb.ids import BatchId
 from nebuladb.storage.files import sync_directory
-from nebuladb.storage.log_keys import (
-    STAMP_KEY,
-    STAMP_SIZES,
-    Stamp,
-    decode_stamp,
-)
+from nebuladb.storage.log_keys import STAMP_KEY, STAMP_SIZES, Stamp, decode_stamp
 
 BLOCK: Final = 32 << 10
 _HEADER: Final = struct.Struct("<IHB")
