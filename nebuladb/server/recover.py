@@ -33,7 +33,8 @@ from nebuladb.shard import Descriptor, KeyspaceState
 from nebuladb.storage.engine import Engine
 from nebuladb.storage.files import sync_directory, write_durably
 from nebuladb.storage.log import LogStore
-from nebuladb.storage.rocks import RocksEngine
+from nebuladb.storage.rocks import RocksEngine, examine_log
+from nebuladb.storage.wal import wal_files
 
 ASIDE: Final = ".before-recovery"
 SLICE_BYTES: Final = 4 << 20
@@ -82,7 +83,7 @@ def _rebuild(path: Path, identity: Identity, say: Callable[[str], None]) -> Foun
     source = old if old.exists() else path / "raft"
     shutil.rmtree(new, ignore_errors=True)
     with ExitStack() as stack:
-        log = LogStore(RocksEngine.open_log(source))
+        log = LogStore(_open(source, path / f"raft-wal{ASIDE}", say))
         stack.callback(log.close)
         data = RocksEngine.open_data(path / "data")
         stack.callback(data.close)
@@ -114,6 +115,22 @@ def _rebuild(path: Path, identity: Identity, say: Callable[[str], None]) -> Foun
     new.replace(path / "raft")
     sync_directory(path)
     return founding
+
+
+def _open(source: Path, keep: Path, say: Callable[[str], None]) -> RocksEngine:
+    """The log's database in `source`, as far as it can be read; what can't be is kept in `keep` first."""
+    found = examine_log(source)
+    if found is not None and found.missing:
+        say(f"raft: {found.missing}: what they held is LOST; the damaged files are kept in {keep}")
+        if not keep.exists():
+            draft = keep.with_name(keep.name + ".tmp")
+            shutil.rmtree(draft, ignore_errors=True)
+            draft.mkdir()
+            for file in wal_files(source):
+                write_durably(draft / file.name, file.read_bytes())
+            draft.replace(keep)
+            sync_directory(keep.parent)
+    return RocksEngine.open_log(source, lossy=True)
 
 
 def _complete(meta: Meta, held: dict[int, int]) -> list[Descriptor]:

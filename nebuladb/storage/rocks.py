@@ -175,16 +175,17 @@ class RocksEngine:
 
     @classmethod
     def open_log(
-        cls, path: Path, *, memtable_bytes: int | None = None, memory: RocksMemory | None = None
+        cls, path: Path, *, memtable_bytes: int | None = None, memory: RocksMemory | None = None, lossy: bool = False
     ) -> RocksEngine:
         """Open a database with a WAL, and lose nothing that was ever said to be flushed (S34).
 
         Its batches are a `LogStore`'s, or have no stamps. `memory` is shared with the node's other database. Raises
-        `Corruption` where more than a torn end is damaged; the directory is then as it was.
+        `Corruption` where more than a torn end is damaged; the directory is then as it was. `lossy`: at the damage it is
+        opened all the same, for a replica that will never vote or acknowledge again.
         """
         found = examine_log(path)
         if found is not None:
-            if found.missing:
+            if found.missing and not lossy:
                 raise Corruption(
                     f"{path} is damaged: {found.missing}. This node may have forgotten a vote, so it must not take "
                     "part as it is. Keep the directory for inspection, and restore the node as a new member with an "
