@@ -180,8 +180,8 @@ class RocksEngine:
         """Open a database with a WAL, and lose nothing that was ever said to be flushed (S34).
 
         Its batches are a `LogStore`'s, or have no stamps. `memory` is shared with the node's other database. Raises
-        `Corruption` where more than a torn end is damaged; the directory is then as it was. `lossy`: at the damage it is
-        opened all the same, for a replica that will never vote or acknowledge again.
+        `Corruption` where more than a torn end is damaged; the directory is then as it was. `lossy`: it opens at the
+        damage all the same, for a replica that will never vote or acknowledge again.
         """
         found = examine_log(path)
         if found is not None:
