@@ -22,6 +22,7 @@ from nebuladb.node.registry import GroupState, RegistryRow
 from nebuladb.storage.lock import DirectoryLock
 from nebuladb.storage.log import LogStore
 from nebuladb.storage.rocks import RocksEngine, examine_log
+from nebuladb.storage.wal import Found
 
 MAX_PROBLEMS: Final = 20
 """Told of one shard; there are more where there are so many."""
@@ -87,11 +88,15 @@ def _databases(path: Path) -> Iterator[Finding]:
     if not (path / "raft").exists():
         yield Finding("raft", "the log's database is missing", LOST)
         return
-    wal = _wal(path / "raft")
-    yield wal
+    try:
+        found = examine_log(path / "raft")
+    except NebulaError as error:
+        yield Finding("raft: WAL", error.message, LOST)
+        return
+    yield _wal(found)
     engine = None
     try:
-        engine = RocksEngine.inspect(path / "raft")
+        engine = RocksEngine.inspect(path / "raft", found)
         log = LogStore(engine)
         rows = {int(group): RegistryRow.decode(row) for group, row in log.registry().items()}
     except NebulaError as error:
@@ -106,12 +111,8 @@ def _databases(path: Path) -> Iterator[Finding]:
         engine.close()
 
 
-def _wal(path: Path) -> Finding:
+def _wal(found: Found | None) -> Finding:
     """What an opening of the log would lose, and whether that was promised (S34)."""
-    try:
-        found = examine_log(path)
-    except NebulaError as error:
-        return Finding("raft: WAL", error.message, LOST)
     if found is None:
         return Finding("raft: no WAL")
     if found.missing:

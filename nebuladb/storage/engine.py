@@ -12,6 +12,7 @@ from typing import Final, Protocol
 PUT: Final = 0
 DELETE: Final = 1
 DELETE_RANGE: Final = 2
+IDENTITY_BYTES: Final = 8
 
 
 class Batch:
@@ -76,7 +77,7 @@ class Engine(Reader, Protocol):
 
     @property
     def identity(self) -> bytes:
-        """8 bytes that no other database has, the same as long as this one lives; no client can know them."""
+        """IDENTITY_BYTES that no other database has, the same as long as this one lives; no client can know them."""
         ...
 
     def write(self, batch: Batch) -> None:

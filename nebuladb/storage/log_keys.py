@@ -15,10 +15,10 @@ from typing import Final, NamedTuple
 from nebuladb.errors import Corruption
 from nebuladb.ids import BatchId, GroupId
 from nebuladb.raft.ready import HardState
+from nebuladb.storage.engine import IDENTITY_BYTES
 
 ROW_VERSION: Final = 1
 STAMP_VERSION: Final = 2
-IDENTITY_BYTES: Final = 8
 
 ENTRY_ROW: Final = b"e"
 HARD_STATE_ROW: Final = b"h"

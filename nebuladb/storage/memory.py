@@ -14,7 +14,7 @@ from typing import Final, NoReturn
 
 from nebuladb.env import Rng
 from nebuladb.errors import Corruption, DiskFull, StoreError, WriteStalled
-from nebuladb.storage.engine import DELETE, PUT, Batch
+from nebuladb.storage.engine import DELETE, IDENTITY_BYTES, PUT, Batch
 
 ALWAYS: Final = 1 << 62
 """For `MemoryEngine.fail`: until `heal`."""
@@ -47,7 +47,7 @@ class MemoryEngine:
     the end of a sync calls in place of `sync` or `flush`, with the position at the start.
     """
 
-    identity = bytes(8)
+    identity = bytes(IDENTITY_BYTES)
 
     def __init__(self, *, wal: bool) -> None:
         self.wal = wal

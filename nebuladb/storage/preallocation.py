@@ -16,6 +16,8 @@ import os
 from pathlib import Path
 from typing import Final
 
+from nebuladb.storage.wal import wal_files
+
 ZEROS: Final = bytes(256 << 10)
 """What is written at a time. The next sync takes it along, in half a millisecond."""
 LOW: Final = bytes(len(ZEROS) // 4)
@@ -42,10 +44,11 @@ class Preallocation:
                 self._extend()
 
     def _extend(self) -> None:
-        numbers = [name for name in os.listdir(self._directory) if name.endswith(".log") and name[:-4].isdigit()]
-        newest = max(numbers, key=lambda name: int(name[:-4]), default="")
+        files = wal_files(self._directory)
+        if not files:
+            return
         # Opened anew each time: a WAL that was deleted would take its room on the disk as long as it is held.
-        file = os.open(self._directory / newest, os.O_RDWR | os.O_CLOEXEC)
+        file = os.open(files[-1], os.O_RDWR | os.O_CLOEXEC)
         try:
             end = os.fstat(file).st_size
             if os.pread(file, len(LOW), max(0, end - len(LOW))) != LOW:

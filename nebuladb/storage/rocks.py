@@ -32,9 +32,9 @@ from rocksdict import Snapshot as RocksView
 
 from nebuladb.env import probe
 from nebuladb.errors import Corruption, DataDamaged, DiskFull, InvariantViolation, StoreError, WriteStalled
-from nebuladb.storage.engine import DELETE, PUT, Batch
+from nebuladb.storage.engine import DELETE, IDENTITY_BYTES, PUT, Batch
 from nebuladb.storage.files import sync_directory
-from nebuladb.storage.log_keys import IDENTITY_BYTES, STAMP_KEY, Stamp, decode_stamp
+from nebuladb.storage.log_keys import STAMP_KEY, Stamp, decode_stamp
 from nebuladb.storage.preallocation import Preallocation
 from nebuladb.storage.wal import Found, cut, examine, wal_files
 
@@ -221,9 +221,9 @@ class RocksEngine:
         return cls(_open(path, options), wal=False)
 
     @classmethod
-    def inspect(cls, path: Path) -> RocksEngine:
-        """Open a closed database to read it and leave it untouched. Of a WAL it sees what `open_log` would keep."""
-        found = examine_log(path)
+    def inspect(cls, path: Path, found: Found | None = None) -> RocksEngine:
+        """Open a closed database to read it and leave it untouched. Of its WAL it sees what is sound in `found`, which
+        `examine_log` gave: what `open_log` would keep."""
         options = _options(LOG_MEMTABLE_BYTES, RocksMemory(DATA_CACHE_BYTES, LOG_MEMTABLE_BYTES))
         options.create_if_missing(False)  # noqa: FBT003
         with TemporaryDirectory() as kept:

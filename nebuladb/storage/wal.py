@@ -79,7 +79,7 @@ class Found(NamedTuple):
 
 
 def wal_files(directory: Path) -> list[Path]:
-    """The WAL files of the closed database in `directory`, oldest first."""
+    """The WAL files of the database in `directory`, oldest first."""
     return sorted((path for path in directory.glob("*.log") if path.stem.isdigit()), key=lambda path: int(path.stem))
 
 
@@ -201,13 +201,8 @@ def _candidates(data: bytes, start: int, prefix: bytes) -> Iterator[tuple[bytes,
         for length in range(stamped):
             if _begins(data, end - _HEADER_BYTES - length) == length:
                 rest = end + _HEADER_BYTES
-                yield (
-                    data[end - length : end] + data[rest : rest + stamped - length],
-                    [
-                        end - _HEADER_BYTES - length,
-                        end,
-                    ],
-                )
+                head = data[end - length : end] + data[rest : rest + stamped - length]
+                yield head, [end - _HEADER_BYTES - length, end]
 
 
 def _begins(data: bytes, begin: int) -> int:

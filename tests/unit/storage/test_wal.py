@@ -266,7 +266,7 @@ def test_an_inspection_sees_what_the_next_start_keeps(tmp_path: Path) -> None:
     assert begin == BLOCK
     data[end:begin] = bytes(begin - end)
     file.write_bytes(data)
-    inspected = RocksEngine.inspect(killed)
+    inspected = RocksEngine.inspect(killed, examine_log(killed))
     assert decode_stamp(inspected.get(STAMP_KEY)).batch == 1
     inspected.close()
     assert file.read_bytes() == data
