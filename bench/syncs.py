@@ -8,40 +8,25 @@ its file system only, nothing of NebulaDB: see `nebuladb.storage.preallocation`.
 from __future__ import annotations
 
 import argparse
-import os
 import statistics
 import sys
 import tempfile
-import time
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Final
 
+from bench.face.scene import sync_seconds
 from nebuladb.storage.preallocation import ZEROS
 
-RECORD: Final = b"x" * 600
+RECORD_BYTES: Final = 600
 """About a put of 256 bytes in the log."""
-SYNCS: Final = 300
 REST_SECONDS: Final = 0.0003
 """Between a sync and the next record."""
 
 
 def one_round(path: Path, zeros: int) -> float:
-    """Median seconds of a sync, of a new file with so many zeros ahead at its start; there must be enough."""
-    took = []
-    file = os.open(path, os.O_CREAT | os.O_TRUNC | os.O_WRONLY)
-    try:
-        os.pwrite(file, bytes(zeros), 0)
-        os.fsync(file)
-        for _ in range(SYNCS):
-            os.write(file, RECORD)
-            began = time.perf_counter()
-            os.fdatasync(file)
-            took.append(time.perf_counter() - began)
-            time.sleep(REST_SECONDS)
-    finally:
-        os.close(file)
-    return statistics.median(took)
+    """Median seconds of a sync, of a new file with so many zeros ahead at its start: more than is written."""
+    return sync_seconds(path, RECORD_BYTES, zeros=zeros, rest=REST_SECONDS)
 
 
 def main() -> int:

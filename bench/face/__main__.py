@@ -122,7 +122,7 @@ def main() -> int:
         with scratch(options.folder) as (folder, stack):
             print(
                 f"{os.cpu_count()} cores; load {os.getloadavg()[0]:.1f} before; fdatasync of 256 bytes "
-                f"{sync_seconds(folder) * 1e6:.0f} µs; runs of {extent.seconds:g} s"
+                f"{sync_seconds(folder / 'sync') * 1e6:.0f} µs; runs of {extent.seconds:g} s"
             )
             ours = stack.enter_context(Ours(folder / "nebula"))
             ours.start()

@@ -38,16 +38,23 @@ def scratch(parent: Path | None) -> Iterator[tuple[Path, ExitStack]]:
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
-def sync_seconds(folder: Path) -> float:
-    """What making 256 bytes durable costs there: the median."""
+def sync_seconds(file: Path, size: int = SYNC_BYTES, *, zeros: int = 0, rest: float = 0.0) -> float:
+    """What making `size` bytes durable costs in `file`, which is made anew, with so many `zeros` ahead: the median.
+
+    `rest`: seconds between two.
+    """
     took = []
-    descriptor = os.open(folder / "sync", os.O_CREAT | os.O_WRONLY)
+    descriptor = os.open(file, os.O_CREAT | os.O_TRUNC | os.O_WRONLY)
     try:
+        os.pwrite(descriptor, bytes(zeros), 0)
+        os.fsync(descriptor)
         for _ in range(SYNCS):
-            os.write(descriptor, b"x" * SYNC_BYTES)
+            os.write(descriptor, b"x" * size)
             began = time.perf_counter()
             os.fdatasync(descriptor)
             took.append(time.perf_counter() - began)
+            if rest:
+                time.sleep(rest)
     finally:
         os.close(descriptor)
     return statistics.median(took)

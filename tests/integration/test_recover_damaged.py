@@ -10,14 +10,13 @@ from nebuladb.errors import Corruption, StoreError
 from nebuladb.server.recover import ASIDE, recover
 from nebuladb.server.verify import report
 from nebuladb.storage.rocks import RocksEngine, examine_log
-from tests.integration.test_verify import KEYS, ROW, flip, killed, largest, stopped
+from tests.integration.test_verify import KEYS, ROW, flip_log, killed, stopped
 
 __all__ = ["killed", "stopped"]  # fixtures
 
 
 def test_a_survivor_with_a_damaged_log_becomes_a_cluster_of_what_it_has(killed: Path) -> None:
-    wal = largest(killed / "raft", "*.log")
-    flip(wal, len(wal.read_bytes().rstrip(b"\0")) // 2)
+    wal = flip_log(killed)
     damaged = wal.read_bytes()
     with pytest.raises(Corruption, match="had been made durable"):
         RocksEngine.open_log(killed / "raft")
@@ -35,8 +34,7 @@ def test_a_survivor_with_a_damaged_log_becomes_a_cluster_of_what_it_has(killed: 
 
 
 def test_a_recovery_that_was_broken_off_after_the_damage_was_cut_goes_on(killed: Path) -> None:
-    wal = largest(killed / "raft", "*.log")
-    flip(wal, len(wal.read_bytes().rstrip(b"\0")) // 2)
+    wal = flip_log(killed)
     damaged = wal.read_bytes()
     (killed / "data").rename(killed / "elsewhere")
     (killed / "data").write_text("no database")

@@ -70,6 +70,13 @@ def problems(directory: Path) -> list[str]:
     return [f"{finding.part}: {finding.problem}" for finding in verify(directory) if finding.problem]
 
 
+def flip_log(directory: Path) -> Path:
+    """Flip a bit in the middle of the log's records; the file that has them."""
+    wal = largest(directory / "raft", "*.log")
+    flip(wal, len(wal.read_bytes().rstrip(b"\0")) // 2)
+    return wal
+
+
 def flip(path: Path, position: int) -> None:
     data = bytearray(path.read_bytes())
     data[position] ^= 0x40
@@ -115,8 +122,7 @@ def test_a_flipped_byte_in_a_data_table(copy: Path) -> None:
 
 
 def test_a_flipped_byte_in_the_middle_of_the_logs_wal(killed: Path) -> None:
-    wal = largest(killed / "raft", "*.log")
-    flip(wal, len(wal.read_bytes().rstrip(b"\0")) // 2)
+    flip_log(killed)
     lines: list[str] = []
     assert not report(killed, lines.append)
     assert any("had been made durable and can't be read" in line and "must not take part" in line for line in lines)
