@@ -88,6 +88,10 @@ class Incoming:
             self.stage = Stage.FLUSHING
         return self.importer.written - before
 
+    def orphaned(self, term: int) -> bool:
+        """Whether nobody sends the rest: who leads this later term doesn't know of it, also if it is the same node."""
+        return self.stage is Stage.RECEIVING and self.name[0] < term
+
     def tick(self) -> bool:
         """A tick passed; False: nothing has come for too long."""
         self._silent += 1

@@ -315,10 +315,12 @@ class Snapshots:
         self._host.post(node, Envelope(replica.group, message))
 
     def _ask(self) -> None:
-        """Replicas without data ask their leaders for snapshots."""
+        """Replicas without data ask their leaders for snapshots, but for those to whom one is coming."""
         for group in self.lost:
-            replica = self._host.replicas.get(group)
-            if replica is not None and replica.raft.leader and group not in self.incoming:
+            replica, incoming = self._host.replicas.get(group), self.incoming.get(group)
+            if replica is None or not replica.raft.leader:
+                continue
+            if incoming is None or incoming.orphaned(replica.raft.term):
                 message = Message(
                     HostMessageType.SNAPSHOT_WANTED, replica.id, replica.raft.leader, replica.raft.term,
                     index=replica.log_start,

@@ -14,6 +14,7 @@ from nebuladb.kv.command import Command, Kind
 from nebuladb.kv.rows import group_span
 from nebuladb.kv.store import Store
 from nebuladb.node.frame import HostMessageType, decode_frame
+from nebuladb.node.incoming import SILENT_TICKS
 from nebuladb.node.node import put_request
 from nebuladb.node.options import NodeOptions
 from nebuladb.node.outgoing import IDLE_TICKS
@@ -341,6 +342,22 @@ def test_without_data_a_replica_votes_and_gets_a_snapshot() -> None:
     trio.until(level(trio, META_GROUP, DEFAULT_GROUP), "level")
     assert len(digest(trio)) == 1
     assert not trio.node(follower).snapshots.lost
+
+
+def test_without_data_a_replica_asks_the_next_leader_as_soon_as_there_is_one() -> None:
+    """What the last one had begun to send has no end, and to wait until it is given up takes 15 s."""
+    trio = founded()
+    leader, follower = away(trio, size=30_000)
+    trio.start(follower)
+    trio.until(level(trio), "level")
+    lost(trio, follower)
+    trio.until(lambda: DEFAULT_GROUP in trio.node(follower).snapshots.incoming, "on its way")
+    assert trio.node(follower).host.replicas[DEFAULT_GROUP].lost
+    trio.crash(leader)
+    trio.until(lambda: trio.leader(DEFAULT_GROUP) not in (None, leader), "a new leader")
+    before = trio.time
+    trio.until(lambda: not trio.node(follower).host.replicas[DEFAULT_GROUP].lost, "a snapshot is in")
+    assert trio.time - before < SILENT_TICKS * TICK_MS // 2
 
 
 def test_an_installing_row_is_a_replica_without_data() -> None:
