@@ -92,10 +92,12 @@ class Applier:
         rows = 0
         more = stalled = False
         for _ in range(len(self._slices)):
+            if not self._slices:
+                break  # what was applied has removed groups
             work = self._slices.popleft()
             data = self._groups.get(work.group)
-            if data is None or data.store.generation != work.generation:
-                probe("slice of a removed group or generation dropped")
+            if data is None or data.store.generation != work.generation or data.store.failed:
+                probe("slice for data that is gone dropped")
                 continue
             if work.group in self._fetching or (self.paused and work.group in self._midway):
                 self._slices.append(work)
@@ -157,7 +159,9 @@ class Applier:
         return bool(self._busy)
 
     def forget(self, group: int) -> None:
-        """The group's store is closed."""
+        """The group's store is closed, and what was handed out for it is void: a store that takes its place starts from
+        its own index, under the same generation if it stands in for one that is damaged (S5)."""
+        self._slices = deque(work for work in self._slices if work.group != group)
         self._busy.pop(group, None)
         self._fetching.pop(group, None)
         self._midway.discard(group)

@@ -135,7 +135,7 @@ class Host:
         then (the word to rest was the last that came), nobody else would wake it."""
         if not replica.resting:
             return False
-        leader = replica.nodes.get(replica.raft.leader, 0)
+        leader = replica.home(replica.raft.leader)
         peer = self.peers.get(leader)
         if leader == self.node or (peer is not None and peer.connected and not peer.silent):
             return True
@@ -146,7 +146,7 @@ class Host:
         """`node` is gone, back or silent: the quiet groups that it leads, or that are led here, look for themselves."""
         for group, replica in self.replicas.items():
             raft = replica.raft
-            if raft.quiet and (raft.role is LEADER or replica.nodes.get(raft.leader) == node):
+            if raft.quiet and (raft.role is LEADER or replica.home(raft.leader) == node):
                 raft.wake()
                 self._dirty[group] = None
 
@@ -196,9 +196,9 @@ class Host:
             if message.type == GONE:
                 if replica is not None and message.receiver == replica.id:
                     self.removed[group] = replica.id
-            elif replica is None or message.receiver != replica.id or replica.nodes.get(message.sender) != node:
-                # Also for a group that was removed here: its sender learns the same from the meta group, and until then
-                # a forward that nobody answers is *unknown*, which is true (an earlier copy may have been appended).
+            elif replica is None or not replica.hears(message, node, self.gone):
+                # Also for a group that was removed here: a forward that nobody answers is *unknown*, which is true (an
+                # earlier copy may have been appended).
                 probe("message for another replica dropped")
                 if self.gone(group, message.sender):
                     probe("removed replica told so")
@@ -472,10 +472,8 @@ class Host:
     def _address(self, replica: Replica, messages: list[Message]) -> list[tuple[int, Envelope]]:
         """A replica that a configuration names may be one that this node hasn't heard of, or that is gone: what is sent
         to it is lost."""
-        nodes, group = replica.nodes, replica.group
-        return [
-            (nodes[message.receiver], Envelope(group, message)) for message in messages if message.receiver in nodes
-        ]
+        group, home = replica.group, replica.home
+        return [(node, Envelope(group, message)) for message in messages if (node := home(message.receiver))]
 
     def _reaches(self, node: int) -> bool:
         peer = self.peers.get(node)

@@ -106,6 +106,9 @@ class Replica:
         self.generation = start.generation
         self.id = start.replica
         self.nodes = dict(start.nodes)
+        """Replica id → node id, as the registry has them (S17)."""
+        self._strangers: dict[int, int] = {}
+        """Likewise, of replicas that it doesn't list, and that were heard from."""
         self._configured = start.configuration_index
         self.node = node
         self.nonce = nonce
@@ -207,7 +210,7 @@ class Replica:
         replies = [self.refuse(forward) for forward in self._drop_forwards()] if self._forwards else []
         self._internal.clear()
         leader = self.raft.leader
-        node = self.nodes.get(leader, 0)
+        node = self.home(leader)
         if not self.proposals.waiting or self._refused or not leader or not reaches(node):
             return replies
         # Control commands go apart: a leader under pressure takes them and refuses the others.
@@ -351,6 +354,36 @@ class Replica:
         self._drop_forwards()
         output.answers += self.proposals.close()
         output.reads += self.reads.close()
+
+    def home(self, replica: int) -> int:
+        """The node that a replica is on, as far as we know; else 0."""
+        return self.nodes.get(replica) or self._strangers.get(replica, 0)
+
+    def hears(self, message: Message, node: int, gone: Callable[[int, int], bool]) -> bool:
+        """Whether a message that came from `node` is for us, by a replica of our group (S16).
+
+        Its sender needn't be listed: who missed a change of members must follow a leader that came by it, and vote for
+        it (thesis §4.1). But one that our picture of meta says to be `gone` isn't heard, nor one that is listed
+        elsewhere, for none ever moves.
+        """
+        sender = message.sender
+        if message.receiver != self.id:
+            return False
+        if self.nodes.get(sender) == node:
+            return True
+        if sender in self.nodes or gone(self.group, sender):
+            return False
+        if self._strangers.get(sender) != node:
+            probe("a replica that isn't listed here speaks")
+            # Of each node the last one: a peer can't make this grow.
+            self._strangers = {other: home for other, home in self._strangers.items() if home != node}
+            self._strangers[sender] = node
+        return True
+
+    def moved(self, nodes: Mapping[int, int]) -> None:
+        """The registry has the group's replicas anew."""
+        self.nodes = dict(nodes)
+        self._strangers.clear()
 
     def on(self, node: int) -> int:
         """Id of the group's replica on `node`; 0 if it has none."""

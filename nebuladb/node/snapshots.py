@@ -192,14 +192,14 @@ class Snapshots:
             replica is not None
             and replica.raft.role is StateRole.LEADER
             and replica.raft.term == outgoing.term
-            and replica.nodes.get(outgoing.receiver) == outgoing.node
+            and replica.home(outgoing.receiver) == outgoing.node
         )
 
     def _begin(self) -> None:
         """Begin what is wanted, as much at a time as is allowed."""
         for (group, receiver), index in list(self._wanted.items()):
             replica = self._host.replicas.get(group)
-            node = replica.nodes.get(receiver, 0) if replica is not None else 0
+            node = replica.home(receiver) if replica is not None else 0
             peer = self._host.peers.get(node)
             if (group, receiver) in self.outgoing:
                 del self._wanted[group, receiver]
@@ -325,7 +325,7 @@ class Snapshots:
                     HostMessageType.SNAPSHOT_WANTED, replica.id, replica.raft.leader, replica.raft.term,
                     index=replica.log_start,
                 )  # fmt: skip
-                self._host.post(replica.nodes.get(replica.raft.leader, 0), Envelope(group, message))
+                self._host.post(replica.home(replica.raft.leader), Envelope(group, message))
 
     # --- the receiver's side ---------------------------------------------------------------------------------------
 

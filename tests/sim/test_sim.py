@@ -70,6 +70,9 @@ def test_nodes_are_added_removed_and_replaced_under_faults() -> None:
         pytest.param(15, 5.0, id="groups that found the log batch full waited for a tick"),
         pytest.param(23, 5.0, id="two HASHes in one entry took two states under one index"),
         pytest.param(52, 6.0, id="a replica without data waited 15 s for a snapshot that nobody sent any more"),
+        pytest.param(5264, 9.0, id="a slice for damaged data was run on what stood in for it"),
+        pytest.param(5331, 9.0, id="a slice was run on data that had been found damaged meanwhile"),
+        pytest.param(5532, 9.0, id="who missed a replacement heard nothing of a leader that came by it"),
     ],
 )
 def test_seeds_that_found_something(seed: int, seconds: float) -> None:

@@ -148,6 +148,33 @@ def test_damage_that_a_slice_meets_ends_the_background_work_on_that_data() -> No
     assert not background_waits(stores)
 
 
+def test_a_slice_that_waited_while_damage_was_met_is_void() -> None:
+    """The simulator's seed 5331, likewise: a hash met the damage, and the slice's rows came before the replacement."""
+    stores = Stores()
+    stores.apply(FIRST, PUT, HASH)
+    spoil(stores)
+    stores.applier.add([Slice(FIRST, 1, [stores.logs[FIRST].work(PUT)])])
+    stores.applier.background()
+    assert [group for group, _ in stores.applier.damaged] == [FIRST]
+    assert stores.applier.run() == (False, False)
+    assert len(stores.applier.damaged) == 1
+
+
+def test_a_slice_that_waited_is_not_for_the_store_that_stands_in() -> None:
+    """The simulator's seed 5264: the node stopped, though its log was whole and a snapshot would have healed it."""
+    stores = Stores()
+    stores.apply(FIRST, PUT)
+    stores.applier.add([Slice(FIRST, 1, [stores.logs[FIRST].work(PUT)])])
+    stores.groups[FIRST].store.close()
+    elsewhere = MemoryEngine(wal=False)
+    Store.initialise(elsewhere, GroupId(FIRST), Generation(1), index=0, term=0, configuration=b"c")
+    stand_in = stores.groups[FIRST].store = Store(elsewhere, GroupId(FIRST), Generation(1), NodeId(1))
+    stores.applier.forget(FIRST)
+    assert not stores.applier.works
+    stores.applier.run()
+    assert stand_in.index == 0
+
+
 async def test_a_restarted_node_goes_on_with_what_it_was_about_to_delete() -> None:
     """Nobody writes anything: a tick is enough."""
     lone = Lone()
