@@ -136,8 +136,10 @@ def _begin(meta: Meta, spec: Spec) -> bytes:
         raise InvalidArgument(f"the cluster would have more than {MAX_CLUSTER_SHARDS} shards; drop a keyspace first")
     plan = Plan(spec.shards, spec.splits, meta.next_group, meta.next_replica, nodes)
     key = keyspace_key(spec.name)
+    # The members too: one that became one meanwhile would have no replica of it, and nobody would see to that.
+    planned_from = (GROUP_KEY, REPLICA_KEY, *(record.key for record in meta.nodes.values()))
     return transaction(
-        {key: 0, GROUP_KEY: meta.mod(GROUP_KEY), REPLICA_KEY: meta.mod(REPLICA_KEY)},
+        {key: 0, **{source: meta.mod(source) for source in planned_from}},
         {
             key: Keyspace(spec.name, spec.partitioning, KeyspaceState.CREATING, plan).encode(),
             GROUP_KEY: b"%d" % (plan.first_group + plan.shards),
@@ -159,24 +161,27 @@ def _build(meta: Meta, keyspace: Keyspace) -> bytes:
     key = keyspace_key(keyspace.name)
     first = keyspace.plan.first_group
     missing = [place for place in range(keyspace.plan.shards) if first + place not in meta.shards]
-    shards = [shard_of(keyspace, place) for place in missing[:MAX_TXN_OPERATIONS]]
+    shards = [shard_of(keyspace, place) for place in missing[: MAX_TXN_OPERATIONS - 1]]
     puts = {shard_key(shard.group): shard.encode() for shard in shards}
-    return transaction({key: meta.mod(key)}, puts or {key: keyspace._replace(state=KeyspaceState.READY).encode()})
+    compares = {key: meta.mod(key), **dict.fromkeys(puts, 0)}  # what is there may have more replicas by now
+    return transaction(compares, puts or {key: keyspace._replace(state=KeyspaceState.READY).encode()})
 
 
 def _tear_down(meta: Meta, keyspace: Keyspace) -> bytes:
     key = keyspace_key(keyspace.name)
-    changes: dict[bytes, bytes | None] = {}
+    compares, changes = {key: meta.mod(key)}, dict[bytes, bytes | None]()
     for _, shard in sorted(meta.shards.items()):
         if shard.keyspace != keyspace.name:
             continue
         if changes and len(changes) + 1 + len(shard.replicas) > MAX_TXN_OPERATIONS:
             break
+        # A replica that was added meanwhile would never be destroyed.
+        compares[shard_key(shard.group)] = meta.mod(shard_key(shard.group))
         changes[shard_key(shard.group)] = None
         for replica, node in shard.replicas:
             removal = Removal(shard.group, replica, node)
             changes[removal.key] = removal.encode()
-    return transaction({key: meta.mod(key)}, changes or {key: None})
+    return transaction(compares, changes or {key: None})
 
 
 def shard_key(group: int) -> bytes:

@@ -20,8 +20,8 @@ from nebuladb.ids import META_GROUP
 from nebuladb.kv.limits import MAX_TXN_OPERATIONS
 from nebuladb.node.identity import Founding
 from nebuladb.node.keyspaces import shard_key, transaction
-from nebuladb.node.meta import NODE_KEY, REPLICA_KEY, Meta, Removal, meta_shard
-from nebuladb.node.record import NodeRecord, NodeState, node_key
+from nebuladb.node.meta import GROUP_KEY, NODE_KEY, REPLICA_KEY, Meta, Removal, meta_shard
+from nebuladb.node.record import NodeRecord, NodeState
 from nebuladb.shard import Descriptor, KeyspaceState, Role
 from nebuladb.shard.membership import Standing, revision, wanted
 
@@ -239,7 +239,8 @@ def _state_step(meta: Meta, founding: Founding, moving: list[NodeRecord]) -> byt
         if record.state is NodeState.LEAVING and not roles:
             return put_node(meta, record._replace(state=NodeState.REMOVED))
         if record.state is NodeState.JOINING and not record.learner and roles and Role.JOINING not in roles:
-            return put_node(meta, record._replace(state=NodeState.MEMBER, replaces=0))
+            # A keyspace whose plan this picture doesn't show yet has none on the new member.
+            return put_node(meta, record._replace(state=NodeState.MEMBER, replaces=0), GROUP_KEY)
     return None
 
 
@@ -328,10 +329,9 @@ def _issue(meta: Meta, record: NodeRecord) -> bytes:
     )
 
 
-def put_node(meta: Meta, record: NodeRecord) -> bytes:
-    """The transaction that changes a node's record from what it is in `meta`."""
-    key = node_key(record.node)
-    return transaction({key: meta.mod(key)}, {key: record.encode()})
+def put_node(meta: Meta, record: NodeRecord, *others: bytes) -> bytes:
+    """The transaction that changes a node's record from what it is in `meta`, if `others` are as there, too."""
+    return transaction({key: meta.mod(key) for key in (record.key, *others)}, {record.key: record.encode()})
 
 
 def removed_text(name: str) -> str:

@@ -23,11 +23,13 @@ from nebuladb.node.keyspaces import (
     drop_step,
     unfinished_step,
 )
+from nebuladb.node.members import Planner, claim_step, descriptors, report
 from nebuladb.node.meta import Meta, Removal, founding_request
 from nebuladb.node.node import put_request
+from nebuladb.node.record import NodeState
 from nebuladb.node.registry import GroupState
 from nebuladb.pb.nebula.v1 import kv_pb2
-from nebuladb.shard import KeyspaceState, Partitioning
+from nebuladb.shard import KeyspaceState, Partitioning, Role
 from tests.unit.node.trio import Trio
 
 HASH = checked(Spec("h", Partitioning.HASH, 4))
@@ -79,7 +81,7 @@ def test_a_keyspace_is_routed_to_once_it_is_whole() -> None:
             rows.meta.routing.shards("big")
         assert rows.run(step)
         states.append(len(rows.meta.shards) - 2)
-    assert states == [0, 128, 256, 300, 300]
+    assert states == [0, 127, 254, 300, 300]
     assert [shard.group for shard in rows.meta.routing.shards("big")] == list(range(4, 304))
     assert unfinished_step(rows.meta) is None
 
@@ -134,6 +136,102 @@ def test_dropping_leaves_an_order_for_every_replica_and_no_descriptor() -> None:
     assert sorted(rows.meta.shards) == [2, 3]
     assert rows.run(acknowledgement(rows.meta.removals))
     assert not rows.meta.removals
+
+
+class Growing(Rows):
+    """A fourth node is started, and the planner of the meta group's leader sees to it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._founding = Trio().founding
+        self._run_step(claim_step(self.meta, "n4", "n4:2", 5, 44))
+
+    def planned(self) -> bytes | None:
+        return Planner(self._founding).step(self.meta)
+
+    def plan(self) -> None:
+        """Until nothing is left but what groups' leaders do, and do that."""
+        while (step := self.planned()) is not None:
+            self._run_step(step)
+        for shard in descriptors(self.meta, self._founding):
+            found = shard
+            for replica, node in shard.replicas:
+                found = found.with_role(replica, node, Role.VOTER)
+            self._run_step(report(self.meta, self._founding, found))
+
+    def complete(self) -> bool:
+        """Whether the new node is a member, and everything is on all members."""
+        nodes = {node for node, record in self.meta.nodes.items() if record.state is NodeState.MEMBER}
+        return 44 in nodes and all({node for _, node in shard.replicas} == nodes for shard in self.meta.shards.values())
+
+    def _run_step(self, step: bytes | None) -> None:
+        assert step is not None
+        assert self.run(step)
+
+
+def test_a_keyspace_planned_before_a_node_was_a_member_is_planned_anew() -> None:
+    """The simulator's seed 5702, --seconds 9: nobody saw to it that the new node got its replicas."""
+    rows = Growing()
+    rows.plan()
+    late = create_step(rows.meta, HASH)
+    assert late
+    became = rows.planned()
+    assert became
+    assert rows.run(became)
+    assert rows.meta.nodes[44].state is NodeState.MEMBER
+    assert not rows.run(late)
+    rows.create(HASH)
+    assert rows.complete()
+
+
+def test_a_node_is_no_member_yet_if_a_keyspace_was_planned_without_it() -> None:
+    rows = Growing()
+    rows.plan()
+    became = rows.planned()
+    begun = create_step(rows.meta, HASH)
+    assert became
+    assert begun
+    assert rows.run(begun)
+    assert not rows.run(became)
+    rows.create(HASH)
+    rows.plan()
+    while (step := rows.planned()) is not None:
+        assert rows.run(step)
+    assert rows.complete()
+
+
+def test_a_late_step_of_a_creator_takes_no_replica_back_that_was_added_meanwhile() -> None:
+    rows = Growing()
+    begun = create_step(rows.meta, HASH)
+    assert begun
+    rows.run(begun)
+    late = create_step(rows.meta, HASH)
+    step = create_step(rows.meta, HASH)
+    assert late
+    assert step
+    rows.run(step)
+    rows.plan()
+    assert all(len(shard.replicas) == 4 for shard in rows.meta.shards.values())
+    assert not rows.run(late)
+    assert all(len(shard.replicas) == 4 for shard in rows.meta.shards.values())
+
+
+def test_a_drop_from_an_old_picture_leaves_no_replica_behind() -> None:
+    """The simulator's seed 5615, --seconds 9: one that had been issued meanwhile was never destroyed."""
+    rows = Growing()
+    rows.create(HASH)
+    begun = drop_step(rows.meta, "h")
+    assert begun
+    rows.run(begun)
+    late = drop_step(rows.meta, "h")
+    rows.plan()
+    replicas = {(s.group, r, n) for s in rows.meta.shards.values() if s.keyspace == "h" for r, n in s.replicas}
+    assert len(replicas) == 4 * len(GROUPS)
+    assert late
+    assert not rows.run(late)
+    while (step := drop_step(rows.meta, "h")) is not None:
+        assert rows.run(step)
+    assert set(rows.meta.removals) == replicas
 
 
 def test_creating_while_it_is_dropped_finishes_the_drop_first() -> None:
