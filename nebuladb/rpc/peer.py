@@ -25,6 +25,9 @@ HANDSHAKE_SECONDS: Final = 5.0
 CALL_SECONDS: Final = 2.0
 BACKOFF_SECONDS: Final = (0.05, 0.1, 0.2, 0.4, 0.8)
 """Between attempts to connect, plus up to as much again at random."""
+PATIENCE_SECONDS: Final = 1.0
+"""A node with a lower id should dial us. Without a link for so long, and up to as much again at random, we dial: it may
+have been away when we came, and not know of us."""
 _FRAME_TAG: Final = pb.LinkMessage.FRAME_FIELD_NUMBER << 3 | 2
 """Of a field that has a length."""
 CALL_ERRORS: Final = (grpc.RpcError, grpc.aio.BaseError, StatusError)
@@ -131,6 +134,7 @@ class _Link:
         self._filled = asyncio.Event()
         self.replaced = asyncio.Event()
         """A newer link to the same node stands."""
+        self.ended = asyncio.Event()
         self._stream = stream
         self._direct: Direct | None = stream if isinstance(stream, Direct) else None
         self._full = self._direct is None
@@ -263,11 +267,12 @@ class PeerTransport:
             link.flush()
 
     def connect_to(self, addresses: Mapping[int, str]) -> None:
-        """Keep a link to each of these nodes (id → peer address), and to no other; those with a lower id dial us."""
+        """Keep a link to each of these nodes (id → peer address), and dial no other; those with a lower id should dial
+        us."""
         for gone in [node for node in self._dialers if node not in addresses]:
             self._dialers.pop(gone)[1].cancel()
         for node, address in sorted(addresses.items()):
-            if node <= self._node or not address:
+            if node == self._node or not address:
                 continue
             known = self._dialers.get(node)
             if known is not None and known[0] == address:
@@ -336,6 +341,7 @@ class PeerTransport:
     async def _dial_for_ever(self, node: int, address: str) -> None:
         attempt = 0
         while True:
+            await self._missed(node)
             # Whatever ended a link, the next one must come: without it the peer is lost until a restart.
             try:
                 if await self._dial(node, address):
@@ -350,6 +356,16 @@ class PeerTransport:
             pause = BACKOFF_SECONDS[min(attempt, len(BACKOFF_SECONDS) - 1)]
             attempt += 1
             await asyncio.sleep(pause * (1 + self._rng.randrange(0, 1000) / 1000))
+
+    async def _missed(self, node: int) -> None:
+        """Until `node` is to be dialled: there is no link, and hasn't been for a while if it should dial us."""
+        while (link := self._links.get(node)) is not None or node < self._node:
+            if link is not None:
+                await link.ended.wait()
+            if node < self._node:
+                await asyncio.sleep(PATIENCE_SECONDS * (1 + self._rng.randrange(0, 1000) / 1000))
+                if node not in self._links:
+                    return
 
     async def _dial(self, node: int, address: str) -> bool:
         """One link from beginning to end; True if it stood."""
@@ -391,6 +407,7 @@ class PeerTransport:
             if self._links.get(node) is link:
                 del self._links[node]
                 self._events.peer_down(node)
+            link.ended.set()
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)

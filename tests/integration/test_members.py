@@ -129,3 +129,20 @@ def test_what_is_unsafe_is_refused_with_the_reason(tmp_path: Path) -> None:
             lambda: "no live majority" in cluster.cli("member", "remove", "n1", through=1).stderr, "refused"
         )
         assert sorted(cluster.listed()) == ["n1", "n2", "n3"]
+
+
+def test_who_missed_a_replacement_and_the_new_member_are_a_majority(tmp_path: Path) -> None:
+    """Neither of the two others is left to tell it who came."""
+    with Growing(tmp_path, 3, 4) as cluster:
+        cluster.start(0, 1, 2)
+        cluster.wait_ready(0, 1, 2)
+        cluster.kill(1)
+        cluster.done("member", "replace", "n3", "n4", "--peer-address", cluster.members[3].config.peer_addr)
+        cluster.enter(3, door=0)
+        cluster.wait_member(3)
+        assert cluster.wait_exit(2) == REMOVED_EXIT
+        assert cluster.done("put", "k", "v", through=0) == "OK\n"
+        cluster.kill(0)
+        cluster.start(1)
+        cluster.wait_ready(1, 3)
+        assert cluster.done("get", "k", through=1) == "v\n"

@@ -123,6 +123,29 @@ async def test_a_link_that_breaks_is_told_once_and_comes_again(ends: tuple[End, 
     await heir.transport.stop()
 
 
+async def test_who_is_not_dialled_though_it_should_be_dials(
+    ends: tuple[End, End], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The one with the lower id was away when this node came, and knows nobody who could tell it."""
+    one, other = ends
+    monkeypatch.setattr(module, "PATIENCE_SECONDS", 0.001)
+    other.transport.connect_to({1: one.address})
+    await until(lambda: one.transport.connected == [2] and other.transport.connected == [1])
+    await linked(one, other)  # now it knows
+    one.transport.send(2, b"frame")
+    one.transport.flush()
+    await until(lambda: bool(other.frames))
+    assert (one.links, other.links) == (["up 2"], ["up 1"]), "a link that stands stays"
+
+
+async def test_who_should_be_dialled_waits(ends: tuple[End, End], monkeypatch: pytest.MonkeyPatch) -> None:
+    one, other = ends
+    monkeypatch.setattr(module, "PATIENCE_SECONDS", 1_000.0)
+    other.transport.connect_to({1: one.address})
+    await linked(one, other)
+    assert other.links == ["up 1"]
+
+
 async def test_who_is_refused_tries_again_until_it_is_taken(ends: tuple[End, End]) -> None:
     one, other = ends
     other.refuses = True
