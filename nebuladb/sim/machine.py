@@ -21,13 +21,12 @@ from nebuladb.kv.command import Command
 from nebuladb.kv.store import Store
 from nebuladb.kv.watch import WatchHub
 from nebuladb.node.applier import Fetch
-from nebuladb.node.founding import Hello
 from nebuladb.node.identity import Founding, Identity
 from nebuladb.node.node import Node
 from nebuladb.node.outgoing import Outgoing
 from nebuladb.node.turn import Turn
 from nebuladb.shard import Descriptor
-from nebuladb.sim.beginning import ASK_MS, Beginning, Neighbour, answer
+from nebuladb.sim.beginning import ASK_MS, Beginning, Neighbour
 from nebuladb.sim.clock import DriftingClock
 from nebuladb.sim.core import Core
 from nebuladb.sim.disk import Disk
@@ -201,6 +200,15 @@ class Machine:
     def _opened(self, life: Life) -> None:
         """It runs."""
 
+    def _copes(self, takes: Callable[..., None], *arguments: object) -> bool:
+        """Whether the node takes something; else it has met damage on its disk, and given up."""
+        try:
+            takes(*arguments)
+        except StoreError as error:
+            self._stopped(error)
+            return False
+        return True
+
     def _removed(self, error: NodeRemoved) -> None:
         """The product says that this node is no member any more."""
         raise error
@@ -247,16 +255,6 @@ class Machine:
             return False
         life.late.append((action, args))
         return True
-
-    def hello(self, asker: str) -> Hello | None:
-        """Its answer to a fresh node; None: there is none."""
-        if (self._life is None and self._beginning is None) or self.paused:
-            return None
-        return answer(self._identity, self._founding, self._members, asker)
-
-    def document(self) -> Founding | None:
-        """Its founding document, for a fresh node."""
-        return None if self._life is None or self.paused else self._founding
 
     # --- what clients ask --------------------------------------------------------------------------------------------
 
@@ -320,10 +318,10 @@ class Machine:
     def receive(self, sender: int, frame: bytes) -> None:
         """A frame arrives from node id `sender`, meant perhaps for an earlier life."""
         life = self._life
-        if life is not None and not (life.paused and self._held(self.receive, sender, frame)):
-            life.node.host.receive(sender, frame)
-            if life.node.works:
-                self._wake(life)
+        if life is None or (life.paused and self._held(self.receive, sender, frame)):
+            return
+        if self._copes(life.node.host.receive, sender, frame) and life.node.works:
+            self._wake(life)
 
     def peer_up(self, peer: int, incarnation: int) -> None:
         """A link to node id `peer` stands."""
@@ -369,7 +367,8 @@ class Machine:
         if life.paused:
             life.late_tick = True
             return
-        life.node.tick(self._monotonic(life), life.clock.boottime())
+        if not self._copes(life.node.tick, self._monotonic(life), life.clock.boottime()):
+            return
         if life.node.works:
             self._wake(life)
         delay = int(TICK_MS / life.clock.rate) + self._rng.randrange(TICK_JITTER_MS)
@@ -453,8 +452,7 @@ class Machine:
     def _durable(self, life: Life, batch: int) -> None:
         if life is not self._life or (life.paused and self._held(self._durable, life, batch)):
             return
-        life.node.host.durable(batch)
-        if life.node.works:
+        if self._copes(life.node.host.durable, batch) and life.node.works:
             self._wake(life)
 
     def _fetched(self, life: Life, fetch: Fetch) -> None:

@@ -1,4 +1,5 @@
-"""What becomes of a machine: it stands still, loses its disk, is given to a new node, or taken from a removed one."""
+"""What becomes of a machine: it stands still, loses its disk, is given to a new node, or taken from a removed one;
+and what it tells a fresh one."""
 
 from __future__ import annotations
 
@@ -7,9 +8,11 @@ from nebuladb.ids import META_GROUP
 from nebuladb.kv.command import Command
 from nebuladb.node.declared import forbidden
 from nebuladb.node.disk import Space
+from nebuladb.node.founding import Hello
 from nebuladb.node.identity import Founding, Identity
 from nebuladb.node.joined import Joined
 from nebuladb.shard import Descriptor
+from nebuladb.sim.beginning import answer
 from nebuladb.sim.life import Life, Written
 from nebuladb.sim.machine import Machine
 from nebuladb.sim.violation import require
@@ -30,6 +33,16 @@ class Place(Machine):
     def bereft(self) -> bool:
         """Whether replicas of the running node have lost their data, and wait for snapshots."""
         return self._life is not None and bool(self._life.node.snapshots.lost)
+
+    def hello(self, asker: str) -> Hello | None:
+        """Its answer to a fresh node; None: there is none."""
+        if (self._life is None and self._beginning is None) or self.paused:
+            return None
+        return answer(self._identity, self._founding, self._members, asker)
+
+    def document(self) -> Founding | None:
+        """Its founding document, for a fresh node."""
+        return None if self._life is None or self.paused else self._founding
 
     def submit(self, group: int, command: Command, timeout: int, written: Written) -> None:
         """As ``api.backend``: what alarms of the cluster forbid, by this node's picture of meta, is refused here."""

@@ -25,7 +25,6 @@ from nebuladb.sim.invariants.logs import Logs
 from nebuladb.sim.invariants.replicas import Replicas
 from nebuladb.sim.knobs import small_bounds
 from nebuladb.sim.links import Links
-from nebuladb.sim.machine import Machine
 from nebuladb.sim.nemesis import Nemesis
 from nebuladb.sim.network import Network
 from nebuladb.sim.place import Place
@@ -207,7 +206,7 @@ class World:
     def _deliver(self, receiver: int, sender: int, frame: bytes) -> None:
         self.machines[receiver].receive(self.machines[sender].node_id, frame)
 
-    def _neighbour(self, place: int, name: str) -> Machine | None:
+    def _neighbour(self, place: int, name: str) -> Place | None:
         """Whom a fresh node asks, if it gets through."""
         peer = next(machine for machine in self.machines if machine.name == name)
         return peer if self._network.talks(place, peer.place) else None
