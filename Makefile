@@ -7,6 +7,7 @@ SHELL := /bin/bash
 PY := .venv/bin/python
 STAMP := .venv/.complete
 SEEDS ?= 200
+SIM_SECONDS ?= 10
 CYCLES ?= 10
 MINUTES ?= 10
 KEYS ?= 1000000
@@ -53,8 +54,8 @@ check: setup ## Lint, format, types, floors, generated code, house rules.
 demo: setup ## Three nodes, thousands of files, a killed leader: watch nothing get lost.
 	@$(PY) -m tools.demo
 
-sim: setup ## Whole clusters on virtual time: SEEDS=200.
-	$(PY) -m nebuladb.sim --seeds $(SEEDS)
+sim: setup ## Whole clusters on virtual time: SEEDS=200 SIM_SECONDS=10.
+	$(PY) -m nebuladb.sim --seeds $(SEEDS) --seconds $(SIM_SECONDS)
 
 sim-coverage: setup ## Which lines of raft/, kv/ and node/ the simulator runs by itself.
 	$(PY) -m tools.sim_coverage --seeds 60 --lines
