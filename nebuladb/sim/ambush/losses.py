@@ -58,7 +58,8 @@ class Losses:
     def _lose(self, victim: Place, keeper: Place, kind: str) -> None:
         scene = self._scene
         victim.disk.hangs_until = 0
-        if scene.over or victim.node is None or keeper.node is None:
+        taken = kind not in KINDS[:2] and not self._whole()  # by another ambush meanwhile: two disks are a majority
+        if scene.over or taken or victim.node is None or keeper.node is None:
             scene.until = 0
             return
         if kind == "wipe":
