@@ -36,17 +36,17 @@ class LeaseKeeper:
     @property
     def held(self) -> bool:
         """Whether the lease is certainly alive now."""
-        return not self.lost.is_set() and self._transport.clock() < self._until
+        return not self.lost.is_set() and self._left() > 0
 
     def check(self) -> None:
         """Raise `LeaseNotFound` unless the lease is held."""
         if not self.held:
             raise LeaseNotFound(f"lease {self.lease} is lost; stop what was done under it")
 
-    async def renew(self) -> None:
-        """Renew now; raises `LeaseNotFound` if the lease is gone."""
+    async def renew(self, timeout: float = 0.0) -> None:
+        """Renew now, in `timeout` seconds (0: the client's); raises `LeaseNotFound` if the lease is gone."""
         sent = self._transport.clock()
-        response = await self._transport.call(methods.LEASE_KEEP_ALIVE, self._request)
+        response = await self._transport.call(methods.LEASE_KEEP_ALIVE, self._request, timeout=timeout)
         if not response.ttl:
             self.lost.set()
             raise LeaseNotFound(f"lease {self.lease} doesn't exist: it was revoked or has expired; grant a new one")
@@ -66,8 +66,17 @@ class LeaseKeeper:
 
     async def _keep(self) -> None:
         while not self.lost.is_set():
-            await self._transport.sleep(self.ttl / RENEWALS)
-            with suppress(NebulaError):
-                await self.renew()
-            if self._transport.clock() >= self._until:
+            # Nothing is waited for beyond the TTL: who waits for `lost` must hear of it by then.
+            left = self._left()
+            if left > 0:
+                await self._transport.sleep(min(self.ttl / RENEWALS, left))
+                left = self._left()
+            if left <= 0:
                 self.lost.set()
+                return
+            with suppress(NebulaError):
+                await self.renew(min(left, self._transport.timeout))
+
+    def _left(self) -> float:
+        """Seconds for which the lease is certainly alive."""
+        return self._until - self._transport.clock()

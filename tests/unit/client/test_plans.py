@@ -9,11 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nebuladb import errors
-from nebuladb.client import AsyncClient, prefix_end
+from nebuladb.client import AsyncClient, LeaseKeeper, prefix_end
 from nebuladb.client.errors import Failure
 from nebuladb.client.scan import ScanPlan
 from nebuladb.client.watch import WatchPlan
-from nebuladb.pb.nebula.v1 import kv_pb2
+from nebuladb.pb.nebula.v1 import kv_pb2, lease_pb2
 from tests.unit.client.fake import Node
 from tests.unit.client.fake_store import Store
 
@@ -218,9 +218,35 @@ async def test_a_holder_that_is_cut_off_knows_it(node: Node) -> None:
             node.stop()
             await time.wake(after=9.0)
             assert not keeper.held
-            while not keeper.lost.is_set():
-                try:
-                    async with asyncio.timeout(0.05):
-                        await time.wake()
-                except TimeoutError:
-                    continue
+            await keeper.lost.wait()
+
+
+class Mute:
+    """A cluster that lets the holder have one renewal, and then says nothing for as long as it is waited for."""
+
+    timeout = 20.0
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.renewed = False
+
+    def clock(self) -> float:
+        return self.now
+
+    async def sleep(self, seconds: float) -> None:
+        self.now += seconds
+        await asyncio.sleep(0)
+
+    async def call(self, method: object, request: object, *, timeout: float = 0.0) -> lease_pb2.LeaseKeepAliveResponse:
+        if not self.renewed:
+            self.renewed = True
+            return lease_pb2.LeaseKeepAliveResponse(ttl=2)
+        await self.sleep(timeout or self.timeout)
+        raise errors.DeadlineExceeded
+
+
+async def test_no_renewal_is_waited_for_beyond_the_ttl() -> None:
+    mute = Mute()
+    async with LeaseKeeper(mute, "default", 7) as keeper:  # type: ignore[arg-type]  # all that it uses is here
+        await keeper.lost.wait()
+        assert mute.now == pytest.approx(2.0)
