@@ -10,7 +10,7 @@ Each frame says how the sender is (``frame.frame_status``), so that nobody hands
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from enum import IntEnum
 from typing import Final
 
@@ -62,8 +62,9 @@ class DiskState:
         """Raise `NoSpace` for a client's write that needs space which this node, or a majority of the others, lacks."""
         short = self.space is not Space.PLENTY
         if not short and any(peer.status & CRITICAL_BIT for peer in peers.values()):
-            full = sum(1 for node in replica.nodes.values() if node in peers and peers[node].status & CRITICAL_BIT)
-            short = 2 * full >= len(replica.nodes)
+            voters = [replica.home(voter) for voter in replica.raft.configuration.voters]
+            full = sum(1 for node in voters if node in peers and peers[node].status & CRITICAL_BIT)
+            short = 2 * full >= len(voters)
         if short and request.group != META_GROUP and wire_grows(request.wire):
             where = "this node's disk" if self.space is not Space.PLENTY else "the disks of most nodes"
             raise NoSpace(f"{where} is nearly full: deletions and compactions are taken, other writes are not")
@@ -78,10 +79,13 @@ class DiskState:
         return True
 
 
-def heir(replica: Replica, peers: Mapping[int, Peer]) -> int:
-    """A node whose disk is well, to hand a group that is led here to; 0: there is none."""
+def heir(replica: Replica, peers: Mapping[int, Peer], fed: Collection[int]) -> int:
+    """A node whose disk is well, to hand a group that is led here to; 0: there is none. `fed`: replicas to which a
+    snapshot is on its way, for they may have no data, and can't lead."""
     able = []
     for other in replica.raft.configuration.voters:
+        if other in fed:
+            continue
         peer = peers.get(node := replica.nodes.get(other, 0))
         if peer is not None and peer.connected and not (peer.silent or peer.status):
             able.append((replica.raft.membership.lag(other), node))

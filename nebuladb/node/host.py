@@ -82,7 +82,7 @@ class Host:
         """Whether a replica was removed from its group for ever, as this node's picture of meta has it."""
         self.removed: dict[int, int] = {}
         """Group → our replica of it, of which a peer says that it was; whoever acts on it takes it away."""
-        self._ticks = 0
+        self._ticks = self._started = 0
         self.tail_limits = TailLimits()
         self.held_logs: dict[int, dict[int, int]] = {}
         """Group → replica → index of the snapshot that is on its way there: the log behind it is kept."""
@@ -197,8 +197,7 @@ class Host:
                 if replica is not None and message.receiver == replica.id:
                     self.removed[group] = replica.id
             elif replica is None or not replica.hears(message, node, self.gone):
-                # Also for a group that was removed here: a forward that nobody answers is *unknown*, which is true (an
-                # earlier copy may have been appended).
+                # Also for a group that was removed here: a forward without an answer is *unknown*, which is true.
                 probe("message for another replica dropped")
                 if self.gone(group, message.sender):
                     probe("removed replica told so")
@@ -285,8 +284,10 @@ class Host:
         """Start a replica from durable state."""
         invariant(start.group not in self.replicas, f"group {start.group} is here already")
         replica = Replica(
-            start, self.node, self.incarnation, self._rng, self.boottime, writes=self.writes, counts=self.pending
-        )
+            start, self.node, self.incarnation, self._rng, self.boottime, self._started << 32,
+            writes=self.writes, counts=self.pending,
+        )  # fmt: skip
+        self._started += 1
         self.replicas[start.group] = replica
         self._dirty[start.group] = None
         return replica
@@ -414,6 +415,7 @@ class Host:
         if replica.proposes:
             if self.batches.crowded(self._ticks):
                 self._held[replica.group] = None
+                self.send(replica.let_go())
             else:
                 self._forward_number += 2
                 crowd = len(self.stepped) >= CROWD

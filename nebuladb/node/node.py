@@ -172,9 +172,10 @@ class Node:
             self._applier.look_at(group)  # physical deletion goes on where the last process left it
 
     def restart_group(self, group: int) -> None:
-        """Its state was replaced, and so is its replica, in place; its watches live on (S26)."""
+        """Its state was replaced, and so is its replica, in place; its watches live on (S26). Of a meta group without
+        data the picture of before is better than none."""
         self._start(group, self.reconciler.rows[group])
-        if group == META_GROUP:
+        if group == META_GROUP and not self.host.replicas[group].lost:
             self._read_meta()
 
     def damaged(self, group: int, error: Corruption) -> None:
@@ -448,6 +449,7 @@ class Node:
     def _remove(self, removal: Removal) -> None:
         if self.reconciler.remove(removal):
             self._eager.pop(removal.group, None)
+            self._upkeep.forget(removal.group)
             data = self.groups.pop(removal.group, None)
             if data is not None:
                 data.hub.close()

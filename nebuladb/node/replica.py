@@ -89,12 +89,14 @@ class Replica:
         nonce: int,
         rng: Rng,
         boottime: int,
+        context: int = 0,
         config: Config | None = None,
         writes: Share | None = None,
         counts: Share | None = None,
     ) -> None:
-        """`writes`: bytes that the commands waiting in all of the node's replicas may take together; `counts`: how many
-        of its own clients' there may be."""
+        """`context`: rounds of reads are numbered from here on; a late reply to another replica of this life and group
+        must not be taken for ours (S8). `writes`: bytes that the commands waiting in all of the node's replicas may
+        take together; `counts`: how many of its own clients' there may be."""
         invariant(
             start.applied <= start.log.last()[0],
             f"group {start.group}: the data is at index {start.applied}, its log ends at {start.log.last()[0]}; "
@@ -144,7 +146,7 @@ class Replica:
         """Term of the last entry that was handed out. Before one of its own term a leader doesn't know the lease clock
         of those before it, which its own may be ahead of: it proposes nothing (S27)."""
         self._proposed: list[int] = []
-        self._context = 0
+        self._context = context
         self._leader = (0, 0)
         self.leader_changes = self.proposed_entries = self.refused_entries = 0
         """Counts since the process started."""
@@ -181,6 +183,12 @@ class Replica:
         )
         return forward.node, Envelope(self.group, message)
 
+    def let_go(self) -> list[tuple[int, Envelope]]:
+        """If we don't lead (any more), what was forwarded here goes back, whatever our disk does."""
+        if not self._forwards or self.raft.role is LEADER:
+            return []
+        return [self.refuse(forward) for forward in self._drop_forwards()]
+
     def slice_applied(self, index: int, configuration: bytes = b"") -> None:
         """The store finished the slice that was out, up to `index`: not all of it if an entry is half applied. The last
         entry brought `configuration`, if that isn't empty, which is in force now (S4)."""
@@ -207,7 +215,7 @@ class Replica:
         """
         if self.raft.role is LEADER:
             return self._propose_here(boottime, 1 if crowd else MAX_ENTRIES_IN_FLIGHT)
-        replies = [self.refuse(forward) for forward in self._drop_forwards()] if self._forwards else []
+        replies = self.let_go()
         self._internal.clear()
         leader = self.raft.leader
         node = self.home(leader)
@@ -371,7 +379,7 @@ class Replica:
             return False
         if self.nodes.get(sender) == node:
             return True
-        if sender in self.nodes or gone(self.group, sender):
+        if not sender or sender in self.nodes or gone(self.group, sender):
             return False
         if self._strangers.get(sender) != node:
             probe("a replica that isn't listed here speaks")

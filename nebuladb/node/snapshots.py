@@ -22,6 +22,7 @@ from nebuladb.kv.export import Exporter
 from nebuladb.kv.importer import Importer
 from nebuladb.kv.store import Store
 from nebuladb.node.alarms import AlarmKind
+from nebuladb.node.disk import CRITICAL_BIT, Space
 from nebuladb.node.frame import Envelope, HostMessageType
 from nebuladb.node.incoming import Incoming, Stage
 from nebuladb.node.outgoing import Outcome, Outgoing
@@ -96,11 +97,17 @@ class Snapshots:
             if peer is None or peer.incarnation != outgoing.incarnation or not self._leads(outgoing):
                 probe("snapshot's receiver or our leadership gone")
                 outgoing.outcome = Outcome.FAILED
+            elif peer.status & CRITICAL_BIT:
+                probe("snapshot's receiver is short of space")
+                outgoing.outcome = outgoing.outcome or Outcome.FAILED
             else:
                 outgoing.tick(connected=peer.connected)
         for group, incoming in list(self.incoming.items()):
             if not incoming.tick():
                 probe("snapshot that doesn't come given up")
+                self._drop(group)
+            elif incoming.stage is Stage.RECEIVING and self._full:
+                probe("snapshot dropped for want of space")
                 self._drop(group)
         if self.lost and self._ticks % WANT_TICKS == 0:
             self._ask()
@@ -184,6 +191,11 @@ class Snapshots:
             outgoing.exporter.close()
         self.outgoing.clear()
 
+    @property
+    def _full(self) -> bool:
+        """Whether this node has no room for one."""
+        return self._host.disk.space is Space.CRITICAL
+
     # --- the sender's side -----------------------------------------------------------------------------------------
 
     def _leads(self, outgoing: Outgoing) -> bool:
@@ -206,6 +218,8 @@ class Snapshots:
             elif replica is None or replica.raft.role is not StateRole.LEADER or peer is None or not peer.connected:
                 del self._wanted[group, receiver]
                 self._finished(group, receiver, 0)
+            elif peer.status & CRITICAL_BIT:
+                continue  # it has no room for one
             elif len(self.outgoing) < self._limits.outgoing and replica.applied >= index:
                 try:
                     exporter = Exporter(self._node.data, GroupId(group), Generation(replica.generation))
@@ -267,8 +281,13 @@ class Snapshots:
             outgoing = self.outgoing.get((group, message.sender))
             if outgoing is not None:
                 outgoing.replied(message)
-        elif message.type == HostMessageType.SNAPSHOT_WANTED and (group, message.sender) not in self.outgoing:
-            self._wanted[group, message.sender] = message.index
+        elif message.type == HostMessageType.SNAPSHOT_WANTED:
+            outgoing = self.outgoing.get((group, message.sender))
+            if outgoing is None:
+                self._wanted[group, message.sender] = message.index
+            elif outgoing.acknowledged:
+                probe("receiver has dropped what it had")
+                outgoing.outcome = outgoing.outcome or Outcome.FAILED
 
     def _chunk(self, node: int, replica: Replica, message: Message, chunk: bytes, told: dict[int, None]) -> None:
         group, name = replica.group, (message.term, message.context)
@@ -285,6 +304,7 @@ class Snapshots:
         if fresh and message.hint:
             return  # its beginning is still to come, or was taken in an earlier life: the sender will see
         refused |= fresh and incoming is None and len(self.incoming) >= self._limits.incoming
+        refused |= self._full
         if refused or message.index < replica.log_start:
             self._tell(node, replica, message.sender, message.context, reject=True)
             return

@@ -71,7 +71,9 @@ class Upkeep:
         to the successor included: then we let go, and the others, whom our frames tell, elect one of them."""
         host = self._node.host
         for group, replica in host.replicas.items():
-            if replica.raft.role is not StateRole.LEADER or not (node := heir(replica, host.peers)):
+            if replica.raft.role is not StateRole.LEADER:
+                continue
+            if not (node := heir(replica, host.peers, host.held_logs.get(group, ()))):
                 continue
             probe("leadership given away for the disk's sake")
             try:
@@ -98,6 +100,11 @@ class Upkeep:
         verdict = self._consistency.report(group, mine.nodes, replica, index, digest, self._node.host.now)
         if verdict is not None:
             self._judged(verdict)
+
+    def forget(self, group: int) -> None:
+        """The group leaves this node."""
+        self._node.alarms_now.cleared(AlarmKind.INCONSISTENT, group)
+        self._consistency.forget(group)
 
     def _judged(self, verdict: Verdict) -> None:
         """Raise the alarm, or clear it where all replicas are the same again."""

@@ -265,6 +265,7 @@ class Raft:
                 self.campaign()
             else:
                 self._become_follower(self._state.term, 0)
+                self._election.campaign(MessageType.PRE_VOTE, self._state.term, 0)
 
     def step(self, message: Message) -> None:
         """Take a message. Lost, repeated, late or reordered ones do no harm."""
@@ -386,8 +387,7 @@ class Raft:
         invariant(term >= state.term, f"the term went back from {state.term} to {term}")
         self._leave(FOLLOWER, leader)
         if term > state.term:
-            state.term = term
-            state.vote = 0
+            state.term, state.vote = term, 0
         self._election.restart()
 
     def _become_pre_candidate(self) -> None:
@@ -401,8 +401,7 @@ class Raft:
         """Enter a new term and vote for ourselves; that vote counts once it is durable (S3)."""
         state = self._state
         self._leave(CANDIDATE, 0)
-        state.term += 1
-        state.vote = state.replica
+        state.term, state.vote = state.term + 1, state.replica
         self._election.campaign(MessageType.VOTE, state.term, hint)
 
     def _become_leader(self) -> None:
@@ -428,6 +427,7 @@ class Raft:
         if election.elapsed >= config.election_ticks:
             election.elapsed = 0
             self._transfer.give_up()
+            self.membership.leave()  # a joint configuration that came into force meanwhile
             if not self._replication.tracker.quorum_active() and config.check_quorum:
                 probe("leader without quorum steps down")
                 self._become_follower(self._state.term, 0)

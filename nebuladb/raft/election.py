@@ -57,7 +57,11 @@ class Election:
         return self._config.check_quorum and self._state.leader != 0 and self.elapsed < self._config.election_ticks
 
     def campaign(self, kind: MessageType, term: int, hint: int) -> None:
-        """Ask every other voter for its (pre-)vote for `term`. Our own counts when `count` says so."""
+        """Ask every other voter for its (pre-)vote for `term`. Our own counts when `count` says so.
+
+        Who misses a leader and may not stand asks for a pre-vote in its own term, which changes nothing anywhere, and
+        nobody counts the answers: but voters wake, one of whom leads a group that rests, or may (S11).
+        """
         self._votes = {}
         self.restart()
         log, own = self._log, self._state.replica

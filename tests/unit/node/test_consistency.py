@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from nebuladb.ids import DEFAULT_GROUP
 from nebuladb.kv.command import Command, Kind
 from nebuladb.node.consistency import KEPT, VERDICT_MS, Consistency, Verdict
+from nebuladb.node.keyspaces import Spec, create_step, drop_step
+from nebuladb.node.meta import FIRST_GROUP
 from nebuladb.node.node import put_request
 from nebuladb.node.options import NodeOptions
+from nebuladb.shard import Partitioning
 from nebuladb.storage.engine import Batch
 from tests.unit.node.trio import Trio
 
@@ -84,6 +89,19 @@ def test_altered_data_on_one_node_raises_an_alarm_on_all_that_names_shard_and_no
         assert "shard 2 of keyspace 'default'" in alarm
         assert "the data on n2 differs" in alarm
         assert trio.node(place).alarms_now.counts()["inconsistent"] == 1
+
+
+def test_the_alarm_of_a_shard_ends_with_the_shard() -> None:
+    trio = Trio()
+    trio.start()
+    trio.founded()
+    trio.drive(0, partial(create_step, spec=Spec("h", Partitioning.SINGLE)))
+    trio.until(lambda: FIRST_GROUP in trio.node(0).host.replicas, "made")
+    trio.node(0)._upkeep._judged(Verdict(FIRST_GROUP, 7, (trio.node(0).host.replicas[FIRST_GROUP].id,)))
+    assert trio.node(0).alarms()
+    trio.drive(0, partial(drop_step, name="h"))
+    trio.until(lambda: FIRST_GROUP not in trio.node(0).host.replicas, "gone")
+    assert trio.node(0).alarms() == []
 
 
 def test_a_shard_in_which_nothing_happens_is_not_woken() -> None:

@@ -11,6 +11,7 @@ from nebuladb.kv.command import Command, Kind
 from nebuladb.node import batches
 from nebuladb.node.disk import Space, wire_grows
 from nebuladb.node.entry import encode_command
+from nebuladb.node.members import add_step
 from nebuladb.node.node import put_request
 from nebuladb.node.options import NodeOptions
 from nebuladb.pb.nebula.v1 import kv_pb2, lease_pb2
@@ -105,6 +106,35 @@ def test_where_most_disks_are_full_a_leader_with_space_refuses_at_once(trio: Tri
     trio.run(500)
     with pytest.raises(NoSpace, match="most nodes"):
         trio.node(leader).submit(DEFAULT_GROUP, PUT, trio.time + 1_000)
+
+
+def test_a_learners_full_disk_keeps_nobody_from_writing() -> None:
+    trio = Trio(1)
+    trio.start()
+    trio.founded()
+    trio.drive(0, lambda meta: add_step(meta, "n2", "n2:2", 14, learner=True))
+    place = trio.join("n2")
+    trio.until(lambda: DEFAULT_GROUP in trio.node(place).host.replicas, "it has a replica")
+    trio.run(2_000)
+    trio.node(place).space(Space.CRITICAL, "0 MiB are free")
+    trio.run(500)
+    assert isinstance(submit(trio, 0, PUT), Answer)
+
+
+def test_who_let_go_for_its_disks_sake_refuses_what_was_forwarded(trio: Trio) -> None:
+    """Certainly not appended: the sender takes it to the next leader, and doesn't wait for a disk that hangs."""
+    place = lead(trio)
+    other = (place + 1) % 3
+    trio.node(place).host.batches.limit = 20_000
+    trio.unsynced.add(place)
+    asked = []
+    for number in range(60):
+        command = Command(Kind.PUT, put_request(b"%d" % number, bytes(2_000)))
+        asked.append(trio.node(other).submit(DEFAULT_GROUP, command, trio.time + 60_000))
+        trio.run(50)
+    trio.until(lambda: trio.leader(DEFAULT_GROUP) not in (None, place), "another leads")
+    trio.run(5_000)
+    assert all(isinstance(trio.machines[other].answers.get(request), Answer) for request in asked)
 
 
 def test_nobody_hands_leadership_to_another_one_short_of_space(trio: Trio) -> None:

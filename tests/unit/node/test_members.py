@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 import pytest
 
 from nebuladb.errors import ChangeRefused
 from nebuladb.ids import DEFAULT_GROUP, ETCD_GROUP, META_GROUP
 from nebuladb.kv.command import Command, Kind
+from nebuladb.node.frame import decode_frame
 from nebuladb.node.keyspaces import Spec, create_step
 from nebuladb.node.members import add_step, promote_step, remove_step, replace_step
 from nebuladb.node.node import put_request
 from nebuladb.node.record import NodeState
-from nebuladb.raft import Configuration
+from nebuladb.raft import Configuration, MessageType
+from nebuladb.raft.confchange import Change
 from nebuladb.shard import Partitioning
 from nebuladb.storage.memory import MemoryEngine
 from tests.unit.node.trio import Trio
@@ -131,6 +133,42 @@ def test_a_dead_node_is_replaced_by_one_joint_change() -> None:
     are(trio, (1, 2, place))
     put(trio, b"after", place)
     put(trio, b"more", 1)
+
+
+def test_a_joint_configuration_is_left_after_a_hand_over_that_failed() -> None:
+    """It came into force while leadership was being handed over, and nobody thought of it afterwards."""
+    trio = Trio()
+    trio.start()
+    trio.founded()
+    trio.crash(0)
+    trio.run(3_000)
+    lost = [True]
+    trio.lose = lambda sender, receiver, frame: (
+        lost[0] and any(envelope.message.type == MessageType.TIMEOUT_NOW for envelope in decode_frame(frame)[1])
+    )
+    begun: list[int] = []
+
+    def hand_over_with_the_change(place: int) -> None:
+        host = trio.node(place).host
+        propose = host.propose_change
+
+        def propose_change(group: int, changes: Sequence[Change]) -> None:
+            propose(group, changes)
+            if group == DEFAULT_GROUP and len(changes) > 1 and not begun:
+                begun.append(place)
+                host.transfer_leadership(group, trio.who[3 - place].node)
+
+        host.propose_change = propose_change  # type: ignore[method-assign]
+
+    for place in (1, 2):
+        hand_over_with_the_change(place)
+    trio.drive(1, lambda meta: replace_step(meta, "n1", "n1b", "n1b:2", 77))
+    new = trio.join("n1b", 1)
+    trio.until(lambda: bool(begun), "a joint configuration is proposed")
+    trio.run(1_000)
+    lost[0] = False
+    trio.until(lambda: trio.state(new, 1) is NodeState.MEMBER, "a member")
+    are(trio, (1, 2, new))
 
 
 def test_who_missed_a_replacement_follows_a_leader_that_it_has_never_heard_of() -> None:

@@ -6,10 +6,13 @@ from functools import partial
 
 import pytest
 
+from nebuladb.errors import Corruption
+from nebuladb.kv.answer import Answer
 from nebuladb.kv.command import Command, Kind
 from nebuladb.node.frame import decode_frame
 from nebuladb.node.host import SILENT_MS
 from nebuladb.node.keyspaces import Spec, checked, create_step
+from nebuladb.node.members import add_step
 from nebuladb.node.node import put_request
 from nebuladb.raft import MessageType
 from nebuladb.raft.replication import REST
@@ -158,3 +161,64 @@ def test_a_word_that_comes_after_its_leader_was_lost_is_not_obeyed() -> None:
         assert trio.node(receiver - 11).host.replicas[4].raft.quiet
     trio.run(4_000)
     assert trio.leader(4) not in (None, leader)
+
+
+@pytest.mark.parametrize("leads", [True, False])
+def test_a_replica_that_loses_its_data_wakes_the_others(leads: bool) -> None:
+    """It may not stand for election itself. They rest and believe in it, or its leader does."""
+    trio = quiet()
+    leader = trio.leader(4)
+    assert leader is not None
+    place = leader if leads else (leader + 1) % 3
+    trio.node(place).damaged(4, Corruption("for the test"))
+    trio.until(lambda: 4 in trio.node(place).host.replicas and trio.node(place).host.replicas[4].lost, "built anew")
+    trio.until(lambda: not trio.node(place).host.replicas[4].lost, "a snapshot is in")
+    for other in range(3):
+        put(trio, other, 4)
+        assert isinstance(list(trio.machines[other].answers.values())[-1], Answer)
+
+
+def with_learner() -> tuple[Trio, int]:
+    """Three members and a learner, all groups of which rest."""
+    trio = Trio()
+    trio.start()
+    trio.founded()
+    trio.drive(0, lambda meta: add_step(meta, "n4", "n4:2", 14, learner=True))
+    place = trio.join("n4")
+    trio.until(lambda: resting(trio) == 12, "all rest")
+    trio.run(5_000)
+    assert resting(trio) == 12
+    return trio, place
+
+
+def knows_leaders(trio: Trio, place: int) -> bool:
+    return all(replica.raft.leader for replica in trio.node(place).host.replicas.values())
+
+
+def test_a_learner_that_stood_still_finds_its_leaders_again() -> None:
+    trio, place = with_learner()
+    trio.hung = {place}
+    trio.run(3_000)
+    trio.hung = set()
+    trio.run(10_000)
+    assert knows_leaders(trio, place)
+    put(trio, place, 2)
+    assert isinstance(list(trio.machines[place].answers.values())[-1], Answer)
+
+
+def test_a_learner_that_misses_the_word_to_rest_wakes_its_leader() -> None:
+    trio, place = with_learner()
+    lost = []
+
+    def lose(sender: int, receiver: int, frame: bytes) -> bool:
+        if receiver == trio.who[place].node and rest_word(frame):
+            lost.append(frame)
+            return True
+        return False
+
+    trio.lose = lose
+    put(trio, 0, 2)
+    trio.until(lambda: bool(lost), "the word to rest")
+    trio.lose = lambda sender, receiver, frame: False
+    trio.run(10_000)
+    assert knows_leaders(trio, place)

@@ -199,8 +199,14 @@ class TestElections:
         replica.take()
         replica.tick(60)
         replica.campaign()
-        assert (replica.role(), replica.take()) == (StateRole.FOLLOWER, [])
+        assert replica.role() is StateRole.FOLLOWER
         assert replica.raft.leader == 0, "but it notices that the leader is gone"
+        asked = replica.take()
+        assert {(message.type, message.term) for message in asked} <= {(T.PRE_VOTE, 1)}, "only to wake who may lead"
+        assert {message.receiver for message in asked} == set(configuration.voters)
+        for voter in configuration.voters:
+            replica.step(Message(T.PRE_VOTE_REPLY, voter, 1, 1))
+        assert (replica.role(), replica.take()) == (StateRole.FOLLOWER, [])
 
     def test_a_single_voter_elects_itself(self) -> None:
         replica = Replica(1, (1,))
