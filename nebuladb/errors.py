@@ -173,6 +173,12 @@ class UnknownOutcome(NebulaError):
     outcome = Outcome.UNKNOWN
 
 
+class ClientClosed(NebulaError):
+    """The client is closed; make another one."""
+
+    code = "FAILED_PRECONDITION"
+
+
 class DeadlineExceeded(NebulaError):
     """The deadline passed before the request could begin."""
 

@@ -5,9 +5,10 @@
         async with client.session() as session:       # exactly-once, whatever dies meanwhile
             await session.put(b"k", b"w")
 
-`Client` is the same without ``async``.
+`Client` is the same without ``async``: every call waits.
 
-What a caller owes it: any one living node among the endpoints, one event loop, and ``close`` (or ``async with``).
+What a caller owes it: any one living node among the endpoints, one event loop (`Client`: one process), and
+``close``, or ``with``; after that a client raises `ClientClosed`.
 
 What it raises: only `nebuladb.errors`. Of a failed call a caller may conclude from ``error.outcome``: FAILED, it
 changed nothing; UNKNOWN, it may have taken effect or still may. A deadline or a lost connection after a write had been
@@ -25,10 +26,12 @@ Inside: ``retry`` decides and never waits; ``endpoints`` chooses the node; ``tra
 
 from nebuladb.client.aio import AsyncClient
 from nebuladb.client.lease import LeaseKeeper
+from nebuladb.client.scan import Rows, SyncRows
 from nebuladb.client.session import Session
-from nebuladb.client.sync import Client
-from nebuladb.client.txn import Txn
+from nebuladb.client.sync import Client, SyncWrites
+from nebuladb.client.txn import SyncTxn, Txn
 from nebuladb.client.types import (
+    BatchResult,
     CasResult,
     DeleteResult,
     Event,
@@ -44,6 +47,7 @@ from nebuladb.client.types import (
 
 __all__ = [
     "AsyncClient",
+    "BatchResult",
     "CasResult",
     "Client",
     "DeleteResult",
@@ -54,8 +58,12 @@ __all__ = [
     "LeaseKeeper",
     "PutResult",
     "RangeResult",
+    "Rows",
     "Session",
     "StateHash",
+    "SyncRows",
+    "SyncTxn",
+    "SyncWrites",
     "Txn",
     "TxnResult",
     "prefix_end",

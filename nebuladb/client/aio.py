@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import Final, Self, TypeVar
 
 from google.protobuf.message import Message
@@ -15,7 +15,7 @@ from nebuladb.client.errors import Failure
 from nebuladb.client.lease import LeaseKeeper
 from nebuladb.client.many import Many
 from nebuladb.client.methods import Method
-from nebuladb.client.scan import ScanPlan
+from nebuladb.client.scan import Rows, ScanPlan
 from nebuladb.client.session import Session
 from nebuladb.client.transport import StreamBroken, Transport, check_size
 from nebuladb.client.types import BatchResult, Event, KeyValue, LeaseInfo, StateHash, key_value
@@ -45,7 +45,11 @@ def staleness(seconds: float) -> int:
 
 
 class AsyncClient(Writes):
-    """A cluster, seen from one keyspace. Safe to share by the tasks of one event loop."""
+    """A cluster, seen from one keyspace. Safe to share by the tasks of one event loop.
+
+    After `close` every call raises `ClientClosed`; what was under way then does, too, or if it may have written
+    something, `UnknownOutcome`.
+    """
 
     def __init__(
         self,
@@ -69,7 +73,7 @@ class AsyncClient(Writes):
         await self.close()
 
     async def close(self) -> None:
-        """End every connection."""
+        """End every connection. Idempotent."""
         await self._transport.close()
 
     @property
@@ -98,7 +102,7 @@ class AsyncClient(Writes):
         """Every one of `keys`, asked of all shards at once; not of one moment."""
         return await self._many.get(keys)
 
-    async def scan(
+    def scan(
         self,
         start: bytes = b"",
         end: bytes = b"",
@@ -109,8 +113,9 @@ class AsyncClient(Writes):
         serializable: bool = False,
         max_staleness: float = 0.0,
         page_size: int = 0,
-    ) -> AsyncIterator[KeyValue]:
-        """The keys of [start, end) in order; no end: to the last. All of one revision, also over a change of nodes."""
+    ) -> Rows:
+        """The keys of [start, end) in order; no end: to the last. Of each shard all are of one revision, also over a
+        change of nodes; `Rows.revisions` says which."""
         plan = ScanPlan(
             kv_pb2.ScanRequest(
                 keyspace=self.keyspace,
@@ -124,6 +129,9 @@ class AsyncClient(Writes):
                 page_size=page_size,
             )
         )
+        return Rows(plan, self._scan(plan))
+
+    async def _scan(self, plan: ScanPlan) -> AsyncGenerator[KeyValue, None]:
         check_size(plan.request)
         transport = self._transport
         attempts = transport.attempts()
@@ -149,12 +157,16 @@ class AsyncClient(Writes):
         range_end: bytes = b"",
         *,
         start_revision: int = 0,
+        start_revisions: Mapping[int, int] | None = None,
         prev_kv: bool = False,
         no_put: bool = False,
         no_delete: bool = False,
         patience: float = WATCH_PATIENCE,
-    ) -> AsyncIterator[Event]:
+    ) -> AsyncGenerator[Event, None]:
         """Every change of `key`, or of [key, range_end), from `start_revision` on (0: from now on), once, in order.
+
+        Over several shards `start_revisions` says for each where to begin; one that it leaves out begins now. The next
+        one of a shard is ``mod_revision + 1`` of its last event, or what `Rows.revisions` says of a scan.
 
         It goes on over broken connections and dead nodes; it raises `Compacted` where events are lost for good, and
         the last error if no node serves it for `patience` seconds.
@@ -168,6 +180,8 @@ class AsyncClient(Writes):
             no_put=no_put,
             no_delete=no_delete,
         )
+        for shard, revision in (start_revisions or {}).items():
+            request.start_revisions.add(group=shard, revision=revision)
         plan = WatchPlan(request)
         transport = self._transport
         attempts = transport.attempts(timeout=patience)
@@ -319,7 +333,9 @@ class AsyncClient(Writes):
         found = await self._transport.call(methods.STATE_HASH, request, pinned=endpoint, timeout=timeout)
         return StateHash(found.header.node_id, found.index, found.hash)
 
-    async def snapshot(self, request: cluster_pb2.SnapshotRequest) -> AsyncIterator[cluster_pb2.SnapshotResponse]:
+    async def snapshot(
+        self, request: cluster_pb2.SnapshotRequest
+    ) -> AsyncGenerator[cluster_pb2.SnapshotResponse, None]:
         """A backup as the bytes of its file, from one node; a stream that breaks is not resumed: begin anew."""
         transport = self._transport
         step = transport.attempts().next(transport.clock())

@@ -9,6 +9,7 @@ import grpc.aio
 from google.protobuf.message import DecodeError
 
 from nebuladb.errors import (
+    ClientClosed,
     Compacted,
     DeadlineExceeded,
     NebulaError,
@@ -77,6 +78,19 @@ def not_sent(address: str) -> Failure:
 def silent(address: str) -> Failure:
     """What was asked for didn't come in time. Only for what writes nothing."""
     return Failure(DeadlineExceeded(f"{address} gave no answer in time"), retryable=True, lost=True)
+
+
+def closed() -> Failure:
+    """The client was closed before anything was sent, or what was asked for would have changed nothing."""
+    return Failure(ClientClosed(), retryable=False)
+
+
+def closed_amid(address: str, *, writes: bool) -> Failure:
+    """The client was closed while an answer was waited for."""
+    if not writes:
+        return closed()
+    text = f"the client was closed before {address} answered: the write may or may not take effect"
+    return Failure(UnknownOutcome(text), retryable=False)
 
 
 def failure_of(status: grpc.aio.AioRpcError, address: str, *, writes: bool) -> Failure:

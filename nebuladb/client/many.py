@@ -11,7 +11,7 @@ from nebuladb.client.shardmap import ShardMap
 from nebuladb.client.transport import Transport
 from nebuladb.client.txn import txn_result
 from nebuladb.client.types import BatchResult, KeyValue, RangeResult, TxnResult
-from nebuladb.errors import NebulaError, Outcome, UnknownOutcome, WrongEpoch, WrongShard
+from nebuladb.errors import NebulaError, Outcome, ResultTooLarge, UnknownOutcome, WrongEpoch, WrongShard
 from nebuladb.pb.nebula.v1 import keyspace_pb2, kv_pb2
 
 MAX_OPERATIONS: Final = 128
@@ -35,7 +35,7 @@ class Many:
         self._in_flight = asyncio.Semaphore(MAX_IN_FLIGHT)
 
     async def get(self, keys: Iterable[bytes]) -> dict[bytes, KeyValue | None]:
-        """Each key's value now; those of one request are of one revision."""
+        """Each key's value now; not all of one revision."""
         found: dict[bytes, KeyValue | None] = dict.fromkeys(keys)
         operations = [(key, kv_pb2.Operation(range=kv_pb2.RangeRequest(key=key))) for key in found]
         for part, _ in await self._run(operations, self._read):
@@ -55,7 +55,16 @@ class Many:
         return BatchResult(revisions)
 
     async def _read(self, request: kv_pb2.TxnRequest) -> TxnResult:
-        return txn_result(await self._transport.call(methods.TXN_READ, request))
+        """In halves, if the values are too large for one answer: how large they are nobody knows before."""
+        try:
+            return txn_result(await self._transport.call(methods.TXN_READ, request))
+        except ResultTooLarge:
+            middle = len(request.success) // 2
+            if not middle:
+                raise
+        parts = request.success[:middle], request.success[middle:]
+        first, second = [await self._read(kv_pb2.TxnRequest(keyspace=request.keyspace, success=part)) for part in parts]
+        return TxnResult(second.revision, second.succeeded, first.results + second.results)
 
     async def _run(self, operations: list[tuple[bytes, kv_pb2.Operation]], send: Commit) -> list[tuple[TxnResult, int]]:
         """Send them, a request for each `MAX_OPERATIONS` of a shard; the results with their shards."""

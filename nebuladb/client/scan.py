@@ -1,13 +1,15 @@
-"""A scan's way through its pages and over breaks. Pure."""
+"""A scan's way through its pages and over breaks, and what a caller sees of it."""
 
 from __future__ import annotations
+
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Generator, Iterator
 
 from nebuladb.client.types import TO_THE_END, KeyValue, key_value
 from nebuladb.pb.nebula.v1 import kv_pb2
 
 
 class ScanPlan:
-    """What is left of a scan.
+    """What is left of a scan. Pure.
 
     After a break `request` goes on behind the last key that was seen, at each shard's revision of the first page.
     """
@@ -29,8 +31,58 @@ class ScanPlan:
                 self.done = self.request.limit <= 0
         return [key_value(kv) for kv in page.kvs]
 
+    @property
+    def revisions(self) -> dict[int, int]:
+        """Shard → the revision that is read in it; empty before the first page."""
+        return {pair.group: pair.revision for pair in self.request.revisions}
+
     def resume(self) -> None:
         """Prepare `request` for another try."""
         end = self.request.range_end
         if end not in (b"", TO_THE_END) and self.request.key >= end:
             self.done = True
+
+
+class Rows(AsyncIterator[KeyValue]):
+    """The rows of `AsyncClient.scan`."""
+
+    def __init__(self, plan: ScanPlan, rows: AsyncGenerator[KeyValue, None]) -> None:
+        self._plan = plan
+        self._rows = rows
+
+    @property
+    def revisions(self) -> dict[int, int]:
+        """Shard → the revision that is read in it; empty until there was a row, or the end.
+
+        A watch that misses nothing since begins behind them:
+        ``start_revisions={shard: revision + 1 for shard, revision in rows.revisions.items()}``.
+        """
+        return self._plan.revisions
+
+    def __anext__(self) -> Awaitable[KeyValue]:
+        return self._rows.__anext__()
+
+    async def aclose(self) -> None:
+        """Read no further."""
+        await self._rows.aclose()
+
+
+class SyncRows(Iterator[KeyValue]):
+    """The rows of `Client.scan`."""
+
+    def __init__(self, asynchronous: Rows, rows: Generator[KeyValue, None, None]) -> None:
+        """`rows` are the asynchronous ones, as they come to the caller's thread."""
+        self._asynchronous = asynchronous
+        self._rows = rows
+
+    @property
+    def revisions(self) -> dict[int, int]:
+        """As those of `Rows`."""
+        return self._asynchronous.revisions
+
+    def __next__(self) -> KeyValue:
+        return next(self._rows)
+
+    def close(self) -> None:
+        """Read no further."""
+        self._rows.close()

@@ -3,40 +3,79 @@
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
+import os
 import threading
-from collections.abc import AsyncIterator, Coroutine, Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any, Final, Self, TypeVar
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Generator, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from functools import wraps
+from typing import Any, Concatenate, Final, ParamSpec, Protocol, Self, TypeVar
 
 from nebuladb.client.aio import AsyncClient
-from nebuladb.client.txn import Txn
-from nebuladb.client.types import CasResult, DeleteResult, Event, KeyValue, LeaseInfo, PutResult, TxnResult
+from nebuladb.client.lease import LeaseKeeper
+from nebuladb.client.scan import Rows, SyncRows
+from nebuladb.client.txn import SyncTxn
+from nebuladb.client.types import TxnResult
 from nebuladb.client.writes import Writes
+from nebuladb.errors import ClientClosed, UnknownOutcome
 
+Given = ParamSpec("Given")
 Result = TypeVar("Result")
+Item = TypeVar("Item", covariant=True)
 
 BATCH: Final = 256
 """Rows of a scan that cross the threads at a time."""
 
+CLOSING: Final = 1.0
+"""Seconds for which `close` lets what it ended come to its own end."""
+
+
+class _Items(Protocol[Item]):
+    """What `AsyncGenerator` and `Rows` have in common."""
+
+    def __aiter__(self) -> AsyncIterator[Item]: ...
+
+    def aclose(self) -> Coroutine[Any, Any, None]: ...
+
 
 class _Thread:
-    """An event loop on a daemon thread."""
+    """An event loop on a daemon thread. A forked child has no such thread, and may not use it."""
 
     def __init__(self) -> None:
         self._loop = asyncio.new_event_loop()
+        self._process = os.getpid()
+        self._gate = threading.Lock()
+        """Work is handed over under it, so that none comes after the end, which nobody would do."""
+        self._closed = False
+        self._leaving: set[asyncio.Task[None]] = set()
         self._thread = threading.Thread(target=self._loop.run_forever, name="nebula-client", daemon=True)
         self._thread.start()
 
     def run(self, work: Coroutine[Any, Any, Result]) -> Result:
-        """Its result or exception; an interrupted wait cancels it."""
-        future = asyncio.run_coroutine_threadsafe(work, self._loop)
+        """Its result or exception; an interrupted wait cancels it. Raises `ClientClosed`."""
+        try:
+            if os.getpid() != self._process:
+                raise ClientClosed("this client is another process's; make one after the fork")
+            with self._gate:
+                if self._closed:
+                    raise ClientClosed
+                future = asyncio.run_coroutine_threadsafe(work, self._loop)
+        except BaseException:
+            work.close()
+            raise
+        return self._wait(future)
+
+    @staticmethod
+    def _wait(future: concurrent.futures.Future[Result]) -> Result:
         try:
             return future.result()
+        except concurrent.futures.CancelledError:
+            raise UnknownOutcome("the client was closed meanwhile: a write may or may not take effect") from None
         except BaseException:
             future.cancel()
             raise
 
-    def each(self, items: AsyncIterator[Result], batch: int) -> Iterator[Result]:
+    def each(self, items: _Items[Result], batch: int) -> Generator[Result, None, None]:
         """The items, `batch` a hop between the threads."""
 
         async def take() -> list[Result]:
@@ -48,63 +87,113 @@ class _Thread:
             return taken
 
         async def end() -> None:
-            await items.aclose()  # type: ignore[attr-defined]  # every one here is a generator
+            # What an interrupted `take` left running ends by its own cancellation.
+            with suppress(RuntimeError):
+                await items.aclose()
 
         try:
             while taken := self.run(take()):
                 yield from taken
         finally:
-            self.run(end())
+            self._leave(end)
 
-    def close(self) -> None:
-        """Stop the loop and wait for its thread."""
+    def _leave(self, end: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """Have it done, and wait for nothing: a generator also ends in the collector, which may run on the loop's own
+        thread, and at the interpreter's end, when that thread doesn't run any more."""
+        if os.getpid() == self._process:
+            with suppress(RuntimeError):  # the loop is closed
+                self._loop.call_soon_threadsafe(self._begin, end)
+
+    def _begin(self, end: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        task = self._loop.create_task(end())
+        self._leaving.add(task)
+        task.add_done_callback(self._leaving.discard)
+
+    def close(self, last: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """Do `last`, let all else end, stop the loop and wait for its thread. Idempotent."""
+        if os.getpid() != self._process:
+            return
+        with self._gate:
+            if self._closed:
+                return
+            self._closed = True
+        self._wait(asyncio.run_coroutine_threadsafe(self._finish(last), self._loop))
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
+
+    async def _finish(self, last: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        await last()
+        if others := asyncio.all_tasks() - {asyncio.current_task()}:
+            _, late = await asyncio.wait(others, timeout=CLOSING)
+            for task in late:
+                task.cancel()
+            await asyncio.gather(*late, return_exceptions=True)
+        await self._loop.shutdown_asyncgens()
+
+
+def _waits(
+    method: Callable[Concatenate[Any, Given], Coroutine[Any, Any, Result]],
+) -> Callable[Concatenate[SyncWrites, Given], Result]:
+    """A method of the asynchronous side as one that waits for its answer."""
+
+    @wraps(method)
+    def call(self: SyncWrites, /, *given: Given.args, **named: Given.kwargs) -> Result:
+        return self._thread.run(method(self._behind, *given, **named))
+
+    return call
+
+
+def _streams(
+    method: Callable[Concatenate[AsyncClient, Given], AsyncGenerator[Result, None]],
+) -> Callable[Concatenate[Client, Given], Generator[Result, None, None]]:
+    """A generator of the asynchronous client as one whose every `next` waits."""
+
+    @wraps(method)
+    def call(self: Client, /, *given: Given.args, **named: Given.kwargs) -> Generator[Result, None, None]:
+        return self._thread.each(method(self._client, *given, **named), 1)
+
+    return call
+
+
+def _scans(
+    method: Callable[Concatenate[AsyncClient, Given], Rows],
+) -> Callable[Concatenate[Client, Given], SyncRows]:
+    @wraps(method)
+    def call(self: Client, /, *given: Given.args, **named: Given.kwargs) -> SyncRows:
+        rows = method(self._client, *given, **named)
+        return SyncRows(rows, self._thread.each(rows, BATCH))
+
+    return call
 
 
 class SyncWrites:
     """As `Writes`, but each call waits for its answer."""
 
-    def __init__(self, thread: _Thread, writes: Writes) -> None:
+    def __init__(self, thread: _Thread, behind: Writes) -> None:
+        """`behind` does the work."""
         self._thread = thread
-        self._writes = writes
+        self._behind = behind
 
-    def put(self, key: bytes, value: bytes, *, lease: int = 0, prev_kv: bool = False) -> PutResult:
-        """Set `key`."""
-        return self._thread.run(self._writes.put(key, value, lease=lease, prev_kv=prev_kv))
+    put = _waits(Writes.put)
+    delete = _waits(Writes.delete)
+    compare_and_set = _waits(Writes.compare_and_set)
+    grant_lease = _waits(Writes.grant_lease)
+    revoke_lease = _waits(Writes.revoke_lease)
 
-    def delete(self, key: bytes, range_end: bytes = b"", *, prev_kv: bool = False) -> DeleteResult:
-        """Delete `key`, or [key, range_end)."""
-        return self._thread.run(self._writes.delete(key, range_end, prev_kv=prev_kv))
+    def txn(self) -> SyncTxn:
+        """A transaction to be built: ``client.txn().when("version", k, "=", 0).put(k, v).commit()``."""
+        return SyncTxn(lambda request: self._thread.run(self._behind._commit(request)))
 
-    def compare_and_set(
-        self, key: bytes, value: bytes, *, expected: bytes | None = None, mod_revision: int | None = None
-    ) -> CasResult:
-        """Set `key` if it is as expected; None: if it doesn't exist."""
-        return self._thread.run(self._writes.compare_and_set(key, value, expected=expected, mod_revision=mod_revision))
-
-    def txn(self) -> Txn:
-        """A transaction to be built, for `commit`."""
-        return self._writes.txn()
-
-    def commit(self, txn: Txn) -> TxnResult:
-        """Run a transaction that `txn` of this object began."""
-        return self._thread.run(txn.commit())
-
-    def grant_lease(self, ttl: int, *, key: bytes = b"") -> LeaseInfo:
-        """A lease of `ttl` seconds in `key`'s shard."""
-        return self._thread.run(self._writes.grant_lease(ttl, key=key))
-
-    def revoke_lease(self, lease: int) -> None:
-        """End a lease, and delete its keys."""
-        self._thread.run(self._writes.revoke_lease(lease))
+    def commit(self, txn: SyncTxn) -> TxnResult:
+        """``txn.commit()``."""
+        return txn.commit()
 
 
 class Client(SyncWrites):
     """A cluster, seen from one keyspace; `AsyncClient` says what each call does. Threads may share it.
 
-    Who needs keepers of leases or the cluster's calls uses `AsyncClient`.
+    A forked child makes one of its own: there every call raises `ClientClosed`.
     """
 
     def __init__(self, endpoints: Sequence[str], *, keyspace: str = "default", timeout: float = 5.0) -> None:
@@ -119,24 +208,43 @@ class Client(SyncWrites):
         self.close()
 
     def close(self) -> None:
-        """End every connection, and the thread."""
-        self._thread.run(self._client.close())
-        self._thread.close()
+        """End every connection, what waits in other threads, and the thread. Idempotent."""
+        self._thread.close(self._client.close)
 
-    def get(self, key: bytes, *, revision: int = 0, serializable: bool = False) -> KeyValue | None:
-        """`key` now, or at `revision`; None if it isn't there."""
-        return self._thread.run(self._client.get(key, revision=revision, serializable=serializable))
+    @property
+    def keyspace(self) -> str:
+        """The keyspace that it works in."""
+        return self._client.keyspace
 
-    def scan(
-        self, start: bytes = b"", end: bytes = b"", *, limit: int = 0, revision: int = 0, keys_only: bool = False
-    ) -> Iterator[KeyValue]:
-        """The keys of [start, end) in order, of one revision."""
-        rows = self._client.scan(start, end, limit=limit, revision=revision, keys_only=keys_only)
-        return self._thread.each(rows, BATCH)
+    @property
+    def endpoints(self) -> tuple[str, ...]:
+        """The addresses, as they were given but for repetitions."""
+        return self._client.endpoints
 
-    def watch(self, key: bytes, range_end: bytes = b"", *, start_revision: int = 0) -> Iterator[Event]:
-        """Every change, once, in order; each `next` waits for one."""
-        return self._thread.each(self._client.watch(key, range_end, start_revision=start_revision), 1)
+    get = _waits(AsyncClient.get)
+    get_many = _waits(AsyncClient.get_many)
+    scan = _scans(AsyncClient.scan)
+    watch = _streams(AsyncClient.watch)
+    batch = _waits(AsyncClient.batch)
+    compact = _waits(AsyncClient.compact)
+    time_to_live = _waits(AsyncClient.time_to_live)
+    leases = _waits(AsyncClient.leases)
+
+    keyspaces = _waits(AsyncClient.keyspaces)
+    describe_keyspace = _waits(AsyncClient.describe_keyspace)
+    create_keyspace = _waits(AsyncClient.create_keyspace)
+    drop_keyspace = _waits(AsyncClient.drop_keyspace)
+    shards = _waits(AsyncClient.shards)
+    members = _waits(AsyncClient.members)
+    add_member = _waits(AsyncClient.add_member)
+    promote_member = _waits(AsyncClient.promote_member)
+    remove_member = _waits(AsyncClient.remove_member)
+    discover = _waits(AsyncClient.discover)
+    status = _waits(AsyncClient.status)
+    order_hash = _waits(AsyncClient.order_hash)
+    state_hash = _waits(AsyncClient.state_hash)
+    snapshot = _streams(AsyncClient.snapshot)
+    transfer_leadership = _waits(AsyncClient.transfer_leadership)
 
     @contextmanager
     def session(self) -> Iterator[SyncWrites]:
@@ -145,4 +253,17 @@ class Client(SyncWrites):
         try:
             yield SyncWrites(self._thread, session)
         finally:
-            self._thread.run(session.close())
+            with suppress(ClientClosed):
+                self._thread.run(session.close())
+
+    @contextmanager
+    def keep_alive(self, lease: int) -> Iterator[LeaseKeeper]:
+        """Renews `lease` in the background until the block ends. Of the keeper `held` and `check` are for any thread;
+        what must be waited for is not."""
+        keeper = self._client.keep_alive(lease)
+        self._thread.run(keeper.__aenter__())
+        try:
+            yield keeper
+        finally:
+            with suppress(ClientClosed):
+                self._thread.run(keeper.__aexit__())

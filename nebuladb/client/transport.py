@@ -14,7 +14,7 @@ import grpc.aio
 from google.protobuf.message import Message
 
 from nebuladb.client.endpoints import Endpoints
-from nebuladb.client.errors import Failure, failure_of, not_sent, silent
+from nebuladb.client.errors import Failure, closed, closed_amid, failure_of, not_sent, silent
 from nebuladb.client.methods import Answer, Method
 from nebuladb.client.retry import Attempts, Kind, Try
 from nebuladb.env import Rng
@@ -90,7 +90,7 @@ class Link:
                     state = self.channel.get_state(try_to_connect=True)
                     if state is grpc.ChannelConnectivity.READY:
                         return True
-        except TimeoutError:
+        except (TimeoutError, grpc.aio.UsageError):  # the latter: the channel was closed meanwhile
             pass
         return False
 
@@ -125,6 +125,7 @@ class Transport:
         self.rng: Rng = rng or random.Random()
         self._engine = engine or engine_of()
         self._links: dict[str, Link] = {}
+        self._closed = False
 
     async def call(
         self,
@@ -135,7 +136,10 @@ class Transport:
         pinned: str = "",
         timeout: float = 0.0,
     ) -> Answer:
-        """The answer, or the one `NebulaError` that says what happened. `kind` and `timeout` override what is usual."""
+        """The answer, or the one `NebulaError` that says what happened. `kind` and `timeout` override what is usual.
+
+        Raises `ClientClosed` after `close`; of a write that was under way then, `UnknownOutcome`.
+        """
         check_size(request)
         kind = kind or method.kind
         attempts = self.attempts(kind, pinned, timeout)
@@ -165,6 +169,8 @@ class Transport:
 
         `patience`: seconds at most between two messages. Raises `StreamBroken`.
         """
+        if self._closed:
+            raise StreamBroken(closed())
         link = self._link(step.address)
         if not await link.connected(step.connect):
             raise StreamBroken(not_sent(step.address))
@@ -178,6 +184,10 @@ class Transport:
                 raise StreamBroken(failure_of(status, step.address, writes=False)) from None
             except TimeoutError:
                 raise StreamBroken(silent(step.address)) from None
+            except asyncio.CancelledError:
+                if not self._ended():
+                    raise
+                raise StreamBroken(closed()) from None
             return None if message is grpc.aio.EOF else message  # type: ignore[return-value]
 
         try:
@@ -186,7 +196,8 @@ class Transport:
             call.cancel()
 
     async def close(self) -> None:
-        """End every connection; calls in flight are canceled."""
+        """End every connection, and the calls that are under way. Idempotent."""
+        self._closed = True
         links, self._links = self._links, {}
         for link in links.values():
             await link.channel.close()
@@ -197,7 +208,14 @@ class Transport:
             link = self._links[address] = Link(address, self._engine)
         return link
 
+    def _ended(self) -> bool:
+        """Whether a call that raised `CancelledError` was ended by `close`, and not by whoever waits for it."""
+        task = asyncio.current_task()
+        return self._closed and not (task is not None and task.cancelling())
+
     async def _attempt(self, method: Method[Answer], request: Message, kind: Kind, step: Try) -> Answer | Failure:
+        if self._closed:
+            return closed()
         link = self._link(step.address)
         began = self.clock()
         if not await link.connected(step.connect):
@@ -209,6 +227,10 @@ class Transport:
             return await link.unary(method)(request, timeout=seconds)
         except grpc.aio.AioRpcError as status:
             return failure_of(status, step.address, writes=kind is not Kind.READ)
+        except asyncio.CancelledError:
+            if not self._ended():
+                raise
+            return closed_amid(step.address, writes=kind is not Kind.READ)
 
 
 class StreamBroken(Exception):

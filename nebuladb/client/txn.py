@@ -29,7 +29,12 @@ RELATIONS: Final = {
 
 
 def compare(target: Target, key: bytes, relation: Relation, to: int | bytes, range_end: bytes = b"") -> kv_pb2.Compare:
-    """A condition on `key`, or on every key of a range. A missing key has no value, and the numbers 0."""
+    """A condition on `key`, or on every key of a range. A missing key has no value, and the numbers 0. Raises
+    `InvalidArgument`."""
+    if target not in TARGETS:
+        raise InvalidArgument(f"target is {target!r}; give one of {', '.join(TARGETS)}")
+    if relation not in RELATIONS:
+        raise InvalidArgument(f"relation is {relation!r}; give one of {' '.join(RELATIONS)}")
     if (target == "value") is not isinstance(to, bytes):
         raise InvalidArgument(f"{target} compares with {'bytes' if target == 'value' else 'a number'}, not {to!r}")
     condition = kv_pb2.Compare(result=RELATIONS[relation], target=TARGETS[target], key=key, range_end=range_end)
@@ -40,16 +45,14 @@ def compare(target: Target, key: bytes, relation: Relation, to: int | bytes, ran
     return condition
 
 
-class Txn:
-    """If every condition holds, the `then` operations, else the `else_` ones: atomically, in one shard.
+class TxnBuilder:
+    """If every condition holds, the operations of the branch "then", else those of "else": atomically, in one shard.
 
     At most 128 operations a branch, and each key is written once.
     """
 
-    def __init__(self, commit: Callable[[kv_pb2.TxnRequest], Awaitable[TxnResult]]) -> None:
-        """`commit` sends the request: a client's, or a session's."""
+    def __init__(self) -> None:
         self.request = kv_pb2.TxnRequest()
-        self._commit = commit
 
     def when(self, target: Target, key: bytes, relation: Relation, to: int | bytes, range_end: bytes = b"") -> Self:
         """Add a condition; `compare` says of which kind."""
@@ -76,14 +79,42 @@ class Txn:
         self._add(branch, kv_pb2.Operation(delete=operation))
         return self
 
-    async def commit(self) -> TxnResult:
-        """Run it. Each call is a transaction of its own, with what was built until then."""
+    def _built(self) -> kv_pb2.TxnRequest:
+        """What was built until now; each commit is a transaction of its own."""
         request = kv_pb2.TxnRequest()
         request.CopyFrom(self.request)
-        return await self._commit(request)
+        return request
 
     def _add(self, branch: Branch, operation: kv_pb2.Operation) -> None:
+        if branch not in ("then", "else"):
+            raise InvalidArgument(f"branch is {branch!r}; give 'then' or 'else'")
         (self.request.success if branch == "then" else self.request.failure).append(operation)
+
+
+class Txn(TxnBuilder):
+    """A transaction of the asynchronous client, or of one of its sessions."""
+
+    def __init__(self, commit: Callable[[kv_pb2.TxnRequest], Awaitable[TxnResult]]) -> None:
+        """`commit` sends the request."""
+        super().__init__()
+        self._commit = commit
+
+    async def commit(self) -> TxnResult:
+        """Run it, as it was built until now."""
+        return await self._commit(self._built())
+
+
+class SyncTxn(TxnBuilder):
+    """A transaction of the synchronous client, or of one of its sessions."""
+
+    def __init__(self, commit: Callable[[kv_pb2.TxnRequest], TxnResult]) -> None:
+        """`commit` sends the request, and waits."""
+        super().__init__()
+        self._commit = commit
+
+    def commit(self) -> TxnResult:
+        """Run it, as it was built until now."""
+        return self._commit(self._built())
 
 
 def writes(request: kv_pb2.TxnRequest) -> bool:

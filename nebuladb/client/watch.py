@@ -19,7 +19,7 @@ class WatchPlan:
     def __init__(self, request: kv_pb2.WatchRequest) -> None:
         request.progress = True  # so that an idle watch isn't overtaken by compaction
         self.request = request
-        self._next: dict[int, int] = {}
+        self._next = {pair.group: pair.revision for pair in request.start_revisions}
         self._fragments: dict[int, list[Event]] = {}
 
     def absorb(self, response: kv_pb2.WatchResponse) -> list[Event] | Failure:

@@ -7,7 +7,7 @@ import pytest
 
 from nebuladb import errors
 from nebuladb.client import AsyncClient, EventType, KeyValue
-from tests.unit.client.fake import LOST, Fault, Node
+from tests.unit.client.fake import LOST, Fault, Node, wait_until
 
 
 async def test_put_get_delete(node: Node) -> None:
@@ -204,6 +204,50 @@ async def test_leases(node: Node) -> None:
         await client.revoke_lease(lease.id)
         with pytest.raises(errors.LeaseNotFound):
             await client.time_to_live(lease.id)
+
+
+async def test_close_says_what_became_of_what_was_under_way(node: Node) -> None:
+    client = AsyncClient([node.address])
+    session = client.session()
+    await session.put(b"k", b"v")
+    with node.store.lock:  # nothing is answered
+        calls = [
+            asyncio.create_task(call) for call in (client.put(b"k", b"w"), session.put(b"k", b"w"), client.get(b"k"))
+        ]
+        events = asyncio.create_task(anext(client.watch(b"k")))
+        await asyncio.to_thread(wait_until, lambda: len(node.calls) == 7)
+        await client.close()
+        found = await asyncio.gather(*calls, events, return_exceptions=True)
+    unknown, closed = errors.UnknownOutcome, errors.ClientClosed
+    assert [type(error) for error in found] == [unknown, unknown, closed, closed]
+    await client.close()
+    with pytest.raises(errors.ClientClosed):
+        await client.put(b"k", b"v")
+    with pytest.raises(errors.ClientClosed):
+        await anext(client.scan())
+    assert len(node.calls) == 7
+
+
+async def test_a_call_that_its_caller_cancels_stays_cancelled(node: Node) -> None:
+    client = AsyncClient([node.address])
+    await client.get(b"k")
+    with node.store.lock:
+        call = asyncio.create_task(client.get(b"k"))
+        await asyncio.to_thread(wait_until, lambda: node.count("Get") == 2)
+        call.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await call
+    await client.close()
+
+
+async def test_wrong_words_in_a_transaction_are_refused(node: Node) -> None:
+    async with AsyncClient([node.address]) as client:
+        with pytest.raises(errors.InvalidArgument, match="'then' or 'else'"):
+            client.txn().put(b"k", b"v", branch="thne")  # type: ignore[arg-type]
+        with pytest.raises(errors.InvalidArgument, match="relation is '=='"):
+            client.txn().when("version", b"k", "==", 0)  # type: ignore[arg-type]
+        with pytest.raises(errors.InvalidArgument, match="target is 'mode'"):
+            client.txn().when("mode", b"k", "=", 0)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("endpoints", [[], ["host"], [":1"], ["h:x"], ["h:1"] * 3 + [f"h:{n}" for n in range(65)]])

@@ -9,7 +9,7 @@ import pytest
 
 from nebuladb.client.many import MAX_OPERATIONS, Many
 from nebuladb.client.types import PutResult, TxnResult
-from nebuladb.errors import NebulaError, TooManyRequests, UnknownOutcome
+from nebuladb.errors import NebulaError, ResultTooLarge, TooManyRequests, UnknownOutcome
 from nebuladb.pb.nebula.v1 import keyspace_pb2, kv_pb2
 from nebuladb.shard import slot_of
 
@@ -22,6 +22,8 @@ class TwoShards:
     def __init__(self, data: dict[bytes, bytes]) -> None:
         self.data = data
         self.requests: list[kv_pb2.TxnRequest] = []
+        self.most = 3 << 20
+        """Bytes of values in an answer."""
 
     async def call(self, method: Any, request: Any) -> Any:
         if isinstance(request, keyspace_pb2.KeyspaceDescribeRequest):
@@ -30,6 +32,8 @@ class TwoShards:
             info.shards.add(group=5, start_slot=HALF, end_slot=2 * HALF)
             return keyspace_pb2.KeyspaceDescribeResponse(keyspace=info)
         self.requests.append(request)
+        if sum(len(self.data.get(operation.range.key, b"")) for operation in request.success) > self.most:
+            raise ResultTooLarge
         response = kv_pb2.TxnResponse(succeeded=True)
         for operation in request.success:
             result = response.results.add()
@@ -62,6 +66,16 @@ async def test_get_many_finds_each_key_in_its_shard() -> None:
         keys = [operation.range.key for operation in request.success]
         assert len(keys) <= MAX_OPERATIONS
         assert len({shard(key) for key in keys}) == 1
+
+
+async def test_get_many_asks_again_in_halves_where_values_are_too_large_for_an_answer() -> None:
+    data = {b"key %d" % number: bytes(30_000) for number in range(400)}
+    transport = TwoShards(data)
+    found = await many(transport).get(data)
+    assert {key: kv.value for key, kv in found.items() if kv} == data
+    transport.most = 29_999
+    with pytest.raises(ResultTooLarge):
+        await many(transport).get([b"key 1"])
 
 
 async def test_a_batch_says_how_far_each_shard_is() -> None:

@@ -1,10 +1,23 @@
 from __future__ import annotations
 
+import gc
+import inspect
+import os
+import subprocess
+import sys
+import threading
+from contextlib import closing
+from typing import Any
+
 import pytest
 
 from nebuladb import errors
-from nebuladb.client import Client
-from tests.unit.client.fake import LOST, Fault, Node
+from nebuladb.client import AsyncClient, Client, SyncTxn, Txn
+from nebuladb.client.sync import SyncWrites
+from nebuladb.client.writes import Writes
+from tests.unit.client.fake import LOST, Fault, Node, wait_until
+
+SECONDS = 20.0
 
 
 def test_the_synchronous_client(nodes: list[Node]) -> None:
@@ -15,13 +28,18 @@ def test_the_synchronous_client(nodes: list[Node]) -> None:
         assert found is not None
         assert found.value == b"v"
         assert client.compare_and_set(b"k", b"w", expected=b"v").succeeded
-        assert client.commit(client.txn().when("version", b"k", "=", 2).put(b"l", b"x")).succeeded
+        assert client.txn().when("version", b"k", "=", 2).put(b"l", b"x").commit().succeeded
         a.break_scan_after = 1
-        assert [row.key for row in client.scan()] == [b"k", b"l"]
-        events = client.watch(b"k", start_revision=2)
-        assert [next(events).kv.value, next(events).kv.value] == [b"v", b"w"]
-        events.close()  # type: ignore[attr-defined]
-        lease = client.grant_lease(10)
+        rows = client.scan()
+        assert [row.key for row in rows] == [b"k", b"l"]
+        assert rows.revisions == {2: 4}
+        with closing(client.watch(b"k", start_revisions={2: 2})) as events:
+            assert [next(events).kv.value, next(events).kv.value] == [b"v", b"w"]
+        lease = client.grant_lease(10, lease=7)
+        assert client.time_to_live(7).ttl == 10
+        assert client.leases() == (7,)
+        with client.keep_alive(7) as keeper:
+            assert keeper.held
         client.revoke_lease(lease.id)
         assert client.delete(b"k").deleted == 1
         with pytest.raises(errors.InvalidArgument):
@@ -29,4 +47,120 @@ def test_the_synchronous_client(nodes: list[Node]) -> None:
         a.faults.append(Fault("Put", LOST, after=True))
         with client.session() as session:
             session.put(b"k", b"once")
+            assert session.txn().put(b"m", b"once").commit().succeeded
+        found_many = client.get_many([b"k", b"nothing"])
+        assert found_many[b"k"] is not None
+        assert found_many[b"nothing"] is None
     assert a.store.executed.count("put") == 3  # the refused one too
+
+
+def _public(kind: type) -> dict[str, Any]:
+    return {name: member for name, member in inspect.getmembers(kind) if not name.startswith("_")}
+
+
+@pytest.mark.parametrize(("asynchronous", "synchronous"), [(AsyncClient, Client), (Writes, SyncWrites), (Txn, SyncTxn)])
+def test_the_same_without_async(asynchronous: type, synchronous: type) -> None:
+    ours = _public(synchronous)
+    for name, member in _public(asynchronous).items():
+        assert name in ours, name
+        assert not inspect.iscoroutinefunction(ours[name]), name
+        if callable(member):
+            assert list(inspect.signature(member).parameters) == list(inspect.signature(ours[name]).parameters), name
+
+
+def test_a_script_with_an_unfinished_scan_and_watch_comes_to_its_end(node: Node) -> None:
+    script = """
+import sys
+from nebuladb.client import Client
+client = Client([sys.argv[1]])
+client.put(b"k", b"v")
+rows, events = client.scan(), client.watch(b"k", start_revision=1)
+print(next(rows).value, next(events).kv.value)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script, node.address], capture_output=True, timeout=SECONDS, text=True, check=False
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "b'v' b'v'\n", "")
+
+
+def test_the_collector_may_end_a_scan_on_the_clients_own_thread(node: Node) -> None:
+    with Client([node.address]) as client:
+        client.put(b"k", b"v")
+        cycle: list[Any] = [client.scan()]
+        cycle.append(cycle)
+        next(cycle[0])
+        del cycle
+
+        async def collect() -> int:
+            return gc.collect()
+
+        over = threading.Timer(SECONDS, os._exit, [9])  # it would hang for ever
+        over.start()
+        assert client._thread.run(collect())
+        assert client.get(b"k") is not None
+        over.cancel()
+
+
+class Call(threading.Thread):
+    """A call in a thread of its own, and what came of it."""
+
+    def __init__(self, call: Any, *given: Any) -> None:
+        super().__init__(daemon=True)
+        self.error: BaseException | None = None
+        self._call = call, given
+        self.start()
+
+    def run(self) -> None:
+        call, given = self._call
+        try:
+            call(*given)
+        except BaseException as error:
+            self.error = error
+
+    def kind(self) -> type[BaseException | None]:
+        self.join(SECONDS)
+        assert not self.is_alive()
+        return type(self.error)
+
+
+def test_close_ends_what_waits_in_other_threads(node: Node) -> None:
+    client = Client([node.address])
+    client.put(b"k", b"v")
+    rows = client.scan()
+    next(rows)
+    events = Call(next, client.watch(b"k"))
+    wait_until(lambda: node.count("Watch") == 1)
+    with node.store.lock:  # nothing is answered
+        calls = [Call(client.put, b"k", b"w"), Call(client.get, b"k")]
+        wait_until(lambda: node.count("Put") == 2 and node.count("Get") == 1)
+        client.close()
+        assert [call.kind() for call in calls] == [errors.UnknownOutcome, errors.ClientClosed]
+    assert events.kind() is errors.ClientClosed
+    client.close()
+    with pytest.raises(errors.ClientClosed, match="make another"):
+        client.get(b"k")
+    with pytest.raises(errors.ClientClosed):
+        next(client.scan())
+    rows.close()
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
+@pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
+def test_a_forked_child_hears_that_the_client_is_not_its_own(node: Node) -> None:
+    with Client([node.address]) as client:
+        client.put(b"k", b"v")
+        rows = client.scan()
+        next(rows)
+        child = os.fork()
+        if not child:
+            code = 1
+            try:
+                client.get(b"k")
+            except errors.ClientClosed as error:
+                code = 0 if "fork" in error.message else 2
+            finally:
+                rows.close()
+                client.close()
+                os._exit(code)
+        assert os.waitpid(child, 0)[1] == 0
+        assert client.get(b"k") is not None
