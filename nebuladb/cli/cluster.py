@@ -10,7 +10,7 @@ from typing import Final, NamedTuple
 import click
 
 from nebuladb.cli.output import Field, Output
-from nebuladb.cli.settings import Commands, Settings, complain, hex_option, key_bytes, pass_settings
+from nebuladb.cli.settings import TEXT, Commands, Settings, complain, hex_option, key_bytes, pass_settings
 from nebuladb.client import AsyncClient, StateHash
 from nebuladb.errors import HashNotFound, NebulaError
 from nebuladb.ids import META_GROUP
@@ -50,7 +50,7 @@ def keyspace_list(settings: Settings) -> None:
 
 
 @keyspace.command("describe")
-@click.argument("name")
+@click.argument("name", type=TEXT)
 @pass_settings
 def keyspace_describe(settings: Settings, name: str) -> None:
     """Print the shards of keyspace NAME.
@@ -66,7 +66,7 @@ def keyspace_describe(settings: Settings, name: str) -> None:
 
 
 @keyspace.command("create")
-@click.argument("name")
+@click.argument("name", type=TEXT)
 @click.option(
     "--partitioning", type=click.Choice(["hash", "range", "single"]), default="hash", show_default=True,
     help="Keys placed by hash; in order, cut at keys; or all in one shard for ever.",
@@ -101,7 +101,7 @@ def keyspace_create(
 
 
 @keyspace.command("drop")
-@click.argument("name")
+@click.argument("name", type=TEXT)
 @pass_settings
 def keyspace_drop(settings: Settings, name: str) -> None:
     """Destroy keyspace NAME with all its keys, for good; nothing is asked. One that isn't there is dropped already.

@@ -17,7 +17,7 @@ from nebuladb.cli.files import META, Meta, parse_key
 from nebuladb.cli.load import finish
 from nebuladb.cli.output import printable
 from nebuladb.cli.progress import Progress
-from nebuladb.cli.settings import Settings, pass_settings
+from nebuladb.cli.settings import NUMBER, Settings, pass_settings
 from nebuladb.client import AsyncClient, KeyValue, prefix_end
 
 
@@ -132,7 +132,7 @@ class Restorer:
 @click.command()
 @click.argument("destination", type=click.Path(file_okay=False, path_type=bytes))
 @click.option("--prefix", default="", help="The files whose keys begin so; it is taken off their paths.")
-@click.option("--revision", default=0, help="As it was at this revision.")
+@click.option("--revision", type=NUMBER, default=0, help="As it was at this revision.")
 @pass_settings
 def dump(settings: Settings, destination: bytes, prefix: str, revision: int) -> None:
     """Write the files that ``load`` stored below DESTINATION, all as of one revision.
@@ -143,6 +143,8 @@ def dump(settings: Settings, destination: bytes, prefix: str, revision: int) -> 
     Example:
       nebula-cli dump /tmp/doc --prefix doc/
     """
+    # Patience is for what happens on the way: a wrong address or keyspace should be told soon.
+    settings.run(lambda client: client.describe_keyspace(settings.keyspace))
     os.makedirs(destination, exist_ok=True)
     start = os.fsencode(prefix)
     restorer = Restorer(destination, start, Progress(sys.stderr, "written"))

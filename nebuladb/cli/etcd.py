@@ -14,7 +14,7 @@ from nebuladb.cli.etcd_source import EtcdSource, Security
 from nebuladb.cli.output import printable
 from nebuladb.cli.parallel import in_parallel
 from nebuladb.cli.progress import Progress
-from nebuladb.cli.settings import Commands, Settings
+from nebuladb.cli.settings import TEXT, Commands, Settings
 from nebuladb.client import AsyncClient, Session
 from nebuladb.errors import ChangeRefused, LeaseExists, LeaseNotFound, NebulaError, RequestTooLarge
 from nebuladb.pb.etcd.mvcc_pb2 import KeyValue
@@ -44,13 +44,13 @@ def etcd() -> None:
 
 
 @etcd.command("import")
-@click.option("--from", "source", required=True, metavar="HOST:PORT", help="A member of the etcd cluster.")
+@click.option("--from", "source", type=TEXT, required=True, metavar="HOST:PORT", help="A member of the etcd cluster.")
 @click.option("--merge", is_flag=True, help="Write over what the keyspace has; keys that are the same stay untouched.")
 @click.option("--force", is_flag=True, help="Delete all that the keyspace has first, leases too.")
 @click.option("--cacert", default="", metavar="FILE", help="Trust etcd's certificate by this one (PEM).")
 @click.option("--cert", default="", metavar="FILE", help="Show this certificate to etcd (PEM).")
 @click.option("--key", default="", metavar="FILE", help="And this is its key (PEM).")
-@click.option("--user", default="", metavar="NAME:PASSWORD", help="Where etcd asks for one.")
+@click.option("--user", type=TEXT, default="", metavar="NAME:PASSWORD", help="Where etcd asks for one.")
 @click.pass_context
 def import_command(
     context: click.Context, source: str, merge: bool, force: bool, cacert: str, cert: str, key: str, user: str
@@ -80,12 +80,12 @@ def import_command(
     root = context.find_root()
     if root.get_parameter_source("keyspace") is ParameterSource.DEFAULT:
         settings = Settings(settings.endpoints, KEYSPACE, settings.style, settings.timeout)
+    live = EtcdSource(source, Security(cacert, cert, key, user), max(settings.timeout, PATIENCE))
     importer = Importer(Progress(sys.stderr, "imported", noun="keys"), merge=merge, force=force)
     chosen = settings
 
     async def work(client: AsyncClient) -> None:
-        timeout = max(chosen.timeout, PATIENCE)
-        async with EtcdSource(source, Security(cacert, cert, key, user), timeout) as live, client.session() as session:
+        async with live, client.session() as session:
             await importer.run(live, client, session)
 
     try:
@@ -124,6 +124,7 @@ class Importer:
         """Copy everything. Raises `NebulaError`."""
         await source.open()
         self._client, self._session, self._source = client, session, source
+        await self._check_other()
         await self._make_room()
         self.begun = True
         self.tally["source_revision"] = source.revision
@@ -133,6 +134,15 @@ class Importer:
         if self.tally["keys"] != source.count:
             raise ChangeRefused(f"etcd counted {source.count} keys at revision {source.revision}, and gave others")
         self.tally["revision"] = (await client.txn().get(b"\0").commit()).revision
+
+    async def _check_other(self) -> None:
+        """What is deleted, or written over, must not be what is read: a node of ours shows the keyspace `etcd`."""
+        own = (await self._client.status()).header.cluster_id
+        if self._source.cluster == own and self._client.keyspace == KEYSPACE:
+            raise ChangeRefused(
+                f"{self._source.address} is a node of this very cluster, and shows this very keyspace: give --from a "
+                "member of the etcd that is to be copied"
+            )
 
     async def _make_room(self) -> None:
         """Make sure that the keyspace is empty, if it has to be."""

@@ -10,10 +10,12 @@ import grpc
 import grpc.aio
 from google.protobuf.message import Message
 
+from nebuladb.addresses import split_address
 from nebuladb.errors import Compacted, ConfigurationError, Unavailable
 from nebuladb.pb.etcd import auth_pb2, kv_pb2, lease_pb2
 from nebuladb.pb.etcd.mvcc_pb2 import KeyValue
 from nebuladb.rpc import insecure_channel, secure_channel, ssl_channel_credentials
+from nebuladb.rpc.tls import ChannelCredentials
 
 ALL: Final = b"\0"
 """As a key: the first there may be; as a range's end: none."""
@@ -43,33 +45,61 @@ class Security(NamedTuple):
     key: str = ""
     user: str = ""
 
+    def credentials(self) -> ChannelCredentials:
+        """Raises `ConfigurationError` for what can't be read, or isn't PEM."""
+        root, chain, key = (_read(name) for name in (self.cacert, self.cert, self.key))
+        try:
+            ssl_channel_credentials(root)
+        except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
+            raise ConfigurationError(f"{self.cacert} is no certificate in PEM: {error}") from error
+        try:
+            return ssl_channel_credentials(root, key, chain)
+        except (OSError, ValueError) as error:
+            raise ConfigurationError(
+                f"{self.cert} and {self.key} are no certificate and its key in PEM: {error}"
+            ) from error
+
+
+def _read(name: str) -> bytes | None:
+    """A file's content, if there is a name."""
+    try:
+        content = Path(name).read_bytes() if name else None
+    except (OSError, ValueError) as error:
+        raise ConfigurationError(f"{name}: {getattr(error, 'strerror', error)}") from error
+    if content == b"":
+        raise ConfigurationError(f"{name} is empty")
+    return content
+
 
 class EtcdSource:
-    """An etcd at HOST:PORT. Errors of its are `Unavailable`, or `Compacted`."""
+    """An etcd at HOST:PORT, to be used with ``async with``. Errors of its are `Unavailable`, or `Compacted`."""
 
     def __init__(self, address: str, security: Security, timeout: float) -> None:
-        """`timeout`: seconds a request. Raises `ConfigurationError` for files that can't be read."""
+        """`timeout`: seconds a request. Raises `ConfigurationError` for an address that is none, and for files that
+        can't be used."""
         scheme, _, rest = address.rpartition("://")
         self.address = rest.rstrip("/")
+        if scheme not in ("", "http", "https"):
+            raise ConfigurationError(f"{address!r} is neither HOST:PORT nor http:// nor https:// with that")
+        split_address(self.address)
         self._timeout = timeout
-        self._security = security
+        self._user = security.user
         self._metadata: tuple[tuple[str, str], ...] = ()
         self.revision = 0
         """That of the first page, and so of all."""
         self.count = 0
         """Keys at that revision."""
-        options = (("grpc.max_receive_message_length", MAX_MESSAGE),)
-        if scheme == "https" or security.cacert or security.cert:
-            try:
-                files = [Path(name).read_bytes() if name else None for name in security[:3]]
-            except OSError as error:
-                raise ConfigurationError(f"{error.filename}: {error.strerror}") from error
-            root, chain, key = files
-            self._channel = secure_channel(self.address, ssl_channel_credentials(root, key, chain), options)
-        else:
-            self._channel = insecure_channel(self.address, options)
+        self.cluster = 0
+        """The id of its cluster."""
+        secure = scheme == "https" or security.cacert or security.cert
+        self._credentials = security.credentials() if secure else None
 
     async def __aenter__(self) -> Self:
+        options = (("grpc.max_receive_message_length", MAX_MESSAGE),)
+        if self._credentials is not None:
+            self._channel = secure_channel(self.address, self._credentials, options)
+        else:
+            self._channel = insecure_channel(self.address, options)
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -77,14 +107,14 @@ class EtcdSource:
 
     async def open(self) -> None:
         """Log in, if there is a user, and fix the revision. Raises as the class says."""
-        if self._security.user:
-            name, _, password = self._security.user.partition(":")
+        if self._user:
+            name, _, password = self._user.partition(":")
             login = auth_pb2.AuthenticateRequest(name=name, password=password)
             answer = await self._call("Auth/Authenticate", login, auth_pb2.AuthenticateResponse)
             self._metadata = (("token", answer.token),)
         request = kv_pb2.RangeRequest(key=ALL, range_end=ALL, count_only=True)
         found = await self._call("KV/Range", request, kv_pb2.RangeResponse)
-        self.revision, self.count = found.header.revision, found.count
+        self.revision, self.count, self.cluster = found.header.revision, found.count, found.header.cluster_id
 
     async def leases(self) -> list[Lease]:
         """Those that haven't ended."""

@@ -10,15 +10,25 @@ import click
 
 from nebuladb.cli import txntext
 from nebuladb.cli.output import Field, Output
-from nebuladb.cli.settings import Settings, hex_option, key_bytes, key_range, pass_settings
+from nebuladb.cli.settings import (
+    NUMBER,
+    SECONDS,
+    Settings,
+    hex_option,
+    key_bytes,
+    key_range,
+    pass_settings,
+    spread,
+)
 from nebuladb.client import AsyncClient, DeleteResult, Event, KeyValue, PutResult, RangeResult
+from nebuladb.errors import WrongShard
 
 
 @click.command()
 @click.argument("key")
 @click.argument("value", required=False)
 @click.option("--file", "file", type=click.File("rb"), help="Take the value from this file.")
-@click.option("--lease", default=0, help="Delete the key when this lease ends.")
+@click.option("--lease", type=NUMBER, default=0, help="Delete the key when this lease ends.")
 @hex_option
 @pass_settings
 def put(settings: Settings, key: str, value: str | None, file: IO[bytes] | None, lease: int, hexadecimal: bool) -> None:
@@ -46,22 +56,30 @@ def put(settings: Settings, key: str, value: str | None, file: IO[bytes] | None,
 
 @click.command()
 @click.argument("key")
-@click.option("--revision", default=0, help="As it was at this revision.")
+@click.option("--file", type=click.Path(dir_okay=False, allow_dash=True), help="Write the value there, - for stdout.")
+@click.option("--revision", type=NUMBER, default=0, help="As it was at this revision.")
 @click.option("--serializable", is_flag=True, help="Let any node answer from its own state, perhaps an old one.")
-@click.option(
-    "--max-staleness", type=click.FloatRange(min=0), default=0.0, help="Likewise, but at most so many seconds old."
-)
+@click.option("--max-staleness", type=SECONDS, default=0.0, help="Likewise, but at most so many seconds old.")
 @hex_option
 @click.pass_context
 def get(
-    context: click.Context, key: str, revision: int, serializable: bool, max_staleness: float, hexadecimal: bool
+    context: click.Context,
+    key: str,
+    file: str | None,
+    revision: int,
+    serializable: bool,
+    max_staleness: float,
+    hexadecimal: bool,
 ) -> None:
-    """Print the value of KEY. Of a missing key it prints nothing, and exits 1.
+    """Print the value of KEY and a newline. Of a missing key it prints nothing, writes no file, and exits 1.
+
+    --file writes the value as it is, with nothing added, and prints nothing else.
 
     \b
     Example:
       nebula-cli get greeting
       nebula-cli -o json get --revision 7 greeting
+      nebula-cli get picture --file cat.jpg
     """
     settings = context.find_object(Settings)
     assert settings is not None  # the group made it
@@ -71,6 +89,9 @@ def get(
     )
     if found is None:
         context.exit(1)
+    if file is not None:
+        _write(file, found.value)
+        return
     with settings.output() as output:
         output.row(_fields(found), found.value)
 
@@ -84,13 +105,27 @@ def get(
 def delete(settings: Settings, key: str | None, prefix: str | None, end: str | None, hexadecimal: bool) -> None:
     """Delete KEY, or a range of keys, and print how many there were.
 
+    A range must lie in one shard, so there is none where keys are placed by hash.
+
     \b
     Example:
       nebula-cli del greeting
       nebula-cli del --prefix users/
     """
     start, range_end = key_range(key, prefix, end, hexadecimal)
-    answer = settings.run(lambda client: client.delete(start, range_end))
+
+    async def work(client: AsyncClient) -> DeleteResult:
+        try:
+            return await client.delete(start, range_end)
+        except WrongShard as error:
+            if not await spread(client):
+                raise
+            raise WrongShard(
+                f"keyspace {client.keyspace!r} places keys by hash, so a range of them lies in many shards, and a "
+                "deletion in one: list the keys with `scan --keys-only`, and delete each by itself"
+            ) from error
+
+    answer = settings.run(work)
     with settings.output() as output:
         output.row({"deleted": answer.deleted, "revision": answer.revision}, str(answer.deleted).encode())
 
@@ -185,17 +220,17 @@ def watch(
 
 
 @click.command()
-@click.option("--file", "file", type=click.File("r"), default="-", help="Read the transaction from here, not stdin.")
+@click.option("--file", "file", type=click.File("rb"), default="-", help="Read the transaction from here, not stdin.")
 @pass_settings
-def txn(settings: Settings, file: IO[str]) -> None:
+def txn(settings: Settings, file: IO[bytes]) -> None:
     """Run a transaction, read from stdin: conditions, and what to do if all hold, or else.
 
     \b
-    The text has up to three sections, a statement a line, # begins a comment:
+    The text, in UTF-8, has up to three sections, a statement a line; a # at a word's start begins a comment:
       when    version|create|mod|value|lease KEY =|!=|>|< X
       then    put KEY VALUE [LEASE] | get KEY [END] | del KEY [END]
       else    the same
-    A word with blanks or other bytes stands in "quotes", with \\n \\t \\" \\\\ \\xHH inside.
+    A word with blanks, quotes or other bytes stands in "quotes", with \\n \\t \\" \\\\ \\xHH inside.
     Of a missing key version, create, mod and lease are 0. No section header means then.
 
     The first line printed is "succeeded" (then) or "failed" (else ran); the results follow. Both exit 0.
@@ -212,7 +247,11 @@ def txn(settings: Settings, file: IO[str]) -> None:
       .
     """
     try:
-        request = txntext.parse(file.read())
+        request = txntext.parse(file.read().decode())
+    except UnicodeDecodeError as error:
+        raise click.UsageError(
+            f'the transaction is not UTF-8 at byte {error.start}; write such bytes as \\xHH, in "quotes"'
+        ) from None
     except ValueError as error:
         raise click.UsageError(str(error)) from None
 
@@ -227,6 +266,15 @@ def txn(settings: Settings, file: IO[str]) -> None:
                 _print_result(output, part)
 
     settings.run(work)
+
+
+def _write(place: str, value: bytes) -> None:
+    try:
+        with click.open_file(place, "wb") as file:
+            file.write(value)
+            file.flush()
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, "stdout" if place == "-" else place) from error
 
 
 def _fields(kv: KeyValue) -> dict[str, Field]:

@@ -17,10 +17,10 @@ from nebuladb.cli.files import CHUNK, Meta, meta_key
 from nebuladb.cli.output import printable
 from nebuladb.cli.parallel import Budget, in_parallel
 from nebuladb.cli.progress import Progress
-from nebuladb.cli.settings import Settings, pass_settings
+from nebuladb.cli.settings import Settings, pass_settings, spread
 from nebuladb.cli.tree import Fate, Found, open_file, walk
 from nebuladb.client import AsyncClient, Session
-from nebuladb.errors import InvalidArgument, NebulaError
+from nebuladb.errors import ChangeRefused, InvalidArgument, NebulaError
 
 JOBS: Final = 32
 """Files at a time; below a session's window."""
@@ -219,7 +219,7 @@ def _digest(descriptor: int, size: int) -> str:
 @click.option("--verify", is_flag=True, help="Store nothing: read everything back and compare SHA-256.")
 @pass_settings
 def load(settings: Settings, directory: bytes, prefix: str, exclude: tuple[str, ...], verify: bool) -> None:
-    """Store each regular file below DIRECTORY under its path.
+    """Store each regular file below DIRECTORY under its path, in a keyspace that is not placed by hash.
 
     Files that are there already, by size and SHA-256, are skipped: after an interruption run the same command again.
     Writes are exactly-once and go on over the death of nodes. A file over 1 MiB lies in several keys: PATH,
@@ -236,6 +236,13 @@ def load(settings: Settings, directory: bytes, prefix: str, exclude: tuple[str, 
     progress = Progress(sys.stderr, "compared" if verify else "loaded")
     place = Place(directory, os.fsencode(prefix), exclude, progress, Counter())
 
+    async def check(client: AsyncClient) -> None:
+        if await spread(client):
+            raise ChangeRefused(
+                f"keyspace {client.keyspace!r} places keys by hash, and a file's rows must lie in one shard: load into "
+                "`default`, or into one that was created with `--partitioning range` or `single`"
+            )
+
     async def work(client: AsyncClient) -> None:
         if verify:
             await Verifier(place, client).run()
@@ -243,6 +250,8 @@ def load(settings: Settings, directory: bytes, prefix: str, exclude: tuple[str, 
             async with client.session() as session:
                 await Loader(place, client, session).run()
 
+    # Patience is for what happens on the way: a wrong address or keyspace should be told soon.
+    settings.run(check)
     names = ("same", "different", "missing") if verify else ("loaded", "skipped")
     finish(settings, place.tally, ("files", *names, "left_out", "failed", "bytes"), work)
 
@@ -254,8 +263,6 @@ def finish(
     work: Callable[[AsyncClient], Awaitable[None]],
 ) -> None:
     """Do `work` patiently, print the counts whatever happens, and exit 1 if something is wrong."""
-    # Patience is for what happens on the way: a wrong address or keyspace should be told soon.
-    settings.run(lambda client: client.describe_keyspace(settings.keyspace))
     try:
         settings.run(work, PATIENCE)
     except NebulaError as error:

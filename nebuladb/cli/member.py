@@ -8,15 +8,14 @@ from typing import Final
 
 import click
 
-from nebuladb.cli.settings import Commands, Settings, pass_settings
+from nebuladb.addresses import MAX_PORT
+from nebuladb.cli.settings import TEXT, Commands, Settings, pass_settings
 from nebuladb.client import AsyncClient
 from nebuladb.errors import NebulaError
 from nebuladb.pb.nebula.v1 import cluster_pb2
 
 PATIENCE: Final = 60.0
 """Seconds for which a promotion or a removal is waited for."""
-UNKNOWN: Final = -1
-"""The lag of a node that doesn't answer."""
 
 
 @click.group("member", cls=Commands)
@@ -53,7 +52,7 @@ def member_list(settings: Settings) -> None:
                         "peer_address": found.peer_address,
                         "connected": found.connected,
                         "replicas": found.replicas,
-                        "lag": "" if lags[found.node_id] == UNKNOWN else str(lags[found.node_id]),
+                        "lag": lags[found.node_id],
                         "version": found.version,
                     }
                 )
@@ -62,8 +61,8 @@ def member_list(settings: Settings) -> None:
 
 
 @member.command("add")
-@click.argument("name")
-@click.option("--peer-address", required=True, metavar="HOST:PORT", help="Where other nodes will reach it.")
+@click.argument("name", type=TEXT)
+@click.option("--peer-address", type=TEXT, required=True, metavar="HOST:PORT", help="Where other nodes will reach it.")
 @click.option("--learner", is_flag=True, help="It gets all data, and votes only when you promote it.")
 @pass_settings
 def member_add(settings: Settings, name: str, peer_address: str, learner: bool) -> None:
@@ -81,9 +80,11 @@ def member_add(settings: Settings, name: str, peer_address: str, learner: bool) 
 
 
 @member.command("replace")
-@click.argument("old")
-@click.argument("new", required=False)
-@click.option("--peer-address", metavar="HOST:PORT", help="Of the new node; the old one's, if it is not given.")
+@click.argument("old", type=TEXT)
+@click.argument("new", type=TEXT, required=False)
+@click.option(
+    "--peer-address", type=TEXT, metavar="HOST:PORT", help="Of the new node; the old one's, if it is not given."
+)
 @pass_settings
 def member_replace(settings: Settings, old: str, new: str | None, peer_address: str | None) -> None:
     """Put a new node NEW (OLD and a b, if it is not given), with an empty data directory, in the place of OLD, dead or
@@ -106,7 +107,7 @@ def member_replace(settings: Settings, old: str, new: str | None, peer_address: 
 
 
 @member.command("promote")
-@click.argument("name")
+@click.argument("name", type=TEXT)
 @pass_settings
 def member_promote(settings: Settings, name: str) -> None:
     """Let node NAME, added with --learner, vote, and wait until it does. Other nodes are promoted by themselves.
@@ -121,7 +122,7 @@ def member_promote(settings: Settings, name: str) -> None:
 
 
 @member.command("remove")
-@click.argument("name")
+@click.argument("name", type=TEXT)
 @pass_settings
 def member_remove(settings: Settings, name: str) -> None:
     """Remove node NAME, dead or alive, and wait until it is gone; a leader hands over first. The node stops by itself.
@@ -147,11 +148,15 @@ async def _added(settings: Settings, client: AsyncClient, made: cluster_pb2.Memb
 
 
 def start_command(made: cluster_pb2.Member, door: str) -> str:
-    """With the ports that lie beside the peer port, as the defaults do; `door`: a member's peer address."""
-    host, _, port = made.peer_address.rpartition(":")
+    """With the ports that lie beside the peer port, as the defaults do, where there are such; `door`: a member's peer
+    address."""
+    host, _, text = made.peer_address.rpartition(":")
+    port = int(text)
+    client = port - 1 if port > 1 else port + 2
+    admin = port + 1 if port < MAX_PORT else port - 2
     return (
-        f"nebulad start --name {made.name} --data-dir {made.name} --client-addr {host}:{int(port) - 1} "
-        f"--peer-addr {made.peer_address} --admin-addr 127.0.0.1:{int(port) + 1} --join {door}"
+        f"nebulad start --name {made.name} --data-dir {made.name} --client-addr {host}:{client} "
+        f"--peer-addr {made.peer_address} --admin-addr 127.0.0.1:{admin} --join {door}"
     )
 
 
@@ -161,8 +166,8 @@ def _state(found: cluster_pb2.Member) -> str:
     return "learner" if found.state == "joining" and found.learner else found.state
 
 
-async def _lags(client: AsyncClient, members: Sequence[cluster_pb2.Member]) -> dict[int, int]:
-    """Node → entries that it lacks, in the group in which it lacks most."""
+async def _lags(client: AsyncClient, members: Sequence[cluster_pb2.Member]) -> dict[int, int | None]:
+    """Node → entries that it lacks, in the group in which it lacks most; None: it doesn't answer."""
 
     async def one(address: str) -> cluster_pb2.StatusResponse | None:
         try:
@@ -176,7 +181,7 @@ async def _lags(client: AsyncClient, members: Sequence[cluster_pb2.Member]) -> d
         for group in status.groups if status is not None else ():
             committed[group.group] = max(committed.get(group.group, 0), group.committed)
     return {
-        found.node_id: UNKNOWN
+        found.node_id: None
         if status is None
         else max((committed[group.group] - group.applied for group in status.groups), default=0)
         for found, status in zip(members, answers, strict=True)

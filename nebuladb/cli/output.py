@@ -23,7 +23,10 @@ class Style(Enum):
 
 
 class Output:
-    """Rows on a byte stream; use it with ``with``, which writes what a table still holds."""
+    """Rows on a byte stream; use it with ``with``, which writes what a table still holds.
+
+    Raises `OSError`, with the filename "stdout", if the stream takes no more.
+    """
 
     def __init__(self, style: Style, stream: IO[bytes]) -> None:
         self._style = style
@@ -40,9 +43,9 @@ class Output:
     def row(self, fields: Mapping[str, Field], simple: bytes | None = None) -> None:
         """One result. `simple`: its line in the simple style; None: aligned as in a table. New fields, new table."""
         if self._style is Style.JSON:
-            self._stream.write(json.dumps({name: _plain(value) for name, value in fields.items()}).encode() + b"\n")
+            self._write(json.dumps({name: _plain(value) for name, value in fields.items()}).encode())
         elif self._style is Style.SIMPLE and simple is not None:
-            self._stream.write(simple + b"\n")
+            self._write(simple)
         else:
             if tuple(fields) != self._names:
                 self._align()
@@ -55,7 +58,16 @@ class Output:
     def flush(self) -> None:
         """Write everything now."""
         self._align()
-        self._stream.flush()
+        try:
+            self._stream.flush()
+        except OSError as error:
+            raise _named(error) from error
+
+    def _write(self, line: bytes) -> None:
+        try:
+            self._stream.write(line + b"\n")
+        except OSError as error:
+            raise _named(error) from error
 
     def _align(self) -> None:
         if not self._rows:
@@ -63,8 +75,12 @@ class Output:
         widths = [max(map(len, column)) for column in zip(*self._rows, strict=True)]
         for row in self._rows:
             line = "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))
-            self._stream.write(line.rstrip().encode() + b"\n")
+            self._write(line.rstrip().encode())
         self._rows.clear()
+
+
+def _named(error: OSError) -> OSError:
+    return OSError(error.errno, error.strerror, "stdout")
 
 
 def _plain(value: Field) -> str | int | bool | None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import math
 import os
 import sys
 from collections.abc import Awaitable, Callable
@@ -14,11 +16,44 @@ import click
 from nebuladb.cli.output import Output, Style
 from nebuladb.client import AsyncClient, prefix_end
 from nebuladb.errors import ConfigurationError, NebulaError
+from nebuladb.pb.nebula.v1 import keyspace_pb2
 
 Result = TypeVar("Result")
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 DEFAULT_ENDPOINTS: Final = "127.0.0.1:7379"
+MAX_SECONDS: Final = 1e9
+"""Of a time that is given in seconds: some thirty years."""
+
+
+class _Seconds(click.FloatRange):
+    """A number of seconds that is one: neither inf nor nan."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        seconds: float = super().convert(value, param, ctx)
+        if math.isnan(seconds):
+            self.fail(f"{value!r} is not a number of seconds.", param, ctx)
+        return seconds
+
+
+class _Text(click.types.StringParamType):
+    """What goes to a node as text, and so is UTF-8."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        text: str = super().convert(value, param, ctx)
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            self.fail(f"{os.fsencode(text)!r} is not UTF-8.", param, ctx)
+        return text
+
+
+TEXT: Final = _Text()
+NUMBER: Final = click.IntRange(0, (1 << 63) - 1)
+"""A revision, a lease's id, or how many."""
+SECONDS: Final = _Seconds(0, MAX_SECONDS)
+SOME_SECONDS: Final = _Seconds(0, MAX_SECONDS, min_open=True)
+"""More than none."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +98,20 @@ class Commands(click.Group):
         except NebulaError as error:
             complain(error.message)
             ctx.exit(2 if isinstance(error, ConfigurationError) else 1)
+        except OSError as error:
+            if error.errno == errno.EPIPE:
+                raise  # click ends then, quietly: nobody reads on
+            complain(f"{os.fsdecode(error.filename or 'input or output')}: {error.strerror or error}")
+            _drop_output()
+            ctx.exit(1)
+
+
+def _drop_output() -> None:
+    """What stdout can't take would be tried, and complained about, once more at the end."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def complain(message: str) -> None:
@@ -81,6 +130,12 @@ def key_bytes(text: str, hexadecimal: bool = False) -> bytes:
         return bytes.fromhex(text)
     except ValueError:
         raise click.UsageError(f"{text!r} is not hexadecimal, e.g. 00ff") from None
+
+
+async def spread(client: AsyncClient) -> bool:
+    """Whether the client's keyspace places its keys by hash, over several shards: no range is in one of them."""
+    info = await client.describe_keyspace(client.keyspace)
+    return info.partitioning == keyspace_pb2.HASH and len(info.shards) > 1
 
 
 def key_range(key: str | None, prefix: str | None, end: str | None, hexadecimal: bool) -> tuple[bytes, bytes]:

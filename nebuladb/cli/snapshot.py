@@ -12,7 +12,7 @@ import click
 
 from nebuladb.cli.output import Output
 from nebuladb.cli.progress import Progress
-from nebuladb.cli.settings import Commands, Settings, pass_settings
+from nebuladb.cli.settings import TEXT, Commands, Settings, pass_settings
 from nebuladb.client import AsyncClient
 from nebuladb.errors import ConfigurationError, Corruption
 from nebuladb.node.backup import BackupReader, ShardPart, check
@@ -104,9 +104,13 @@ def verify(settings: Settings, file: Path) -> None:
 @snapshot.command("restore")
 @click.argument("files", type=FILE, nargs=-1, required=True)
 @click.option("--data-dir", type=click.Path(path_type=Path, file_okay=False), required=True, help="Must be empty.")
-@click.option("--name", default="n1", show_default=True, help="Of the node that will start from the directory.")
-@click.option("--initial-cluster", default="", help="NAME=HOST:PORT,… of all nodes of the new cluster: peer addresses.")
-@click.option("--token", default="", help="Makes another cluster where the same backup was restored before.")
+@click.option(
+    "--name", type=TEXT, default="n1", show_default=True, help="Of the node that will start from the directory."
+)
+@click.option(
+    "--initial-cluster", type=TEXT, default="", help="NAME=HOST:PORT,… of all nodes of the new cluster: peer addresses."
+)
+@click.option("--token", type=TEXT, default="", help="Makes another cluster where the same backup was restored before.")
 @click.option("--bump-revision", type=click.IntRange(min=0), default=0, help="Raise every shard's revision by so much.")
 @click.option("--mark-compacted", is_flag=True, help="Cancel watches that go on from the old cluster's revisions.")
 @pass_settings

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from typing import Final, cast
 
@@ -11,7 +10,8 @@ from nebuladb.client.types import TxnResult
 from nebuladb.errors import NebulaError
 from nebuladb.pb.nebula.v1 import kv_pb2
 
-_WORD: Final = re.compile(r'\s*(?:"((?:[^"\\]|\\.)*)"|([^\s"#]+)|(#.*))')
+_BLANKS: Final = " \t\r\f\v"
+_WORD: Final = re.compile(rf'[{_BLANKS}]*(?:(#.*)|"((?:[^"\\]|\\.)*)"|([^{_BLANKS}"]+))')
 _ESCAPE: Final = re.compile(rb"\\(?:x([0-9a-fA-F]{2})|(.))", re.DOTALL)
 _NAMED: Final = {b"n": b"\n", b"t": b"\t", b'"': b'"', b"\\": b"\\"}
 
@@ -20,7 +20,8 @@ def parse(text: str) -> kv_pb2.TxnRequest:
     """The request. Raises ValueError that names the line and what was expected there."""
     txn = Txn(_never)
     section = "then"
-    for number, line in enumerate(text.splitlines(), 1):
+    # Not splitlines: it cuts at other characters, too, which may be part of a word.
+    for number, line in enumerate(text.split("\n"), 1):
         try:
             words = _words(line)
             if len(words) == 1 and words[0] in (b"when", b"then", b"else"):
@@ -38,18 +39,23 @@ def parse(text: str) -> kv_pb2.TxnRequest:
 
 
 def _words(line: str) -> list[bytes]:
+    """A # begins a comment, and a " a quoted word, at a word's start only: `http://x/y#z` is one word."""
     words, place = [], 0
-    line = line.rstrip()
+    line = line.rstrip(_BLANKS)
     while place < len(line):
         match = _WORD.match(line, place)
         if match is None:
             raise ValueError('a quote has no end; write "…" with \\" for a quote inside')
-        quoted, bare, _ = match.groups()
-        if quoted is not None:
-            words.append(_ESCAPE.sub(_unescape, os.fsencode(quoted)))
-        elif bare is not None:
-            words.append(os.fsencode(bare))
+        comment, quoted, bare = match.groups()
         place = match.end()
+        if comment is None and place < len(line) and line[place] not in _BLANKS:
+            raise ValueError(
+                f'a quote inside a word, at {match[0].strip(_BLANKS)}; write all of it as "…", with \\" for the quote'
+            )
+        if quoted is not None:
+            words.append(_ESCAPE.sub(_unescape, quoted.encode()))
+        elif bare is not None:
+            words.append(bare.encode())
     return words
 
 
@@ -65,7 +71,7 @@ def _unescape(match: re.Match[bytes]) -> bytes:
 def _condition(words: list[bytes]) -> kv_pb2.Compare:
     if len(words) != 4:
         raise ValueError("a condition is: version|create|mod|value|lease KEY =|!=|>|< X")
-    target, key, relation, to = words[0].decode(), words[1], words[2].decode(), words[3]
+    target, key, relation, to = words[0].decode(errors="replace"), words[1], words[2].decode(errors="replace"), words[3]
     if target not in TARGETS or relation not in RELATIONS:
         raise ValueError(f"a condition compares {', '.join(TARGETS)} by one of {' '.join(RELATIONS)}")
     value = to if target == "value" else _number(to)

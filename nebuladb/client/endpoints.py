@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Container, Iterable, Sequence
 from typing import Final
 
+from nebuladb.addresses import split_address
 from nebuladb.errors import ConfigurationError
 
 MAX_ENDPOINTS: Final = 64
@@ -21,16 +22,17 @@ class Endpoints:
     """
 
     def __init__(self, addresses: Sequence[str]) -> None:
-        """`addresses`: each HOST:PORT. The first is asked first."""
+        """`addresses`: each HOST:PORT. The first is asked first. Raises `ConfigurationError`."""
         self.addresses = list(dict.fromkeys(a.strip() for a in addresses if a.strip()))
         if not self.addresses:
             raise ConfigurationError("no endpoints; name at least one node's client address, e.g. 127.0.0.1:7379")
         if len(self.addresses) > MAX_ENDPOINTS:
             raise ConfigurationError(f"{len(self.addresses)} endpoints; name at most {MAX_ENDPOINTS}")
         for address in self.addresses:
-            host, _, port = address.rpartition(":")
-            if not host or not port.isdecimal():
-                raise ConfigurationError(f"endpoint {address!r} is not HOST:PORT, e.g. 127.0.0.1:7379")
+            try:
+                split_address(address)
+            except ConfigurationError as error:
+                raise ConfigurationError(f"endpoint {error.message}; e.g. 127.0.0.1:7379") from error
         self.current = self.addresses[0]
         self._resting: dict[str, float] = {}
 

@@ -21,8 +21,8 @@ from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, R
 from starlette.routing import Route
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from nebuladb.addresses import split_address
 from nebuladb.errors import Unavailable
-from nebuladb.server.addresses import split_address
 from nebuladb.server.dashboard import PAGE
 from nebuladb.server.metrics import CONTENT_TYPE, Metrics
 

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from nebuladb.addresses import is_unspecified, split_address
 from nebuladb.errors import ConfigurationError
 from nebuladb.node.memory import DEFAULT_MEMORY, MIN_MEMORY
 from nebuladb.server import options
-from nebuladb.server.addresses import is_unspecified, split_address
 
 ENV_PREFIX: Final = "NEBULA_"
 ENV_OF_THE_CLI: Final = frozenset({"NEBULA_ENDPOINTS"})

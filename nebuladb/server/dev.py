@@ -19,9 +19,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from nebuladb.addresses import MAX_PORT
 from nebuladb.errors import ConfigurationError
 from nebuladb.server import config
-from nebuladb.server.addresses import MAX_PORT
 from nebuladb.server.config import Config
 from nebuladb.server.lifecycle import DRAIN_SECONDS
 

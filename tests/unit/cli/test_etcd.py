@@ -59,6 +59,7 @@ class Pair:
 @pytest.fixture
 async def pair() -> AsyncIterator[Pair]:
     pair = Pair()
+    pair.source.node.founding = pair.source.node.founding._replace(cluster=8)  # theirs, not ours
     for faced in (pair.source, pair.target):
         await asyncio.wait_for(faced.open(), SECONDS)
     yield pair
@@ -130,6 +131,19 @@ async def test_force_deletes_first(pair: Pair, lease: int) -> None:
     result = await pair.run("---", "--force")
     assert result.exit_code == 0, result.stderr
     assert await pair.content(pair.target) == await pair.content(pair.source)
+
+
+async def test_what_it_would_delete_is_not_what_it_reads(pair: Pair) -> None:
+    lease = (await pair.cli("--keyspace", "etcd", "lease", "grant", "60")).stdout.strip()
+    await pair.target.set(b"a", b"v", lease=int(lease))
+    for words in ("--force", "--merge", ""):
+        result = await pair.run("---", words, source=pair.target.address)
+        assert (result.exit_code, result.stdout) == (1, "")
+        assert "this very cluster" in result.stderr
+    assert await pair.content(pair.target) == {b"a": (b"v", int(lease))}
+    await pair.cli("keyspace", "create", "copy", "--partitioning", "single")
+    result = await pair.run("--keyspace", "copy", source=pair.target.address)
+    assert (result.exit_code, counts(result)["written"]) == (0, 1), result.stderr
 
 
 async def test_another_keyspace(pair: Pair) -> None:

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from nebuladb.addresses import split_address
 from nebuladb.errors import ConfigurationError
 from nebuladb.node.memory import DEFAULT_MEMORY
-from nebuladb.server.addresses import split_address
 from nebuladb.server.config import DEFAULTS, _toml_string, load
 
 

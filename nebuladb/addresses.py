@@ -1,16 +1,20 @@
-"""HOST:PORT, as every address in the configuration is written."""
+"""HOST:PORT, as every address is written: in the configuration, as an endpoint, of a member."""
 
 from __future__ import annotations
 
 import ipaddress
+from typing import Final
 
 from nebuladb.errors import ConfigurationError
 
-MAX_PORT = 65535
+MAX_PORT: Final = 65535
 
 
 def split_address(text: str) -> tuple[str, int]:
     """Host and port of ``host:port`` or ``[ipv6]:port``. Raises `ConfigurationError` that says what is wrong."""
+    scheme, slashes, rest = text.partition("://")
+    if slashes:
+        raise ConfigurationError(f"{text!r} is not HOST:PORT: write it without {scheme}://, like {rest.rstrip('/')}")
     host, colon, port_text = text.rpartition(":")
     if not colon or not host:
         raise ConfigurationError(f"{text!r} is not HOST:PORT")
