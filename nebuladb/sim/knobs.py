@@ -46,8 +46,9 @@ CHOICES: tuple[tuple[object, str, tuple[object, ...]], ...] = (
     (raft_reads, "MAX_WAITING_READS", (2,)),
     (reads, "MAX_READS", (4,)),
     (proposals, "MAX_PENDING", (8,)),
-    # One entry an append: what a leader found in its log and what it began its term with arrive, and count, apart.
-    (replica, "Config", (partial(Config, max_append_bytes=1),)),
+    # One entry an append: what a leader found in its log and what it began its term with arrive, and count, apart. Few
+    # on their way: each that overtakes another is refused, which never happens on a stream, and all behind it come anew.
+    (replica, "Config", (partial(Config, max_append_bytes=1, max_inflight_messages=8),)),
     # The store's limits and record share, where its owner gives none.
     (Store.__init__, "__defaults__", ((Limits(slice_rows=1), None), (Limits(slice_rows=8, slice_bytes=500), None))),
 )

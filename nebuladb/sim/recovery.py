@@ -236,7 +236,8 @@ class Recovery:
                 self._board.fact(group, Hashes).take(machine.node, machine.name)
             self._rows_agree(machine, machine.node)
         for group in self._board.registers:
-            self._board.changes.acknowledged(group, self._board.acknowledged(group))
+            told, dropped = self._board.acknowledged(group), group in self._board.dropped
+            self._board.changes.acknowledged(group, told, dropped=dropped)
         for fact in self._board.facts.values():
             fact.check()
             if isinstance(fact, History):

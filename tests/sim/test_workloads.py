@@ -112,9 +112,10 @@ def test_a_watch_gets_every_event_once_in_order() -> None:
         changes.told(9, _batch(5, b"a"), 4, LOW, HIGH, "w")
     with pytest.raises(Violation, match="it was"):
         changes.told(9, _batch(3, b"a"), 2, LOW, HIGH, "w")
-    changes.acknowledged(9, [2, 4])
+    changes.acknowledged(9, [2, 4], dropped=False)
     with pytest.raises(Violation, match="no replica published"):
-        changes.acknowledged(9, [5])
+        changes.acknowledged(9, [5], dropped=False)
+    changes.acknowledged(9, [5], dropped=True)
 
 
 def test_a_restored_state_is_one_that_was_published() -> None:

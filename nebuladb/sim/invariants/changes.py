@@ -116,12 +116,14 @@ class Changes:
         wanted = {key: state for key, state in wanted.items() if state[0] > known.floor}
         require(found == wanted, f"{where}: it is {found}, it was {wanted}")
 
-    def acknowledged(self, group: int, revisions: Iterable[int]) -> None:
-        """Clients were told that writes of theirs stand at these revisions."""
+    def acknowledged(self, group: int, revisions: Iterable[int], *, dropped: bool) -> None:
+        """Clients were told that writes of theirs stand at these revisions. The replica that told so may have been
+        removed in the same turn, if the group was `dropped`, and published nothing."""
         known = self._groups.get(group)
         for revision in revisions:
+            gone = dropped and revision > self.highest(group)
             require(
-                known is not None and (revision in known.events or revision <= known.floor),
+                gone or (known is not None and (revision in known.events or revision <= known.floor)),
                 f"group {group}: a write was acknowledged at revision {revision}, where no replica published a change",
             )
 
