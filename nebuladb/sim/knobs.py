@@ -47,7 +47,7 @@ CHOICES: tuple[tuple[object, str, tuple[object, ...]], ...] = (
     (reads, "MAX_READS", (4,)),
     (proposals, "MAX_PENDING", (8,)),
     # One entry an append: what a leader found in its log and what it began its term with arrive, and count, apart. Few
-    # on their way: each that overtakes another is refused, which never happens on a stream, and all behind it come anew.
+    # on their way: each that overtakes another is refused, as none is on a stream, and all behind it come anew.
     (replica, "Config", (partial(Config, max_append_bytes=1, max_inflight_messages=8),)),
     # The store's limits and record share, where its owner gives none.
     (Store.__init__, "__defaults__", ((Limits(slice_rows=1), None), (Limits(slice_rows=8, slice_bytes=500), None))),
