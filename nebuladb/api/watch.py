@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Iterable, Iterator
 from typing import Final
 
 from nebuladb.api.backend import Backend, key_value
-from nebuladb.errors import KeyspaceNotFound, WrongShard
+from nebuladb.errors import InvalidArgument, KeyspaceNotFound, WrongShard
 from nebuladb.kv.watcher import Event, EventBatch, Watcher
 from nebuladb.node.meta import DEFAULT
 from nebuladb.pb.nebula.v1 import kv_pb2 as pb
@@ -75,6 +75,8 @@ async def watch(backend: Backend, request: pb.WatchRequest) -> AsyncIterator[pb.
     if request.start_revision and len(shards) > 1:
         raise WrongShard("a revision is one shard's; over several shards a watch starts with start_revisions")
     starts = {pair.group: pair.revision for pair in request.start_revisions}
+    if min((request.start_revision, *starts.values())) < 0:
+        raise InvalidArgument("a watch starts at a revision from 1 on, or at 0: with the next change")
     ready = asyncio.Event()
     parts: list[ShardWatch] = []
     try:

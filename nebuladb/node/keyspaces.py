@@ -75,7 +75,7 @@ def check_name(name: str) -> None:
     if not _NAME.fullmatch(name):
         raise InvalidArgument("a keyspace's name has 1 to 64 of a-z, 0-9, dot, underscore and hyphen")
     if name in RESERVED:
-        raise InvalidArgument(f"the name {name!r} is the cluster's own; choose another")
+        raise InvalidArgument(f"the name {name!r} is the cluster's own: it can be neither created nor dropped")
 
 
 def create_step(meta: Meta, spec: Spec) -> bytes | None:

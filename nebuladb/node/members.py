@@ -15,7 +15,8 @@ import re
 from collections.abc import Collection
 from typing import Final
 
-from nebuladb.errors import ChangeRefused, InvalidArgument, Unavailable
+from nebuladb.addresses import is_unspecified
+from nebuladb.errors import ChangeRefused, ConfigurationError, InvalidArgument, Unavailable
 from nebuladb.ids import META_GROUP
 from nebuladb.kv.limits import MAX_TXN_OPERATIONS
 from nebuladb.node.identity import Founding
@@ -29,7 +30,6 @@ MAX_MEMBERS: Final = 64
 STEP_GROUPS: Final = 32
 """Descriptors that one transaction changes."""
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
-_ADDRESS: Final = re.compile(r"[^\s/@,=]+:\d{1,5}")
 
 
 # --- what an operator wants
@@ -83,8 +83,7 @@ def move_step(meta: Meta, node: int, peer: str) -> bytes | None:
     record = meta.nodes.get(node)
     if record is None or record.state is not NodeState.JOINING or record.claim:
         raise ChangeRefused(f"node {meta.name(node)!r} has started, and says itself where it is reached")
-    if not _ADDRESS.fullmatch(peer):
-        raise InvalidArgument(f"{peer!r} is no peer address: give HOST:PORT, as other nodes reach it")
+    _check_peer(peer)
     return put_node(meta, record._replace(peer_address=peer)) if record.peer_address != peer else None
 
 
@@ -299,6 +298,16 @@ def _check_name(meta: Meta, name: str) -> None:
         raise Unavailable("this node does not know the cluster yet; try again")
 
 
+def _check_peer(peer: str) -> None:
+    """Refuse what `nebulad start` would."""
+    try:
+        why = "nobody can be sent there" if is_unspecified(peer) else ""
+    except ConfigurationError as error:
+        why = error.message
+    if why:
+        raise InvalidArgument(f"{peer!r} is no peer address: give HOST:PORT, as other nodes reach it ({why})")
+
+
 def _alone(meta: Meta, record: NodeRecord) -> None:
     """One change at a time: of two that lose a node each, a group of three would not survive the first failure."""
     for other in sorted(meta.nodes.values()):
@@ -313,8 +322,7 @@ def _alone(meta: Meta, record: NodeRecord) -> None:
 
 def _issue(meta: Meta, record: NodeRecord) -> bytes:
     """A new node's record."""
-    if not _ADDRESS.fullmatch(record.peer_address):
-        raise InvalidArgument(f"{record.peer_address!r} is no peer address: give HOST:PORT, as other nodes reach it")
+    _check_peer(record.peer_address)
     if len(meta.nodes) >= MAX_MEMBERS:
         raise ChangeRefused(f"a cluster has at most {MAX_MEMBERS} nodes; remove one first")
     for other in meta.nodes.values():

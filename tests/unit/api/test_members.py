@@ -63,8 +63,9 @@ async def test_the_list_is_of_now_or_if_nobody_can_tell_as_the_node_sees_it(
 
 async def test_what_makes_no_sense_is_refused(client: AsyncClient) -> None:
     (own,) = await client.members()
-    with pytest.raises(InvalidArgument, match="no peer address"):
-        await client.add_member("n9", "nowhere")
+    for nowhere in ("nowhere", "127.0.0.1:99999", "127.0.0.1:0", "0.0.0.0:5000", "[::]:5000", "http://h:1"):
+        with pytest.raises(InvalidArgument, match="no peer address"):
+            await client.add_member("n9", nowhere)
     with pytest.raises(InvalidArgument, match="no node's name"):
         await client.add_member("n 9", "127.0.0.1:9")
     with pytest.raises(ChangeRefused, match="last member"):

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from nebuladb.api import watch as module
 from nebuladb.api.backend import Backend
 from nebuladb.api.watch import MAX_RESPONSE_BYTES, MAX_RESPONSE_EVENTS, _responses
+from nebuladb.errors import InvalidArgument
 from nebuladb.kv.answer import KeyValue
 from nebuladb.kv.watcher import Event, EventBatch
 from nebuladb.pb.nebula.v1 import kv_pb2
@@ -65,4 +66,16 @@ async def test_an_event_that_comes_as_the_time_for_progress_is_up_is_told_first(
         for _ in range(3):
             response = await anext(responses)
             assert [event.kv.mod_revision for event in response.events] == [response.header.revision]
+    await lone.pump.stop()
+
+
+@pytest.mark.parametrize("fields", [{"start_revision": -5}, {"start_revisions": [{"group": 2, "revision": -1}]}])
+async def test_no_watch_starts_below_zero(fields: dict[str, Any]) -> None:
+    """As if the keyspace had been dropped, it was said."""
+    lone = Lone()
+    await asyncio.wait_for(lone.serve(), SECONDS)
+    responses: Any = module.watch(Backend(lone.pump), kv_pb2.WatchRequest(key=b"k", **fields))
+    async with asyncio.timeout(SECONDS), aclosing(responses):
+        with pytest.raises(InvalidArgument, match="from 1 on"):
+            await anext(responses)
     await lone.pump.stop()

@@ -53,3 +53,10 @@ async def test_a_range_is_not_deleted_and_the_refusal_says_what_to_do(run: Run) 
     assert (await run("del", "a")).stdout == "1\n"
     assert (await run("put", "a", "v", keyspace="one")).exit_code == 0
     assert (await run("del", "--prefix", "", keyspace="one")).stdout == "1\n"
+
+
+async def test_what_cannot_be_dropped(run: Run) -> None:
+    for name in ("default", "etcd"):
+        refused = await run("keyspace", "drop", name)
+        assert refused.exit_code == 1
+        assert "can be neither created nor dropped" in refused.stderr
