@@ -24,6 +24,11 @@ from nebuladb.shard import Descriptor, RoutingTable
 DEFAULT_SECONDS: Final = 5.0
 """For a call that names no deadline."""
 MAX_SECONDS: Final = 300.0
+EARLIER: Final = 0.25
+"""Seconds before a caller's deadline at which its request is given up, so that it hears what came of it: requests are
+looked at for their time every 0.2 s (`host.EXPIRE_TICKS`)."""
+EARLIER_PART: Final = 5
+"""A short time is not used up by that: at most this part of it."""
 
 M = TypeVar("M", bound=Message)
 
@@ -48,6 +53,14 @@ class Backend:
         """Seconds that the caller still gives."""
         remaining = context.time_remaining()
         return DEFAULT_SECONDS if remaining is None else min(float(remaining), MAX_SECONDS)
+
+    def answer_within(self, context: Any) -> float:
+        """Seconds in which to answer, so that the answer comes before the caller's deadline. An answer says whether a
+        write has failed, or that there is no leader; the deadline says neither."""
+        seconds = self.timeout(context)
+        if context.time_remaining() is None:
+            return seconds
+        return seconds - min(EARLIER, seconds / EARLIER_PART)
 
     @property
     def routing(self) -> RoutingTable:

@@ -76,7 +76,7 @@ class ClusterService:
         long the hash takes, and always joins the one that is being taken."""
         request = parse(pb.StateHashRequest, raw)
         shard = self._shard(request.group)
-        timeout = self._backend.timeout(context)
+        timeout = self._backend.answer_within(context)
         index, found = request.index, b""
         if index:
             found = await self._hash(shard, index, timeout)
@@ -103,7 +103,7 @@ class ClusterService:
 
     async def Snapshot(self, raw: bytes, context: Any) -> AsyncIterator[bytes]:
         request = parse(pb.SnapshotRequest, raw)
-        async for response in backup(self._backend, request, self._backend.timeout(context)):
+        async for response in backup(self._backend, request, self._backend.answer_within(context)):
             yield response.SerializeToString()
 
     async def TransferLeadership(self, raw: bytes, context: Any) -> bytes:

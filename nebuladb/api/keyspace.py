@@ -33,7 +33,7 @@ class KeyspaceService:
 
     async def List(self, raw: bytes, context: Any) -> bytes:
         parse(pb.KeyspaceListRequest, raw)
-        await self._backend.refresh(self._backend.timeout(context))
+        await self._backend.refresh(self._backend.answer_within(context))
         keyspaces = sorted(self._backend.routing.keyspaces.items())
         response = pb.KeyspaceListResponse(header=self._backend.header())
         response.keyspaces.extend(self._info(keyspace) for _, keyspace in keyspaces)
@@ -41,7 +41,7 @@ class KeyspaceService:
 
     async def Describe(self, raw: bytes, context: Any) -> bytes:
         request = parse(pb.KeyspaceDescribeRequest, raw)
-        await self._backend.refresh(self._backend.timeout(context))
+        await self._backend.refresh(self._backend.answer_within(context))
         self._backend.routing.shards(request.name)
         info = self._info(self._backend.routing.keyspaces[request.name])
         response = pb.KeyspaceDescribeResponse(header=self._backend.header(), keyspace=info)
@@ -49,7 +49,7 @@ class KeyspaceService:
 
     async def Create(self, raw: bytes, context: Any) -> bytes:
         spec = _spec(parse(pb.KeyspaceCreateRequest, raw))
-        due, unfinished = Due(self._backend.timeout(context)), _unfinished(spec.name, "created")
+        due, unfinished = Due(self._backend.answer_within(context)), _unfinished(spec.name, "created")
         await drive(self._backend, lambda meta: create_step(meta, spec), due, unfinished)
         groups = self._groups(spec.name)
         await until(lambda: all(map(self._backend.leader, groups)), due, unfinished)
@@ -60,7 +60,7 @@ class KeyspaceService:
     async def Drop(self, raw: bytes, context: Any) -> bytes:
         name = parse(pb.KeyspaceDropRequest, raw).name
         check_name(name)
-        due, unfinished = Due(self._backend.timeout(context)), _unfinished(name, "dropped")
+        due, unfinished = Due(self._backend.answer_within(context)), _unfinished(name, "dropped")
         groups: set[int] = set()
 
         def step(meta: Meta) -> bytes | None:

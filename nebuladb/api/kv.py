@@ -30,7 +30,7 @@ class KVService:
         request = parse(pb.GetRequest, raw)
         check.key(request.key)
         shard = self._backend.route(request.keyspace, request.key, request.epoch)
-        timeout = self._backend.timeout(context)
+        timeout = self._backend.answer_within(context)
         store = await self._backend.current(
             shard, timeout, serializable=request.serializable, max_staleness=request.max_staleness
         )
@@ -55,7 +55,7 @@ class KVService:
         check.put(request)
         shard = self._backend.route(request.keyspace, request.key, request.epoch)
         command = Command(Kind.PUT, raw, request.epoch, **session_fields(request.session))
-        answer = await self._backend.propose(shard, command, self._backend.timeout(context))
+        answer = await self._backend.propose(shard, command, self._backend.answer_within(context))
         response = pb.PutResponse(header=self._backend.header(shard.group, answer.revision))
         if isinstance(answer.result, PutResult) and answer.result.previous is not None:
             response.prev_kv.CopyFrom(key_value(answer.result.previous))
@@ -67,7 +67,7 @@ class KVService:
         check.delete(request)
         shard = self._backend.route_range(request.keyspace, request.key, request.range_end, request.epoch)
         command = Command(Kind.DELETE, raw, request.epoch, **session_fields(request.session))
-        answer = await self._backend.propose(shard, command, self._backend.timeout(context))
+        answer = await self._backend.propose(shard, command, self._backend.answer_within(context))
         response = pb.DeleteResponse(header=self._backend.header(shard.group, answer.revision))
         if isinstance(answer.result, DeleteResult):
             response.deleted = answer.result.deleted
@@ -79,7 +79,7 @@ class KVService:
         request = parse(pb.TxnRequest, raw)
         check.txn(request)
         shard = self._sole_shard(request)
-        timeout = self._backend.timeout(context)
+        timeout = self._backend.answer_within(context)
         if not check.writes(request):
             revision, result = await read_txn(self._backend, shard, request, timeout, serializable=request.serializable)
         elif request.serializable:
@@ -96,7 +96,7 @@ class KVService:
     async def Compact(self, raw: bytes, context: Any) -> bytes:
         request = parse(pb.CompactRequest, raw)
         shard = self._backend.route_group(request.keyspace, request.group)
-        timeout = self._backend.timeout(context)
+        timeout = self._backend.answer_within(context)
         answer = await self._backend.propose(shard, Command(Kind.COMPACT, raw), timeout)
         if request.physical:
             await reclaimed(self._backend, shard, request.revision, timeout)
@@ -104,7 +104,7 @@ class KVService:
 
     async def Scan(self, raw: bytes, context: Any) -> AsyncIterator[bytes]:
         request = parse(pb.ScanRequest, raw)
-        async for response in scan(self._backend, request, self._backend.timeout(context)):
+        async for response in scan(self._backend, request, self._backend.answer_within(context)):
             yield response.SerializeToString()
 
     async def Watch(self, raw: bytes, context: Any) -> AsyncIterator[bytes]:

@@ -30,7 +30,7 @@ class LeaseService:
             raise InvalidArgument(f"lease id {request.id} is negative")  # it could not name its shard
         shard = self._backend.route(request.keyspace, request.key)
         command = Command(Kind.LEASE_GRANT, raw, **session_fields(request.session))
-        answer = await self._backend.propose(shard, command, self._backend.timeout(context))
+        answer = await self._backend.propose(shard, command, self._backend.answer_within(context))
         response = pb.LeaseGrantResponse(header=self._backend.header(shard.group, answer.revision))
         if isinstance(answer.result, LeaseResult):
             response.id, response.ttl = answer.result.lease, answer.result.ttl
@@ -40,14 +40,14 @@ class LeaseService:
         request = parse(pb.LeaseRevokeRequest, raw)
         shard = self._shard(request.keyspace, request.id)
         command = Command(Kind.LEASE_REVOKE, raw, **session_fields(request.session))
-        answer = await self._backend.propose(shard, command, self._backend.timeout(context))
+        answer = await self._backend.propose(shard, command, self._backend.answer_within(context))
         return pb.LeaseRevokeResponse(header=self._backend.header(shard.group, answer.revision)).SerializeToString()
 
     async def KeepAlive(self, raw: bytes, context: Any) -> bytes:
         request = parse(pb.LeaseKeepAliveRequest, raw)
         shard = self._shard(request.keyspace, request.id)
         command = Command(Kind.LEASE_KEEP_ALIVE, raw)
-        answer = await self._backend.propose(shard, command, self._backend.timeout(context))
+        answer = await self._backend.propose(shard, command, self._backend.answer_within(context))
         response = pb.LeaseKeepAliveResponse(header=self._backend.header(shard.group, answer.revision), id=request.id)
         if isinstance(answer.result, LeaseResult):
             response.ttl = answer.result.ttl
@@ -56,7 +56,7 @@ class LeaseService:
     async def TimeToLive(self, raw: bytes, context: Any) -> bytes:
         request = parse(pb.LeaseTimeToLiveRequest, raw)
         shard = self._shard(request.keyspace, request.id)
-        store = await self._backend.current(shard, self._backend.timeout(context))
+        store = await self._backend.current(shard, self._backend.answer_within(context))
         store, lease = await self._backend.pump.looks.read(
             shard.group, store, lambda store: store.lease(request.id, keys=request.keys)
         )
@@ -73,7 +73,7 @@ class LeaseService:
         shards = self._backend.routing.shards(request.keyspace or DEFAULT)
         response = pb.LeaseListResponse()
         for shard in shards:
-            store = await self._backend.current(shard, self._backend.timeout(context))
+            store = await self._backend.current(shard, self._backend.answer_within(context))
             response.ids.extend(lease.id for lease in store.leases())
             response.header.CopyFrom(
                 self._backend.header(shard.group, store.revision) if len(shards) == 1 else self._backend.header()
@@ -107,7 +107,9 @@ class SessionService:
             shard = self._backend.route_group(request.keyspace, request.group)
         else:
             shard = self._backend.route(request.keyspace, request.key)
-        answer = await self._backend.propose(shard, Command(Kind.SESSION_OPEN, raw), self._backend.timeout(context))
+        answer = await self._backend.propose(
+            shard, Command(Kind.SESSION_OPEN, raw), self._backend.answer_within(context)
+        )
         header = self._backend.header(shard.group, answer.revision)
         response = session_pb2.SessionOpenResponse(header=header, group=shard.group)
         if isinstance(answer.result, SessionResult):
@@ -117,6 +119,8 @@ class SessionService:
     async def Close(self, raw: bytes, context: Any) -> bytes:
         request = parse(session_pb2.SessionCloseRequest, raw)
         shard = self._backend.route_group(request.keyspace, request.group)
-        answer = await self._backend.propose(shard, Command(Kind.SESSION_CLOSE, raw), self._backend.timeout(context))
+        answer = await self._backend.propose(
+            shard, Command(Kind.SESSION_CLOSE, raw), self._backend.answer_within(context)
+        )
         header = self._backend.header(shard.group, answer.revision)
         return session_pb2.SessionCloseResponse(header=header).SerializeToString()

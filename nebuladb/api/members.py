@@ -29,7 +29,7 @@ class Members:
         lags would show a node that was removed in place of one that has just come under its name."""
         parse(pb.MembersRequest, raw)
         with contextlib.suppress(NebulaError):
-            await self._backend.refresh(min(LIST_SECONDS, self._backend.timeout(context)))
+            await self._backend.refresh(min(LIST_SECONDS, self._backend.answer_within(context)))
         response = pb.MembersResponse(header=self._backend.header())
         records = sorted(self._backend.meta.nodes.items())
         held = self._held()
@@ -47,14 +47,14 @@ class Members:
                 return replace_step(meta, request.replaces, name, peer, node)
             return add_step(meta, name, peer, node, learner=request.learner)
 
-        await drive(self._backend, step, Due(self._backend.timeout(context)))
+        await drive(self._backend, step, Due(self._backend.answer_within(context)))
         response = pb.MemberAddResponse(header=self._backend.header(), member=self._named(name))
         return response.SerializeToString()
 
     async def promote(self, raw: bytes, context: Any) -> bytes:
         """Let a learner vote."""
         name = parse(pb.MemberPromoteRequest, raw).name
-        due = Due(self._backend.timeout(context))
+        due = Due(self._backend.answer_within(context))
         await drive(self._backend, lambda meta: promote_step(meta, name), due)
 
         def votes() -> bool:
@@ -68,7 +68,7 @@ class Members:
     async def remove(self, raw: bytes, context: Any) -> bytes:
         """Take a node out of every group, then out of the cluster."""
         name = parse(pb.MemberRemoveRequest, raw).name
-        due = Due(self._backend.timeout(context))
+        due = Due(self._backend.answer_within(context))
         node = self._backend.node
         await drive(self._backend, lambda meta: remove_step(meta, node.founding, name, self._connected()), due)
         await until(

@@ -93,8 +93,9 @@ def closed_amid(address: str, *, writes: bool) -> Failure:
     return Failure(UnknownOutcome(text), retryable=False)
 
 
-def failure_of(status: grpc.aio.AioRpcError, address: str, *, writes: bool) -> Failure:
-    """Of a call that had been sent. `writes`: if nobody says what became of it, it may have taken effect."""
+def failure_of(status: grpc.aio.AioRpcError, address: str, *, writes: bool, once: bool = False) -> Failure:
+    """Of a call that had been sent. `writes`: if nobody says what became of it, it may have taken effect. `once`: it
+    has a session."""
     detail = _detail(status)
     if detail is not None:
         return _answered(status, detail, address)
@@ -104,14 +105,11 @@ def failure_of(status: grpc.aio.AioRpcError, address: str, *, writes: bool) -> F
             NebulaError(f"{address} doesn't know this request; is it an older node? ({text})"), retryable=False
         )
     if writes:
-        return Failure(
-            UnknownOutcome(
-                f"{address} was lost before it answered ({text}): the write may or may not take effect;"
-                " read before you write again, or use a session"
-            ),
-            retryable=False,
-            lost=code in TRANSPORT_CODES,
-        )
+        late = code is grpc.StatusCode.DEADLINE_EXCEEDED
+        what = f"{address} gave no answer in time" if late else f"{address} was lost before it answered ({text})"
+        advice = "read before you write again" + ("" if once else ", or use a session")
+        error = UnknownOutcome(f"{what}: the write may or may not take effect; {advice}")
+        return Failure(error, retryable=False, lost=code in TRANSPORT_CODES)
     if code is grpc.StatusCode.DEADLINE_EXCEEDED:
         return silent(address)
     if code in TRANSPORT_CODES:

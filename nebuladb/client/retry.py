@@ -17,6 +17,11 @@ LONGEST_PAUSE: Final = 0.5
 SHARES: Final = 3
 """A request that may be repeated gives one node this part of the time: one that hangs must not use it all up."""
 
+LEAST: Final = 0.3
+LEAST_PART: Final = 5
+"""Seconds, or at most this part of a request's time, without which no try of a write begins: a node that can't do it
+would have no time to say so, and a write that has failed so far would become *unknown*."""
+
 CONNECT: Final = 1.0
 """Seconds at most to wait for a connection."""
 
@@ -60,11 +65,13 @@ def may_repeat(kind: Kind, failure: Failure) -> bool:
 
 
 class Try(NamedTuple):
-    """Ask this node, and give it so many seconds, of which `connect` for the connection."""
+    """Ask this node, and give it so many seconds, of which `connect` for the connection. Send nothing if not more than
+    `least` are left then."""
 
     address: str
     seconds: float
     connect: float
+    least: float = 0.0
 
 
 class Attempts:
@@ -89,6 +96,8 @@ class Attempts:
         self._failed = False
         self._doubt = False
         """An earlier attempt may have taken effect."""
+        self._said: NebulaError | None = None
+        """What a node answered last."""
 
     def next(self, now: float) -> Try:
         """The next attempt."""
@@ -96,7 +105,7 @@ class Attempts:
         address = self._pinned or self._endpoints.pick(self._tried, now)
         repeatable = self._kind is not Kind.WRITE and not self._pinned
         seconds = min(left, self._timeout / SHARES) if repeatable else left
-        return Try(address, seconds, min(seconds, CONNECT))
+        return Try(address, seconds, min(seconds, CONNECT), self._least())
 
     def worked(self, address: str, now: float) -> None:
         """The node answered. Of a stream: it made progress, so that time and pauses start afresh."""
@@ -105,6 +114,7 @@ class Attempts:
         self._deadline = now + self._timeout
         self._tried.clear()
         self._pause = FIRST_PAUSE
+        self._said = None
 
     def failed(self, address: str, failure: Failure, now: float) -> float:
         """Seconds to pause before `next`; raises the final `NebulaError` if there shall be none."""
@@ -112,14 +122,22 @@ class Attempts:
         self._failed = True
         if failure.lost:
             self._endpoints.lost(address, now)
+        else:
+            self._said = failure.error
         if failure.leader_address and failure.leader_address not in self._tried:
             self._endpoints.hint(failure.leader_address)
         pause = self._pause_after(failure)
         gone = bool(self._pinned) and failure.lost
-        if gone or not may_repeat(self._kind, failure) or now + pause >= self._deadline:
+        if gone or not may_repeat(self._kind, failure):
             raise self._final(failure)
         self._doubt |= failure.error.outcome is Outcome.UNKNOWN
+        if now + pause + self._least() >= self._deadline:
+            raise self._final(failure)
         return pause
+
+    def _least(self) -> float:
+        """What is in doubt already can't become worse by another try."""
+        return 0.0 if self._kind is Kind.READ or self._doubt else min(LEAST, self._timeout / LEAST_PART)
 
     def _pause_after(self, failure: Failure) -> float:
         """None before a node that wasn't asked yet, unless too much is being asked already."""
@@ -134,7 +152,11 @@ class Attempts:
 
     def _final(self, failure: Failure) -> NebulaError:
         error = failure.error
-        if self._kind is Kind.READ or not self._doubt or error.reason in RECORDED:
+        if self._kind is Kind.READ or not self._doubt:
+            # That a node has no leader says more than that the others are away.
+            unanswered = failure.lost and error.outcome is Outcome.FAILED and not self._pinned
+            return self._said if unanswered and self._said is not None else error
+        if error.reason in RECORDED:
             return error
         if error.reason is Reason.SESSION_EXPIRED:
             error.outcome = Outcome.UNKNOWN

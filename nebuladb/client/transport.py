@@ -221,12 +221,12 @@ class Transport:
         if not await link.connected(step.connect):
             return not_sent(step.address)
         seconds = step.seconds - (self.clock() - began)
-        if seconds <= 0:
+        if seconds <= step.least:
             return not_sent(step.address)
         try:
             return await link.unary(method)(request, timeout=seconds)
         except grpc.aio.AioRpcError as status:
-            return failure_of(status, step.address, writes=kind is not Kind.READ)
+            return failure_of(status, step.address, writes=kind is not Kind.READ, once=kind is Kind.ONCE)
         except asyncio.CancelledError:
             if not self._ended():
                 raise

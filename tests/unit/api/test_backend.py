@@ -86,3 +86,9 @@ async def test_that_there_is_no_keyspace_is_said_only_when_the_meta_group_agrees
     assert await backend.learned(WrongEpoch("", 1), before, CONTEXT), "it has come in the meantime"
     assert not await backend.learned(WrongShard(), before, CONTEXT)
     assert lagging.asked == 2
+
+
+@pytest.mark.parametrize(("remaining", "seconds"), [(5.0, 4.75), (1.0, 0.8), (None, 5.0), (1e9, 299.75), (-1.0, -0.8)])
+def test_an_answer_comes_before_the_callers_deadline(remaining: float | None, seconds: float) -> None:
+    context: Any = SimpleNamespace(time_remaining=lambda: remaining)
+    assert backend(founded()).answer_within(context) == pytest.approx(seconds)

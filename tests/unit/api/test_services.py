@@ -87,3 +87,17 @@ async def test_a_long_name_in_a_refusal_does_not_break_the_call(served: Served) 
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await served.get(kv_pb2.GetRequest(keyspace="x" * (1 << 20), key=b"k"))
     assert caught.value.code() is grpc.StatusCode.NOT_FOUND
+
+
+async def test_a_write_is_given_up_before_its_callers_deadline(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[float] = []
+    propose = served.pump.propose
+
+    def spy(group: int, command: Any, timeout: float) -> Any:
+        given.append(timeout)
+        return propose(group, command, timeout)
+
+    monkeypatch.setattr(served.pump, "propose", spy)
+    put: Any = served.channel.unary_unary("/nebula.v1.KV/Put")
+    await put(kv_pb2.PutRequest(key=b"k").SerializeToString(), timeout=SECONDS)
+    assert SECONDS / 2 < given[0] < SECONDS - 0.2

@@ -62,6 +62,13 @@ def test_a_write_without_an_answer_is_unknown(code: grpc.StatusCode) -> None:
     assert not failure.retryable
 
 
+def test_a_deadline_is_not_called_a_lost_node_and_a_session_needs_no_advice_to_use_one() -> None:
+    late = _status(grpc.StatusCode.DEADLINE_EXCEEDED)
+    said = [failure_of(late, "a:1", writes=True, once=once).error.message for once in (False, True)]
+    head = "a:1 gave no answer in time: the write may or may not take effect; read before you write again"
+    assert said == [f"{head}, or use a session", head]
+
+
 @pytest.mark.parametrize(
     ("code", "text", "kind", "retryable", "lost"),
     [

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from nebuladb import errors
 from nebuladb.client.endpoints import MAX_ENDPOINTS, REST, Endpoints
 from nebuladb.client.errors import Failure, not_sent, silent
-from nebuladb.client.retry import LONGEST_PAUSE, SHARES, Attempts, Kind, may_repeat
+from nebuladb.client.retry import LEAST, LONGEST_PAUSE, SHARES, Attempts, Kind, may_repeat
 from nebuladb.errors import NebulaError, Outcome
 
 UNKNOWN = Failure(errors.UnknownOutcome(), retryable=False)
@@ -111,6 +111,35 @@ def test_doubt_stays_until_a_recorded_answer_settles_it() -> None:
     assert (type(expired), expired.outcome) == (errors.SessionExpired, Outcome.UNKNOWN)
     unasked = _final(Kind.ONCE, Failure(errors.SessionExpired(), retryable=False))
     assert (type(unasked), unasked.outcome) == (errors.SessionExpired, Outcome.FAILED)
+
+
+@pytest.mark.parametrize("kind", [Kind.WRITE, Kind.ONCE])
+def test_no_try_of_a_write_begins_so_late_that_a_failure_would_become_unknown(kind: Kind) -> None:
+    refused = Failure(errors.NoLeader(), retryable=True)
+    attempts = _attempts(kind)
+    assert attempts.next(100.0).least == LEAST
+    assert attempts.failed("a:1", refused, 105 - LEAST - 0.01) == 0
+    with pytest.raises(errors.NoLeader) as caught:
+        attempts.failed("b:1", refused, 105 - LEAST)
+    assert caught.value.outcome is Outcome.FAILED
+    brief = _attempts(kind, timeout=0.1)
+    assert brief.failed("a:1", not_sent("a:1"), 100.05) == 0, "there is time for another node, however short it is"
+
+
+def test_what_is_in_doubt_is_tried_until_the_end() -> None:
+    attempts = _attempts(Kind.ONCE)
+    attempts.failed("a:1", LOST, 104.9)
+    assert attempts.next(104.95).least == 0
+
+
+@pytest.mark.parametrize("kind", Kind)
+def test_what_a_node_said_is_told_rather_than_that_others_are_away(kind: Kind) -> None:
+    refused = Failure(errors.NoLeader("no leader; nothing was done"), retryable=True)
+    assert _final(kind, refused, not_sent("b:1")).message == "no leader; nothing was done"
+    if kind is Kind.READ:
+        assert isinstance(_final(kind, refused, silent("b:1")), errors.NoLeader)
+    else:
+        assert _final(kind, refused, LOST).outcome is Outcome.UNKNOWN
 
 
 @st.composite
