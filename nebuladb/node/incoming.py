@@ -12,6 +12,8 @@ from nebuladb.kv.chunk import Head
 from nebuladb.kv.importer import Importer
 from nebuladb.node.outgoing import WINDOW_CHUNKS
 
+QUIET_TICKS: Final = 40
+"""Without a chunk for so long (2 s) a replica that has nothing else asks whether somebody is still sending."""
 SILENT_TICKS: Final = 300
 """Without a chunk for so long (15 s) it is given up: its sender has, too."""
 
@@ -88,11 +90,13 @@ class Incoming:
             self.stage = Stage.FLUSHING
         return self.importer.written - before
 
-    def orphaned(self, term: int) -> bool:
-        """Whether nobody sends the rest: who leads this later term doesn't know of it, also if it is the same node."""
-        return self.stage is Stage.RECEIVING and self.name[0] < term
+    @property
+    def quiet(self) -> bool:
+        """Whether chunks are missing and none has come for a while."""
+        return self.stage is Stage.RECEIVING and self._silent >= QUIET_TICKS
 
-    def tick(self) -> bool:
-        """A tick passed; False: nothing has come for too long."""
+    def tick(self, term: int) -> bool:
+        """A tick passed in `term`; False: the rest won't come. Who leads a later term than the sender's doesn't know of
+        it, also if it is the same node."""
         self._silent += 1
-        return self.stage is not Stage.RECEIVING or self._silent < SILENT_TICKS
+        return self.stage is not Stage.RECEIVING or (self._silent < SILENT_TICKS and self.name[0] >= term)

@@ -178,9 +178,11 @@ class Node:
         if group == META_GROUP and not self.host.replicas[group].lost:
             self._read_meta()
 
-    def damaged(self, group: int, error: Corruption) -> None:
-        """Rows of the group's data are damaged. Raises `error` if the node can't go on without them."""
-        self.snapshots.damaged(group, error)
+    def damaged(self, group: int, error: Corruption, store: Store | None = None) -> None:
+        """Rows of the group's data are damaged, or were those of `store`, which another may have replaced since. Raises
+        `error` if the node can't go on without them."""
+        if store is None or (group in self.groups and self.groups[group].store is store):
+            self.snapshots.damaged(group, error)
 
     def _see_to_damage(self) -> None:
         damaged, self._applier.damaged = self._applier.damaged, []

@@ -335,7 +335,7 @@ class Pump:
             return
         try:
             if isinstance(values, Corruption):
-                self.node.damaged(fetch.group, values)
+                self.node.damaged(fetch.group, values, fetch.store)
             elif isinstance(values, BaseException):
                 raise values
             else:

@@ -44,6 +44,8 @@ CHUNKS_A_TURN: Final = 2
 """That are written in one turn: 2 to 4 ms."""
 TICKS_A_SECOND: Final = 20
 WANT_TICKS: Final = 20
+HAS_SOME: Final = 1
+"""`Message.hint` of SNAPSHOT_WANTED: some of it is there, and is of use if the sender is still at it."""
 GENERATION_STEP: Final = 256
 """Generations of snapshots are so far apart, and those of a group that comes back after its removal are one."""
 
@@ -103,7 +105,8 @@ class Snapshots:
             else:
                 outgoing.tick(connected=peer.connected)
         for group, incoming in list(self.incoming.items()):
-            if not incoming.tick():
+            replica = self._host.replicas.get(group)
+            if not incoming.tick(replica.raft.term if replica is not None else 0):
                 probe("snapshot that doesn't come given up")
                 self._drop(group)
             elif incoming.stage is Stage.RECEIVING and self._full:
@@ -285,7 +288,7 @@ class Snapshots:
             outgoing = self.outgoing.get((group, message.sender))
             if outgoing is None:
                 self._wanted[group, message.sender] = message.index
-            elif outgoing.acknowledged:
+            elif outgoing.acknowledged and not message.hint:
                 probe("receiver has dropped what it had")
                 outgoing.outcome = outgoing.outcome or Outcome.FAILED
 
@@ -335,15 +338,13 @@ class Snapshots:
         self._host.post(node, Envelope(replica.group, message))
 
     def _ask(self) -> None:
-        """Replicas without data ask their leaders for snapshots, but for those to whom one is coming."""
+        """Replicas without data ask their leaders for snapshots, but for those to whom chunks are coming."""
         for group in self.lost:
             replica, incoming = self._host.replicas.get(group), self.incoming.get(group)
-            if replica is None or not replica.raft.leader:
-                continue
-            if incoming is None or incoming.orphaned(replica.raft.term):
+            if replica is not None and replica.raft.leader and (incoming is None or incoming.quiet):
                 message = Message(
                     HostMessageType.SNAPSHOT_WANTED, replica.id, replica.raft.leader, replica.raft.term,
-                    index=replica.log_start,
+                    index=replica.log_start, hint=HAS_SOME if incoming else 0,
                 )  # fmt: skip
                 self._host.post(replica.home(replica.raft.leader), Envelope(group, message))
 

@@ -461,7 +461,7 @@ class Machine:
         try:
             life.node.fetched(fetch, self.disk.data.get_many(fetch.rows))
         except Corruption as error:
-            life.node.damaged(fetch.group, error)
+            life.node.damaged(fetch.group, error, fetch.store)
         except StoreError as error:
             self._stopped(error)
             return

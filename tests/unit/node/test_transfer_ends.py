@@ -59,6 +59,39 @@ def test_who_dropped_what_it_had_is_sent_it_anew(stage: Stage) -> None:
     assert trio.time - before < SOON_MS
 
 
+def test_a_sender_that_gave_up_is_asked_again_in_its_term() -> None:
+    """One read of its disk had failed; the receiver waited for 15 s."""
+    trio = founded()
+    leader, follower = away(trio, size=30_000)
+    trio.start(follower)
+    trio.until(level(trio), "level")
+    for machine in trio.running:
+        snapshots = trio.node(machine.place).snapshots
+        snapshots._limits = snapshots._limits._replace(rate=2_000_000)
+    trio.node(follower).damaged(DEFAULT_GROUP, DAMAGE)
+    coming = trio.node(follower).snapshots.incoming
+    trio.until(lambda: DEFAULT_GROUP in coming and coming[DEFAULT_GROUP].importer.next > 0, "on its way")
+    (outgoing,) = trio.node(leader).snapshots.outgoing.values()
+    outgoing.chunk_read(None)
+    before = trio.time
+    trio.until(lambda: not lost(trio, follower), "a snapshot is in")
+    assert trio.time - before < SOON_MS
+
+
+def test_damage_in_data_that_was_replaced_since_is_nobodys() -> None:
+    """Rows that were being fetched meanwhile; it cost another snapshot."""
+    trio = founded()
+    follower = follower_of(trio)
+    node = trio.node(follower)
+    before = store(trio, follower)
+    node.damaged(DEFAULT_GROUP, DAMAGE, before)
+    trio.until(lambda: node.snapshots.counts["received"] == 1, "a snapshot is in")
+    node.damaged(DEFAULT_GROUP, DAMAGE, before)
+    trio.run(1_000)
+    assert not lost(trio, follower)
+    assert node.snapshots.counts["received"] == 1
+
+
 def test_a_node_at_its_last_space_is_sent_none_until_it_has_room() -> None:
     trio = founded()
     leader, follower = away(trio, size=30_000)
