@@ -111,7 +111,12 @@ def verify(settings: Settings, file: Path) -> None:
     "--initial-cluster", type=TEXT, default="", help="NAME=HOST:PORT,… of all nodes of the new cluster: peer addresses."
 )
 @click.option("--token", type=TEXT, default="", help="Makes another cluster where the same backup was restored before.")
-@click.option("--bump-revision", type=click.IntRange(min=0), default=0, help="Raise every shard's revision by so much.")
+@click.option(
+    "--bump-revision",
+    type=click.IntRange(min=0),
+    default=0,
+    help="Raise every shard's revision by so much, to 2^62 at most.",
+)
 @click.option("--mark-compacted", is_flag=True, help="Cancel watches that go on from the old cluster's revisions.")
 @pass_settings
 def restore_command(

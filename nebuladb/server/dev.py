@@ -24,6 +24,7 @@ from nebuladb.errors import ConfigurationError
 from nebuladb.server import config
 from nebuladb.server.config import Config
 from nebuladb.server.lifecycle import DRAIN_SECONDS
+from nebuladb.server.process import EXIT_REMOVED
 
 CONFIG_FILE: Final = "nebulad.toml"
 PORTS_PER_NODE: Final = 100
@@ -124,6 +125,11 @@ class _Child:
         self.ready = False
 
     @property
+    def removed(self) -> bool:
+        """Whether it ended because its node was removed from the cluster: the others are the cluster now."""
+        return self.process.poll() == EXIT_REMOVED
+
+    @property
     def name(self) -> str:
         return self.member.config.name
 
@@ -133,7 +139,8 @@ class _Child:
         if code is None or self.reported:
             return None
         self.reported = True
-        return f"{self.name} (pid {self.process.pid}) {_ending(code)}"
+        ended = f"{self.name} (pid {self.process.pid}) {_ending(code)}"
+        return f"{ended}: it was removed from the cluster; going on without it" if self.removed else ended
 
     def check_ready(self) -> bool:
         """Whether it serves, and it is this process that does (not one that had the port before it)."""
@@ -160,7 +167,7 @@ def run(nodes: int, data_dir: Path, base_port: int, command: Sequence[str] = STA
             children.extend(_Child(member, _spawn(command, member.file)) for member in members)
             if not _until_ready(children, alarm):
                 return 0 if alarm.rung else 1
-            endpoints = ",".join(member.config.client_addr for member in members)
+            endpoints = ",".join(child.member.config.client_addr for child in children if not child.removed)
             print(f"cluster ready endpoints={endpoints}", flush=True)
             while not alarm.wait(None):
                 _report(children)
@@ -170,23 +177,26 @@ def run(nodes: int, data_dir: Path, base_port: int, command: Sequence[str] = STA
 
 
 def _until_ready(children: Sequence[_Child], alarm: _Alarm) -> bool:
-    """Wait until all serve: True. False: a signal came, or a child died (which was said)."""
+    """Wait until all serve but removed nodes: True. False: a signal came, or a child died (which was said)."""
     while True:
-        if _report(children):
+        if _report(children) or all(child.removed for child in children):
             _say("a node died before the cluster was ready; its log above says why. Stopping the others")
             return False
-        if all(not alarm.rung and child.check_ready() for child in children):
+        if all(not alarm.rung and (child.removed or child.check_ready()) for child in children):
             return not _report(children)
         if alarm.wait(POLL_SECONDS):
             return False
 
 
 def _report(children: Sequence[_Child]) -> bool:
-    """Say which children have died since the last call; True if any."""
-    deaths = [line for line in (child.death() for child in children) if line]
-    for line in deaths:
-        _say(line)
-    return bool(deaths)
+    """Say which children have died since the last call; True if one did whose node is still of the cluster."""
+    died = False
+    for child in children:
+        line = child.death()
+        if line:
+            _say(line)
+            died = died or not child.removed
+    return died
 
 
 def _stop(children: Sequence[_Child], alarm: _Alarm) -> None:

@@ -12,10 +12,10 @@ import click
 from nebuladb import __version__
 from nebuladb.errors import ConfigurationError, NebulaError, NodeRemoved
 from nebuladb.server import config, options
+from nebuladb.server.process import EXIT_REMOVED
 
 EXIT_FAILED = 1
 EXIT_USAGE = 2
-EXIT_REMOVED = 3
 
 _FLAGS = {
     "name": "The node's name, a label for people.",
@@ -112,7 +112,7 @@ def verify_command(data_dir: Path) -> None:
     from nebuladb.server import verify
 
     try:
-        sys.exit(0 if verify.report(data_dir, print) else EXIT_FAILED)
+        sys.exit(0 if verify.report(data_dir, _say) else EXIT_FAILED)
     except NebulaError as error:
         _refuse(error, EXIT_USAGE)
 
@@ -143,6 +143,31 @@ def main() -> None:
         nebulad()
     except NebulaError as error:
         _refuse(error, EXIT_USAGE if isinstance(error, ConfigurationError) else EXIT_FAILED)
+    finally:
+        _flush()
+
+
+def _say(text: str) -> None:
+    """A line of a report. One that nobody gets is no success."""
+    try:
+        print(text)
+    except OSError as error:
+        _lost(error)
+
+
+def _flush() -> None:
+    """Write what stdout still holds."""
+    try:
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except OSError as error:
+        _lost(error)
+
+
+def _lost(error: OSError) -> NoReturn:
+    # Else it would be tried, and complained about, once more.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    _refuse(NebulaError(f"stdout: {error.strerror}"), EXIT_FAILED)
 
 
 def _refuse(error: NebulaError, code: int) -> NoReturn:

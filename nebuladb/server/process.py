@@ -1,4 +1,4 @@
-"""What the process asks of its system before it serves."""
+"""What the process asks of its system before it serves, and how it tells that its node was removed."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import ctypes
 import resource
 from typing import Final
 
+EXIT_REMOVED: Final = 3
+"""The exit code of a node that was removed from its cluster."""
 M_ARENA_MAX: Final = -8
 ARENAS: Final = 2
 """glibc gives threads arenas of their own, eight a core, and what one of RocksDB's threads has freed serves no other.

@@ -6,10 +6,11 @@ The cluster is another one than the one that was backed up: its nodes must not t
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from nebuladb.env import probe
 from nebuladb.errors import ConfigurationError, Corruption
@@ -19,11 +20,13 @@ from nebuladb.kv.increment import IncrementTarget
 from nebuladb.kv.store import Store
 from nebuladb.node.backup import BackupReader, Manifest, ShardPart, compare
 from nebuladb.node.identity import Founder, Founding, Identity
-from nebuladb.server.site import FIRST_GENERATION, Site, derived_id
+from nebuladb.server.site import FIRST_GENERATION, MAX_REVISION, Site, derived_id
 from nebuladb.storage.engine import Engine
 from nebuladb.storage.files import sync_directory, write_durably
 from nebuladb.storage.log import LogStore
 from nebuladb.storage.rocks import RocksEngine
+
+IDENTITY: Final = "identity.json"
 
 Progress = Callable[[int], None]
 
@@ -46,16 +49,45 @@ class Wanted(NamedTuple):
 def restore(
     files: Sequence[Path], directory: Path, wanted: Wanted, progress: Progress = lambda size: None
 ) -> list[ShardPart]:
-    """Make `directory`, which must not hold a node, from a backup and those that build on it, in this order.
+    """Make `directory`, which must be empty, from a backup and those that build on it, in this order.
 
-    Returns the shards as they are then. Raises `ConfigurationError`, `Corruption` or `StoreError`; the directory has no
-    identity then, so no node starts from it: empty it before another try.
+    Returns the shards as they are then. Raises `ConfigurationError`, `Corruption`, `StoreError` or `OSError`; the
+    directory is as it was then. After a kill it has no identity, so no node starts from it: empty it before another
+    try.
     """
     if wanted.name not in wanted.members:
         raise ConfigurationError(f"name: {wanted.name!r} is not one of the nodes {', '.join(wanted.members)}")
-    if directory.exists() and any(directory.iterdir()):
-        raise ConfigurationError(f"data-dir: {directory} is not empty")
+    if wanted.bump > MAX_REVISION:
+        raise ConfigurationError(f"bump-revision: {wanted.bump} is more than {MAX_REVISION}, the highest revision")
+    made = not directory.exists()
+    if not made:
+        _check_empty(directory)
     directory.mkdir(parents=True, exist_ok=True)
+    try:
+        return _make(files, directory, wanted, progress)
+    except BaseException:
+        (directory / IDENTITY).unlink(missing_ok=True)  # first: a directory without it is nobody's
+        for entry in directory.iterdir():
+            if entry.is_dir():
+                shutil.rmtree(entry)
+            else:
+                entry.unlink()
+        if made:
+            directory.rmdir()
+        raise
+
+
+def _check_empty(directory: Path) -> None:
+    found = {entry.name for entry in directory.iterdir()}
+    if "data" in found and IDENTITY not in found:
+        raise ConfigurationError(
+            f"data-dir: {directory} has what an interrupted restore left, which no node starts from: empty it first"
+        )
+    if found:
+        raise ConfigurationError(f"data-dir: {directory} is not empty; name a new one")
+
+
+def _make(files: Sequence[Path], directory: Path, wanted: Wanted, progress: Progress) -> list[ShardPart]:
     with ExitStack() as stack:
         data = RocksEngine.open_data(directory / "data")
         stack.callback(data.close)
@@ -83,7 +115,7 @@ def restore(
     write_durably(directory / "founding.json", founding.encode())
     probe("restore: founding written")
     # Last: a directory without it is nobody's.
-    write_durably(directory / "identity.json", Identity(node, wanted.name, cluster).encode())
+    write_durably(directory / IDENTITY, Identity(node, wanted.name, cluster).encode())
     sync_directory(directory.parent)
     probe("restore: identity written")
     return [

@@ -10,7 +10,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Final
 
-from nebuladb.errors import Corruption
+from nebuladb.errors import ConfigurationError, Corruption
 from nebuladb.ids import META_GROUP, BatchId, Generation, GroupId, NodeId
 from nebuladb.kv.command import Command, Kind, Work
 from nebuladb.kv.limits import MAX_TXN_OPERATIONS
@@ -31,6 +31,8 @@ from nebuladb.storage.log import LogStore
 from nebuladb.storage.log_batch import GroupWrite, LogBatch
 
 FIRST_GENERATION: Final = Generation(1)
+MAX_REVISION: Final = 1 << 62
+"""To begin with: as many again are left before a revision has no room in 64 bits, and the shard no next one."""
 
 
 class Site:
@@ -75,9 +77,14 @@ class Site:
         return made
 
     def enter(self, shard: Descriptor, *, bump: int = 0, mark_compacted: bool = False) -> None:
-        """Give a shard's state its new members, and a revision that is `bump` higher."""
+        """Give a shard's state its new members, and a revision that is `bump` higher. Raises `ConfigurationError`."""
         state = self.state(shard.group)
         state.configuration = _configuration(shard).encode()
+        if bump > MAX_REVISION - state.revision:
+            raise ConfigurationError(
+                f"bump-revision: shard {shard.group} is at revision {state.revision}; it can be raised by at most "
+                f"{max(MAX_REVISION - state.revision, 0)}"
+            )
         state.revision += bump
         if mark_compacted:
             state.floor = state.revision

@@ -1,4 +1,5 @@
-"""What `nebulad dev` needs of a node: /readyz, /status with a pid, SIGTERM. `FAKE_DIES=n2` makes n2 exit at once."""
+"""What `nebulad dev` needs of a node: /readyz, /status with a pid, SIGTERM. `FAKE_DIES=n2` makes n2 exit at once,
+`FAKE_REMOVED=n2` as one that was removed."""
 
 from __future__ import annotations
 
@@ -27,6 +28,8 @@ def main() -> None:
     settings = tomllib.loads(Path(sys.argv[-1]).read_text())
     if os.environ.get("FAKE_DIES") == settings["name"]:
         sys.exit("the fake node was told to die")
+    if os.environ.get("FAKE_REMOVED") == settings["name"]:
+        sys.exit(3)
     host, port = settings["admin-addr"].rsplit(":", 1)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     print(f"fake {settings['name']} started")

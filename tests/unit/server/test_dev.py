@@ -157,6 +157,16 @@ def test_a_node_that_dies_before_ready_ends_it_with_1(tmp_path: Path) -> None:
         assert "exited with 1" in errors
 
 
+def test_a_node_that_was_removed_is_left_out(tmp_path: Path) -> None:
+    base = free_base(3)
+    with supervisor(tmp_path, base, FAKE_REMOVED="n1") as process:
+        assert line_of(process) == f"cluster ready endpoints=127.0.0.1:{base + 100},127.0.0.1:{base + 200}\n"
+        process.terminate()
+        _, errors = process.communicate(timeout=SECONDS)
+        assert process.returncode == 0
+        assert "exited with 3: it was removed from the cluster; going on without it" in errors
+
+
 def test_somebody_else_s_answer_is_not_readiness(tmp_path: Path) -> None:
     with supervisor(tmp_path, free_base(3), FAKE_PID="1") as process:
         assert process.stdout is not None

@@ -59,3 +59,14 @@ def test_version_and_launcher() -> None:
         [sys.executable, launcher, "--version"], capture_output=True, text=True, timeout=30, check=True
     )
     assert done.stdout == f"nebulad {__version__}\n"
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_report_that_cannot_be_written_is_no_success(tmp_path: Path, unbuffered: str) -> None:
+    (tmp_path / "raft").mkdir()
+    program = [sys.executable, "-m", "nebuladb.server.main", "verify", "--data-dir", str(tmp_path)]
+    environ = {**os.environ, "PYTHONUNBUFFERED": unbuffered}
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(program, stdout=full, stderr=subprocess.PIPE, env=environ, text=True, check=False)
+    assert (done.returncode, done.stderr) == (1, "nebulad: stdout: No space left on device\n")
