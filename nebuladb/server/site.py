@@ -80,7 +80,7 @@ class Site:
         """Give a shard's state its new members, and a revision that is `bump` higher. Raises `ConfigurationError`."""
         state = self.state(shard.group)
         state.configuration = _configuration(shard).encode()
-        if bump > MAX_REVISION - state.revision:
+        if bump and bump > MAX_REVISION - state.revision:
             raise ConfigurationError(
                 f"bump-revision: shard {shard.group} is at revision {state.revision}; it can be raised by at most "
                 f"{max(MAX_REVISION - state.revision, 0)}"

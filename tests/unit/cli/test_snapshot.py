@@ -10,6 +10,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from nebuladb.cli.main import main
+from nebuladb.server import site
 from nebuladb.server.site import MAX_REVISION
 from tests.unit.api.etcd.faced import Faced
 from tests.unit.node.lone import SECONDS
@@ -62,3 +63,14 @@ async def test_what_an_interrupted_one_left_is_told_as_that(restore: Restore, tm
     assert refused.exit_code == 2
     assert "what an interrupted restore left" in refused.stderr
     assert (tmp_path / "left" / "data").exists()
+
+
+async def test_a_revision_that_is_beyond_the_bound_already_is_kept(
+    restore: Restore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may have been raised to it, and have gone on."""
+    monkeypatch.setattr(site, "MAX_REVISION", 1)
+    assert (await restore(tmp_path / "kept")).exit_code == 0
+    refused = await restore(tmp_path / "raised", "--bump-revision", 1)
+    assert refused.exit_code == 2
+    assert "by at most 0" in refused.stderr
