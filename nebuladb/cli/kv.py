@@ -11,6 +11,7 @@ import click
 from nebuladb.cli import txntext
 from nebuladb.cli.output import Field, Output
 from nebuladb.cli.settings import (
+    LEASE,
     NUMBER,
     SECONDS,
     Settings,
@@ -28,7 +29,7 @@ from nebuladb.errors import WrongShard
 @click.argument("key")
 @click.argument("value", required=False)
 @click.option("--file", "file", type=click.File("rb"), help="Take the value from this file.")
-@click.option("--lease", type=NUMBER, default=0, help="Delete the key when this lease ends.")
+@click.option("--lease", type=LEASE, default=0, help="Delete the key when this lease ends.")
 @hex_option
 @pass_settings
 def put(settings: Settings, key: str, value: str | None, file: IO[bytes] | None, lease: int, hexadecimal: bool) -> None:

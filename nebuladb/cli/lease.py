@@ -8,7 +8,7 @@ from typing import Final
 import click
 
 from nebuladb.cli.output import Field
-from nebuladb.cli.settings import NUMBER, Commands, Settings, hex_option, key_bytes, pass_settings
+from nebuladb.cli.settings import LEASE, Commands, Settings, hex_option, key_bytes, pass_settings
 from nebuladb.client import AsyncClient
 
 
@@ -43,7 +43,7 @@ def grant(settings: Settings, ttl: int, key: str, hexadecimal: bool) -> None:
 
 
 @lease.command()
-@click.argument("lease_id", metavar="LEASE", type=NUMBER)
+@click.argument("lease_id", metavar="LEASE", type=LEASE)
 @pass_settings
 def revoke(settings: Settings, lease_id: int) -> None:
     """End LEASE, and delete the keys attached to it.
@@ -58,7 +58,7 @@ def revoke(settings: Settings, lease_id: int) -> None:
 
 
 @lease.command("keep-alive")
-@click.argument("lease_id", metavar="LEASE", type=NUMBER)
+@click.argument("lease_id", metavar="LEASE", type=LEASE)
 @click.option("--once", is_flag=True, help="Renew it one time.")
 @pass_settings
 def keep_alive(settings: Settings, lease_id: int, once: bool) -> None:
@@ -88,7 +88,7 @@ def keep_alive(settings: Settings, lease_id: int, once: bool) -> None:
 
 
 @lease.command()
-@click.argument("lease_id", metavar="LEASE", type=NUMBER)
+@click.argument("lease_id", metavar="LEASE", type=LEASE)
 @click.option("--keys", is_flag=True, help="Also print the keys attached to it, one a line.")
 @pass_settings
 def ttl(settings: Settings, lease_id: int, keys: bool) -> None:

@@ -50,7 +50,9 @@ class _Text(click.types.StringParamType):
 
 TEXT: Final = _Text()
 NUMBER: Final = click.IntRange(0, (1 << 63) - 1)
-"""A revision, a lease's id, or how many."""
+"""A revision, or how many."""
+LEASE: Final = click.IntRange(-(1 << 63), (1 << 63) - 1)
+"""A lease's id."""
 SECONDS: Final = _Seconds(0, MAX_SECONDS)
 SOME_SECONDS: Final = _Seconds(0, MAX_SECONDS, min_open=True)
 """More than none."""

@@ -32,7 +32,7 @@ class Endpoints:
             try:
                 split_address(address)
             except ConfigurationError as error:
-                raise ConfigurationError(f"endpoint {error.message}; e.g. 127.0.0.1:7379") from error
+                raise ConfigurationError(f"endpoint {error.message}") from error
         self.current = self.addresses[0]
         self._resting: dict[str, float] = {}
 

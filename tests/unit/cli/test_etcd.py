@@ -146,6 +146,13 @@ async def test_what_it_would_delete_is_not_what_it_reads(pair: Pair) -> None:
     assert (result.exit_code, counts(result)["written"]) == (0, 1), result.stderr
 
 
+async def test_a_lease_may_have_a_negative_id(pair: Pair) -> None:
+    await pair.grant(-5)
+    assert (await pair.run()).exit_code == 0
+    assert (await pair.cli("--keyspace", "etcd", "put", "k", "v", "--lease", "-5")).exit_code == 0
+    assert (await pair.cli("--keyspace", "etcd", "lease", "ttl", "--keys", "--", "-5")).stdout.endswith("\nk\n")
+
+
 async def test_another_keyspace(pair: Pair) -> None:
     await pair.source.set(b"a", b"v")
     result = await pair.run("--keyspace", "default")

@@ -22,7 +22,6 @@ NO_TEXT = os.fsdecode(b"\xff")
     "words",
     [
         ("put", "k", "v", "--lease", HUGE),
-        ("put", "k", "v", "--lease", "-1"),
         ("get", "k", "--revision", HUGE),
         ("get", "k", "--revision", "-1"),
         ("get", "k", "--max-staleness", "inf"),
