@@ -73,8 +73,13 @@ async def watch(backend: Backend, request: pb.WatchRequest) -> AsyncIterator[pb.
     """`created` of each shard, then events; ends with a `canceled` response if a start is compacted away."""
     shards = backend.routing.covering(request.keyspace or DEFAULT, request.key, request.range_end)
     if request.start_revision and len(shards) > 1:
-        raise WrongShard("a revision is one shard's; over several shards a watch starts with start_revisions")
+        raise WrongShard(
+            "a revision is one shard's; over several shards a watch starts with start_revisions,"
+            " in nebula-cli --from-revision SHARD:REVISION"
+        )
     starts = {pair.group: pair.revision for pair in request.start_revisions}
+    for group in starts:
+        backend.route_group(request.keyspace, group)  # or it would begin now, and miss what was asked for
     if min((request.start_revision, *starts.values())) < 0:
         raise InvalidArgument("a watch starts at a revision from 1 on, or at 0: with the next change")
     ready = asyncio.Event()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from contextlib import suppress
 from typing import IO, Final
@@ -135,10 +136,11 @@ def delete(settings: Settings, key: str | None, prefix: str | None, end: str | N
 @click.argument("start", required=False)
 @click.option("--prefix", help="The keys that begin so.")
 @click.option("--end", help="The keys before this one.")
-@click.option("--limit", default=0, help="At most so many keys.")
-@click.option("--revision", default=0, help="As it was at this revision.")
+@click.option("--limit", type=NUMBER, default=0, help="At most so many keys.")
+@click.option("--revision", type=NUMBER, default=0, help="As it was at this revision.")
 @click.option("--keys-only", is_flag=True, help="Print no values.")
 @click.option("--serializable", is_flag=True, help="Let any node answer from its own state, perhaps an old one.")
+@click.option("--next-revisions", is_flag=True, help="Say on stderr where a watch goes on, SHARD:REVISION a line.")
 @hex_option
 @pass_settings
 def scan(
@@ -150,16 +152,20 @@ def scan(
     revision: int,
     keys_only: bool,
     serializable: bool,
+    next_revisions: bool,
     hexadecimal: bool,
 ) -> None:
     """Print keys and values in order, from START on (without it: from the first key).
 
-    A line is KEY, a tab, VALUE, as raw bytes; with -o json both are in base64 and safe to take apart.
+    A line is KEY, a tab, VALUE, as raw bytes; with -o json both are in base64 and safe to take apart. A watch with what
+    --next-revisions says misses nothing that the scan has not seen, and repeats nothing.
 
     \b
     Example:
       nebula-cli scan --prefix users/ --limit 10
       nebula-cli scan a --end b --keys-only
+      nebula-cli scan --next-revisions 2>next
+      nebula-cli watch --prefix "" $(sed 's/^/--from-revision /' next)
     """
     if prefix is not None:
         first, last = key_range(start, prefix, end, hexadecimal)
@@ -167,24 +173,46 @@ def scan(
         first, last = (key_bytes(text or "", hexadecimal) for text in (start, end))
 
     async def work(client: AsyncClient) -> None:
+        rows = client.scan(first, last, limit=limit, revision=revision, keys_only=keys_only, serializable=serializable)
         with settings.output() as output:
-            async for row in client.scan(
-                first, last, limit=limit, revision=revision, keys_only=keys_only, serializable=serializable
-            ):
+            async for row in rows:
                 fields = _fields(row)
                 if keys_only:
                     del fields["value"]
                 output.row(fields, row.key if keys_only else row.key + b"\t" + row.value)
+        if next_revisions:
+            for shard, read in sorted(rows.revisions.items()):
+                click.echo(f"{shard}:{read + 1}", err=True)
 
     settings.run(work)
+
+
+def _starts(_: click.Context, __: click.Parameter, words: tuple[str, ...]) -> dict[int, int]:
+    """Shard → revision, of SHARD:REVISION; of a REVISION alone, 0 is the shard."""
+    starts: dict[int, int] = {}
+    for word in words:
+        parts = re.fullmatch(r"(?:([0-9]{1,19}):)?([0-9]{1,18})", word)
+        if parts is None:
+            raise click.BadParameter(f"{word!r} is neither REVISION nor SHARD:REVISION, e.g. 2 or 4:17.")
+        starts[int(parts[1] or 0)] = int(parts[2])
+    if len(starts) < len(words) or (0 in starts and len(starts) > 1):
+        raise click.BadParameter("give it once, or once for each shard as SHARD:REVISION.")
+    return starts
 
 
 @click.command()
 @click.argument("key", required=False)
 @click.option("--prefix", help="The keys that begin so.")
 @click.option("--end", help="The keys from KEY up to, but without, this one.")
-@click.option("--from-revision", default=0, help="Begin with the changes of this revision; else with the next change.")
-@click.option("--count", default=0, help="Stop after so many changes.")
+@click.option(
+    "--from-revision",
+    "starts",
+    callback=_starts,
+    multiple=True,
+    metavar="[SHARD:]REVISION",
+    help="Begin with the changes of this revision, else with the next change; once for each shard, if there are many.",
+)
+@click.option("--count", type=NUMBER, default=0, help="Stop after so many changes.")
 @hex_option
 @pass_settings
 def watch(
@@ -192,25 +220,29 @@ def watch(
     key: str | None,
     prefix: str | None,
     end: str | None,
-    from_revision: int,
+    starts: dict[int, int],
     count: int,
     hexadecimal: bool,
 ) -> None:
-    """Print every change of KEY or of a range as it happens, each once and in order, until Ctrl-C.
+    """Print every change of KEY or of a range as it happens, each once and in its shard's order, until Ctrl-C.
 
-    A line is PUT, a tab, the key, a tab, the value; or DELETE, a tab, the key.
+    A line is PUT, a tab, the key, a tab, the value; or DELETE, a tab, the key. With -o json `group` is the shard, and
+    --from-revision GROUP:MOD_REVISION goes on with that change and all of its transaction. A shard for which none is
+    given begins with its next change.
 
     \b
     Example:
       nebula-cli watch --prefix jobs/
       nebula-cli watch --prefix "" --from-revision 2
+      nebula-cli --keyspace users watch --prefix "" --from-revision 4:17 --from-revision 5:31
     """
     start, range_end = key_range(key, prefix, end, hexadecimal)
+    whole = starts.pop(0, 0)
 
     async def work(client: AsyncClient) -> None:
         seen = 0
         output = settings.output()
-        async for event in client.watch(start, range_end, start_revision=from_revision):
+        async for event in client.watch(start, range_end, start_revision=whole, start_revisions=starts):
             _print_event(output, event)
             seen += 1
             if seen == count:
@@ -292,7 +324,7 @@ def _fields(kv: KeyValue) -> dict[str, Field]:
 def _print_event(output: Output, event: Event) -> None:
     name = event.type.name
     line = name.encode() + b"\t" + event.kv.key + (b"\t" + event.kv.value if name == "PUT" else b"")
-    output.row({"type": name, **_fields(event.kv)}, line)
+    output.row({"type": name, "group": event.group, **_fields(event.kv)}, line)
     output.flush()  # whoever reads this waits for it
 
 

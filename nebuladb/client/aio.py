@@ -165,8 +165,8 @@ class AsyncClient(Writes):
     ) -> AsyncGenerator[Event, None]:
         """Every change of `key`, or of [key, range_end), from `start_revision` on (0: from now on), once, in order.
 
-        Over several shards `start_revisions` says for each where to begin; one that it leaves out begins now. The next
-        one of a shard is ``mod_revision + 1`` of its last event, or what `Rows.revisions` says of a scan.
+        Over several shards `start_revisions` says for each where to begin; one that it leaves out begins now. Behind a
+        scan that is what `Rows.revisions` says; behind an event its own ``mod_revision``, since others may share it.
 
         It goes on over broken connections and dead nodes; it raises `Compacted` where events are lost for good, and
         the last error if no node serves it for `patience` seconds.

@@ -105,9 +105,10 @@ class _Thread:
                 self._loop.call_soon_threadsafe(self._begin, end)
 
     def _begin(self, end: Callable[[], Coroutine[Any, Any, None]]) -> None:
-        task = self._loop.create_task(end())
-        self._leaving.add(task)
-        task.add_done_callback(self._leaving.discard)
+        if not self._closed:  # else `_finish` ends the generators
+            task = self._loop.create_task(end())
+            self._leaving.add(task)
+            task.add_done_callback(self._leaving.discard)
 
     def close(self, last: Callable[[], Coroutine[Any, Any, None]]) -> None:
         """Do `last`, let all else end, stop the loop and wait for its thread. Idempotent."""

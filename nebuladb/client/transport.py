@@ -5,9 +5,8 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
-from typing import Any, Final
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, Final, Generic
 
 import grpc
 import grpc.aio
@@ -161,39 +160,9 @@ class Transport:
             kind, self.endpoints, self.rng, timeout=timeout or self.timeout, now=self.clock(), pinned=pinned
         )
 
-    @asynccontextmanager
-    async def open(
-        self, method: Method[Answer], request: Message, step: Try, patience: float | None
-    ) -> AsyncIterator[Callable[[], Awaitable[Answer | None]]]:
-        """One attempt at a stream: yields a function that reads the next message, None at its end.
-
-        `patience`: seconds at most between two messages. Raises `StreamBroken`.
-        """
-        if self._closed:
-            raise StreamBroken(closed())
-        link = self._link(step.address)
-        if not await link.connected(step.connect):
-            raise StreamBroken(not_sent(step.address))
-        call = link.stream(method, request)
-
-        async def read() -> Answer | None:
-            try:
-                async with asyncio.timeout(patience):
-                    message = await call.read()
-            except grpc.aio.AioRpcError as status:
-                raise StreamBroken(failure_of(status, step.address, writes=False)) from None
-            except TimeoutError:
-                raise StreamBroken(silent(step.address)) from None
-            except asyncio.CancelledError:
-                if not self._ended():
-                    raise
-                raise StreamBroken(closed()) from None
-            return None if message is grpc.aio.EOF else message  # type: ignore[return-value]
-
-        try:
-            yield read
-        finally:
-            call.cancel()
+    def open(self, method: Method[Answer], request: Message, step: Try, patience: float | None) -> Stream[Answer]:
+        """One attempt at a stream. `patience`: seconds at most between two messages."""
+        return Stream(self, method, request, step, patience)
 
     async def close(self) -> None:
         """End every connection, and the calls that are under way. Idempotent."""
@@ -202,21 +171,24 @@ class Transport:
         for link in links.values():
             await link.channel.close()
 
-    def _link(self, address: str) -> Link:
+    def link(self, address: str) -> Link | None:
+        """The channel to `address`; None after `close`."""
+        if self._closed:
+            return None
         link = self._links.get(address)
         if link is None:
             link = self._links[address] = Link(address, self._engine)
         return link
 
-    def _ended(self) -> bool:
+    def ended(self) -> bool:
         """Whether a call that raised `CancelledError` was ended by `close`, and not by whoever waits for it."""
         task = asyncio.current_task()
         return self._closed and not (task is not None and task.cancelling())
 
     async def _attempt(self, method: Method[Answer], request: Message, kind: Kind, step: Try) -> Answer | Failure:
-        if self._closed:
+        link = self.link(step.address)
+        if link is None:
             return closed()
-        link = self._link(step.address)
         began = self.clock()
         if not await link.connected(step.connect):
             return not_sent(step.address)
@@ -228,9 +200,53 @@ class Transport:
         except grpc.aio.AioRpcError as status:
             return failure_of(status, step.address, writes=kind is not Kind.READ, once=kind is Kind.ONCE)
         except asyncio.CancelledError:
-            if not self._ended():
+            if not self.ended():
                 raise
             return closed_amid(step.address, writes=kind is not Kind.READ)
+
+
+class Stream(Generic[Answer]):
+    """One attempt at a stream: ``async with`` gives a function that reads the next message, None at its end.
+
+    Entering and reading raise `StreamBroken`. No generator, since a loop that ends closes all generators at once, the
+    inner ones beneath the feet of the outer.
+    """
+
+    def __init__(
+        self, transport: Transport, method: Method[Answer], request: Message, step: Try, patience: float | None
+    ) -> None:
+        self._transport = transport
+        self._method = method
+        self._request = request
+        self._step = step
+        self._patience = patience
+
+    async def __aenter__(self) -> Callable[[], Awaitable[Answer | None]]:
+        link = self._transport.link(self._step.address)
+        if link is None:
+            raise StreamBroken(closed())
+        if not await link.connected(self._step.connect):
+            raise StreamBroken(not_sent(self._step.address))
+        self._call = link.stream(self._method, self._request)
+        return self._read
+
+    async def __aexit__(self, *_: object) -> None:
+        self._call.cancel()
+
+    async def _read(self) -> Answer | None:
+        address = self._step.address
+        try:
+            async with asyncio.timeout(self._patience):
+                message = await self._call.read()
+        except grpc.aio.AioRpcError as status:
+            raise StreamBroken(failure_of(status, address, writes=False)) from None
+        except TimeoutError:
+            raise StreamBroken(silent(address)) from None
+        except asyncio.CancelledError:
+            if not self._transport.ended():
+                raise
+            raise StreamBroken(closed()) from None
+        return None if message is grpc.aio.EOF else message  # type: ignore[return-value]
 
 
 class StreamBroken(Exception):

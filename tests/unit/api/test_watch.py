@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from nebuladb.api import watch as module
 from nebuladb.api.backend import Backend
 from nebuladb.api.watch import MAX_RESPONSE_BYTES, MAX_RESPONSE_EVENTS, _responses
-from nebuladb.errors import InvalidArgument
+from nebuladb.errors import InvalidArgument, WrongShard
 from nebuladb.kv.answer import KeyValue
 from nebuladb.kv.watcher import Event, EventBatch
 from nebuladb.pb.nebula.v1 import kv_pb2
@@ -77,5 +77,17 @@ async def test_no_watch_starts_below_zero(fields: dict[str, Any]) -> None:
     responses: Any = module.watch(Backend(lone.pump), kv_pb2.WatchRequest(key=b"k", **fields))
     async with asyncio.timeout(SECONDS), aclosing(responses):
         with pytest.raises(InvalidArgument, match="from 1 on"):
+            await anext(responses)
+    await lone.pump.stop()
+
+
+async def test_a_start_in_a_shard_that_the_keyspace_has_not_is_refused() -> None:
+    """It would be ignored, and what was asked for missed."""
+    lone = Lone()
+    await asyncio.wait_for(lone.serve(), SECONDS)
+    request = kv_pb2.WatchRequest(key=b"k", start_revisions=[kv_pb2.ShardRevision(group=99, revision=2)])
+    responses: Any = module.watch(Backend(lone.pump), request)
+    async with asyncio.timeout(SECONDS), aclosing(responses):
+        with pytest.raises(WrongShard, match="no shard 99"):
             await anext(responses)
     await lone.pump.stop()

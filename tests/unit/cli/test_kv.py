@@ -79,7 +79,21 @@ def test_watch(cli: Cli) -> None:
     seen = cli("watch", "k", "--from-revision", "2", "--count", "2")
     assert (seen.exit_code, seen.stdout_bytes) == (0, b"PUT\tk\tv\nDELETE\tk\n")
     line = cli("-o", "json", "watch", "--prefix", "", "--from-revision", "3", "--count", "1").stdout
-    assert json.loads(line)["type"] == "PUT"
+    told = json.loads(line)
+    assert (told["type"], told["group"]) == ("PUT", 2)
+
+
+def test_a_watch_goes_on_in_each_shard_where_a_scan_ended(cli: Cli) -> None:
+    cli("put", "k", "v")
+    listed = cli("scan", "--next-revisions")
+    assert (listed.stdout, listed.stderr) == ("k\tv\n", "2:3\n")
+    cli("put", "k", "w")
+    seen = cli("watch", "--prefix", "", "--from-revision", listed.stderr.strip(), "--count", "1")
+    assert seen.stdout == "PUT\tk\tw\n"
+    for starts in (("2", "3"), ("2", "2:3"), ("2:2", "2:3")):
+        options = [word for start in starts for word in ("--from-revision", start)]
+        refused = cli("watch", "k", *options)
+        assert (refused.exit_code, "once for each shard" in refused.stderr) == (2, True)
 
 
 def test_txn(cli: Cli) -> None:
@@ -101,6 +115,9 @@ def test_txn(cli: Cli) -> None:
         (("del",), "give a KEY or --prefix"),
         (("del", "k", "--prefix", "k"), "give a KEY or --prefix"),
         (("watch", "--prefix", "k", "--end", "l"), "--end goes with"),
+        (("watch", "k", "--from-revision", "2:"), "neither REVISION nor SHARD:REVISION"),
+        (("watch", "k", "--from-revision", "-1"), "neither REVISION nor SHARD:REVISION"),
+        (("watch", "k", "--from-revision", "users:2"), "neither REVISION nor SHARD:REVISION"),
         (("nonsense",), "No such command"),
         (("--timeout", "0", "get", "k"), "range"),
         (("--endpoints", "nowhere", "get", "k"), "HOST:PORT"),

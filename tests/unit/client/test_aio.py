@@ -228,6 +228,24 @@ async def test_close_says_what_became_of_what_was_under_way(node: Node) -> None:
     assert len(node.calls) == 7
 
 
+async def test_the_loop_may_end_amid_a_scan_and_a_watch(node: Node) -> None:
+    said: list[dict[str, object]] = []
+
+    async def main() -> None:
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: said.append(context))
+        client = AsyncClient([node.address])
+        await client.put(b"k", b"v")
+        streams = client.scan(), client.watch(b"k", start_revision=1)
+        for stream in streams:
+            await anext(stream)
+        unfinished.append(streams)
+        await client.close()
+
+    unfinished: list[object] = []
+    await asyncio.to_thread(asyncio.run, main())
+    assert said == []
+
+
 async def test_a_call_that_its_caller_cancels_stays_cancelled(node: Node) -> None:
     client = AsyncClient([node.address])
     await client.get(b"k")

@@ -73,6 +73,15 @@ def test_a_watch_over_several_shards_keeps_each_shards_place() -> None:
     assert (next_revision(plan, 2), next_revision(plan, 3)) == (8, 6)
 
 
+def test_a_break_before_every_shard_began_forgets_no_shards_start() -> None:
+    starts = [kv_pb2.ShardRevision(group=2, revision=5), kv_pb2.ShardRevision(group=3, revision=6)]
+    plan = WatchPlan(kv_pb2.WatchRequest(key=b"k", start_revisions=starts))
+    created = _created(9)
+    created.header.group = 2
+    plan.absorb(created)
+    assert (next_revision(plan, 2), next_revision(plan, 3)) == (5, 6)
+
+
 @settings(deadline=None, max_examples=60)
 @given(
     changes=st.lists(st.integers(1, 3), min_size=1, max_size=10),
