@@ -9,7 +9,8 @@ import subprocess
 import pytest
 
 from nebuladb.server.lifecycle import CLOSE_SECONDS, DRAIN_SECONDS
-from nebuladb.server.main import EXIT_REMOVED, EXIT_USAGE
+from nebuladb.server.main import EXIT_USAGE
+from nebuladb.server.process import EXIT_REMOVED
 from tools.compose_test.image import ROOT
 
 UNIT = ROOT / "deploy" / "systemd" / "nebulad.service"
