@@ -20,9 +20,12 @@ bound. Each costs some kilobytes."""
 CONTROL_SERVICES: Final = frozenset(
     {"nebula.v1.Cluster", "nebula.v1.Session", "etcdserverpb.Cluster", "etcdserverpb.Maintenance"}
 )
-CONTROL_METHODS: Final = frozenset({"KeepAlive", "Revoke", "LeaseKeepAlive", "LeaseRevoke", "Compact"})
+CONTROL_METHODS: Final = frozenset(
+    {"KeepAlive", "Revoke", "LeaseKeepAlive", "LeaseRevoke", "Unlock", "Resign", "Compact"}
+)
 """What must get through on a node that has too much to do, or it would have more: leases would end under clients that
-live, and nobody could look at the node, or take it out."""
+live, all who wait for a lock would keep out the one that unlocks it, and nobody could look at the node, or take it
+out."""
 
 Unary = Callable[[bytes, Any], Awaitable[bytes]]
 Stream = Callable[[Any, Any], AsyncIterator[bytes]]

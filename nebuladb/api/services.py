@@ -39,6 +39,9 @@ OPTIONS: Final = (
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
     ("grpc.max_send_message_length", MAX_RESPONSE_BYTES),
     ("grpc.max_metadata_size", MAX_METADATA_BYTES),
+    # As many as there may be calls: what is over that is told so, where one more stream would wait in its client for
+    # ever, as an Unlock behind all that wait for the lock.
+    ("grpc.max_concurrent_streams", MAX_CALLS),
     ("grpc.so_reuseport", 0),
     ("grpc.keepalive_time_ms", 10_000),
     ("grpc.keepalive_timeout_ms", 10_000),

@@ -54,6 +54,25 @@ def until_queued(client: Client, name: bytes, number: int) -> None:
 
 
 @pytest.mark.etcd(63)
+def test_a_crowd_waits_on_one_connection_and_goes_at_once(client: Client, place: bytes) -> None:
+    """The call that ends their waiting has a stream, too; and who cancels them all loses nothing else."""
+    name, crowd = place + b"lock", 2_500
+    lease = client.grant(600).ID
+    held = lock(client, name, lease)
+    stub: Any = client.channel.unary_unary("/v3lockpb.Lock/Lock")
+    request = locks.LockRequest(name=name).SerializeToString()
+    with client.watch() as watch:
+        watch.create(place + b"other")
+        waiting = [stub.future(request, timeout=60) for _ in range(crowd)]
+        until_queued(client, name, crowd + 1)
+        client.call("v3lockpb.Lock/Unlock", locks.UnlockRequest(key=held.key), locks.UnlockResponse)
+        for call in waiting:
+            call.cancel()
+        client.put(place + b"other")
+        assert watch.next().events[0].kv.key == place + b"other", "on the connection that was"
+
+
+@pytest.mark.etcd(63)
 def test_locks_are_held_in_the_order_of_their_keys(client: Client, place: bytes) -> None:
     name = place + b"lock"
     one, two, three = (client.grant(600).ID for _ in range(3))

@@ -13,9 +13,14 @@ from nebuladb.rpc import ServerLimits
 from nebuladb.rpc.http2 import ErrorCode, Limits
 from nebuladb.rpc.http2 import frames as wire
 from nebuladb.rpc.http2.limits import Rate
-from tests.rpc.meeting import LATER, closes, met, passes
+from tests.rpc.meeting import LATER, closes, connection, met, passes
 from tests.rpc.raw import RawClient
 from tests.rpc.service import channel_to, path, serving
+
+
+async def large(request: bytes, context: Any) -> bytes:
+    await asyncio.sleep(0)
+    return bytes(100_000)
 
 
 class TestHostile:
@@ -121,6 +126,37 @@ class TestHostile:
             assert server.calls == 0
             client.body(1, b"late")
             assert await client.end_of(1) == {"grpc-status": "0"}
+
+    async def test_requests_that_do_not_come_whole_are_bounded_by_their_bytes(self) -> None:
+        limits = ServerLimits(unfinished_bytes=50_000)
+        async with met(limits=limits) as (client, server):
+            for number in range(1, 61, 2):
+                client.request(number, "Echo")
+                client.frame(wire.DATA, 0, number, b"\0" + (4_000).to_bytes(4, "big") + bytes(3_000))
+            await client.until(lambda got: got.kind == wire.HEADERS and got.stream == 59)
+            assert {headers["grpc-status"] for _, headers in client.headers} == {"8"}
+            assert len(client.headers) + len(connection(server).http2.streams) == 30
+            assert len(client.headers) >= 14, "each takes 3,000 bytes and those of its headers"
+            for number in range(3, 61, 2):
+                client.frame(wire.RST_STREAM, 0, number, bytes(4))
+            client.frame(wire.DATA, wire.END_STREAM, 1, bytes(1_000))
+            assert await client.end_of(1) == {"grpc-status": "0"}
+            client.call(101, "Echo", b"x")
+            assert await client.end_of(101) == {"grpc-status": "0"}
+            assert connection(server).unfinished == 0
+
+    async def test_an_answer_that_waits_for_its_window_keeps_no_call(self) -> None:
+        async with met({"Large": ("unary_unary", large)}) as (client, server):
+            client.call(1, "Echo", b"x")
+            await client.end_of(1)
+            client.call(3, "Large", b"", replace={"x": "y" * 8_000})
+            await passes(lambda: connection(server).http2.waiting)
+            (stream,) = connection(server).http2.streams.values()
+            assert stream.owner is None
+            client.window(0, 1 << 20)
+            client.window(3, 1 << 20)
+            assert await client.end_of(3) == {"grpc-status": "0"}
+            assert server.calls == 0
 
     async def test_silence_is_pinged_and_then_given_up(self) -> None:
         limits = ServerLimits(sweep_seconds=LATER)

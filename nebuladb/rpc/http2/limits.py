@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final, NamedTuple
 
 from nebuladb.errors import ConfigurationError
@@ -15,6 +15,10 @@ class Rate(NamedTuple):
     burst: int
     per_second: float
 
+    def times(self, factor: float) -> Rate:
+        """`factor` times as much of both."""
+        return Rate(max(1, round(self.burst * factor)), self.per_second * factor)
+
 
 @dataclass(frozen=True, slots=True)
 class Limits:
@@ -23,7 +27,7 @@ class Limits:
     Memory that one connection's peer can claim is at most, in octets: `connection_window` (data that the owner has not
     consumed) + `waiting_bytes` (data that the peer doesn't let us send) + `frame_size` (a frame that has not come
     whole) + `header_block` + 96 KiB of caches + `header_list` × `concurrent_streams` if the owner keeps the headers of
-    every open stream.
+    every open stream (`ServerLimits` bounds that of all connections together).
     """
 
     # What we announce in SETTINGS.
@@ -89,6 +93,18 @@ class Limits:
             raise ConfigurationError(f"frame_size {self.frame_size} is not in {MIN_FRAME_SIZE}..{MAX_FRAME_SIZE}")
         if not max(self.stream_window, self.connection_window) <= MAX_WINDOW:
             raise ConfigurationError(f"a window is over {MAX_WINDOW}")
+
+    def with_streams(self, streams: int) -> Limits:
+        """These, for `streams` concurrent streams: what a peer may do to each of them grows with their number."""
+        times = streams / self.concurrent_streams
+        return replace(
+            self,
+            concurrent_streams=streams,
+            resets=self.resets.times(times),
+            ignored=self.ignored.times(times),
+            window_updates=self.window_updates.times(times),
+            remembered_resets=max(1, round(self.remembered_resets * times)),
+        )
 
 
 HARD_FACTOR: Final = 4

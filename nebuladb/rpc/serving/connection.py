@@ -24,7 +24,7 @@ from nebuladb.rpc.http2.events import (
     Writable,
 )
 from nebuladb.rpc.http2.headers import HeaderBlock
-from nebuladb.rpc.http2.stream import Stream
+from nebuladb.rpc.http2.stream import State, Stream
 from nebuladb.rpc.serving import kinds
 from nebuladb.rpc.serving.call import Call
 from nebuladb.rpc.serving.carrier import WAITS
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from nebuladb.rpc.serving.lifecycle import Server
 
 _PREFIX: Final = struct.Struct(">BI").unpack_from
+_UNFINISHED: Final = "the requests of this connection that have not come whole take too much memory"
 _BUSY: Final = refusal(grpc.StatusCode.RESOURCE_EXHAUSTED, "as many calls as this server takes are in progress")
 
 
@@ -153,6 +154,7 @@ class ServerConnection(Outgoing):
                 # The message follows, nearly always whole. Until then the call is not counted: streams that wait for
                 # the rest of their requests, or pretend to, are bounded by connection, and must not keep out others.
                 stream.owner = call
+                self._gather(call, event.headers.size)
 
     def _request(self, block: HeaderBlock) -> Request:
         request = block.memo = Request(block.fields, self.server.routes)
@@ -209,6 +211,7 @@ class ServerConnection(Outgoing):
 
     def _begin(self, call: Call, route: Route, body: bytes) -> None:
         """Run a unary request whose body is here."""
+        self.ungather(call)
         if self.server.calls >= self.server.max_calls:
             self.refuse(call.stream, _BUSY)
             call.over = True
@@ -265,8 +268,19 @@ class ServerConnection(Outgoing):
         else:
             if not call.listening:
                 call.listen()
-            call.feed(data, ended=event.ended)
-            self._gathered(call)
+            if self._gather(call, len(data)):
+                call.feed(data, ended=event.ended)
+                self._gathered(call)
+
+    def _gather(self, call: Call, size: int) -> bool:
+        """So many bytes more of a unary request that has not come whole; False: they are too many, and it is over."""
+        call.gathered += size
+        self.unfinished += size
+        if self.unfinished <= self.limits.unfinished_bytes:
+            return True
+        self.http2.consumed(call.stream, call.stream.unread)
+        call.fail(StatusError(grpc.StatusCode.RESOURCE_EXHAUSTED, _UNFINISHED))
+        return False
 
     def _gathered(self, call: Call) -> None:
         """Run a unary request that came in pieces, if this was the last."""
@@ -301,5 +315,5 @@ class ServerConnection(Outgoing):
         call: Call | None = stream.owner
         if call is not None:
             call.writable()
-            if call.over and call.unread:
-                self.http2.reset(stream, ErrorCode.NO_ERROR)
+        elif stream.state is State.HALF_CLOSED_LOCAL:
+            self.http2.reset(stream, ErrorCode.NO_ERROR)  # as `sent` does of one that waits for nothing

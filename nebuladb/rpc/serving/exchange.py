@@ -43,6 +43,8 @@ class Exchange:
     over: bool = False
     counted: bool = False
     """It is in progress: its handler was started, and has not returned."""
+    gathered: int = 0
+    """Bytes of a unary request that has not come whole, which its connection counts."""
     plain: bool = True
     """The handler has said nothing of status, metadata or compression, and sent nothing."""
     _cancelled: bool = False
@@ -206,6 +208,8 @@ class Exchange:
                 self._over()
             if self.counted:
                 self.connection.released(self)
+            elif self.gathered:
+                self.connection.ungather(self)
 
     @property
     def unread(self) -> bool:

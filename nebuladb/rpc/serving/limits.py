@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
 from nebuladb.rpc.http2.limits import Limits
 
@@ -25,6 +25,9 @@ class ServerLimits:
     calls: int = 10_000
     """In progress at once, until their handlers have returned (a client that resets its calls frees nothing by it);
     further ones are answered RESOURCE_EXHAUSTED. `maximum_concurrent_rpcs` overrides it."""
+    unfinished_bytes: int = 1 << 30
+    """Of one connection's unary requests that have not come whole, headers included, however many streams they are on.
+    They count as no calls; one that goes over it is answered RESOURCE_EXHAUSTED."""
     message_bytes: int = 4 << 20
     """Of a request message, also when inflated."""
     response_bytes: int = 64 << 20
@@ -61,6 +64,8 @@ class ServerLimits:
             known = _OPTIONS.get(name)
             if known is not None and value is not None and int(value) >= 0:
                 limits = dataclasses.replace(limits, **{known[0]: int(value) * known[1]})
+            if name == _STREAMS and value is not None and int(value) > 0:
+                limits = dataclasses.replace(limits, http2=limits.http2.with_streams(int(value)))
             inner = _HTTP2_OPTIONS.get(name)
             if inner is not None and value is not None and int(value) > 0:
                 http2 = dataclasses.replace(limits.http2, **{inner[0]: int(value) * inner[1]})
@@ -68,6 +73,7 @@ class ServerLimits:
         return limits
 
 
+_STREAMS: Final = "grpc.max_concurrent_streams"
 _OPTIONS: dict[str, tuple[str, Any]] = {
     "grpc.max_receive_message_length": ("message_bytes", 1),
     "grpc.max_send_message_length": ("response_bytes", 1),
@@ -75,7 +81,6 @@ _OPTIONS: dict[str, tuple[str, Any]] = {
     "grpc.keepalive_timeout_ms": ("keepalive_timeout", 1e-3),
 }
 _HTTP2_OPTIONS: dict[str, tuple[str, Any]] = {
-    "grpc.max_concurrent_streams": ("concurrent_streams", 1),
     "grpc.max_metadata_size": ("header_list", 1),
     "grpc.max_connection_idle_ms": ("idle_seconds", 1e-3),
 }

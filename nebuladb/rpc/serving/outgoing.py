@@ -50,6 +50,7 @@ class Outgoing(asyncio.Protocol):
         "opened",
         "paused",
         "server",
+        "unfinished",
     )
 
     def __init__(self, server: Server, transport: asyncio.Transport, now: float) -> None:
@@ -58,6 +59,8 @@ class Outgoing(asyncio.Protocol):
         self.http2 = Connection(client=False, limits=server.limits.http2)
         self.calls = 0
         """In progress: their handlers have not returned."""
+        self.unfinished = 0
+        """Bytes of unary requests that have not come whole."""
         self.opened = now
         self.paused = False
         """The peer doesn't read what we send."""
@@ -92,7 +95,8 @@ class Outgoing(asyncio.Protocol):
         """A call's status is out, or waits behind its data."""
         if stream.waiting:
             self.hold(stream)
-            stream.owner = call
+            # What waits are bytes: the call, and its request's headers, need not.
+            stream.owner = None
         elif call.unread:
             # RFC 9113, 8.1: the answer is complete without the rest of the request; the client may stop sending it.
             self.http2.reset(stream, ErrorCode.NO_ERROR)
@@ -165,6 +169,11 @@ class Outgoing(asyncio.Protocol):
             call.writable()
 
     # --- the end ---------------------------------------------------------------------------------------------------
+
+    def ungather(self, call: Exchange) -> None:
+        """A unary request has come, or won't come any more."""
+        self.unfinished -= call.gathered
+        call.gathered = 0
 
     def released(self, call: Exchange) -> None:
         """A call's handler has returned."""

@@ -308,3 +308,28 @@ def test_every_bound_has_a_test() -> None:
     untested = {field.name for field in fields_of(Limits) if not re.search(rf"\b{field.name}\b", text)}
     # These are for the owner, who has the clock.
     assert untested == {"preface" + "_seconds", "idle" + "_seconds"}
+
+
+def test_what_grows_with_the_streams_keeps_its_proportion_to_them() -> None:
+    """Who may have 20,000 streams may cancel them, and wait for their windows."""
+    more = LIMITS.with_streams(20 * LIMITS.concurrent_streams)
+    assert more.concurrent_streams == 20_000
+    assert more.resets == Rate(40_000, 10_000.0)
+    assert more.ignored == Rate(20_000, 2_000.0)
+    assert more.window_updates == Rate(40_000, 20_000.0)
+    assert more.remembered_resets == 20 * LIMITS.remembered_resets
+    assert more.with_streams(LIMITS.concurrent_streams) == LIMITS, "and nothing else has changed"
+
+
+def test_a_burst_of_cancels_of_all_streams_ends_no_connection() -> None:
+    server = greeted(LIMITS.with_streams(5_000))
+    for number in range(5_000):
+        server.receive(headers_frame(2 * number + 1, REQUEST), 0.0)
+    for number in range(5_000):
+        server.receive(wire.reset_frame(2 * number + 1, ErrorCode.CANCEL), 0.0)
+    assert not server.closed
+    number, events = until_the_end(
+        server, lambda number: reset_storm(5_000 + number), at_most=server.limits.resets.burst
+    )
+    assert number == server.limits.resets.burst - 5_000, "the flood is one all the same"
+    assert ended_with(events, CALM)
