@@ -139,8 +139,8 @@ async def read_txn(
         raise
 
 
-async def reclaimed(backend: Backend, shard: Descriptor, revision: int, timeout: float) -> None:
-    """Wait until this node has deleted what a compaction at `revision` superseded (etcd 25)."""
+async def reclaimed(backend: Backend, shard: Descriptor, revision: int, timeout: float | None) -> None:
+    """Wait until this node has deleted what a compaction at `revision` superseded (etcd 25), or for `timeout` seconds."""
     try:
         async with asyncio.timeout(timeout):
             await backend.pump.reclaims.wait(backend.pump.store(shard.group), revision)

@@ -121,5 +121,5 @@ class KVService:
         body = kv_pb2.CompactRequest(revision=request.revision, physical=request.physical)
         answer = await backend.propose(shard, Command(Kind.COMPACT, body.SerializeToString()), face.timeout(context))
         if request.physical:
-            await reclaimed(backend, shard, request.revision, backend.timeout(context))
+            await reclaimed(backend, shard, request.revision, context.time_remaining())
         return face.prefix(shard.group, answer.revision)

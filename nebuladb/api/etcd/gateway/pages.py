@@ -18,7 +18,17 @@ HEALTH_SECONDS: Final = 5.0
 """A check that takes longer says "not healthy"."""
 MAX_CHECKS: Final = 64
 """In progress; one more is refused: a poller that doesn't wait must not pile up reads."""
-PAGES: Final = ("/version", "/health", "/livez", "/readyz")
+_CHECKS: Final = {
+    "livez": ("serializable_read",),
+    "readyz": ("data_corruption", "linearizable_read", "serializable_read"),
+}
+PAGES: Final = (
+    "/version",
+    "/health",
+    *(f"/{probe}" for probe in _CHECKS),
+    *(f"/{probe}/{name}" for probe, names in _CHECKS.items() for name in names),
+)
+"""Each check of a probe has a page of its own."""
 
 Query = Mapping[str, Sequence[str]]
 
@@ -60,20 +70,19 @@ class Pages:
         return text(503, body) if reason else Answer(200, (TEXT,), body.encode())
 
     async def _probe(self, path: str, query: Query) -> Answer:
-        checks = {"serializable_read": await self._read(serializable=True)}
-        if path == "/readyz":
-            corrupt = "alarm activated: CORRUPT" if "CORRUPT" in self._alarms() else ""
-            checks = {
-                "data_corruption": corrupt,
-                **checks,
-                "linearizable_read": await self._read(serializable=False),
-            }
-        lines = "".join(
-            f"[-]{name} failed: {why}\n" if why else f"[+]{name} ok\n" for name, why in sorted(checks.items())
-        )
+        probe, _, alone = path.removeprefix("/").partition("/")
+        names = [alone] if alone else [name for name in _CHECKS[probe] if name not in query.get("exclude", ())]
+        checks = {name: await self._check(name) for name in names}
+        lines = "".join(f"[-]{name} failed: {why}\n" if why else f"[+]{name} ok\n" for name, why in checks.items())
         if any(checks.values()):
             return text(503, lines)
         return Answer(200, (TEXT,), (lines if "verbose" in query else "").encode() + b"ok\n")
+
+    async def _check(self, name: str) -> str:
+        """What is wrong."""
+        if name == "data_corruption":
+            return "alarm activated: CORRUPT" if "CORRUPT" in self._alarms() else ""
+        return await self._read(serializable=name == "serializable_read")
 
     def _leader(self) -> int:
         shards = self._shards()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import os
 from io import BytesIO
@@ -12,6 +13,7 @@ import grpc.aio
 import pytest
 from google.protobuf import message_factory
 
+from nebuladb.api import backend
 from nebuladb.api.etcd import cluster, maintenance
 from nebuladb.api.etcd.learner import learns
 from nebuladb.ids import DEFAULT_GROUP, ETCD_GROUP
@@ -227,6 +229,36 @@ async def test_hashes(etcd: Faced, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(maintenance, "MAX_HASHES", 0)
     busy = await refused(etcd, "Maintenance/HashKV")
     assert busy == (Status.RESOURCE_EXHAUSTED, "etcdserver: too many requests")
+
+
+async def test_without_a_deadline_a_hash_takes_the_time_that_it_takes(
+    etcd: Faced, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """etcd 55: as long as there are rows, and not 5 s."""
+    monkeypatch.setattr(maintenance, "HASH_ROWS", 1)
+    monkeypatch.setattr(backend, "DEFAULT_SECONDS", 0.0)
+    for number in range(4):
+        await etcd.set(b"k%d" % number)
+    invoke: Any = etcd.channel.unary_unary("/etcdserverpb.Maintenance/HashKV")
+    assert pb.HashKVResponse.FromString(await asyncio.wait_for(invoke(b""), SECONDS)).hash
+
+
+async def test_without_a_deadline_a_physical_compaction_is_waited_for(
+    etcd: Faced, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """etcd 25: it is done by then, so an error would be a lie."""
+    for number in range(4):
+        await etcd.set(b"k", b"%d" % number)
+    monkeypatch.setattr(backend, "DEFAULT_SECONDS", 0.0)
+    deleted = asyncio.get_running_loop().create_future()
+    monkeypatch.setattr(etcd.pump.reclaims, "wait", lambda store, revision: deleted)
+    invoke: Any = etcd.channel.unary_unary("/etcdserverpb.KV/Compact")
+    compaction = asyncio.ensure_future(invoke(kv_pb2.CompactionRequest(revision=4, physical=True).SerializeToString()))
+    await etcd.until(lambda: etcd.pump.store(ETCD_GROUP).floor == 4)
+    await etcd.range(b"k")
+    assert not compaction.done()
+    deleted.set_result(None)
+    assert kv_pb2.CompactionResponse.FromString(await asyncio.wait_for(compaction, SECONDS)).header.revision == 5
 
 
 async def snapshot(etcd: Faced) -> list[pb.SnapshotResponse]:

@@ -81,7 +81,10 @@ async def test_the_pages(etcd: Faced) -> None:
     assert (await get(etcd.address, "/livez")).body == (await get(etcd.address, "/readyz")).body == b"ok\n"
     verbose = await get(etcd.address, "/readyz?verbose")
     assert verbose.body == b"[+]data_corruption ok\n[+]linearizable_read ok\n[+]serializable_read ok\nok\n"
-    for path in ("/version", "/health", "/readyz"):
+    for path in ("/livez/serializable_read", "/readyz/serializable_read", "/readyz/linearizable_read"):
+        assert (await get(etcd.address, path)).body == b"ok\n"
+    assert (await get(etcd.address, "/livez/linearizable_read")).status == 404
+    for path in ("/version", "/health", "/readyz", "/readyz/data_corruption"):
         for method in ("POST", "HEAD"):
             refused = await get(etcd.address, path, method)
             assert (refused.status, refused.headers["allow"]) == (405, "get")
@@ -100,6 +103,9 @@ async def test_health_tells_of_alarms(etcd: Faced) -> None:
         ready = await get(etcd.address, "/readyz")
         assert ready.status == (503 if alarm == "CORRUPT" else 200)
         assert (await get(etcd.address, "/livez")).status == 200
+        assert (await get(etcd.address, "/readyz?exclude=data_corruption")).status == 200
+        assert (await get(etcd.address, "/readyz/data_corruption")).status == ready.status
+        assert (await get(etcd.address, "/readyz/serializable_read")).status == 200
         await post(etcd.address, "/v3/maintenance/alarm", f'{{"action":"DEACTIVATE","alarm":"{alarm}"}}')
     assert (await get(etcd.address, "/health")).status == 200
 
