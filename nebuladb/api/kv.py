@@ -140,7 +140,7 @@ async def read_txn(
 
 
 async def reclaimed(backend: Backend, shard: Descriptor, revision: int, timeout: float | None) -> None:
-    """Wait until this node has deleted what a compaction at `revision` superseded (etcd 25), or for `timeout` seconds."""
+    """Wait until this node has deleted what a compaction at `revision` superseded (etcd 25), for `timeout` seconds."""
     try:
         async with asyncio.timeout(timeout):
             await backend.pump.reclaims.wait(backend.pump.store(shard.group), revision)
