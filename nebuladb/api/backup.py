@@ -8,11 +8,13 @@ from typing import Final
 
 from nebuladb import __version__
 from nebuladb.api.backend import Backend
+from nebuladb.api.drive import META
 from nebuladb.env import probe
-from nebuladb.errors import Unavailable
+from nebuladb.errors import NebulaError, Unavailable
 from nebuladb.ids import Generation, GroupId
 from nebuladb.kv.export import Exporter
 from nebuladb.kv.increment import IncrementExporter
+from nebuladb.kv.store import Store
 from nebuladb.node.backup import BackupWriter, Manifest, ShardPart
 from nebuladb.pb.nebula.v1 import cluster_pb2 as pb
 from nebuladb.shard import Descriptor, KeyspaceState
@@ -24,9 +26,12 @@ TRY_SECONDS: Final = 0.02
 """For an instant in which no entry of the shard is half applied."""
 
 
-async def backup(backend: Backend, request: pb.SnapshotRequest, timeout: float) -> AsyncIterator[pb.SnapshotResponse]:
-    """The file, in pieces. `timeout`: seconds for each shard's state to be as new as now. Raises `Unavailable`."""
-    await backend.refresh(timeout)
+async def backup(
+    backend: Backend, request: pb.SnapshotRequest, timeout: float, *, leaderless: bool = False
+) -> AsyncIterator[pb.SnapshotResponse]:
+    """The file, in pieces. `timeout`: seconds for each shard's state to be as new as now; `leaderless`: of what has no
+    leader, as this node has it. Raises `Unavailable`."""
+    await current(backend, META, timeout, leaderless=leaderless)
     meta = backend.meta
     ready = {name: found for name, found in sorted(meta.keyspaces.items()) if found.state is KeyspaceState.READY}
     shards = [shard for _, shard in sorted(meta.shards.items()) if shard.keyspace in ready]
@@ -37,7 +42,7 @@ async def backup(backend: Backend, request: pb.SnapshotRequest, timeout: float) 
     waiting = writer.begin(Manifest(backend.cluster, __version__, tuple(ready.values()), name))
     for done, shard in enumerate(shards):
         after = since.get(shard.group, 0) if builds else 0
-        exporter, after = await _open(backend, shard, after, timeout)
+        exporter, after = await _open(backend, shard, after, timeout, leaderless=leaderless)
         try:
             head = exporter.head
             part = ShardPart(shard, head.index, head.revision, head.floor, head.keys, head.size, after)
@@ -54,10 +59,26 @@ async def backup(backend: Backend, request: pb.SnapshotRequest, timeout: float) 
     yield pb.SnapshotResponse(header=backend.header(), data=waiting, shards_done=len(shards), shards=len(shards))
 
 
-async def _open(backend: Backend, shard: Descriptor, after: int, timeout: float) -> tuple[Exporter, int]:
+async def current(backend: Backend, shard: Descriptor, timeout: float, *, leaderless: bool) -> Store:
+    """The shard's store, at least as new as now, or, with `leaderless`, as it is here where there is no leader: what a
+    lost majority leaves behind is got out of the nodes that survived. Raises as `Backend.current`."""
+    alone = leaderless and not backend.leader(shard.group)
+    try:
+        return await backend.current(shard, timeout, serializable=alone)
+    except NebulaError:
+        # It may have been lost since; or the last one isn't known to be.
+        if alone or not leaderless or backend.leader(shard.group):
+            raise
+        probe("a read of what has no leader")
+        return await backend.current(shard, timeout, serializable=True)
+
+
+async def _open(
+    backend: Backend, shard: Descriptor, after: int, timeout: float, *, leaderless: bool
+) -> tuple[Exporter, int]:
     """A view of a shard that is at least as new as now, above revision `after` only if that can be had."""
     for _ in range(TRIES):
-        store = await backend.current(shard, timeout)
+        store = await current(backend, shard, timeout, leaderless=leaderless)
         engine = backend.node.data
         group, generation = GroupId(shard.group), Generation(backend.node.host.replicas[shard.group].generation)
         try:

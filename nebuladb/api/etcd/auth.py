@@ -116,7 +116,7 @@ class AuthService:
 
     async def _header(self, context: Any) -> ResponseHeader:
         shard = self._face.shard(context)
-        store = await self._face.backend.current(shard, self._face.backend.timeout(context))
+        store = await self._face.backend.current(shard, self._face.timeout(context))
         return self._face.header(shard.group, store.revision)
 
 

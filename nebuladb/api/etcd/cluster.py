@@ -17,6 +17,7 @@ from nebuladb.api.etcd.errors import EtcdError
 from nebuladb.api.etcd.face import Face
 from nebuladb.api.members import Members, fresh_id
 from nebuladb.errors import ChangeRefused
+from nebuladb.ids import META_GROUP
 from nebuladb.node.catch_up import in_sync, lags_led
 from nebuladb.node.members import MAX_MEMBERS, add_step, move_step, unnamed
 from nebuladb.node.meta import Meta
@@ -41,13 +42,15 @@ class ClusterService:
         request = parse(pb.MemberListRequest, raw)
         header = self._header(context)
         if request.linearizable:
-            await self._backend.refresh(self._backend.timeout(context))
+            await self._backend.refresh(self._face.timeout(context))
         return pb.MemberListResponse(header=header, members=self._all()).SerializeToString()
 
     async def MemberAdd(self, raw: bytes, context: Any) -> bytes:
         request = parse(pb.MemberAddRequest, raw)
         header = self._header(context)
         peer = _address(request.peerURLs)
+        if not self._backend.leader(META_GROUP):
+            raise EtcdError("UNAVAILABLE", "etcdserver: unhealthy cluster")
         node = 0
 
         def step(meta: Meta) -> bytes | None:
@@ -63,7 +66,7 @@ class ClusterService:
             node = node or fresh_id(meta)
             return add_step(meta, unnamed(node), peer, node, learner=request.isLearner)
 
-        await drive(self._backend, step, Due(self._backend.timeout(context)))
+        await drive(self._backend, step, Due(self._face.timeout(context)))
         member = _member(self._backend.meta.nodes[node])
         return pb.MemberAddResponse(header=header, member=member, members=self._all()).SerializeToString()
 
@@ -105,7 +108,7 @@ class ClusterService:
                 _check_address(meta, peer, but=record.node)
                 return move_step(meta, record.node, peer)
 
-            await drive(self._backend, step, Due(self._backend.timeout(context)))
+            await drive(self._backend, step, Due(self._face.timeout(context)))
         return pb.MemberUpdateResponse(header=header, members=self._all()).SerializeToString()
 
     async def MemberPromote(self, raw: bytes, context: Any) -> bytes:
@@ -131,7 +134,7 @@ class ClusterService:
         return [_member(record) for _, record in sorted(self._backend.meta.nodes.items())]
 
     async def _known(self, node: int, context: Any) -> NodeRecord:
-        await self._backend.refresh(self._backend.timeout(context))
+        await self._backend.refresh(self._face.timeout(context))
         record = self._backend.meta.nodes.get(node)
         if record is None:
             raise EtcdError("NOT_FOUND", "etcdserver: member not found")

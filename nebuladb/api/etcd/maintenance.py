@@ -71,7 +71,7 @@ class MaintenanceService:
 
     async def Alarm(self, raw: bytes, context: Any) -> bytes:
         request = parse(pb.AlarmRequest, raw)
-        shard, timeout = self._face.shard(context), self._backend.timeout(context)
+        shard, timeout = self._face.shard(context), self._face.timeout(context)
         # etcd's members all end at a number that they don't know (3.5.16).
         if request.action not in pb.AlarmRequest.AlarmAction.values():
             raise EtcdError("INVALID_ARGUMENT", f"etcdserver: there is no alarm action {request.action}")
@@ -150,7 +150,8 @@ class MaintenanceService:
                 remaining_bytes=max(remaining - sent, len(waiting)), blob=data
             ).SerializeToString()
 
-        async for piece in backup(self._backend, cluster_pb2.SnapshotRequest(), self._backend.timeout(context)):
+        timeout = self._face.timeout(context)
+        async for piece in backup(self._backend, cluster_pb2.SnapshotRequest(), timeout, leaderless=True):
             waiting += piece.data
             # How much it will be isn't known before it was read: what is behind the part that is held here is a guess.
             while len(waiting) > HELD_BYTES:
@@ -174,7 +175,7 @@ class MaintenanceService:
             late = EtcdError("UNAVAILABLE", "etcdserver: request timed out, leader transfer took too long")
             backend.node.host.transfer_leadership(shard.group, target)
             backend.pump.wake()
-            await until(lambda: backend.leader(shard.group) == target, Due(backend.timeout(context)), late)
+            await until(lambda: backend.leader(shard.group) == target, Due(self._face.timeout(context)), late)
         return pb.MoveLeaderResponse().SerializeToString()
 
     async def Downgrade(self, raw: bytes, context: Any) -> bytes:

@@ -15,7 +15,9 @@ from google.protobuf import message_factory
 
 from nebuladb.api import backend
 from nebuladb.api.etcd import cluster, maintenance
+from nebuladb.api.etcd.face import MAX_SECONDS
 from nebuladb.api.etcd.learner import learns
+from nebuladb.errors import NoLeader
 from nebuladb.ids import DEFAULT_GROUP, ETCD_GROUP
 from nebuladb.node.alarms import Alarm, AlarmKind
 from nebuladb.node.backup import BackupReader
@@ -23,9 +25,10 @@ from nebuladb.node.catch_up import Lag
 from nebuladb.node.disk import Space
 from nebuladb.node.identity import Founding
 from nebuladb.node.meta import Meta
-from nebuladb.pb.etcd import auth_pb2, cluster_pb2, kv_pb2
+from nebuladb.pb.etcd import auth_pb2, cluster_pb2, kv_pb2, lease_pb2
 from nebuladb.pb.etcd import maintenance_pb2 as pb
 from tests.unit.api.etcd.faced import Faced
+from tests.unit.api.etcd.streams import ask
 from tests.unit.node.lone import SECONDS
 
 MODULES = {"Auth": auth_pb2, "Cluster": cluster_pb2, "Maintenance": pb, "KV": kv_pb2}
@@ -313,6 +316,33 @@ async def test_the_rest_of_maintenance(etcd: Faced) -> None:
         ({"action": 77}, Status.UNKNOWN, "etcdserver: unknown method"),
     ):
         assert await refused(etcd, "Maintenance/Downgrade", **fields) == (code, text)
+
+
+async def test_without_a_leader_what_the_node_has_is_to_be_had(etcd: Faced, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A snapshot of a survivor is the way out of a lost majority; nothing waits for longer than etcd does (etcd 30)."""
+    await etcd.set(b"k", b"kept")
+    await ask(etcd, lease_pb2.LeaseGrantRequest(TTL=60, ID=7))
+    asked = []
+
+    def nobody(group: int, timeout: float) -> Any:
+        asked.append(timeout)
+        raise NoLeader
+
+    monkeypatch.setattr(etcd.pump, "confirm", nobody)
+    assert await refused(etcd, "Cluster/MemberList", linearizable=True) == (Status.UNAVAILABLE, "etcdserver: no leader")
+    with pytest.raises(grpc.aio.AioRpcError):
+        await snapshot(etcd)  # this node still takes another one for the leader
+    monkeypatch.setattr(etcd.backend, "leader", lambda group: 0)
+    reader = BackupReader(BytesIO(b"".join(piece.blob for piece in await snapshot(etcd))))
+    keys = {part.descriptor.group: (part.keys, len(list(chunks))) for part, chunks in reader.shards()}
+    assert keys[ETCD_GROUP][0] == 1
+    assert [one.ID for one in (await ask(etcd, lease_pb2.LeaseLeasesRequest())).leases] == [7]
+    unhealthy = (Status.UNAVAILABLE, "etcdserver: unhealthy cluster")
+    assert await refused(etcd, "Cluster/MemberAdd", peerURLs=["http://h:1"]) == unhealthy
+    for path in ("Cluster/MemberList", "Maintenance/Alarm", "Auth/AuthStatus", "Cluster/MemberUpdate"):
+        fields = {"linearizable": True} if path == "Cluster/MemberList" else {}
+        assert (await refused(etcd, path, **fields))[0] is Status.UNAVAILABLE
+    assert set(asked) == {MAX_SECONDS}
 
 
 # --- Auth
