@@ -308,7 +308,7 @@ class TestFlow:
             await client.until(lambda got: got.kind == wire.DATA)
             server.sweep(now + limits.held_seconds + 1)
             reset = await client.until(lambda got: got.kind == wire.RST_STREAM)
-            assert int.from_bytes(reset.payload, "big") == ErrorCode.CANCEL
+            assert int.from_bytes(reset.payload, "big") == ErrorCode.INTERNAL_ERROR
             assert not connection.http2.streams
             assert not connection.http2.waiting
 

@@ -45,7 +45,7 @@ class ServerLimits:
     """For TLS, from accept on."""
     held_seconds: float = 60.0
     """A response that waits for the peer's window, or a transport that takes nothing, for longer is given up: the
-    stream is reset (CANCEL), the transport aborted."""
+    stream is reset (INTERNAL_ERROR), the transport aborted."""
     held_progress: int = 4 << 10
     """Bytes that must leave within `held_seconds`: one byte a minute is a way of holding a response for ever, too."""
     keepalive_seconds: float = 60.0

@@ -251,7 +251,8 @@ class Outgoing(asyncio.Protocol):
                     held[stream] = (now, stream.waiting)
                     continue
                 del held[stream]
-                self.http2.reset(stream, ErrorCode.CANCEL)
+                # Not CANCEL: clients take that for their own doing, and their watches end instead of going on.
+                self.http2.reset(stream, ErrorCode.INTERNAL_ERROR)
                 if stream.owner is not None:
                     stream.owner.lost()
                 self.touched()
