@@ -16,6 +16,8 @@ from nebuladb.rpc.status import StatusError
 PREFIX_BYTES: Final = 5
 MAX_MESSAGE_BYTES: Final = (1 << 32) - 1
 """What the length field can say."""
+LARGER: Final = "larger than max"
+"""By which clients know that it was a size."""
 _COMPRESSED: Final = 1
 
 
@@ -38,9 +40,8 @@ def _checked(flag: int, size: int, max_size: int, inflate: Inflate | None) -> No
     if flag and inflate is None:
         raise StatusError(grpc.StatusCode.INTERNAL, "a message is compressed, and no grpc-encoding was named")
     if size > max_size:
-        raise StatusError(
-            grpc.StatusCode.RESOURCE_EXHAUSTED, f"a message of {size} bytes came where at most {max_size} are taken"
-        )
+        why = f"grpc: received message {LARGER} ({size} vs. {max_size})"  # as gRPC for Go says it
+        raise StatusError(grpc.StatusCode.RESOURCE_EXHAUSTED, why)
 
 
 def unframe(data: bytes, max_size: int, inflate: Inflate | None = None) -> bytes:

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import grpc
 import pytest
 
+from nebuladb.pb.etcd import lock_pb2 as locks
 from nebuladb.pb.etcd import maintenance_pb2 as maintenance
-from tests.etcd.client import Client
+from tests.etcd.client import Client, Refused
 from tests.etcd.test_lines_kv import COMPACTED, FUTURE, refused
+from tests.etcd.test_lines_locks import campaign, lock
 from tests.etcd.test_lines_txn import delete, put, read
 
 MAX_REQUEST = 3 << 19
 MAX_MESSAGE = MAX_REQUEST + (1 << 19)
+CODELESS_NO_SPACE = "UNKNOWN etcdserver: mvcc: database space exceeded"
 NO_SPACE = "RESOURCE_EXHAUSTED etcdserver: mvcc: database space exceeded"
 
 
@@ -37,6 +43,14 @@ def test_large_requests(client: Client, place: bytes) -> None:
     size = len(put(place, bytes(MAX_MESSAGE)).SerializeToString())
     beyond = f"RESOURCE_EXHAUSTED grpc: received message larger than max ({size} vs. {MAX_MESSAGE})"
     assert refused(lambda: client.put(place, bytes(MAX_MESSAGE))) == beyond
+    lease = client.grant(600).ID
+    for call in (
+        lambda: lock(client, too_large, lease),
+        lambda: campaign(client, place, lease, too_large),
+        lambda: client.call("v3lockpb.Lock/Unlock", locks.UnlockRequest(key=too_large), locks.UnlockResponse),
+    ):
+        assert refused(call) == "UNKNOWN etcdserver: request is too large"
+    client.revoke(lease)
     assert client.delete(place).deleted == 1
 
 
@@ -62,6 +76,9 @@ def test_no_space(client: Client, place: bytes) -> None:
         assert any("NOSPACE" in error for error in client.status().errors)
         assert refused(lambda: client.put(place + b"a")) == NO_SPACE
         assert refused(lambda: client.grant(60)) == NO_SPACE
+        for named in (0, lease):
+            assert refused(lambda named=named: lock(client, place, named)) == CODELESS_NO_SPACE  # type: ignore[misc]
+            assert refused(lambda named=named: campaign(client, place, named, b"")) == CODELESS_NO_SPACE  # type: ignore[misc]
         growing = [put(place + b"d")]
         assert refused(lambda: client.txn(success=growing)) == NO_SPACE
         assert client.get(place + b"a") is not None
@@ -108,3 +125,40 @@ def test_texts_are_exact(client: Client, place: bytes) -> None:
         "INVALID_ARGUMENT etcdserver: duplicate key given in txn request",
         "INVALID_ARGUMENT etcdserver: too many operations in txn request",
     }
+
+
+def raw(client: Client, path: str, data: bytes, *, stream: bool = False) -> None:
+    """A call of any path with any bytes."""
+    channel = client.channel
+    try:
+        if stream:
+            call: Any = channel.stream_stream(path)
+            list(call(iter([data]), timeout=10))
+        else:
+            unary: Any = channel.unary_unary(path)
+            unary(data, timeout=10)
+    except grpc.RpcError as error:
+        raise Refused(error) from None
+
+
+@pytest.mark.etcd(28)
+def test_what_the_transport_refuses(client: Client) -> None:
+    for path, text in (
+        ("/etcdserverpb.KV/Nope", "unknown method Nope for service etcdserverpb.KV"),
+        ("/nope.Nothing/Range", "unknown service nope.Nothing"),
+        ("/nope", 'malformed method name: "/nope"'),
+        ("/a/b/c", "unknown service a/b"),
+    ):
+        assert refused(lambda path=path: raw(client, path, b"")) == f"UNIMPLEMENTED {text}"  # type: ignore[misc]
+    wrong, large = b"\xff\xff", bytes(MAX_MESSAGE + 1)
+    too_large = f"RESOURCE_EXHAUSTED grpc: received message larger than max ({MAX_MESSAGE + 1} vs. {MAX_MESSAGE})"
+    for method in ("KV/Range", "Maintenance/Status", "Cluster/MemberList", "Auth/AuthStatus", "Lease/LeaseGrant"):
+        path = f"/etcdserverpb.{method}"
+        text = "INTERNAL grpc: error unmarshalling request: unexpected EOF"
+        assert refused(lambda path=path: raw(client, path, wrong)) == text  # type: ignore[misc]
+        assert refused(lambda path=path: raw(client, path, large)) == too_large  # type: ignore[misc]
+    for method in ("Watch/Watch", "Lease/LeaseKeepAlive", "Maintenance/Snapshot"):
+        path = f"/etcdserverpb.{method}"
+        text = "INTERNAL grpc: failed to unmarshal the received message: unexpected EOF"
+        assert refused(lambda path=path: raw(client, path, wrong, stream=True)) == text  # type: ignore[misc]
+        assert refused(lambda path=path: raw(client, path, large, stream=True)) == too_large  # type: ignore[misc]

@@ -216,6 +216,7 @@ PAGES: tuple[tuple[str, str], ...] = (
     ("GET", "/readyz/data_corruption"), ("GET", "/readyz/linearizable_read?verbose"), ("GET", "/readyz/"),
     ("GET", "/readyz/serializable_read?exclude=serializable_read&verbose"), ("GET", "/livez/linearizable_read"),
     ("POST", "/readyz/data_corruption"), ("HEAD", "/livez/serializable_read"),
+    ("GET", "http://elsewhere/version"), ("POST", "HTTP://elsewhere:1/version"),
     ("GET", "/"), ("GET", "/nope"), ("GET", "/v3alpha/kv/range"), ("POST", "/v2/keys"), ("OPTIONS", "/v3/kv/put"),
 )  # fmt: skip
 

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from typing import Any, Final, NoReturn
 
-from nebuladb.api.backend import M, parse
+from nebuladb.api.backend import M
 from nebuladb.api.etcd.errors import EtcdError
 from nebuladb.api.etcd.face import Face
+from nebuladb.api.etcd.requests import received
 from nebuladb.pb.etcd import auth_pb2 as pb
 from nebuladb.pb.etcd.header_pb2 import ResponseHeader
 
@@ -26,21 +27,21 @@ class AuthService:
         self._face = face
 
     async def AuthEnable(self, raw: bytes, context: Any) -> bytes:
-        parse(pb.AuthEnableRequest, raw)
+        received(pb.AuthEnableRequest, raw)
         await self._header(context)
         raise EtcdError(_MISSING, "etcdserver: root user does not exist")
 
     async def AuthDisable(self, raw: bytes, context: Any) -> bytes:
-        parse(pb.AuthDisableRequest, raw)
+        received(pb.AuthDisableRequest, raw)
         return pb.AuthDisableResponse(header=await self._header(context)).SerializeToString()
 
     async def AuthStatus(self, raw: bytes, context: Any) -> bytes:
-        parse(pb.AuthStatusRequest, raw)
+        received(pb.AuthStatusRequest, raw)
         header = await self._header(context)
         return pb.AuthStatusResponse(header=header, authRevision=AUTH_REVISION).SerializeToString()
 
     async def Authenticate(self, raw: bytes, context: Any) -> bytes:
-        parse(pb.AuthenticateRequest, raw)
+        received(pb.AuthenticateRequest, raw)
         await self._header(context)
         raise EtcdError(_MISSING, "etcdserver: authentication is not enabled")
 
@@ -57,7 +58,7 @@ class AuthService:
         _no_user()
 
     async def UserList(self, raw: bytes, context: Any) -> bytes:
-        parse(pb.AuthUserListRequest, raw)
+        received(pb.AuthUserListRequest, raw)
         return pb.AuthUserListResponse(header=await self._header(context)).SerializeToString()
 
     async def UserDelete(self, raw: bytes, context: Any) -> bytes:
@@ -89,7 +90,7 @@ class AuthService:
         _no_role()
 
     async def RoleList(self, raw: bytes, context: Any) -> bytes:
-        parse(pb.AuthRoleListRequest, raw)
+        received(pb.AuthRoleListRequest, raw)
         return pb.AuthRoleListResponse(header=await self._header(context)).SerializeToString()
 
     async def RoleDelete(self, raw: bytes, context: Any) -> bytes:
@@ -110,7 +111,7 @@ class AuthService:
 
     async def _request(self, kind: type[M], raw: bytes, context: Any) -> M:
         """The message, once this is known to be of now: etcd takes these through its log."""
-        request = parse(kind, raw)
+        request = received(kind, raw)
         await self._header(context)
         return request
 

@@ -11,10 +11,10 @@ import re
 from collections.abc import Iterable
 from typing import Any, Final
 
-from nebuladb.api.backend import parse
 from nebuladb.api.drive import Due, drive
 from nebuladb.api.etcd.errors import EtcdError
 from nebuladb.api.etcd.face import Face
+from nebuladb.api.etcd.requests import received
 from nebuladb.api.members import Members, fresh_id
 from nebuladb.errors import ChangeRefused
 from nebuladb.ids import META_GROUP
@@ -26,7 +26,7 @@ from nebuladb.pb.etcd import cluster_pb2 as pb
 from nebuladb.pb.etcd.header_pb2 import ResponseHeader
 from nebuladb.pb.nebula.v1 import cluster_pb2
 
-_URL: Final = re.compile(r"https?://([^\s/@,=?#]+:\d{1,5})")
+_URL: Final = re.compile(r"https?://((?:\[[^]\s/@,=?#[]+\]|[^]:\s/@,=?#[]+):\d{1,5})")
 _REFUSED: Final = "FAILED_PRECONDITION"
 
 
@@ -39,14 +39,14 @@ class ClusterService:
         self._members = Members(face.backend)
 
     async def MemberList(self, raw: bytes, context: Any) -> bytes:
-        request = parse(pb.MemberListRequest, raw)
+        request = received(pb.MemberListRequest, raw)
         header = self._header(context)
         if request.linearizable:
             await self._backend.refresh(self._face.timeout(context))
         return pb.MemberListResponse(header=header, members=self._all()).SerializeToString()
 
     async def MemberAdd(self, raw: bytes, context: Any) -> bytes:
-        request = parse(pb.MemberAddRequest, raw)
+        request = received(pb.MemberAddRequest, raw)
         header = self._header(context)
         peer = _address(request.peerURLs)
         if not self._backend.leader(META_GROUP):
@@ -71,7 +71,7 @@ class ClusterService:
         return pb.MemberAddResponse(header=header, member=member, members=self._all()).SerializeToString()
 
     async def MemberRemove(self, raw: bytes, context: Any) -> bytes:
-        request = parse(pb.MemberRemoveRequest, raw)
+        request = received(pb.MemberRemoveRequest, raw)
         header = self._header(context)
         record = await self._known(request.ID, context)
         others = [
@@ -92,7 +92,7 @@ class ClusterService:
 
     async def MemberUpdate(self, raw: bytes, context: Any) -> bytes:
         """A node that runs says itself where it is reached, at each start; so only one that hasn't started is told."""
-        request = parse(pb.MemberUpdateRequest, raw)
+        request = received(pb.MemberUpdateRequest, raw)
         header = self._header(context)
         record = await self._known(request.ID, context)
         peer = _address(request.peerURLs)
@@ -112,7 +112,7 @@ class ClusterService:
         return pb.MemberUpdateResponse(header=header, members=self._all()).SerializeToString()
 
     async def MemberPromote(self, raw: bytes, context: Any) -> bytes:
-        request = parse(pb.MemberPromoteRequest, raw)
+        request = received(pb.MemberPromoteRequest, raw)
         header = self._header(context)
         record = await self._known(request.ID, context)
         if not record.learner:

@@ -13,7 +13,7 @@ from collections.abc import Coroutine
 from contextlib import suppress
 from typing import Any, Final, NamedTuple
 
-from nebuladb.api.etcd.errors import EtcdError
+from nebuladb.api.etcd.errors import EtcdError, translate
 from nebuladb.api.etcd.face import Face
 from nebuladb.api.etcd.line import Place, entries
 from nebuladb.env import probe
@@ -48,11 +48,14 @@ def refused(text: str) -> EtcdError:
     return EtcdError("UNKNOWN", text)
 
 
+_CODELESS: Final = frozenset(
+    {Reason.LEASE_NOT_FOUND, Reason.NO_SPACE, Reason.CLUSTER_CORRUPT, Reason.REQUEST_TOO_LARGE}
+)
+
+
 def worded(error: NebulaError) -> NebulaError:
-    """`error` as these services say it: a refusal of the state machine has lost its code on the way."""
-    if error.reason == Reason.LEASE_NOT_FOUND:
-        return refused("etcdserver: requested lease not found")
-    return error
+    """`error` as these services say it: what refuses a request in etcd's server has lost its code on the way."""
+    return EtcdError("UNKNOWN", translate(error).message, error) if error.reason in _CODELESS else error
 
 
 def create_is(key: bytes, revision: int) -> kv_pb2.Compare:
@@ -84,9 +87,12 @@ class Contests:
 
     async def run(self, shard: Descriptor, request: kv_pb2.TxnRequest, context: Any) -> tuple[Answer, TxnResult]:
         """A transaction and its result."""
-        check.txn(request)
         body = request.SerializeToString()
-        check.body(len(body))
+        try:
+            check.txn(request)
+            check.body(len(body))
+        except NebulaError as error:
+            raise worded(error) from error
         answer = await self.propose(shard, Command(Kind.TXN, body), context)
         assert isinstance(answer.result, TxnResult)
         return answer, answer.result

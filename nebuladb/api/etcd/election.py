@@ -71,7 +71,7 @@ class ElectionService:
 
     async def Observe(self, raw: bytes, context: Any) -> AsyncIterator[bytes]:
         """What the leaders proclaim, one after the other; not every value, but always the last one."""
-        request = received(pb.LeaderRequest, raw)
+        request = received(pb.LeaderRequest, raw, stream=True)
         shard = self._face.shard(context)
         follow = _Follow(self._face, shard)
         with self._face.leadership.required(context, shard.group, follow.fail):

@@ -66,7 +66,7 @@ class KVService:
         return b"".join((prefix, message_field(b"\x12", key_value(found)), b"\x20\x01"))
 
     async def RangeStream(self, raw: bytes, context: Any) -> AsyncIterator[bytes]:
-        request = received(pb.RangeRequest, raw)
+        request = received(pb.RangeRequest, raw, stream=True)
         check_range(request)
         async for response in self._ranges.stream(self._face.shard(context), request, context):
             yield response

@@ -8,8 +8,9 @@ from typing import Any, Final
 
 from google.protobuf.descriptor import ServiceDescriptor
 
-from nebuladb.api.backend import Backend, parse
+from nebuladb.api.backend import Backend
 from nebuladb.api.etcd.errors import EtcdError
+from nebuladb.api.etcd.requests import received
 from nebuladb.pb.etcd import kv_pb2
 
 _FREE: Final = frozenset(("etcdserverpb.Maintenance/Status", "etcdserverpb.Maintenance/Snapshot"))
@@ -36,7 +37,7 @@ def guarded(backend: Backend, service: Any, descriptor: ServiceDescriptor) -> An
 def _guard(backend: Backend, function: Callable[[Any, Any], Any], name: str) -> Callable[[Any, Any], Any]:
     def call(request: Any, context: Any) -> Any:
         # Not a coroutine itself: who isn't a learner pays for one look and no more.
-        if learns(backend) and not (name == _RANGE and parse(kv_pb2.RangeRequest, request).serializable):
+        if learns(backend) and not (name == _RANGE and received(kv_pb2.RangeRequest, request).serializable):
             raise EtcdError("UNAVAILABLE", "etcdserver: rpc not supported for learner")
         return function(request, context)
 

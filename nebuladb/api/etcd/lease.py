@@ -114,7 +114,7 @@ class _KeepAlives:
                 while len(self._waiting) >= MAX_KEEP_ALIVES:
                     self._room.clear()
                     await self._room.wait()
-                lease = received(pb.LeaseKeepAliveRequest, raw).ID
+                lease = received(pb.LeaseKeepAliveRequest, raw, stream=True).ID
                 body = lease_pb2.LeaseKeepAliveRequest(id=lease).SerializeToString()
                 self._waiting.append((lease, asyncio.create_task(self._renew(body))))
                 self._news.set()

@@ -8,13 +8,13 @@ import re
 from collections.abc import AsyncIterator
 from typing import Any, Final
 
-from nebuladb.api.backend import parse
 from nebuladb.api.backup import backup
 from nebuladb.api.drive import Due, until
 from nebuladb.api.etcd.alarms import alarms, change
 from nebuladb.api.etcd.errors import EtcdError
 from nebuladb.api.etcd.face import Face
 from nebuladb.api.etcd.learner import learns
+from nebuladb.api.etcd.requests import received
 from nebuladb.api.etcd.version import VERSION
 from nebuladb.errors import DeadlineExceeded, TooManyRequests
 from nebuladb.ids import Generation, GroupId
@@ -47,7 +47,7 @@ class MaintenanceService:
     # --- status and alarms
 
     async def Status(self, raw: bytes, context: Any) -> bytes:
-        parse(pb.StatusRequest, raw)
+        received(pb.StatusRequest, raw)
         shard = self._face.shard(context)
         store = self._backend.pump.store(shard.group)
         replica = self._backend.node.host.replicas[shard.group]
@@ -70,7 +70,7 @@ class MaintenanceService:
         return response.SerializeToString()
 
     async def Alarm(self, raw: bytes, context: Any) -> bytes:
-        request = parse(pb.AlarmRequest, raw)
+        request = received(pb.AlarmRequest, raw)
         shard, timeout = self._face.shard(context), self._face.timeout(context)
         # etcd's members all end at a number that they don't know (3.5.16).
         if request.action not in pb.AlarmRequest.AlarmAction.values():
@@ -87,14 +87,14 @@ class MaintenanceService:
     # --- hashes
 
     async def Hash(self, raw: bytes, context: Any) -> bytes:
-        parse(pb.HashRequest, raw)
+        received(pb.HashRequest, raw)
         shard = self._face.shard(context)
         found, work = await self._hash(shard, 0, context)
         header = self._face.header(shard.group, work.newest)
         return pb.HashResponse(header=header, hash=found).SerializeToString()
 
     async def HashKV(self, raw: bytes, context: Any) -> bytes:
-        request = parse(pb.HashKVRequest, raw)
+        request = received(pb.HashKVRequest, raw)
         shard = self._face.shard(context)
         found, work = await self._hash(shard, request.revision, context)
         response = pb.HashKVResponse(
@@ -127,13 +127,13 @@ class MaintenanceService:
 
     async def Defragment(self, raw: bytes, context: Any) -> bytes:
         """The engine gives room back by itself, all the time: nothing is to be done, and nobody has to wait for it."""
-        parse(pb.DefragmentRequest, raw)
+        received(pb.DefragmentRequest, raw)
         self._face.shard(context)
         return pb.DefragmentResponse().SerializeToString()
 
     async def Snapshot(self, raw: bytes, context: Any) -> AsyncIterator[bytes]:
         """A backup of the whole cluster in NebulaDB's format, padded as etcdctl wants it, and its SHA-256."""
-        parse(pb.SnapshotRequest, raw)
+        received(pb.SnapshotRequest, raw, stream=True)
         self._face.shard(context)
         estimate = sum(data.store.size for data in self._backend.node.groups.values())
         digest = hashlib.sha256()
@@ -162,7 +162,7 @@ class MaintenanceService:
         yield pb.SnapshotResponse(blob=digest.digest()).SerializeToString()
 
     async def MoveLeader(self, raw: bytes, context: Any) -> bytes:
-        target = parse(pb.MoveLeaderRequest, raw).targetID
+        target = received(pb.MoveLeaderRequest, raw).targetID
         shard = self._face.shard(context)
         backend = self._backend
         if backend.leader(shard.group) != backend.id:
@@ -180,7 +180,7 @@ class MaintenanceService:
 
     async def Downgrade(self, raw: bytes, context: Any) -> bytes:
         """There is no older release to go back to."""
-        request = parse(pb.DowngradeRequest, raw)
+        request = received(pb.DowngradeRequest, raw)
         self._face.shard(context)
         if request.action == pb.DowngradeRequest.CANCEL:
             raise EtcdError("FAILED_PRECONDITION", "etcdserver: no inflight downgrade job")

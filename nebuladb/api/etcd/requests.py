@@ -25,15 +25,16 @@ _SHORT: Final = 0x80
 M = TypeVar("M", bound=Message)
 
 
-def received(kind: type[M], raw: bytes) -> M:
-    """A request's message. Raises `EtcdError`."""
+def received(kind: type[M], raw: bytes, *, stream: bool = False) -> M:
+    """A request's message; `stream`: of a method that has streams. Raises `EtcdError`."""
     if len(raw) > MAX_RECEIVED_BYTES:
         text = f"grpc: received message larger than max ({len(raw)} vs. {MAX_RECEIVED_BYTES})"
         raise EtcdError("RESOURCE_EXHAUSTED", text)
     try:
         return kind.FromString(raw)
     except DecodeError:
-        raise EtcdError("INTERNAL", "grpc: error unmarshalling request: unexpected EOF") from None
+        what = "failed to unmarshal the received message" if stream else "error unmarshalling request"
+        raise EtcdError("INTERNAL", f"grpc: {what}: unexpected EOF") from None
 
 
 def check_size(raw: bytes) -> None:

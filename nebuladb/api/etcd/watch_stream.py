@@ -79,7 +79,7 @@ class WatchStream:
                 while len(self._control) >= MAX_CONTROL:
                     self._room.clear()
                     await self._room.wait()
-                self._take(received(pb.WatchRequest, raw))
+                self._take(received(pb.WatchRequest, raw, stream=True))
         except Exception as error:
             self.fail(error)
 

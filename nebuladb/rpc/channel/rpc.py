@@ -13,7 +13,7 @@ import grpc.aio
 
 from nebuladb.rpc.channel.head import Head, head_of
 from nebuladb.rpc.compression import ZSTD, compressor
-from nebuladb.rpc.framing import PREFIX_BYTES, frame, frame_compressed, unframe
+from nebuladb.rpc.framing import LARGER, PREFIX_BYTES, frame, frame_compressed, unframe
 from nebuladb.rpc.http2.errors import ErrorCode
 from nebuladb.rpc.http2.stream import State
 from nebuladb.rpc.metadata import Fields, format_timeout
@@ -188,8 +188,8 @@ class Rpc:
     def _broken(self, error: StatusError) -> None:
         # The SDK and others know a size by grpc's words.
         details = error.details
-        if error.code is grpc.StatusCode.RESOURCE_EXHAUSTED:
-            details = f"Received message larger than max: {details}"
+        if error.code is grpc.StatusCode.RESOURCE_EXHAUSTED and LARGER not in details:
+            details = f"Received message {LARGER}: {details}"
         self.fail(error.code, details)
 
     def expire(self) -> None:

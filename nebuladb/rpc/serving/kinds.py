@@ -78,7 +78,7 @@ async def resolved(call: Call) -> Any:
     request = call.request
     route = await call.connection.server.routes.resolve(CallDetails(request.path, request.metadata()))
     if route is None:
-        raise StatusError(grpc.StatusCode.UNIMPLEMENTED, f"no method {request.path[:200]} here")
+        raise StatusError(grpc.StatusCode.UNIMPLEMENTED, call.connection.server.routes.unknown(request.path))
     call.route = route
     message = None if route.request_streaming else await call.one()
     return await start(call, route, message)

@@ -17,8 +17,6 @@ OK: Final[Fields] = ((b":status", b"200"), CONTENT_TYPE, (b"grpc-accept-encoding
 """The head of every answer. One object, so that the header encoder knows it."""
 _METHOD_NOT_ALLOWED: Final[Fields] = ((b":status", b"405"), (b"allow", b"POST"))
 _UNSUPPORTED_TYPE: Final[Fields] = ((b":status", b"415"), (b"accept-post", b"application/grpc"))
-MAX_SHOWN: Final = 200
-"""Characters of a path that an error repeats."""
 
 
 def refusal(code: grpc.StatusCode, details: str) -> Fields:
@@ -84,14 +82,10 @@ class Request:
             return None
         route = self.route = routes.find(self.path)
         if route is None:
-            return self.unknown()
+            return refusal(grpc.StatusCode.UNIMPLEMENTED, routes.unknown(self.path))
         if route.direct:
             self.direct = route
         return None
-
-    def unknown(self) -> Fields:
-        """The answer where there is no such method."""
-        return refusal(grpc.StatusCode.UNIMPLEMENTED, f"no method {self.path[:MAX_SHOWN]} here")
 
     def metadata(self) -> tuple[tuple[str, Value], ...]:
         """The client's metadata, decoded when first asked for."""

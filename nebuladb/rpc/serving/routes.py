@@ -13,6 +13,8 @@ from nebuladb.rpc.metadata import Value
 
 Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 
+MAX_SHOWN: Final = 200
+"""Characters of a path that an error repeats."""
 MAX_CACHED: Final = 4096
 """Routes that are kept by path. Only methods that there are have one, so that no peer can fill it with others."""
 _DICTIONARY: Final = type(grpc.method_handlers_generic_handler("", {}))
@@ -90,6 +92,8 @@ class Routes:
             raise ValueError(f"interceptors must be grpc.aio.ServerInterceptors, these are not: {wrong}")
         self._generic: list[grpc.GenericRpcHandler] = []
         self._registered: dict[str, Handler] = {}
+        self._services: set[str] = set()
+        """Names of those that say theirs."""
         self._cache: dict[str, Route] = {}
         self._dynamic = bool(interceptors)
         self._entry: _Continuation = self._continuation(self._last, interceptors)
@@ -99,9 +103,12 @@ class Routes:
             if not isinstance(handler, grpc.GenericRpcHandler):
                 raise TypeError(f"{handler!r} is no grpc.GenericRpcHandler")
             self._generic.append(handler)
+            if isinstance(handler, grpc.ServiceRpcHandler):
+                self._services.add(handler.service_name())
             self._dynamic = self._dynamic or type(handler) is not _DICTIONARY
 
     def add_registered(self, service: str, handlers: Mapping[str, Handler]) -> None:
+        self._services.add(service)
         for method, handler in handlers.items():
             self._registered[f"/{service}/{method}"] = handler
 
@@ -126,6 +133,16 @@ class Routes:
         """Through interceptors and handlers."""
         handler = await self._entry(cast(grpc.HandlerCallDetails, details))
         return None if handler is None else Route(handler)
+
+    def unknown(self, path: str) -> str:
+        """What is said of a method that isn't here, in the words of gRPC for Go."""
+        shown = path[:MAX_SHOWN]
+        service, slash, method = shown.removeprefix("/").rpartition("/")
+        if not slash:
+            return f'malformed method name: "{shown}"'
+        if service in self._services:
+            return f"unknown method {method} for service {service}"
+        return f"unknown service {service}"
 
     def _handler(self, details: CallDetails) -> Handler | None:
         found = self._registered.get(details.method)

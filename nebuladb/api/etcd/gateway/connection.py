@@ -129,7 +129,10 @@ class Connection(asyncio.Protocol):
         event, body = self._request, bytes(self._body)
         assert event is not None
         self._body = bytearray()
-        path, _, query = event.target.decode("latin-1").partition("?")
+        target = event.target.decode("latin-1")
+        if target.lower().startswith(("http://", "https://")):  # as proxies are asked (RFC 9112, 3.2.2)
+            target = "/" + target.partition("://")[2].partition("/")[2]
+        path, _, query = target.partition("?")
         return Request(event.method.decode("latin-1"), unquote(path), query, list(event.headers), body)
 
     async def _serve(self, request: Request) -> None:

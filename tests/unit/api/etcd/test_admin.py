@@ -86,7 +86,7 @@ async def test_members(etcd: Faced) -> None:
 async def test_what_members_are_refused(etcd: Faced) -> None:
     for method in ("MemberRemove", "MemberPromote", "MemberUpdate"):
         assert await refused(etcd, f"Cluster/{method}", ID=9) == (Status.NOT_FOUND, "etcdserver: member not found")
-    for urls in ([], ["x"], ["http://n2"], ["http://n2:2/x"], ["ftp://n2:2"], ["http://n2:2", "x"]):
+    for urls in ([], ["x"], ["http://n2"], ["http://n2:2/x"], ["ftp://n2:2"], ["http://n2:2", "x"], ["http://[::1"]):
         found = await refused(etcd, "Cluster/MemberAdd", peerURLs=urls)
         assert found == (Status.INVALID_ARGUMENT, "etcdserver: given member URLs are invalid"), urls
     several = await refused(etcd, "Cluster/MemberAdd", peerURLs=["http://n2:2", "http://n3:2"])
