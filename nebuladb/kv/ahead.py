@@ -8,6 +8,7 @@ from typing import Final
 from google.protobuf.message import DecodeError
 
 from nebuladb.kv.command import Command, Kind
+from nebuladb.kv.loans import Misses
 from nebuladb.kv.rows import is_lease_id
 from nebuladb.kv.source import EngineSource
 from nebuladb.pb.nebula.v1 import kv_pb2, lease_pb2
@@ -33,6 +34,13 @@ def rows_ahead(source: EngineSource, commands: Iterable[Command]) -> list[bytes]
         except DecodeError:
             continue  # the command will be refused for it
     return list(rows)
+
+
+def foreseen(source: EngineSource, request: kv_pb2.TxnRequest, misses: Misses) -> Misses:
+    """What a transaction missed, with what it will miss next: one by one, each would be met only when the ones before
+    it are here."""
+    ahead = rows_ahead(source, [Command(Kind.TXN, request.SerializeToString())])
+    return Misses(list(dict.fromkeys((*misses.rows, *ahead))))
 
 
 def _reads(command: Command) -> Iterator[tuple[bytes, int]]:

@@ -42,8 +42,8 @@ class Draft:
     """
 
     __slots__ = (
-        "_current", "_fresh", "_newest", "_record", "_sorted", "_source", "added", "events", "floor", "grown", "keys",
-        "leases", "records", "rows", "size",
+        "_current", "_fresh", "_newest", "_record", "_sorted", "_source", "added", "events", "floor", "forgotten",
+        "grown", "keys", "leases", "records", "rows", "size",
     )  # fmt: skip
 
     def __init__(self, source: Source, floor: int) -> None:
@@ -59,6 +59,9 @@ class Draft:
         self.leases: list[LeaseChange] = []
         self.added = 0
         self.grown = 0
+        self.forgotten = 0
+        """Revision of the newest tombstone that a put took no notice of: no way leads back from the new record, so who
+        reads at an earlier revision doesn't find the key any more."""
         self.size = 0
         """Bytes written, about: for the slice's bound."""
         self._sorted: list[bytes] = []
@@ -139,6 +142,7 @@ class Draft:
         if previous is None:
             previous = self._newest(key)
         if previous is not None and previous.version == 0 and previous.main < self.floor:
+            self.forgotten = max(self.forgotten, previous.main)
             previous = None  # a replica may have deleted that tombstone already, so no replica may see it (S28)
         flags = anchor_main = anchor_sub = stride = past_main = past_sub = 0
         create, version = main, 1
@@ -240,6 +244,7 @@ class Draft:
         self.leases += other.leases
         self.added += other.added
         self.grown += other.grown
+        self.forgotten = max(self.forgotten, other.forgotten)
         self.size += other.size
 
     def newest_rows(self) -> Iterator[tuple[bytes, bytes]]:

@@ -14,7 +14,18 @@ from typing import Final
 
 from nebuladb.errors import Corruption
 from nebuladb.kv.loans import Misses
-from nebuladb.kv.rows import ANSWER, ATTACHMENT, CURRENT, KEY_AT, LEASE, SESSION, Keys, decode_record, encode_record
+from nebuladb.kv.rows import (
+    ANSWER,
+    ATTACHMENT,
+    CURRENT,
+    KEY_AT,
+    LEASE,
+    SESSION,
+    Keys,
+    Record,
+    decode_record,
+    encode_record,
+)
 from nebuladb.kv.source import SnapshotSource, close
 from nebuladb.kv.state import State
 from nebuladb.kv.view import load
@@ -42,6 +53,8 @@ class HashJob:
         self._misses = misses
         self._chunk: list[tuple[bytes, bytes]] = []
         """Rows that are read and wait for R's copies to be in memory."""
+        self._walk: tuple[bytes, Record] | None = None
+        """A key whose history is half hashed, and its record that was hashed last."""
         self._snapshot = snapshot
         self._source = SnapshotSource(snapshot, keys)
         data = snapshot.get(keys.state)
@@ -58,14 +71,18 @@ class HashJob:
 
     def step(self, budget: int) -> bytes | None:
         """Do about `budget` rows; the digest when it is done. Raises `Misses` (once a chunk) or `Corruption`."""
-        if not self._chunk:
+        left = budget
+        if self._walk is not None:
+            left -= self._back(left)
+            if self._walk is not None:
+                return None
+        elif not self._chunk:
             self._read(max(1, budget // 2))  # each key costs two rows at least
             if missing := [copy for row, data in self._chunk if (copy := self._copy(row, data)) and self._misses(copy)]:
                 raise Misses(missing)
-        left = budget
         for done, (row, data) in enumerate(self._chunk, 1):
-            left -= self._row(row, data)
-            if left <= 0:
+            left -= self._row(row, data, left)
+            if left <= 0 or self._walk is not None:
                 del self._chunk[:done]
                 return None
         self._chunk.clear()
@@ -97,7 +114,7 @@ class HashJob:
         """Let go of the snapshot. Idempotent."""
         self._snapshot.close()
 
-    def _row(self, row: bytes, data: bytes) -> int:
+    def _row(self, row: bytes, data: bytes, budget: int) -> int:
         """Hash a row, or for a C row all that is logically there of its key; returns the rows looked at."""
         if row[KEY_AT - 1 : KEY_AT] != CURRENT:
             self._add(row[KEY_AT - 1 :], data)
@@ -110,13 +127,24 @@ class HashJob:
         copy = load(self._source, key, record.main, record.sub)
         if copy != record:
             self._add(b"", encode_record(copy))
-        looked = 2
+        self._walk = key, record
+        return 2 + self._back(budget)
+
+    def _back(self, budget: int) -> int:
+        """Hash about `budget` more of the records of the key that is at hand; returns how many."""
+        assert self._walk is not None
+        key, record = self._walk
+        looked = 0
         while record.main > self._floor and record.past_main:
             if record.past_deleted and record.past_main < self._floor:
                 break
+            if looked >= max(budget, 1):
+                self._walk = key, record
+                return looked
             record = load(self._source, key, record.past_main, record.past_sub)
             self._add(b"", encode_record(record))
             looked += 1
+        self._walk = None
         return looked
 
     def _add(self, key: bytes, data: bytes) -> None:

@@ -9,16 +9,27 @@ from nebuladb.kv.span_index import SpanIndex
 from nebuladb.kv.watcher import EventBatch, Watcher, event_batch
 
 
+class _Alike:
+    """Watchers that want the same: what they are told is put together once."""
+
+    __slots__ = ("first", "members")
+
+    def __init__(self, first: Watcher) -> None:
+        self.first = first
+        self.members: dict[Watcher, None] = {}
+
+
 class Interest:
     """A set of watchers. What a change costs is what its watchers cost, however many others there are."""
 
-    __slots__ = ("_keys", "_members", "_spans")
+    __slots__ = ("_alike", "_keys", "_members", "_spans")
 
     def __init__(self) -> None:
         self._members: dict[Watcher, None] = {}
-        self._keys: dict[bytes, dict[Watcher, None]] = {}
+        self._alike: dict[tuple[bytes, bytes, bool, bool, bool], _Alike] = {}
+        self._keys: dict[bytes, dict[_Alike, None]] = {}
         """Those of one key each. Dicts as ordered sets."""
-        self._spans: SpanIndex[Watcher] = SpanIndex()
+        self._spans: SpanIndex[_Alike] = SpanIndex()
 
     def __len__(self) -> int:
         return len(self._members)
@@ -32,44 +43,57 @@ class Interest:
     def add(self, watcher: Watcher) -> None:
         """One that isn't here yet."""
         self._members[watcher] = None
-        if watcher.end:
-            self._spans.add(watcher.key, watcher.end, watcher)
-        else:
-            self._keys.setdefault(watcher.key, {})[watcher] = None
+        alike = self._alike.get(watcher.kind)
+        if alike is None:
+            alike = self._alike[watcher.kind] = _Alike(watcher)
+            if watcher.end:
+                self._spans.add(watcher.key, watcher.end, alike)
+            else:
+                self._keys.setdefault(watcher.key, {})[alike] = None
+        alike.members[watcher] = None
 
     def discard(self, watcher: Watcher) -> bool:
         """Whether it was here."""
         if watcher not in self._members:
             return False
         del self._members[watcher]
+        alike = self._alike[watcher.kind]
+        del alike.members[watcher]
+        if alike.members:
+            return True
+        del self._alike[watcher.kind]
         if watcher.end:
-            self._spans.discard(watcher.key, watcher.end, watcher)
+            self._spans.discard(watcher.key, watcher.end, alike)
             return True
         same_key = self._keys[watcher.key]
-        del same_key[watcher]
+        del same_key[alike]
         if not same_key:
             del self._keys[watcher.key]
         return True
 
     def told(self, revision: int, changes: Iterable[Change]) -> list[tuple[Watcher, EventBatch]]:
         """Who wants which of a revision's changes. Those who want the same get the same batch."""
-        wanted: dict[Watcher, list[Change]] = {}
+        wanted: dict[_Alike, list[Change]] = {}
         for change in before_the_revision(changes):
-            for watcher in self._keys.get(change.key, ()):
-                if revision >= watcher.cursor and watcher.wants(change):
-                    wanted.setdefault(watcher, []).append(change)
+            for alike in self._keys.get(change.key, ()):
+                if alike.first.wants(change):
+                    wanted.setdefault(alike, []).append(change)
             if self._spans:
-                for watcher in self._spans.holding(change.key):
-                    if revision >= watcher.cursor and watcher.wants(change):
-                        wanted.setdefault(watcher, []).append(change)
+                for alike in self._spans.holding(change.key):
+                    if alike.first.wants(change):
+                        wanted.setdefault(alike, []).append(change)
         batches: dict[tuple[bool, tuple[int, ...]], EventBatch] = {}
         told: list[tuple[Watcher, EventBatch]] = []
-        for watcher, its in wanted.items():
-            kind = watcher.prev_kv, tuple(change.record.sub for change in its)
+        for alike, its in wanted.items():
+            takers = [watcher for watcher in alike.members if revision >= watcher.cursor]
+            if not takers:
+                continue
+            previous = alike.first.prev_kv
+            kind = previous, tuple(change.record.sub for change in its)
             batch = batches.get(kind)
             if batch is None:
-                batch = batches[kind] = event_batch(revision, its, previous=watcher.prev_kv)
-            told.append((watcher, batch))
+                batch = batches[kind] = event_batch(revision, its, previous=previous)
+            told += [(watcher, batch) for watcher in takers]
         return told
 
 

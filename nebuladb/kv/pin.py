@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from nebuladb.env import probe
 from nebuladb.errors import Unavailable
 from nebuladb.kv.rows import Record
 from nebuladb.kv.source import SnapshotSource
@@ -15,7 +16,8 @@ class Pin:
     shows, though the replicated floor moves on. It holds disk space and no memory: an engine snapshot would keep the
     memtables of its day.
 
-    The store closes it too, when it is old or when the store is closed; then `scan` raises `Unavailable`.
+    The store closes it too, when it is old, when a key that it may show was deleted, compacted and made anew, or when
+    the store is closed; then `scan` raises `Unavailable`.
     """
 
     def __init__(self, source: SnapshotSource, revision: int, index: int) -> None:
@@ -44,6 +46,12 @@ class Pin:
             self._source, self._source.keys.span(key, end), self.revision, limit=limit, max_bytes=max_bytes,
             max_rows=max_rows, keys_only=keys_only, keep=keep,
         )  # fmt: skip
+
+    def forget(self, revision: int) -> None:
+        """A put took no notice of a tombstone at `revision`, below the floor (`Draft.forgotten`)."""
+        if self.revision < revision and not self.closed:
+            probe("pin cut off")
+            self.close()
 
     def close(self) -> None:
         """Hold nothing any more. Idempotent."""

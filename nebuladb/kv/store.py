@@ -9,6 +9,7 @@ from nebuladb.env import probe
 from nebuladb.errors import Corruption, StoreError, TooManyRequests, Unavailable, WriteStalled, invariant
 from nebuladb.ids import Generation, GroupId, NodeId
 from nebuladb.kv import check
+from nebuladb.kv.ahead import foreseen
 from nebuladb.kv.answer import KeyValue, RangeResult, TxnResult
 from nebuladb.kv.cache import RecordCache, RecordShare
 from nebuladb.kv.change import Applied, Change, LeaseInfo, LeaseState
@@ -17,6 +18,7 @@ from nebuladb.kv.deletion import Deletion
 from nebuladb.kv.draft import Draft
 from nebuladb.kv.hashing import HashJob, hash_spans
 from nebuladb.kv.limits import DEFAULT_LIMITS, MAX_RESULT_BYTES, MAX_TXN_ROWS, TOMBSTONE_BYTES, Limits
+from nebuladb.kv.loans import Misses
 from nebuladb.kv.machine import Machine
 from nebuladb.kv.pin import Pin
 from nebuladb.kv.rows import KEY_AT, POSITION, Keys, decode_lease, decode_row, group_span, is_lease_id
@@ -202,6 +204,8 @@ class Store:
         self._pending = None
         self._state = machine.state
         self._cache.update(machine.draft.newest_rows())
+        for pin in self._pins:
+            pin.forget(machine.draft.forgotten)
         if machine.hash_index:
             self._start_hash(machine.hash_index)
         machine.applied.size = batch.size
@@ -283,7 +287,7 @@ class Store:
         revision = self._readable(revision)
         budget = Budget(MAX_TXN_ROWS, max_bytes)
         selection = Selection(limit, keys_only, count_only)
-        return collect(self._patient, self._keys.span(key, end), revision, budget, selection)
+        return collect(self._patient, self._keys.span(key, end), revision, budget, selection, self._state.floor)
 
     def read(self, request: TxnRequest) -> TxnResult:
         """A transaction that writes nothing, at the published revision (etcd 23).
@@ -293,7 +297,10 @@ class Store:
         invariant(not check.writes(request), "a transaction that writes is read")
         revision = self._state.revision
         draft = Draft(self._source, self._state.floor)
-        return Txn(draft, revision + 1, revision, self._patient).run(request)
+        try:
+            return Txn(draft, revision + 1, revision, self._patient).run(request)
+        except Misses as misses:
+            raise foreseen(self._source, request, misses) from None
 
     def scan(
         self,

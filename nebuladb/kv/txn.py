@@ -162,7 +162,7 @@ class Txn:
 
     def delete(self, key: bytes, end: bytes, *, prev_kv: bool) -> DeleteResult:
         """Delete a range, of at most `MAX_RESULT_ROWS` keys: only a delete that stands alone can be sliced."""
-        found = live_keys(self.draft, key, end, self.budget, self.main, values=prev_kv)
+        found = live_keys(self.draft, key, end, self.budget, self.main, self.draft.floor, values=prev_kv)
         for name, record in found:
             self.draft.delete(self.main, self.sub, name, record)
             self.sub += 1
@@ -173,7 +173,7 @@ class Txn:
         selection, key, end = Selection.of(request), request.key, request.range_end
         if end:
             source = self._ranges
-            return collect(source, source.keys.span(key, end), revision, self.budget, selection)
+            return collect(source, source.keys.span(key, end), revision, self.budget, selection, self.draft.floor)
         record, steps = at(self.draft, key, self.draft.newest(key), revision)
         self.budget.spend(1 + steps, 0)
         if record is None:
@@ -189,7 +189,9 @@ class Txn:
             record, steps = at(self.draft, compare.key, self.draft.newest(compare.key), self._seen)
             self.budget.spend(1 + steps, 0)
             return _satisfied(compare, record)
-        found = live_keys(self._ranges, compare.key, compare.range_end, self.budget, self._seen, values=False)
+        found = live_keys(
+            self._ranges, compare.key, compare.range_end, self.budget, self._seen, self.draft.floor, values=False
+        )
         if not found:
             # etcd: an empty range is compared as one missing key.
             return _satisfied(compare, None)
@@ -204,7 +206,7 @@ def _satisfied(compare: kv_pb2.Compare, record: Record | None) -> bool:
 
 
 def live_keys(
-    source: Source, key: bytes, end: bytes, budget: Budget, seen: int, *, values: bool
+    source: Source, key: bytes, end: bytes, budget: Budget, seen: int, floor: int, *, values: bool
 ) -> list[tuple[bytes, Record]]:
     """The keys of a range that exist at `seen`, which nothing but a half-done deletion is above, charged to `budget`,
     with their bytes if `values`."""
@@ -219,7 +221,10 @@ def live_keys(
         try:
             for row, data in rows:
                 name = row[KEY_AT:]
-                record, steps = at(source, name, decode_record(data), seen)
+                newest = decode_record(data)
+                if not newest.version and newest.main < floor:
+                    continue  # another replica may have deleted it already
+                record, steps = at(source, name, newest, seen)
                 budget.spend(1 + steps, 0)
                 if record is not None:
                     found.append((name, record))
@@ -234,7 +239,7 @@ def live_keys(
 
 
 def collect(
-    source: Source, span: tuple[bytes, bytes], revision: int, budget: Budget, selection: Selection
+    source: Source, span: tuple[bytes, bytes], revision: int, budget: Budget, selection: Selection, floor: int
 ) -> RangeResult:
     """A whole range with its count, charged to `budget`. Raises `ResultTooLarge`."""
     found: tuple[KeyValue, ...] = ()
@@ -244,7 +249,7 @@ def collect(
         asked = min(enough or MAX_RESULT_ROWS, MAX_RESULT_ROWS)
         part = page(
             source, span, revision, limit=asked, max_bytes=budget.size + 1, max_rows=budget.rows,
-            keys_only=selection.blank, keep=selection.keep,
+            keys_only=selection.blank, keep=selection.keep, floor=floor,
         )  # fmt: skip
         budget.spend(part.examined, part.size)
         found, count, cursor = part.kvs, part.counted, part.cursor
@@ -253,7 +258,7 @@ def collect(
     rest = 0
     if cursor:
         low = span[0][:KEY_AT] + cursor
-        others = page(source, (low, span[1]), revision, limit=0, max_bytes=0, max_rows=budget.rows)
+        others = page(source, (low, span[1]), revision, limit=0, max_bytes=0, max_rows=budget.rows, floor=floor)
         budget.spend(others.examined, 0)
         if others.cursor:
             raise ResultTooLarge("the range has too many keys to be counted at once; use Scan")

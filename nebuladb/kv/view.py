@@ -71,18 +71,22 @@ def page(
     max_rows: int,
     keys_only: bool = False,
     keep: Callable[[Record], bool] | None = None,
+    floor: int = 0,
 ) -> Page:
     """The range as it was at `revision`, as far as `limit` keys, about `max_bytes` (at least one key) and `max_rows`
     rows, and one key's history more, go. With `limit` 0 keys are counted and none returned; what `keep` refuses is
     counted, too."""
     if not limit:
-        return _count(source, span, revision, max_rows)
+        return _count(source, span, revision, max_rows, floor)
+    oldest = U64.pack(floor)
     kvs: list[KeyValue] = []
     missing: list[bytes] = []
     counted = size = examined = 0
     cursor = b""
     rows = source.scan(*span)
     for row, data in rows:
+        if data[_FLAGS] & TOMBSTONE and data[_MAIN] < oldest:
+            continue  # another replica may have deleted it already
         if examined >= max_rows or len(kvs) == limit or size >= max_bytes:
             cursor = row[KEY_AT:]
             close(rows)
@@ -113,13 +117,15 @@ def page(
     return Page(tuple(kvs), counted, cursor, size, examined)
 
 
-def _count(source: Source, span: tuple[bytes, bytes], revision: int, max_rows: int) -> Page:
+def _count(source: Source, span: tuple[bytes, bytes], revision: int, max_rows: int, floor: int) -> Page:
     """`page` with limit 0: of most rows two fields are all that it takes to tell."""
     missing: list[bytes] = []
     counted = examined = 0
-    cursor, newest = b"", U64.pack(revision)
+    cursor, newest, oldest = b"", U64.pack(revision), U64.pack(floor)
     rows = source.scan(*span)
     for row, data in rows:
+        if data[_FLAGS] & TOMBSTONE and data[_MAIN] < oldest:
+            continue
         if examined >= max_rows:
             cursor = row[KEY_AT:]
             close(rows)

@@ -78,6 +78,8 @@ class Watcher:
         """Nothing comes any more, after what `take` still holds."""
         self.compact_revision = 0
         """Why, if not 0: revisions that it wanted are compacted; this is the oldest that can be had (etcd 36)."""
+        self.kind = key, end, prev_kv, no_put, no_delete
+        """Those that have it in common want the same."""
         self._no_put = no_put
         self._no_delete = no_delete
         self._events_limit = outbox_events

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from nebuladb.errors import Corruption
+from nebuladb.kv import hashing
 from nebuladb.kv.limits import Limits
-from nebuladb.kv.rows import KEY_AT, Keys
+from nebuladb.kv.rows import KEY_AT, Keys, Record
 from nebuladb.kv.store import Store
+from nebuladb.kv.view import load
 from nebuladb.storage.engine import Batch
 from nebuladb.storage.memory import MemoryEngine
 from tests.unit.kv.helpers import (
@@ -135,3 +139,32 @@ def test_a_put_over_a_compacted_tombstone_writes_the_same_whether_it_is_deleted_
             run(store, log, *after)
         digests.add(state_hash(store, log))
     assert len(digests) == 1
+
+
+def test_a_long_history_is_hashed_in_many_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    looked: list[int] = []
+
+    def counted(*arguments: Any) -> Record:
+        looked[-1] += 1
+        return load(*arguments)
+
+    monkeypatch.setattr(hashing, "load", counted)
+    engine = MemoryEngine(wal=False)
+    store, _ = fresh(engine=engine)
+    log = Log()
+    run(store, log, put(b"a"), *(put(b"k") for _ in range(100)), put(b"z"), HASH)
+    steps = 0
+    while not store.hashed:
+        looked.append(0)
+        store.background(8)
+        steps += 1
+    assert max(looked) <= 9
+    assert steps > 10
+    (_, digest), *_ = store.hashed
+    whole, _ = fresh()
+    again = Log()
+    run(whole, again, put(b"a"), *(put(b"k") for _ in range(100)), put(b"z"), HASH)
+    while not whole.hashed:
+        looked.append(0)
+        whole.background(1_000)
+    assert whole.hashed[0][1] == digest

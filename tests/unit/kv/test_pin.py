@@ -82,3 +82,19 @@ def test_a_pin_names_a_readable_revision() -> None:
     with pytest.raises(FutureRevision):
         store.pin(5)
     assert store.pin(3).revision == 3
+
+
+def test_a_pin_is_closed_when_what_it_shows_has_no_way_back() -> None:
+    """A key that it shows was deleted, that was compacted, and the key made anew: the scan left it out."""
+    store, _ = fresh()
+    log = Log()
+    run(store, log, put(b"a"), put(b"b"))
+    pin = store.pin()
+    run(store, log, delete(b"b"), put(b"c"))
+    run(store, log, compact(store.revision))
+    assert [kv.key for kv in pin.scan(b"\0").kvs] == [b"a", b"b"]
+    later = store.pin()
+    run(store, log, put(b"b", b"new"))
+    with pytest.raises(Unavailable):
+        pin.scan(b"\0")
+    assert [kv.key for kv in later.scan(b"\0").kvs] == [b"a", b"c"], "which never showed it"
