@@ -26,12 +26,37 @@ TRY_SECONDS: Final = 0.02
 """For an instant in which no entry of the shard is half applied."""
 
 
-async def backup(
-    backend: Backend, request: pb.SnapshotRequest, timeout: float, *, leaderless: bool = False
-) -> AsyncIterator[pb.SnapshotResponse]:
-    """The file, in pieces. `timeout`: seconds for each shard's state to be as new as now; `leaderless`: of what has no
-    leader, as this node has it. Raises `Unavailable`."""
-    await current(backend, META, timeout, leaderless=leaderless)
+class Views:
+    """How new what is read is: as new as now, each shard in at most `timeout` seconds.
+
+    With `leaderless`, from the first shard on whose leader doesn't answer, as this node has it: what a lost majority
+    leaves behind is got out of the nodes that survived.
+    """
+
+    def __init__(self, backend: Backend, timeout: float, *, leaderless: bool = False) -> None:
+        self._backend = backend
+        self._timeout = timeout
+        self._leaderless = leaderless
+        self._alone = False
+
+    async def current(self, shard: Descriptor) -> Store:
+        """The shard's store. Raises as `Backend.current`."""
+        backend = self._backend
+        if self._leaderless and not backend.leader(shard.group):
+            self._alone = True
+        try:
+            return await backend.current(shard, self._timeout, serializable=self._alone)
+        except NebulaError as error:
+            if self._alone or not (self._leaderless and error.retryable):
+                raise
+        probe("a read of what has no leader")
+        self._alone = True
+        return await backend.current(shard, self._timeout, serializable=True)
+
+
+async def backup(backend: Backend, request: pb.SnapshotRequest, views: Views) -> AsyncIterator[pb.SnapshotResponse]:
+    """The file, in pieces. Raises `Unavailable`, and as `Views.current`."""
+    await views.current(META)
     meta = backend.meta
     ready = {name: found for name, found in sorted(meta.keyspaces.items()) if found.state is KeyspaceState.READY}
     shards = [shard for _, shard in sorted(meta.shards.items()) if shard.keyspace in ready]
@@ -42,7 +67,7 @@ async def backup(
     waiting = writer.begin(Manifest(backend.cluster, __version__, tuple(ready.values()), name))
     for done, shard in enumerate(shards):
         after = since.get(shard.group, 0) if builds else 0
-        exporter, after = await _open(backend, shard, after, timeout, leaderless=leaderless)
+        exporter, after = await _open(backend, shard, after, views)
         try:
             head = exporter.head
             part = ShardPart(shard, head.index, head.revision, head.floor, head.keys, head.size, after)
@@ -59,26 +84,10 @@ async def backup(
     yield pb.SnapshotResponse(header=backend.header(), data=waiting, shards_done=len(shards), shards=len(shards))
 
 
-async def current(backend: Backend, shard: Descriptor, timeout: float, *, leaderless: bool) -> Store:
-    """The shard's store, at least as new as now, or, with `leaderless`, as it is here where there is no leader: what a
-    lost majority leaves behind is got out of the nodes that survived. Raises as `Backend.current`."""
-    alone = leaderless and not backend.leader(shard.group)
-    try:
-        return await backend.current(shard, timeout, serializable=alone)
-    except NebulaError:
-        # It may have been lost since; or the last one isn't known to be.
-        if alone or not leaderless or backend.leader(shard.group):
-            raise
-        probe("a read of what has no leader")
-        return await backend.current(shard, timeout, serializable=True)
-
-
-async def _open(
-    backend: Backend, shard: Descriptor, after: int, timeout: float, *, leaderless: bool
-) -> tuple[Exporter, int]:
+async def _open(backend: Backend, shard: Descriptor, after: int, views: Views) -> tuple[Exporter, int]:
     """A view of a shard that is at least as new as now, above revision `after` only if that can be had."""
     for _ in range(TRIES):
-        store = await current(backend, shard, timeout, leaderless=leaderless)
+        store = await views.current(shard)
         engine = backend.node.data
         group, generation = GroupId(shard.group), Generation(backend.node.host.replicas[shard.group].generation)
         try:

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from nebuladb import __version__
 from nebuladb.api.backend import Backend, parse
-from nebuladb.api.backup import backup
+from nebuladb.api.backup import Views, backup
 from nebuladb.api.members import Members
 from nebuladb.api.status import descriptor_message
 from nebuladb.errors import DeadlineExceeded, HashNotFound, WrongShard
@@ -103,7 +103,8 @@ class ClusterService:
 
     async def Snapshot(self, raw: bytes, context: Any) -> AsyncIterator[bytes]:
         request = parse(pb.SnapshotRequest, raw)
-        async for response in backup(self._backend, request, self._backend.answer_within(context)):
+        views = Views(self._backend, self._backend.answer_within(context))
+        async for response in backup(self._backend, request, views):
             yield response.SerializeToString()
 
     async def TransferLeadership(self, raw: bytes, context: Any) -> bytes:

@@ -15,8 +15,8 @@ from nebuladb.pb.etcd import maintenance_pb2 as pb
 from tests.etcd.client import Client, Refused
 from tests.etcd.servers import Nebula
 
-AT_ONCE = 3.0
-"""Seconds: less than anything waits for a leader."""
+SOON = 15.0
+"""Seconds: no call waits for more than 7, and one that found nobody does so once."""
 
 
 @pytest.mark.etcd(53)
@@ -41,4 +41,4 @@ def test_a_survivor_gives_its_snapshot_and_its_leases(tmp_path: Path) -> None:
                 cluster_pb2.MemberAddRequest(peerURLs=["http://127.0.0.1:9"]),
                 cluster_pb2.MemberAddResponse,
             )
-        assert time.monotonic() - begun < AT_ONCE
+        assert time.monotonic() - begun < SOON

@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Awaitable
 from typing import Any, Final
 
-from nebuladb.api.backup import current
+from nebuladb.api.backup import Views
 from nebuladb.api.etcd.face import MAX_SECONDS, Face
 from nebuladb.api.etcd.requests import received
 from nebuladb.env import probe
@@ -67,7 +67,7 @@ class LeaseService:
     async def LeaseLeases(self, raw: bytes, context: Any) -> bytes:
         received(pb.LeaseLeasesRequest, raw)
         backend, shard = self._face.backend, self._face.shard(context)
-        store = await current(backend, shard, self._face.timeout(context), leaderless=True)
+        store = await Views(backend, self._face.timeout(context), leaderless=True).current(shard)
         # A copy of this turn's: one instant, at the store's revision.
         leases = backend.node.host.replicas[shard.group].lessor.leases()
         prefix = self._face.prefix(shard.group, store.revision)

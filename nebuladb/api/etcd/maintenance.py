@@ -8,7 +8,7 @@ import re
 from collections.abc import AsyncIterator
 from typing import Any, Final
 
-from nebuladb.api.backup import backup
+from nebuladb.api.backup import Views, backup
 from nebuladb.api.drive import Due, until
 from nebuladb.api.etcd.alarms import alarms, change
 from nebuladb.api.etcd.errors import EtcdError
@@ -150,8 +150,8 @@ class MaintenanceService:
                 remaining_bytes=max(remaining - sent, len(waiting)), blob=data
             ).SerializeToString()
 
-        timeout = self._face.timeout(context)
-        async for piece in backup(self._backend, cluster_pb2.SnapshotRequest(), timeout, leaderless=True):
+        views = Views(self._backend, self._face.timeout(context), leaderless=True)
+        async for piece in backup(self._backend, cluster_pb2.SnapshotRequest(), views):
             waiting += piece.data
             # How much it will be isn't known before it was read: what is behind the part that is held here is a guess.
             while len(waiting) > HELD_BYTES:
