@@ -1,5 +1,5 @@
 """What commands do is the same on every replica, however far the physical deletion behind a compaction has come there,
-also where they come to their bounds (S21, S28)."""
+also where they come to their bounds (S22, S28)."""
 
 from __future__ import annotations
 
