@@ -25,7 +25,7 @@ class ServerLimits:
     calls: int = 10_000
     """In progress at once, until their handlers have returned (a client that resets its calls frees nothing by it);
     further ones are answered RESOURCE_EXHAUSTED. `maximum_concurrent_rpcs` overrides it."""
-    unfinished_bytes: int = 1 << 30
+    unfinished_bytes: int = 256 << 20
     """Of one connection's unary requests that have not come whole, headers included, however many streams they are on.
     They count as no calls; one that goes over it is answered RESOURCE_EXHAUSTED."""
     message_bytes: int = 4 << 20
