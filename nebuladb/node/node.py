@@ -108,6 +108,8 @@ class Node:
         self._eager: dict[int, int] = {}
         """New groups whose home is here → when to stand for election, ms."""
         self.alarms_now = Alarms()
+        self.on_first_start: Callable[[], None] = lambda: None
+        """Called when the registry has its first row, durably, and before any replica runs."""
         self._unflushed = 0
         self._flush_bytes = self.memory.flush_bytes
         self._start_groups(joined)
@@ -305,6 +307,8 @@ class Node:
         startable = self.reconciler.startable()
         if not startable:
             return
+        if not self.host.replicas:
+            self.on_first_start()
         for group, row in startable[:MAX_STARTS]:
             try:
                 self._start(group, row)

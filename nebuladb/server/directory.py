@@ -6,6 +6,7 @@
     identity.json   node id, name and, once founded, cluster id
     founding.json   the founding document, the same on all founding nodes
     joined.json     of a node that joined later: the same document, its id, and where the meta group was
+    voting          empty: from now on raft/ holds votes, and must not be found without its rows
     raft/           RocksDB: log, hard states, registry; WAL on
     data/           RocksDB: the groups' rows; no WAL, the log replays
     data.damaged/   the last data/ that could not be used, if there was one
@@ -13,6 +14,7 @@
 
 from __future__ import annotations
 
+import errno
 import secrets
 import shutil
 from pathlib import Path
@@ -21,16 +23,18 @@ from typing import Final
 import structlog
 
 from nebuladb.env import probe
-from nebuladb.errors import ConfigurationError, Corruption, IdentityError
+from nebuladb.errors import ConfigurationError, Corruption, DiskFull, IdentityError, StoreError
 from nebuladb.node.identity import Founding, Identity
 from nebuladb.node.joined import FILE, Joined
 from nebuladb.node.memory import MemoryPlan
 from nebuladb.server.lifecycle import PidFile
+from nebuladb.server.space import BALLAST_FILE
 from nebuladb.storage.files import sync_directory, write_durably
 from nebuladb.storage.lock import DirectoryLock
 from nebuladb.storage.log import LogStore
 from nebuladb.storage.rocks import RocksEngine, RocksMemory
 
+VOTING: Final = "voting"
 DAMAGED: Final = "data.damaged"
 """Where a data store that can't be used is kept, for whoever wants to look into it: the last one."""
 
@@ -54,7 +58,23 @@ class DataDirectory:
         except OSError as error:
             raise ConfigurationError(f"data-dir: can't use {path}: {error.strerror}") from error
         self._pid = PidFile(path)
-        self._pid.write()
+        try:
+            self._write_pid()
+        except BaseException:
+            self._lock.release()
+            raise
+
+    def _write_pid(self) -> None:
+        """On a disk that others filled to its last byte while no node ran, the ballast is for this."""
+        try:
+            self._pid.write()
+        except DiskFull:
+            ballast = self.path / BALLAST_FILE
+            if not ballast.exists():
+                raise
+            structlog.get_logger("nebulad").warning("ballast given up", why="the disk is full at the start")
+            ballast.unlink()
+            self._pid.write()
 
     def identity(self, name: str) -> Identity:
         """Who this node is; a fresh directory gets a random id, fsynced before anyone is told (S14).
@@ -63,7 +83,7 @@ class DataDirectory:
         """
         file = self.path / "identity.json"
         if not file.exists():
-            if any((self.path / name).exists() for name in ("raft", "data", "founding.json", FILE)):
+            if any((self.path / name).exists() for name in ("raft", "data", "founding.json", FILE, VOTING)):
                 raise IdentityError(f"{self.path} has data but no identity.json; restore it, or use an empty directory")
             identity = Identity(secrets.randbits(63) | 1, name)
             write_durably(file, identity.encode())
@@ -75,13 +95,19 @@ class DataDirectory:
                 f"{self.path} belongs to node {identity.name!r}, not {name!r}; give each node a directory of its own, "
                 f"or start this one with --name {identity.name}"
             )
-        if (self.path / "data").exists() and not (self.path / "raft").exists():
+        if not (self.path / "raft").exists() and any((self.path / one).exists() for one in ("data", VOTING)):
             # raft/ is opened first. Without it the node has forgotten its votes (S15).
             raise IdentityError(
                 f"the log in {self.path / 'raft'} is gone; restore it, or empty the directory and replace the member: "
                 f"`nebula-cli member replace {name}`"
             )
         joined = self.joined()
+        if identity.cluster and joined is None and not (self.path / "founding.json").exists():
+            raise IdentityError(
+                f"{self.path} has lost founding.json (the same on all founding nodes: copy it from one), or {FILE}, "
+                "which a node that joined later has instead (restore it); or empty the directory and replace the "
+                f"member: `nebula-cli member replace {name}`"
+            )
         if joined is not None and not identity.cluster:
             return self.join(identity, joined)  # a crash came between the two documents
         founding = self.founding()
@@ -126,9 +152,35 @@ class DataDirectory:
         return identity
 
     def open_log(self, plan: MemoryPlan, memory: RocksMemory) -> LogStore:
-        """Open ``raft/`` and check every log in it. Raises `Corruption` (S34)."""
+        """Open ``raft/`` and check every log in it. Raises `Corruption` (S34), and `IdentityError` if it is empty and
+        was not: the node has forgotten its votes (S15)."""
         engine = RocksEngine.open_log(self.path / "raft", memtable_bytes=plan.log_memtable, memory=memory)
-        return LogStore(engine, plan.recent_entries)
+        log = LogStore(engine, plan.recent_entries)
+        try:
+            if log.registry():
+                self.mark_voting()
+            elif (self.path / VOTING).exists():
+                raise IdentityError(
+                    f"the log in {self.path / 'raft'} is empty, and was in use: this node forgot its votes and must "
+                    "not come back as it is; restore the log, or empty the directory and replace the member: "
+                    "`nebula-cli member replace`"
+                )
+        except BaseException:
+            log.close()
+            raise
+        return log
+
+    def mark_voting(self) -> None:
+        """From now on the log holds votes: keep that it does, durably, beside it. The registry's first row must be
+        durable before, so that no crash leaves the one without the other. Raises `StoreError` or `DiskFull`."""
+        file = self.path / VOTING
+        if file.exists():
+            return
+        try:
+            write_durably(file, b"")
+        except OSError as error:
+            kind = DiskFull if error.errno == errno.ENOSPC else StoreError
+            raise kind(f"data-dir: can't write {file}: {error.strerror}") from error
 
     def open_data(self, plan: MemoryPlan, memory: RocksMemory) -> RocksEngine:
         """Open ``data/``. If it is damaged so that it can't be opened, it is put aside, and an empty one opened: the

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import os
 import signal
 import threading
@@ -34,12 +35,14 @@ class PidFile:
         self.path = data_dir / PID_FILE
 
     def write(self) -> None:
-        """Name this process, all at once: a reader never finds half a number."""
+        """Name this process, all at once: a reader never finds half a number. Raises `StoreError` or `DiskFull`."""
         scratch = self.path.with_suffix(".pid.new")
         try:
             scratch.write_text(f"{os.getpid()}\n", encoding="ascii")
             scratch.replace(self.path)
         except OSError as error:
+            if error.errno == errno.ENOSPC:
+                raise DiskFull(f"data-dir: can't write {self.path}: {error.strerror}") from error
             raise StoreError(f"data-dir: can't write {self.path}: {error.strerror}") from error
 
     def read(self) -> int | None:

@@ -20,6 +20,7 @@ from nebuladb.kv.increment import IncrementTarget
 from nebuladb.kv.store import Store
 from nebuladb.node.backup import BackupReader, Manifest, ShardPart, compare
 from nebuladb.node.identity import Founder, Founding, Identity
+from nebuladb.server.directory import VOTING
 from nebuladb.server.site import FIRST_GENERATION, MAX_REVISION, Site, derived_id
 from nebuladb.storage.engine import Engine
 from nebuladb.storage.files import sync_directory, write_durably
@@ -114,6 +115,7 @@ def _make(files: Sequence[Path], directory: Path, wanted: Wanted, progress: Prog
         states = [site.state(shard.group) for shard in shards]
     write_durably(directory / "founding.json", founding.encode())
     probe("restore: founding written")
+    write_durably(directory / VOTING, b"")
     # Last: a directory without it is nobody's.
     write_durably(directory / IDENTITY, Identity(node, wanted.name, cluster).encode())
     sync_directory(directory.parent)

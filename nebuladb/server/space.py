@@ -94,13 +94,23 @@ class SpaceWatch:
         self._ballast = directory / BALLAST_FILE
         self._log = structlog.get_logger("space")
         self.space = Space.PLENTY
+        self._failed = False
+        """The last look did, which is said once."""
         self.seen: tuple[Room, int] | None = None
         """At the last look: the room there was, and the free bytes below which the node is read-only."""
 
     async def run(self) -> None:
-        """Look for ever; `tell` is called in the loop."""
+        """Look for ever, whatever a look meets; `tell` is called in the loop."""
         while True:
-            space, text = await asyncio.to_thread(self.look)
+            try:
+                space, text = await asyncio.to_thread(self.look)
+            except OSError as error:
+                if not self._failed:
+                    self._failed = True
+                    self._log.warning("can't look at the room on the disk", error=str(error))
+                await asyncio.sleep(LOOK_SECONDS)
+                continue
+            self._failed = False
             if space is not self.space:
                 self.space = space
                 if space is Space.PLENTY:  # the alarm says the rest
@@ -109,13 +119,14 @@ class SpaceWatch:
             await asyncio.sleep(LOOK_SECONDS)
 
     def look(self) -> tuple[Space, str]:
-        """One look, with what that demands of the ballast. Blocks."""
+        """One look, with what that demands of the ballast. Blocks. Raises `OSError`."""
         room = self._room(self._directory)
         low = self._reserves.low.of(room.total)
         ballast = self._reserves.ballast.of(low)
         if room.free < low // 2 + ballast // 2 and self._ballast.exists():
             self._log.warning("ballast given up", free=room.free)
-            self._ballast.unlink()
+            with contextlib.suppress(FileNotFoundError):
+                self._ballast.unlink()
             room = self._room(self._directory)
         elif ballast and not self._ballast.exists() and room.free - ballast >= low + low // 4:
             self._lay_in(ballast)

@@ -18,7 +18,10 @@ from nebuladb.kv.state import State
 from nebuladb.kv.store import Store
 from nebuladb.kv.verify import verify_rows
 from nebuladb.node.identity import Founding, Identity
+from nebuladb.node.joined import FILE as JOINED
+from nebuladb.node.joined import Joined
 from nebuladb.node.registry import GroupState, RegistryRow
+from nebuladb.server.directory import VOTING
 from nebuladb.storage.lock import DirectoryLock
 from nebuladb.storage.log import LogStore
 from nebuladb.storage.rocks import RocksEngine, examine_log
@@ -61,6 +64,7 @@ def _documents(path: Path) -> Iterator[Finding]:
     readers: dict[str, Callable[[bytes], int]] = {
         "identity.json": lambda data: Identity.decode(data).cluster,
         "founding.json": lambda data: Founding.decode(data).cluster,
+        JOINED: lambda data: Joined.decode(data).founding.cluster,
     }
     for name, read in readers.items():
         file = path / name
@@ -77,6 +81,13 @@ def _documents(path: Path) -> Iterator[Finding]:
             yield Finding(name, text, "restore it from a backup of this very directory; else replace the member")
             continue
         yield Finding(name)
+    if clusters.get("identity.json") and not any((path / name).exists() for name in ("founding.json", JOINED)):
+        yield Finding(
+            f"founding.json or {JOINED}",
+            "both are missing",
+            f"copy founding.json from another founding node; {JOINED}, of a node that joined later, restore from a "
+            "backup of this very directory; else replace the member",
+        )
     known = {cluster for cluster in clusters.values() if cluster}
     if len(known) > 1:
         yield Finding(
@@ -104,7 +115,10 @@ def _databases(path: Path) -> Iterator[Finding]:
         if engine is not None:
             engine.close()
         return
-    yield Finding(f"raft: {len(log.groups())} logs, {len(rows)} rows in the registry")
+    if not rows and (path / VOTING).exists():
+        yield Finding("raft", f"it is empty, and was in use, as the file {VOTING} says: the votes are lost", LOST)
+    else:
+        yield Finding(f"raft: {len(log.groups())} logs, {len(rows)} rows in the registry")
     try:
         yield from _data(path / "data", log, rows)
     finally:

@@ -34,14 +34,43 @@ def test_a_wiped_node_is_refused_and_told_what_to_do(founded: Cluster) -> None:
     with founded as cluster:
         shutil.rmtree(cluster.data_dir(0) / "raft")
         shutil.rmtree(cluster.data_dir(0) / "data")
-        (cluster.data_dir(0) / "identity.json").unlink()
-        (cluster.data_dir(0) / "founding.json").unlink()
+        for name in ("identity.json", "founding.json", "voting"):
+            (cluster.data_dir(0) / name).unlink()
         cluster.start(1, 2)
         cluster.wait_ready(1, 2)
         refused = start(cluster, 0)
         assert refused.returncode == 1
         assert "member replace n1" in refused.stderr
         assert cluster.running == [1, 2]
+
+
+@pytest.mark.parametrize("lost", ["raft", "WAL"])
+async def test_a_node_that_forgot_its_votes_is_refused_whatever_else_it_has(tmp_path: Path, lost: str) -> None:
+    """With it the one that was away would be a majority, and what the two others acknowledged would be gone (S15)."""
+    with Cluster(tmp_path) as cluster:
+        cluster.start()
+        cluster.wait_ready()
+        cluster.stop(2)
+        async with AsyncClient(cluster.endpoints[:2]) as client:
+            await client.put(b"acked", b"1")
+        cluster.kill(0, 1)
+        directory = cluster.data_dir(1)
+        if lost == "raft":
+            shutil.rmtree(directory / "raft")
+            shutil.rmtree(directory / "data")
+        else:
+            for file in (directory / "raft").glob("*.log"):
+                file.unlink()
+        cluster.start(2)
+        refused = start(cluster, 1)
+        assert refused.returncode == 1
+        assert "member replace" in refused.stderr
+        cluster.start(0)
+        cluster.wait_ready(0, 2)
+        async with AsyncClient([cluster.endpoints[0], cluster.endpoints[2]]) as client:
+            found = await client.get(b"acked")
+            assert found is not None
+            assert found.value == b"1"
 
 
 def test_a_node_that_lost_its_identity_only_is_refused(founded: Cluster) -> None:

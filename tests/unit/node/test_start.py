@@ -47,6 +47,21 @@ class Alone:
                     self.node.host.durable(turn.written)
 
 
+def test_before_the_first_replica_runs_whoever_keeps_the_directory_is_told_and_never_again() -> None:
+    """A vote can't be given before it is on the disk that there may be votes (S15)."""
+    log, data = MemoryEngine(wal=True), MemoryEngine(wal=False)
+    alone, told = Alone(log, data, 1000), []
+    alone.node.on_first_start = lambda: told.append((dict(LogStore(log).registry()), dict(alone.node.host.replicas)))
+    alone.run(5_000)
+    ((rows, replicas),) = told
+    assert list(rows) == [META_GROUP]
+    assert not replicas
+    again = Alone(log, data, UPTIME_MS)
+    again.node.on_first_start = lambda: told.append(({}, {}))
+    again.run(5_000)
+    assert len(told) == 1
+
+
 def test_a_restart_does_not_move_the_lease_clock_by_the_machines_uptime() -> None:
     log, data = MemoryEngine(wal=True), MemoryEngine(wal=False)
     alone = Alone(log, data, 1000)

@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
+import errno
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-from nebuladb.errors import IdentityError
+from nebuladb.errors import DiskFull, IdentityError
+from nebuladb.ids import META_GROUP, BatchId, GroupId
 from nebuladb.node.identity import Founder, Founding, Identity
+from nebuladb.node.joined import Joined
 from nebuladb.node.memory import plan
-from nebuladb.server.directory import DAMAGED, DataDirectory
+from nebuladb.node.meta import meta_shard
+from nebuladb.node.registry import first_row
+from nebuladb.server.directory import DAMAGED, VOTING, DataDirectory
+from nebuladb.server.space import BALLAST_FILE
+from nebuladb.server.verify import verify
 from nebuladb.storage.engine import Batch
 from nebuladb.storage.files import write_durably
+from nebuladb.storage.log import LogStore
+from nebuladb.storage.log_batch import LogBatch
 from nebuladb.storage.rocks import RocksMemory
 
 
@@ -88,8 +98,12 @@ def test_a_directory_that_lost_its_founding_document_joins_no_other_cluster(tmp_
     (tmp_path / "founding.json").unlink()
     with opened(tmp_path) as directory:
         with pytest.raises(IdentityError, match="belongs to cluster 0000000000000063"):
-            directory.found(directory.identity("n1"), founding_of(identity, 100))
-        assert directory.found(directory.identity("n1"), founding_of(identity)) == identity
+            directory.found(identity, founding_of(identity, 100))
+        with pytest.raises(IdentityError, match=r"lost founding.json.*copy it.*joined.json.*member replace n1"):
+            directory.identity("n1")
+    (tmp_path / "founding.json").write_bytes(founding_of(identity).encode())
+    with opened(tmp_path) as directory:
+        assert directory.identity("n1") == identity
 
 
 def test_a_founding_document_of_another_cluster_is_refused(tmp_path: Path) -> None:
@@ -117,6 +131,83 @@ def test_data_without_its_log_is_refused_because_the_votes_were_in_it(tmp_path: 
     (tmp_path / "data").mkdir()
     with opened(tmp_path) as directory, pytest.raises(IdentityError, match=r"log .* is gone.*member replace n1"):
         directory.identity("n1")
+
+
+@pytest.mark.parametrize("left", [True, False], ids=["empty", "gone"])
+def test_a_log_that_was_in_use_and_is_empty_is_refused(tmp_path: Path, left: bool) -> None:
+    """The documents alone don't make a node fresh: it may have voted, and acknowledged (S14, S15)."""
+    founded(tmp_path)
+    with opened(tmp_path) as directory:
+        log_of(directory).close()
+        assert not (tmp_path / VOTING).exists()
+        log_of(directory).close()  # a crash before its first replica: it is as fresh as before
+        log = log_of(directory)
+        register(log)
+        directory.mark_voting()
+        directory.mark_voting()
+        log.close()
+        log_of(directory).close()
+    shutil.rmtree(tmp_path / "raft")
+    if left:
+        with opened(tmp_path) as directory, pytest.raises(IdentityError, match=r"forgot its votes.*member replace"):
+            log_of(directory)
+    else:
+        with opened(tmp_path) as directory, pytest.raises(IdentityError, match=r"log .* is gone.*member replace n1"):
+            directory.identity("n1")
+    assert [one.problem for one in verify(tmp_path) if one.part.startswith("raft") and one.problem]
+
+
+def test_a_log_in_use_is_noted_where_a_crash_came_before_or_an_older_build_had_it(tmp_path: Path) -> None:
+    founded(tmp_path)
+    with opened(tmp_path) as directory:
+        log = log_of(directory)
+        register(log)
+        log.close()
+        assert not (tmp_path / VOTING).exists()
+        log_of(directory).close()
+    assert (tmp_path / VOTING).read_bytes() == b""
+
+
+def log_of(directory: DataDirectory) -> LogStore:
+    return directory.open_log(plan(), RocksMemory(1 << 20, 1 << 20))
+
+
+def register(log: LogStore) -> None:
+    batch = LogBatch(BatchId(1))
+    batch.register(GroupId(META_GROUP), first_row(1, {1: 1}, (1, 1)).encode())
+    log.write(batch, BatchId(0))
+    log.sync()
+
+
+def test_a_joining_document_is_verified(tmp_path: Path) -> None:
+    identity = founded(tmp_path)
+    (tmp_path / "founding.json").unlink()
+    assert any("both are missing" in one.problem for one in verify(tmp_path))
+    joined = Joined(founding_of(identity), identity.node, meta_shard(founding_of(identity)), ())
+    (tmp_path / "joined.json").write_bytes(joined.encode())
+    assert [one.part for one in verify(tmp_path) if not one.problem] == ["identity.json", "joined.json"]
+    (tmp_path / "joined.json").write_bytes(joined.encode()[:-20])
+    assert any(one.part == "joined.json" and "damaged" in one.problem for one in verify(tmp_path))
+
+
+def test_the_ballast_makes_room_for_a_start_on_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ballast = tmp_path / BALLAST_FILE
+    ballast.write_bytes(b"x")
+    written = Path.write_text
+
+    def full(path: Path, text: str, encoding: str) -> int:
+        if ballast.exists() or not text:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return written(path, text, encoding=encoding)
+
+    monkeypatch.setattr(Path, "write_text", full)
+    with opened(tmp_path):
+        assert not ballast.exists()
+        assert (tmp_path / "nebulad.pid").exists()
+    monkeypatch.setattr(Path, "write_text", lambda path, text, encoding: full(path, "", encoding))
+    for _ in range(2):  # the first one leaves no lock behind
+        with pytest.raises(DiskFull, match=r"can't write .*nebulad.pid"):
+            DataDirectory(tmp_path)
 
 
 def test_a_directory_in_use_is_refused(tmp_path: Path) -> None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
+import errno
 from pathlib import Path
 
 import pytest
+from structlog.testing import capture_logs
 
 from nebuladb.errors import ConfigurationError
 from nebuladb.node.disk import Space
@@ -61,6 +64,42 @@ def test_down_at_the_mark_and_at_half_of_it_and_up_again_a_good_deal_above(tmp_p
     assert not (tmp_path / BALLAST_FILE).exists()
     assert disk.look(LOW + 25 * KIB + BALLAST) is Space.PLENTY
     assert (tmp_path / BALLAST_FILE).exists()
+
+
+async def test_the_watch_outlives_what_a_look_meets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A disk that has an error for a moment must not be one that nobody looks at any more."""
+    monkeypatch.setattr("nebuladb.server.space.LOOK_SECONDS", 0)
+    disk, looks, told = Disk(tmp_path), 0, asyncio.Event()
+
+    def room(directory: Path) -> Room:
+        nonlocal looks
+        looks += 1
+        if looks < 4:
+            raise OSError(errno.EIO, "Input/output error")
+        return Room(TOTAL, LOW - 1)
+
+    watch = SpaceWatch(tmp_path, Reserves(Amount(0, LOW), Amount(0, 0)), lambda *_: told.set(), room)
+    with capture_logs() as logs:
+        running = asyncio.create_task(watch.run())
+        async with asyncio.timeout(10):
+            await told.wait()
+        running.cancel()
+    assert watch.space is Space.LOW
+    assert len([line for line in logs if line["log_level"] == "warning"]) == 1, "it says so once"
+    assert not disk.told
+
+
+def test_a_ballast_that_went_by_itself_is_no_error(tmp_path: Path) -> None:
+    disk = Disk(tmp_path)
+    disk.look(TOTAL)
+    room = disk.room
+
+    def gone(directory: Path) -> Room:
+        (tmp_path / BALLAST_FILE).unlink(missing_ok=True)
+        return room(directory)
+
+    disk.watch._room = gone
+    assert disk.look(LOW // 2 - 1) is Space.CRITICAL
 
 
 @pytest.mark.parametrize(
