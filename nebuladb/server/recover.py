@@ -4,8 +4,9 @@ The survivor's log is applied to its end, committed or not: what it holds may ha
 hold is lost. The cluster gets another id, for the nodes that are gone must not come back into it, with their votes and
 another history.
 
-Nothing of the old node is destroyed before the new one is whole: identity.json goes aside first, so that no node starts
-from half a recovery, and comes back last. Repeating it goes on.
+Whether it can be done is looked at first, with nothing touched. Nothing of the old node is destroyed before the new one
+is whole: identity.json goes aside first, so that no node starts from half a recovery, and comes back last. Repeating it
+goes on. What lies aside when there is an identity.json is of an earlier recovery, and never taken for this one's.
 """
 
 from __future__ import annotations
@@ -17,9 +18,10 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Final
 
-from nebuladb.errors import ConfigurationError, Corruption
+from nebuladb.errors import ConfigurationError, Corruption, NebulaError, StoreError
 from nebuladb.ids import META_GROUP, Generation, GroupId, NodeId
 from nebuladb.kv.command import Work
+from nebuladb.kv.rows import group_span
 from nebuladb.kv.store import Store
 from nebuladb.node.entry import decode_payload
 from nebuladb.node.identity import Founder, Founding, Identity
@@ -27,12 +29,13 @@ from nebuladb.node.joined import FILE as JOINED
 from nebuladb.node.meta import Meta, read_meta
 from nebuladb.node.registry import GroupState, RegistryRow
 from nebuladb.raft.entry import ENTRY_HEADER, EntryKind
-from nebuladb.server.directory import DataDirectory
+from nebuladb.server.directory import VOTING, DataDirectory
 from nebuladb.server.site import Site, apply_all
 from nebuladb.shard import Descriptor, KeyspaceState
-from nebuladb.storage.engine import Engine
+from nebuladb.storage.engine import Batch, Engine
 from nebuladb.storage.files import sync_directory, write_durably
 from nebuladb.storage.log import LogStore
+from nebuladb.storage.memory import MemoryEngine
 from nebuladb.storage.rocks import RocksEngine, examine_log
 from nebuladb.storage.wal import wal_files
 
@@ -47,25 +50,99 @@ WARNING: Final = """This makes a cluster of one node out of this directory.
 
 
 def recover(path: Path, say: Callable[[str], None]) -> None:
-    """Make `path` a cluster of one. Raises `ConfigurationError` or `IdentityError` if it can't be, `Corruption`."""
+    """Make `path` a cluster of one. Raises `ConfigurationError`, `IdentityError`, `Corruption` or `StoreError` if it
+    can't be: nothing is touched then, or the error says that it is unfinished, and what to do."""
     if not any((path / name).exists() for name in ("identity.json", f"identity.json{ASIDE}")):
         raise ConfigurationError(f"data-dir: {path} holds no node")
-    if all((path / name).exists() for name in ("identity.json", f"identity.json{ASIDE}")):
+    untouched = (path / "identity.json").exists()
+    if untouched and (earlier := _lies_aside(path)):
         raise ConfigurationError(
-            f"data-dir: {path} was recovered already; the files *{ASIDE} are what was there before"
+            f"data-dir: {path} was recovered already; {', '.join(earlier)} is what was there before: if this is a "
+            "second disaster, move it out of the directory first"
         )
     directory = DataDirectory(path)
     try:
-        identity = Identity.decode(_aside(path / "identity.json").read_bytes())
-        for name in ("founding.json", JOINED):
-            if (path / name).exists():
-                _aside(path / name)
-        founding = _rebuild(path, identity, say)
-        write_durably(path / "founding.json", founding.encode())
-        write_durably(path / "identity.json", identity._replace(cluster=founding.cluster).encode())
+        if untouched:
+            _check(path)
+        try:
+            founding, identity = _replace(path, say)
+        except (NebulaError, OSError) as error:
+            raise StoreError(_unfinished(path, error)) from error
     finally:
         directory.close()
     say(f"node {identity.name!r} is a cluster of one now, {founding.cluster:016x}; start it, and add members")
+
+
+def _replace(path: Path, say: Callable[[str], None]) -> tuple[Founding, Identity]:
+    """The old node by the new one."""
+    identity = Identity.decode(_aside(path / "identity.json").read_bytes())
+    for name in ("founding.json", JOINED):
+        if (path / name).exists():
+            _aside(path / name)
+    founding = _rebuild(path, identity, say)
+    write_durably(path / "founding.json", founding.encode())
+    write_durably(path / VOTING, b"")
+    write_durably(path / "identity.json", identity._replace(cluster=founding.cluster).encode())
+    return founding, identity
+
+
+def _lies_aside(path: Path) -> list[str]:
+    return sorted(file.name for file in path.glob(f"*{ASIDE}"))
+
+
+def _unfinished(path: Path, error: NebulaError | OSError) -> str:
+    """What to do where it failed half-way. The data may have entries now that were never committed; a damaged log was
+    cut at the damage, and with it may have gone a vote."""
+    text = f"{error.message if isinstance(error, NebulaError) else error}. The recovery is unfinished: repeat it"
+    back = sorted(_lies_aside(path), key=lambda name: name.startswith("identity"))
+    if f"raft-wal{ASIDE}" in back:
+        return f"{text}; the node as it was must not come back"
+    names = ", ".join(f"{name} to {name.removesuffix(ASIDE)}" for name in back)
+    return (
+        f"{text}; or, to have the node as it was, move data/ out of {path}, and rename {names}, in the place of what "
+        "is there: the others give it its data"
+    )
+
+
+def _check(path: Path) -> None:
+    """Raise what a recovery would fail with, as far as can be told without changing anything.
+
+    Meta's log is applied to a copy of its rows in memory: the shards that must be there are those that it ends with.
+    """
+    Identity.decode((path / "identity.json").read_bytes())
+    with ExitStack() as stack:
+        source = path / "raft"
+        log = LogStore(RocksEngine.inspect(source, examine_log(source)))
+        stack.callback(log.close)
+        data: Engine = MemoryEngine(wal=False)
+        if (path / "data").exists():
+            data = RocksEngine.inspect(path / "data")
+        stack.callback(data.close)
+        rows, held = _held(log)
+        for group, generation in sorted(held.items()):
+            if _begins(log, data, group, rows[group]):
+                continue
+            store = Store(data, GroupId(group), Generation(generation), NodeId(0))
+            index = store.index
+            store.close()
+            if index < log.reader(GroupId(group)).start()[0]:
+                raise _older(group)
+        copy, batch = MemoryEngine(wal=False), Batch()
+        for key, value in data.scan(*group_span(GroupId(META_GROUP), Generation(held[META_GROUP]))):
+            batch.put(key, value)
+        copy.write(batch)
+        _initialise(log, copy, META_GROUP, rows[META_GROUP])
+        _replay(log, copy, META_GROUP, held[META_GROUP], lambda _: None)
+        _complete(_meta(copy, held[META_GROUP]), held)
+
+
+def _held(log: LogStore) -> tuple[dict[int, RegistryRow], dict[int, int]]:
+    """The registry, and the generations of what is there. Raises `Corruption` if meta isn't."""
+    rows = {int(group): RegistryRow.decode(row) for group, row in log.registry().items()}
+    held = {group: row.generation for group, row in rows.items() if row.state == GroupState.NORMAL}
+    if META_GROUP not in held:
+        raise Corruption("this node has no replica of the meta group; take another survivor")
+    return rows, held
 
 
 def _aside(path: Path) -> Path:
@@ -87,10 +164,7 @@ def _rebuild(path: Path, identity: Identity, say: Callable[[str], None]) -> Foun
         stack.callback(log.close)
         data = RocksEngine.open_data(path / "data")
         stack.callback(data.close)
-        rows = {int(group): RegistryRow.decode(row) for group, row in log.registry().items()}
-        held = {group: row.generation for group, row in rows.items() if row.state == GroupState.NORMAL}
-        if META_GROUP not in held:
-            raise Corruption("this node has no replica of the meta group; take another survivor")
+        rows, held = _held(log)
         for group, generation in sorted(held.items()):
             _initialise(log, data, group, rows[group])
             _replay(log, data, group, generation, say)
@@ -112,6 +186,7 @@ def _rebuild(path: Path, identity: Identity, say: Callable[[str], None]) -> Foun
         made.sync()
     if source != old:
         source.replace(old)
+    shutil.rmtree(path / "raft", ignore_errors=True)  # an earlier try's, which no node was started from
     new.replace(path / "raft")
     sync_directory(path)
     return founding
@@ -145,13 +220,23 @@ def _complete(meta: Meta, held: dict[int, int]) -> list[Descriptor]:
 
 def _initialise(log: LogStore, data: Engine, group: int, row: RegistryRow) -> None:
     """A group whose data never reached the disk begins where its log does, as at a start."""
-    name, generation = GroupId(group), Generation(row.generation)
-    if Store.exists(data, name, generation):
-        return
-    if log.reader(name).start() != row.initial:
+    if _begins(log, data, group, row):
+        index, term = row.initial
+        configuration, generation = row.configuration.encode(), Generation(row.generation)
+        Store.initialise(data, GroupId(group), generation, index=index, term=term, configuration=configuration)
+
+
+def _begins(log: LogStore, data: Engine, group: int, row: RegistryRow) -> bool:
+    """Whether the group has no data and needs none. Raises `Corruption` if it needs some."""
+    if Store.exists(data, GroupId(group), Generation(row.generation)):
+        return False
+    if log.reader(GroupId(group)).start() != row.initial:
         raise Corruption(f"the data of shard {group} is gone and its log is cut; take another survivor")
-    index, term = row.initial
-    Store.initialise(data, name, generation, index=index, term=term, configuration=row.configuration.encode())
+    return True
+
+
+def _older(group: int) -> Corruption:
+    return Corruption(f"the data of shard {group} is older than its log; take another survivor")
 
 
 def _replay(log: LogStore, data: Engine, group: int, generation: int, say: Callable[[str], None]) -> None:
@@ -160,7 +245,7 @@ def _replay(log: LogStore, data: Engine, group: int, generation: int, say: Calla
     reader = log.reader(GroupId(group))
     last, commit = reader.last()[0], reader.hard_state.commit
     if store.index < reader.start()[0]:
-        raise Corruption(f"the data of shard {group} is older than its log; take another survivor")
+        raise _older(group)
     while store.index < last:
         works = []
         for entry in reader.entries(store.index + 1, last + 1, SLICE_BYTES):

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Callable, Iterator
+from itertools import count
 from pathlib import Path
 
 import pytest
 
-from nebuladb.errors import Corruption, StoreError
+from nebuladb.errors import ConfigurationError, Corruption, StoreError
+from nebuladb.ids import DEFAULT_GROUP, META_GROUP, BatchId, GroupId
+from nebuladb.node.registry import GroupState, RegistryRow
 from nebuladb.server.recover import ASIDE, recover
 from nebuladb.server.verify import report
+from nebuladb.storage.files import write_durably
+from nebuladb.storage.log import LogStore
+from nebuladb.storage.log_batch import LogBatch
 from nebuladb.storage.rocks import RocksEngine, examine_log
 from tests.integration.test_verify import KEYS, ROW, flip_log, killed, stopped
 
@@ -33,17 +41,140 @@ def test_a_survivor_with_a_damaged_log_becomes_a_cluster_of_what_it_has(killed: 
     engine.close()
 
 
-def test_a_recovery_that_was_broken_off_after_the_damage_was_cut_goes_on(killed: Path) -> None:
+def failing(*_: object) -> None:
+    raise StoreError("no")
+
+
+def test_a_recovery_that_was_broken_off_after_the_damage_was_cut_goes_on(
+    killed: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     wal = flip_log(killed)
     damaged = wal.read_bytes()
-    (killed / "data").rename(killed / "elsewhere")
-    (killed / "data").write_text("no database")
-    with pytest.raises(StoreError, match="exists"):
-        recover(killed, lambda _: None)
+    with monkeypatch.context() as patched:
+        patched.setattr(RocksEngine, "open_data", failing)
+        with pytest.raises(StoreError, match=r"no\. .* unfinished: repeat it; .* must not come back"):
+            recover(killed, lambda _: None)
     found = examine_log(killed / "raft")
     assert found is None or not found.missing
-    (killed / "data").unlink()
-    (killed / "elsewhere").rename(killed / "data")
     recover(killed, lambda _: None)
     assert (killed / f"raft-wal{ASIDE}" / wal.name).read_bytes() == damaged
+    assert report(killed, lambda _: None)
+
+
+def without_meta(path: Path) -> None:
+    bury(path, META_GROUP)
+
+
+def without_a_shard(path: Path) -> None:
+    bury(path, DEFAULT_GROUP)
+
+
+def bury(path: Path, group: int) -> None:
+    """Leave a tombstone where the replica of `group` was."""
+    log = LogStore(RocksEngine.open_log(path / "raft"))
+    row = RegistryRow.decode(log.registry()[GroupId(group)])
+    batch = LogBatch(BatchId(log.last_batch + 1))
+    batch.register(GroupId(group), row._replace(state=GroupState.TOMBSTONE).encode())
+    log.write(batch, BatchId(log.last_batch))
+    log.sync()
+    log.close()
+
+
+def no_database(path: Path) -> None:
+    shutil.rmtree(path / "data")
+    (path / "data").write_text("no database")
+
+
+@pytest.mark.parametrize("spoil", [without_meta, without_a_shard, no_database])
+def test_a_recovery_that_is_refused_has_touched_nothing(killed: Path, spoil: Callable[[Path], None]) -> None:
+    spoil(killed)
+    before = contents(killed)
+    with pytest.raises((Corruption, StoreError)) as refused:
+        recover(killed, lambda _: None)
+    assert "unfinished" not in str(refused.value)
+    assert contents(killed) == before
+
+
+def contents(path: Path) -> dict[str, bytes]:
+    """All but what every opening writes."""
+    files = {str(file.relative_to(path)): file for file in path.rglob("*") if file.is_file()}
+    return {
+        name: file.read_bytes() for name, file in files.items() if name != "nebulad.pid" and not name.startswith("LOCK")
+    }
+
+
+def test_a_recovery_that_is_killed_anywhere_is_repeated(killed: Path, tmp_path: Path) -> None:
+    """At each rename, and before each document."""
+    for place in count():
+        path = shutil.copytree(killed, tmp_path / f"killed-{place}")
+        with pytest.MonkeyPatch.context() as patched:
+            steps = killed_at(place, patched)
+            try:
+                recover(path, lambda _: None)
+            except KeyboardInterrupt:
+                assert not (path / "identity.json").exists() or not list(path.glob(f"*{ASIDE}"))
+            else:
+                assert next(steps) <= place
+                assert place > 5
+                return
+        recover(path, lambda _: None)
+        assert report(path, lambda _: None)
+        assert (path / "voting").exists()
+        assert (path / f"raft{ASIDE}").is_dir()
+        with pytest.raises(ConfigurationError, match="recovered already"):
+            recover(path, lambda _: None)
+        shutil.rmtree(path)
+
+
+def killed_at(place: int, patched: pytest.MonkeyPatch) -> Iterator[int]:
+    """Let the renaming, or the writing, of that number be the last that is begun."""
+    steps = count()
+    rename, write = Path.replace, write_durably
+
+    def replace(path: Path, target: Path) -> Path:
+        if not path.name.endswith((".tmp", ".new")) or path.name == "raft.new":
+            step()
+        return rename(path, target)
+
+    def written(path: Path, data: bytes) -> None:
+        step()
+        write(path, data)
+
+    def step() -> None:
+        if next(steps) == place:
+            raise KeyboardInterrupt
+
+    patched.setattr(Path, "replace", replace)
+    patched.setattr("nebuladb.server.recover.write_durably", written)
+    return steps
+
+
+def test_a_recovery_that_fails_half_way_says_how_to_have_the_node_back(
+    killed: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = contents(killed)
+    with monkeypatch.context() as patched:
+        patched.setattr(RocksEngine, "open_data", failing)
+        text = (
+            rf"no\. .* unfinished: repeat it; .*move data/ .*rename founding.json{ASIDE} .*, identity.json{ASIDE} to id"
+        )
+        with pytest.raises(StoreError, match=text):
+            recover(killed, lambda _: None)
+    for name in ("founding.json", "identity.json"):
+        (killed / f"{name}{ASIDE}").rename(killed / name)
+    after = contents(killed)
+    assert {name: after[name] for name in before if name.endswith(".json")} == {
+        name: before[name] for name in before if name.endswith(".json")
+    }
+    recover(killed, lambda _: None)
+
+
+def test_a_second_disaster_never_replays_the_log_of_the_first(killed: Path) -> None:
+    recover(killed, lambda _: None)
+    (killed / f"identity.json{ASIDE}").unlink()
+    (killed / f"founding.json{ASIDE}").unlink()
+    with pytest.raises(ConfigurationError, match=rf"raft{ASIDE} is what was there before.*move it out"):
+        recover(killed, lambda _: None)
+    shutil.rmtree(killed / f"raft{ASIDE}")
+    recover(killed, lambda _: None)
     assert report(killed, lambda _: None)
