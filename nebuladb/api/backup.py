@@ -61,10 +61,12 @@ async def backup(backend: Backend, request: pb.SnapshotRequest, views: Views) ->
     ready = {name: found for name, found in sorted(meta.keyspaces.items()) if found.state is KeyspaceState.READY}
     shards = [shard for _, shard in sorted(meta.shards.items()) if shard.keyspace in ready]
     since = {point.group: point.revision for point in request.since}
+    # One history has one cluster id and one life; what is of another, or isn't known to be of this one, is no base.
     builds = bool(request.since_name) and request.since_cluster == backend.cluster
+    builds = builds and request.since_life == meta.life != 0
     writer = BackupWriter()
     name = request.since_name if builds else ""
-    waiting = writer.begin(Manifest(backend.cluster, __version__, tuple(ready.values()), name))
+    waiting = writer.begin(Manifest(backend.cluster, __version__, tuple(ready.values()), name, meta.life))
     for done, shard in enumerate(shards):
         after = since.get(shard.group, 0) if builds else 0
         exporter, after = await _open(backend, shard, after, views)

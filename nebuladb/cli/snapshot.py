@@ -52,6 +52,7 @@ def save(settings: Settings, file: Path, since: Path | None) -> None:
     if since is not None:
         reader, parts = _checked(since)
         request.since_cluster, request.since_name = reader.manifest.cluster, reader.name
+        request.since_life = reader.manifest.life
         request.since.extend(
             cluster_pb2.ShardPoint(group=part.descriptor.group, revision=part.revision) for part in parts
         )

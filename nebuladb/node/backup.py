@@ -54,6 +54,8 @@ class Manifest(NamedTuple):
     keyspaces: tuple[Keyspace, ...]
     since: str = ""
     """Name of the backup that it builds on; empty: it stands alone."""
+    life: int = 0
+    """Which life of the cluster: later backups build on it only in the same one. 0: it wasn't known."""
 
     def encode(self) -> bytes:
         """Canonical JSON."""
@@ -62,6 +64,7 @@ class Manifest(NamedTuple):
                 "cluster": f"{self.cluster:016x}",
                 "format": BACKUP_FORMAT,
                 "keyspaces": [keyspace.encode().decode() for keyspace in self.keyspaces],
+                "life": f"{self.life:016x}",
                 "since": self.since,
                 "version": self.version,
             }
@@ -75,7 +78,8 @@ class Manifest(NamedTuple):
             raise Corruption(f"the backup has format {fields.get('format')}; this build knows {BACKUP_FORMAT}")
         try:
             keyspaces = tuple(Keyspace.decode(text.encode()) for text in fields["keyspaces"])
-            return cls(int(fields["cluster"], 16), fields["version"], keyspaces, fields["since"])
+            life = int(fields.get("life", "0"), 16)
+            return cls(int(fields["cluster"], 16), fields["version"], keyspaces, fields["since"], life)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise Corruption(f"the backup's manifest can't be read: {error}") from error
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from nebuladb import __version__
-from nebuladb.env import probe
+from nebuladb.env import Rng, probe
 from nebuladb.errors import NebulaError
 from nebuladb.ids import META_GROUP
 from nebuladb.kv.command import Command, Kind
 from nebuladb.node.balancer import Balancer
 from nebuladb.node.keyspaces import acknowledgement, unfinished_step
 from nebuladb.node.members import put_node
-from nebuladb.node.meta import founding_request
+from nebuladb.node.meta import founding_request, life_request
 from nebuladb.node.record import NodeState
 from nebuladb.raft import StateRole
 
@@ -21,14 +21,15 @@ if TYPE_CHECKING:
 
 HOUSEKEEPING_MS: Final = 1_000
 FINISHING_MS: Final = 100
-"""Between two steps of a keyspace's creation or removal that nobody else seems to finish."""
+"""Between two steps of what is begun: a founding; a keyspace's creation or removal that nobody else seems to finish."""
 
 
 class Housekeeper:
     """Of one process. What is refused, or lost, comes again."""
 
-    def __init__(self, node: Node, peer_address: str, client_address: str) -> None:
+    def __init__(self, node: Node, rng: Rng, peer_address: str, client_address: str) -> None:
         self._node = node
+        self._rng = rng
         self._addresses = (peer_address, client_address)
         self._balancer = Balancer(node.identity.node, node.host.now)
         self._due = 0
@@ -49,8 +50,8 @@ class Housekeeper:
         return True
 
     def _serve_meta(self) -> None:
-        """The founding entry, and keyspaces that are half made or dropped, if this node leads meta; its own addresses;
-        what it has destroyed."""
+        """The founding entry, the name of the cluster's life, and keyspaces that are half made or dropped, if this node
+        leads meta; its own addresses; what it has destroyed."""
         node = self._node
         replica = node.host.replicas.get(META_GROUP)
         if replica is None or len(replica.proposals):
@@ -59,7 +60,11 @@ class Housekeeper:
         if node.meta.version == 0:
             if leads:
                 self._request(founding_request(node.founding))
+                self._due = node.host.now + FINISHING_MS
             return
+        if leads and not node.meta.life:
+            self._request(life_request(self._rng.randrange(1, 1 << 63)))
+            self._due = node.host.now + FINISHING_MS
         self._announce()
         self.acknowledge()
         step = unfinished_step(node.meta) if leads else None

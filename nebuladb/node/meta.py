@@ -3,6 +3,7 @@
 The meta group is an ordinary group (1) with an ordinary store; its rows are keys (``docs/formats.md``, "Meta rows")::
 
     alarm/KIND/<id, 16 hex>    a `DeclaredAlarm`
+    cluster/life               a random number, 16 hex, that every life of a cluster has anew: see `life_request`
     cluster/version            the cluster version, decimal: which entry kinds may be proposed (S22)
     issue/group                the next group id to issue, decimal; absent: `FIRST_GROUP`
     issue/node                 how many node ids were issued, decimal: every issue steps it (S14)
@@ -32,6 +33,7 @@ from nebuladb.shard import Descriptor, Keyspace, KeyspaceState, Partitioning, Ro
 from nebuladb.shard.layout import INITIAL
 
 CLUSTER_VERSION: Final = 1
+LIFE_KEY: Final = b"cluster/life"
 VERSION_KEY: Final = b"cluster/version"
 GROUP_KEY: Final = b"issue/group"
 REPLICA_KEY: Final = b"issue/replica"
@@ -128,6 +130,8 @@ class Meta:
         self.changing = [shard.group for shard in (*own, *self.shards.values()) if shard.roles]
         """Groups whose replicas aren't plain voters all."""
         self.version = self._number(VERSION_KEY, 0)
+        self.life = self._number(LIFE_KEY, 0)
+        """Which life of the cluster this is; 0: it isn't known."""
         self.next_group = self._number(GROUP_KEY, FIRST_GROUP)
         self.next_replica = self._number(REPLICA_KEY, 0)
         self.issued_nodes = self._number(NODE_KEY, 0)
@@ -181,6 +185,8 @@ def _decode(key: bytes, value: bytes) -> _Value | None:
     """A row's value; None for a row that this build doesn't know."""
     if key in (VERSION_KEY, GROUP_KEY, NODE_KEY, REPLICA_KEY):
         return int(value)
+    if key == LIFE_KEY:
+        return int(value, 16)
     if key.startswith(ALARM_PREFIX):
         return DeclaredAlarm.decode(key, value)
     for prefix, kind in _KINDS.items():
@@ -229,4 +235,16 @@ def founding_request(founding: Founding) -> bytes:
         puts[SHARD_PREFIX + b"%016x" % shard.group] = shard.encode()
     for key, value in sorted(puts.items()):
         request.success.add(put=kv_pb2.TxnPut(key=key, value=value))
+    return request.SerializeToString()
+
+
+def life_request(life: int) -> bytes:
+    """A transaction that names the cluster's life, if it has no name.
+
+    A cluster that is restored twice has the same ids both times, and other histories; so what is restored comes without
+    this row, and its first leader draws it. By it one knows histories that share only their beginning.
+    """
+    request = kv_pb2.TxnRequest()
+    request.compare.add(target=kv_pb2.Compare.VERSION, key=LIFE_KEY, number=0)
+    request.success.add(put=kv_pb2.TxnPut(key=LIFE_KEY, value=b"%016x" % life))
     return request.SerializeToString()

@@ -99,7 +99,7 @@ class Node:
         self.host.tail_limits = options.tail
         self._lease_reads = options.lease_reads
         self.snapshots = Snapshots(self, options.snapshots, self.reconciler.rows)
-        self._housekeeper = Housekeeper(self, peer_address, client_address)
+        self._housekeeper = Housekeeper(self, rng, peer_address, client_address)
         self._surgeon = Surgeon(self)
         self._asked: dict[int, Callable[[NebulaError | None], None]] = {}
         """Request → who waits for this read of the node's own."""

@@ -133,7 +133,7 @@ class _Link:
         self._size = 0
         self._filled = asyncio.Event()
         self.replaced = asyncio.Event()
-        """A newer link to the same node stands."""
+        """A newer link to the same node stands, or it was dropped."""
         self.ended = asyncio.Event()
         self._stream = stream
         self._direct: Direct | None = stream if isinstance(stream, Direct) else None
@@ -281,6 +281,12 @@ class PeerTransport:
                 known[1].cancel()
             task = asyncio.get_running_loop().create_task(self._dial_for_ever(node, address), name=f"dial {node:016x}")
             self._dialers[node] = (address, task)
+
+    def drop(self, node: int) -> None:
+        """End the link to `node`, if there is one. Whoever dials again has its handshake checked again."""
+        link = self._links.get(node)
+        if link is not None:
+            link.replaced.set()
 
     async def hello(self, address: str, request: pb.HelloRequest) -> pb.HelloResponse:
         """Ask the node at `address` who it is. Raises ``grpc.aio.AioRpcError``."""

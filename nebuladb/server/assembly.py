@@ -162,10 +162,10 @@ async def _assemble(config: Config, shutdown: Shutdown, stack: AsyncExitStack) -
     watchdog = Watchdog(metrics)
     pump = Pump(node, clock, transport, metrics, shutdown.fail, watchdog.busy)
     peers.pump = pump
-    node.on_meta = lambda: transport.connect_to(peers.addresses())
+    node.on_meta = partial(peers.meta_changed, transport)
     stack.push_async_callback(pump.stop)
     pump.start()
-    transport.connect_to(peers.addresses())
+    peers.meta_changed(transport)
     backend = Backend(pump)
     backend.lags_elsewhere = partial(peers.lags_elsewhere, transport)
     peers.joins = JoinService(backend)

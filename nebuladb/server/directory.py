@@ -6,7 +6,7 @@
     identity.json   node id, name and, once founded, cluster id
     founding.json   the founding document, the same on all founding nodes
     joined.json     of a node that joined later: the same document, its id, and where the meta group was
-    voting          empty: from now on raft/ holds votes, and must not be found without its rows
+    voting          raft/ holds votes, and must not be found without its rows; in it, the cluster's life, once known
     raft/           RocksDB: log, hard states, registry; WAL on
     data/           RocksDB: the groups' rows; no WAL, the log replays
     data.damaged/   the last data/ that could not be used, if there was one
@@ -173,11 +173,30 @@ class DataDirectory:
     def mark_voting(self) -> None:
         """From now on the log holds votes: keep that it does, durably, beside it. The registry's first row must be
         durable before, so that no crash leaves the one without the other. Raises `StoreError` or `DiskFull`."""
+        if not (self.path / VOTING).exists():
+            self._write_voting(b"")
+
+    def life(self) -> int:
+        """Which life of the cluster this node was in last, as far as it knows; else 0. Its data may not say so yet: it
+        is behind, until somebody tells this node what is committed, and who may is the question."""
         file = self.path / VOTING
-        if file.exists():
-            return
+        text = file.read_bytes() if file.exists() else b""
         try:
-            write_durably(file, b"")
+            return int(text, 16) if text else 0
+        except ValueError as error:
+            raise IdentityError(
+                f"{file} is damaged; if its cluster wasn't restored from a backup since this node was last in it, make "
+                "it an empty file; else restore this node, too"
+            ) from error
+
+    def keep_life(self, life: int) -> None:
+        """What `life` is to say from now on. Raises `StoreError` or `DiskFull`."""
+        self._write_voting(b"%016x\n" % life)
+
+    def _write_voting(self, data: bytes) -> None:
+        file = self.path / VOTING
+        try:
+            write_durably(file, data)
         except OSError as error:
             kind = DiskFull if error.errno == errno.ENOSPC else StoreError
             raise kind(f"data-dir: can't write {file}: {error.strerror}") from error

@@ -53,6 +53,9 @@ class Peers:
         self._incarnation = incarnation
         self._hash = initial_cluster_hash(config.initial_cluster)
         self._seen: dict[int, list[int]] = {}
+        self._kept_life = directory.life()
+        self._lives: dict[int, int] = {}
+        """Node → which life of the cluster it said to be of, in its last handshake."""
         self._refused: set[str] = set()
         self._log = structlog.get_logger("peers")
 
@@ -208,6 +211,7 @@ class Peers:
             receiver=node,
             client_address=self._config.advertise_client_addr,
             issued_nodes=self.pump.node.meta.issued_nodes if self.pump is not None else 0,
+            life=self.life,
         )
 
     def check(self, handshake: pb.Handshake) -> None:
@@ -233,6 +237,12 @@ class Peers:
                 f"({self.identity.node:016x}); check the peer addresses"
             )
         meta = self.pump.node.meta
+        if self._strange(handshake.life):
+            raise IdentityError(
+                f"{who} is of another life of this cluster ({handshake.life:016x}, here is {self.life:016x}), with "
+                "another history: the cluster was restored from a backup between them. Empty the directory of the one "
+                "from before that, and restore it from the same files as the others"
+            )
         if handshake.node_id in meta.removed:
             raise IdentityError(f"{who} was removed from this cluster; it must not come back under this id")
         if handshake.version < FRAME_VERSION:
@@ -253,6 +263,7 @@ class Peers:
     def peer_up(self, handshake: pb.Handshake) -> None:
         """A link stands."""
         node, incarnation = handshake.node_id, handshake.incarnation
+        self._lives[node] = handshake.life
         seen = self._seen.setdefault(node, [])
         if incarnation in seen[:-1] and self.pump is not None:
             # It came back after another process spoke for the same id: both live, on copies of one directory.
@@ -296,7 +307,26 @@ class Peers:
             self._refused.add(text)
             self._log.warning("peer refused", why=text)
 
+    @property
+    def life(self) -> int:
+        """Which life of the cluster this node is in, by meta or by what it kept; 0: it doesn't know."""
+        return (self.pump.node.meta.life if self.pump is not None else 0) or self._kept_life
+
+    def _strange(self, life: int) -> bool:
+        """Whether it is known to be another life of the cluster than this node's."""
+        return bool(life and self.life and life != self.life)
+
     # --- after founding --------------------------------------------------------------------------------------------
+
+    def meta_changed(self, transport: PeerTransport) -> None:
+        """This node has another picture: link to whom it names, and no longer to who turns out to be a stranger."""
+        if self.life != self._kept_life:
+            self._directory.keep_life(self.life)
+            self._kept_life = self.life
+        for node in [node for node, life in self._lives.items() if self._strange(life)]:
+            del self._lives[node]
+            transport.drop(node)
+        transport.connect_to(self.addresses())
 
     def addresses(self) -> dict[int, str]:
         """Peer address of every node, by id: meta's, or what this node was told when it began."""

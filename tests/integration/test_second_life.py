@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from pathlib import Path
 
 from nebuladb.client import AsyncClient, Client
 from nebuladb.ids import DEFAULT_GROUP
+from nebuladb.node.backup import check
 from nebuladb.server.verify import verify
 from tests.integration.cluster import Cluster
 from tests.integration.members import Growing
@@ -90,3 +92,94 @@ def test_a_restored_cluster_is_joined(tmp_path: Path) -> None:
         cluster.wait_ready(0)
         assert len(held(cluster.endpoints[0])) == KEYS
         joined_by_another(cluster, 1)
+
+
+def restored(cluster: Growing, places: Sequence[int], *files: Path) -> None:
+    """Each of these nodes as it was in the backup; always the same cluster."""
+    where = ",".join(f"{member.config.name}={member.config.peer_addr}" for member in cluster.members)
+    for place in places:
+        made = files[0].with_name(f"made-{place}")
+        arguments = ("--data-dir", str(made), "--name", cluster.name(place), "--initial-cluster", where)
+        cluster.done("snapshot", "restore", *map(str, files), *arguments, through=place)
+        cluster.wipe(place)
+        move(made, cluster, place)
+        made.rmdir()
+
+
+def put(cluster: Growing, *keys: bytes, value: bytes) -> None:
+    with Client([cluster.endpoints[place] for place in cluster.running]) as client:
+        for key in keys:
+            client.put(key, value)
+
+
+def named(cluster: Growing, file: Path) -> int:
+    """Save a backup that knows which life it is of: the first leader of meta has named it within a second."""
+
+    def saved() -> bool:
+        cluster.done("snapshot", "save", str(file))
+        return bool(check(file)[0].manifest.life)
+
+    cluster.wait_for(saved, "the cluster's life has a name")
+    return check(file)[0].manifest.life
+
+
+def test_a_backup_of_another_life_is_no_base(tmp_path: Path) -> None:
+    """Twice the same backup gives the same cluster twice, at the same revisions, with other data."""
+    with Growing(tmp_path / "cluster", founders=1, places=1) as cluster:
+        base, first, second = (tmp_path / f"{name}.snap" for name in ("base", "first", "second"))
+        cluster.start(0)
+        cluster.wait_ready(0)
+        put(cluster, b"base", value=b"v")
+        lives = [named(cluster, base)]
+        for file, life in ((first, b"first"), (second, b"second")):
+            cluster.kill(0)
+            restored(cluster, [0], base)
+            cluster.start(0)
+            cluster.wait_ready(0)
+            put(cluster, *(b"%b/%d" % (life, number) for number in range(5)), b"shared", value=life)
+            lives.append(named(cluster, file))
+            if file is second:
+                cluster.done("snapshot", "save", str(file), "--since", str(first))
+                assert check(file)[0].manifest.since == "", "it stands alone"
+        assert len(set(lives)) == 3
+        later = tmp_path / "later.snap"
+        cluster.done("snapshot", "save", str(later), "--since", str(second))
+        assert check(later)[0].manifest.since == check(second)[0].name, "in one life one builds on the other"
+        content = held(cluster.endpoints[0])
+        cluster.kill(0)
+        restored(cluster, [0], base, first, second, later)
+        cluster.start(0)
+        cluster.wait_ready(0)
+        assert held(cluster.endpoints[0]) == content
+        assert b"first/0" not in content
+
+
+def test_a_node_of_another_life_is_refused_and_told_what_to_do(tmp_path: Path) -> None:
+    """It would take the log of the second life for that of its own, whose entries have the same indexes and terms."""
+    with Growing(tmp_path / "cluster", founders=3, places=3) as cluster:
+        base = tmp_path / "base.snap"
+        cluster.start()
+        cluster.wait_ready()
+        put(cluster, b"base", value=b"v")
+        cluster.done("snapshot", "save", str(base))
+        cluster.kill(0, 1, 2)
+        restored(cluster, [0, 1, 2], base)
+        cluster.start()
+        cluster.wait_ready()
+        put(cluster, b"p0", b"p1", value=b"first")
+        named(cluster, tmp_path / "first.snap")
+        cluster.kill(0, 1, 2)
+        restored(cluster, [0, 1], base)
+        cluster.start(0, 1)
+        cluster.wait_ready(0, 1)
+        put(cluster, b"q0", b"q1", value=b"second")
+        named(cluster, tmp_path / "second.snap")
+        cluster.start(2)
+        cluster.wait_for(lambda: "another life" in cluster.log_file(0).read_text(), "the stranger is refused")
+        assert not cluster.ready(2)
+        assert sorted(held(cluster.endpoints[0])) == sorted(held(cluster.endpoints[1])) == [b"base", b"q0", b"q1"]
+        cluster.kill(2)
+        restored(cluster, [2], base)
+        cluster.start(2)
+        cluster.wait_ready()
+        cluster.same_everywhere()

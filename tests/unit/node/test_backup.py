@@ -13,11 +13,11 @@ from nebuladb.shard import Descriptor, Keyspace, Partitioning
 
 SHARD = Descriptor(2, "default", 1, b"", b"", (0, 0), ((4, 11),))
 PART = ShardPart(SHARD, 9, 7, 3, 1, 2, 5)
-MANIFEST = Manifest(0xABCD, "1.2", (Keyspace("default", Partitioning.RANGE),), "ff")
+MANIFEST = Manifest(0xABCD, "1.2", (Keyspace("default", Partitioning.RANGE),), "ff", 0xB0)
 MANIFEST_JSON = (
     b'{"cluster":"000000000000abcd","format":1,'
     b'"keyspaces":["{\\"format\\":1,\\"name\\":\\"default\\",\\"partitioning\\":\\"range\\"}"],'
-    b'"since":"ff","version":"1.2"}'
+    b'"life":"00000000000000b0","since":"ff","version":"1.2"}'
 )
 SHARD_JSON = (
     b'{"after":5,"descriptor":"{\\"end\\":\\"\\",\\"epoch\\":1,\\"format\\":1,\\"group\\":2,\\"initial\\":[1,1],'
@@ -47,6 +47,11 @@ def test_the_bytes_of_a_backup() -> None:
     assert reader.manifest == MANIFEST
     assert shards == [(PART, [b"chunk"])]
     assert reader.name == hashlib.sha256(BODY).hexdigest()
+
+
+def test_a_backup_of_before_there_were_lives_is_of_none() -> None:
+    older = MANIFEST_JSON.replace(b'"life":"00000000000000b0",', b"")
+    assert Manifest.decode(older) == MANIFEST._replace(life=0)
 
 
 def test_every_flipped_bit_and_every_cut_is_noticed() -> None:

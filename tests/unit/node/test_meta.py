@@ -7,7 +7,7 @@ import pytest
 from nebuladb.errors import Corruption, InvariantViolation
 from nebuladb.kv.answer import KeyValue
 from nebuladb.node.identity import Founder, Founding
-from nebuladb.node.meta import CLUSTER_VERSION, Meta, founding_request, founding_shards
+from nebuladb.node.meta import CLUSTER_VERSION, Meta, founding_request, founding_shards, life_request
 from nebuladb.node.record import NodeRecord
 from nebuladb.pb.nebula.v1 import kv_pb2
 from nebuladb.shard import Partitioning
@@ -50,6 +50,16 @@ def test_the_rows_of_a_new_cluster() -> None:
         b"shard/0000000000000003",
     ]
     assert founding_rows()[b"issue/replica"] == b"10"
+
+
+def test_a_life_has_one_name() -> None:
+    request = kv_pb2.TxnRequest.FromString(life_request(0xABC))
+    [condition] = request.compare
+    [named] = request.success
+    assert (condition.key, condition.target, condition.number) == (b"cluster/life", kv_pb2.Compare.VERSION, 0)
+    assert (named.put.key, named.put.value) == (b"cluster/life", b"0000000000000abc")
+    assert Meta(rows({named.put.key: named.put.value})).life == 0xABC
+    assert Meta(rows(founding_rows())).life == 0
 
 
 def test_a_picture_of_a_new_cluster() -> None:

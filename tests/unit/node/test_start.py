@@ -62,6 +62,17 @@ def test_before_the_first_replica_runs_whoever_keeps_the_directory_is_told_and_n
     assert len(told) == 1
 
 
+def test_the_leader_of_meta_names_the_clusters_life_once() -> None:
+    log, data = MemoryEngine(wal=True), MemoryEngine(wal=False)
+    alone = Alone(log, data, 1000)
+    alone.run(5_000)
+    life = alone.node.meta.life
+    revision = alone.node.groups[META_GROUP].store.revision
+    assert life
+    alone.run(5_000)
+    assert (alone.node.meta.life, alone.node.groups[META_GROUP].store.revision) == (life, revision)
+
+
 def test_a_restart_does_not_move_the_lease_clock_by_the_machines_uptime() -> None:
     log, data = MemoryEngine(wal=True), MemoryEngine(wal=False)
     alone = Alone(log, data, 1000)

@@ -123,6 +123,17 @@ async def test_a_link_that_breaks_is_told_once_and_comes_again(ends: tuple[End, 
     await heir.transport.stop()
 
 
+async def test_a_link_that_is_dropped_stands_again_only_if_its_handshake_is_taken(ends: tuple[End, End]) -> None:
+    one, other = ends
+    await linked(one, other)
+    other.refuses = True
+    other.transport.drop(1)
+    other.transport.drop(9)  # to whom there is none
+    await until(lambda: one.links == ["up 2", "down 2"] and other.links == ["up 1", "down 1"])
+    other.refuses = False
+    await until(lambda: one.transport.connected == [2] and other.transport.connected == [1])
+
+
 async def test_who_is_not_dialled_though_it_should_be_dials(
     ends: tuple[End, End], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -15,7 +15,7 @@ from nebuladb.kv.answer import KeyValue
 from nebuladb.node.catch_up import Lag
 from nebuladb.node.frame import FRAME_VERSION
 from nebuladb.node.identity import Founder, Founding, Identity
-from nebuladb.node.meta import NODE_KEY, VERSION_KEY, Meta
+from nebuladb.node.meta import LIFE_KEY, NODE_KEY, VERSION_KEY, Meta
 from nebuladb.node.record import NodeRecord, NodeState
 from nebuladb.pb.nebula.peer.v1 import peer_pb2 as pb
 from nebuladb.server import config, peers
@@ -25,8 +25,10 @@ from nebuladb.server.peers import Peers
 FOUNDING = Founding(7, (Founder("n1", 11, "a:1"), Founder("n2", 12, "b:1")))
 
 
-def picture(*records: NodeRecord, issued: int = 0) -> Meta:
+def picture(*records: NodeRecord, issued: int = 0, life: int = 0) -> Meta:
     rows = {record.key: record.encode() for record in records} | {VERSION_KEY: b"1", NODE_KEY: b"%d" % issued}
+    if life:
+        rows[LIFE_KEY] = b"%016x" % life
     return Meta(KeyValue(key, 1, number, 1, 0, value) for number, (key, value) in enumerate(sorted(rows.items()), 2))
 
 
@@ -81,6 +83,59 @@ def test_who_was_removed_is_refused_whatever_it_knows(ours: Peers) -> None:
     ours.pump = node(REMOVED)
     with pytest.raises(IdentityError, match="was removed"):
         ours.check(shake(12, "n2", issued=9))
+
+
+class Links:
+    def __init__(self) -> None:
+        self.dropped: list[int] = []
+
+    def drop(self, node: int) -> None:
+        self.dropped.append(node)
+
+    def connect_to(self, addresses: dict[int, str]) -> None: ...
+
+
+def of_life(life: int) -> Meta:
+    return picture(NodeRecord(11, "n1", "a:1"), NodeRecord(12, "n2", "b:1"), life=life)
+
+
+def test_another_life_of_the_cluster_is_refused(ours: Peers) -> None:
+    """The same backup was restored twice: ids are the same, and histories aren't."""
+    first = shake(12, "n2")
+    first.life = 0xA
+    ours.check(first)
+    ours.pump = node(of_life(0xB))
+    assert ours.handshake(12).life == 0xB
+    with pytest.raises(IdentityError, match=r"another life.*Empty the directory"):
+        ours.check(first)
+    ours.check(shake(12, "n2"))
+    ours.pump = node(of_life(0xA))
+    ours.check(first)
+
+
+def test_a_link_to_another_life_ends_when_this_node_hears_of_its_own(ours: Peers, tmp_path: Path) -> None:
+    links = Links()
+    ours._lives = {12: 0xA, 13: 0}
+    for life, dropped in ((0, []), (0xA, []), (0xB, [12])):
+        ours.pump = node(of_life(life))
+        ours.meta_changed(links)  # type: ignore[arg-type]
+        assert links.dropped == dropped
+    assert (tmp_path / "voting").read_bytes() == b"000000000000000b\n"
+
+
+def test_a_node_whose_data_does_not_say_so_yet_knows_its_life_of_before(ours: Peers, tmp_path: Path) -> None:
+    """After a kill its data is behind its log, and what of that is committed only another node can tell."""
+    ours._directory.keep_life(0xA)
+    again = Peers(ours._config, ours._directory, ours.identity, 101)
+    again.pump = node(MEMBERS)
+    assert again.handshake(12).life == 0xA
+    stranger = shake(12, "n2")
+    stranger.life = 0xB
+    with pytest.raises(IdentityError, match="another life"):
+        again.check(stranger)
+    (tmp_path / "voting").write_bytes(b"damaged")
+    with pytest.raises(IdentityError, match="voting is damaged"):
+        Peers(ours._config, ours._directory, ours.identity, 102)
 
 
 def test_a_hello_tells_who_was_removed_and_where_the_others_are(ours: Peers) -> None:

@@ -527,15 +527,19 @@ Global___ShardPoint: _TypeAlias = ShardPoint  # noqa: Y015
 
 @_typing.final
 class SnapshotRequest(_message.Message):
-    """With `since_name` only what changed since that backup, where its history is still there."""
+    """With `since_name` only what changed since that backup, where its history is still there and `since_cluster` and
+    `since_life` say that it is of the same history.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
     SINCE_CLUSTER_FIELD_NUMBER: _builtins.int
     SINCE_NAME_FIELD_NUMBER: _builtins.int
     SINCE_FIELD_NUMBER: _builtins.int
+    SINCE_LIFE_FIELD_NUMBER: _builtins.int
     since_cluster: _builtins.int
     since_name: _builtins.str
+    since_life: _builtins.int
     @_builtins.property
     def since(self) -> _containers.RepeatedCompositeFieldContainer[Global___ShardPoint]: ...
     def __init__(
@@ -544,10 +548,11 @@ class SnapshotRequest(_message.Message):
         since_cluster: _builtins.int = ...,
         since_name: _builtins.str = ...,
         since: _abc.Iterable[Global___ShardPoint] | None = ...,
+        since_life: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["since", b"since", "since_cluster", b"since_cluster", "since_name", b"since_name"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["since", b"since", "since_cluster", b"since_cluster", "since_life", b"since_life", "since_name", b"since_name"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
