@@ -35,6 +35,8 @@ MAX_METADATA_BYTES: Final = 16 << 10
 MAX_CALLS: Final = MAX_ORDINARY + 2_000
 """Calls in progress, streams included; more are refused with RESOURCE_EXHAUSTED. What is beyond the ordinary ones is
 control's (``handlers``)."""
+DESCRIPTORS_LEFT: Final = 1_024 + 256
+"""The two databases take up to 1,024 files, and the node some: documents, its ports, peers (``rpc.peer``), threads."""
 OPTIONS: Final = (
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
     ("grpc.max_send_message_length", MAX_RESPONSE_BYTES),
@@ -43,6 +45,7 @@ OPTIONS: Final = (
     # ever, as an Unlock behind all that wait for the lock.
     ("grpc.max_concurrent_streams", MAX_CALLS),
     ("grpc.so_reuseport", 0),
+    ("nebula.descriptors_left", DESCRIPTORS_LEFT),
     ("grpc.keepalive_time_ms", 10_000),
     ("grpc.keepalive_timeout_ms", 10_000),
     ("grpc.keepalive_permit_without_calls", 1),

@@ -32,6 +32,8 @@ _FRAME_TAG: Final = pb.LinkMessage.FRAME_FIELD_NUMBER << 3 | 2
 """Of a field that has a length."""
 CALL_ERRORS: Final = (grpc.RpcError, grpc.aio.BaseError, StatusError)
 """What a call's end raises: on its client's side, in use, and on our own server's."""
+DESCRIPTORS_LEFT: Final = 1_024
+"""That the databases may need. Clients are refused sooner, so that peers find a place still."""
 OPTIONS: Final = (
     ("grpc.max_receive_message_length", MAX_FRAME_BYTES),
     ("grpc.max_send_message_length", MAX_FRAME_BYTES),
@@ -47,6 +49,7 @@ OPTIONS: Final = (
     ("grpc.max_reconnect_backoff_ms", 1_000),
     ("grpc.use_local_subchannel_pool", 1),
     ("grpc.so_reuseport", 0),
+    ("nebula.descriptors_left", DESCRIPTORS_LEFT),
     ("grpc.enable_retries", 0),
 )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from typing import Any
 
@@ -203,6 +204,34 @@ class TestHostile:
             await passes(lambda: not server._connections)
             assert not server._addresses
             await second.close()
+
+    async def test_too_many_descriptors(
+        self, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """Those that are left are the process's own, for its files: a log that can't be opened stops a node."""
+        used = max(map(int, os.listdir("/proc/self/fd"))) + 20
+        monkeypatch.setattr("resource.getrlimit", lambda _: (used + 100, used + 100))
+        monkeypatch.setattr("nebuladb.rpc.serving.lifecycle.AMPLE_DESCRIPTORS", 1)
+        async with serving(limits=ServerLimits(descriptors_left=100)) as (address, server):
+            clients = []
+            while not caplog.records:
+                clients.append(await RawClient.connect(address))
+                clients[-1].call(1, "Echo", b"x")
+                await asyncio.sleep(0)
+            await clients[-1].ended()
+            assert max(map(int, os.listdir("/proc/self/fd"))) < used + 20
+            clients += [await RawClient.connect(address) for _ in range(3)]
+            for client in clients[-3:]:
+                await client.ended()
+            assert len(caplog.records) == 1, "it says so once"
+            assert "raise the limit of open files" in caplog.text
+            for client in clients:
+                await client.close()
+            await passes(lambda: not server._connections)
+            last = await RawClient.connect(address)
+            last.call(1, "Echo", b"x")
+            assert await last.end_of(1) == {"grpc-status": "0"}
+            await last.close()
 
 
 class TestStop:

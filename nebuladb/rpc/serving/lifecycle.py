@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import resource
 import socket
+import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Executor
@@ -13,9 +15,10 @@ from typing import Any, Final
 import grpc
 import grpc.aio
 
+from nebuladb.env import probe
 from nebuladb.rpc.serving.carrier import Carriers
 from nebuladb.rpc.serving.connection import ServerConnection
-from nebuladb.rpc.serving.limits import ServerLimits
+from nebuladb.rpc.serving.limits import AMPLE_DESCRIPTORS, ServerLimits
 from nebuladb.rpc.serving.outgoing import Outgoing
 from nebuladb.rpc.serving.ports import bind
 from nebuladb.rpc.serving.routes import Handler, Routes
@@ -27,6 +30,8 @@ BACKLOG: Final = 1024
 """Connections that the kernel holds until we accept them."""
 REFRESH_SECONDS: Final = 10.0
 """Between two looks at the files of certificates."""
+SAY_SECONDS: Final = 60.0
+"""Between two lines about connections that are refused."""
 _STOPPING: Final = "the server is stopping"
 
 Http1 = Callable[[], asyncio.Protocol]
@@ -65,6 +70,11 @@ class Server(grpc.aio.Server):
         # A dict and not a set: sweeps go through it in order.
         self._connections: dict[Sniffer | ServerConnection, str] = {}
         self._addresses: dict[str, int] = {}
+        self._descriptors = sys.maxsize
+        """Numbers of descriptors that connections may have are below. The system gives the lowest that is free, so a
+        number says how many there are."""
+        self._said = float("-inf")
+        """When it was said last that there are too many, monotonic seconds."""
         self._touched: list[Outgoing] = []
         self._held = False
         """Whoever answers calls now says when that is to be written."""
@@ -114,6 +124,7 @@ class Server(grpc.aio.Server):
         if self._started:
             raise grpc.aio.UsageError("the server has been started")
         self._started = True
+        self._descriptors = _descriptors(self.limits.descriptors_left)
         self.loop = asyncio.get_running_loop()
         self.carriers = Carriers(self.loop)
         self._quiet = asyncio.Event()
@@ -186,9 +197,19 @@ class Server(grpc.aio.Server):
 
     # --- what connections tell it ----------------------------------------------------------------------------------
 
-    def connected(self, connection: Sniffer) -> bool:
+    def connected(self, connection: Sniffer, descriptor: int) -> bool:
         """Whether one more may be."""
         if self.stopping or len(self._connections) >= self.limits.connections:
+            return False
+        if descriptor >= self._descriptors:
+            probe("connection refused for want of descriptors")
+            if (now := time.monotonic()) - self._said >= SAY_SECONDS:
+                self._said = now
+                LOG.warning(
+                    "connections are refused: %d descriptors are in use, and the rest is the node's own; raise the "
+                    "limit of open files (ulimit -n, LimitNOFILE)",
+                    self._descriptors,
+                )
             return False
         most = self.limits.connections_per_address
         if most:
@@ -259,6 +280,14 @@ class Server(grpc.aio.Server):
         """Look at the times of all connections; `now` is monotonic seconds."""
         for connection in list(self._connections):
             connection.sweep(now)
+
+
+def _descriptors(left: int) -> int:
+    """How many descriptors may be in use before the last `left` of the process's."""
+    most, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if most == resource.RLIM_INFINITY or not left:
+        return sys.maxsize
+    return most - min(left, left * most // AMPLE_DESCRIPTORS)
 
 
 async def _refresh(credentials: Sequence[ServerCredentials]) -> None:

@@ -9,6 +9,8 @@ from typing import Any, Final
 
 from nebuladb.rpc.http2.limits import Limits
 
+AMPLE_DESCRIPTORS: Final = 2_560
+
 
 @dataclass(frozen=True, slots=True)
 class ServerLimits:
@@ -22,6 +24,9 @@ class ServerLimits:
     """At once; further ones are closed as they come. Each costs memory and a file descriptor."""
     connections_per_address: int = 0
     """From one source address at once; 0: any number, since a proxy or a NAT is one address."""
+    descriptors_left: int = 0
+    """Of the file descriptors that the process may have, so many are for everything else: a connection whose own would
+    be one of them is closed as it comes. Of fewer than `AMPLE_DESCRIPTORS` it is a part in proportion. 0: nothing."""
     calls: int = 10_000
     """In progress at once, until their handlers have returned (a client that resets its calls frees nothing by it);
     further ones are answered RESOURCE_EXHAUSTED. `maximum_concurrent_rpcs` overrides it."""
@@ -58,7 +63,8 @@ class ServerLimits:
     """Between two looks at the times above: they hold to within this."""
 
     def with_options(self, options: Iterable[tuple[str, Any]]) -> ServerLimits:
-        """These limits, with what ``grpc.aio.server``'s `options` say of them. Unknown ones say nothing, as there."""
+        """These limits, with what ``grpc.aio.server``'s `options` say of them, and ``nebula.descriptors_left``. Unknown
+        ones say nothing, as there."""
         limits = self
         for name, value in options:
             known = _OPTIONS.get(name)
@@ -78,6 +84,7 @@ _OPTIONS: dict[str, tuple[str, Any]] = {
     "grpc.max_receive_message_length": ("message_bytes", 1),
     "grpc.max_send_message_length": ("response_bytes", 1),
     "grpc.keepalive_time_ms": ("keepalive_seconds", 1e-3),
+    "nebula.descriptors_left": ("descriptors_left", 1),
     "grpc.keepalive_timeout_ms": ("keepalive_timeout", 1e-3),
 }
 _HTTP2_OPTIONS: dict[str, tuple[str, Any]] = {

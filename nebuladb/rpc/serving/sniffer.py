@@ -40,7 +40,8 @@ class Sniffer(asyncio.Protocol):
         self._opened = time.monotonic()
         name = transport.get_extra_info("peername")
         self.address = str(name[0]) if isinstance(name, tuple) and name else ""
-        if not self._server.connected(self):
+        one = transport.get_extra_info("socket")
+        if not self._server.connected(self, one.fileno() if one is not None else 0):
             transport.abort()
             return
         secured = transport.get_extra_info("ssl_object")
