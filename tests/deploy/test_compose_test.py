@@ -116,11 +116,19 @@ def test_a_signal_removes_everything(number: signal.Signals, tmp_path: Path) -> 
         "sys.argv = ['compose_test', '--engine', 'own']\n"
         "runpy.run_module('tools.compose_test', run_name='__main__')\n"
     )
+    docker = tmp_path / "docker"  # which has nothing to remove: without one it is asked again, for ten seconds
+    docker.write_text("#!/bin/sh\n")
+    docker.chmod(0o755)
     # Not below tmp_path: a socket's path is short.
     scratch = Path(tempfile.mkdtemp(prefix="nebula-"))
     process = subprocess.Popen(
         [sys.executable, program],
-        env={**os.environ, "TMPDIR": str(scratch), "PYTHONPATH": str(image.ROOT)},
+        env={
+            **os.environ,
+            "PATH": f"{tmp_path}:{os.environ['PATH']}",
+            "TMPDIR": str(scratch),
+            "PYTHONPATH": str(image.ROOT),
+        },
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
     )
