@@ -29,8 +29,8 @@ BOUND_MS = 12_000
 """From the last fault mended to all of it done: some election timeouts, dials and deadlines."""
 POLL_MS = 20
 TIMEOUT_MS = 1_000
-ASK_AGAIN_MS = 1_500
-"""Without the hash of some node."""
+ASK_AGAIN_MS = 4_000
+"""Without the hash of some node. It takes more than a second where a node does little at a time, and each keeps few."""
 FOUNDED = {META_GROUP, DEFAULT_GROUP, ETCD_GROUP}
 SERVING: Final = ("puts succeed", "watches complete")
 """The steps whose failure clients see, as a violation names them."""
