@@ -10,7 +10,7 @@ from typing import IO, Final
 import click
 
 from nebuladb.cli import txntext
-from nebuladb.cli.output import Field, Output
+from nebuladb.cli.output import Field, Output, named
 from nebuladb.cli.settings import (
     LEASE,
     NUMBER,
@@ -307,7 +307,7 @@ def _write(place: str, value: bytes) -> None:
             file.write(value)
             file.flush()
     except OSError as error:
-        raise OSError(error.errno, error.strerror, "stdout" if place == "-" else place) from error
+        raise named(error, "stdout" if place == "-" else place) from error
 
 
 def _fields(kv: KeyValue) -> dict[str, Field]:

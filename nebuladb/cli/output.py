@@ -61,13 +61,13 @@ class Output:
         try:
             self._stream.flush()
         except OSError as error:
-            raise _named(error) from error
+            raise named(error) from error
 
     def _write(self, line: bytes) -> None:
         try:
             self._stream.write(line + b"\n")
         except OSError as error:
-            raise _named(error) from error
+            raise named(error) from error
 
     def _align(self) -> None:
         if not self._rows:
@@ -79,8 +79,9 @@ class Output:
         self._rows.clear()
 
 
-def _named(error: OSError) -> OSError:
-    return OSError(error.errno, error.strerror, "stdout")
+def named(error: OSError, name: str = "stdout") -> OSError:
+    """`error` with the name of what it happened to."""
+    return OSError(error.errno, error.strerror, name)
 
 
 def _plain(value: Field) -> str | int | bool | None:

@@ -79,12 +79,12 @@ class DiskState:
         return True
 
 
-def heir(replica: Replica, peers: Mapping[int, Peer], fed: Collection[int]) -> int:
-    """A node whose disk is well, to hand a group that is led here to; 0: there is none. `fed`: replicas to which a
-    snapshot is on its way, for they may have no data, and can't lead."""
+def heir(replica: Replica, peers: Mapping[int, Peer], held_logs: Mapping[int, Collection[int]]) -> int:
+    """A node whose disk is well, to hand a group that is led here to; 0: there is none. None of the group's replicas in
+    `held_logs` (`Host.held_logs`): a snapshot is on its way there, so that they may have no data, and can't lead."""
     able = []
     for other in replica.raft.configuration.voters:
-        if other in fed:
+        if other in held_logs.get(replica.group, ()):
             continue
         peer = peers.get(node := replica.nodes.get(other, 0))
         if peer is not None and peer.connected and not (peer.silent or peer.status):

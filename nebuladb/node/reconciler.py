@@ -77,7 +77,7 @@ class Reconciler:
         for group in [group for group, batch in self._moved.items() if batch <= durable]:
             del self._moved[group]
             if group in self._host.replicas:
-                self._host.replicas[group].moved(dict(self.rows[group].nodes))
+                self._host.replicas[group].moved(self.rows[group].nodes)
 
     def configured(self, group: int, index: int, configuration: Configuration) -> bool:
         """The entry at `index` has brought `configuration`: the registry has it too, since the data, which has it

@@ -388,8 +388,8 @@ class Replica:
             self._strangers[sender] = node
         return True
 
-    def moved(self, nodes: Mapping[int, int]) -> None:
-        """The registry has the group's replicas anew."""
+    def moved(self, nodes: Iterable[tuple[int, int]]) -> None:
+        """The registry has the group's replicas anew: (replica id, node id)."""
         self.nodes = dict(nodes)
         self._strangers.clear()
 

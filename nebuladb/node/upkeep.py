@@ -71,9 +71,7 @@ class Upkeep:
         to the successor included: then we let go, and the others, whom our frames tell, elect one of them."""
         host = self._node.host
         for group, replica in host.replicas.items():
-            if replica.raft.role is not StateRole.LEADER:
-                continue
-            if not (node := heir(replica, host.peers, host.held_logs.get(group, ()))):
+            if replica.raft.role is not StateRole.LEADER or not (node := heir(replica, host.peers, host.held_logs)):
                 continue
             probe("leadership given away for the disk's sake")
             try:

@@ -14,7 +14,6 @@
 
 from __future__ import annotations
 
-import errno
 import secrets
 import shutil
 from pathlib import Path
@@ -23,13 +22,13 @@ from typing import Final
 import structlog
 
 from nebuladb.env import probe
-from nebuladb.errors import ConfigurationError, Corruption, DiskFull, IdentityError, StoreError
+from nebuladb.errors import ConfigurationError, Corruption, DiskFull, IdentityError
 from nebuladb.node.identity import Founding, Identity
 from nebuladb.node.joined import FILE, Joined
 from nebuladb.node.memory import MemoryPlan
 from nebuladb.server.lifecycle import PidFile
 from nebuladb.server.space import BALLAST_FILE
-from nebuladb.storage.files import sync_directory, write_durably
+from nebuladb.storage.files import sync_directory, unwritten, write_durably
 from nebuladb.storage.lock import DirectoryLock
 from nebuladb.storage.log import LogStore
 from nebuladb.storage.rocks import RocksEngine, RocksMemory
@@ -198,8 +197,7 @@ class DataDirectory:
         try:
             write_durably(file, data)
         except OSError as error:
-            kind = DiskFull if error.errno == errno.ENOSPC else StoreError
-            raise kind(f"data-dir: can't write {file}: {error.strerror}") from error
+            raise unwritten(file, error) from error
 
     def open_data(self, plan: MemoryPlan, memory: RocksMemory) -> RocksEngine:
         """Open ``data/``. If it is damaged so that it can't be opened, it is put aside, and an empty one opened: the

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
 import os
 import signal
 import threading
@@ -14,7 +13,8 @@ from typing import Final
 
 import structlog
 
-from nebuladb.errors import DiskFull, NebulaError, NodeRemoved, StoreError
+from nebuladb.errors import DiskFull, NebulaError, NodeRemoved
+from nebuladb.storage.files import unwritten
 
 PID_FILE: Final = "nebulad.pid"
 DRAIN_SECONDS: Final = 10.0
@@ -41,9 +41,7 @@ class PidFile:
             scratch.write_text(f"{os.getpid()}\n", encoding="ascii")
             scratch.replace(self.path)
         except OSError as error:
-            if error.errno == errno.ENOSPC:
-                raise DiskFull(f"data-dir: can't write {self.path}: {error.strerror}") from error
-            raise StoreError(f"data-dir: can't write {self.path}: {error.strerror}") from error
+            raise unwritten(self.path, error) from error
 
     def read(self) -> int | None:
         """The pid that stands there, else None. It may be a dead process's."""

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
+
+from nebuladb.errors import DiskFull, StoreError
 
 
 def write_durably(path: Path, data: bytes) -> None:
@@ -18,6 +21,12 @@ def write_durably(path: Path, data: bytes) -> None:
         os.fsync(file.fileno())
     draft.replace(path)
     sync_directory(path.parent)
+
+
+def unwritten(path: Path, error: OSError) -> StoreError:
+    """What to raise for a small file of a data directory that can't be written: `DiskFull` if there is no room."""
+    kind = DiskFull if error.errno == errno.ENOSPC else StoreError
+    return kind(f"data-dir: can't write {path}: {error.strerror}")
 
 
 def sync_directory(path: Path) -> None:

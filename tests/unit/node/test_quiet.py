@@ -72,17 +72,7 @@ def test_a_linearizable_read_at_a_follower_wakes_its_leader() -> None:
     trio = quiet()
     follower = next(place for place in range(3) if place != trio.leader(2))
     request = trio.node(follower).read(2, trio.time + 20_000)
-    ready: list[int] = []
-    node = trio.node(follower)
-    turn = node.turn
-
-    def watched() -> object:
-        done = turn()
-        ready.extend(number for number, error in done.reads if error is None)
-        return done
-
-    node.turn = watched  # type: ignore[method-assign, assignment]  # looked at on its way
-    trio.until(lambda: request in ready, "the read")
+    trio.until(lambda: request in trio.machines[follower].served, "the read")
 
 
 def test_the_loss_of_a_node_wakes_every_group_that_it_led() -> None:
@@ -121,20 +111,26 @@ def rest_word(frame: bytes) -> bool:
     return any(e.message.type == MessageType.HEARTBEAT and e.message.hint == REST for e in decode_frame(frame)[1])
 
 
-def test_who_misses_the_word_asks_for_votes_and_gets_heartbeats() -> None:
-    trio = quiet()
-    before = terms(trio)
+def lose_a_word(trio: Trio, group: int, *places: int) -> None:
+    """A write to `group`, and then the first word to rest that goes to one of `places` is lost."""
+    nodes = [trio.who[place].node for place in places]
     lost: list[bytes] = []
 
     def lose(sender: int, receiver: int, frame: bytes) -> bool:
-        if rest_word(frame) and not lost:
+        if receiver in nodes and rest_word(frame) and not lost:
             lost.append(frame)
             return True
         return False
 
     trio.lose = lose
-    put(trio, 0, 4)
+    put(trio, 0, group)
     trio.until(lambda: bool(lost), "a word is lost")
+
+
+def test_who_misses_the_word_asks_for_votes_and_gets_heartbeats() -> None:
+    trio = quiet()
+    before = terms(trio)
+    lose_a_word(trio, 4, 0, 1, 2)
     trio.run(2_000)
     trio.until(lambda: resting(trio) == len(GROUPS) * 3, "rest in the end")
     assert terms(trio) == before
@@ -208,17 +204,6 @@ def test_a_learner_that_stood_still_finds_its_leaders_again() -> None:
 
 def test_a_learner_that_misses_the_word_to_rest_wakes_its_leader() -> None:
     trio, place = with_learner()
-    lost = []
-
-    def lose(sender: int, receiver: int, frame: bytes) -> bool:
-        if receiver == trio.who[place].node and rest_word(frame):
-            lost.append(frame)
-            return True
-        return False
-
-    trio.lose = lose
-    put(trio, 0, 2)
-    trio.until(lambda: bool(lost), "the word to rest")
-    trio.lose = lambda sender, receiver, frame: False
+    lose_a_word(trio, 2, place)
     trio.run(10_000)
     assert knows_leaders(trio, place)

@@ -39,6 +39,8 @@ class Machine:
         self.removed = ""
         """What it was told when it stopped because it is no member any more."""
         self.answers: dict[int, Answer | NebulaError] = {}
+        self.served: set[int] = set()
+        """Linearizable reads that could be served."""
         self.written = 0
         """The newest batch that is not synced."""
 
@@ -156,6 +158,7 @@ class Trio:
                     continue
                 busy |= turn.more or bool(turn.frames) or bool(turn.written)
                 machine.answers.update(turn.answers)
+                machine.served.update(number for number, error in turn.reads if error is None)
                 for outgoing in turn.exports:
                     machine.node.snapshots.chunk_read(outgoing, outgoing.exporter.read())
                     busy = True
