@@ -1,24 +1,28 @@
-"""The thread that makes the log durable, so that neither a slow disk nor a stalled one holds the loop."""
+"""Who makes the log durable, so that neither a slow disk nor a stalled one holds the loop."""
 
 from __future__ import annotations
 
+import asyncio
 import threading
 import time
 from collections.abc import Callable
 from queue import SimpleQueue
 from typing import Final
 
+from nebuladb.errors import StoreError
+from nebuladb.storage.kernel_sync import KernelSync
 from nebuladb.storage.log import LogStore
 
-STOP: Final = 0
-"""No batch's id."""
+SYNC: Final = 1
+END: Final = 0
 
 
 class Flusher:
-    """Syncs the log up to the newest batch that was written; one sync covers all batches written before it began.
+    """Syncs the log up to the newest batch that was written. One sync runs at a time; it covers all batches that were
+    written before it began.
 
-    `done(batch, seconds)` and `failed(error)` are called in this thread; they hand over to the loop. After an error
-    nothing is synced again (S33).
+    The kernel does it where it can. Where it can't, and after the log has begun a new file, a thread asks the engine.
+    `done(batch, seconds)` and `failed(error)` are called on the loop. After an error nothing is synced again (S33).
     """
 
     def __init__(
@@ -27,40 +31,86 @@ class Flusher:
         self._log = log
         self._done = done
         self._failed = failed
+        self._loop = asyncio.get_running_loop()
+        self._kernel = KernelSync.open()
         # Waking a thread by it takes a lock of the system's, by a `Condition` four, and each may cost a switch.
-        self._written: SimpleQueue[int] = SimpleQueue()
-        """Batches to sync; as many as may be on their way to the disk (``node.batches``)."""
+        self._work: SimpleQueue[int] = SimpleQueue()
+        """`SYNC` or `END`, for the thread."""
         self._thread = threading.Thread(target=self._run, name="log-flusher", daemon=True)
+        self._written = 0
+        """The newest batch that is to be synced."""
+        self._syncing = 0
+        """The newest one of which the running sync takes care; 0: none runs."""
+        self._begun = 0.0
+        self._ended = False
+        """No further sync begins."""
+        self._rests = asyncio.Event()
+        self._rests.set()
 
     def start(self) -> None:
         """Begin."""
         self._thread.start()
+        if self._kernel is not None:
+            self._loop.add_reader(self._kernel.fileno, self._look)
 
     def sync(self, batch: int) -> None:
         """Batches up to `batch` are written; make them durable soon."""
-        self._written.put(batch)
+        if not self._ended:
+            self._written = batch
+            if not self._syncing:
+                self._begin()
 
-    def stop(self) -> None:
-        """Sync what is outstanding, then end. Blocks for one sync at most twice."""
-        self._written.put(STOP)
+    async def stop(self) -> None:
+        """End when what is outstanding is synced. Idempotent."""
+        while not self._rests.is_set():
+            await self._rests.wait()
+        self._ended = True
         if self._thread.is_alive():
-            self._thread.join()
+            self._work.put(END)
+            await asyncio.to_thread(self._thread.join)
+        if self._kernel is not None:
+            self._loop.remove_reader(self._kernel.fileno)
+            self._kernel = None
+
+    def _begin(self) -> None:
+        self._syncing = self._written
+        self._begun = time.perf_counter()
+        self._rests.clear()
+        kernel = self._kernel
+        file = self._log.sync_file() if kernel is not None else None
+        if kernel is None or file is None or not kernel.begin(file):
+            self._work.put(SYNC)
+
+    def _look(self) -> None:
+        """The kernel says that something is over."""
+        assert self._kernel is not None
+        try:
+            if not self._kernel.finished():
+                return
+        except StoreError as error:
+            self._over(error)
+            return
+        self._over(None)
+
+    def _over(self, error: BaseException | None) -> None:
+        batch, self._syncing = self._syncing, 0
+        if error is not None:
+            self._ended = True
+            self._rests.set()
+            self._failed(error)
+            return
+        seconds = time.perf_counter() - self._begun
+        if self._written > batch:
+            self._begin()
+        else:
+            self._rests.set()
+        self._done(batch, seconds)
 
     def _run(self) -> None:
-        written = self._written
-        stopping = False
-        while not stopping:
-            wanted = [written.get()]
-            while not written.empty():
-                wanted.append(written.get())
-            stopping = STOP in wanted
-            newest = max(wanted)
-            if newest == STOP:
-                return
-            begun = time.perf_counter()
+        while self._work.get() == SYNC:
+            problem: BaseException | None = None
             try:
                 self._log.sync()
             except BaseException as error:
-                self._failed(error)
-                return
-            self._done(newest, time.perf_counter() - begun)
+                problem = error
+            self._loop.call_soon_threadsafe(self._over, problem)

@@ -243,11 +243,16 @@ class Node:
         host = self.host
         return host.works or bool(host.removed or self._unwritten) or self.reconciler.busy or self.snapshots.busy
 
-    def turn(self, send: Callable[[Sequence[tuple[int, bytes]]], None] | None = None) -> Turn:
+    def turn(
+        self,
+        send: Callable[[Sequence[tuple[int, bytes]]], None] | None = None,
+        sync: Callable[[int], None] | None = None,
+    ) -> Turn:
         """Poll Host, write its batch, apply its slices. Raises what stops the node: store errors, broken invariants.
 
         `send` is given the turn's frames before anything is written or applied, neither of which they wait for: what
-        must be durable first is held back by Host (S3).
+        must be durable first is held back by Host (S3). `sync` is given the newest batch that was written before
+        anything is applied, so that the disk works meanwhile.
         """
         # Entries made and seen in this turn are timed now, not by the last tick: after a sleep of the process, a lease
         # renewed by a clock from before it would be granted time that has passed already (S27).
@@ -262,6 +267,8 @@ class Node:
             self._unwritten.append(output.batch)
         if self._unwritten:
             self._write(turn)
+            if sync is not None and turn.written:
+                sync(turn.written)
         if self.reconciler.busy:
             self._start_new(turn)
             self.reconciler.moved()

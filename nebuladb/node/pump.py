@@ -89,7 +89,7 @@ class Pump:
         self._idle = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
         self._loop = asyncio.get_running_loop()
-        self._flusher = Flusher(node.log, self._synced, self._sync_failed)
+        self._flusher = Flusher(node.log, self._durable, self._break)
         self._fetcher = Fetcher(node.data)
         self._exporter = ThreadPoolExecutor(1, "exporter")
         self.looks = Looks(self._fetcher, self.store)
@@ -119,7 +119,7 @@ class Pump:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         if self._flush is not None:
             await asyncio.wait([self._flush])  # its thread is in the engine, which is closed next
-        await asyncio.to_thread(self._flusher.stop)
+        await self._flusher.stop()
         await asyncio.to_thread(self._fetcher.stop)
         self.node.snapshots.close()
         await asyncio.to_thread(self._exporter.shutdown)
@@ -257,10 +257,9 @@ class Pump:
 
     def _one_turn(self) -> bool:
         begun = time.perf_counter()
-        turn = self.node.turn(self._send)
+        turn = self.node.turn(self._send, self._flusher.sync)
         if turn.written:
             self._meter.log_batch(turn.written_bytes)
-            self._flusher.sync(turn.written)
         if turn.applied:
             self._meter.applied(turn.applied, time.perf_counter() - begun)
             if self.node.background_waits:
@@ -426,10 +425,6 @@ class Pump:
 
     # --- completions and endings -----------------------------------------------------------------------------------
 
-    def _synced(self, batch: int, seconds: float) -> None:
-        """In the flusher's thread, which wakes the loop and then only keeps the interpreter from it."""
-        self._loop.call_soon_threadsafe(self._durable, batch, seconds)
-
     def _durable(self, batch: int, seconds: float) -> None:
         self._meter.log_fsync(seconds)
         if self._broken is None:
@@ -440,9 +435,6 @@ class Pump:
                 return
             if self.node.works:
                 self.wake()
-
-    def _sync_failed(self, error: BaseException) -> None:
-        self._loop.call_soon_threadsafe(self._break, error)
 
     def _break(self, error: BaseException) -> None:
         """The node can't go on: whoever waits is told, and the daemon stops (S33, house rule 4)."""

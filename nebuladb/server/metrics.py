@@ -60,7 +60,7 @@ class Buckets:
 
 
 class Metrics:
-    """One node's numbers. `log_fsync` may be called in the log's writer thread, everything else in the event loop."""
+    """One node's numbers, told in the event loop."""
 
     def __init__(self) -> None:
         self.fsync_seconds = Buckets(SECONDS)

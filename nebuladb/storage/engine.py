@@ -94,8 +94,13 @@ class Engine(Reader, Protocol):
         ...
 
     def sync(self) -> None:
-        """Make durable every write that returned before this call began (the WAL). Blocking; for the writer thread.
+        """Make durable every write that returned before this call began (the WAL). Blocking; for a thread.
         Never retried after an error (S33). Raises `StoreError` on an engine without WAL."""
+        ...
+
+    def sync_file(self) -> int | None:
+        """A descriptor of which an `fdatasync`, begun now, is as good as `sync`, if there is such a one; it stays open
+        until the next `sync`. None: call `sync`."""
         ...
 
     def flush(self) -> None:

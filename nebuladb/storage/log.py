@@ -1,8 +1,8 @@
 """The Raft log, hard states and registry of all groups of a node, in one engine.
 
-The loop calls `write`, which costs microseconds and makes nothing durable; the writer thread calls `sync`. Every batch
-carries a stamp, (its id, the last id known to be flushed), in its first row: by that, ``wal`` can tell what a damaged
-WAL has lost from what nobody was ever told (S34).
+The loop calls `write`, which costs microseconds and makes nothing durable; that is done beside the loop
+(`nebuladb.node.flusher`). Every batch carries a stamp, (its id, the last id known to be flushed), in its first row: by
+that, ``wal`` can tell what a damaged WAL has lost from what nobody was ever told (S34).
 """
 
 from __future__ import annotations
@@ -86,8 +86,12 @@ class LogStore:
         self._accept(batch, shapes)
 
     def sync(self) -> None:
-        """Make every batch durable whose `write` returned before this call. Blocks; for the writer thread."""
+        """Make every batch durable whose `write` returned before this call. Blocks; for a thread."""
         self._engine.sync()
+
+    def sync_file(self) -> int | None:
+        """A file of which an `fdatasync`, begun now, is as good as `sync`; None: there is none now. See `Engine`."""
+        return self._engine.sync_file()
 
     def close(self) -> None:
         """Close the engine."""

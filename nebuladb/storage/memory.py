@@ -156,6 +156,9 @@ class MemoryEngine:
         self._state = "the machine crashed"
         return heir
 
+    def sync_file(self) -> int | None:
+        return None
+
     def fail(self, fault: Fault, times: int = 1) -> None:
         """Order `fault` for the next `times` operations that it can strike."""
         self._faults[fault] = times

@@ -1,13 +1,14 @@
 """RocksDB behind the `Engine` protocol. The one importer of rocksdict.
 
 Raw mode everywhere: keys and values are bytes, in bytes' order. Nothing here asks RocksDB for a synced write: it would
-hold the interpreter's lock through the fsync. A write reaches the WAL's file, and `sync`, in the writer thread, makes
-the WAL durable while the loop goes on.
+hold the interpreter's lock through the fsync. A write reaches the WAL's file, and is made durable while the loop goes
+on: by `sync` in a thread, or by the kernel, which is told the file (`storage.wal_file`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from hashlib import blake2b
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -37,6 +38,7 @@ from nebuladb.storage.files import sync_directory
 from nebuladb.storage.log_keys import STAMP_KEY, Stamp, decode_stamp
 from nebuladb.storage.preallocation import Preallocation
 from nebuladb.storage.wal import Found, cut, examine, wal_files
+from nebuladb.storage.wal_file import WalFile
 
 LOG_MEMTABLE_BYTES: Final = 64 << 20
 """With 1 MiB memtables 70 % of the writes of a full load were refused as stalls, with 64 MiB ones none."""
@@ -165,6 +167,7 @@ class RocksEngine:
         self.wal = wal
         self.identity = identity
         self._ahead = Preallocation(Path(db.path())) if wal else None
+        self._file = WalFile(Path(db.path()), self._version) if wal else None
         self._db = db
         self._options = WriteOptions()
         self._options.no_slowdown = True  # S32: a stall comes back as an error instead of stopping the interpreter
@@ -297,12 +300,18 @@ class RocksEngine:
             raise self._damaged(error) from error
 
     def sync(self) -> None:
-        if not self.wal:
+        if self._file is None:
             raise StoreError("an engine without WAL has nothing to sync; flush it")
         try:
-            self._db.flush_wal(sync=True)
+            self._file.sync(partial(self._db.flush_wal, sync=True))
         except Exception as error:
             raise self._error(error) from error
+
+    def sync_file(self) -> int | None:
+        return self._file.descriptor() if self._file is not None else None
+
+    def _version(self) -> int | None:
+        return self._db.property_int_value("rocksdb.current-super-version-number")
 
     def flush(self) -> None:
         try:
@@ -329,6 +338,8 @@ class RocksEngine:
             cursor.steps = None
         for snapshot in list(self._snapshots):
             snapshot.close()
+        if self._file is not None:
+            self._file.close()
         db = self._db
         del self._db  # even if close() raises, which it does after a failed append, the last reference is gone
         try:

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from nebuladb.raft.entry import encode_entry
+from nebuladb.storage.kernel_sync import KernelSync
 from nebuladb.storage.log import LogStore
 from nebuladb.storage.rocks import RocksEngine
 from tests.integration import powerfail
@@ -242,6 +243,7 @@ sync(data); die()
 
 STORE = """
 from nebuladb.raft.entry import encode_entry
+from nebuladb.storage.kernel_sync import KernelSync
 from nebuladb.raft.ready import HardState
 from nebuladb.storage.log import LogStore
 from nebuladb.storage.log_batch import GroupWrite, LogBatch
@@ -394,3 +396,77 @@ die()
     run(program, data, powerfail.environ(library, records, data))
     powerfail.cut(data, records)
     assert opened(data) == 502
+
+
+KERNEL = (
+    STORE
+    + """
+import select, time
+from nebuladb.errors import StoreError
+from nebuladb.storage.kernel_sync import KernelSync
+from tests.integration import powerfail
+here = pathlib.Path(os.environ["SYNCSPY_DIR"])
+kernel = KernelSync.open()
+def begin():
+    write(1, False)
+    file = store.sync_file()
+    assert file is not None and kernel.begin(file)
+def over(seconds):
+    ready, _, _ = select.select([kernel.fileno], [], [], seconds)
+    return bool(ready) and kernel.finished()
+write(5)
+"""
+)
+"""The log, synced by the kernel."""
+
+needs_aio = pytest.mark.skipif(KernelSync.open() is None, reason="this kernel has no AIO, or a sandbox forbids it")
+
+
+@needs_aio
+@pytest.mark.parametrize("dropped", [False, True])
+def test_syncs_by_the_kernel_are_seen(library: Path, data: Path, records: Path, *, dropped: bool) -> None:
+    """What it made durable stays, what was written later goes; of dropped ones nothing stays."""
+    program = KERNEL + f"powerfail.control(here, drop={int(dropped)}, match='.log')\nfor _ in range(50):\n    begin()\n"
+    program += "    assert over(60)\nwrite(3, False)\ndie()\n"
+    run(program, data, powerfail.environ(library, records, data))
+    powerfail.cut(data, records)
+    assert opened(data) == (5 if dropped else 55)
+
+
+@needs_aio
+def test_the_loop_goes_on_while_the_kernel_hangs(library: Path, data: Path, records: Path) -> None:
+    program = (
+        KERNEL
+        + """
+powerfail.control(here, hang=1, match=".log")
+begin()
+write(500, False)
+assert store.reader(1).last() == (506, 1) and not over(0.2)
+powerfail.control(here)
+assert over(60)
+die()
+"""
+    )
+    run(program, data, powerfail.environ(library, records, data))
+    powerfail.cut(data, records)
+    assert 6 <= opened(data) <= 506  # those behind the first may have been there when it began at last
+
+
+@needs_aio
+@pytest.mark.parametrize(("number", "kind"), [(errno.EIO, "StoreError"), (errno.ENOSPC, "DiskFull")])
+def test_a_failing_sync_by_the_kernel(number: int, kind: str, library: Path, data: Path, records: Path) -> None:
+    program = (
+        KERNEL
+        + f"""
+powerfail.control(here, error={number}, match=".log")
+begin()
+try:
+    print(over(60))
+except StoreError as error:
+    print(type(error).__name__, flush=True)
+die()
+"""
+    )
+    assert run(program, data, powerfail.environ(library, records, data)).stdout.split() == [kind]
+    powerfail.cut(data, records)
+    assert opened(data) == 5

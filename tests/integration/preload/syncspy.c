@@ -17,6 +17,9 @@
  * Only write and pwrite are watched for overwriting: nobody here does it by writev or through a mapping.
  * sync_file_range, msync, sync and syncfs are not counted: nobody here relies on them, and the first two promise little.
  *
+ * Of io_submit(2), by `syscall`, only syncs are taken. A thread here does them instead of the kernel, as it does others,
+ * and its event is there for io_getevents(2) once the record is.
+ *
  * Faults, from the environment or, at any time, from lines KEY=VALUE in SYNCSPY_DIR/control (which then rules alone):
  *   SYNCSPY_DROP=1       syncs do nothing, and say that they succeeded
  *   SYNCSPY_DELAY_MS=n   syncs take n milliseconds longer
@@ -32,11 +35,14 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
+#include <linux/aio_abi.h>
+#include <pthread.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -230,6 +236,78 @@ ssize_t pread64(int fd, void *to, size_t count, off64_t at) { return slow_read(f
 
 int fsync(int fd) { return sync_with(REAL(fsync), fd); }
 int fdatasync(int fd) { return sync_with(REAL(fdatasync), fd); }
+
+/* Syncs that were submitted and whose events nobody has taken. */
+struct submitted {
+    struct submitted *next;
+    aio_context_t context;
+    struct iocb *iocb;
+    struct io_event event;
+    int fd, over;
+};
+static struct submitted *submitted;
+static pthread_mutex_t submitting = PTHREAD_MUTEX_INITIALIZER;
+
+static void *sync_submitted(void *of) {
+    struct submitted *one = of;
+    int data_only = one->iocb->aio_lio_opcode == IOCB_CMD_FDSYNC;
+    int failed = (data_only ? fdatasync : fsync)(one->fd);
+    unsigned long long count = 1;
+    int teller = (int)one->iocb->aio_resfd;
+    one->event.res = failed ? -errno : 0;
+    close(one->fd);
+    pthread_mutex_lock(&submitting);
+    one->over = 1;
+    pthread_mutex_unlock(&submitting);
+    if (REAL(write)(teller, &count, sizeof count) != sizeof count) abort();
+    return NULL;
+}
+
+static long submit(aio_context_t context, long count, struct iocb **iocbs) {
+    for (long i = 0; i < count; i++) {
+        struct submitted *one = calloc(1, sizeof *one);
+        pthread_t thread;
+        int syncs = iocbs[i]->aio_lio_opcode == IOCB_CMD_FDSYNC || iocbs[i]->aio_lio_opcode == IOCB_CMD_FSYNC;
+        if (!one || !syncs || !(iocbs[i]->aio_flags & IOCB_FLAG_RESFD)) abort();
+        if ((one->fd = fcntl((int)iocbs[i]->aio_fildes, F_DUPFD_CLOEXEC, 0)) < 0) return free(one), i ? i : -1;
+        one->context = context, one->iocb = iocbs[i];
+        one->event.data = iocbs[i]->aio_data, one->event.obj = (unsigned long)iocbs[i];
+        pthread_mutex_lock(&submitting);
+        one->next = submitted, submitted = one;
+        pthread_mutex_unlock(&submitting);
+        if (pthread_create(&thread, NULL, sync_submitted, one) || pthread_detach(thread)) abort();
+    }
+    return count;
+}
+
+static long events_of(aio_context_t context, long most, struct io_event *events) {
+    long found = 0;
+    pthread_mutex_lock(&submitting);
+    for (struct submitted **at = &submitted; *at && found < most;) {
+        struct submitted *one = *at;
+        if (one->context != context || !one->over) {
+            at = &one->next;
+            continue;
+        }
+        events[found++] = one->event;
+        *at = one->next;
+        free(one);
+    }
+    pthread_mutex_unlock(&submitting);
+    return found;
+}
+
+long syscall(long number, ...) {
+    long a[6];
+    va_list more;
+    va_start(more, number);
+    for (int i = 0; i < 6; i++) a[i] = va_arg(more, long);
+    va_end(more);
+    if (records >= 0 && number == SYS_io_submit) return submit((aio_context_t)a[0], a[1], (struct iocb **)a[2]);
+    if (records >= 0 && number == SYS_io_getevents)
+        return events_of((aio_context_t)a[0], a[2], (struct io_event *)a[3]);
+    return REAL(syscall)(number, a[0], a[1], a[2], a[3], a[4], a[5]);
+}
 
 /* Whether `at`/`path` names something below the watched directory; `full` is its path. */
 static int watched(int at, const char *path, char *full) {
