@@ -29,6 +29,8 @@ FILES: Final = sorted(
     if not path.is_relative_to(GENERATED)
 )
 PROJECT: Final = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+OWNERS: Final = packages_distributions()
+"""Name of a package → distributions that have it."""
 
 MAX_FILE: Final = 500
 MAX_FUNCTION: Final = 70
@@ -106,13 +108,12 @@ def requirement(line: str) -> str:
 
 def third_party(path: Path) -> set[str]:
     """Distributions that a file of the package imports."""
-    owners = packages_distributions()
     found = set()
     for name in imports(path):
         top = name.partition(".")[0]
         if top not in sys.stdlib_module_names and top != "nebuladb":
             # Several distributions share the name google; ours is protobuf.
-            found.add("protobuf" if name.startswith("google.protobuf.") else normal(owners.get(top, [top])[0]))
+            found.add("protobuf" if name.startswith("google.protobuf.") else normal(OWNERS.get(top, [top])[0]))
     return found
 
 

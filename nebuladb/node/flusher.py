@@ -9,7 +9,6 @@ from collections.abc import Callable
 from queue import SimpleQueue
 from typing import Final
 
-from nebuladb.errors import StoreError
 from nebuladb.storage.kernel_sync import KernelSync
 from nebuladb.storage.log import LogStore
 
@@ -60,8 +59,15 @@ class Flusher:
             if not self._syncing:
                 self._begin()
 
+    @property
+    def by_kernel(self) -> bool:
+        """Whether the kernel syncs, as far as it can."""
+        return self._kernel is not None
+
     async def stop(self) -> None:
         """End when what is outstanding is synced. Idempotent."""
+        if self._thread.ident is None:
+            return  # it never began
         while not self._rests.is_set():
             await self._rests.wait()
         self._ended = True
@@ -77,9 +83,13 @@ class Flusher:
         self._begun = time.perf_counter()
         self._rests.clear()
         kernel = self._kernel
-        file = self._log.sync_file() if kernel is not None else None
-        if kernel is None or file is None or not kernel.begin(file):
-            self._work.put(SYNC)
+        try:
+            file = self._log.sync_file() if kernel is not None else None
+            if kernel is None or file is None or not kernel.begin(file):
+                self._work.put(SYNC)
+        except BaseException:
+            self._end()
+            raise
 
     def _look(self) -> None:
         """The kernel says that something is over."""
@@ -87,24 +97,35 @@ class Flusher:
         try:
             if not self._kernel.finished():
                 return
-        except StoreError as error:
-            self._over(error)
+        except BaseException as error:
+            self._fail(error)
             return
         self._over(None)
 
     def _over(self, error: BaseException | None) -> None:
-        batch, self._syncing = self._syncing, 0
+        """The sync is over. What it made durable stays so, whatever happens to the next one."""
         if error is not None:
-            self._ended = True
-            self._rests.set()
-            self._failed(error)
+            self._fail(error)
             return
-        seconds = time.perf_counter() - self._begun
-        if self._written > batch:
-            self._begin()
-        else:
+        batch, seconds = self._syncing, time.perf_counter() - self._begun
+        self._syncing = 0
+        if self._written == batch:
             self._rests.set()
+        else:
+            try:
+                self._begin()
+            except BaseException as problem:
+                self._failed(problem)
+                return
         self._done(batch, seconds)
+
+    def _fail(self, error: BaseException) -> None:
+        self._end()
+        self._failed(error)
+
+    def _end(self) -> None:
+        self._syncing, self._ended = 0, True
+        self._rests.set()
 
     def _run(self) -> None:
         while self._work.get() == SYNC:

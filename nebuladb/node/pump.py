@@ -454,6 +454,11 @@ class Pump:
         self._reads.clear()
 
     @property
+    def log_synced_by_kernel(self) -> bool:
+        """See `Flusher.by_kernel`."""
+        return self._flusher.by_kernel
+
+    @property
     def broken(self) -> BaseException | None:
         """Why the node can't go on, if it can't."""
         return self._broken

@@ -11,7 +11,14 @@ import nebuladb
 ROOT: Final = Path(nebuladb.__file__).parent
 SIMULATED: Final = ("raft", "storage", "kv", "shard", "node")
 """Packages whose code runs here; others' probes can't be reached."""
-UNREACHABLE: Final = ("node/pump.py", "node/flusher.py", "node/fetcher.py", "storage/rocks.py", "storage/wal.py")
+UNREACHABLE: Final = (
+    "node/pump.py",
+    "node/flusher.py",
+    "node/fetcher.py",
+    "storage/kernel_sync.py",
+    "storage/rocks.py",
+    "storage/wal.py",
+)
 """Files of theirs that only the daemon runs: threads, the event loop, real disks."""
 
 

@@ -9,23 +9,37 @@ from __future__ import annotations
 
 import errno
 import os
-from typing import TYPE_CHECKING, Final
+from functools import cache
+from importlib.machinery import PathFinder
+from importlib.util import find_spec, module_from_spec
+from typing import Any
 
 from nebuladb.env import probe
 from nebuladb.errors import DiskFull, StoreError
 
-if TYPE_CHECKING:
-    from caio.linux_aio import Context, Operation
 
-FULL: Final = frozenset((errno.ENOSPC, errno.EDQUOT))
+@cache
+def _module() -> Any:
+    """``caio.linux_aio``, by itself: the package also tries io_uring when it is imported, which some sandboxes punish
+    with the process's end. Raises `ImportError` where there is none, or where the kernel refuses its call."""
+    package = find_spec("caio")
+    spec = PathFinder.find_spec("linux_aio", package.submodule_search_locations) if package is not None else None
+    if spec is None or spec.loader is None:
+        raise ImportError("there is no caio.linux_aio on this system")
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 class KernelSync:
     """One sync at a time: `begin`, then `finished` whenever `fileno` can be read, until it returns True."""
 
-    def __init__(self, context: Context, operation: type[Operation]) -> None:
-        self._context = context
-        self._operation = operation
+    def __init__(self) -> None:
+        """Raises `ImportError` or `SystemError` where the kernel doesn't do it."""
+        self._operation = _module().Operation
+        self._context = _module().Context(max_requests=1)
+        self._context.process_events()  # a sandbox may forbid this call alone
+        os.set_inheritable(self._context.fileno, False)  # noqa: FBT003
         self._result: int | None = None
         """Of the sync that is over and that nobody was told of."""
 
@@ -33,16 +47,14 @@ class KernelSync:
     def open(cls) -> KernelSync | None:
         """None where the kernel doesn't do it: it isn't Linux 4.18 or later, or a sandbox forbids the calls."""
         try:
-            from caio.linux_aio import Context, Operation  # elsewhere there is no such module
-
-            return cls(Context(max_requests=1), Operation)
+            return cls()
         except (ImportError, SystemError):
             return None
 
     @property
     def fileno(self) -> int:
         """A descriptor that can be read when a sync is over."""
-        return self._context.fileno
+        return int(self._context.fileno)
 
     def begin(self, file: int) -> bool:
         """Begin to make durable what has been written to `file`. Returns at once; False: the kernel doesn't take it,
@@ -51,7 +63,7 @@ class KernelSync:
         operation.set_callback(self._completed)
         self._result = None
         try:
-            return self._context.submit(operation) == 1
+            return bool(self._context.submit(operation) == 1)
         except (OverflowError, ValueError, SystemError):
             probe("kernel took no sync")
             return False
@@ -69,7 +81,7 @@ class KernelSync:
             return result is not None
         error = (1 << 64) - result  # negative, as the kernel says it, in 64 bits
         text = f"IO error: While fdatasync of the log: {os.strerror(error)}"
-        raise DiskFull(text) if error in FULL else StoreError(text)
+        raise DiskFull(text) if error == errno.ENOSPC else StoreError(text)
 
     def _completed(self, result: int) -> None:
         self._result = result

@@ -5,12 +5,14 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from itertools import permutations
 from pathlib import Path
 
 import pytest
 
 from nebuladb.client import AsyncClient
+from nebuladb.server.dev import plan
 from tests.integration.cluster import Cluster
 
 
@@ -20,13 +22,25 @@ def start(cluster: Cluster, node: int, *flags: str) -> subprocess.CompletedProce
     return subprocess.run([*command, *flags], capture_output=True, text=True, timeout=60, check=False)
 
 
+@pytest.fixture(scope="module")
+def pattern(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """Three nodes that were founded and are stopped. It keeps their ports."""
+    with Cluster(tmp_path_factory.mktemp("pattern")) as cluster:
+        cluster.start()
+        cluster.wait_ready()
+        assert cluster.stop() == [0, 0, 0]
+        yield cluster
+
+
 @pytest.fixture
-def founded(tmp_path: Path) -> Cluster:
-    """Three nodes that were founded and are stopped."""
-    cluster = Cluster(tmp_path / "founded")
-    cluster.start()
-    cluster.wait_ready()
-    assert cluster.stop() == [0, 0, 0]
+def founded(pattern: Cluster, tmp_path: Path) -> Cluster:
+    """The same, of a test's own."""
+    directory = tmp_path / "founded"
+    port = pattern.endpoints[0].rpartition(":")[2]
+    cluster = Cluster(directory, members=plan(3, directory, int(port)))
+    for node in cluster.all:
+        without = shutil.ignore_patterns(cluster.members[node].file.name)
+        shutil.copytree(pattern.data_dir(node), cluster.data_dir(node), ignore=without, dirs_exist_ok=True)
     return cluster
 
 
@@ -92,6 +106,8 @@ def test_a_directory_in_use_is_refused(cluster: Cluster) -> None:
     refused = start(cluster, 0)
     assert refused.returncode == 1
     assert f"process {cluster.pid(0)}" in refused.stderr
+    assert str(cluster.data_dir(0)) in refused.stderr
+    assert "Traceback" not in refused.stderr
     assert cluster.ready(0)
     assert (cluster.data_dir(0) / "nebulad.pid").read_text() == f"{cluster.pid(0)}\n"
 

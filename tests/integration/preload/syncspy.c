@@ -5,8 +5,8 @@
  * that a SIGKILL leaves whole lines or one cut line, which the next line's leading newline ends:
  *
  *   W <dev> <ino> <offset> <hex>        about to be overwritten: what the file held there
- *   S <dev> <ino> 0 <token>             an fsync or fdatasync of the file begins
- *   F <dev> <ino> <length> <token>      it succeeded: the file's bytes up to there, as of the call's start
+ *   S <dev> <ino> 0 <token>             an fsync or fdatasync of the file is asked for
+ *   F <dev> <ino> <length> <token>      it succeeded: the file's bytes up to there, as of then
  *   D <dev> <ino> {<type><ino> <name>/} fsync of a directory: its names, as of the call's start; type d or f
  *   T <dev> <ino> <length>              the file was truncated to that
  *   X <errno> <path>                    a file that was about to lose its name could not be kept: the record is void
@@ -192,30 +192,41 @@ static void pause_ms(long ms) {
     while (nanosleep(&time, &time) && errno == EINTR) {}
 }
 
-static int sync_with(int (*sync)(int), int fd) {
+/* What a sync promises is what was there when it was asked for, however late it comes. */
+struct asked {
     struct stat file;
-    if (records < 0 || fstat(fd, &file)) return sync(fd);
+    char *names, token[64];
+    size_t length;
+    int watched;
+};
+
+static struct asked ask(int fd) {
+    static long count;
+    struct asked asked = {0};
+    if (records < 0 || fstat(fd, &asked.file)) return asked;
+    asked.watched = 1;
+    snprintf(asked.token, sizeof asked.token, " %d.%ld", (int)getpid(), __atomic_add_fetch(&count, 1, __ATOMIC_RELAXED));
+    if (S_ISDIR(asked.file.st_mode)) asked.names = list(fd, &asked.file, &asked.length);
+    if (S_ISREG(asked.file.st_mode)) record_number('S', &asked.file, 0, asked.token);
+    return asked;
+}
+
+static int answer(int (*sync)(int), int fd, struct asked asked) {
+    if (!asked.watched) return sync(fd);
     struct faults faults = faults_for(fd);
     while (faults.hang) pause_ms(1), faults = faults_for(fd);
     if (faults.delay_ms) pause_ms(faults.delay_ms);
-    if (faults.error) return errno = faults.error, -1;
-    if (faults.drop) return 0;
-    size_t length = 0;
-    char *names = S_ISDIR(file.st_mode) ? list(fd, &file, &length) : NULL;
-    if (fstat(fd, &file)) return -1; /* after a delay: what counts is what this sync can see */
-    static long count;
-    long number = __atomic_add_fetch(&count, 1, __ATOMIC_RELAXED);
-    char token[64];
-    snprintf(token, sizeof token, " %d.%ld", (int)getpid(), number);
-    if (S_ISREG(file.st_mode)) record_number('S', &file, 0, token);
-    int result = sync(fd);
-    if (!result && names) record(names, length);
-    if (!result && S_ISREG(file.st_mode)) record_number('F', &file, file.st_size, token);
-    int saved = errno;
-    free(names);
+    int result = faults.error ? -1 : faults.drop ? 0 : sync(fd);
+    int saved = faults.error ? faults.error : errno;
+    if (!result && !faults.drop && asked.names) record(asked.names, asked.length);
+    if (!result && !faults.drop && S_ISREG(asked.file.st_mode))
+        record_number('F', &asked.file, asked.file.st_size, asked.token);
+    free(asked.names);
     errno = saved;
     return result;
 }
+
+static int sync_with(int (*sync)(int), int fd) { return answer(sync, fd, ask(fd)); }
 
 static void slow_read(int fd) {
     if (!reads_watched || records < 0) return;
@@ -243,6 +254,7 @@ struct submitted {
     aio_context_t context;
     struct iocb *iocb;
     struct io_event event;
+    struct asked asked;
     int fd, over;
 };
 static struct submitted *submitted;
@@ -251,7 +263,7 @@ static pthread_mutex_t submitting = PTHREAD_MUTEX_INITIALIZER;
 static void *sync_submitted(void *of) {
     struct submitted *one = of;
     int data_only = one->iocb->aio_lio_opcode == IOCB_CMD_FDSYNC;
-    int failed = (data_only ? fdatasync : fsync)(one->fd);
+    int failed = answer(data_only ? REAL(fdatasync) : REAL(fsync), one->fd, one->asked);
     unsigned long long count = 1;
     int teller = (int)one->iocb->aio_resfd;
     one->event.res = failed ? -errno : 0;
@@ -270,7 +282,7 @@ static long submit(aio_context_t context, long count, struct iocb **iocbs) {
         int syncs = iocbs[i]->aio_lio_opcode == IOCB_CMD_FDSYNC || iocbs[i]->aio_lio_opcode == IOCB_CMD_FSYNC;
         if (!one || !syncs || !(iocbs[i]->aio_flags & IOCB_FLAG_RESFD)) abort();
         if ((one->fd = fcntl((int)iocbs[i]->aio_fildes, F_DUPFD_CLOEXEC, 0)) < 0) return free(one), i ? i : -1;
-        one->context = context, one->iocb = iocbs[i];
+        one->context = context, one->iocb = iocbs[i], one->asked = ask(one->fd);
         one->event.data = iocbs[i]->aio_data, one->event.obj = (unsigned long)iocbs[i];
         pthread_mutex_lock(&submitting);
         one->next = submitted, submitted = one;

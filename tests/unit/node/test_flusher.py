@@ -217,6 +217,41 @@ async def test_after_a_failure_nothing_is_synced_again(monkeypatch: pytest.Monke
     assert log.syncs + len(kernel.begun) == 1
 
 
+async def test_whatever_goes_wrong_is_told_and_ends_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    log, told, kernel = Log(file=7), Told(), Kernel()
+    work = flusher(log, told, kernel, monkeypatch)
+
+    def breaks() -> int | None:
+        raise OSError("what nobody thought of")
+
+    work.sync(1)
+    work.sync(2)
+    monkeypatch.setattr(log, "sync_file", breaks)
+    kernel.end()
+    await told.until(lambda: bool(told.failed))
+    await work.stop()
+
+    again = flusher(log, told, kernel, monkeypatch)
+    with pytest.raises(OSError, match="nobody thought of"):
+        again.sync(1)
+    await again.stop()
+
+    monkeypatch.undo()
+    third = flusher(log, told, kernel, monkeypatch)
+    monkeypatch.setattr(kernel, "finished", breaks)
+    third.sync(1)
+    kernel.end()
+    await told.until(lambda: len(told.failed) == 2)
+    await third.stop()
+
+
+async def test_one_that_never_began_can_be_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(KernelSync, "open", Kernel)
+    work = Flusher(cast(LogStore, Log(file=7)), Told().done, Told().fails)
+    work.sync(1)
+    await work.stop()
+
+
 async def test_stop_waits_for_what_is_outstanding(monkeypatch: pytest.MonkeyPatch) -> None:
     log, told, kernel = Log(file=7), Told(), Kernel()
     work = flusher(log, told, kernel, monkeypatch)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import select
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -17,7 +16,8 @@ import pytest
 
 from nebuladb.errors import ConfigurationError
 from nebuladb.server.config import load
-from nebuladb.server.dev import MAX_NODES, PORTS_PER_NODE, plan, prepare
+from nebuladb.server.dev import MAX_NODES, plan, prepare
+from tests.integration.cluster import Ports
 
 FAKE = Path(__file__).with_name("fake_node.py")
 SECONDS = 20
@@ -29,17 +29,12 @@ sys.exit(dev.run(int(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]), (sys.exe
 """
 
 
-def free_base(nodes: int) -> int:
-    """A base port whose nodes' admin ports are free now."""
-    for base in range(20000 + os.getpid() % 9000, 60000, 7):
-        try:
-            for node in range(nodes):
-                with socket.socket() as probe:
-                    probe.bind(("127.0.0.1", base + PORTS_PER_NODE * node + 2))
-        except OSError:
-            continue
-        return base
-    raise AssertionError("no free ports")
+@pytest.fixture
+def base() -> Iterator[int]:
+    """A base port whose nodes' ports are free, kept from the clusters of other runs."""
+    ports = Ports(3)
+    yield ports.base
+    ports.close()
 
 
 @contextmanager
@@ -119,8 +114,7 @@ def test_another_shape_on_the_same_directory_is_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "n4").exists()
 
 
-def test_it_says_ready_once_and_stops_all(tmp_path: Path) -> None:
-    base = free_base(3)
+def test_it_says_ready_once_and_stops_all(tmp_path: Path, base: int) -> None:
     with supervisor(tmp_path, base, NEBULA_NAME="not-for-children") as process:
         assert line_of(process) == (
             f"cluster ready endpoints=127.0.0.1:{base},127.0.0.1:{base + 100},127.0.0.1:{base + 200}\n"
@@ -134,8 +128,8 @@ def test_it_says_ready_once_and_stops_all(tmp_path: Path) -> None:
         assert all(gone(pid) for pid in nodes)
 
 
-def test_a_dead_child_stays_dead_and_the_rest_run_on(tmp_path: Path) -> None:
-    with supervisor(tmp_path, free_base(3)) as process:
+def test_a_dead_child_stays_dead_and_the_rest_run_on(tmp_path: Path, base: int) -> None:
+    with supervisor(tmp_path, base) as process:
         line_of(process)
         nodes = children(process)
         os.kill(nodes[1], signal.SIGKILL)
@@ -149,16 +143,15 @@ def test_a_dead_child_stays_dead_and_the_rest_run_on(tmp_path: Path) -> None:
         assert process.returncode == 0
 
 
-def test_a_node_that_dies_before_ready_ends_it_with_1(tmp_path: Path) -> None:
-    with supervisor(tmp_path, free_base(3), FAKE_DIES="n3") as process:
+def test_a_node_that_dies_before_ready_ends_it_with_1(tmp_path: Path, base: int) -> None:
+    with supervisor(tmp_path, base, FAKE_DIES="n3") as process:
         out, errors = process.communicate(timeout=SECONDS)
         assert (process.returncode, out) == (1, "")
         assert "n3" in errors
         assert "exited with 1" in errors
 
 
-def test_a_node_that_was_removed_is_left_out(tmp_path: Path) -> None:
-    base = free_base(3)
+def test_a_node_that_was_removed_is_left_out(tmp_path: Path, base: int) -> None:
     with supervisor(tmp_path, base, FAKE_REMOVED="n1") as process:
         assert line_of(process) == f"cluster ready endpoints=127.0.0.1:{base + 100},127.0.0.1:{base + 200}\n"
         process.terminate()
@@ -167,8 +160,8 @@ def test_a_node_that_was_removed_is_left_out(tmp_path: Path) -> None:
         assert "exited with 3: it was removed from the cluster; going on without it" in errors
 
 
-def test_somebody_else_s_answer_is_not_readiness(tmp_path: Path) -> None:
-    with supervisor(tmp_path, free_base(3), FAKE_PID="1") as process:
+def test_somebody_else_s_answer_is_not_readiness(tmp_path: Path, base: int) -> None:
+    with supervisor(tmp_path, base, FAKE_PID="1") as process:
         assert process.stdout is not None
         assert process.stderr is not None
         for _ in range(3):
@@ -177,8 +170,8 @@ def test_somebody_else_s_answer_is_not_readiness(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs PR_SET_PDEATHSIG")
-def test_nodes_go_when_the_supervisor_is_killed(tmp_path: Path) -> None:
-    with supervisor(tmp_path, free_base(3)) as process:
+def test_nodes_go_when_the_supervisor_is_killed(tmp_path: Path, base: int) -> None:
+    with supervisor(tmp_path, base) as process:
         line_of(process)
         nodes = children(process)
         process.kill()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import os
 import random
-import shutil
 from pathlib import Path
 
 import pytest
@@ -17,6 +16,7 @@ from nebuladb.storage.log_keys import STAMP_KEY, Stamp
 from nebuladb.storage.preallocation import LOW, ZEROS, Preallocation
 from nebuladb.storage.rocks import RocksEngine
 from nebuladb.storage.wal import examine, wal_files
+from tests.unit.storage.test_wal import as_killed
 
 
 def batch(engine: RocksEngine, number: int, size: int) -> Batch:
@@ -44,7 +44,7 @@ def test_zeros_lie_ahead_of_rocksdbs_records_and_are_used(tmp_path: Path) -> Non
     engine.sync()
     assert len(sizes) <= 1000 * 1100 // len(ZEROS) + 1  # of 1,000 syncs, so many would have had a new size
     assert file.read_bytes()[written(engine, path) :].count(0) == file.stat().st_size - written(engine, path)
-    killed = shutil.copytree(path, tmp_path / "killed")
+    killed = as_killed(path)
     engine.close()
     for found in (killed, path):
         again = RocksEngine.open_log(found)

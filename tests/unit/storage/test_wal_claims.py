@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import shutil
 import struct
 from pathlib import Path
 
@@ -18,7 +17,7 @@ from nebuladb.storage.log_batch import GroupWrite, LogBatch
 from nebuladb.storage.log_keys import STAMP_KEY, Stamp, encode_pair
 from nebuladb.storage.rocks import RocksEngine
 from nebuladb.storage.wal import crc32c, examine, masked, wal_files
-from tests.unit.storage.test_wal import BATCHES, flip, live, opened, write
+from tests.unit.storage.test_wal import BATCHES, as_killed, flip, live, opened, write
 
 IDENTITY = b"identity"
 
@@ -112,7 +111,7 @@ def test_a_value_that_is_a_log_stops_nobody(seed: int, tmp_path: Path) -> None:
     batch = LogBatch(BatchId(2))
     batch.write(GroupWrite(GroupId(1), HardState(1, 0, 0), [encode_entry(2, 1, NORMAL, other.read_bytes())]))
     store.write(batch, BatchId(1))
-    killed = shutil.copytree(path, tmp_path / "killed")
+    killed = as_killed(path)
     store.close()
     data = bytearray((killed / file.name).read_bytes().rstrip(b"\0"))
     for _ in range(rng.randrange(1, 5)):
