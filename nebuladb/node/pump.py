@@ -454,9 +454,9 @@ class Pump:
         self._reads.clear()
 
     @property
-    def log_synced_by_kernel(self) -> bool:
-        """See `Flusher.by_kernel`."""
-        return self._flusher.by_kernel
+    def syncs(self) -> str:
+        """Who makes the log durable, for people."""
+        return "kernel" if self._flusher.by_kernel else "thread"
 
     @property
     def broken(self) -> BaseException | None:

@@ -178,9 +178,6 @@ async def _assemble(config: Config, shutdown: Shutdown, stack: AsyncExitStack) -
     tune()
     watchdog.start()
     stack.callback(watchdog.stop)
-    log.info(
-        "serving", client=config.client_addr, peer=config.peer_addr, admin=config.admin_addr,
-        log_synced_by="kernel" if pump.log_synced_by_kernel else "thread",
-    )  # fmt: skip
+    log.info("serving", client=config.client_addr, peer=config.peer_addr, admin=config.admin_addr, syncs=pump.syncs)
     view.serving = True
     return _Drain(view, api, pump)

@@ -12,10 +12,13 @@ import os
 from functools import cache
 from importlib.machinery import PathFinder
 from importlib.util import find_spec, module_from_spec
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from nebuladb.env import probe
 from nebuladb.errors import DiskFull, StoreError
+
+if TYPE_CHECKING:
+    from caio.linux_aio import Context, Operation
 
 
 @cache
@@ -36,8 +39,8 @@ class KernelSync:
 
     def __init__(self) -> None:
         """Raises `ImportError` or `SystemError` where the kernel doesn't do it."""
-        self._operation = _module().Operation
-        self._context = _module().Context(max_requests=1)
+        self._operation: type[Operation] = _module().Operation
+        self._context: Context = _module().Context(max_requests=1)
         self._context.process_events()  # a sandbox may forbid this call alone
         os.set_inheritable(self._context.fileno, False)  # noqa: FBT003
         self._result: int | None = None
@@ -54,7 +57,7 @@ class KernelSync:
     @property
     def fileno(self) -> int:
         """A descriptor that can be read when a sync is over."""
-        return int(self._context.fileno)
+        return self._context.fileno
 
     def begin(self, file: int) -> bool:
         """Begin to make durable what has been written to `file`. Returns at once; False: the kernel doesn't take it,
@@ -63,7 +66,7 @@ class KernelSync:
         operation.set_callback(self._completed)
         self._result = None
         try:
-            return bool(self._context.submit(operation) == 1)
+            return self._context.submit(operation) == 1
         except (OverflowError, ValueError, SystemError):
             probe("kernel took no sync")
             return False
