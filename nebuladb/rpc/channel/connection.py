@@ -229,6 +229,9 @@ class Connection(asyncio.Protocol):
             if code is not None and not self.closed:
                 self._h2.reset(stream, code)
                 self._schedule()
+            if stream.unread:
+                # The application hasn't read that yet, and then says nothing of it: the call has no stream any more.
+                self.consumed(stream, stream.unread)
         if not self.calls and not self.usable and self._ready:
             self._loop.call_soon(self._drained)
 
@@ -358,7 +361,7 @@ class Connection(asyncio.Protocol):
         rpc = event.stream.owner
         if rpc is None:
             # A call that ended here; what the server sent before it knew still counts for the connection's window.
-            self._h2.consumed(event.stream, len(event.data))
+            self._h2.consumed(event.stream, min(len(event.data), event.stream.unread))
         else:
             rpc.data(event.data, event.ended)
 
@@ -465,7 +468,8 @@ class Connection(asyncio.Protocol):
             probe("rpc: a call that never left is begun again")
             del self.calls[rpc]
         if self._transport is not None:
-            self.flush()
+            if not fresh:  # whose bytes, on their way to the next connection, would leave by this one as well
+                self.flush()
             # A peer that reads nothing would keep a transport that still has something to say open for ever.
             if abort or self._transport.get_write_buffer_size():
                 self._transport.abort()

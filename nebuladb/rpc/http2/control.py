@@ -10,7 +10,7 @@ from nebuladb.rpc.http2.floods import Bucket
 from nebuladb.rpc.http2.frames import ACK, MAX_STREAM_ID, MAX_WINDOW, WORD
 from nebuladb.rpc.http2.limits import Limits
 from nebuladb.rpc.http2.sending import Sending
-from nebuladb.rpc.http2.stream import HALF_CLOSED_LOCAL
+from nebuladb.rpc.http2.stream import HALF_CLOSED_LOCAL, HALF_CLOSED_REMOTE
 
 
 class Control(Sending):
@@ -72,14 +72,14 @@ class Control(Sending):
             raise RemoteProtocolError("RST_STREAM of a wrong length", ErrorCode.FRAME_SIZE_ERROR)
         if self._is_idle(stream_id):
             raise RemoteProtocolError(f"RST_STREAM on idle stream {stream_id}")
-        stream = self.streams.get(stream_id)
+        stream, code = self.streams.get(stream_id), _error_code(WORD.unpack(payload)[0])
         if stream is None or stream.state is HALF_CLOSED_LOCAL:
             # We have said all that we had to say: this ends nothing that works.
             self._flood_unless_sent("ignored")
-        else:
+        elif not (self.client and stream.state is HALF_CLOSED_REMOTE and code is ErrorCode.NO_ERROR):
+            # Else the answer is whole, and the server wants no more of the request (section 8.1 of RFC 9113).
             self._flood("resets")
         if stream is not None:
-            code = _error_code(WORD.unpack(payload)[0])
             self._abandon(stream)
             self._lose(stream, code, unprocessed=code is ErrorCode.REFUSED_STREAM)
 

@@ -26,6 +26,9 @@ LARGEST_FRAME: Final = 1 << 16
 """Octets of the largest DATA that we send, whatever the peer takes: streams that wait for one window share it by
 frames."""
 
+MAX_REMEMBERED: Final = 1 << 15
+"""Streams that a client remembers to have reset, if its server allows so many at once: it may cancel all of them."""
+
 
 class Core:
     """State of a connection, and what ends its parts.
@@ -56,7 +59,6 @@ class Core:
         "_stream_window",
         "_stream_window_low",
         "_taken",
-        "_taken_enough",
         "_unread",
         "_updates_earned",
         "_window",
@@ -108,7 +110,6 @@ class Core:
         self._stream_window = max(limits.stream_window, DEFAULT_WINDOW)
         self._stream_window_low = max(1, limits.stream_window // 2)
         self._connection_window = max(limits.connection_window, DEFAULT_WINDOW)
-        self._taken_enough = self._connection_window // 2
         self._unread = 0
         self._taken = 0
         self._updates_earned = 0
@@ -153,11 +154,13 @@ class Core:
             if stream.taken >= self._stream_window_low:
                 self._out.append(window_update_frame(stream.id, stream.taken))
                 stream.taken = 0
-        if self._taken >= self._taken_enough:
-            self._announce()
+        self._announce()
 
     def _announce(self) -> None:
-        """Give the connection's window back."""
+        """Give the connection's window back, when half of it has come together that isn't held by those who read
+        nothing."""
+        if self._taken < max(1, (self._connection_window - self._unread) // 2):
+            return
         self._out.append(window_update_frame(0, self._taken))
         self._taken = 0
 
@@ -171,7 +174,10 @@ class Core:
 
     def _remember_reset(self, stream_id: int) -> None:
         resets = self._resets
-        if len(resets) >= self.limits.remembered_resets:
+        most = self.limits.remembered_resets
+        if self.client:
+            most = max(most, min(self.peer.concurrent_streams, MAX_REMEMBERED))
+        if len(resets) >= most:
             del resets[next(iter(resets))]
         resets[stream_id] = None
 
@@ -182,8 +188,7 @@ class Core:
         self._unread -= stream.unread
         self._taken += stream.unread
         stream.unread = 0
-        if self._taken >= self._taken_enough:
-            self._announce()
+        self._announce()
         self._finish(stream)
 
     def check(self) -> None:

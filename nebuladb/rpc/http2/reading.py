@@ -51,8 +51,7 @@ class Reading(Receiving):
                 data = self._rest + data
             at = self._responses(data) if self.client else self._requests(data)
             self._rest = data[at:]
-            if self._taken >= self._taken_enough:
-                self._announce()
+            self._announce()
         except RemoteProtocolError as error:
             self._rest = b""
             self._fragment = None

@@ -107,6 +107,10 @@ class ServerConnection(Outgoing):
         return None
 
     def connection_lost(self, error: Exception | None) -> None:
+        backlog, self._backlog = self._backlog, None
+        for event in backlog or ():
+            if isinstance(event, StreamReset):
+                self._rare(event)  # its stream is none of `http2.streams` any more
         for stream in list(self.http2.streams.values()):
             if stream.owner is not None:
                 stream.owner.lost()
@@ -122,6 +126,7 @@ class ServerConnection(Outgoing):
 
     def resume_writing(self) -> None:
         self.paused = False
+        self._active, self._pinged = time.monotonic(), 0.0  # it reads: it lives
         if not self._transport.is_closing():
             self._transport.resume_reading()
             if self._backlog is not None:
@@ -259,7 +264,7 @@ class ServerConnection(Outgoing):
         stream, data = event.stream, event.data
         call: Call | None = stream.owner
         if call is None or call.over:
-            self.http2.consumed(stream, len(data))
+            self.http2.consumed(stream, min(len(data), stream.unread))
         elif call.counted:
             call.feed(data, ended=event.ended)
         elif event.ended and not call.listening and call.route is not None:

@@ -292,7 +292,7 @@ class Exchange:
         if inbox and isinstance(inbox[0], int):
             size = inbox.popleft()
             assert isinstance(size, int)
-            self.connection.http2.consumed(self.stream, size)
+            self.connection.http2.consumed(self.stream, min(size, self.stream.unread))
             self.connection.touched()
         if isinstance(message, Packed) and self._reader is not None:
             return self._reader.unpack(message)

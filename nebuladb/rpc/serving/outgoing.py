@@ -93,6 +93,8 @@ class Outgoing(asyncio.Protocol):
 
     def sent(self, call: Exchange, stream: Stream) -> None:
         """A call's status is out, or waits behind its data."""
+        if stream.unread:
+            self.http2.consumed(stream, stream.unread)  # the handler has not read it, and won't
         if stream.waiting:
             self.hold(stream)
             # What waits are bytes: the call, and its request's headers, need not.
@@ -229,6 +231,8 @@ class Outgoing(asyncio.Protocol):
         elif not http2.ready and now - self.opened > limits.http2.preface_seconds:
             http2.close(ErrorCode.SETTINGS_TIMEOUT, "no SETTINGS came")
             self._write_rest()
+        elif self.paused:
+            pass  # nothing is read from it, hence no pong either: `held_seconds` is its bound
         elif self._pinged:
             if now - self._pinged > limits.keepalive_timeout:
                 self._transport.abort()
