@@ -20,6 +20,7 @@ from nebuladb.rpc.http2 import (
     Limits,
     Rate,
     StreamReset,
+    core,
 )
 from nebuladb.rpc.http2 import frames as wire
 from nebuladb.rpc.http2.frames import frame
@@ -34,6 +35,7 @@ from tests.unit.rpc.http2.ends import (
     greeted,
     headers_frame,
     only,
+    settled,
 )
 
 CALM: Final = ErrorCode.ENHANCE_YOUR_CALM
@@ -291,6 +293,52 @@ def test_remembered_resets_are_bounded() -> None:
     newest = 4 * LIMITS.remembered_resets - 1
     assert server.receive(data_frame(newest, b"x"), 0.0) == []
     assert ended_with(server.receive(data_frame(1, b"x"), 0.0), ErrorCode.STREAM_CLOSED)
+
+
+def test_a_client_may_cancel_all_its_calls_while_their_answers_are_on_the_way() -> None:
+    many = 3 * LIMITS.remembered_resets
+    ends = settled(server=LIMITS.with_streams(many))
+    calls = [ends.client.call(REQUEST, b"x") for _ in range(many)]
+    ends.settle()
+    for event in only(ends.told()[1], HeadersReceived):
+        ends.server.respond(event.stream, RESPONSE, b"y", TRAILERS)
+    for call in calls:
+        ends.client.reset(call, ErrorCode.CANCEL)
+    ends.settle()
+    assert not ends.client.closed
+    assert not ends.server.closed
+
+
+def test_what_a_client_remembers_is_bounded_whatever_its_server_allows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(core, "MAX_REMEMBERED", 2_000)
+    client, _ = called()
+    assert client.peer.concurrent_streams > 1 << 30, "it said nothing of it"
+    for _ in range(3_000):
+        client.reset(client.call(REQUEST, b"x"), ErrorCode.CANCEL)
+    assert len(client._resets) == 2_000
+
+
+@pytest.mark.parametrize(
+    ("end", "code", "free"),
+    [(True, ErrorCode.NO_ERROR, True), (True, ErrorCode.CANCEL, False), (False, ErrorCode.NO_ERROR, False)],
+)
+def test_a_server_that_wants_no_more_of_what_it_answered_is_no_flood(end: bool, code: ErrorCode, free: bool) -> None:
+    """RFC 9113, 8.1: a whole answer, and then RST_STREAM (NO_ERROR) for the rest of the request."""
+    client, _ = called()
+    refusal = headers_frame(0, RESPONSE + TRAILERS, end=end)[9:]
+    flags = wire.END_HEADERS | (wire.END_STREAM if end else 0)
+    ended: list[Event] = []
+    number = 0
+    while not client.closed and number < 2 * LIMITS.resets.burst:
+        stream = client.open(REQUEST)
+        answer = frame(wire.HEADERS, flags, stream.id, refusal)
+        ended = client.receive(answer + wire.reset_frame(stream.id, code), 0.0)
+        client.take()
+        number += 1
+    assert client.closed is not free
+    if not free:
+        assert number == LIMITS.resets.burst + 1
+        assert ended_with(ended, CALM)
 
 
 def test_debug_data_is_bounded_both_ways() -> None:

@@ -303,3 +303,30 @@ def test_padding_is_given_back_to_the_stream_too() -> None:
         server.receive(wire.frame(wire.DATA, wire.PADDED, 1, b"\xf9" + b"x" + bytes(249)), 0.0)
         server.consumed(stream, 1)
     assert server.take() == wire.window_update_frame(1, 502)
+
+
+def test_streams_that_nobody_reads_leave_what_they_do_not_hold_to_the_others() -> None:
+    ends = settled(server=Limits(stream_window=15_000, connection_window=100_000))
+    for _ in range(5):
+        ends.client.send_data(ends.client.open(REQUEST), b"h" * 15_000)
+    ends.settle()
+    held = ends.server._unread
+    assert held == 75_000, "three quarters of the window"
+    for _ in range(20):
+        call = ends.client.call(REQUEST, b"x" * 10_000)
+        ends.settle()
+        assert call.waiting == 0, "all of it came"
+    assert ends.server._unread == held
+
+
+def test_who_reads_again_gives_all_back_to_whoever_waited() -> None:
+    """A connection's window that is held to its last octet opens as soon as one of those who hold it reads."""
+    ends = settled(server=Limits(stream_window=25_000, connection_window=100_000))
+    for _ in range(4):
+        ends.client.send_data(ends.client.open(REQUEST), b"h" * 25_000)
+    last = ends.client.call(REQUEST, b"x" * 5_000)
+    ends.settle()
+    assert (ends.server._unread, last.waiting) == (100_000, 5_000)
+    ends.server.consumed(ends.server.streams[1], 10_000)
+    ends.settle()
+    assert last.waiting == 0
