@@ -23,6 +23,9 @@ OPS ?= 5000
 PYTHON ?= $(shell for p in $$(type -ap python3.13 python3.12 python3.11 python3 python); do \
 	$$p -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$p; break; }; done)
 
+# The tests start some hundred nodes: each would compile the package anew where no bytecode is written.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: help setup test check demo sim sim-coverage sim-mutants crash powercut churn jepsen jepsen-all bench bench-quick bench-faces bench-stall bench-rpc fuzz-rpc etcd-diff etcd-matrix interop-setup interop-lock interop-perf interop-patroni compose-test protos format lock clean
 
 help: ## This list.
@@ -40,8 +43,8 @@ $(STAMP): pyproject.toml requirements.lock requirements-dev.lock
 	$(PY) -m pip install -q --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $@
 
-test: setup ## The whole suite.
-	$(PY) -m pytest
+test: setup ## The whole suite, in two runs of pytest at once.
+	@$(PY) -m tools.suite
 
 check: setup ## Lint, format, types, floors, generated code, house rules.
 	.venv/bin/ruff check

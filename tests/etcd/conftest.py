@@ -13,14 +13,14 @@ from tests.etcd.servers import ETCD, Nebula, RealEtcd
 _numbers = itertools.count()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def nebula(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
     """One node of ours, for all tests that leave it serving."""
     with Nebula(tmp_path_factory.mktemp("nebula"), 1) as server, Client(server.endpoints[0]) as client:
         yield client
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def real_etcd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
     """One member of etcd."""
     if ETCD is None:
@@ -36,7 +36,7 @@ def client(request: pytest.FixtureRequest) -> Client:
     return found
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def three_nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nebula]:
     """Three nodes of ours, for tests that leave all of them serving."""
     with Nebula(tmp_path_factory.mktemp("three"), 3) as server:

@@ -9,7 +9,7 @@ import pytest
 from tests.etcd.servers import Nebula
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nebula]:
     """Three nodes of ours."""
     with Nebula(tmp_path_factory.mktemp("interop"), 3) as cluster:
