@@ -5,14 +5,15 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from enum import IntEnum
 from typing import Final, NamedTuple
 
 import click
 
 from nebuladb.cli.output import Field, Output
-from nebuladb.cli.settings import TEXT, Commands, Settings, complain, hex_option, key_bytes, pass_settings
+from nebuladb.cli.settings import TEXT, Commands, Settings, complain, drop_output, hex_option, key_bytes, pass_settings
 from nebuladb.client import AsyncClient, StateHash
-from nebuladb.errors import HashNotFound, NebulaError
+from nebuladb.errors import ConfigurationError, HashNotFound, NebulaError, WrongShard
 from nebuladb.ids import META_GROUP
 from nebuladb.pb.nebula.v1 import cluster_pb2, common_pb2, keyspace_pb2
 
@@ -152,7 +153,7 @@ def status(context: click.Context, hashes: bool) -> None:
     """Print what every endpoint says of itself and its groups; exits 1 if one doesn't answer.
 
     With --hash every member is asked, for the hash of each shard's state at one and the same log index; exits 1 if two
-    differ, or if a node gave none.
+    differ, else 3 if a node gave none or a shard could not be compared. What is dropped meanwhile is skipped.
 
     \b
     Example:
@@ -161,9 +162,9 @@ def status(context: click.Context, hashes: bool) -> None:
     """
     settings = context.find_object(Settings)
     assert settings is not None  # the group made it
-    work = _hashes if hashes else _status
-    # Hashing a gigabyte takes as long as reading it; the nodes serve on meanwhile.
-    sound = settings.run(lambda client: work(client, settings.output()), PATIENCE if hashes else 0.0)
+    if hashes:
+        context.exit(_compare(settings))
+    sound = settings.run(lambda client: _status(client, settings.output()))
     context.exit(0 if sound else 1)
 
 
@@ -179,6 +180,15 @@ def check(context: click.Context) -> None:
       nebula-cli check
     """
     context.invoke(status, hashes=True)
+
+
+class Verdict(IntEnum):
+    """Of a comparison; the command's exit status."""
+
+    SAME = 0
+    DIFFER = 1
+    INCOMPLETE = 3
+    """Nothing differs in what was compared, but not everything was."""
 
 
 class Node(NamedTuple):
@@ -228,31 +238,73 @@ async def _status(client: AsyncClient, output: Output) -> bool:
     return all(node.status for node in nodes)
 
 
-async def _hashes(client: AsyncClient, output: Output) -> bool:
+def _compare(settings: Settings) -> Verdict:
+    """Of all shards; whatever fails on the way is told, and never taken for a difference."""
+    comparison = _Comparison(settings.output())
+    try:
+        # Hashing a gigabyte takes as long as reading it; the nodes serve on meanwhile.
+        settings.run(comparison.run, PATIENCE)
+    except ConfigurationError:
+        raise
+    except NebulaError as error:
+        comparison.incomplete(error.message)
+    except OSError as error:
+        comparison.incomplete(f"{error.filename or 'output'}: {error.strerror or error}")
+        drop_output()
+    return comparison.verdict
+
+
+class _Comparison:
     """Whether all replicas of all shards, the meta group's included, are the same."""
-    members = {member.node_id: member for member in await client.members()}
-    nodes = await _nodes(client, members)
 
-    def name_of(node_id: int) -> str:
-        return members[node_id].name if node_id in members else f"{node_id:016x}"
+    def __init__(self, output: Output) -> None:
+        self.verdict = Verdict.SAME
+        self._output = output
+        self._names: dict[int, str] = {}
 
-    sound = True
-    with output:
-        for (group, keyspace), replicas in sorted((await _replicas(client, nodes)).items()):
-            holders = sorted(replicas, key=lambda node_id: (name_of(node_id), node_id))
-            index, answers = await _hashes_of(client, group, [nodes.get(node_id) for node_id in holders])
-            for node_id, answer in zip(holders, answers, strict=True):
-                name = name_of(node_id)
-                row: dict[str, Field] = {"group": group, "keyspace": keyspace, "node": name, "applied": index}
-                output.row({**row, "hash": answer.hash.hex() if isinstance(answer, StateHash) else ""})
-                if isinstance(answer, str):
-                    complain(f"group {group}: no hash from {name}: {answer}")
-                    sound = False
-            hashes = {name_of(i): a.hash for i, a in zip(holders, answers, strict=True) if isinstance(a, StateHash)}
-            if len(set(hashes.values())) > 1:
-                complain(f"group {group}: the nodes DIFFER at index {index}: {_deviating(hashes)}")
-                sound = False
-    return sound
+    async def run(self, client: AsyncClient) -> None:
+        """Compare, shard after shard. Raises `NebulaError`, `OSError`."""
+        members = {member.node_id: member for member in await client.members()}
+        nodes = await _nodes(client, members)
+        self._names = {node_id: member.name for node_id, member in members.items()}
+        with self._output:
+            for (group, keyspace), replicas in sorted((await _replicas(client, nodes)).items()):
+                holders = sorted(replicas, key=lambda node_id: (self._name(node_id), node_id))
+                try:
+                    index, answers = await _hashes_of(client, group, [nodes.get(node_id) for node_id in holders])
+                except _Dropped:
+                    complain(f"group {group}: skipped, keyspace {keyspace} was dropped meanwhile")
+                except NebulaError as error:
+                    self.incomplete(f"group {group}: not compared: {error.message}")
+                else:
+                    self._tell(group, keyspace, index, dict(zip(holders, answers, strict=True)))
+
+    def incomplete(self, why: str) -> None:
+        """Something could not be compared; a difference that was found stays one."""
+        complain(why)
+        self.verdict = self.verdict or Verdict.INCOMPLETE
+
+    def _tell(self, group: int, keyspace: str, index: int, answers: Mapping[int, StateHash | str]) -> None:
+        """What each node said of one shard."""
+        hashes: dict[str, bytes] = {}
+        for node_id, answer in answers.items():
+            name = self._name(node_id)
+            row: dict[str, Field] = {"group": group, "keyspace": keyspace, "node": name, "applied": index}
+            if isinstance(answer, StateHash):
+                hashes[name] = answer.hash
+            else:
+                self.incomplete(f"group {group}: no hash from {name}: {answer}")
+            self._output.row({**row, "hash": answer.hash.hex() if isinstance(answer, StateHash) else ""})
+        if len(set(hashes.values())) > 1:
+            self.verdict = Verdict.DIFFER
+            complain(f"group {group}: the nodes DIFFER at index {index}: {_deviating(hashes)}")
+
+    def _name(self, node_id: int) -> str:
+        return self._names.get(node_id, f"{node_id:016x}")
+
+
+class _Dropped(Exception):
+    """There is nothing to compare any more: the shard went with its keyspace."""
 
 
 def _deviating(hashes: Mapping[str, bytes]) -> str:
@@ -287,13 +339,33 @@ async def _nodes(client: AsyncClient, members: Mapping[int, cluster_pb2.Member])
 async def _hashes_of(
     client: AsyncClient, group: int, nodes: Sequence[Node | None]
 ) -> tuple[int, list[StateHash | str]]:
-    """Each node's hash of a group's state at one index, or why there is none; and the index."""
+    """Each node's hash of a group's state at one index, or why there is none; and the index.
+
+    Raises `_Dropped`, and why nothing could be ordered.
+    """
     for left in reversed(range(HASH_TRIES)):
-        index = await client.order_hash(group)
+        try:
+            index = await client.order_hash(group)
+        except NebulaError as error:
+            if await _gone(client, group):
+                raise _Dropped from error
+            raise
         answers = await asyncio.gather(*(_hash_of(client, group, index, node) for node in nodes))
-        if not (left and any(isinstance(answer, HashNotFound) for answer in answers)):
+        found = {answer.hash for answer in answers if isinstance(answer, StateHash)}
+        # Two hashes that differ are what they are, whatever became of the shard since.
+        if len(found) < 2 and any(isinstance(answer, NebulaError) for answer in answers) and await _gone(client, group):
+            raise _Dropped
+        if not (left and any(isinstance(answer, HashNotFound | WrongShard) for answer in answers)):
             break
     return index, [answer.message if isinstance(answer, NebulaError) else answer for answer in answers]
+
+
+async def _gone(client: AsyncClient, group: int) -> bool:
+    """Whether a fresh list has no such shard; False if there is no list."""
+    try:
+        return group != META_GROUP and all(shard.group != group for shard, _ in await client.shards())
+    except NebulaError:
+        return False
 
 
 async def _hash_of(client: AsyncClient, group: int, index: int, node: Node | None) -> StateHash | str | NebulaError:

@@ -104,12 +104,12 @@ class Commands(click.Group):
             if error.errno == errno.EPIPE:
                 raise  # click ends then, quietly: nobody reads on
             complain(f"{os.fsdecode(error.filename or 'input or output')}: {error.strerror or error}")
-            _drop_output()
+            drop_output()
             ctx.exit(1)
 
 
-def _drop_output() -> None:
-    """What stdout can't take would be tried, and complained about, once more at the end."""
+def drop_output() -> None:
+    """Let it go: what stdout can't take would be tried, and complained about, once more at the end."""
     try:
         sys.stdout.flush()
     except OSError:

@@ -6,8 +6,9 @@ import click
 import pytest
 
 from nebuladb.cli.main import main
+from nebuladb.errors import NodeRemoved
 from tests.unit.cli.conftest import Cli
-from tests.unit.client.fake import Node
+from tests.unit.client.fake import Fault, Node
 
 
 def test_lists(cli: Cli) -> None:
@@ -75,15 +76,41 @@ def test_a_hash_that_a_node_has_lost_is_ordered_anew(cli: Cli, nodes: list[Node]
     assert answer.exit_code == 0, answer.stderr
     nodes[1].lost_hashes = 99
     answer = cli("check")
-    assert answer.exit_code == 1
+    assert answer.exit_code == 3
     assert "no hash from n2" in answer.stderr
 
 
 def test_status_hash_is_no_success_without_a_node(cli: Cli, nodes: list[Node]) -> None:
     nodes[2].stop()
     answer = cli("status", "--hash")
-    assert answer.exit_code == 1
+    assert answer.exit_code == 3
     assert "no hash from n3" in answer.stderr
+
+
+def test_check_skips_a_keyspace_that_is_dropped_meanwhile(cli: Cli, nodes: list[Node]) -> None:
+    nodes[0].more_shards = "dropped"
+    answer = cli("-o", "json", "check")
+    assert answer.exit_code == 0, answer.stderr
+    assert [json.loads(line)["group"] for line in answer.stdout.splitlines()] == [1, 1, 1, 2, 2, 2, 4, 4, 4]
+    assert answer.stderr == "nebula-cli: group 3: skipped, keyspace ks3 was dropped meanwhile\n"
+
+
+@pytest.mark.parametrize("differ", [False, True])
+def test_a_shard_that_could_not_be_compared_is_not_one_that_differs(cli: Cli, nodes: list[Node], differ: bool) -> None:
+    """And those behind it are compared; whoever differs is told whatever else failed."""
+    nodes[0].more_shards, nodes[2].bad_hash = "broken", differ
+    answer = cli("-o", "json", "check")
+    assert answer.exit_code == (1 if differ else 3)
+    assert [json.loads(line)["group"] for line in answer.stdout.splitlines()] == [1, 1, 1, 2, 2, 2, 4, 4, 4]
+    assert "group 3: not compared: there is no shard 3" in answer.stderr
+
+
+def test_a_check_that_fails_as_a_whole_says_not_that_nodes_differ(cli: Cli, nodes: list[Node]) -> None:
+    nodes[0].faults.append(Fault("Members", NodeRemoved("it was removed")))
+    answer = cli("check")
+    assert (answer.exit_code, answer.stdout) == (3, "")
+    assert answer.stderr == "nebula-cli: it was removed\n"
+    assert cli("--endpoints", "nonsense", "check").exit_code == 2
 
 
 def test_leases(cli: Cli) -> None:

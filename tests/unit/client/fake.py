@@ -24,6 +24,10 @@ PASS = "pass"
 """As a fault: none, this time."""
 
 
+GONE, LATER = 3, 4
+"""Shards that there are only if a test wants them."""
+
+
 class Fault(NamedTuple):
     method: str
     """Its last part: Put."""
@@ -48,6 +52,8 @@ class Node:
         self.bad_hash = False
         self.lost_hashes = 0
         """So many times it will say that it has lost what was ordered."""
+        self.more_shards = ""
+        """If set, GONE and LATER are among the shards; GONE has no hash, and if "dropped" it isn't in a second list."""
         self.die_after = 0
         """So many unary calls; then every connection breaks."""
         self._server = grpc.server(ThreadPoolExecutor(16), options=(("grpc.so_reuseport", 0),))
@@ -348,10 +354,18 @@ class Node:
         return cluster_pb2.MembersResponse(header=self._header(), members=members)
 
     def shards(self, request: cluster_pb2.ShardsRequest) -> Message:
-        return cluster_pb2.ShardsResponse(header=self._header(), shards=[self._shard()], leaders=[1])
+        response = cluster_pb2.ShardsResponse(header=self._header(), shards=[self._shard()])
+        if self.more_shards:
+            again = self.count("Shards") > 1
+            for group in (LATER,) if again and self.more_shards == "dropped" else (GONE, LATER):
+                response.shards.add(group=group, keyspace=f"ks{group}", replicas=self._shard().replicas)
+        response.leaders.extend(1 for _ in response.shards)
+        return response
 
     def state_hash(self, request: cluster_pb2.StateHashRequest) -> Message:
         with self.store.lock:
+            if request.group == GONE:
+                raise errors.WrongShard(f"there is no shard {GONE}")
             if not request.index:
                 self.store.index += 1
                 return cluster_pb2.StateHashResponse(header=self._header(), index=self.store.index)
