@@ -33,6 +33,10 @@ EARLIER_PART: Final = 5
 M = TypeVar("M", bound=Message)
 
 
+class UnknownShard(WrongShard):
+    """No shard of the keyspace has that id, as far as this node knows."""
+
+
 class Backend:
     """One node as the services see it."""
 
@@ -78,10 +82,10 @@ class Backend:
     async def learned(self, error: NebulaError, before: Meta, context: Any) -> bool:
         """Whether `error` only shows that this node's picture, which was `before`, lagged behind: then ask again.
 
-        A node that has not heard of a keyspace yet must not say that there is none. Raises `NoLeader` where nobody can
-        tell.
+        A node that has not heard of a keyspace or shard yet must not say that there is none. Raises `NoLeader` where
+        nobody can tell.
         """
-        if not isinstance(error, KeyspaceNotFound | WrongEpoch):
+        if not isinstance(error, KeyspaceNotFound | WrongEpoch | UnknownShard):
             return False
         if self.meta is before:
             await self.refresh(self.timeout(context))
@@ -98,14 +102,14 @@ class Backend:
         return _checked(self.routing.sole(keyspace or DEFAULT, key, range_end), epoch)
 
     def route_group(self, keyspace: str, group: int) -> Descriptor:
-        """The shard of a keyspace by its id; 0 = the only one."""
+        """The shard of a keyspace by its id; 0 = the only one. Raises `KeyspaceNotFound`, `UnknownShard`."""
         shards = self.routing.shards(keyspace or DEFAULT)
         if not group and len(shards) == 1:
             return shards[0]
         for shard in shards:
             if shard.group == group:
                 return shard
-        raise WrongShard(f"keyspace {keyspace or DEFAULT!r} has no shard {group}; see `nebula-cli shard list`")
+        raise UnknownShard(f"keyspace {keyspace or DEFAULT!r} has no shard {group}; see `nebula-cli shard list`")
 
     def route_lease(self, keyspace: str, lease: int) -> Descriptor:
         """The shard of a lease: its id names it, unless the keyspace has only one."""

@@ -58,19 +58,26 @@ class KeyspaceService:
         return response.SerializeToString()
 
     async def Drop(self, raw: bytes, context: Any) -> bytes:
-        name = parse(pb.KeyspaceDropRequest, raw).name
+        request = parse(pb.KeyspaceDropRequest, raw)
+        name, first = request.name, request.group
         check_name(name)
         due, unfinished = Due(self._backend.answer_within(context)), _unfinished(name, "dropped")
         groups: set[int] = set()
 
         def step(meta: Meta) -> bytes | None:
-            groups.update(self._groups(name))
+            nonlocal first
+            found = self._groups(name)
+            first = first or min(found, default=0)
+            if first not in found:
+                return None  # it is gone, and what has its name now is another one
+            groups.update(found)
             return drop_step(meta, name)
 
         await drive(self._backend, step, due, unfinished)
         # A node that hasn't heard of it yet might still route to it; without a majority nothing comes of that.
         await until(lambda: self._powerless(groups), due, unfinished)
-        return pb.KeyspaceDropResponse(header=self._backend.header(), dropped=bool(groups)).SerializeToString()
+        dropped = bool(groups or request.group)  # also by whoever did it when the answer to this request got lost
+        return pb.KeyspaceDropResponse(header=self._backend.header(), dropped=dropped).SerializeToString()
 
     def _groups(self, name: str) -> range:
         """The groups of a keyspace that a user made, whatever its state; none if there is no such keyspace."""

@@ -6,6 +6,7 @@ from typing import Any
 
 from nebuladb.api.backend import Backend, parse, session_fields
 from nebuladb.errors import InvalidArgument, LeaseNotFound
+from nebuladb.ids import lease_group
 from nebuladb.kv import check
 from nebuladb.kv.answer import LeaseResult, SessionResult
 from nebuladb.kv.command import Command, Kind
@@ -29,6 +30,8 @@ class LeaseService:
         if request.id < 0 and self._divided(request.keyspace):
             raise InvalidArgument(f"lease id {request.id} is negative")  # it could not name its shard
         shard = self._backend.route(request.keyspace, request.key)
+        if request.id and self._divided(request.keyspace) and lease_group(request.id) != shard.group:
+            raise InvalidArgument(f"lease id {request.id} does not name the shard of its key, {shard.group}; give none")
         command = Command(Kind.LEASE_GRANT, raw, **session_fields(request.session))
         answer = await self._backend.propose(shard, command, self._backend.answer_within(context))
         response = pb.LeaseGrantResponse(header=self._backend.header(shard.group, answer.revision))

@@ -168,6 +168,8 @@ async def _pin(
     if request.revision and len(shards) > 1:
         raise WrongShard("a revision is one shard's; scan one shard's keys, or leave the revision open")
     named = {pair.group: pair.revision for pair in request.revisions}
+    for group in named:
+        backend.route_group(request.keyspace, group)  # or the rest of it would be another keyspace's of the same name
     stores = await asyncio.gather(
         *(
             backend.current(shard, timeout, serializable=request.serializable, max_staleness=request.max_staleness)

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Iterable, Iterator
 from typing import Final
 
 from nebuladb.api.backend import Backend, key_value
-from nebuladb.errors import InvalidArgument, KeyspaceNotFound, WrongShard
+from nebuladb.errors import InvalidArgument, KeyspaceNotFound, Unavailable, WrongShard
 from nebuladb.kv.watcher import Event, EventBatch, Watcher
 from nebuladb.node.meta import DEFAULT
 from nebuladb.pb.nebula.v1 import kv_pb2 as pb
@@ -52,6 +52,8 @@ class ShardWatch:
             response.header.CopyFrom(self._backend.header(self.group, self._hub.revision))
             yield response
         if canceled and not self.watcher.compact_revision:
+            if self._backend.descriptor(self.group) is not None:  # the node is leaving, or its data was damaged
+                raise Unavailable(f"this node serves shard {self.group} no more; watch again, at another node")
             raise KeyspaceNotFound(f"shard {self.group} was dropped with its keyspace; the watch has ended")
         if canceled:
             response = self._empty()

@@ -6,6 +6,7 @@ import asyncio
 import math
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from typing import Final, Self, TypeVar
 
 from google.protobuf.message import Message
@@ -22,7 +23,7 @@ from nebuladb.client.types import BatchResult, Event, KeyValue, LeaseInfo, State
 from nebuladb.client.watch import WatchPlan
 from nebuladb.client.writes import WriteRequest, Writes
 from nebuladb.env import Rng
-from nebuladb.errors import InvalidArgument, LeaseNotFound
+from nebuladb.errors import InvalidArgument, KeyspaceNotFound, LeaseNotFound
 from nebuladb.pb.nebula.v1 import cluster_pb2, common_pb2, keyspace_pb2, kv_pb2, lease_pb2
 
 Answer = TypeVar("Answer", bound=Message)
@@ -279,6 +280,9 @@ class AsyncClient(Writes):
     async def drop_keyspace(self, name: str, *, timeout: float = KEYSPACE_PATIENCE) -> bool:
         """Destroy a keyspace with all its keys, and wait until nobody can read or write it. False: there was none."""
         request = keyspace_pb2.KeyspaceDropRequest(name=name)
+        with suppress(KeyspaceNotFound):  # it may be half made, or half dropped
+            found = await self.describe_keyspace(name)
+            request.group = min(shard.group for shard in found.shards)
         return (await self._transport.call(methods.KEYSPACE_DROP, request, timeout=timeout)).dropped
 
     async def shards(self, keyspace: str = "") -> Sequence[tuple[common_pb2.ShardDescriptor, int]]:

@@ -377,7 +377,7 @@ class Machine:
 
     def _session_open(self, command: Command) -> Result:
         session_pb2.SessionOpenRequest.FromString(command.body)
-        return SessionResult(self._sessions.open(self.draft, self._stamp))
+        return SessionResult(self._sessions.open(self.draft, self._stamp, command.chosen))
 
     def _session_close(self, command: Command) -> Result:
         self._sessions.close(self.draft, session_pb2.SessionCloseRequest.FromString(command.body).id)

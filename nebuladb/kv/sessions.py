@@ -23,7 +23,7 @@ from nebuladb.kv.source import Source
 
 @dataclass(slots=True)
 class Session:
-    """`used` names the command that used it last (like a session's id); `lowest` is the client's lowest unanswered."""
+    """`used` names the command that used it last, by index and place; `lowest` is the client's lowest unanswered."""
 
     used: int
     lowest: int
@@ -49,14 +49,19 @@ class Sessions:
     def __len__(self) -> int:
         return len(self._sessions)
 
-    def open(self, draft: Draft, stamp: int) -> int:
-        """A new session, named after the command that opens it."""
+    def open(self, draft: Draft, stamp: int, chosen: int = 0) -> int:
+        """A new session. Its name is `chosen`, which the leader drew, so that none has it in another shard, in a
+        keyspace made anew or in another life of the cluster: a client that still uses that one would get answers of
+        this one's, or leave its own. 0: an entry from before, which names it by `stamp`."""
+        name = chosen or stamp
+        while name in self._sessions:
+            name += 1
         while len(self._sessions) >= MAX_SESSIONS:
             probe("session evicted")
             self._remove(draft, next(iter(self._sessions)))
-        self._sessions[stamp] = Session(stamp, 1, {})
-        self._write(draft, stamp)
-        return stamp
+        self._sessions[name] = Session(stamp, 1, {})
+        self._write(draft, name)
+        return name
 
     def close(self, draft: Draft, name: int) -> None:
         """End a session. Raises `SessionExpired` if there is none."""

@@ -2,7 +2,7 @@
 
 The transport carries frames as opaque bytes. Big-endian. A frame begins with 64 bytes::
 
-    u8 version = 1 | u8 flags (1 = the rest is zstd; not written yet) | u16 status | u32 cluster version
+    u8 version | u8 flags (1 = the rest is zstd; not written yet) | u16 status | u32 cluster version
     | u64 cluster id | u64 sender node | u64 sender incarnation | u64 receiver node | u64 receiver incarnation
     | u64 liveness epoch = 0 | u32 count of messages | u32 crc32 of the rest
 
@@ -28,10 +28,10 @@ from nebuladb.errors import Corruption
 from nebuladb.raft import APPEND, Message
 from nebuladb.raft.entry import decode_entry
 
-FRAME_VERSION: Final = 2
+FRAME_VERSION: Final = 3
 """Of frames, and of what they ask for: builds whose state machines make something else of the same command must not be
 in one cluster (S22), so they don't understand each other. 2: nested transactions, puts that keep value or lease, leases
-of any id."""
+of any id. 3: what a transaction may look at counts no tombstone below the floor; a session's id is drawn."""
 MAX_FRAME_BYTES: Final = 4 << 20
 """A frame takes no further message past this size; one message is at most an append of about 2.5 MiB."""
 CLUSTER_VERSION: Final = 1

@@ -442,7 +442,10 @@ class Replica:
 
     def _choose(self, wire: bytes) -> bytes:
         """Values that a command leaves open are chosen here, once, by the leader (S21)."""
-        if command_kind(wire) != Kind.LEASE_GRANT:
+        kind = command_kind(wire)
+        if kind == Kind.SESSION_OPEN:
+            return with_chosen(wire, self._rng.randrange(1, 1 << 63))
+        if kind != Kind.LEASE_GRANT:
             return wire
         return with_chosen(wire, self.group << 40 | self._rng.randrange(1, 1 << 40))
 

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from nebuladb.client import AsyncClient
-from nebuladb.errors import KeyspaceExists, KeyspaceNotFound, SessionExpired
+from nebuladb.client import AsyncClient, methods
+from nebuladb.errors import InvalidArgument, KeyspaceExists, KeyspaceNotFound, NebulaError, SessionExpired
+from nebuladb.pb.nebula.v1 import keyspace_pb2
 from tests.integration import keyspaces
 from tests.integration.cluster import Cluster
 
@@ -61,6 +62,70 @@ async def test_a_session_finds_a_keyspace_that_was_made_anew(cluster: Cluster) -
         assert found is not None
         assert found.value == b"3"
         await client.drop_keyspace("anew")
+
+
+async def test_a_session_of_the_keyspace_before_is_nobodys_in_the_new_one(cluster: Cluster) -> None:
+    """Had they the same id, one client would get the other's answers for writes that were never made."""
+    async with AsyncClient(cluster.endpoints, keyspace="twice") as old, AsyncClient(
+        cluster.endpoints, keyspace="twice"
+    ) as new:  # fmt: skip
+        await old.create_keyspace("twice", shards=2)
+        async with old.session() as before:
+            await before.put(b"k", b"1")
+            await new.drop_keyspace("twice")
+            await new.create_keyspace("twice", shards=2)
+            async with new.session() as after:
+                await after.put(b"k", b"2")
+                with pytest.raises(SessionExpired):
+                    await before.put(b"k", b"of before")
+                await after.put(b"k", b"3")
+                found = await new.get(b"k")
+                assert found is not None
+                assert found.value == b"3"
+        await new.drop_keyspace("twice")
+
+
+@pytest.mark.parametrize("partitioning", ["hash", "single"])
+async def test_a_scan_doesnt_go_on_in_another_keyspace_of_its_name(cluster: Cluster, partitioning: str) -> None:
+    how = {"shards": 2} if partitioning == "hash" else {}
+    async with AsyncClient(cluster.endpoints, keyspace="rest") as client:
+        await client.create_keyspace("rest", partitioning, **how)  # type: ignore[arg-type]
+        for number in range(40):
+            await client.put(b"%02d" % number, b"old" * 20_000)
+        rows = client.scan(page_size=1)
+        found = [(await anext(rows)).value[:3] for _ in range(3)]
+        await client.drop_keyspace("rest")
+        await client.create_keyspace("rest", partitioning, **how)  # type: ignore[arg-type]
+        for number in range(40):
+            await client.put(b"%02d" % number, b"new")
+        with pytest.raises(NebulaError):
+            found += [row.value[:3] async for row in rows]
+        assert b"new" not in found
+        await client.drop_keyspace("rest")
+
+
+async def test_a_repeated_drop_leaves_another_keyspace_of_the_name_alone(cluster: Cluster) -> None:
+    async with AsyncClient(cluster.endpoints, keyspace="again") as client:
+        first = min(shard.group for shard in (await client.create_keyspace("again", shards=2)).shards)
+        request = keyspace_pb2.KeyspaceDropRequest(name="again", group=first)
+        for dropped in (True, True):
+            answer = await client._transport.call(methods.KEYSPACE_DROP, request, timeout=30)
+            assert answer.dropped is dropped
+            await client.create_keyspace("again", shards=2)
+            await client.put(b"k", b"of the new one")
+        assert await client.get(b"k") is not None
+        assert await client.drop_keyspace("again")
+
+
+async def test_a_lease_has_an_id_by_which_its_shard_is_found(cluster: Cluster) -> None:
+    async with AsyncClient(cluster.endpoints, keyspace="leased") as client:
+        await client.create_keyspace("leased", shards=2)
+        with pytest.raises(InvalidArgument, match="give none"):
+            await client.grant_lease(60, key=b"k", lease=4242)
+        granted = (await client.grant_lease(60, key=b"k")).id
+        await client.revoke_lease(granted)
+        assert (await client.grant_lease(60, key=b"k", lease=granted)).id == granted
+        await client.drop_keyspace("leased")
 
 
 async def test_a_watch_ends_with_its_keyspace(cluster: Cluster) -> None:

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from nebuladb.api import watch as module
 from nebuladb.api.backend import Backend
 from nebuladb.api.watch import MAX_RESPONSE_BYTES, MAX_RESPONSE_EVENTS, _responses
-from nebuladb.errors import InvalidArgument, WrongShard
+from nebuladb.errors import InvalidArgument, Unavailable, WrongShard
+from nebuladb.ids import DEFAULT_GROUP
 from nebuladb.kv.answer import KeyValue
 from nebuladb.kv.watcher import Event, EventBatch
 from nebuladb.pb.nebula.v1 import kv_pb2
@@ -66,6 +67,19 @@ async def test_an_event_that_comes_as_the_time_for_progress_is_up_is_told_first(
         for _ in range(3):
             response = await anext(responses)
             assert [event.kv.mod_revision for event in response.events] == [response.header.revision]
+    await lone.pump.stop()
+
+
+async def test_a_watch_whose_replica_leaves_the_node_says_so_and_not_that_its_keyspace_is_gone() -> None:
+    """A client goes on at another node then; after the other word it ends."""
+    lone = Lone()
+    await asyncio.wait_for(lone.serve(), SECONDS)
+    responses: Any = module.watch(Backend(lone.pump), kv_pb2.WatchRequest(key=b"k"))
+    async with asyncio.timeout(SECONDS), aclosing(responses):
+        assert (await anext(responses)).created
+        lone.pump.hub(DEFAULT_GROUP).close()
+        with pytest.raises(Unavailable, match="another node"):
+            await anext(responses)
     await lone.pump.stop()
 
 

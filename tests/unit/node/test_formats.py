@@ -160,7 +160,7 @@ ENVELOPES = [
 ]
 
 FRAME_HEAD = hexed("""
-    02 00 0000          # version, flags, reserved
+    03 00 0000          # version, flags, reserved
     00000001            # cluster version
     00000000000000c1    # cluster
     00000000000000a1    # sending node

@@ -25,15 +25,15 @@ _sym_db = _symbol_database.Default()
 from nebuladb.pb.nebula.v1 import common_pb2 as nebula_dot_v1_dot_common__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18nebula/v1/keyspace.proto\x12\tnebula.v1\x1a\x16nebula/v1/common.proto\"w\n\x0cKeyspaceInfo\x12\x0c\n\x04name\x18\x01 \x01(\t\x12-\n\x0cpartitioning\x18\x02 \x01(\x0e\x32\x17.nebula.v1.Partitioning\x12*\n\x06shards\x18\x03 \x03(\x0b\x32\x1a.nebula.v1.ShardDescriptor\"\x15\n\x13KeyspaceListRequest\"e\n\x14KeyspaceListResponse\x12!\n\x06header\x18\x01 \x01(\x0b\x32\x11.nebula.v1.Header\x12*\n\tkeyspaces\x18\x02 \x03(\x0b\x32\x17.nebula.v1.KeyspaceInfo\"\'\n\x17KeyspaceDescribeRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"h\n\x18KeyspaceDescribeResponse\x12!\n\x06header\x18\x01 \x01(\x0b\x32\x11.nebula.v1.Header\x12)\n\x08keyspace\x18\x02 \x01(\x0b\x32\x17.nebula.v1.KeyspaceInfo\"x\n\x15KeyspaceCreateRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12-\n\x0cpartitioning\x18\x02 \x01(\x0e\x32\x17.nebula.v1.Partitioning\x12\x0e\n\x06shards\x18\x03 \x01(\r\x12\x12\n\nsplit_keys\x18\x04 \x03(\x0c\"f\n\x16KeyspaceCreateResponse\x12!\n\x06header\x18\x01 \x01(\x0b\x32\x11.nebula.v1.Header\x12)\n\x08keyspace\x18\x02 \x01(\x0b\x32\x17.nebula.v1.KeyspaceInfo\"#\n\x13KeyspaceDropRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"J\n\x14KeyspaceDropResponse\x12!\n\x06header\x18\x01 \x01(\x0b\x32\x11.nebula.v1.Header\x12\x0f\n\x07\x64ropped\x18\x02 \x01(\x08*M\n\x0cPartitioning\x12\x1c\n\x18PARTITIONING_UNSPECIFIED\x10\x00\x12\t\n\x05RANGE\x10\x01\x12\x08\n\x04HASH\x10\x02\x12\n\n\x06SINGLE\x10\x03\x32\xc0\x02\n\x08Keyspace\x12G\n\x04List\x12\x1e.nebula.v1.KeyspaceListRequest\x1a\x1f.nebula.v1.KeyspaceListResponse\x12S\n\x08\x44\x65scribe\x12\".nebula.v1.KeyspaceDescribeRequest\x1a#.nebula.v1.KeyspaceDescribeResponse\x12M\n\x06\x43reate\x12 .nebula.v1.KeyspaceCreateRequest\x1a!.nebula.v1.KeyspaceCreateResponse\x12G\n\x04\x44rop\x12\x1e.nebula.v1.KeyspaceDropRequest\x1a\x1f.nebula.v1.KeyspaceDropResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18nebula/v1/keyspace.proto\x12\tnebula.v1\x1a\x16nebula/v1/common.proto\"w\n\x0cKeyspaceInfo\x12\x0c\n\x04name\x18\x01 \x01(\t\x12-\n\x0cpartitioning\x18\x02 \x01(\x0e\x32\x17.nebula.v1.Partitioning\x12*\n\x06shards\x18\x03 \x03(\x0b\x32\x1a.nebula.v1.ShardDescriptor\"\x15\n\x13KeyspaceListRequest\"e\n\x14KeyspaceListResponse\x12!\n\x06header\x18\x01 \x01(\x0b\x32\x11.nebula.v1.Header\x12*\n\tkeyspaces\x18\x02 \x03(\x0b\x32\x17.nebula.v1.KeyspaceInfo\"\'\n\x17KeyspaceDescribeRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"h\n\x18KeyspaceDescribeResponse\x12!\n\x06header\x18\x01 \x01(\x0b\x32\x11.nebula.v1.Header\x12)\n\x08keyspace\x18\x02 \x01(\x0b\x32\x17.nebula.v1.KeyspaceInfo\"x\n\x15KeyspaceCreateRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12-\n\x0cpartitioning\x18\x02 \x01(\x0e\x32\x17.nebula.v1.Partitioning\x12\x0e\n\x06shards\x18\x03 \x01(\r\x12\x12\n\nsplit_keys\x18\x04 \x03(\x0c\"f\n\x16KeyspaceCreateResponse\x12!\n\x06header\x18\x01 \x01(\x0b\x32\x11.nebula.v1.Header\x12)\n\x08keyspace\x18\x02 \x01(\x0b\x32\x17.nebula.v1.KeyspaceInfo\"2\n\x13KeyspaceDropRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05group\x18\x02 \x01(\x04\"J\n\x14KeyspaceDropResponse\x12!\n\x06header\x18\x01 \x01(\x0b\x32\x11.nebula.v1.Header\x12\x0f\n\x07\x64ropped\x18\x02 \x01(\x08*M\n\x0cPartitioning\x12\x1c\n\x18PARTITIONING_UNSPECIFIED\x10\x00\x12\t\n\x05RANGE\x10\x01\x12\x08\n\x04HASH\x10\x02\x12\n\n\x06SINGLE\x10\x03\x32\xc0\x02\n\x08Keyspace\x12G\n\x04List\x12\x1e.nebula.v1.KeyspaceListRequest\x1a\x1f.nebula.v1.KeyspaceListResponse\x12S\n\x08\x44\x65scribe\x12\".nebula.v1.KeyspaceDescribeRequest\x1a#.nebula.v1.KeyspaceDescribeResponse\x12M\n\x06\x43reate\x12 .nebula.v1.KeyspaceCreateRequest\x1a!.nebula.v1.KeyspaceCreateResponse\x12G\n\x04\x44rop\x12\x1e.nebula.v1.KeyspaceDropRequest\x1a\x1f.nebula.v1.KeyspaceDropResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'nebula.v1.keyspace_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_PARTITIONING']._serialized_start=796
-  _globals['_PARTITIONING']._serialized_end=873
+  _globals['_PARTITIONING']._serialized_start=811
+  _globals['_PARTITIONING']._serialized_end=888
   _globals['_KEYSPACEINFO']._serialized_start=63
   _globals['_KEYSPACEINFO']._serialized_end=182
   _globals['_KEYSPACELISTREQUEST']._serialized_start=184
@@ -49,9 +49,9 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_KEYSPACECREATERESPONSE']._serialized_start=579
   _globals['_KEYSPACECREATERESPONSE']._serialized_end=681
   _globals['_KEYSPACEDROPREQUEST']._serialized_start=683
-  _globals['_KEYSPACEDROPREQUEST']._serialized_end=718
-  _globals['_KEYSPACEDROPRESPONSE']._serialized_start=720
-  _globals['_KEYSPACEDROPRESPONSE']._serialized_end=794
-  _globals['_KEYSPACE']._serialized_start=876
-  _globals['_KEYSPACE']._serialized_end=1196
+  _globals['_KEYSPACEDROPREQUEST']._serialized_end=733
+  _globals['_KEYSPACEDROPRESPONSE']._serialized_start=735
+  _globals['_KEYSPACEDROPRESPONSE']._serialized_end=809
+  _globals['_KEYSPACE']._serialized_start=891
+  _globals['_KEYSPACE']._serialized_end=1211
 # @@protoc_insertion_point(module_scope)
