@@ -8,11 +8,14 @@ from typing import Final, Self
 
 from nebuladb.client import methods
 from nebuladb.client.transport import Transport
-from nebuladb.errors import LeaseNotFound, NebulaError
+from nebuladb.errors import KeyspaceNotFound, LeaseNotFound, NebulaError, WrongShard
 from nebuladb.pb.nebula.v1 import lease_pb2
 
 RENEWALS: Final = 3
 """Renewals a TTL: one may be lost, and there is time for another."""
+GONE: Final = (LeaseNotFound, KeyspaceNotFound, WrongShard)
+"""Answers after which there is no such lease, nor ever will be: a node says that there is no such keyspace or shard
+only when it has asked the meta group, and the shard that a lease's id names is in no keyspace that is made anew."""
 
 
 class LeaseKeeper:
@@ -44,9 +47,16 @@ class LeaseKeeper:
             raise LeaseNotFound(f"lease {self.lease} is lost; stop what was done under it")
 
     async def renew(self, timeout: float = 0.0) -> None:
-        """Renew now, in `timeout` seconds (0: the client's); raises `LeaseNotFound` if the lease is gone."""
+        """Renew now, in `timeout` seconds (0: the client's).
+
+        Raises `LeaseNotFound` if the lease is gone, and `KeyspaceNotFound` or `WrongShard` if its keyspace is, too.
+        """
         sent = self._transport.clock()
-        response = await self._transport.call(methods.LEASE_KEEP_ALIVE, self._request, timeout=timeout)
+        try:
+            response = await self._transport.call(methods.LEASE_KEEP_ALIVE, self._request, timeout=timeout)
+        except GONE:
+            self.lost.set()
+            raise
         if not response.ttl:
             self.lost.set()
             raise LeaseNotFound(f"lease {self.lease} doesn't exist: it was revoked or has expired; grant a new one")

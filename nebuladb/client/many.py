@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Final
 
 from nebuladb.client import methods
+from nebuladb.client.methods import Method
 from nebuladb.client.shardmap import ShardMap
 from nebuladb.client.transport import Transport
 from nebuladb.client.txn import txn_result
 from nebuladb.client.types import BatchResult, KeyValue, RangeResult, TxnResult
-from nebuladb.errors import NebulaError, Outcome, ResultTooLarge, UnknownOutcome, WrongEpoch, WrongShard
+from nebuladb.errors import DuplicateKey, NebulaError, Outcome, ResultTooLarge, UnknownOutcome, WrongEpoch, WrongShard
 from nebuladb.pb.nebula.v1 import keyspace_pb2, kv_pb2
 
 MAX_OPERATIONS: Final = 128
@@ -20,54 +22,80 @@ MAX_BYTES: Final = 1 << 20
 """Of one request, keys and values together; a larger pair has a request of its own."""
 MAX_IN_FLIGHT: Final = 32
 
-Commit = Callable[[kv_pb2.TxnRequest], Awaitable[TxnResult]]
+Part = tuple[int, TxnResult]
+"""The shard that answered, and what."""
+Send = Callable[[kv_pb2.TxnRequest], Awaitable[Part]]
+Stale = (WrongEpoch, WrongShard)
+"""What says that the map is an old one: the keyspace was dropped, say, and made anew with other shards."""
 
 
 class Many:
     """`get_many` and `batch` of one keyspace, with the map of shards that they need."""
 
-    def __init__(self, transport: Transport, keyspace: str, commit: Commit) -> None:
-        """`commit` sends a transaction that writes."""
+    def __init__(self, transport: Transport, keyspace: str, commit: object = None) -> None:
+        """`commit` is not used: what a transaction's header says is needed, too."""
         self._transport = transport
         self._keyspace = keyspace
-        self._commit = commit
         self._map: ShardMap | None = None
         self._in_flight = asyncio.Semaphore(MAX_IN_FLIGHT)
 
     async def get(self, keys: Iterable[bytes]) -> dict[bytes, KeyValue | None]:
-        """Each key's value now; not all of one revision."""
+        """Each key's value now; not all of one revision. Raises what the first part that failed did."""
         found: dict[bytes, KeyValue | None] = dict.fromkeys(keys)
         operations = [(key, kv_pb2.Operation(range=kv_pb2.RangeRequest(key=key))) for key in found]
-        for part, _ in await self._run(operations, self._read):
-            for result in part.results:
+        fresh = self._map is None
+        parts = await self._run(operations, self._read)
+        if not fresh and any(isinstance(part, Stale) for part in parts):
+            parts = await self._run(operations, self._read)
+        for part in parts:
+            if isinstance(part, BaseException):
+                raise part
+            for result in part[1].results:
                 if isinstance(result, RangeResult):
                     found.update((kv.key, kv) for kv in result.kvs)
         return found
 
     async def batch(self, puts: Mapping[bytes, bytes], deletes: Iterable[bytes]) -> BatchResult:
-        """Write all of it; see `AsyncClient.batch`."""
+        """Write all of it; see `AsyncClient.batch`. Raises `DuplicateKey` before anything is sent: its requests are
+        under way at the same time, so nothing would say which of two writes of a key comes last."""
+        deletes = list(deletes)
+        if repeated := _repeated([*puts, *deletes]):
+            raise DuplicateKey(f"the batch writes key {repeated[0][:100]!r} twice; leave one, or write in two batches")
         operations = [
             (key, kv_pb2.Operation(put=kv_pb2.TxnPut(key=key, value=value))) for key, value in puts.items()
         ] + [(key, kv_pb2.Operation(delete=kv_pb2.TxnDelete(key=key))) for key in deletes]
+        parts = await self._run(operations, self._write)
+        if errors := [part for part in parts if isinstance(part, BaseException)]:
+            raise _together(errors, len(parts))
         revisions: dict[int, int] = {}
-        for part, group in await self._run(operations, self._commit):
-            revisions[group] = max(revisions.get(group, 0), part.revision)
+        for group, result in (part for part in parts if not isinstance(part, BaseException)):
+            revisions[group] = max(revisions.get(group, 0), result.revision)
         return BatchResult(revisions)
 
-    async def _read(self, request: kv_pb2.TxnRequest) -> TxnResult:
+    async def _write(self, request: kv_pb2.TxnRequest) -> Part:
+        return await self._txn(methods.TXN, request)
+
+    async def _read(self, request: kv_pb2.TxnRequest) -> Part:
         """In halves, if the values are too large for one answer: how large they are nobody knows before."""
         try:
-            return txn_result(await self._transport.call(methods.TXN_READ, request))
+            return await self._txn(methods.TXN_READ, request)
         except ResultTooLarge:
             middle = len(request.success) // 2
             if not middle:
                 raise
-        parts = request.success[:middle], request.success[middle:]
-        first, second = [await self._read(kv_pb2.TxnRequest(keyspace=request.keyspace, success=part)) for part in parts]
-        return TxnResult(second.revision, second.succeeded, first.results + second.results)
+        halves = request.success[:middle], request.success[middle:]
+        (_, first), (group, second) = [
+            await self._read(kv_pb2.TxnRequest(keyspace=request.keyspace, success=half)) for half in halves
+        ]
+        return group, TxnResult(second.revision, second.succeeded, first.results + second.results)
 
-    async def _run(self, operations: list[tuple[bytes, kv_pb2.Operation]], send: Commit) -> list[tuple[TxnResult, int]]:
-        """Send them, a request for each `MAX_OPERATIONS` of a shard; the results with their shards."""
+    async def _txn(self, method: Method[kv_pb2.TxnResponse], request: kv_pb2.TxnRequest) -> Part:
+        response = await self._transport.call(method, request)
+        return response.header.group, txn_result(response)
+
+    async def _run(self, operations: list[tuple[bytes, kv_pb2.Operation]], send: Send) -> list[Part | BaseException]:
+        """Send them, a request for each `MAX_OPERATIONS` of a shard; what became of each request. A map that proves to
+        be old is forgotten."""
         shards = await self._shards()
         requests: list[tuple[kv_pb2.TxnRequest, int]] = []
         filling: dict[int, tuple[kv_pb2.TxnRequest, int]] = {}
@@ -79,16 +107,14 @@ class Many:
                 requests.append((request, group))
             request.success.append(operation)
             filling[group] = (request, size + weight)
-        results = await asyncio.gather(*(self._send(request, send) for request, _ in requests), return_exceptions=True)
-        errors = [result for result in results if isinstance(result, BaseException)]
-        if any(isinstance(error, WrongEpoch | WrongShard) for error in errors):
-            self._map = None
-        if errors:
-            raise _together(errors, len(requests))
-        groups = [group for _, group in requests]
-        return [(part, group) for part, group in zip(results, groups, strict=True) if isinstance(part, TxnResult)]
+        parts = await asyncio.gather(*(self._send(request, send) for request, _ in requests), return_exceptions=True)
+        for (_, group), part in zip(requests, parts, strict=True):
+            old = isinstance(part, Stale) if isinstance(part, BaseException) else part[0] != group
+            if old and self._map is shards:
+                self._map = None
+        return parts
 
-    async def _send(self, request: kv_pb2.TxnRequest, send: Commit) -> TxnResult:
+    async def _send(self, request: kv_pb2.TxnRequest, send: Send) -> Part:
         async with self._in_flight:
             return await send(request)
 
@@ -99,8 +125,13 @@ class Many:
         return self._map
 
 
+def _repeated(keys: list[bytes]) -> list[bytes]:
+    """Those that stand there more than once."""
+    return [key for key, times in Counter(keys).items() if times > 1]
+
+
 def _together(errors: list[BaseException], parts: int) -> BaseException:
-    """One error for all parts: *failed* only if every one certainly did nothing (house rule 5)."""
+    """One error for all parts of a write: *failed* only if every one certainly did nothing (house rule 5)."""
     failed = all(isinstance(error, NebulaError) and error.outcome is Outcome.FAILED for error in errors)
     if not isinstance(errors[0], NebulaError) or (failed and len(errors) == parts):
         return errors[0]

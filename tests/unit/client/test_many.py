@@ -2,101 +2,168 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Mapping
 from typing import Any
 
 import pytest
 
+from nebuladb.client import methods
 from nebuladb.client.many import MAX_OPERATIONS, Many
-from nebuladb.client.types import PutResult, TxnResult
-from nebuladb.errors import NebulaError, ResultTooLarge, TooManyRequests, UnknownOutcome
+from nebuladb.errors import (
+    DuplicateKey,
+    NebulaError,
+    NoLeader,
+    ResultTooLarge,
+    TooManyRequests,
+    UnknownOutcome,
+    WrongShard,
+)
 from nebuladb.pb.nebula.v1 import keyspace_pb2, kv_pb2
 from nebuladb.shard import slot_of
 
 HALF = 32_768
 
 
-class TwoShards:
-    """A transport to a hash keyspace of two shards that answers reads of `data`."""
+class Shards:
+    """A transport to a hash keyspace of two shards that answers reads of `data`, and says that it has written."""
 
-    def __init__(self, data: dict[bytes, bytes]) -> None:
-        self.data = data
+    def __init__(self, data: Mapping[bytes, bytes] | None = None) -> None:
+        self.data = data or {}
+        self.starts = {4: 0, 5: HALF}
+        """Shard → its first slot."""
         self.requests: list[kv_pb2.TxnRequest] = []
+        self.described = 0
         self.most = 3 << 20
         """Bytes of values in an answer."""
+        self.broken: dict[int, NebulaError] = {}
+        """Shard → what it answers."""
+        self.revisions: dict[int, int] = {}
 
     async def call(self, method: Any, request: Any) -> Any:
         if isinstance(request, keyspace_pb2.KeyspaceDescribeRequest):
+            self.described += 1
             info = keyspace_pb2.KeyspaceInfo(name=request.name, partitioning=keyspace_pb2.HASH)
-            info.shards.add(group=4, start_slot=0, end_slot=HALF)
-            info.shards.add(group=5, start_slot=HALF, end_slot=2 * HALF)
+            ends = [*list(self.starts.values())[1:], 2 * HALF]
+            for (group, start), end in zip(self.starts.items(), ends, strict=True):
+                info.shards.add(group=group, start_slot=start, end_slot=end)
             return keyspace_pb2.KeyspaceDescribeResponse(keyspace=info)
         self.requests.append(request)
-        if sum(len(self.data.get(operation.range.key, b"")) for operation in request.success) > self.most:
+        keys = keys_of(request)
+        groups = {self.group(key) for key in keys}
+        if len(groups) > 1:
+            raise WrongShard
+        (group,) = groups
+        if group in self.broken:
+            raise self.broken[group]
+        if sum(len(self.data.get(key, b"")) for key in keys) > self.most:
             raise ResultTooLarge
+        writes = method == methods.TXN
+        self.revisions[group] = self.revisions.get(group, 10 * group) + writes
         response = kv_pb2.TxnResponse(succeeded=True)
-        for operation in request.success:
+        response.header.group, response.header.revision = group, self.revisions[group]
+        for key in () if writes else keys:
             result = response.results.add()
             result.range.SetInParent()
-            key = operation.range.key
             if key in self.data:
                 result.range.kvs.add(key=key, value=self.data[key], version=1)
         return response
 
+    def group(self, key: bytes) -> int:
+        return max(group for group, start in self.starts.items() if start <= slot_of(key))
 
-def shard(key: bytes) -> int:
-    return 4 if slot_of(key) < HALF else 5
+    def many(self) -> Many:
+        return Many(self, "spread")  # type: ignore[arg-type]  # all that it uses is `call`
 
 
-def many(transport: TwoShards, commit: Callable[[kv_pb2.TxnRequest], TxnResult] | None = None) -> Many:
-    async def send(request: kv_pb2.TxnRequest) -> TxnResult:
-        assert commit is not None
-        return commit(request)
-
-    return Many(transport, "spread", send)  # type: ignore[arg-type]  # all that it uses is `call`
+def keys_of(request: kv_pb2.TxnRequest) -> list[bytes]:
+    return [o.range.key or o.put.key or o.delete.key for o in request.success]
 
 
 async def test_get_many_finds_each_key_in_its_shard() -> None:
     data = {b"key %d" % number: b"value %d" % number for number in range(1_000)}
-    transport = TwoShards(data)
+    transport = Shards(data)
     asked = [*data, b"missing"]
-    found = await many(transport).get(asked)
+    found = await transport.many().get(asked)
     assert {key: kv.value if kv else None for key, kv in found.items()} == {**data, b"missing": None}
     for request in transport.requests:
-        keys = [operation.range.key for operation in request.success]
+        keys = keys_of(request)
         assert len(keys) <= MAX_OPERATIONS
-        assert len({shard(key) for key in keys}) == 1
+        assert len({transport.group(key) for key in keys}) == 1
 
 
 async def test_get_many_asks_again_in_halves_where_values_are_too_large_for_an_answer() -> None:
     data = {b"key %d" % number: bytes(30_000) for number in range(400)}
-    transport = TwoShards(data)
-    found = await many(transport).get(data)
+    transport = Shards(data)
+    found = await transport.many().get(data)
     assert {key: kv.value for key, kv in found.items() if kv} == data
     transport.most = 29_999
     with pytest.raises(ResultTooLarge):
-        await many(transport).get([b"key 1"])
+        await transport.many().get([b"key 1"])
+
+
+async def test_a_read_of_which_a_part_failed_raises_what_that_part_did() -> None:
+    """It was called a write whose outcome is unknown."""
+    transport = Shards()
+    transport.broken[5] = NoLeader("shard 5 has no leader")
+    with pytest.raises(NoLeader, match="shard 5"):
+        await transport.many().get(b"%d" % number for number in range(100))
+
+
+async def test_get_many_asks_again_by_a_fresh_map_where_the_keyspace_was_made_anew() -> None:
+    data = {b"key %d" % number: b"value %d" % number for number in range(100)}
+    transport = Shards(data)
+    many = transport.many()
+    await many.get(data)
+    transport.starts = {8: 0, 9: HALF // 2, 10: HALF}
+    found = await many.get(data)
+    assert {key: kv.value for key, kv in found.items() if kv} == data
+    assert transport.described == 2
+    transport.broken[9] = WrongShard("of another keyspace")
+    transport.requests.clear()
+    with pytest.raises(WrongShard, match="of another keyspace"):  # once, no more
+        await many.get(data)
+    assert (transport.described, len(transport.requests)) == (3, 6)
+    transport.requests.clear()
+    with pytest.raises(WrongShard):  # by a map that is fresh already
+        await transport.many().get(data)
+    assert len(transport.requests) == 3
 
 
 async def test_a_batch_says_how_far_each_shard_is() -> None:
-    revisions = {4: 10, 5: 20}
-
-    def commit(request: kv_pb2.TxnRequest) -> TxnResult:
-        first = request.success[0]
-        group = shard(first.put.key or first.delete.key)
-        revisions[group] += 1
-        return TxnResult(revisions[group], True, (PutResult(revisions[group]),))  # noqa: FBT003  # as on the wire
-
-    result = await many(TwoShards({}), commit).batch({b"%d" % number: b"" for number in range(500)}, [b"gone"])
-    assert result.revisions == revisions
+    transport = Shards()
+    result = await transport.many().batch({b"%d" % number: b"" for number in range(500)}, [b"gone"])
+    assert result.revisions == transport.revisions
+    assert result.revisions.keys() == {4, 5}
 
 
-@pytest.mark.parametrize(("broken", "expected"), [({4, 5}, TooManyRequests), ({5}, UnknownOutcome)])
-async def test_a_batch_failed_only_if_no_part_was_done(broken: set[int], expected: type[NebulaError]) -> None:
-    def commit(request: kv_pb2.TxnRequest) -> TxnResult:
-        if shard(request.success[0].put.key) in broken:
-            raise TooManyRequests
-        return TxnResult(2, True, ())  # noqa: FBT003  # as on the wire
+async def test_a_batch_names_the_shards_that_took_it_and_not_those_of_an_old_map() -> None:
+    transport = Shards()
+    many = transport.many()
+    puts = {b"%d" % number: b"" for number in range(100)}
+    await many.batch(puts, [])
+    transport.starts = {10: 0, 11: HALF}
+    for _ in range(2):
+        result = await many.batch(puts, [])
+        assert result.revisions == {group: transport.revisions[group] for group in (10, 11)}
+    assert transport.described == 2
 
+
+@pytest.mark.parametrize("more", [0, MAX_OPERATIONS])
+@pytest.mark.parametrize("deletes", [[b"twice"], [b"other", b"other"]])
+async def test_a_batch_that_writes_a_key_twice_is_refused_before_anything_is_sent(
+    more: int, deletes: list[bytes]
+) -> None:
+    """In two requests at once nothing would order them."""
+    transport = Shards()
+    puts = {b"twice": b"", **{b"%d" % number: b"" for number in range(more)}}
+    with pytest.raises(DuplicateKey, match=deletes[0].decode()):
+        await transport.many().batch(puts, iter(deletes))
+    assert not transport.requests
+
+
+@pytest.mark.parametrize(("broken", "expected"), [((4, 5), TooManyRequests), ((5,), UnknownOutcome)])
+async def test_a_batch_failed_only_if_no_part_was_done(broken: tuple[int, ...], expected: type[NebulaError]) -> None:
+    transport = Shards()
+    transport.broken.update((group, TooManyRequests()) for group in broken)
     with pytest.raises(expected):
-        await many(TwoShards({}), commit).batch({b"%d" % number: b"" for number in range(100)}, [])
+        await transport.many().batch({b"%d" % number: b"" for number in range(100)}, [])

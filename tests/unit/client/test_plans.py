@@ -14,7 +14,7 @@ from nebuladb.client.errors import Failure
 from nebuladb.client.scan import ScanPlan
 from nebuladb.client.watch import WatchPlan
 from nebuladb.pb.nebula.v1 import kv_pb2, lease_pb2
-from tests.unit.client.fake import Node
+from tests.unit.client.fake import Fault, Node
 from tests.unit.client.fake_store import Store
 
 
@@ -215,6 +215,29 @@ async def test_a_lease_is_kept_alive_until_it_is_lost(node: Node) -> None:
             with pytest.raises(errors.LeaseNotFound):
                 keeper.check()
         with pytest.raises(errors.LeaseNotFound):
+            async with client.keep_alive(lease.id):
+                pass
+
+
+@pytest.mark.parametrize("error", [errors.KeyspaceNotFound(), errors.WrongShard(), errors.LeaseNotFound()])
+async def test_a_lease_is_lost_with_its_keyspace(node: Node, error: errors.NebulaError) -> None:
+    """Also if there is another of that name since; other errors are passed over, for the rest of the TTL."""
+    time = Time()
+    async with AsyncClient([node.address], clock=time.clock, sleep=time.sleep) as client:
+        lease = await client.grant_lease(9)
+        async with client.keep_alive(lease.id) as keeper:
+            node.faults.append(Fault("KeepAlive", errors.NebulaError("it stumbled")))
+            await time.wake()
+            assert await time.wake() == 3.0
+            assert keeper.held
+            _, done = await time.asleep.get()  # no renewal is under way
+            node.faults.append(Fault("KeepAlive", error))
+            done.set_result(None)
+            await keeper.lost.wait()
+            with pytest.raises(errors.LeaseNotFound):
+                keeper.check()
+        node.faults.append(Fault("KeepAlive", error))
+        with pytest.raises(type(error)):
             async with client.keep_alive(lease.id):
                 pass
 
