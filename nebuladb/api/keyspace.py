@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections import Counter
+from collections.abc import Mapping
 from typing import Any, Final
 
 from nebuladb.api.backend import Backend, parse
@@ -12,14 +13,14 @@ from nebuladb.errors import InvalidArgument, NebulaError, Outcome, Unavailable
 from nebuladb.node.keyspaces import Spec, check_name, checked, create_step, drop_step
 from nebuladb.node.meta import Meta
 from nebuladb.pb.nebula.v1 import keyspace_pb2 as pb
-from nebuladb.shard import Keyspace, Partitioning
-from nebuladb.shard.membership import MAX_VOTERS
+from nebuladb.shard import Keyspace, Partitioning, Role
 
 _PARTITIONING: Final = {
     Partitioning.RANGE: pb.RANGE,
     Partitioning.HASH: pb.HASH,
     Partitioning.SINGLE: pb.SINGLE,
 }
+USUAL_VOTERS: Final = 3
 _FROM_WIRE: Final = {number: partitioning for partitioning, number in _PARTITIONING.items()}
 
 
@@ -62,7 +63,8 @@ class KeyspaceService:
         name, first = request.name, request.group
         check_name(name)
         due, unfinished = Due(self._backend.answer_within(context)), _unfinished(name, "dropped")
-        groups: set[int] = set()
+        groups: dict[int, int] = {}
+        """Group → voters that it had, as far as that can be told still."""
 
         def step(meta: Meta) -> bytes | None:
             nonlocal first
@@ -70,7 +72,8 @@ class KeyspaceService:
             first = first or min(found, default=0)
             if first not in found:
                 return None  # it is gone, and what has its name now is another one
-            groups.update(found)
+            for group in found:
+                groups.setdefault(group, _voters(meta, group))
             return drop_step(meta, name)
 
         await drive(self._backend, step, due, unfinished)
@@ -85,15 +88,10 @@ class KeyspaceService:
         plan = keyspace.plan if keyspace else None
         return range(plan.first_group, plan.first_group + plan.shards) if plan else range(0)
 
-    def _powerless(self, groups: Collection[int]) -> bool:
-        """Whether no group has a majority of nodes left that haven't destroyed their replica."""
-        meta = self._backend.meta
-        left: dict[int, int] = {}
-        for removal in meta.removals:
-            if removal.group in groups:
-                left[removal.group] = left.get(removal.group, 0) + 1
-        replicas = min(len(meta.nodes), MAX_VOTERS)
-        return all(count <= (replicas - 1) // 2 for count in left.values())
+    def _powerless(self, groups: Mapping[int, int]) -> bool:
+        """Whether no group has a majority of its voters left that haven't destroyed their replica."""
+        left = Counter(removal.group for removal in self._backend.meta.removals if removal.group in groups)
+        return all(count <= (groups[group] - 1) // 2 for group, count in left.items())
 
     def _info(self, keyspace: Keyspace) -> pb.KeyspaceInfo:
         return pb.KeyspaceInfo(
@@ -101,6 +99,14 @@ class KeyspaceService:
             partitioning=_PARTITIONING[keyspace.partitioning],
             shards=map(descriptor_message, self._backend.routing.shards(keyspace.name)),
         )
+
+
+def _voters(meta: Meta, group: int) -> int:
+    """How many voters a group has at least; of one whose descriptor is gone already, as many as most have."""
+    shard = meta.shards.get(group)
+    if shard is None:
+        return min(len(meta.nodes), USUAL_VOTERS)
+    return sum(shard.role(replica) is Role.VOTER for replica, _ in shard.replicas)
 
 
 def _unfinished(name: str, what: str) -> NebulaError:

@@ -176,10 +176,14 @@ async def _pin(
             for shard in shards
         )
     )
-    return [
+    read = [
         (shard, named.get(shard.group) or request.revision or store.revision)
         for shard, store in zip(shards, stores, strict=True)
     ]
+    # A scan that goes on here may have begun at a node that was further than this one, which needn't be up to date.
+    behind = [shard for (shard, revision), store in zip(read, stores, strict=True) if revision > store.revision]
+    await asyncio.gather(*(backend.current(shard, timeout) for shard in behind))
+    return read
 
 
 def _lower_end(end: bytes, shard_end: bytes) -> bytes:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from types import SimpleNamespace
 from typing import Any, Final
 
 import grpc
@@ -15,6 +16,7 @@ from nebuladb.ids import DEFAULT_GROUP
 from nebuladb.kv.command import Command, Kind
 from nebuladb.kv.store import Store
 from nebuladb.pb.nebula.v1 import kv_pb2
+from nebuladb.shard import Descriptor
 from tests.unit.api.served import Served
 from tests.unit.node.lone import SECONDS
 
@@ -138,3 +140,19 @@ async def test_the_loop_comes_round_while_a_scan_passes_what_is_deleted(
     counting.cancel()
     assert not page.kvs
     assert turns >= KEYS // 2
+
+
+async def test_where_a_scan_goes_on_at_a_node_that_is_behind_it_waits_for_its_revisions() -> None:
+    shard = Descriptor(7, "k", 1, b"", b"", (0, 0), ((1, 1),))
+    asked: list[bool] = []
+
+    async def current(shard: Descriptor, timeout: float, **how: Any) -> Any:
+        asked.append(how.get("serializable", False))
+        return SimpleNamespace(revision=5)
+
+    backend: Any = SimpleNamespace(current=current, route_group=lambda keyspace, group: shard)
+    for revision, waits in ((5, []), (6, [False])):
+        asked.clear()
+        request = kv_pb2.ScanRequest(serializable=True, revisions=[kv_pb2.ShardRevision(group=7, revision=revision)])
+        assert await scan._pin(backend, request, [shard], SECONDS) == [(shard, revision)]
+        assert asked == [True, *waits]
