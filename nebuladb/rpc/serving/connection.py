@@ -69,6 +69,7 @@ class ServerConnection(Outgoing):
         self._touched = True
         http2, server, most = self.http2, self.server, self.limits.message_bytes
         events = iter(events)
+        rest: Iterator[Event] | None = events
         for event in events:
             if type(event) is HeadersReceived:
                 request, body = event.headers.memo, event.data
@@ -79,9 +80,6 @@ class ServerConnection(Outgoing):
                         route = request.direct
                         self._direct(Call(self, event.stream, request, route, now), route, body)
                         if self.paused:
-                            # A thousand requests in one read may ask for a thousand large answers: the rest waits
-                            # until the peer has taken those that there are.
-                            self._backlog = events
                             break
                         continue
                 self._headers(event, now)
@@ -89,8 +87,13 @@ class ServerConnection(Outgoing):
                 self._data(event)
             else:
                 self._rare(event)
+            if self.paused:
+                break
         else:
-            self._backlog = None
+            rest = None
+        # A thousand requests in one read may ask for a thousand large answers: the rest waits until the peer has taken
+        # those that there are.
+        self._backlog = rest
         self._touched = False
         if self._writers:
             self._push()
