@@ -10,6 +10,8 @@ from typing import Final, NamedTuple
 import grpc
 import grpc.aio
 
+from nebuladb.errors import Reason, TooManyRequests
+from nebuladb.pb.nebula.v1.common_pb2 import FAILED, ErrorDetail
 from nebuladb.rpc.http2.errors import ErrorCode
 from nebuladb.rpc.metadata import Fields, Value, decode_metadata, encode_metadata
 
@@ -26,6 +28,17 @@ NUMBERS: Final[Mapping[grpc.StatusCode, bytes]] = {code: number for number, code
 
 OK_TRAILERS: Final[Fields] = ((STATUS, b"0"),)
 """The same object each time, so that the header encoder knows it by identity."""
+
+UNDONE: Final[tuple[tuple[str, bytes], ...]] = (
+    (
+        "nebula-error-bin",
+        ErrorDetail(
+            reason=Reason.TOO_MANY_REQUESTS, outcome=FAILED, retryable=True, retry_after_ms=TooManyRequests.retry_after
+        ).SerializeToString(),
+    ),
+)
+"""Metadata of a refusal for want of room, of a call that has not reached a handler: nothing was done, and later there
+may be room. Without it a client must take a write's outcome for unknown."""
 
 HTTP_CODES: Final[Mapping[bytes, grpc.StatusCode]] = {
     b"400": grpc.StatusCode.INTERNAL,

@@ -32,14 +32,18 @@ from nebuladb.rpc.serving.exchange import LARGE
 from nebuladb.rpc.serving.outgoing import LAST_STREAM, Outgoing
 from nebuladb.rpc.serving.request import OK, Request, refusal
 from nebuladb.rpc.serving.routes import Route
-from nebuladb.rpc.status import OK_TRAILERS, StatusError
+from nebuladb.rpc.status import OK_TRAILERS, UNDONE, StatusError
 
 if TYPE_CHECKING:
     from nebuladb.rpc.serving.lifecycle import Server
 
 _PREFIX: Final = struct.Struct(">BI").unpack_from
-_UNFINISHED: Final = "the requests of this connection that have not come whole take too much memory"
-_BUSY: Final = refusal(grpc.StatusCode.RESOURCE_EXHAUSTED, "as many calls as this server takes are in progress")
+_UNFINISHED: Final = "the requests of %s that have not come whole take too much memory; try again later"
+_BUSY: Final = refusal(
+    grpc.StatusCode.RESOURCE_EXHAUSTED, "as many calls as this server takes are in progress; try again later", UNDONE
+)
+UNFINISHED_BYTES: Final = 1 << 10
+"""What a request that has not come whole counts beside its own: its objects."""
 
 
 class ServerConnection(Outgoing):
@@ -282,12 +286,19 @@ class ServerConnection(Outgoing):
 
     def _gather(self, call: Call, size: int) -> bool:
         """So many bytes more of a unary request that has not come whole; False: they are too many, and it is over."""
+        server, limits = self.server, self.limits
+        if not call.gathered:
+            size += UNFINISHED_BYTES
+            if self._gathering is None:
+                self._gathering = {}
+            self._gathering[call] = (self._active, size)
         call.gathered += size
         self.unfinished += size
-        if self.unfinished <= self.limits.unfinished_bytes:
+        server.unfinished += size
+        if self.unfinished <= limits.unfinished_bytes and server.unfinished <= limits.unfinished_total:
             return True
-        self.http2.consumed(call.stream, call.stream.unread)
-        call.fail(StatusError(grpc.StatusCode.RESOURCE_EXHAUSTED, _UNFINISHED))
+        of = "this connection" if self.unfinished > limits.unfinished_bytes else "all clients"
+        call.fail(StatusError(grpc.StatusCode.RESOURCE_EXHAUSTED, _UNFINISHED % of, UNDONE))
         return False
 
     def _gathered(self, call: Call) -> None:

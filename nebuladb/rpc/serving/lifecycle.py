@@ -61,6 +61,8 @@ class Server(grpc.aio.Server):
         self.routes.add_generic(handlers)
         self.calls = 0
         """In progress, of all connections."""
+        self.unfinished = 0
+        """Bytes of unary requests that have not come whole, of all connections."""
         self.stopping = False
         self.loop: asyncio.AbstractEventLoop
         self.carriers: Carriers

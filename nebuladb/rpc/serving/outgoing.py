@@ -7,12 +7,16 @@ import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Final
 
+import grpc
+
+from nebuladb.env import probe
 from nebuladb.rpc.http2.connection import Connection
 from nebuladb.rpc.http2.errors import ErrorCode
 from nebuladb.rpc.http2.stream import Stream
 from nebuladb.rpc.metadata import Fields
 from nebuladb.rpc.serving.exchange import Exchange
 from nebuladb.rpc.serving.limits import ServerLimits
+from nebuladb.rpc.status import UNDONE, StatusError
 from nebuladb.rpc.tls import identity
 
 if TYPE_CHECKING:
@@ -34,6 +38,7 @@ class Outgoing(asyncio.Protocol):
         "_acknowledged",
         "_active",
         "_closing",
+        "_gathering",
         "_held",
         "_identity",
         "_output",
@@ -80,6 +85,8 @@ class Outgoing(asyncio.Protocol):
         """Calls that put messages since the last `flush`."""
         self._stalled: list[Exchange] = []
         """Calls that wait until the peer reads."""
+        self._gathering: dict[Exchange, tuple[float, int]] | None = None
+        """Unary requests that have not come whole: since when, and how much of each was here then."""
         self._held: dict[Stream, tuple[float, int]] | None = None
         """Streams with data that waits for the peer's window: since when, and how much it was then."""
         transport.set_write_buffer_limits(high=self.limits.transport_bytes)
@@ -174,8 +181,12 @@ class Outgoing(asyncio.Protocol):
 
     def ungather(self, call: Exchange) -> None:
         """A unary request has come, or won't come any more."""
-        self.unfinished -= call.gathered
-        call.gathered = 0
+        if call.gathered:
+            self.unfinished -= call.gathered
+            self.server.unfinished -= call.gathered
+            call.gathered = 0
+            if self._gathering is not None:
+                self._gathering.pop(call, None)
 
     def released(self, call: Exchange) -> None:
         """A call's handler has returned."""
@@ -245,6 +256,8 @@ class Outgoing(asyncio.Protocol):
             self.flush()
         if self._held:
             self._sweep_held(now, self._held)
+        if self._gathering:
+            self._sweep_gathering(now, self._gathering)
 
     def _sweep_held(self, now: float, held: dict[Stream, tuple[float, int]]) -> None:
         for stream, (since, waiting) in list(held.items()):
@@ -260,6 +273,17 @@ class Outgoing(asyncio.Protocol):
                 if stream.owner is not None:
                     stream.owner.lost()
                 self.touched()
+
+    def _sweep_gathering(self, now: float, gathering: dict[Exchange, tuple[float, int]]) -> None:
+        limits = self.limits
+        for call, (since, size) in list(gathering.items()):
+            # Of one that doesn't read its answers nothing is read either: its requests can't come.
+            if self.paused or (now - since > limits.held_seconds and call.gathered - size >= limits.held_progress):
+                gathering[call] = (now, call.gathered)
+            elif now - since > limits.held_seconds:
+                probe("rpc: a request that doesn't come whole is given up")
+                why = f"the rest of the request did not come for {limits.held_seconds:.0f} s; send it again, whole"
+                call.fail(StatusError(grpc.StatusCode.RESOURCE_EXHAUSTED, why, UNDONE))
 
     # --- who it is -------------------------------------------------------------------------------------------------
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Final
 
 import grpc
@@ -19,9 +20,9 @@ _METHOD_NOT_ALLOWED: Final[Fields] = ((b":status", b"405"), (b"allow", b"POST"))
 _UNSUPPORTED_TYPE: Final[Fields] = ((b":status", b"415"), (b"accept-post", b"application/grpc"))
 
 
-def refusal(code: grpc.StatusCode, details: str) -> Fields:
+def refusal(code: grpc.StatusCode, details: str, metadata: Iterable[tuple[str, Value]] | None = None) -> Fields:
     """A trailers-only answer."""
-    return OK + status.trailers(code, details)
+    return OK + status.trailers(code, details, metadata)
 
 
 class Request:

@@ -84,6 +84,7 @@ class Wired:
         self.wire = Wire()
         self.connection: Any = ServerConnection(server, self.wire, time.monotonic())
         self.wire.protocol = self.connection
+        server._connections[self.connection] = "test"
         self.client = http2.Connection(
             client=True, limits=http2.Limits(stream_window=1 << 24, connection_window=1 << 28)
         )
@@ -124,10 +125,14 @@ class Wired:
         self.events += events
         return events
 
+    def ends(self) -> dict[int, http2.Fields]:
+        """The last headers of the answers that are whole, by stream."""
+        found = [event for event in self.events if isinstance(event, http2.HeadersReceived) and event.ended]
+        return {event.stream.id: event.headers.fields for event in found}
+
     def statuses(self) -> dict[int, bytes]:
         """How calls ended: grpc-status by stream."""
-        ends = [event for event in self.events if isinstance(event, http2.HeadersReceived) and event.ended]
-        return {event.stream.id: dict(event.headers.fields)[b"grpc-status"] for event in ends}
+        return {key: dict(fields)[b"grpc-status"] for key, fields in self.ends().items()}
 
 
 @asynccontextmanager
