@@ -152,7 +152,7 @@ class Connection(asyncio.Protocol):
 
     def _wait(self, rpc: Rpc) -> None:
         if len(self.waiting) >= self._settings.max_waiting_calls:
-            rpc.fail(grpc.StatusCode.RESOURCE_EXHAUSTED, "too many calls wait for the server to allow more streams")
+            rpc.refuse("too many calls wait for the server to allow more streams")
             return
         self.waiting[rpc] = None
         rpc.queued = self.waiting
@@ -203,7 +203,11 @@ class Connection(asyncio.Protocol):
         return not stream.waiting
 
     def _refuse(self, rpc: Rpc) -> None:
-        rpc.fail(grpc.StatusCode.RESOURCE_EXHAUSTED, f"too much waits already for {self.endpoint} to take it")
+        why = f"too much waits already for {self.endpoint} to take it"
+        if rpc.whole():
+            rpc.refuse(why)  # of its one message the end is still here: no handler has seen any of it
+        else:
+            rpc.fail(grpc.StatusCode.RESOURCE_EXHAUSTED, why)
 
     def congested(self, rpc: Rpc, stream: Stream) -> bool:
         """Whether what was sent still waits; `Rpc.writable` is called when that changes."""

@@ -77,7 +77,7 @@ class Dispatcher:
         elif self.state is State.TRANSIENT_FAILURE and not rpc.wait_for_ready:
             rpc.fail(grpc.StatusCode.UNAVAILABLE, self._unreachable())
         elif len(self._waiting) >= self.settings.max_waiting_calls:
-            rpc.fail(grpc.StatusCode.RESOURCE_EXHAUSTED, f"too many calls wait for a connection to {self.target}")
+            rpc.refuse(f"too many calls wait for a connection to {self.target}")
         else:
             self._waiting[rpc] = None
             rpc.queued = self._waiting

@@ -17,7 +17,7 @@ from nebuladb.rpc.framing import LARGER, PREFIX_BYTES, frame, frame_compressed, 
 from nebuladb.rpc.http2.errors import ErrorCode
 from nebuladb.rpc.http2.stream import State
 from nebuladb.rpc.metadata import Fields, format_timeout
-from nebuladb.rpc.status import Status, StatusError, reset_status
+from nebuladb.rpc.status import UNDONE, Status, StatusError, reset_status
 
 if TYPE_CHECKING:
     from nebuladb.rpc.channel.connection import Connection
@@ -184,6 +184,10 @@ class Rpc:
     def fail(self, code: grpc.StatusCode, details: str) -> None:
         """End it here, with this status."""
         self.end(Status(code, details, grpc.aio.Metadata()))
+
+    def refuse(self, details: str) -> None:
+        """End it here for want of room. Only for a call that no handler can have seen: the status says so."""
+        self.end(Status(grpc.StatusCode.RESOURCE_EXHAUSTED, details, grpc.aio.Metadata(*UNDONE)))
 
     def _broken(self, error: StatusError) -> None:
         # The SDK and others know a size by grpc's words.

@@ -177,6 +177,7 @@ class RequestStream(Rpc):
         connection, stream = self.connection, self.stream
         if connection is None or stream is None:
             raise self._finished()
+        self._wrote = True
         return not connection.put(self, stream, self._framed(message))
 
     def _check(self, message: bytes) -> None:
