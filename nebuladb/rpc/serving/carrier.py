@@ -73,6 +73,8 @@ class _Seat:
             first.resume = self.resume
             first._asyncio_future_blocking = False  # seen, as tasks say it; another may wait for it
             return
+        if getattr(first, "_asyncio_future_blocking", False):
+            first._asyncio_future_blocking = False  # the same of any other
         self.given = True
         if self.free is not None and not self.free.done():
             self.free.set_result(None)
@@ -124,10 +126,11 @@ async def _carrier(seat: _Seat, loop: asyncio.AbstractEventLoop) -> None:
             raise cancelled
         return
     seat.coroutine = seat.work = None
-    if not seat.given:
-        seat.first._asyncio_future_blocking = True  # it is the task that waits for it now
+    first = seat.first
+    if getattr(first, "_asyncio_future_blocking", None) is not None:
+        first._asyncio_future_blocking = True  # it is the task that waits for it now
     try:
-        value = await _rest(coroutine, seat.first, cancelled)
+        value = await _rest(coroutine, first, cancelled)
     except BaseException as error:
         work.fail(error)
         if isinstance(error, SystemExit | KeyboardInterrupt):

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-from collections.abc import Callable, Coroutine
+import types
+from collections.abc import Callable, Coroutine, Generator
 from typing import Any
 
 import pytest
@@ -376,6 +377,38 @@ async def test_two_may_wait_for_one_prompt_future(rig: Rig) -> None:
         await rig.turn(lambda work=work: rig.carriers.run(prompt.handler(), work))  # type: ignore[misc]
     await rig.turn(lambda: prompt.future.set_result("both"))
     assert [await work.ended for work in works] == ["both", "both"]
+
+
+@pytest.mark.parametrize("warm", [False, True], ids=["new carriers", "used carriers"])
+async def test_two_of_one_turn_may_wait_for_one_future(rig: Rig, warm: bool) -> None:
+    if warm:
+        await asyncio.gather(*(rig.begin(asyncio.sleep(0)).ended for _ in range(3)))
+    future: asyncio.Future[str] = rig.loop.create_future()
+
+    async def handler() -> str:
+        return await future
+
+    works = [Work() for _ in range(3)]
+    await rig.turn(*(lambda work=work: rig.carriers.run(handler(), work) for work in works))
+    other = asyncio.ensure_future(handler())
+    await asyncio.sleep(0)
+    future.set_result("all")
+    assert [await work.ended for work in works] == ["all"] * 3
+    assert await other == "all"
+
+
+async def test_what_nobody_can_wait_for_fails_as_in_a_task(rig: Rig) -> None:
+    @types.coroutine
+    def odd() -> Generator[Any, Any, None]:
+        yield 7
+
+    async def handler() -> None:
+        await odd()
+
+    with pytest.raises(RuntimeError, match="bad yield: 7"):
+        await rig.loop.create_task(handler())
+    with pytest.raises(RuntimeError, match="bad yield: 7"):
+        await rig.begin(handler()).ended
 
 
 async def test_a_call_that_can_not_be_ended_costs_whoever_set_its_future_nothing(rig: Rig) -> None:
