@@ -42,6 +42,7 @@ def save(settings: Settings, file: Path, since: Path | None) -> None:
     """Save all keyspaces to FILE, from any node, while everybody goes on.
 
     Each shard is saved as it is at one instant, not all of them at the same. FILE appears when it is whole and checked.
+    A keyspace that is dropped meanwhile is left out.
 
     \b
     Example:
@@ -93,6 +94,8 @@ async def _receive(
 @pass_settings
 def verify(settings: Settings, file: Path) -> None:
     """Read FILE to its end and check everything in it; exits 1 if it is damaged.
+
+    It says which keyspaces are left out since they were dropped while they were saved.
 
     \b
     Example:
@@ -187,6 +190,8 @@ def _with_progress(
 def _print(settings: Settings, reader: BackupReader, parts: list[ShardPart], size: int) -> None:
     with settings.output() as output:
         _print_parts(output, parts)
+        for name in sorted(reader.gone):
+            output.row({"keyspace": name, "left_out": "dropped while it was saved"})
         output.row(
             {
                 "name": reader.name,

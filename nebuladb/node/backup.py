@@ -5,7 +5,9 @@ Layout (``docs/formats.md``, "Backup file"), big-endian: 16 bytes ``NEBULADB BAC
     u8 kind | u32 length | payload
 
 MANIFEST first, then for each shard a SHARD and its CHUNKs, and END last: SHA-256 of all before it, which is also the
-backup's name for a later one that builds on it. MANIFEST and SHARD are canonical JSON.
+backup's name for a later one that builds on it. GONE, where a SHARD may be, says that a keyspace was dropped while it
+was saved: the backup is without it, whatever of it came before. Of every other keyspace all shards are there, or the
+backup is not taken. MANIFEST, SHARD and GONE are canonical JSON.
 
 What etcd's Snapshot sends goes on: zeros to a multiple of 512 bytes, and SHA-256 of all before it, by which etcdctl
 knows a snapshot that came in whole. A reader takes both.
@@ -15,20 +17,22 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from enum import IntEnum
 from pathlib import Path
 from struct import Struct
 from typing import IO, Any, Final, NamedTuple
 
-from nebuladb.errors import Corruption
+from nebuladb.errors import Corruption, InvariantViolation
 from nebuladb.ids import Generation, GroupId
 from nebuladb.kv.importer import Importer
-from nebuladb.shard import Descriptor, Keyspace
+from nebuladb.shard import Descriptor, Keyspace, RoutingTable
 from nebuladb.storage.engine import Batch
 
 MAGIC: Final = b"NEBULADB BACKUP\n"
-BACKUP_FORMAT: Final = 1
+BACKUP_FORMAT: Final = 2
+READABLE: Final = (1, BACKUP_FORMAT)
+"""Format 1 had no GONE."""
 MAX_FRAME: Final = 8 << 20
 """Of what a reader takes: a chunk is smaller, and so is a manifest of 8,192 keyspaces' names."""
 SECTOR_BYTES: Final = 512
@@ -43,6 +47,7 @@ class FrameKind(IntEnum):
     SHARD = 2
     CHUNK = 3
     END = 4
+    GONE = 5
 
 
 class Manifest(NamedTuple):
@@ -74,8 +79,8 @@ class Manifest(NamedTuple):
     def decode(cls, data: bytes) -> Manifest:
         """Raises `Corruption`."""
         fields = _fields(data, "manifest")
-        if fields.get("format") != BACKUP_FORMAT:
-            raise Corruption(f"the backup has format {fields.get('format')}; this build knows {BACKUP_FORMAT}")
+        if fields.get("format") not in READABLE:
+            raise Corruption(f"the backup has format {fields.get('format')}; this build knows 1 to {BACKUP_FORMAT}")
         try:
             keyspaces = tuple(Keyspace.decode(text.encode()) for text in fields["keyspaces"])
             life = int(fields.get("life", "0"), 16)
@@ -129,6 +134,10 @@ class BackupWriter:
         """One of its chunks."""
         return self._out(_frame(FrameKind.CHUNK, chunk))
 
+    def gone(self, keyspace: str) -> bytes:
+        """`keyspace`, of the manifest, was dropped meanwhile; no shard of it may follow."""
+        return self._out(_frame(FrameKind.GONE, _canonical({"keyspace": keyspace})))
+
     def end(self) -> bytes:
         """The last bytes."""
         return _frame(FrameKind.END, self._hash.digest())
@@ -150,6 +159,9 @@ class BackupReader:
         self._next: tuple[FrameKind, bytes] | None = None
         self.name = ""
         """Set at the end: SHA-256 of the whole, in hexadecimal."""
+        self.gone: set[str] = set()
+        """Whole at the end: keyspaces that were dropped meanwhile. Shards of them that have come are to be left out."""
+        self._shards: list[Descriptor] = []
         if self._take(len(MAGIC)) != MAGIC:
             raise Corruption("this is no backup of NebulaDB")
         kind, payload = self._frame()
@@ -158,15 +170,44 @@ class BackupReader:
         self.manifest = Manifest.decode(payload)
 
     def shards(self) -> Iterator[tuple[ShardPart, Iterator[bytes]]]:
-        """Each shard, and its chunks, which are to be exhausted before the next one. Raises `Corruption`."""
+        """Each shard, and its chunks, which are to be exhausted before the next one. Raises `Corruption`, in the end
+        also if a shard of a keyspace is missing that isn't gone."""
+        names = {keyspace.name for keyspace in self.manifest.keyspaces}
         while True:
             kind, payload = self._next or self._frame()
             self._next = None
             if kind is FrameKind.END:
+                self._complete()
                 return
+            if kind is FrameKind.GONE:
+                name = _fields(payload, "frame of a dropped keyspace").get("keyspace")
+                if not isinstance(name, str) or name not in names - self.gone:
+                    raise Corruption("the backup says that a keyspace was dropped which is not in it")
+                self.gone.add(name)
+                continue
             if kind is not FrameKind.SHARD:
                 raise Corruption("the backup has a frame out of order")
-            yield ShardPart.decode(payload), self._chunks()
+            part = ShardPart.decode(payload)
+            if part.descriptor.keyspace not in names - self.gone:
+                raise Corruption(f"shard {part.descriptor.group} of the backup is of a keyspace that is not in it")
+            self._shards.append(part.descriptor)
+            yield part, self._chunks()
+
+    @property
+    def keyspaces(self) -> tuple[Keyspace, ...]:
+        """Those that the backup is of: the manifest's, but what is gone."""
+        return tuple(keyspace for keyspace in self.manifest.keyspaces if keyspace.name not in self.gone)
+
+    def kept(self, parts: Iterable[ShardPart]) -> list[ShardPart]:
+        """Those of `parts` that are of `keyspaces`."""
+        return [part for part in parts if part.descriptor.keyspace not in self.gone]
+
+    def _complete(self) -> None:
+        shards = [shard for shard in self._shards if shard.keyspace not in self.gone]
+        try:
+            RoutingTable(self.keyspaces, shards).check()
+        except InvariantViolation as error:
+            raise Corruption(f"the backup lacks a shard: {error.message}") from error
 
     def _chunks(self) -> Iterator[bytes]:
         while True:
@@ -206,7 +247,8 @@ class BackupReader:
 
 
 def check(path: Path, progress: Callable[[int], None] = lambda size: None) -> tuple[BackupReader, list[ShardPart]]:
-    """Read a backup to its end, every checksum of it. Raises `Corruption`."""
+    """Read a backup to its end, every checksum of it; the shards of keyspaces that were not dropped meanwhile. Raises
+    `Corruption`."""
     with path.open("rb") as file:
         return examine(file, progress)
 
@@ -223,7 +265,7 @@ def examine(
             importer.feed(chunk)
         compare(part, importer)
         parts.append(part)
-    return reader, parts
+    return reader, reader.kept(parts)
 
 
 class _Nowhere:

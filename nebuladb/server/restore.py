@@ -18,10 +18,11 @@ from nebuladb.ids import GroupId
 from nebuladb.kv.importer import Importer, Target
 from nebuladb.kv.increment import IncrementTarget
 from nebuladb.kv.store import Store
-from nebuladb.node.backup import BackupReader, Manifest, ShardPart, compare
+from nebuladb.node.backup import BackupReader, ShardPart, compare
 from nebuladb.node.identity import Founder, Founding, Identity
 from nebuladb.server.directory import VOTING
 from nebuladb.server.site import FIRST_GENERATION, MAX_REVISION, Site, derived_id
+from nebuladb.shard import Keyspace
 from nebuladb.storage.engine import Engine
 from nebuladb.storage.files import sync_directory, write_durably
 from nebuladb.storage.log import LogStore
@@ -52,9 +53,9 @@ def restore(
 ) -> list[ShardPart]:
     """Make `directory`, which must be empty, from a backup and those that build on it, in this order.
 
-    Returns the shards as they are then. Raises `ConfigurationError`, `Corruption`, `StoreError` or `OSError`; the
-    directory is as it was then. After a kill it has no identity, so no node starts from it: empty it before another
-    try.
+    A keyspace that was dropped while the last file was made is left out. Returns the shards as they are then. Raises
+    `ConfigurationError`, `Corruption`, `StoreError` or `OSError`; the directory is as it was then. After a kill it has
+    no identity, so no node starts from it: empty it before another try.
     """
     if wanted.name not in wanted.members:
         raise ConfigurationError(f"name: {wanted.name!r} is not one of the nodes {', '.join(wanted.members)}")
@@ -92,7 +93,7 @@ def _make(files: Sequence[Path], directory: Path, wanted: Wanted, progress: Prog
     with ExitStack() as stack:
         data = RocksEngine.open_data(directory / "data")
         stack.callback(data.close)
-        manifest, parts, name = _import(files, data, progress)
+        keyspaces, parts, name = _import(files, data, progress)
         cluster = derived_id(name, wanted.token, *(f"{node}={at}" for node, at in sorted(wanted.members.items())))
         founders = (Founder(node, derived_id(f"{cluster:x}", node), at) for node, at in sorted(wanted.members.items()))
         founding = Founding(cluster, tuple(founders))
@@ -102,7 +103,7 @@ def _make(files: Sequence[Path], directory: Path, wanted: Wanted, progress: Prog
         for shard in shards:
             site.enter(shard, bump=wanted.bump, mark_compacted=wanted.mark_compacted)
         probe("restore: members entered")
-        site.write_meta(manifest.keyspaces, shards)
+        site.write_meta(keyspaces, shards)
         probe("restore: meta written")
         log = LogStore(RocksEngine.open_log(directory / "raft"))
         stack.callback(log.close)
@@ -126,8 +127,10 @@ def _make(files: Sequence[Path], directory: Path, wanted: Wanted, progress: Prog
     ]
 
 
-def _import(files: Sequence[Path], data: Engine, progress: Progress) -> tuple[Manifest, list[ShardPart], str]:
-    """The rows of all files, each file on top of the one before; what the last one says, and its name."""
+def _import(
+    files: Sequence[Path], data: Engine, progress: Progress
+) -> tuple[tuple[Keyspace, ...], list[ShardPart], str]:
+    """The rows of all files, each file on top of the one before; what is in the last one, and its name."""
     before, held = "", dict[int, int]()
     for path in files:
         with path.open("rb") as file:
@@ -144,11 +147,13 @@ def _import(files: Sequence[Path], data: Engine, progress: Progress) -> tuple[Ma
                 compare(part, importer)
                 probe("restore: shard written")
                 parts.append(part)
-        for gone in sorted(held.keys() - {part.descriptor.group for part in parts}):
-            Store.destroy(data, GroupId(gone), FIRST_GENERATION)
+        written = held.keys() | {part.descriptor.group for part in parts}
+        parts = reader.kept(parts)
         held = {part.descriptor.group: part.revision for part in parts}
+        for gone in sorted(written - held.keys()):
+            Store.destroy(data, GroupId(gone), FIRST_GENERATION)
         before = reader.name
-    return reader.manifest, parts, before
+    return reader.keyspaces, parts, before
 
 
 def _target(data: Engine, part: ShardPart, held: int, path: Path) -> Target:

@@ -58,15 +58,16 @@ class Restored:
     def restore(self, file: BytesIO) -> None:
         """Take one more file. Raises `Corruption`."""
         reader = BackupReader(file)
-        held: dict[int, int] = {}
+        parts = []
         for part, chunks in reader.shards():
             group = GroupId(part.descriptor.group)
             importer = Importer(self._target(part), group, GENERATION)
             for chunk in chunks:
                 importer.feed(chunk)
             compare(part, importer)
-            held[group] = part.revision
-        for gone in sorted(self.held.keys() - held.keys()):
+            parts.append(part)
+        held = {part.descriptor.group: part.revision for part in reader.kept(parts)}
+        for gone in sorted((self.held.keys() | {part.descriptor.group for part in parts}) - held.keys()):
             Store.destroy(self._engine, GroupId(gone), GENERATION)
         require(reader.manifest.since == self.name, f"a backup builds on {reader.manifest.since}, not on {self.name}")
         self.name, self.held = reader.name, held

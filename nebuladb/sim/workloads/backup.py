@@ -44,6 +44,8 @@ class _Save:
         self.shards: list[Descriptor] = []
         self.told: dict[int, int] = {}
         """Group → the newest revision that anybody had been told when its turn came."""
+        self.doubted: Descriptor | None = None
+        """A shard that could not be read, about which meta was asked."""
         self.exporter: Exporter | None = None
 
 
@@ -59,7 +61,12 @@ class Archivist(Actor):
         return self._save.machine if self._save else super()._machine()
 
     def _failed(self) -> None:
-        save, self._save = self._save, None
+        save = self._save
+        if save is not None and save.shards and save.exporter is None and save.doubted != save.shards[0]:
+            save.doubted = save.shards[0]
+            self._look(partial(self._dropped, save), META_GROUP)
+            return
+        self._save = None
         if save is not None and save.exporter is not None:
             save.exporter.close()
         super()._failed()
@@ -97,6 +104,21 @@ class Archivist(Actor):
         group = save.shards[0].group
         save.told[group] = self._board.told(group)
         self._look(partial(self._opened, save, TRIES), group)
+
+    def _dropped(self, save: _Save, _: Store, machine: Machine) -> None:
+        """The next shard can't be read: perhaps its keyspace is gone, by a picture that is as new as now."""
+        node, shard = machine.node, save.shards[0]
+        if node is None or node is not save.node:
+            self._failed()
+            return
+        keyspace = node.meta.keyspaces.get(shard.keyspace)
+        if shard.group in node.meta.shards and keyspace and keyspace.state is KeyspaceState.READY:
+            self._failed()
+            return
+        save.data += save.writer.gone(shard.keyspace)
+        save.shards = [other for other in save.shards if other.keyspace != shard.keyspace]
+        self._core.hit("backup without a dropped keyspace")
+        self._next(save)
 
     def _opened(self, save: _Save, tries: int, store: Store, machine: Machine) -> None:
         """The shard's state there is as new as the look at it."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
@@ -10,8 +11,12 @@ import pytest
 from click.testing import CliRunner, Result
 
 from nebuladb.cli.main import main
+from nebuladb.ids import GroupId
+from nebuladb.kv.rows import Keys
+from nebuladb.node.backup import BackupReader, BackupWriter
 from nebuladb.server import site
-from nebuladb.server.site import MAX_REVISION
+from nebuladb.server.site import FIRST_GENERATION, MAX_REVISION
+from nebuladb.storage.rocks import RocksEngine
 from tests.unit.api.etcd.faced import Faced
 from tests.unit.node.lone import SECONDS
 
@@ -63,6 +68,73 @@ async def test_what_an_interrupted_one_left_is_told_as_that(restore: Restore, tm
     assert refused.exit_code == 2
     assert "what an interrupted restore left" in refused.stderr
     assert (tmp_path / "left" / "data").exists()
+
+
+USERS = (4, 5, 6)
+"""The groups of the first keyspace that is made."""
+
+
+def rows_of(groups: tuple[int, ...], directory: Path) -> list[int]:
+    """Those of `groups` that have a state in a data directory."""
+    data = RocksEngine.open_data(directory / "data")
+    try:
+        return [group for group in groups if data.get(Keys(GroupId(group), FIRST_GENERATION).state) is not None]
+    finally:
+        data.close()
+
+
+def without(name: str, source: Path, target: Path) -> Path:
+    """The backup, as if keyspace `name` had been dropped behind its first shard."""
+    writer, shards = BackupWriter(), 0
+    with source.open("rb") as file:
+        reader = BackupReader(file)
+        data = writer.begin(reader.manifest)
+        for part, chunks in reader.shards():
+            ours = part.descriptor.keyspace == name
+            shards += ours
+            if ours and shards == 2:
+                data += writer.gone(name)
+            pieces = list(chunks)
+            if not ours or shards == 1:
+                data += writer.shard(part) + b"".join(map(writer.chunk, pieces))
+    target.write_bytes(data + writer.end())
+    return target
+
+
+async def test_a_keyspace_that_was_dropped_meanwhile_is_told_and_not_restored(tmp_path: Path) -> None:
+    faced = Faced()
+    await asyncio.wait_for(faced.open(), SECONDS)
+
+    async def cli(*words: object) -> list[dict[str, object]]:
+        arguments = ["--endpoints", faced.address, "-o", "json", *map(str, words)]
+        result = await asyncio.to_thread(CliRunner().invoke, main, arguments, catch_exceptions=False)
+        assert result.exit_code == 0, result.stderr
+        return [json.loads(line) for line in result.stdout.splitlines()]
+
+    async def restored(*files: Path) -> list[str]:
+        """The keyspaces of the shards that are there then."""
+        directory = files[-1].with_suffix(".dir")
+        return [str(row["keyspace"]) for row in await cli("snapshot", "restore", *files, "--data-dir", directory)]
+
+    await cli("keyspace", "create", "users", "--shards", 3)
+    for number in range(10):
+        await cli("--keyspace", "users", "put", number, "v")
+    await cli("snapshot", "save", tmp_path / "whole")
+    short = without("users", tmp_path / "whole", tmp_path / "short")
+    told = await cli("snapshot", "verify", short)
+    assert [row["keyspace"] for row in told if "group" in row] == ["default", "etcd"]
+    assert told[2] == {"keyspace": "users", "left_out": "dropped while it was saved"}
+    assert await restored(short) == ["default", "etcd"]
+    assert not rows_of(USERS, tmp_path / "short.dir")
+    await cli("put", "k", "v")
+    await cli("snapshot", "save", tmp_path / "later", "--since", short)
+    assert await restored(short, tmp_path / "later") == ["default", "etcd", *["users"] * 3]
+    assert set(rows_of(USERS, tmp_path / "later.dir")) == set(USERS)
+    await cli("snapshot", "save", tmp_path / "more", "--since", tmp_path / "whole")
+    less = without("users", tmp_path / "more", tmp_path / "less")
+    assert await restored(tmp_path / "whole", less) == ["default", "etcd"]
+    assert not rows_of(USERS, tmp_path / "less.dir")
+    await faced.close()
 
 
 async def test_a_revision_that_is_beyond_the_bound_already_is_kept(

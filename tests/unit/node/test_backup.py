@@ -15,7 +15,7 @@ SHARD = Descriptor(2, "default", 1, b"", b"", (0, 0), ((4, 11),))
 PART = ShardPart(SHARD, 9, 7, 3, 1, 2, 5)
 MANIFEST = Manifest(0xABCD, "1.2", (Keyspace("default", Partitioning.RANGE),), "ff", 0xB0)
 MANIFEST_JSON = (
-    b'{"cluster":"000000000000abcd","format":1,'
+    b'{"cluster":"000000000000abcd","format":2,'
     b'"keyspaces":["{\\"format\\":1,\\"name\\":\\"default\\",\\"partitioning\\":\\"range\\"}"],'
     b'"life":"00000000000000b0","since":"ff","version":"1.2"}'
 )
@@ -52,6 +52,54 @@ def test_the_bytes_of_a_backup() -> None:
 def test_a_backup_of_before_there_were_lives_is_of_none() -> None:
     older = MANIFEST_JSON.replace(b'"life":"00000000000000b0",', b"")
     assert Manifest.decode(older) == MANIFEST._replace(life=0)
+
+
+def test_a_backup_of_format_1_is_read_and_one_of_a_format_to_come_is_not() -> None:
+    assert Manifest.decode(MANIFEST_JSON.replace(b'"format":2', b'"format":1')) == MANIFEST
+    with pytest.raises(Corruption, match="this build knows 1 to 2"):
+        Manifest.decode(MANIFEST_JSON.replace(b'"format":2', b'"format":3'))
+
+
+USERS = Keyspace("users", Partitioning.HASH)
+HALVES = tuple(
+    ShardPart(Descriptor(8 + i, "users", 1, b"", b"", (i << 15, (i + 1) << 15), ()), *PART[1:]) for i in (0, 1)
+)
+TWO = MANIFEST._replace(keyspaces=(*MANIFEST.keyspaces, USERS))
+
+
+def test_a_keyspace_that_was_dropped_meanwhile_is_left_out_as_a_whole() -> None:
+    writer = BackupWriter()
+    data = writer.begin(TWO) + writer.shard(PART) + writer.shard(HALVES[0]) + writer.chunk(b"chunk")
+    gone = writer.gone("users")
+    assert gone == b'\x05\x00\x00\x00\x14{"keyspace":"users"}'
+    data += gone + writer.end()
+    reader, shards = read(data)
+    assert [chunks for _, chunks in shards] == [[], [b"chunk"]]
+    assert reader.kept(part for part, _ in shards) == [PART]
+    assert (reader.gone, reader.keyspaces) == ({"users"}, MANIFEST.keyspaces)
+
+
+@pytest.mark.parametrize("missing", [PART, *HALVES])
+def test_a_backup_that_lacks_a_shard_of_what_was_not_dropped_is_not_taken(missing: ShardPart) -> None:
+    writer = BackupWriter()
+    data = writer.begin(TWO) + b"".join(writer.shard(part) for part in (PART, *HALVES) if part != missing)
+    with pytest.raises(Corruption, match=f"lacks a shard: .*{missing.descriptor.keyspace}"):
+        read(data + writer.end())
+    other = "users" if missing == PART else "default"
+    writer = BackupWriter()
+    data = writer.begin(TWO) + writer.gone(other)
+    data += b"".join(writer.shard(p) for p in (PART, *HALVES) if p != missing and p.descriptor.keyspace != other)
+    with pytest.raises(Corruption, match="lacks a shard"):
+        read(data + writer.end())
+
+
+@pytest.mark.parametrize("name", ["other", "users"])
+def test_what_is_gone_was_there_and_nothing_of_it_follows(name: str) -> None:
+    writer = BackupWriter()
+    data = writer.begin(TWO) + writer.shard(PART) + writer.gone("users")
+    for more in (writer.gone(name), writer.shard(HALVES[0])):
+        with pytest.raises(Corruption, match="not in it"):
+            read(data + more + writer.end())
 
 
 def test_every_flipped_bit_and_every_cut_is_noticed() -> None:
