@@ -233,7 +233,7 @@ async def test_a_lease_is_lost_with_its_keyspace(node: Node, error: errors.Nebul
             _, done = await time.asleep.get()  # no renewal is under way
             node.faults.append(Fault("KeepAlive", error))
             done.set_result(None)
-            await keeper.lost.wait()
+            await asyncio.wait_for(keeper.lost.wait(), 10)
             with pytest.raises(errors.LeaseNotFound):
                 keeper.check()
         node.faults.append(Fault("KeepAlive", error))
