@@ -88,7 +88,7 @@ class Backend:
         if not isinstance(error, KeyspaceNotFound | WrongEpoch | UnknownShard):
             return False
         if self.meta is before:
-            await self.refresh(self.timeout(context))
+            await self.refresh(self.answer_within(context))
         return self.meta is not before
 
     # --- routing ---------------------------------------------------------------------------------------------------
@@ -199,8 +199,10 @@ def session_fields(session: pb.SessionRef) -> dict[str, int]:
 
 def _checked(shard: Descriptor, epoch: int) -> Descriptor:
     if epoch and epoch != shard.epoch:
-        raise WrongEpoch(
+        error = WrongEpoch(
             f"shard {shard.group} is at epoch {shard.epoch}, not {epoch}; use the descriptor in the details",
             shard.epoch,
         )
+        error.group = shard.group  # else there is no descriptor in them
+        raise error
     return shard

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Final
 
 from nebuladb.api.backend import Backend
-from nebuladb.errors import NebulaError, Outcome
+from nebuladb.errors import NebulaError, Outcome, UnknownOutcome
 from nebuladb.ids import META_GROUP
 from nebuladb.kv.command import Command, Kind
 from nebuladb.node.meta import Meta
@@ -35,7 +35,7 @@ async def drive(
     """Until `step_of` gives None. Lost leaders and races only repeat a step: each names what it is from.
 
     Raises what `step_of` refuses with, which it does by a picture that is at least as new as the call; when time is up,
-    `unfinished`, if one is given and a step was taken, else what was in the way.
+    and a step was or may have been taken, `unfinished`, or `UnknownOutcome`; else what was in the way.
     """
     begun = known = False
     while True:
@@ -46,13 +46,16 @@ async def drive(
             step = step_of(backend.meta)
             if step is None:
                 return
-            begun = True
             await backend.propose(META, Command(Kind.TXN, step), due.left())
+            begun = True
         except NebulaError as error:
             if not (error.retryable or error.outcome is Outcome.UNKNOWN):
                 raise
+            begun |= error.outcome is Outcome.UNKNOWN
             if due.left() <= POLL_SECONDS:
-                raise (unfinished if begun and unfinished else error) from error
+                if not begun:
+                    raise
+                raise unfinished or UnknownOutcome(f"a step may have been taken; now: {error.message}") from error
             known = False
             await asyncio.sleep(POLL_SECONDS)
 

@@ -9,7 +9,7 @@ from typing import Any
 from nebuladb.api.backend import Backend, key_value, parse, session_fields
 from nebuladb.api.scan import scan
 from nebuladb.api.watch import watch
-from nebuladb.errors import Corruption, DeadlineExceeded, InvalidArgument, NebulaError, WrongShard
+from nebuladb.errors import Corruption, DeadlineExceeded, InvalidArgument, NebulaError, Outcome, WrongShard
 from nebuladb.kv import check
 from nebuladb.kv.answer import DeleteResult, KeyValue, OperationResult, PutResult, TxnResult
 from nebuladb.kv.command import Command, Kind
@@ -140,12 +140,18 @@ async def read_txn(
 
 
 async def reclaimed(backend: Backend, shard: Descriptor, revision: int, timeout: float | None) -> None:
-    """Wait until this node has deleted what a compaction at `revision` superseded (etcd 25), for `timeout` seconds."""
+    """Wait until this node has deleted what a compaction at `revision` superseded (etcd 25), for `timeout` seconds. An
+    error never says that the request has failed: the compaction is done."""
     try:
         async with asyncio.timeout(timeout):
             await backend.pump.reclaims.wait(backend.pump.store(shard.group), revision)
     except TimeoutError:
-        raise DeadlineExceeded("the compaction is done, and its deletion takes longer than this request may") from None
+        late = DeadlineExceeded("the compaction is done, and its deletion takes longer than this request may")
+        late.outcome = Outcome.UNKNOWN
+        raise late from None
+    except NebulaError as error:
+        error.outcome = Outcome.UNKNOWN
+        raise
 
 
 def _ranges(request: pb.TxnRequest | pb.NestedTxn) -> list[tuple[bytes, bytes]]:

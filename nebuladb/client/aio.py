@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import math
-import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from typing import Final, Self, TypeVar
@@ -12,6 +11,7 @@ from typing import Final, Self, TypeVar
 from google.protobuf.message import Message
 
 from nebuladb.client import methods
+from nebuladb.client.clock import boottime
 from nebuladb.client.errors import Failure
 from nebuladb.client.lease import LeaseKeeper
 from nebuladb.client.many import Many
@@ -58,7 +58,7 @@ class AsyncClient(Writes):
         *,
         keyspace: str = "default",
         timeout: float = 5.0,
-        clock: Callable[[], float] = time.monotonic,
+        clock: Callable[[], float] = boottime,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
         rng: Rng | None = None,
     ) -> None:

@@ -93,9 +93,11 @@ def closed_amid(address: str, *, writes: bool) -> Failure:
     return Failure(UnknownOutcome(text), retryable=False)
 
 
-def failure_of(status: grpc.aio.AioRpcError, address: str, *, writes: bool, once: bool = False) -> Failure:
+def failure_of(
+    status: grpc.aio.AioRpcError, address: str, *, writes: bool, once: bool = False, again: bool = False
+) -> Failure:
     """Of a call that had been sent. `writes`: if nobody says what became of it, it may have taken effect. `once`: it
-    has a session."""
+    has a session. `again`: a repeat does no harm."""
     detail = _detail(status)
     if detail is not None:
         return _answered(status, detail, address)
@@ -108,6 +110,7 @@ def failure_of(status: grpc.aio.AioRpcError, address: str, *, writes: bool, once
         late = code is grpc.StatusCode.DEADLINE_EXCEEDED
         what = f"{address} gave no answer in time" if late else f"{address} was lost before it answered ({text})"
         advice = "read before you write again" + ("" if once else ", or use a session")
+        advice = "repeat the request" if again else advice
         error = UnknownOutcome(f"{what}: the write may or may not take effect; {advice}")
         return Failure(error, retryable=False, lost=code in TRANSPORT_CODES)
     if code is grpc.StatusCode.DEADLINE_EXCEEDED:

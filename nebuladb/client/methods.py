@@ -43,15 +43,15 @@ SESSION_CLOSE: Final = Method("/nebula.v1.Session/Close", session_pb2.SessionClo
 KEYSPACE_LIST: Final = Method("/nebula.v1.Keyspace/List", keyspace_pb2.KeyspaceListResponse)
 KEYSPACE_DESCRIBE: Final = Method("/nebula.v1.Keyspace/Describe", keyspace_pb2.KeyspaceDescribeResponse)
 # Both are idempotent: a repeat goes on where the first try stopped.
-KEYSPACE_CREATE: Final = Method("/nebula.v1.Keyspace/Create", keyspace_pb2.KeyspaceCreateResponse)
-KEYSPACE_DROP: Final = Method("/nebula.v1.Keyspace/Drop", keyspace_pb2.KeyspaceDropResponse)
+KEYSPACE_CREATE: Final = Method("/nebula.v1.Keyspace/Create", keyspace_pb2.KeyspaceCreateResponse, Kind.AGAIN)
+KEYSPACE_DROP: Final = Method("/nebula.v1.Keyspace/Drop", keyspace_pb2.KeyspaceDropResponse, Kind.AGAIN)
 
 STATUS: Final = Method("/nebula.v1.Cluster/Status", cluster_pb2.StatusResponse)
 MEMBERS: Final = Method("/nebula.v1.Cluster/Members", cluster_pb2.MembersResponse)
 # These, too, are idempotent.
-MEMBER_ADD: Final = Method("/nebula.v1.Cluster/MemberAdd", cluster_pb2.MemberAddResponse)
-MEMBER_PROMOTE: Final = Method("/nebula.v1.Cluster/MemberPromote", cluster_pb2.MemberPromoteResponse)
-MEMBER_REMOVE: Final = Method("/nebula.v1.Cluster/MemberRemove", cluster_pb2.MemberRemoveResponse)
+MEMBER_ADD: Final = Method("/nebula.v1.Cluster/MemberAdd", cluster_pb2.MemberAddResponse, Kind.AGAIN)
+MEMBER_PROMOTE: Final = Method("/nebula.v1.Cluster/MemberPromote", cluster_pb2.MemberPromoteResponse, Kind.AGAIN)
+MEMBER_REMOVE: Final = Method("/nebula.v1.Cluster/MemberRemove", cluster_pb2.MemberRemoveResponse, Kind.AGAIN)
 SHARDS: Final = Method("/nebula.v1.Cluster/Shards", cluster_pb2.ShardsResponse)
 STATE_HASH: Final = Method("/nebula.v1.Cluster/StateHash", cluster_pb2.StateHashResponse)
 SNAPSHOT: Final = Method("/nebula.v1.Cluster/Snapshot", cluster_pb2.SnapshotResponse)

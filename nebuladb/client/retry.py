@@ -8,7 +8,7 @@ from typing import Final, NamedTuple
 from nebuladb.client.endpoints import Endpoints
 from nebuladb.client.errors import Failure
 from nebuladb.env import Rng
-from nebuladb.errors import NebulaError, Outcome, Reason, UnknownOutcome
+from nebuladb.errors import NebulaError, Outcome, Reason, Unavailable, UnknownOutcome
 
 FIRST_PAUSE: Final = 0.02
 LONGEST_PAUSE: Final = 0.5
@@ -48,11 +48,13 @@ class Kind(Enum):
     """What a request may do, hence what may be repeated."""
 
     READ = 1
-    """It changes nothing, or repeating it changes nothing more."""
+    """It changes nothing that anybody would miss, if nobody hears that it was done."""
     WRITE = 2
     """A second execution would be another write."""
     ONCE = 3
     """A write with a session: the shard executes it once, however often it comes (S20)."""
+    AGAIN = 4
+    """A change that a second execution leaves as it is: it is repeated like a READ, and in doubt like a write."""
 
 
 def may_repeat(kind: Kind, failure: Failure) -> bool:
@@ -61,7 +63,7 @@ def may_repeat(kind: Kind, failure: Failure) -> bool:
         return failure.error.reason is not Reason.SESSION_EXPIRED
     if kind is Kind.WRITE and failure.error.outcome is Outcome.UNKNOWN:
         return False
-    return failure.retryable
+    return failure.retryable or (kind is not Kind.WRITE and failure.error.reason is Reason.UNKNOWN_OUTCOME)
 
 
 class Try(NamedTuple):
@@ -152,13 +154,18 @@ class Attempts:
 
     def _final(self, failure: Failure) -> NebulaError:
         error = failure.error
+        if self._kind is Kind.READ and error.reason is Reason.UNKNOWN_OUTCOME:
+            # What it would have changed nobody misses; a session that may be open, say, must not put a write in doubt.
+            final: NebulaError = Unavailable(f"the last try failed: {error.message}")
+            final.__cause__ = error
+            return final
         if self._kind is Kind.READ or not self._doubt:
             # That a node has no leader says more than that the others are away.
             unanswered = failure.lost and error.outcome is Outcome.FAILED and not self._pinned
             return self._said if unanswered and self._said is not None else error
         if error.reason in RECORDED:
             return error
-        if error.reason is Reason.SESSION_EXPIRED:
+        if error.reason is Reason.SESSION_EXPIRED or (self._kind is Kind.AGAIN and not failure.retryable):
             error.outcome = Outcome.UNKNOWN
             return error
         if error.outcome is Outcome.UNKNOWN:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections import defaultdict
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from typing import Final, Self, TypeVar
 
@@ -67,6 +68,30 @@ class Window:
             self._freed.notify_all()
 
 
+class _Opening:
+    """One shard's part of a session on its way. Who waits for it while it fails doesn't wait for as long again."""
+
+    def __init__(self) -> None:
+        self._lock = asyncio.Lock()
+        self._begun = 0
+        self._failure: tuple[int, NebulaError] | None = None
+
+    async def run(self, known: Callable[[], Window | None], open_one: Callable[[], Awaitable[Window]]) -> Window:
+        """What `known` has once it is this one's turn, else of `open_one`, or the error of one that began since."""
+        asked = self._begun
+        async with self._lock:
+            if (window := known()) is not None:
+                return window
+            if self._failure is not None and self._failure[0] > asked:
+                raise self._failure[1]
+            self._begun += 1
+            try:
+                return await open_one()
+            except NebulaError as error:
+                self._failure = self._begun, error
+                raise
+
+
 class Session(Writes):
     """Writes that happen once, however often they must be sent; an answer is the first execution's.
 
@@ -80,7 +105,7 @@ class Session(Writes):
         self._transport = transport
         self._map: ShardMap | None = None
         self._windows: dict[int, Window] = {}
-        self._opening = asyncio.Lock()
+        self._opening: defaultdict[int, _Opening] = defaultdict(_Opening)
 
     async def __aenter__(self) -> Self:
         return self
@@ -124,12 +149,13 @@ class Session(Writes):
         group = await self._group(key, group)
         window = self._windows.get(group)
         if window is None:
-            async with self._opening:
-                window = self._windows.get(group)
-                if window is None:
-                    request = session_pb2.SessionOpenRequest(keyspace=self.keyspace, key=key, group=group)
-                    opened = await self._transport.call(methods.SESSION_OPEN, request)
-                    window = self._windows[group] = Window(group, opened.id)
+            window = await self._opening[group].run(lambda: self._windows.get(group), lambda: self._open(key, group))
+        return window
+
+    async def _open(self, key: bytes, group: int) -> Window:
+        request = session_pb2.SessionOpenRequest(keyspace=self.keyspace, key=key, group=group)
+        opened = await self._transport.call(methods.SESSION_OPEN, request)
+        window = self._windows[group] = Window(group, opened.id)
         return window
 
     async def _group(self, key: bytes, named: int) -> int:

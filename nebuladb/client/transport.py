@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import random
-import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Final, Generic
 
@@ -12,6 +11,7 @@ import grpc
 import grpc.aio
 from google.protobuf.message import Message
 
+from nebuladb.client.clock import boottime
 from nebuladb.client.endpoints import Endpoints
 from nebuladb.client.errors import Failure, closed, closed_amid, failure_of, not_sent, silent
 from nebuladb.client.methods import Answer, Method
@@ -109,7 +109,7 @@ class Transport:
         addresses: Sequence[str],
         timeout: float,
         *,
-        clock: Callable[[], float] = time.monotonic,
+        clock: Callable[[], float] = boottime,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
         rng: Rng | None = None,
         engine: Engine | None = None,
@@ -198,7 +198,9 @@ class Transport:
         try:
             return await link.unary(method)(request, timeout=seconds)
         except grpc.aio.AioRpcError as status:
-            return failure_of(status, step.address, writes=kind is not Kind.READ, once=kind is Kind.ONCE)
+            return failure_of(
+                status, step.address, writes=kind is not Kind.READ, once=kind is Kind.ONCE, again=kind is Kind.AGAIN
+            )
         except asyncio.CancelledError:
             if not self.ended():
                 raise

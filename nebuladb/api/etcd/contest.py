@@ -152,6 +152,11 @@ class Contest:
             # It may be on its way into the log: whoever asked is gone and will never leave.
             self._contests.later(self._undo(entering))
             raise
+        except NebulaError:
+            # It may be in the log, and nobody knows the lease by which it could be left.
+            if self._granted:
+                self._contests.later(self._leave())
+            raise
         found = None
         self._create = answer.revision
         if not result.succeeded:

@@ -22,24 +22,24 @@ EXPIRED_UNKNOWN.error.outcome = Outcome.UNKNOWN
 
 
 @pytest.mark.parametrize(
-    ("failure", "read", "write", "once"),
+    ("failure", "read", "write", "once", "again"),
     [
-        (not_sent("a:1"), True, True, True),
-        (silent("a:1"), True, True, True),
-        (Failure(errors.NotLeader(), retryable=True), True, True, True),
-        (Failure(errors.NoLeader(), retryable=True), True, True, True),
-        (Failure(errors.TooManyRequests(), retryable=True), True, True, True),
-        (UNKNOWN, False, False, True),
-        (LOST, False, False, True),
-        (Failure(errors.InvalidArgument(), retryable=False), False, False, False),
-        (Failure(errors.KeyspaceNotFound(), retryable=False), False, False, False),
-        (Failure(errors.SessionExpired(), retryable=False), False, False, False),
-        (EXPIRED_UNKNOWN, False, False, False),
-        (Failure(errors.NebulaError(), retryable=False), False, False, False),
+        (not_sent("a:1"), True, True, True, True),
+        (silent("a:1"), True, True, True, True),
+        (Failure(errors.NotLeader(), retryable=True), True, True, True, True),
+        (Failure(errors.NoLeader(), retryable=True), True, True, True, True),
+        (Failure(errors.TooManyRequests(), retryable=True), True, True, True, True),
+        (UNKNOWN, True, False, True, True),
+        (LOST, True, False, True, True),
+        (Failure(errors.InvalidArgument(), retryable=False), False, False, False, False),
+        (Failure(errors.KeyspaceNotFound(), retryable=False), False, False, False, False),
+        (Failure(errors.SessionExpired(), retryable=False), False, False, False, False),
+        (EXPIRED_UNKNOWN, False, False, False, False),
+        (Failure(errors.NebulaError(), retryable=False), False, False, False, False),
     ],
 )
-def test_what_may_be_repeated(failure: Failure, read: bool, write: bool, once: bool) -> None:
-    assert [may_repeat(kind, failure) for kind in Kind] == [read, write, once]
+def test_what_may_be_repeated(failure: Failure, read: bool, write: bool, once: bool, again: bool) -> None:
+    assert [may_repeat(kind, failure) for kind in Kind] == [read, write, once, again]
 
 
 def _attempts(kind: Kind, *addresses: str, timeout: float = 5.0, pinned: str = "") -> Attempts:

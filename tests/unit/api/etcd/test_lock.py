@@ -9,10 +9,13 @@ import grpc.aio
 import pytest
 from grpc import StatusCode
 
-from nebuladb.kv.answer import RangeResult
+from nebuladb.errors import UnknownOutcome
+from nebuladb.kv.answer import Answer, RangeResult
+from nebuladb.kv.command import Command, Kind
 from nebuladb.kv.store import Store
 from nebuladb.pb.etcd import kv_pb2, lease_pb2
 from nebuladb.pb.etcd import lock_pb2 as pb
+from nebuladb.shard import Descriptor
 from tests.unit.api.etcd.faced import Faced
 from tests.unit.api.etcd.streams import GROUP, ask, begin, eventually, refused
 
@@ -236,3 +239,23 @@ async def test_refusals_have_the_words_of_etcds_client(etcd: Faced) -> None:
     assert nothing.header.revision > 0
     await leases(etcd, 1)
     assert (await ask(etcd, lock(1, b""))).key == b"/1"
+
+
+async def test_an_entry_that_may_have_been_made_for_nobody_is_taken_back(
+    etcd: Faced, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its lease was granted for the call, whose caller never hears of it: the lock would be nobody's for a minute."""
+    backend = etcd.backend
+    propose = backend.propose
+
+    async def lose(shard: Descriptor, command: Command, timeout: float) -> Answer:
+        answer = await propose(shard, command, timeout)
+        if command.kind == Kind.TXN:
+            monkeypatch.setattr(backend, "propose", propose)
+            raise UnknownOutcome
+        return answer
+
+    monkeypatch.setattr(backend, "propose", lose)
+    assert (await refused(etcd, lock(0)))[0] is StatusCode.UNAVAILABLE
+    await etcd.until(lambda: not list(etcd.pump.store(GROUP).leases()))
+    assert await keys(etcd) == []
