@@ -83,6 +83,15 @@ class MessageReader:
         self._need = PREFIX_BYTES
         """Bytes that the buffer must hold before there is something to decide: the prefix, then prefix and message."""
 
+    @property
+    def held(self) -> int:
+        """Bytes of a message whose rest has not come."""
+        return len(self._buffer)
+
+    def drop(self) -> None:
+        """Forget them: nothing more is fed."""
+        self._buffer = bytearray()
+
     def feed(self, data: bytes) -> list[bytes]:
         """Messages that are complete with `data`, inflated, in order.
 

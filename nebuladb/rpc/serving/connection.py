@@ -38,12 +38,9 @@ if TYPE_CHECKING:
     from nebuladb.rpc.serving.lifecycle import Server
 
 _PREFIX: Final = struct.Struct(">BI").unpack_from
-_UNFINISHED: Final = "the requests of %s that have not come whole take too much memory; try again later"
 _BUSY: Final = refusal(
     grpc.StatusCode.RESOURCE_EXHAUSTED, "as many calls as this server takes are in progress; try again later", UNDONE
 )
-UNFINISHED_BYTES: Final = 1 << 10
-"""What a request that has not come whole counts beside its own: its objects."""
 
 
 class ServerConnection(Outgoing):
@@ -166,7 +163,7 @@ class ServerConnection(Outgoing):
                 # The message follows, nearly always whole. Until then the call is not counted: streams that wait for
                 # the rest of their requests, or pretend to, are bounded by connection, and must not keep out others.
                 stream.owner = call
-                self._gather(call, event.headers.size)
+                self.gather(call, event.headers.size)
 
     def _request(self, block: HeaderBlock) -> Request:
         request = block.memo = Request(block.fields, self.server.routes)
@@ -280,26 +277,9 @@ class ServerConnection(Outgoing):
         else:
             if not call.listening:
                 call.listen()
-            if self._gather(call, len(data)):
+            if self.gather(call, len(data)):
                 call.feed(data, ended=event.ended)
                 self._gathered(call)
-
-    def _gather(self, call: Call, size: int) -> bool:
-        """So many bytes more of a unary request that has not come whole; False: they are too many, and it is over."""
-        server, limits = self.server, self.limits
-        if not call.gathered:
-            size += UNFINISHED_BYTES
-            if self._gathering is None:
-                self._gathering = {}
-            self._gathering[call] = (self._active, size)
-        call.gathered += size
-        self.unfinished += size
-        server.unfinished += size
-        if self.unfinished <= limits.unfinished_bytes and server.unfinished <= limits.unfinished_total:
-            return True
-        of = "this connection" if self.unfinished > limits.unfinished_bytes else "all clients"
-        call.fail(StatusError(grpc.StatusCode.RESOURCE_EXHAUSTED, _UNFINISHED % of, UNDONE))
-        return False
 
     def _gathered(self, call: Call) -> None:
         """Run a unary request that came in pieces, if this was the last."""

@@ -44,7 +44,7 @@ class Exchange:
     counted: bool = False
     """It is in progress: its handler was started, and has not returned."""
     gathered: int = 0
-    """Bytes of a unary request that has not come whole, which its connection counts."""
+    """Bytes of a unary request, or a stream's message, that has not come whole, which its connection counts."""
     plain: bool = True
     """The handler has said nothing of status, metadata or compression, and sent nothing."""
     _cancelled: bool = False
@@ -185,6 +185,10 @@ class Exchange:
 
     def _over(self) -> None:
         self.over = True
+        if self.gathered:
+            self.connection.ungather(self)
+            if self._reader is not None:
+                self._reader.drop()
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -208,8 +212,6 @@ class Exchange:
                 self._over()
             if self.counted:
                 self.connection.released(self)
-            elif self.gathered:
-                self.connection.ungather(self)
 
     @property
     def unread(self) -> bool:
@@ -258,6 +260,12 @@ class Exchange:
             self.refuse(error)
             self.lost()
             return
+        if self.counted:
+            if messages and self.gathered:
+                self.connection.ungather(self)
+            part = reader.held if messages else len(data)
+            if part and not self.connection.gather(self, part):
+                return
         if self._listener is not None:
             self._tell(self._listener, messages, size)
             messages = []

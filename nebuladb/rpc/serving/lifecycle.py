@@ -62,7 +62,7 @@ class Server(grpc.aio.Server):
         self.calls = 0
         """In progress, of all connections."""
         self.unfinished = 0
-        """Bytes of unary requests that have not come whole, of all connections."""
+        """Bytes of requests that have not come whole, of all connections."""
         self.stopping = False
         self.loop: asyncio.AbstractEventLoop
         self.carriers: Carriers

@@ -31,9 +31,9 @@ class ServerLimits:
     """In progress at once, until their handlers have returned (a client that resets its calls frees nothing by it);
     further ones are answered RESOURCE_EXHAUSTED. `maximum_concurrent_rpcs` overrides it."""
     unfinished_bytes: int = 48 << 20
-    """Of one connection's unary requests that have not come whole, headers and a KiB for each included, however many
-    streams they are on: a burst of 20,000 calls whose bodies follow their headers is 30 MiB for a moment. They count as
-    no calls; one that goes over it is answered RESOURCE_EXHAUSTED."""
+    """Of one connection's unary requests, and messages of its streams, that have not come whole, headers and a KiB for
+    each included, however many streams they are on: a burst of 20,000 calls whose bodies follow their headers is 30 MiB
+    for a moment. The former count as no calls; one that goes over it is answered RESOURCE_EXHAUSTED."""
     unfinished_total: int = 64 << 20
     """Of such bytes of all connections, however many somebody opens: twice what a node of 512 MiB lets wait of writes
     that have come, and little enough for a machine of 1 GiB to bear it on top."""
@@ -54,7 +54,7 @@ class ServerLimits:
     """For TLS, from accept on."""
     held_seconds: float = 60.0
     """A response that waits for the peer's window, or a transport that takes nothing, for longer is given up: the
-    stream is reset (INTERNAL_ERROR), the transport aborted. A unary request that doesn't come whole is answered
+    stream is reset (INTERNAL_ERROR), the transport aborted. A request that doesn't come whole is answered
     RESOURCE_EXHAUSTED."""
     held_progress: int = 4 << 10
     """Bytes that must leave, or come, within `held_seconds`: one byte a minute is a way of holding a response, or a

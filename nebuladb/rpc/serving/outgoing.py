@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 LAST_STREAM: Final = b"last one"
 """The ping whose answer says that the peer has seen our GOAWAY."""
 _ALIVE: Final = b"alive ??"
+_UNFINISHED: Final = "the requests of %s that have not come whole take too much memory; try again later"
+UNFINISHED_BYTES: Final = 1 << 10
+"""What a request that has not come whole counts beside its own: its objects."""
 
 
 class Outgoing(asyncio.Protocol):
@@ -65,7 +68,7 @@ class Outgoing(asyncio.Protocol):
         self.calls = 0
         """In progress: their handlers have not returned."""
         self.unfinished = 0
-        """Bytes of unary requests that have not come whole."""
+        """Bytes of requests that have not come whole."""
         self.opened = now
         self.paused = False
         """The peer doesn't read what we send."""
@@ -86,7 +89,7 @@ class Outgoing(asyncio.Protocol):
         self._stalled: list[Exchange] = []
         """Calls that wait until the peer reads."""
         self._gathering: dict[Exchange, tuple[float, int]] | None = None
-        """Unary requests that have not come whole: since when, and how much of each was here then."""
+        """Calls whose request, or a message of it, has not come whole: since when, and how much was here then."""
         self._held: dict[Stream, tuple[float, int]] | None = None
         """Streams with data that waits for the peer's window: since when, and how much it was then."""
         transport.set_write_buffer_limits(high=self.limits.transport_bytes)
@@ -179,14 +182,40 @@ class Outgoing(asyncio.Protocol):
 
     # --- the end ---------------------------------------------------------------------------------------------------
 
+    def gather(self, call: Exchange, size: int) -> bool:
+        """So many bytes more of a request that has not come whole; False: they are too many, and the call is over."""
+        server, limits = self.server, self.limits
+        if not call.gathered:
+            size += UNFINISHED_BYTES
+            if self._gathering is None:
+                self._gathering = {}
+            self._gathering[call] = (self._active, size)
+        call.gathered += size
+        self.unfinished += size
+        server.unfinished += size
+        if self.unfinished <= limits.unfinished_bytes and server.unfinished <= limits.unfinished_total:
+            return True
+        self._give_up(
+            call, _UNFINISHED % ("this connection" if self.unfinished > limits.unfinished_bytes else "all clients")
+        )
+        return False
+
     def ungather(self, call: Exchange) -> None:
-        """A unary request has come, or won't come any more."""
+        """It has come, or won't come any more."""
         if call.gathered:
             self.unfinished -= call.gathered
             self.server.unfinished -= call.gathered
             call.gathered = 0
             if self._gathering is not None:
                 self._gathering.pop(call, None)
+
+    def _give_up(self, call: Exchange, why: str) -> None:
+        """End a call whose request has not come whole."""
+        if call.counted:  # its handler may have had messages before
+            call.refuse(StatusError(grpc.StatusCode.RESOURCE_EXHAUSTED, why))
+            call.lost()
+        else:
+            call.fail(StatusError(grpc.StatusCode.RESOURCE_EXHAUSTED, why, UNDONE))
 
     def released(self, call: Exchange) -> None:
         """A call's handler has returned."""
@@ -283,7 +312,7 @@ class Outgoing(asyncio.Protocol):
             elif now - since > limits.held_seconds:
                 probe("rpc: a request that doesn't come whole is given up")
                 why = f"the rest of the request did not come for {limits.held_seconds:.0f} s; send it again, whole"
-                call.fail(StatusError(grpc.StatusCode.RESOURCE_EXHAUSTED, why, UNDONE))
+                self._give_up(call, why)
 
     # --- who it is -------------------------------------------------------------------------------------------------
 

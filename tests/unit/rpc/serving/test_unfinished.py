@@ -1,13 +1,16 @@
-"""Unary requests that don't come whole: what they may hold of a connection, of the server, and for how long."""
+"""Requests that don't come whole: what they may hold of a connection, of the server, and for how long."""
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import time
+from collections.abc import AsyncIterator
 from typing import Any, Final
 
 import grpc
 import grpc.aio
+import pytest
 
 from nebuladb.client.errors import failure_of
 from nebuladb.errors import Outcome, TooManyRequests
@@ -16,8 +19,9 @@ from nebuladb.rpc.framing import frame
 from nebuladb.rpc.http2 import ErrorCode, StreamReset
 from nebuladb.rpc.http2.stream import Stream
 from nebuladb.rpc.metadata import decode_metadata
+from nebuladb.rpc.serving.outgoing import UNFINISHED_BYTES
 from nebuladb.rpc.status import decode_message
-from tests.unit.rpc.serving.wired import LATER, Wired, serving, unary, until
+from tests.unit.rpc.serving.wired import LATER, Wired, collecting, serving, unary, until
 
 LIMITS: Final = ServerLimits(sweep_seconds=LATER, keepalive_seconds=LATER)
 PART: Final = 3_000
@@ -29,12 +33,16 @@ async def echo(request: bytes, context: Any) -> bytes:
     return request
 
 
-HANDLERS: Final = {"Echo": unary(echo)}
+async def join(requests: AsyncIterator[bytes], context: Any) -> bytes:
+    return b"".join([request async for request in requests])
 
 
-async def begun(wired: Wired, whole: bytes = WHOLE) -> Stream:
+HANDLERS: Final = {"Echo": unary(echo), "Join": collecting(join)}
+
+
+async def begun(wired: Wired, whole: bytes = WHOLE, method: str = "Echo") -> Stream:
     """A call whose request has come in part."""
-    stream = wired.open("Echo")
+    stream = wired.open(method)
     wired.client.send_data(stream, whole[:PART])
     await wired.say()
     wired.read()
@@ -149,3 +157,86 @@ async def test_one_whose_connection_is_paused_can_make_none() -> None:
         wired.connection.resume_writing()
         server.sweep(since + LIMITS.held_seconds + 1)
         await finished(wired, stream)
+
+
+async def test_a_streams_message_counts_until_it_is_whole() -> None:
+    async with serving(LIMITS, HANDLERS) as server:
+        wired = Wired(server)
+        stream = await begun(wired, method="Join")
+        assert server.unfinished == PART + UNFINISHED_BYTES
+        wired.client.send_data(stream, WHOLE[PART:] + WHOLE[:10])
+        await wired.say()
+        assert server.unfinished == 10 + UNFINISHED_BYTES, "the beginning of the next one, however soon that is taken"
+        wired.client.send_data(stream, WHOLE[10:])
+        await wired.say()
+        assert server.unfinished == 0
+        wired.client.send_data(stream, frame(b"x") * 3, end=True)
+        await wired.say()
+        await until(lambda: bool(wired.read()) and stream.id in wired.statuses())
+        assert wired.statuses()[stream.id] == b"0"
+        assert (server.unfinished, server.calls) == (0, 0)
+
+
+@pytest.mark.parametrize("early", [True, False], ids=["with its headers", "later"])
+async def test_a_stream_that_goes_over_it_ends(early: bool) -> None:
+    cancelled: list[bool] = []
+
+    async def slow(requests: AsyncIterator[bytes], context: Any) -> bytes:
+        try:
+            return await join(requests, context)
+        finally:
+            cancelled.append(True)
+
+    limits = dataclasses.replace(LIMITS, unfinished_total=10_000)
+    async with serving(limits, {**HANDLERS, "Join": collecting(slow)}) as server:
+        wired = Wired(server)
+        streams = [await begun(wired, method="Join") for _ in range(2)]
+        last = wired.open("Join")
+        if not early:
+            await wired.say()
+        wired.client.send_data(last, WHOLE[:PART])
+        await wired.say()
+        wired.read()
+        assert wired.statuses() == {last.id: b"8"}
+        assert all(key != "nebula-error-bin" for key, _ in decode_metadata(wired.ends()[last.id])), "it had begun"
+        await until(lambda: server.calls == 2)
+        assert cancelled == [True]
+        for stream in streams:
+            wired.client.send_data(stream, WHOLE[PART:], end=True)
+        await wired.say()
+        await until(lambda: server.calls == 0)
+        assert server.unfinished == 0
+
+
+async def test_a_streams_message_that_does_not_come_is_given_up_once() -> None:
+    cancelled = 0
+
+    async def stubborn(requests: AsyncIterator[bytes], context: Any) -> bytes:
+        nonlocal cancelled
+        while True:
+            try:
+                async for _ in requests:
+                    pass
+                return b""
+            except asyncio.CancelledError:
+                cancelled += 1
+                await release.wait()
+
+    release = asyncio.Event()
+    async with serving(LIMITS, {"Join": collecting(stubborn)}) as server:
+        wired = Wired(server)
+        stream = await begun(wired, method="Join")
+        idle = wired.open("Join")
+        await wired.say()
+        since = time.monotonic()
+        for seconds in range(1, 5):
+            server.sweep(since + LIMITS.held_seconds + seconds)
+            await until(lambda: cancelled == 1)
+        wired.read()
+        assert wired.statuses() == {stream.id: b"8"}, "one that sends nothing may wait as long as it likes"
+        assert server.unfinished == 0
+        release.set()
+        await until(lambda: server.calls == 1)
+        wired.client.send_data(idle, b"", end=True)
+        await wired.say()
+        await until(lambda: server.calls == 0)
