@@ -55,7 +55,7 @@ class Views:
 
 
 async def backup(backend: Backend, request: pb.SnapshotRequest, views: Views) -> AsyncIterator[pb.SnapshotResponse]:
-    """The file, in pieces. Raises `Unavailable`, and as `Views.current`."""
+    """The file, in pieces, without what is dropped meanwhile. Raises `Unavailable`, and as `Views.current`."""
     await views.current(META)
     meta = backend.meta
     ready = {name: found for name, found in sorted(meta.keyspaces.items()) if found.state is KeyspaceState.READY}
@@ -67,9 +67,21 @@ async def backup(backend: Backend, request: pb.SnapshotRequest, views: Views) ->
     writer = BackupWriter()
     name = request.since_name if builds else ""
     waiting = writer.begin(Manifest(backend.cluster, __version__, tuple(ready.values()), name, meta.life))
+    gone: set[str] = set()
     for done, shard in enumerate(shards):
+        if shard.keyspace in gone:
+            continue
         after = since.get(shard.group, 0) if builds else 0
-        exporter, after = await _open(backend, shard, after, views)
+        try:
+            exporter, after = await _open(backend, shard, after, views)
+        except NebulaError:
+            await views.current(META)
+            if not _dropped(backend, shard):
+                raise
+            probe("backup without a dropped keyspace")
+            gone.add(shard.keyspace)
+            waiting += writer.gone(shard.keyspace)
+            continue
         try:
             head = exporter.head
             part = ShardPart(shard, head.index, head.revision, head.floor, head.keys, head.size, after)
@@ -84,6 +96,12 @@ async def backup(backend: Backend, request: pb.SnapshotRequest, views: Views) ->
             exporter.close()
     waiting += writer.end()
     yield pb.SnapshotResponse(header=backend.header(), data=waiting, shards_done=len(shards), shards=len(shards))
+
+
+def _dropped(backend: Backend, shard: Descriptor) -> bool:
+    """Whether the shard's keyspace is being dropped, or was: nobody takes that back, and no group's id comes again."""
+    keyspace = backend.meta.keyspaces.get(shard.keyspace)
+    return shard.group not in backend.meta.shards or keyspace is None or keyspace.state is KeyspaceState.DROPPING
 
 
 async def _open(backend: Backend, shard: Descriptor, after: int, views: Views) -> tuple[Exporter, int]:

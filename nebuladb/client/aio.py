@@ -65,7 +65,7 @@ class AsyncClient(Writes):
         """`endpoints`: client addresses, HOST:PORT; the first that answers is used. `timeout`: seconds a request."""
         self.keyspace = keyspace
         self._transport = Transport(endpoints, timeout, clock=clock, sleep=sleep, rng=rng)
-        self._many = Many(self._transport, keyspace, self._commit)
+        self._many = Many(self._transport, keyspace)
 
     async def __aenter__(self) -> Self:
         return self

@@ -32,8 +32,7 @@ Stale = (WrongEpoch, WrongShard)
 class Many:
     """`get_many` and `batch` of one keyspace, with the map of shards that they need."""
 
-    def __init__(self, transport: Transport, keyspace: str, commit: object = None) -> None:
-        """`commit` is not used: what a transaction's header says is needed, too."""
+    def __init__(self, transport: Transport, keyspace: str) -> None:
         self._transport = transport
         self._keyspace = keyspace
         self._map: ShardMap | None = None

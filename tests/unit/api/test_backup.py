@@ -1,0 +1,65 @@
+"""Backups of a keyspace that is dropped while it is saved."""
+
+from __future__ import annotations
+
+import asyncio
+from io import BytesIO
+
+import pytest
+
+from nebuladb.api import backup as module
+from nebuladb.api.backup import Views, backup
+from nebuladb.client import AsyncClient
+from nebuladb.errors import NebulaError, Unavailable
+from nebuladb.node.backup import examine
+from nebuladb.pb.nebula.v1 import cluster_pb2
+from nebuladb.shard import Descriptor
+from tests.unit.api.served import Served
+from tests.unit.node.lone import SECONDS
+
+
+@pytest.mark.parametrize("anew", [False, True])
+@pytest.mark.parametrize("pieces", range(1, 14))
+async def test_a_keyspace_that_is_dropped_meanwhile_is_left_out_and_the_rest_is_whole(
+    pieces: int, anew: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is dropped before, between and behind its shards, and perhaps made anew with others. A shard has three."""
+    monkeypatch.setattr(module, "PIECE_BYTES", 1)
+    served = Served()
+    await asyncio.wait_for(served.open(), SECONDS)
+    async with AsyncClient([served.address], timeout=SECONDS) as client:
+        await client.create_keyspace("a", "hash", shards=2)
+        await client.create_keyspace("b", "hash", shards=2)
+        data, left = b"", pieces
+        async for piece in backup(served.backend, cluster_pb2.SnapshotRequest(), Views(served.backend, SECONDS)):
+            data += piece.data
+            left -= 1
+            if not left:
+                await client.drop_keyspace("a")
+                if anew:
+                    await client.create_keyspace("a", "single")
+    await served.close()
+    reader, parts = examine(BytesIO(data))
+    names = [part.descriptor.keyspace for part in parts]
+    assert names == ["default", "etcd", *["a"] * (0 if reader.gone else 2), "b", "b"]
+    assert reader.gone == ({"a"} if pieces < 10 else set())
+
+
+async def test_a_shard_that_cannot_be_read_and_was_not_dropped_ends_the_backup(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    served = Served()
+    await asyncio.wait_for(served.open(), SECONDS)
+    views = Views(served.backend, SECONDS)
+    current = views.current
+
+    async def broken(shard: Descriptor) -> object:
+        if shard.keyspace == "etcd":
+            raise Unavailable("it stumbled")
+        return await current(shard)
+
+    monkeypatch.setattr(views, "current", broken)
+    with pytest.raises(NebulaError, match="stumbled"):
+        async for _ in backup(served.backend, cluster_pb2.SnapshotRequest(), views):
+            pass
+    await served.close()
