@@ -30,13 +30,12 @@ class ServerLimits:
     calls: int = 10_000
     """In progress at once, until their handlers have returned (a client that resets its calls frees nothing by it);
     further ones are answered RESOURCE_EXHAUSTED. `maximum_concurrent_rpcs` overrides it."""
-    unfinished_bytes: int = 48 << 20
+    unfinished_bytes: int = 64 << 20
     """Of one connection's unary requests, and messages of its streams, that have not come whole, headers and a KiB for
     each included, however many streams they are on: a burst of 20,000 calls whose bodies follow their headers is 30 MiB
-    for a moment. The former count as no calls; one that goes over it is answered RESOURCE_EXHAUSTED."""
-    unfinished_total: int = 64 << 20
-    """Of such bytes of all connections, however many somebody opens: twice what a node of 512 MiB lets wait of writes
-    that have come, and little enough for a machine of 1 GiB to bear it on top."""
+    for a moment, forty puts of the largest values are 60. The former count as no calls; one that goes over it is answered RESOURCE_EXHAUSTED."""
+    unfinished_total: int = 128 << 20
+    """Of such bytes of all connections, however many somebody opens: a machine of 1 GiB bears it on top."""
     message_bytes: int = 4 << 20
     """Of a request message, also when inflated."""
     response_bytes: int = 64 << 20
