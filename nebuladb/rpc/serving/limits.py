@@ -33,7 +33,8 @@ class ServerLimits:
     unfinished_bytes: int = 64 << 20
     """Of one connection's unary requests, and messages of its streams, that have not come whole, headers and a KiB for
     each included, however many streams they are on: a burst of 20,000 calls whose bodies follow their headers is 30 MiB
-    for a moment, forty puts of the largest values are 60. The former count as no calls; one that goes over it is answered RESOURCE_EXHAUSTED."""
+    for a moment, forty puts of the largest values are 60. The former count as no calls; one that goes over it is
+    answered RESOURCE_EXHAUSTED."""
     unfinished_total: int = 128 << 20
     """Of such bytes of all connections, however many somebody opens: a machine of 1 GiB bears it on top."""
     message_bytes: int = 4 << 20
