@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any, Final, TypeVar
 
 from google.protobuf.message import DecodeError, Message
 
+from nebuladb.api.deliveries import Deliveries
+from nebuladb.api.pace import Pace
 from nebuladb.api.status import refusal
 from nebuladb.errors import InvalidArgument, KeyspaceNotFound, NebulaError, Unavailable, WrongEpoch, WrongShard
 from nebuladb.ids import META_GROUP, lease_group
@@ -45,6 +48,11 @@ class Backend:
         self.node = pump.node
         self.cluster = pump.node.founding.cluster
         self.id = pump.node.identity.node
+        self.deliveries = Deliveries()
+        self.pace = Pace()
+        """Of reads that take several turns."""
+        self.wide = asyncio.Lock()
+        """Transactions that read ranges: one at a time, and a breath of the loop's between two."""
         self.lags_elsewhere: Callable[[int], Awaitable[list[Lag]]] = _alone
         """What other nodes say of how far a node is behind in the groups that they lead."""
 

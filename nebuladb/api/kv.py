@@ -3,17 +3,27 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Iterable
 from typing import Any
 
 from nebuladb.api.backend import Backend, key_value, parse, session_fields
 from nebuladb.api.scan import scan
 from nebuladb.api.watch import watch
-from nebuladb.errors import Corruption, DeadlineExceeded, InvalidArgument, NebulaError, Outcome, WrongShard
+from nebuladb.errors import (
+    Corruption,
+    DeadlineExceeded,
+    InvalidArgument,
+    NebulaError,
+    Outcome,
+    TooManyRequests,
+    WrongShard,
+)
 from nebuladb.kv import check
 from nebuladb.kv.answer import DeleteResult, KeyValue, OperationResult, PutResult, TxnResult
 from nebuladb.kv.command import Command, Kind
 from nebuladb.kv.loans import Misses
+from nebuladb.node.pump import BUSY_SECONDS, REST
 from nebuladb.pb.nebula.v1 import kv_pb2 as pb
 from nebuladb.shard import Descriptor
 
@@ -132,11 +142,35 @@ async def read_txn(
     """What a transaction that writes nothing gives, and the revision that it was read at: no log entry (etcd 23)."""
     store = await backend.current(shard, timeout, serializable=serializable)
     try:
-        store, result = await backend.pump.looks.read(shard.group, store, lambda store: store.read(request))
-        return store.revision, result
+        if not _wide(request):
+            store, result = await backend.pump.looks.read(shard.group, store, lambda store: store.read(request))
+            return store.revision, result
+        # One round confirms many reads, which all go on in one turn: twenty of 50,000 rows each would keep the loop for
+        # longer than followers wait for a heartbeat.
+        try:
+            await asyncio.wait_for(backend.wide.acquire(), timeout)
+        except TimeoutError:
+            raise TooManyRequests(
+                "this node has too many transactions that read ranges; back off, or use Scan"
+            ) from None
+        try:
+            begun = time.perf_counter()
+            store = backend.pump.store(shard.group)  # a newer one does as well, and the old one may be closed
+            store, result = await backend.pump.looks.read(shard.group, store, lambda store: store.read(request))
+            revision = store.revision
+            if (seconds := time.perf_counter() - begun) > BUSY_SECONDS:
+                await asyncio.sleep(seconds * REST)
+        finally:
+            backend.wide.release()
+        return revision, result
     except NebulaError as error:
         error.group = shard.group  # so that the replica gets its data anew, where that is damaged
         raise
+
+
+def _wide(request: pb.TxnRequest) -> bool:
+    """Whether the transaction looks at ranges: a read of single keys is over in no time."""
+    return any(end for _, end in _ranges(request))
 
 
 async def reclaimed(backend: Backend, shard: Descriptor, revision: int, timeout: float | None) -> None:

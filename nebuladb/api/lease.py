@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any
 
 from nebuladb.api.backend import Backend, parse, session_fields
@@ -60,9 +61,11 @@ class LeaseService:
         request = parse(pb.LeaseTimeToLiveRequest, raw)
         shard = self._shard(request.keyspace, request.id)
         store = await self._backend.current(shard, self._backend.answer_within(context))
-        store, lease = await self._backend.pump.looks.read(
-            shard.group, store, lambda store: store.lease(request.id, keys=request.keys)
-        )
+        async with self._backend.pace if request.keys else nullcontext():  # a lease may have a million
+            store = self._backend.pump.store(shard.group)
+            store, lease = await self._backend.pump.looks.read(
+                shard.group, store, lambda store: store.lease(request.id, keys=request.keys)
+            )
         response = pb.LeaseTimeToLiveResponse(header=self._backend.header(shard.group, store.revision), id=request.id)
         if lease is None:
             response.ttl = -1
@@ -77,7 +80,9 @@ class LeaseService:
         response = pb.LeaseListResponse()
         for shard in shards:
             store = await self._backend.current(shard, self._backend.answer_within(context))
-            response.ids.extend(lease.id for lease in store.leases())
+            async with self._backend.pace:
+                store = self._backend.pump.store(shard.group)
+                response.ids.extend(lease.id for lease in store.leases())
             response.header.CopyFrom(
                 self._backend.header(shard.group, store.revision) if len(shards) == 1 else self._backend.header()
             )

@@ -89,14 +89,15 @@ class Scan:
         keys have no row to show for the time that it takes to pass them."""
         while not part.rows and part.cursor:
             try:
-                page = self._pin(part).scan(
-                    part.cursor,
-                    part.end,
-                    limit=self._stretch_keys,
-                    max_bytes=self._stretch_bytes,
-                    max_rows=STRETCH_ROWS,
-                    keys_only=self._keys_only,
-                )
+                async with self._backend.pace:
+                    page = self._pin(part).scan(
+                        part.cursor,
+                        part.end,
+                        limit=self._stretch_keys,
+                        max_bytes=self._stretch_bytes,
+                        max_rows=STRETCH_ROWS,
+                        keys_only=self._keys_only,
+                    )
             except Corruption as error:
                 error.group = part.group  # so that the replica gets its data anew
                 raise

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Iterable, Iterator
 from typing import Final
 
 from nebuladb.api.backend import Backend, key_value
+from nebuladb.api.deliveries import Deliveries
 from nebuladb.errors import InvalidArgument, KeyspaceNotFound, Unavailable, WrongShard
 from nebuladb.kv.watcher import Event, EventBatch, Watcher
 from nebuladb.node.meta import DEFAULT
@@ -84,7 +85,8 @@ async def watch(backend: Backend, request: pb.WatchRequest) -> AsyncIterator[pb.
         backend.route_group(request.keyspace, group)  # or it would begin now, and miss what was asked for
     if min((request.start_revision, *starts.values())) < 0:
         raise InvalidArgument("a watch starts at a revision from 1 on, or at 0: with the next change")
-    ready = asyncio.Event()
+    ready, room, held = asyncio.Event(), asyncio.Event(), 0
+    deliveries = backend.deliveries
     parts: list[ShardWatch] = []
     try:
         for shard in shards:
@@ -96,11 +98,14 @@ async def watch(backend: Backend, request: pb.WatchRequest) -> AsyncIterator[pb.
             ready.clear()
             sent = False
             for part in parts:
+                held = await _admitted(deliveries, part.watcher, room)
                 for response in part.take():
                     sent = True
                     yield response
                     if response.canceled:
                         return
+                size, held = held, 0
+                deliveries.give(size)
             # What was taken may have made room for a watcher that lags.
             backend.pump.work()
             if not sent and not await _wait(ready, PROGRESS_SECONDS if request.progress else None):
@@ -111,8 +116,18 @@ async def watch(backend: Backend, request: pb.WatchRequest) -> AsyncIterator[pb.
                     if progress is not None:
                         yield progress
     finally:
+        deliveries.give(held)
+        deliveries.forget(room)
         for part in parts:
             part.close()
+
+
+async def _admitted(deliveries: Deliveries, watcher: Watcher, room: asyncio.Event) -> int:
+    """Wait until what waits for a watch may be delivered; its bytes, which the caller gives back."""
+    while not deliveries.admits(size := watcher.waiting, room):
+        await room.wait()
+        room.clear()
+    return size
 
 
 async def _wait(ready: asyncio.Event, seconds: float | None) -> bool:

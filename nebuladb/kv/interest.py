@@ -71,8 +71,9 @@ class Interest:
             del self._keys[watcher.key]
         return True
 
-    def told(self, revision: int, changes: Iterable[Change]) -> list[tuple[Watcher, EventBatch]]:
-        """Who wants which of a revision's changes. Those who want the same get the same batch."""
+    def told(self, revision: int, changes: Iterable[Change], since: int = 0) -> list[tuple[Watcher, EventBatch]]:
+        """Who wants which of a revision's changes, of those that were told all before `since`. Those who want the same
+        get the same batch."""
         wanted: dict[_Alike, list[Change]] = {}
         for change in before_the_revision(changes):
             for alike in self._keys.get(change.key, ()):
@@ -85,7 +86,7 @@ class Interest:
         batches: dict[tuple[bool, tuple[int, ...]], EventBatch] = {}
         told: list[tuple[Watcher, EventBatch]] = []
         for alike, its in wanted.items():
-            takers = [watcher for watcher in alike.members if revision >= watcher.cursor]
+            takers = [watcher for watcher in alike.members if revision >= watcher.cursor >= since]
             if not takers:
                 continue
             previous = alike.first.prev_kv

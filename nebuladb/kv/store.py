@@ -367,7 +367,8 @@ class Store:
             if previous and record.past_main and not record.past_deleted and main > state.floor:
                 past = load(self._patient, key, record.past_main, record.past_sub)
             changes.append(Change(key, record, past))
-            size += len(row) + len(data)
+            # What was before counts: a thousand small puts over values of 1.5 MiB would else be 1.5 GiB in one turn.
+            size += len(row) + len(data) + (len(past.value) if past is not None else 0)
             last = main
         return changes
 

@@ -45,6 +45,8 @@ class WatchHub:
         """In step with the live feed."""
         self._behind = Interest()
         """To be fed from history."""
+        self._swept = 0
+        """Where the last stretch of history ended: the next one begins with who is next above it."""
         self._stuck: dict[Watcher, None] = {}
         """To be fed from history when their outboxes are drained; until then they cost nothing."""
 
@@ -140,18 +142,23 @@ class WatchHub:
     def catch_up(self, budget: int = 1024) -> bool:
         """One stretch of about `budget` changes of history, for all that lag and have room; True if it should go on.
 
-        The stretch begins where the one furthest behind is; those further ahead are passed over until it reaches them.
+        The stretches go through history from its beginning to its end, again and again, from one to the next that
+        somebody waits for. If each began with who is furthest behind, a client that goes on making watches of old
+        revisions would keep all others from being told anything.
         """
         behind = self._with_room()
         if not behind:
             return False
-        start = min(watcher.cursor for watcher in behind)
+        start = min((cursor for watcher in behind if (cursor := watcher.cursor) >= self._swept), default=0)
+        if not start:
+            probe("sweep of history begun anew")
+            start = min(watcher.cursor for watcher in behind)
         previous = any(watcher.prev_kv for watcher in behind)
         changes = self._store.changes(start - 1, limit_rows=budget, previous=previous)
         through = changes[-1].revision if changes else self._store.revision
         deliveries = 0
         for revision, of_revision in groupby(changes, _revision):
-            told = self._behind.told(revision, of_revision)
+            told = self._behind.told(revision, of_revision, since=start)
             for watcher, batch in told:
                 if not watcher.deliver(batch):
                     watcher.cursor = revision  # everything below it was delivered or isn't wanted
@@ -161,8 +168,9 @@ class WatchHub:
                 probe("a stretch of history had many takers")
                 through = revision
                 break
+        self._swept = through + 1
         for watcher in behind:
-            if watcher in self._behind:
+            if watcher.cursor >= start and watcher in self._behind:
                 watcher.cursor = max(watcher.cursor, through + 1)
                 self._settle(watcher)
         return len(self._behind) > 0

@@ -97,6 +97,11 @@ class Watcher:
         """Whether nothing more is put into the outbox until it is drained."""
         return self._blocked or self._count >= self._events_limit or self._size >= self._bytes_limit
 
+    @property
+    def waiting(self) -> int:
+        """Bytes, about, that `take` would give."""
+        return self._size
+
     def take(self) -> list[EventBatch]:
         """Everything that waits, in order; the outbox is empty then. If it lags, the hub must get a `catch_up` now."""
         batches = self._outbox

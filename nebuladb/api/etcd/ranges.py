@@ -127,13 +127,14 @@ class Ranges:
         enough = chosen.enough or (1 << 63)
         try:
             while True:
-                kvs = reading.stretch(0 if chosen.count_only else enough - len(found) - len(shown))
-                size = reading.size
-                if chosen.sorted:
-                    found += kvs
-                    size += SORTED_OVERHEAD * len(kvs)
-                else:
-                    shown += map(key_value, kvs)
+                async with self._face.backend.pace:
+                    kvs = reading.stretch(0 if chosen.count_only else enough - len(found) - len(shown))
+                    size = reading.size
+                    if chosen.sorted:
+                        found += kvs
+                        size += SORTED_OVERHEAD * len(kvs)
+                    else:
+                        shown += map(key_value, kvs)
                 taken += size
                 self._take(size, taken)
                 if reading.ended:
@@ -173,7 +174,8 @@ class Ranges:
         try:
             while True:
                 left = 0 if chosen.count_only else (chosen.limit - sent if chosen.limit > 0 else STRETCH_KEYS)
-                kvs = reading.stretch(left)
+                async with backend.pace:
+                    kvs = reading.stretch(left)
                 if kvs:
                     if chunk:
                         timer = loop.call_later(HOLD_SECONDS, reading.release)

@@ -63,6 +63,9 @@ class WatchStream:
         self._asked = 0
         """Progress requests that are not answered yet."""
         self._failure: BaseException | None = None
+        self._deliveries = face.backend.deliveries
+        self._held = 0
+        """Bytes of what is being told, as they count there."""
         self._news = asyncio.Event()
         self._room = asyncio.Event()
         # Jitter, so that streams that began together don't speak together (as etcd).
@@ -175,8 +178,18 @@ class WatchStream:
             if self._failure is not None:
                 raise self._failure
             if self._ready:
-                for response in self._told(self._ready.popleft()):
-                    yield response
+                # All that were there, or watches that are made and canceled without end would keep the others from
+                # their events, and gather here: each needs two answers, and between two looks there is room for many.
+                for _ in range(len(self._ready)):
+                    size = self._ready[0].watcher.waiting
+                    if not self._deliveries.admits(size, self._news):
+                        await self._news.wait()  # or for something to say, or the end
+                        self._news.clear()
+                        break
+                    self._held = size
+                    for response in self._told(self._ready.popleft()):
+                        yield response
+                    self._give_back()
             elif (progress := self._progress()) is not None:
                 for response in progress:
                     yield response
@@ -262,8 +275,14 @@ class WatchStream:
         watch.dead = True
         self._hub.remove(watch.watcher)
 
+    def _give_back(self) -> None:
+        size, self._held = self._held, 0
+        self._deliveries.give(size)
+
     def close(self) -> None:
         """Forget all watches."""
+        self._give_back()
+        self._deliveries.forget(self._news)
         if self._timer is not None:
             self._timer.cancel()
         for watch in self._watches.values():

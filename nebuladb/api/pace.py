@@ -1,0 +1,62 @@
+"""Long reads, in stretches of a turn each, take turns: together they keep the loop no longer than one of them would."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from types import TracebackType
+from typing import Final, Self
+
+from nebuladb.env import probe
+from nebuladb.node.pump import REST
+
+STRETCH_SECONDS: Final = 0.005
+"""Of all stretches between two breaths of the loop, about."""
+
+
+class Pace:
+    """``async with pace:`` around a stretch without an ``await``. Who waits is bounded by the pins of the stores."""
+
+    def __init__(self) -> None:
+        self._waiting: deque[asyncio.Future[None]] = deque()
+        self._spent = self._begun = 0.0
+        self._resting = False
+
+    async def __aenter__(self) -> Self:
+        if self._waiting or self._spent >= STRETCH_SECONDS:
+            probe("a long read waits for others")
+            turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self._waiting.append(turn)
+            self._rest()
+            try:
+                await turn
+            except asyncio.CancelledError:
+                if turn.done() and not turn.cancelled():
+                    self._rest()  # it was its turn: the next one's
+                raise
+        self._begun = time.perf_counter()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._spent += time.perf_counter() - self._begun
+        self._rest()
+
+    def _rest(self) -> None:
+        if not self._resting:
+            self._resting = True
+            loop = asyncio.get_running_loop()
+            if self._spent < STRETCH_SECONDS:
+                loop.call_soon(self._go_on)
+            else:
+                loop.call_later(self._spent * REST, self._go_on)
+
+    def _go_on(self) -> None:
+        self._resting, self._spent = False, 0.0
+        while self._waiting:
+            turn = self._waiting.popleft()
+            if not turn.done():
+                turn.set_result(None)
+                break
