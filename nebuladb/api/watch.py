@@ -18,7 +18,7 @@ MAX_RESPONSE_EVENTS: Final = 1_000
 MAX_RESPONSE_BYTES: Final = 1 << 20
 """Revisions share a response up to here; a larger one comes in fragments."""
 PROGRESS_SECONDS: Final = 10.0
-"""After so long without an event a watch that asked for it is told how far it has come."""
+"""So often a watch that asked for it is told of each shard without events how far it has come there."""
 
 
 class ShardWatch:
@@ -42,6 +42,8 @@ class ShardWatch:
         self.created = self._empty()
         """To be sent first. Made now, because its revision is what the watch begins after."""
         self.created.created = True
+        self._told = False
+        """Of an event, since `progress` was asked."""
 
     def _empty(self) -> pb.WatchResponse:
         return pb.WatchResponse(header=self._backend.header(self.group, self._hub.revision))
@@ -50,6 +52,7 @@ class ShardWatch:
         """What waits, in responses of whole revisions; the last one may say that the watch is canceled."""
         canceled = self.watcher.canceled
         for response in _responses(self.watcher.take()):
+            self._told = True
             response.header.CopyFrom(self._backend.header(self.group, self._hub.revision))
             yield response
         if canceled and not self.watcher.compact_revision:
@@ -64,8 +67,13 @@ class ShardWatch:
             yield response
 
     def progress(self) -> pb.WatchResponse | None:
-        """How far it has come. To be asked in an instant in which `take` would give nothing."""
-        return None if self.watcher.lagging else self._empty()
+        """How far it has come, to be sent at once; None if that can't be said now, or events have said it lately.
+
+        Not while something waits: who is told of a revision passes over what comes of it later.
+        """
+        told, self._told = self._told, False
+        watcher = self.watcher
+        return None if told or watcher.lagging or watcher.waiting or watcher.canceled else self._empty()
 
     def close(self) -> None:
         """Forget it."""
@@ -94,6 +102,7 @@ async def watch(backend: Backend, request: pb.WatchRequest) -> AsyncIterator[pb.
             parts.append(ShardWatch(backend, shard, request, start, ready))
         for part in parts:
             yield part.created
+        due = _later(request)
         while True:
             ready.clear()
             sent = False
@@ -108,12 +117,13 @@ async def watch(backend: Backend, request: pb.WatchRequest) -> AsyncIterator[pb.
                 deliveries.give(size)
             # What was taken may have made room for a watcher that lags.
             backend.pump.work()
-            if not sent and not await _wait(ready, PROGRESS_SECONDS if request.progress else None):
-                # Of one instant, in which nothing waits: an event may come just as the time is up, or while one shard's
-                # word is sent, and who is told of its revision first passes over it.
-                told = [] if ready.is_set() else [part.progress() for part in parts]
-                for progress in told:
-                    if progress is not None:
+            # By time, whatever the others do: compaction shall not overtake a shard without events among busy ones.
+            left = None if due is None else due - asyncio.get_running_loop().time()
+            up = left is not None and left <= 0
+            if up or (not sent and not await _wait(ready, left)):
+                due = _later(request)
+                for part in parts:
+                    if (progress := part.progress()) is not None:
                         yield progress
     finally:
         deliveries.give(held)
@@ -128,6 +138,11 @@ async def _admitted(deliveries: Deliveries, watcher: Watcher, room: asyncio.Even
         await room.wait()
         room.clear()
     return size
+
+
+def _later(request: pb.WatchRequest) -> float | None:
+    """When progress is due next, if it is wanted."""
+    return asyncio.get_running_loop().time() + PROGRESS_SECONDS if request.progress else None
 
 
 async def _wait(ready: asyncio.Event, seconds: float | None) -> bool:

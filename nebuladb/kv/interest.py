@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 from nebuladb.kv.change import Change
+from nebuladb.kv.rows import Record
 from nebuladb.kv.span_index import SpanIndex
 from nebuladb.kv.watcher import EventBatch, Watcher, event_batch
 
@@ -17,6 +18,22 @@ class _Alike:
     def __init__(self, first: Watcher) -> None:
         self.first = first
         self.members: dict[Watcher, None] = {}
+
+
+class Large:
+    """A revision too large to be read in one go, as far as it is gathered."""
+
+    __slots__ = ("first", "known", "previous", "revision", "start", "sub", "wanted")
+
+    def __init__(self, start: int, revision: int, previous: bool, known: set[_Alike]) -> None:
+        self.start = start
+        self.revision = revision
+        self.previous = previous
+        self.known = known
+        self.sub = 0
+        self.wanted: dict[_Alike, list[Change]] = {}
+        self.first: dict[bytes, Record | None] = {}
+        """What its keys were before it."""
 
 
 class Interest:
@@ -75,7 +92,11 @@ class Interest:
         """Who wants which of a revision's changes, of those that were told all before `since`. Those who want the same
         get the same batch."""
         wanted: dict[_Alike, list[Change]] = {}
-        for change in before_the_revision(changes):
+        self._sort(before_the_revision(changes), wanted)
+        return self._batches(revision, wanted, since)
+
+    def _sort(self, changes: Iterable[Change], wanted: dict[_Alike, list[Change]]) -> None:
+        for change in changes:
             for alike in self._keys.get(change.key, ()):
                 if alike.first.wants(change):
                     wanted.setdefault(alike, []).append(change)
@@ -83,6 +104,35 @@ class Interest:
                 for alike in self._spans.holding(change.key):
                     if alike.first.wants(change):
                         wanted.setdefault(alike, []).append(change)
+
+    def large(self, start: int, revision: int, previous: bool) -> Large:
+        """Begin to gather the changes of a revision piece by piece; `start`: there is none before it from there on."""
+        return Large(start, revision, previous, set(self._alike.values()))
+
+    def gather(self, large: Large, changes: Sequence[Change]) -> None:
+        """The next piece. Those that have come meanwhile and want something else are not told of the revision."""
+        found: dict[_Alike, list[Change]] = {}
+        pieces = list(changes)
+        if large.previous:
+            for place, change in enumerate(pieces):
+                earlier = large.first.setdefault(change.key, change.previous)
+                if change.record.past_main == large.revision and change.record.version != 1:
+                    pieces[place] = change._replace(previous=earlier)
+        self._sort(pieces, found)
+        for alike, its in found.items():
+            if alike in large.known:
+                large.wanted.setdefault(alike, []).extend(its)
+        large.sub = changes[-1].record.sub + 1
+
+    def gathered(self, large: Large) -> tuple[list[tuple[Watcher, EventBatch]], list[Watcher]]:
+        """The revision is whole: who is told what of it, and who has come past it."""
+        takers = [w for alike in large.known if self._alike.get(alike.first.kind) is alike for w in alike.members]
+        past = [watcher for watcher in takers if large.start <= watcher.cursor <= large.revision]
+        return self._batches(large.revision, large.wanted, large.start), past
+
+    def _batches(
+        self, revision: int, wanted: dict[_Alike, list[Change]], since: int
+    ) -> list[tuple[Watcher, EventBatch]]:
         batches: dict[tuple[bool, tuple[int, ...]], EventBatch] = {}
         told: list[tuple[Watcher, EventBatch]] = []
         for alike, its in wanted.items():

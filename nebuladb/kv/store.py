@@ -21,13 +21,14 @@ from nebuladb.kv.limits import DEFAULT_LIMITS, MAX_RESULT_BYTES, MAX_TXN_ROWS, T
 from nebuladb.kv.loans import Misses
 from nebuladb.kv.machine import Machine
 from nebuladb.kv.pin import Pin
-from nebuladb.kv.rows import KEY_AT, POSITION, Keys, decode_lease, decode_row, group_span, is_lease_id
+from nebuladb.kv.rows import KEY_AT, POSITION, Keys, decode_lease, group_span, is_lease_id
 from nebuladb.kv.selection import Selection
 from nebuladb.kv.sessions import Sessions
 from nebuladb.kv.source import EngineSource, SnapshotSource, close
 from nebuladb.kv.state import State
 from nebuladb.kv.txn import Budget, Txn, check_revision, collect
-from nebuladb.kv.view import Page, at, load, page
+from nebuladb.kv.view import Page, at, page
+from nebuladb.kv.walk import Bounds, walk
 from nebuladb.pb.nebula.v1.kv_pb2 import TxnRequest
 from nebuladb.storage.engine import Batch, Engine
 
@@ -343,34 +344,28 @@ class Store:
         return revision
 
     def changes(
-        self, after: int, *, limit_rows: int = 1024, limit_bytes: int = 1 << 20, previous: bool = False
+        self,
+        after: int,
+        *,
+        sub: int = 0,
+        limit_rows: int = 1024,
+        limit_bytes: int = 1 << 20,
+        previous: bool = False,
+        cut: int = 0,
     ) -> list[Change]:
         """Published changes of revisions above `after`, in order, whole revisions: the first always, more while there
         are fewer than `limit_rows` and `limit_bytes`. Raises `Compacted` if some are gone, or `Corruption`.
 
+        With `cut` none has more changes than that, but for the first, which then isn't whole: the next call goes on at
+        `sub` of revision `after` + 1, behind the last one's.
+
         With `previous` each carries what the key was before, unless that is compacted away.
         """
-        state, keys = self._state, self._keys
+        state = self._state
         check_revision(after + 1, state.floor, state.revision + 1)
-        changes: list[Change] = []
-        size = last = 0
-        rows = self._patient.scan(keys.record_key(max(after, 0) + 1, 0), keys.record_key(state.revision + 1, 0))
-        for row, data in rows:
-            main, sub = POSITION.unpack_from(row, KEY_AT)
-            if main != last and (len(changes) >= limit_rows or size >= limit_bytes):
-                close(rows)
-                break
-            key, record = decode_row(data)
-            if record.main != main or record.sub != sub:
-                raise Corruption(f"row {main}.{sub} of the history is of another revision")
-            past = None
-            if previous and record.past_main and not record.past_deleted and main > state.floor:
-                past = load(self._patient, key, record.past_main, record.past_sub)
-            changes.append(Change(key, record, past))
-            # What was before counts: a thousand small puts over values of 1.5 MiB would else be 1.5 GiB in one turn.
-            size += len(row) + len(data) + (len(past.value) if past is not None else 0)
-            last = main
-        return changes
+        below = state.revision + 1, 0
+        bounds = Bounds(limit_rows, limit_bytes, cut)
+        return walk(self._patient, (max(after, 0) + 1, sub), below, bounds, state.floor if previous else None)
 
     # --- leases
 

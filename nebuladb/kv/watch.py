@@ -15,10 +15,10 @@ from itertools import groupby
 from typing import Final
 
 from nebuladb.env import probe
-from nebuladb.errors import InvalidArgument, TooManyRequests
+from nebuladb.errors import InvalidArgument, TooManyRequests, Unavailable
 from nebuladb.kv.change import Applied, Change
 from nebuladb.kv.check import TO_THE_LAST
-from nebuladb.kv.interest import Interest
+from nebuladb.kv.interest import Interest, Large
 from nebuladb.kv.store import Store
 from nebuladb.kv.watcher import OUTBOX_BYTES, OUTBOX_EVENTS, Watcher
 from nebuladb.storage.share import Share
@@ -28,6 +28,9 @@ MAX_WATCHERS: Final = 50_000
 
 MAX_DELIVERIES: Final = 20_000
 """Batches that one stretch of history gives out, about: some 30 ms."""
+
+LARGE: Final = 1024
+"""Changes of one revision that are read from history in one go; of more than that, so many at a time."""
 
 
 class WatchHub:
@@ -49,6 +52,9 @@ class WatchHub:
         """Where the last stretch of history ended: the next one begins with who is next above it."""
         self._stuck: dict[Watcher, None] = {}
         """To be fed from history when their outboxes are drained; until then they cost nothing."""
+        self._large: Large | None = None
+        """What is read piece by piece, and nothing else meanwhile."""
+        self._closed = False
 
     def __len__(self) -> int:
         return len(self._live) + len(self._behind) + len(self._stuck)
@@ -80,8 +86,11 @@ class WatchHub:
 
         A start below the floor gives a watcher that is canceled already (etcd 34, 36). `on_ready` is called within
         `publish` and `catch_up`, when an empty outbox gets its first batch and when the watch is canceled; it may not
-        call back into the hub. Raises `InvalidArgument` for an empty range and `TooManyRequests`.
+        call back into the hub. Raises `InvalidArgument` for an empty range, `TooManyRequests`, and `Unavailable` once
+        the shard has left this node.
         """
+        if self._closed:
+            raise Unavailable("this node serves the shard no more; watch again, at another node")
         if range_end and range_end != TO_THE_LAST and range_end <= key:
             raise InvalidArgument("watcher range is empty")
         if len(self) >= MAX_WATCHERS:
@@ -110,11 +119,14 @@ class WatchHub:
     def rebase(self, store: Store) -> None:
         """The state was replaced by a newer one: everyone goes on from its cursor, out of the new history (S26)."""
         self._all_fall_back()
+        self._large = None
         self._store = store
         self._revision = max(self._revision, store.revision)
 
     def close(self) -> None:
-        """The shard leaves this node: every watch is canceled, with nothing compacted to blame."""
+        """The shard leaves this node: every watch is canceled, with nothing compacted to blame. None is taken any more:
+        nobody would feed it."""
+        self._closed = True
         for watcher in [*self._behind, *self._stuck, *self._live]:
             self.remove(watcher)
             watcher.cancel(0)
@@ -148,13 +160,20 @@ class WatchHub:
         """
         behind = self._with_room()
         if not behind:
+            self._large = None
             return False
+        if self._large is not None:
+            return self._go_on(self._large)
         start = min((cursor for watcher in behind if (cursor := watcher.cursor) >= self._swept), default=0)
         if not start:
             probe("sweep of history begun anew")
             start = min(watcher.cursor for watcher in behind)
         previous = any(watcher.prev_kv for watcher in behind)
-        changes = self._store.changes(start - 1, limit_rows=budget, previous=previous)
+        changes = self._store.changes(start - 1, limit_rows=budget, previous=previous, cut=LARGE + 1)
+        if len(changes) > LARGE and changes[0].revision == changes[-1].revision:
+            self._large = self._behind.large(start, changes[0].revision, previous)
+            self._behind.gather(self._large, changes)
+            return True
         through = changes[-1].revision if changes else self._store.revision
         deliveries = 0
         for revision, of_revision in groupby(changes, _revision):
@@ -172,6 +191,31 @@ class WatchHub:
         for watcher in behind:
             if watcher.cursor >= start and watcher in self._behind:
                 watcher.cursor = max(watcher.cursor, through + 1)
+                self._settle(watcher)
+        return len(self._behind) > 0
+
+    def _go_on(self, large: Large) -> bool:
+        """The next piece of a large revision, or its end."""
+        if large.revision < self._store.floor:
+            self._large = None  # who wanted it has been canceled
+            return True
+        changes = self._store.changes(
+            large.revision - 1, sub=large.sub, limit_rows=1, previous=large.previous, cut=LARGE
+        )
+        if changes and changes[0].revision == large.revision:
+            self._behind.gather(large, changes)
+            return True
+        self._large = None
+        self._swept = large.revision + 1
+        probe("large revision gathered")
+        told, past = self._behind.gathered(large)
+        for watcher, batch in told:
+            if not watcher.deliver(batch):
+                watcher.cursor = large.revision
+                self._stick(watcher)
+        for watcher in past:
+            if watcher in self._behind:
+                watcher.cursor = max(watcher.cursor, large.revision + 1)
                 self._settle(watcher)
         return len(self._behind) > 0
 

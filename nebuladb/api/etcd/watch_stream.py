@@ -24,6 +24,8 @@ MAX_CONTROL: Final = 128
 """Answers about watches (created, canceled, progress) that wait to be sent; then no further request is read."""
 MAX_WATCHES: Final = MAX_WATCHERS
 """Of one stream, those included that have ended and that the client hasn't canceled: each keeps its id."""
+LOOK_SECONDS: Final = 0.1
+"""How often it is seen whether a progress request can be answered that waits for watches to catch up."""
 NO_ID: Final = -1
 COMPACTED: Final = "etcdserver: mvcc: required revision has been compacted"
 EMPTY_RANGE: Final = "mvcc: watcher range is empty"
@@ -72,6 +74,7 @@ class WatchStream:
         self._interval = face.progress_seconds * (1 + (rng or Random()).random() / 10)
         self._due = False
         self._timer: asyncio.TimerHandle | None = None
+        self._look: asyncio.TimerHandle | None = None
 
     # --- what the client asks
 
@@ -253,9 +256,16 @@ class WatchStream:
         if not all(self._in_step(watch) for watch in living):
             # One answer, once the last has caught up: more would only repeat it.
             self._asked = 1
+            if self._look is None:
+                # A watch that history has nothing for says nothing when it has caught up.
+                self._look = asyncio.get_running_loop().call_later(LOOK_SECONDS, self._look_again)
             return None
         asked, self._asked = self._asked, 0
         return [self._encoded(pb.WatchResponse(watch_id=NO_ID))] * asked
+
+    def _look_again(self) -> None:
+        self._look = None
+        self._news.set()
 
     def _in_step(self, watch: Watch) -> bool:
         """Whether it was told everything up to the present revision, which its start isn't beyond (etcd 35)."""
@@ -285,5 +295,7 @@ class WatchStream:
         self._deliveries.forget(self._news)
         if self._timer is not None:
             self._timer.cancel()
+        if self._look is not None:
+            self._look.cancel()
         for watch in self._watches.values():
             self._end(watch)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from contextlib import aclosing
 from itertools import pairwise
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from hypothesis import given, settings
@@ -14,11 +14,14 @@ from hypothesis import strategies as st
 from nebuladb.api import watch as module
 from nebuladb.api.backend import Backend
 from nebuladb.api.watch import MAX_RESPONSE_BYTES, MAX_RESPONSE_EVENTS, _responses
+from nebuladb.client import AsyncClient
+from nebuladb.client.watch import WatchPlan
 from nebuladb.errors import InvalidArgument, Unavailable, WrongShard
 from nebuladb.ids import DEFAULT_GROUP
 from nebuladb.kv.answer import KeyValue
 from nebuladb.kv.watcher import Event, EventBatch
 from nebuladb.pb.nebula.v1 import kv_pb2
+from tests.unit.api.served import Served
 from tests.unit.node.lone import SECONDS, Lone
 
 
@@ -105,3 +108,45 @@ async def test_a_start_in_a_shard_that_the_keyspace_has_not_is_refused() -> None
         with pytest.raises(WrongShard, match="no shard 99"):
             await anext(responses)
     await lone.pump.stop()
+
+
+async def test_a_shard_without_events_is_told_of_its_progress_however_busy_the_others_are(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Else its part of the watch stands where it began, and after a break compaction seems to have taken some."""
+    monkeypatch.setattr(module, "PROGRESS_SECONDS", 0.1)
+    served = Served()
+    await asyncio.wait_for(served.open(), SECONDS)
+    async with AsyncClient([served.address], timeout=SECONDS) as client:
+        await client.create_keyspace("a", "hash", shards=2)
+    async with AsyncClient([served.address], keyspace="a", timeout=SECONDS) as client:
+        shards = {served.backend.route("a", b"w/%d" % n).group: b"w/%d" % n for n in range(20)}
+        other = {served.backend.route("a", b"x/%d" % n).group: b"x/%d" % n for n in range(20)}
+        idle, busy = sorted(shards)
+        plan = WatchPlan(kv_pb2.WatchRequest(keyspace="a", key=b"w/", range_end=b"w0"))
+        responses: Any = module.watch(served.backend, plan.request)
+
+        async def write() -> None:
+            while True:
+                await client.put(shards[busy], b"v")
+                await asyncio.sleep(0.01)
+
+        for _ in range(5):
+            await client.put(other[idle], b"v")
+        writing = asyncio.create_task(write())
+        revisions: list[int] = []
+        begun = asyncio.get_running_loop().time()
+        async with asyncio.timeout(SECONDS), aclosing(responses):
+            async for response in responses:
+                revisions += [event.kv.mod_revision for event in cast(list[Any], plan.absorb(response))]
+                if response.created:
+                    await client.put(other[idle], b"v")  # of no concern to the watch
+                if asyncio.get_running_loop().time() - begun > 1:
+                    break
+        writing.cancel()
+        assert len(revisions) > 20
+        assert revisions == sorted(set(revisions))
+        store = served.pump.store(idle)
+        starts = {pair.group: pair.revision for pair in plan.request.start_revisions}
+        assert starts[idle] == store.revision + 1
+    await served.close()

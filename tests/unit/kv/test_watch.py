@@ -91,14 +91,16 @@ def valid(spec: Any) -> bool:
     st.lists(watch_spec.filter(valid), min_size=1, max_size=6),
     st.sampled_from([1, 3, 10, 4096]),
     st.sampled_from([1, 4, 20_000]),
+    st.sampled_from([1, 2, 4, 1024]),
     st.randoms(use_true_random=False),
 )
 @settings(max_examples=200, deadline=None)
 def test_watchers_are_told_the_log(
-    entries: list[Any], specs: list[Any], rows: int, deliveries: int, random: Any
+    entries: list[Any], specs: list[Any], rows: int, deliveries: int, large: int, random: Any
 ) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(watch, "MAX_DELIVERIES", deliveries)
+        patch.setattr(watch, "LARGE", large)
         watchers_are_told_the_log(entries, specs, rows, random)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 from grpc import StatusCode
 
@@ -327,6 +329,40 @@ async def test_a_shard_that_leaves_the_node_ends_the_stream_for_another_node(etc
     async with watching(etcd) as stream:
         assert await made(stream, create()) == [0]
         etcd.node.groups[GROUP].hub.close()
+        code, text = await stream.end()
+        assert code is StatusCode.UNAVAILABLE
+        assert "at another node" in text
+
+
+async def test_a_progress_request_is_answered_when_a_watch_that_is_told_nothing_has_caught_up(etcd: Faced) -> None:
+    first = (await etcd.set(b"k")).header.revision
+    for _ in range(50):
+        await etcd.set(b"k")
+    async with watching(etcd) as stream:
+        stream.send(create(b"nobody", start=first), PROGRESS)
+        assert (await stream.next()).created
+        assert (await stream.next()).watch_id == -1
+
+
+async def test_a_progress_request_is_answered_when_the_revision_comes_that_a_watch_waits_for(etcd: Faced) -> None:
+    last = (await etcd.set(b"k")).header.revision
+    async with watching(etcd) as stream:
+        stream.send(create(b"nobody", start=last + 3), PROGRESS)
+        assert (await stream.next()).created
+        await asyncio.sleep(0.2)
+        for _ in range(3):
+            await etcd.set(b"k")
+        response = await stream.next()
+        assert (response.watch_id, response.header.revision >= last + 2) == (-1, True)
+
+
+async def test_a_stream_that_outlives_its_shard_takes_no_watch(etcd: Faced) -> None:
+    async with watching(etcd) as stream:
+        assert await made(stream, create()) == [0]
+        stream.send(cancel(0))
+        assert (await stream.next()).canceled
+        etcd.node.groups[GROUP].hub.close()
+        stream.send(create())
         code, text = await stream.end()
         assert code is StatusCode.UNAVAILABLE
         assert "at another node" in text

@@ -1,0 +1,52 @@
+"""A walk over history: changes in their order."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from nebuladb.errors import Corruption
+from nebuladb.kv.change import Change
+from nebuladb.kv.rows import KEY_AT, POSITION, decode_row
+from nebuladb.kv.source import SnapshotSource, close
+from nebuladb.kv.view import load
+
+
+class Bounds(NamedTuple):
+    """Where a walk ends: with the revision in which it has so many rows or bytes, or before one of more than `cut`
+    changes, if that isn't 0; in the midst of it if it begins with one."""
+
+    rows: int
+    size: int
+    cut: int
+
+
+def walk(
+    source: SnapshotSource, start: tuple[int, int], below: tuple[int, int], bounds: Bounds, floor: int | None
+) -> list[Change]:
+    """Changes from position `start` on; with a `floor`, what the key was before those above it. Raises `Corruption`."""
+    changes: list[Change] = []
+    size = last = begin = 0
+    rows = source.scan(source.keys.record_key(*start), source.keys.record_key(*below))
+    for row, data in rows:
+        main, sub = POSITION.unpack_from(row, KEY_AT)
+        if main != last:
+            begin = len(changes)
+            if begin and (begin >= bounds.rows or size >= bounds.size):
+                close(rows)
+                break
+        elif bounds.cut and len(changes) - begin >= bounds.cut:
+            close(rows)
+            if begin:
+                del changes[begin:]
+            break
+        key, record = decode_row(data)
+        if record.main != main or record.sub != sub:
+            raise Corruption(f"row {main}.{sub} of the history is of another revision")
+        past = None
+        if floor is not None and record.past_main and not record.past_deleted and main > floor:
+            past = load(source, key, record.past_main, record.past_sub)
+        changes.append(Change(key, record, past))
+        # What was before counts: a thousand small puts over values of 1.5 MiB would else be 1.5 GiB in one turn.
+        size += len(row) + len(data) + (len(past.value) if past is not None else 0)
+        last = main
+    return changes
