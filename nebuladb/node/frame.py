@@ -32,8 +32,9 @@ FRAME_VERSION: Final = 3
 """Of frames, and of what they ask for: builds whose state machines make something else of the same command must not be
 in one cluster (S22), so they don't understand each other. 2: nested transactions, puts that keep value or lease, leases
 of any id. 3: what a transaction may look at counts no tombstone below the floor; a session's id is drawn."""
-MAX_FRAME_BYTES: Final = 4 << 20
-"""A frame takes no further message past this size; one message is at most an append of about 2.5 MiB."""
+MAX_FRAME_BYTES: Final = 512 << 10
+"""A frame takes no further message past this size; one message is at most an append of about 2.5 MiB. A frame is whole
+when its end has come: on a slow link heartbeats of other groups wait no longer behind what is large."""
 CLUSTER_VERSION: Final = 1
 _FRAME: Final = struct.Struct(">BBHI40sQII")
 _ADDRESS: Final = struct.Struct(">5Q")

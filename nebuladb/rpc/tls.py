@@ -102,7 +102,7 @@ class ServerCredentials(_Credentials, grpc.ServerCredentials):
         context.options |= ssl.OP_NO_TICKET
         _set_up(context, key, chain, self._protocols)
         if roots is not None:
-            context.load_verify_locations(cadata=roots.decode("ascii"))
+            context.load_verify_locations(cadata=_ascii(roots))
             context.verify_mode = ssl.CERT_REQUIRED if self._require else ssl.CERT_OPTIONAL
         return context
 
@@ -114,7 +114,7 @@ class ChannelCredentials(_Credentials, grpc.ChannelCredentials):
         super().__init__(private_key, certificate_chain, roots)
 
     def _make(self, key: bytes | None, chain: bytes | None, roots: bytes | None) -> ssl.SSLContext:
-        context = ssl.create_default_context(cadata=None if roots is None else roots.decode("ascii"))
+        context = ssl.create_default_context(cadata=None if roots is None else _ascii(roots))
         _set_up(context, key, chain, (ALPN_HTTP2,))
         return context
 
@@ -150,6 +150,14 @@ def ssl_channel_credentials(
     Raises: as `ssl_server_credentials`.
     """
     return ChannelCredentials(root_certificates, private_key, certificate_chain)
+
+
+def _ascii(roots: bytes) -> str:
+    """Certificates as `ssl` takes them. Bundles say in UTF-8 whose they are. Raises `ValueError` if there is nothing:
+    a file that is being written, for which `ssl.create_default_context` would take the system's."""
+    if not roots.strip():
+        raise ValueError("there is no certificate in the roots")
+    return roots.decode("ascii", "backslashreplace")
 
 
 def _set_up(context: ssl.SSLContext, key: bytes | None, chain: bytes | None, protocols: Sequence[str]) -> None:

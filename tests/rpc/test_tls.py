@@ -167,3 +167,24 @@ def test_what_is_no_credentials(authority: Authority, tmp_path: Path) -> None:
         rpc.ssl_server_credentials([(tmp_path / "absent", chain)])
     with pytest.raises(TypeError, match="ssl_server_credentials"):
         rpc.server().add_secure_port("127.0.0.1:0", grpc.ssl_server_credentials([(b"", b"")]))
+
+
+@needs_openssl
+def test_roots_that_become_empty_are_not_the_systems(tmp_path: Path) -> None:
+    """Whoever writes the file anew begins with nothing in it; `ssl` takes that for "whatever the system trusts"."""
+    roots = tmp_path / "roots.pem"
+    roots.write_bytes(Authority(tmp_path, "first").certificate.read_bytes())
+    credentials = rpc.ssl_channel_credentials(roots)
+    roots.write_bytes(b"")
+    assert not credentials.refresh()
+    assert len(credentials.context.get_ca_certs()) == 1
+    with pytest.raises(ValueError, match="no certificate"):
+        rpc.ssl_channel_credentials(b"\n")
+
+
+@needs_openssl
+def test_roots_may_say_whose_they_are(tmp_path: Path) -> None:
+    """As the bundles of Fedora do."""
+    authority = Authority(tmp_path, "first")
+    roots = "# Főtanúsítvány\n".encode() + authority.certificate.read_bytes()
+    assert len(rpc.ssl_channel_credentials(roots).context.get_ca_certs()) == 1

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
+import threading
 from ipaddress import AddressValueError, IPv4Address, IPv6Address
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 DEFAULT_PORT: Final = 443
 MAX_ENDPOINTS: Final = 256
 """Addresses of one target; a name with more is used with the first ones."""
+_asked: dict[tuple[asyncio.AbstractEventLoop, str, int], asyncio.Future[list[Any]]] = {}
+"""Names about which the system is being asked. It may say nothing for half a minute, of which a thread waits each
+second: whoever asks again meanwhile waits for the same answer."""
 
 
 class Endpoint(NamedTuple):
@@ -41,12 +46,46 @@ class Target(NamedTuple):
         if self.name is None:
             return self.endpoints
         host, port = self.name
-        loop = asyncio.get_running_loop()
-        found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM, proto=socket.IPPROTO_TCP)
+        found = await asyncio.shield(_ask(host, port))
         endpoints = dict.fromkeys(Endpoint(str(address[0]), int(address[1])) for *_, address in found)
         if not endpoints:
             raise OSError(f"{host} has no address")
         return tuple(endpoints)[:MAX_ENDPOINTS]
+
+
+def _ask(host: str, port: int) -> asyncio.Future[list[Any]]:
+    """What the system says of a name. In a thread of its own, and not of the loop's few: others need those, and the
+    process would not end before the answer."""
+    loop = asyncio.get_running_loop()
+    key = loop, host, port
+    future = _asked.get(key)
+    if future is not None:
+        return future
+    future = _asked[key] = loop.create_future()
+
+    def done(found: list[Any] | Exception) -> None:
+        del _asked[key]
+        if isinstance(found, Exception):
+            future.set_exception(found)
+            future.exception()  # nobody may be waiting any more
+        else:
+            future.set_result(found)
+
+    def ask() -> None:
+        found: list[Any] | Exception
+        try:
+            found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, proto=socket.IPPROTO_TCP)
+        except Exception as error:
+            found = error
+        with contextlib.suppress(RuntimeError):  # the loop is closed
+            loop.call_soon_threadsafe(done, found)
+
+    try:
+        threading.Thread(target=ask, name=f"name {host}", daemon=True).start()
+    except RuntimeError as error:
+        del _asked[key]
+        raise OSError(f"no thread to ask for {host} in") from error
+    return future
 
 
 def parse(text: str) -> Target:

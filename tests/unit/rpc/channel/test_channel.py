@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import socket
+import threading
 from typing import Any
 
 import grpc
@@ -12,6 +14,7 @@ import pytest
 
 from nebuladb import rpc
 from nebuladb.rpc.channel import dispatcher
+from nebuladb.rpc.channel.target import Endpoint, parse
 from tests.unit.rpc.channel.echo import (
     ENGINES,
     SECONDS,
@@ -62,10 +65,14 @@ async def test_round_robin_follows_its_name(channels: Any, servers: Servers, mon
     names = [int(address.rpartition(":")[2]) for _, address in started]
     listed = names[:1]
 
-    async def getaddrinfo(host: str, port: int, **_: Any) -> list[Any]:
+    known = socket.getaddrinfo
+
+    def getaddrinfo(host: str, port: int, *args: Any, **kwargs: Any) -> list[Any]:
+        if host != "some.name":
+            return known(host, port, *args, **kwargs)
         return [(0, 0, 0, "", ("127.0.0.1", port)) for port in listed]
 
-    monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", getaddrinfo)
+    monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
     channel = channels("dns:///some.name:1", options=(("grpc.lb_policy_name", "round_robin"),))
     await unary(channel)(b"x")
     listed = names[1:]
@@ -158,3 +165,29 @@ def test_a_loop_that_is_closed_first() -> None:
     with pytest.raises(grpc.aio.UsageError):
         unary(left[0])(b"x")
     del left
+
+
+async def test_a_name_about_which_the_system_says_nothing_is_asked_for_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a thread of its own: those of the loop are for others, whose work would wait as long."""
+    asked: list[str] = []
+    answer = threading.Event()
+
+    def getaddrinfo(host: str, port: int, *_: Any, **__: Any) -> list[Any]:
+        asked.append(threading.current_thread().name)
+        answer.wait()
+        return [(0, 0, 0, "", ("127.0.0.1", port))]
+
+    monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
+    target = parse("dns:///slow.name:1")
+    for _ in range(50):
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.001):
+                await target.resolve()
+    waiting = asyncio.create_task(target.resolve())
+    async with asyncio.timeout(SECONDS):
+        assert await asyncio.to_thread(lambda: True)
+        answer.set()
+        assert await waiting == (Endpoint("127.0.0.1", 1),)
+        assert asked == ["name slow.name"]
+        assert await target.resolve() == (Endpoint("127.0.0.1", 1),)
+    assert len(asked) == 2
