@@ -23,10 +23,13 @@ from nebuladb.sim.violation import Violation, require
 from nebuladb.sim.workloads.hashes import Hashes
 from nebuladb.sim.workloads.history import History
 from nebuladb.sim.workloads.reclaimed import is_reclaimed
+from nebuladb.sim.workloads.steward import Steward
 from nebuladb.sim.workloads.watch import Observer
 
 BOUND_MS = 12_000
 """From the last fault mended to all of it done: some election timeouts, dials and deadlines."""
+STEWARD_MS = 12_000
+"""As much again for a member that is being replaced in a dozen groups, one after another, while nobody else is busy."""
 POLL_MS = 20
 TIMEOUT_MS = 1_000
 ASK_AGAIN_MS = 4_000
@@ -51,6 +54,7 @@ class Recovery:
         self._clients = clients
         self._board = board
         self._deadline = core.scheduler.now + BOUND_MS
+        self._latest = core.scheduler.now + STEWARD_MS + BOUND_MS
         self._steps = [
             self._clients_are_idle,
             self._keyspaces_are_settled,
@@ -97,7 +101,9 @@ class Recovery:
         )
 
     def _clients_are_idle(self) -> bool:
-        if any(client.busy for client in self._clients):
+        if busy := [client for client in self._clients if client.busy]:
+            if all(isinstance(client, Steward) for client in busy):
+                self._deadline = min(self._core.scheduler.now + BOUND_MS, self._latest)
             return False
         self._machines = [machine for machine in self._all if machine.serves]
         return True
