@@ -6,8 +6,12 @@ can be the world (``docs/architecture.md``).
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from typing import Final, Protocol
+
+BOOTTIME: Final = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
+"""The system's number of the clock that counts suspension; CLOCK_MONOTONIC's where a system has none."""
 
 
 class Clock(Protocol):

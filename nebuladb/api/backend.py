@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from contextlib import nullcontext
 from typing import Any, Final, TypeVar
 
 from google.protobuf.message import DecodeError, Message
@@ -14,6 +15,7 @@ from nebuladb.api.status import refusal
 from nebuladb.errors import InvalidArgument, KeyspaceNotFound, NebulaError, Unavailable, WrongEpoch, WrongShard
 from nebuladb.ids import META_GROUP, lease_group
 from nebuladb.kv.answer import Answer, KeyValue
+from nebuladb.kv.change import LeaseInfo
 from nebuladb.kv.command import Command
 from nebuladb.kv.store import Store
 from nebuladb.kv.watch import WatchHub
@@ -154,6 +156,16 @@ class Backend:
         except NebulaError as error:
             error.group = shard.group
             raise
+
+    async def lease(
+        self, shard: Descriptor, lease: int, timeout: float, *, keys: bool
+    ) -> tuple[Store, LeaseInfo | None]:
+        """The shard's store, at least as new as now, and what it says of a lease; None: there is none."""
+        await self.current(shard, timeout)
+        async with self.pace if keys else nullcontext():  # a lease may have a million
+            return await self.pump.looks.read(
+                shard.group, self.pump.store(shard.group), lambda store: store.lease(lease, keys=keys)
+            )
 
     def hub(self, shard: Descriptor) -> WatchHub:
         """The shard's watches on this node."""

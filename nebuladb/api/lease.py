@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from typing import Any
 
 from nebuladb.api.backend import Backend, parse, session_fields
@@ -60,12 +59,8 @@ class LeaseService:
     async def TimeToLive(self, raw: bytes, context: Any) -> bytes:
         request = parse(pb.LeaseTimeToLiveRequest, raw)
         shard = self._shard(request.keyspace, request.id)
-        store = await self._backend.current(shard, self._backend.answer_within(context))
-        async with self._backend.pace if request.keys else nullcontext():  # a lease may have a million
-            store = self._backend.pump.store(shard.group)
-            store, lease = await self._backend.pump.looks.read(
-                shard.group, store, lambda store: store.lease(request.id, keys=request.keys)
-            )
+        timeout = self._backend.answer_within(context)
+        store, lease = await self._backend.lease(shard, request.id, timeout, keys=request.keys)
         response = pb.LeaseTimeToLiveResponse(header=self._backend.header(shard.group, store.revision), id=request.id)
         if lease is None:
             response.ttl = -1
@@ -79,7 +74,7 @@ class LeaseService:
         shards = self._backend.routing.shards(request.keyspace or DEFAULT)
         response = pb.LeaseListResponse()
         for shard in shards:
-            store = await self._backend.current(shard, self._backend.answer_within(context))
+            await self._backend.current(shard, self._backend.answer_within(context))
             async with self._backend.pace:
                 store = self._backend.pump.store(shard.group)
                 response.ids.extend(lease.id for lease in store.leases())

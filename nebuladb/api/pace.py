@@ -16,7 +16,8 @@ STRETCH_SECONDS: Final = 0.005
 
 
 class Pace:
-    """``async with pace:`` around a stretch without an ``await``. Who waits is bounded by the pins of the stores."""
+    """``async with pace:`` around a stretch; if it must wait for the disk within, that counts as its time. Who waits is
+    bounded by the pins of the stores."""
 
     def __init__(self) -> None:
         self._waiting: deque[asyncio.Future[None]] = deque()

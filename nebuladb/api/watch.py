@@ -113,8 +113,8 @@ async def watch(backend: Backend, request: pb.WatchRequest) -> AsyncIterator[pb.
                     yield response
                     if response.canceled:
                         return
-                size, held = held, 0
-                deliveries.give(size)
+                deliveries.give(held)
+                held = 0
             # What was taken may have made room for a watcher that lags.
             backend.pump.work()
             # By time, whatever the others do: compaction shall not overtake a shard without events among busy ones.

@@ -58,8 +58,9 @@ class Many:
         """Write all of it; see `AsyncClient.batch`. Raises `DuplicateKey` before anything is sent: its requests are
         under way at the same time, so nothing would say which of two writes of a key comes last."""
         deletes = list(deletes)
-        if repeated := _repeated([*puts, *deletes]):
-            raise DuplicateKey(f"the batch writes key {repeated[0][:100]!r} twice; leave one, or write in two batches")
+        for key, times in Counter([*puts, *deletes]).items():
+            if times > 1:
+                raise DuplicateKey(f"the batch writes key {key[:100]!r} twice; leave one, or write in two batches")
         operations = [
             (key, kv_pb2.Operation(put=kv_pb2.TxnPut(key=key, value=value))) for key, value in puts.items()
         ] + [(key, kv_pb2.Operation(delete=kv_pb2.TxnDelete(key=key))) for key in deletes]
@@ -122,11 +123,6 @@ class Many:
             request = keyspace_pb2.KeyspaceDescribeRequest(name=self._keyspace)
             self._map = ShardMap((await self._transport.call(methods.KEYSPACE_DESCRIBE, request)).keyspace)
         return self._map
-
-
-def _repeated(keys: list[bytes]) -> list[bytes]:
-    """Those that stand there more than once."""
-    return [key for key, times in Counter(keys).items() if times > 1]
 
 
 def _together(errors: list[BaseException], parts: int) -> BaseException:

@@ -112,13 +112,7 @@ class Interest:
     def gather(self, large: Large, changes: Sequence[Change]) -> None:
         """The next piece. Those that have come meanwhile and want something else are not told of the revision."""
         found: dict[_Alike, list[Change]] = {}
-        pieces = list(changes)
-        if large.previous:
-            for place, change in enumerate(pieces):
-                earlier = large.first.setdefault(change.key, change.previous)
-                if change.record.past_main == large.revision and change.record.version != 1:
-                    pieces[place] = change._replace(previous=earlier)
-        self._sort(pieces, found)
+        self._sort(before_the_revision(changes, large.first) if large.previous else changes, found)
         for alike, its in found.items():
             if alike in large.known:
                 large.wanted.setdefault(alike, []).extend(its)
@@ -148,16 +142,20 @@ class Interest:
         return told
 
 
-def before_the_revision(changes: Iterable[Change]) -> list[Change]:
+def before_the_revision(changes: Iterable[Change], first: dict[bytes, Record | None] | None = None) -> list[Change]:
     """A revision's changes, each with what its key was before the revision, though that changed it twice (etcd 38).
 
-    A put that makes a key has nothing before it, even where the revision deleted the key first.
+    A put that makes a key has nothing before it, even where the revision deleted the key first. `first`: what the keys
+    of the revision's earlier pieces were, to which those of this one are added.
     """
     found = list(changes)
-    if len(found) > 1:
-        first: dict[bytes, Change] = {}
-        for at, change in enumerate(found):
-            earlier = first.setdefault(change.key, change)
-            if earlier is not change and change.record.version != 1:
-                found[at] = change._replace(previous=earlier.previous)
+    if first is None:
+        if len(found) < 2:
+            return found
+        first = {}
+    for at, change in enumerate(found):
+        if change.key not in first:
+            first[change.key] = change.previous
+        elif change.record.version != 1:
+            found[at] = change._replace(previous=first[change.key])
     return found

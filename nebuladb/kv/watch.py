@@ -20,7 +20,7 @@ from nebuladb.kv.change import Applied, Change
 from nebuladb.kv.check import TO_THE_LAST
 from nebuladb.kv.interest import Interest, Large
 from nebuladb.kv.store import Store
-from nebuladb.kv.watcher import OUTBOX_BYTES, OUTBOX_EVENTS, Watcher
+from nebuladb.kv.watcher import OUTBOX_BYTES, OUTBOX_EVENTS, EventBatch, Watcher
 from nebuladb.storage.share import Share
 
 MAX_WATCHERS: Final = 50_000
@@ -178,21 +178,13 @@ class WatchHub:
         deliveries = 0
         for revision, of_revision in groupby(changes, _revision):
             told = self._behind.told(revision, of_revision, since=start)
-            for watcher, batch in told:
-                if not watcher.deliver(batch):
-                    watcher.cursor = revision  # everything below it was delivered or isn't wanted
-                    self._stick(watcher)
+            self._deliver(told, revision)
             deliveries += len(told)
             if deliveries >= MAX_DELIVERIES:
                 probe("a stretch of history had many takers")
                 through = revision
                 break
-        self._swept = through + 1
-        for watcher in behind:
-            if watcher.cursor >= start and watcher in self._behind:
-                watcher.cursor = max(watcher.cursor, through + 1)
-                self._settle(watcher)
-        return len(self._behind) > 0
+        return self._passed(through, [watcher for watcher in behind if watcher.cursor >= start])
 
     def _go_on(self, large: Large) -> bool:
         """The next piece of a large revision, or its end."""
@@ -206,16 +198,24 @@ class WatchHub:
             self._behind.gather(large, changes)
             return True
         self._large = None
-        self._swept = large.revision + 1
         probe("large revision gathered")
         told, past = self._behind.gathered(large)
+        self._deliver(told, large.revision)
+        return self._passed(large.revision, past)
+
+    def _deliver(self, told: Iterable[tuple[Watcher, EventBatch]], revision: int) -> None:
+        """Give out what history has at `revision`."""
         for watcher, batch in told:
             if not watcher.deliver(batch):
-                watcher.cursor = large.revision
+                watcher.cursor = revision  # everything below it was delivered or isn't wanted
                 self._stick(watcher)
-        for watcher in past:
+
+    def _passed(self, through: int, watchers: Iterable[Watcher]) -> bool:
+        """History was walked up to `through`, for these; whether anybody is behind still."""
+        self._swept = through + 1
+        for watcher in watchers:
             if watcher in self._behind:
-                watcher.cursor = max(watcher.cursor, large.revision + 1)
+                watcher.cursor = max(watcher.cursor, through + 1)
                 self._settle(watcher)
         return len(self._behind) > 0
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import time
 
+from nebuladb.env import BOOTTIME
+
 
 class SystemClock:
     """`nebuladb.env.Clock` by the operating system."""
@@ -14,5 +16,4 @@ class SystemClock:
 
     def boottime(self) -> int:
         """CLOCK_BOOTTIME, which counts suspension, in ms; CLOCK_MONOTONIC where a system has none."""
-        clock = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
-        return time.clock_gettime_ns(clock) // 1_000_000
+        return time.clock_gettime_ns(BOOTTIME) // 1_000_000

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable
-from contextlib import nullcontext
 from typing import Any, Final
 
 from nebuladb.api.backup import Views
@@ -53,12 +52,7 @@ class LeaseService:
     async def LeaseTimeToLive(self, raw: bytes, context: Any) -> bytes:
         request = received(pb.LeaseTimeToLiveRequest, raw)
         backend, shard = self._face.backend, self._face.shard(context)
-        store = await backend.current(shard, self._face.timeout(context))
-        async with backend.pace if request.keys else nullcontext():  # a lease may have a million
-            store = backend.pump.store(shard.group)
-            store, lease = await backend.pump.looks.read(
-                shard.group, store, lambda store: store.lease(request.ID, keys=request.keys)
-            )
+        store, lease = await backend.lease(shard, request.ID, self._face.timeout(context), keys=request.keys)
         response = pb.LeaseTimeToLiveResponse(header=self._face.header(shard.group, store.revision), ID=request.ID)
         if lease is None:
             response.TTL = -1

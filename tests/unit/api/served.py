@@ -6,9 +6,11 @@ import socket
 from collections.abc import Sequence
 from typing import Any
 
+import grpc.aio
+
 from nebuladb.api.backend import Backend
 from nebuladb.api.services import ApiServer
-from nebuladb.pb.nebula.v1 import kv_pb2
+from nebuladb.pb.nebula.v1 import common_pb2, kv_pb2
 from nebuladb.rpc.engine import DEFAULT, Engine
 from tests.unit.node.lone import SECONDS, Lone
 
@@ -50,3 +52,9 @@ class Served(Lone):
         await self.channel.close()
         await self.api.stop(0)
         await self.pump.stop()
+
+
+def error_detail(status: grpc.aio.AioRpcError) -> common_pb2.ErrorDetail:
+    """What the server says of an error beside its code and text."""
+    metadata = dict(status.trailing_metadata() or ())
+    return common_pb2.ErrorDetail.FromString(bytes(metadata["nebula-error-bin"]))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from io import BytesIO
 
 import pytest
@@ -21,12 +20,10 @@ from tests.unit.node.lone import SECONDS
 @pytest.mark.parametrize("anew", [False, True])
 @pytest.mark.parametrize("pieces", range(1, 14))
 async def test_a_keyspace_that_is_dropped_meanwhile_is_left_out_and_the_rest_is_whole(
-    pieces: int, anew: bool, monkeypatch: pytest.MonkeyPatch
+    served: Served, pieces: int, anew: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It is dropped before, between and behind its shards, and perhaps made anew with others. A shard has three."""
     monkeypatch.setattr(module, "PIECE_BYTES", 1)
-    served = Served()
-    await asyncio.wait_for(served.open(), SECONDS)
     async with AsyncClient([served.address], timeout=SECONDS) as client:
         await client.create_keyspace("a", "hash", shards=2)
         await client.create_keyspace("b", "hash", shards=2)
@@ -38,7 +35,6 @@ async def test_a_keyspace_that_is_dropped_meanwhile_is_left_out_and_the_rest_is_
                 await client.drop_keyspace("a")
                 if anew:
                     await client.create_keyspace("a", "single")
-    await served.close()
     reader, parts = examine(BytesIO(data))
     names = [part.descriptor.keyspace for part in parts]
     assert names == ["default", "etcd", *["a"] * (0 if reader.gone else 2), "b", "b"]
@@ -46,10 +42,9 @@ async def test_a_keyspace_that_is_dropped_meanwhile_is_left_out_and_the_rest_is_
 
 
 async def test_a_shard_that_cannot_be_read_and_was_not_dropped_ends_the_backup(
+    served: Served,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    served = Served()
-    await asyncio.wait_for(served.open(), SECONDS)
     views = Views(served.backend, SECONDS)
     current = views.current
 
@@ -62,4 +57,3 @@ async def test_a_shard_that_cannot_be_read_and_was_not_dropped_ends_the_backup(
     with pytest.raises(NebulaError, match="stumbled"):
         async for _ in backup(served.backend, cluster_pb2.SnapshotRequest(), views):
             pass
-    await served.close()

@@ -13,8 +13,9 @@ import pytest
 from nebuladb.ids import DEFAULT_GROUP
 from nebuladb.kv.command import Kind
 from nebuladb.node.disk import grows
+from nebuladb.pb.nebula.v1 import common_pb2
 from nebuladb.pb.nebula.v1 import kv_pb2 as pb
-from tests.unit.api.served import Served
+from tests.unit.api.served import Served, error_detail
 from tests.unit.node.lone import SECONDS
 
 Op = pb.Operation
@@ -99,6 +100,8 @@ async def test_a_physical_compaction_that_takes_too_long_says_so(node: Served) -
         await call(pb.CompactRequest(revision=store.revision, physical=True), timeout=0.2)
     assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
     held.close()
+    assert store.floor == store.revision, "it is done"
+    assert error_detail(caught.value).outcome == common_pb2.UNKNOWN
 
 
 def test_a_nested_put_needs_space() -> None:

@@ -18,14 +18,6 @@ from tests.unit.node.lone import SECONDS
 
 
 @pytest.fixture
-async def served() -> AsyncIterator[Served]:
-    served = Served()
-    await asyncio.wait_for(served.open(), SECONDS)
-    yield served
-    await served.close()
-
-
-@pytest.fixture
 async def client(served: Served) -> AsyncIterator[AsyncClient]:
     async with AsyncClient([served.address]) as client:
         yield client

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncIterator
-
 import grpc.aio
 import pytest
 
@@ -15,18 +12,10 @@ from nebuladb.ids import DEFAULT_GROUP
 from nebuladb.kv.answer import Answer
 from nebuladb.kv.command import Command
 from nebuladb.node.members import find
-from nebuladb.pb.nebula.v1 import common_pb2, kv_pb2
+from nebuladb.pb.nebula.v1 import kv_pb2
 from nebuladb.shard import Descriptor
-from tests.unit.api.served import Served
+from tests.unit.api.served import Served, error_detail
 from tests.unit.node.lone import SECONDS
-
-
-@pytest.fixture
-async def served() -> AsyncIterator[Served]:
-    served = Served()
-    await asyncio.wait_for(served.open(), SECONDS)
-    yield served
-    await served.close()
 
 
 async def test_a_member_that_may_have_been_added_is_not_called_a_failure(
@@ -84,30 +73,11 @@ async def test_a_refusal_is_told_at_once(served: Served) -> None:
     assert caught.value.outcome is Outcome.FAILED
 
 
-async def test_a_compaction_whose_deletion_takes_too_long_has_not_failed(served: Served) -> None:
-    await served.put()
-    store = served.pump.store(DEFAULT_GROUP)
-    held = store.pin(store.revision - 1)
-    call = served.channel.unary_unary(
-        "/nebula.v1.KV/Compact", kv_pb2.CompactRequest.SerializeToString, kv_pb2.CompactResponse.FromString
-    )
-    with pytest.raises(grpc.aio.AioRpcError) as caught:
-        await call(kv_pb2.CompactRequest(revision=store.revision, physical=True), timeout=1.0)
-    held.close()
-    assert store.floor == store.revision, "it is done"
-    assert detail(caught.value).outcome == common_pb2.UNKNOWN
-
-
 async def test_who_names_an_old_epoch_is_given_the_descriptor(served: Served) -> None:
     call = served.channel.unary_unary(
         "/nebula.v1.KV/Put", kv_pb2.PutRequest.SerializeToString, kv_pb2.PutResponse.FromString
     )
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await call(kv_pb2.PutRequest(key=b"k", epoch=9), timeout=SECONDS)
-    assert detail(caught.value).descriptor.group == DEFAULT_GROUP
-    assert detail(caught.value).descriptor.epoch == 1
-
-
-def detail(status: grpc.aio.AioRpcError) -> common_pb2.ErrorDetail:
-    metadata = dict(status.trailing_metadata() or ())
-    return common_pb2.ErrorDetail.FromString(bytes(metadata["nebula-error-bin"]))
+    assert error_detail(caught.value).descriptor.group == DEFAULT_GROUP
+    assert error_detail(caught.value).descriptor.epoch == 1

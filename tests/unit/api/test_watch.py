@@ -111,12 +111,10 @@ async def test_a_start_in_a_shard_that_the_keyspace_has_not_is_refused() -> None
 
 
 async def test_a_shard_without_events_is_told_of_its_progress_however_busy_the_others_are(
-    monkeypatch: pytest.MonkeyPatch,
+    served: Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Else its part of the watch stands where it began, and after a break compaction seems to have taken some."""
     monkeypatch.setattr(module, "PROGRESS_SECONDS", 0.1)
-    served = Served()
-    await asyncio.wait_for(served.open(), SECONDS)
     async with AsyncClient([served.address], timeout=SECONDS) as client:
         await client.create_keyspace("a", "hash", shards=2)
     async with AsyncClient([served.address], keyspace="a", timeout=SECONDS) as client:
@@ -149,4 +147,3 @@ async def test_a_shard_without_events_is_told_of_its_progress_however_busy_the_o
         store = served.pump.store(idle)
         starts = {pair.group: pair.revision for pair in plan.request.start_revisions}
         assert starts[idle] == store.revision + 1
-    await served.close()
