@@ -181,8 +181,8 @@ class WatchStream:
             if self._failure is not None:
                 raise self._failure
             if self._ready:
-                # All that were there, or watches that are made and canceled without end would keep the others from
-                # their events, and gather here: each needs two answers, and between two looks there is room for many.
+                # All that were there: between two looks there is room for many answers, and one for each would let what
+                # has something to say gather here as long as watches are made, the events of others behind it.
                 for _ in range(len(self._ready)):
                     size = self._ready[0].watcher.waiting
                     if not self._deliveries.admits(size, self._news):
