@@ -12,12 +12,13 @@ import grpc.aio
 import pytest
 
 from nebuladb.api import scan
+from nebuladb.errors import Reason
 from nebuladb.ids import DEFAULT_GROUP
 from nebuladb.kv.command import Command, Kind
 from nebuladb.kv.store import Store
 from nebuladb.pb.nebula.v1 import kv_pb2
 from nebuladb.shard import Descriptor
-from tests.unit.api.served import Served
+from tests.unit.api.served import Served, error_detail
 from tests.unit.node.lone import SECONDS
 
 KEYS: Final = 24
@@ -140,6 +141,14 @@ async def test_the_loop_comes_round_while_a_scan_passes_what_is_deleted(
     counting.cancel()
     assert not page.kvs
     assert turns >= KEYS // 2
+
+
+async def test_a_scan_that_names_shards_of_another_keyspace_is_refused(served: Scanned) -> None:
+    """One of the same name, say, that was dropped meanwhile: the rest of it would be this one's."""
+    pages = served.scan(revisions=[kv_pb2.ShardRevision(group=99, revision=1)])
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await rest(aiter(pages))
+    assert error_detail(caught.value).reason == Reason.WRONG_SHARD
 
 
 async def test_where_a_scan_goes_on_at_a_node_that_is_behind_it_waits_for_its_revisions() -> None:
