@@ -27,7 +27,8 @@ from nebuladb.sim.world import Result
 CLIENTS: Final = ("board", "client", "invariants.changes", "register", "session_client", "workloads")
 """Modules of the simulator whose oracles look only at what clients are told, but for `OPERATORS`."""
 OPERATORS: Final = (
-    "workloads.declarer", "workloads.hashes", "workloads.operator", "workloads.reclaimed", "workloads.steward",
+    "workloads.declarer", "workloads.hashes", "workloads.operator", "workloads.reclaimed", "workloads.refusals",
+    "workloads.steward",
 )  # fmt: skip
 """They read of a node what its operator may see, or change members, and no client does."""
 BROKEN: Final = (AttributeError, ImportError, NameError, TypeError)
@@ -48,7 +49,7 @@ INTERNAL: Final[tuple[tuple[type, str], ...]] = (
     (Operator, "_check"),
     (Operator, "_queues"),
     (Operator, "_space"),
-    (Steward, "_forge"),
+    (Steward, "_ask_wrongly"),
 )
 """Oracles that look at what no client sees."""
 DRIVEN: Final = (

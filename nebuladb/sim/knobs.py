@@ -8,7 +8,7 @@ from functools import partial
 from random import Random
 from typing import Final
 
-from nebuladb.kv import deletion, draft, sessions
+from nebuladb.kv import deletion, draft, sessions, watch
 from nebuladb.kv.limits import Limits
 from nebuladb.kv.store import Store
 from nebuladb.node import applier, balancer, batches, frame, peer, proposals, reads, replica
@@ -43,6 +43,7 @@ CHOICES: tuple[tuple[object, str, tuple[object, ...]], ...] = (
     (deletion, "MIN_RUN", (2,)),
     (sessions, "MAX_SESSIONS", (4,)),
     (sessions, "SESSION_BYTES", (100,)),
+    (watch, "LARGE", (1, 2)),
     (raft_reads, "MAX_WAITING_READS", (2,)),
     (reads, "MAX_READS", (4,)),
     (proposals, "MAX_PENDING", (8,)),

@@ -11,16 +11,16 @@ from nebuladb.ids import META_GROUP
 from nebuladb.kv.answer import Answer
 from nebuladb.kv.command import Command, Kind
 from nebuladb.kv.store import Store
-from nebuladb.node.members import claim_step, find, remove_step, replace_step
+from nebuladb.node.members import add_step, claim_step, find, move_step, promote_step, remove_step, replace_step
 from nebuladb.node.meta import Meta
 from nebuladb.node.node import Node
-from nebuladb.node.record import NodeState
+from nebuladb.node.record import NodeRecord, NodeState
 from nebuladb.sim.actor import Actor
 from nebuladb.sim.board import Board
 from nebuladb.sim.core import Core
 from nebuladb.sim.machine import Machine
 from nebuladb.sim.place import Place
-from nebuladb.sim.violation import Violation
+from nebuladb.sim.workloads.refusals import FREE, ask_wrongly
 
 MAX_MEMBERS: Final = 5
 IDLE_MS: Final = 300
@@ -28,6 +28,8 @@ ASKS_MS: Final = 600
 """After which a node that was removed and hasn't noticed asks about itself."""
 DEAD: Final = 0.5
 """Share of the nodes to be replaced that are dead, for good."""
+PATIENCE: Final = 0.3
+"""Share of the looks at a learner after which it shall vote."""
 
 
 @dataclass(slots=True)
@@ -38,6 +40,10 @@ class Wish:
     name: str = ""
     claim: int = 0
     old: int = 0
+    announced: bool = False
+    """An operator adds the new node before it starts; else it adds itself."""
+    learner: bool = False
+    """Without a vote, until the operator promotes it."""
     begun: bool = False
     """The cluster knows of it, and it can't be refused any more."""
 
@@ -75,7 +81,7 @@ class Steward(Actor):
         if not node.meta.version:
             self._failed()
             return
-        self._forge(node.meta)
+        self._ask_wrongly(node)
         if self._wish is None:
             self._wish = self._choose(node.meta)
             if self._wish is None:
@@ -100,17 +106,8 @@ class Steward(Actor):
             else:
                 self._failed()
 
-    def _forge(self, meta: Meta) -> None:
-        """A member's data directory was emptied, and it starts with --join under its name: it forgot its votes."""
-        record = self._rng.choice([record for _, record in sorted(meta.nodes.items())])
-        claim, fresh = self._rng.getrandbits(63) | 1, self._rng.getrandbits(63) | 1
-        if record.state is NodeState.JOINING and not record.claim:
-            return
-        try:
-            claim_step(meta, record.name, record.peer_address, claim, fresh)
-        except ChangeRefused:
-            return
-        raise Violation(f"node {record.name} is given its id again, with another data directory (S14)")
+    def _ask_wrongly(self, node: Node) -> None:
+        ask_wrongly(self._rng, node.meta, node.founding)
 
     def _stepped(self, outcome: Answer | NebulaError) -> None:
         """Whatever came of it: the next look tells."""
@@ -135,23 +132,16 @@ class Steward(Actor):
             self._count += 1
             wish.place = rng.choice(idle)
             wish.name, wish.claim = f"{wish.place.name}.{self._count}", rng.getrandbits(63) | 1
+            wish.announced = kind == "add" and rng.random() < 0.5
+            wish.learner = wish.announced and rng.random() < 0.7
         self._core.note("wish", "", (kind, wish.name, wish.old))
         return wish
 
     def _step(self, wish: Wish, node: Node) -> bytes | None:
-        meta = node.meta
-        old = meta.nodes.get(wish.old)
-        fresh = self._rng.getrandbits(63) | 1
         if wish.place is None:
-            if old is None:
-                return None
-            self._removable.add(wish.old)
-            peers = node.host.peers
-            connected = {node.identity.node, *(peer for peer, known in peers.items() if known.connected)}
-            step = remove_step(meta, node.founding, old.name, connected)
-            wish.begun |= old.state is NodeState.LEAVING
-            return step
-        address = f"{wish.place.name}:2"
+            return self._remove(wish, node)
+        meta, address, fresh = node.meta, f"{wish.place.name}:2", self._rng.getrandbits(63) | 1
+        old = meta.nodes.get(wish.old)
         if wish.old and not wish.begun and old is not None:
             step = replace_step(meta, old.name, wish.name, address, fresh)
             if step is not None:
@@ -161,8 +151,35 @@ class Steward(Actor):
             dead = 0 if self._core.drawn.replaces else DEAD
             if members > 2 and self._rng.random() < dead:  # else no majority would be left
                 self._lose(wish.old)
+        record = find(meta, wish.name)
+        if wish.announced and (record is None or not record.claim):
+            return self._announce(wish, meta, address, record)
         wish.begun = True
+        if record is not None and record.learner and not wish.place.idle and self._rng.random() < PATIENCE:
+            self._core.hit("learner promoted")
+            return promote_step(meta, wish.name)
         return claim_step(meta, wish.name, address, wish.claim, fresh)
+
+    def _announce(self, wish: Wish, meta: Meta, address: str, record: NodeRecord | None) -> bytes | None:
+        """The node isn't started: it is made known, perhaps under a wrong address first, and then it is."""
+        fresh = self._rng.getrandbits(63) | 1
+        if record is None:
+            first = FREE if self._rng.random() < 0.3 else address
+            return add_step(meta, wish.name, first, fresh, learner=wish.learner)
+        wish.begun = True
+        if record.peer_address != address:
+            return move_step(meta, record.node, address)
+        return claim_step(meta, wish.name, address, wish.claim, fresh)
+
+    def _remove(self, wish: Wish, node: Node) -> bytes | None:
+        old, peers = node.meta.nodes.get(wish.old), node.host.peers
+        if old is None:
+            return None
+        self._removable.add(wish.old)
+        connected = {node.identity.node, *(peer for peer, known in peers.items() if known.connected)}
+        step = remove_step(node.meta, node.founding, old.name, connected)
+        wish.begun |= old.state is NodeState.LEAVING
+        return step
 
     def _lose(self, node: int) -> None:
         """The node that is to be replaced dies for good; so it was dead when somebody decided to replace it."""
