@@ -44,6 +44,7 @@ CHOICES: tuple[tuple[object, str, tuple[object, ...]], ...] = (
     (sessions, "MAX_SESSIONS", (4,)),
     (sessions, "SESSION_BYTES", (100,)),
     (watch, "LARGE", (1, 2)),
+    (watch, "MAX_DELIVERIES", (1, 2)),
     (raft_reads, "MAX_WAITING_READS", (2,)),
     (reads, "MAX_READS", (4,)),
     (proposals, "MAX_PENDING", (8,)),
@@ -51,7 +52,15 @@ CHOICES: tuple[tuple[object, str, tuple[object, ...]], ...] = (
     # on their way: each that overtakes another is refused, as none is on a stream, and all behind it come anew.
     (replica, "Config", (partial(Config, max_append_bytes=1, max_inflight_messages=8),)),
     # The store's limits and record share, where its owner gives none.
-    (Store.__init__, "__defaults__", ((Limits(slice_rows=1), None), (Limits(slice_rows=8, slice_bytes=500), None))),
+    (
+        Store.__init__,
+        "__defaults__",
+        (
+            (Limits(slice_rows=1), None),
+            (Limits(slice_rows=8, slice_bytes=500), None),
+            (Limits(slice_rows=8, snapshot_age=10), None),
+        ),
+    ),
 )
 """Where a bound stands and what else it may be; each keeps its own value in half of the seeds."""
 
