@@ -81,9 +81,22 @@ class Contests:
         if lease:
             return lease
         body = lease_pb2.LeaseGrantRequest(ttl=SESSION_TTL).SerializeToString()
-        answer = await self.propose(shard, Command(Kind.LEASE_GRANT, body), context)
+        granting = asyncio.ensure_future(self.propose(shard, Command(Kind.LEASE_GRANT, body), context))
+        try:
+            answer = await asyncio.shield(granting)
+        except asyncio.CancelledError:
+            # It may be on its way into the log: nobody else will ever know that lease.
+            self.later(self._revoke(shard, granting))
+            raise
         assert isinstance(answer.result, LeaseResult)
         return answer.result.lease
+
+    async def _revoke(self, shard: Descriptor, granting: asyncio.Future[Answer]) -> None:
+        with suppress(NebulaError):
+            result = (await granting).result
+            assert isinstance(result, LeaseResult)
+            body = lease_pb2.LeaseRevokeRequest(id=result.lease).SerializeToString()
+            await self.leave(shard, Command(Kind.LEASE_REVOKE, body))
 
     async def run(self, shard: Descriptor, request: kv_pb2.TxnRequest, context: Any) -> tuple[Answer, TxnResult]:
         """A transaction and its result."""

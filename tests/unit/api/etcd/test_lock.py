@@ -232,6 +232,18 @@ async def test_without_a_lease_one_of_a_minute_is_made_and_goes_with_the_call(et
     assert await keys(etcd) == [held.key]
 
 
+async def test_a_lease_made_for_a_call_that_is_taken_back_meanwhile_ends(etcd: Faced) -> None:
+    """Nobody else will ever know it: a client that gives up again and again would leave one each time."""
+    call = begin(etcd, lock(0))
+    await etcd.until(lambda: bool(etcd.pump._writes))
+    call.cancel()
+    store = etcd.node.groups[GROUP].store
+    before = store.index
+    # The grant, and what takes it back: two entries.
+    await etcd.until(lambda: store.index >= before + 2)
+    assert list(store.leases()) == []
+
+
 async def test_refusals_have_the_words_of_etcds_client(etcd: Faced) -> None:
     assert await refused(etcd, lock(999)) == (StatusCode.UNKNOWN, "etcdserver: requested lease not found")
     assert await refused(etcd, pb.UnlockRequest()) == (StatusCode.UNKNOWN, "etcdserver: key is not provided")
