@@ -1,57 +1,186 @@
-"""What watches took out of their outboxes and clients have not taken yet: bounded for all of a node's streams."""
+"""What watches took out of their outboxes and clients have not taken yet: bounded for all of a node's streams.
+
+Who holds a part of it while others wait for theirs has a short time; then its stream is ended, and its client goes on
+where it was. So a client that doesn't read, or reads a few bytes now and then, costs itself and nobody else.
+"""
 
 from __future__ import annotations
 
 import asyncio
-from typing import Final
+from collections.abc import Callable
+from typing import Any, Final, Protocol
 
 from nebuladb.env import probe
 
 SMALL_BYTES: Final = 64 << 10
 """A delivery up to here isn't counted, and never waits: the transport holds as much of each stream."""
+MEDIUM_BYTES: Final = 1 << 20
+"""Deliveries up to here have a part of the bound for themselves: they don't wait for room for a large one, and a large
+one doesn't wait for them."""
 MAX_DELIVERY_BYTES: Final = 64 << 20
-"""Of larger ones. Each is encoded for its stream, so that 500 streams that nobody reads and one put of a MiB would else
-be some gigabytes, made in one turn of the loop."""
+"""Of those that count. Each is encoded for its stream, so that 500 streams that nobody reads and one put of a MiB would
+else be some gigabytes, made in one turn of the loop."""
+MEDIUM_PART: Final = 4
+"""One in so many bytes of it is for those up to `MEDIUM_BYTES`."""
+PATIENCE_SECONDS: Final = 2.0
+"""So long a delivery may keep others waiting."""
+PACE_BYTES: Final = 8 << 20
+"""And a second longer for each so many bytes of it: a client on a slow line may take them, too."""
+
+
+class Clock(Protocol):
+    """Of an event loop."""
+
+    def time(self) -> float: ...
+    def call_later(self, delay: float, callback: Callable[[], None], /) -> Any: ...
+
+
+class Delivery:
+    """One stream's deliveries, one after the other. `end`, if there is one, ends the stream at once, and frees what the
+    transport holds of it; it may not call back."""
+
+    __slots__ = ("_deliveries", "end", "lane", "room", "since", "size")
+
+    def __init__(self, deliveries: Deliveries, room: asyncio.Event, end: Callable[[], None] | None) -> None:
+        self._deliveries = deliveries
+        self.room = room
+        self.end = end
+        self.lane: Lane | None = None
+        """Where it holds `size` bytes since `since`, or waits for them."""
+        self.size = 0
+        self.since = 0.0
+
+    def admits(self, size: int) -> bool:
+        """Whether `size` bytes may be delivered now; then they count until `give`. If not, `room` is set when it is
+        worth asking again."""
+        if size <= SMALL_BYTES:
+            self.give()
+            return True
+        return self._deliveries.lane(size).admits(self, size)
+
+    def give(self) -> None:
+        """What was delivered was taken, or nobody will take it; nothing is waited for any more."""
+        if self.lane is not None:
+            self.lane.drop(self)
+
+
+class Lane:
+    """A part of the bound. Who doesn't fit waits in the order of coming; its events stay in its outbox, or in history.
+    A delivery that is larger than the part goes alone."""
+
+    def __init__(self, limit: int, clock: Clock | None) -> None:
+        self.limit = limit
+        self.used = 0
+        self._clock = clock
+        self._holding: dict[Delivery, None] = {}
+        """Dicts as ordered sets."""
+        self._waiting: dict[Delivery, None] = {}
+        self._waited = 0.0
+        """Since when somebody waits, without a break."""
+        self._timer: Any = None
+
+    def admits(self, delivery: Delivery, size: int) -> bool:
+        """See `Delivery.admits`."""
+        # Its turn may have come while it waited; and what it waited with may have grown meanwhile.
+        if delivery in self._holding and self._fits(size - delivery.size):
+            self.used += size - delivery.size
+            delivery.size = size
+            return True
+        if delivery not in self._waiting:
+            delivery.give()
+            self._waiting[delivery] = None
+            delivery.lane = self
+        delivery.size = size
+        self._serve(delivery)
+        if delivery in self._holding:
+            return True
+        probe("watch waits for slower ones")
+        return False
+
+    def drop(self, delivery: Delivery) -> None:
+        """It holds nothing, and waits for nothing."""
+        delivery.lane = None
+        if delivery in self._holding:
+            del self._holding[delivery]
+            self.used -= delivery.size
+        else:
+            del self._waiting[delivery]
+        self._serve()
+
+    def _fits(self, size: int) -> bool:
+        return self.used + size <= self.limit
+
+    def _serve(self, asking: Delivery | None = None) -> None:
+        """Give the first that waits what it waits for, and the next. They hold it from now on, whether they look or
+        not: one that is held up elsewhere would else keep its place, and all behind it waiting."""
+        while self._waiting:
+            delivery = next(iter(self._waiting))
+            if self.used and not self._fits(delivery.size):
+                break
+            del self._waiting[delivery]
+            self._holding[delivery] = None
+            self.used += delivery.size
+            delivery.since = self._now()
+            if delivery is not asking:
+                delivery.room.set()
+        if not self._waiting:
+            self._stop()
+        elif self._timer is None:
+            self._waited = self._now()
+            self._arm()
+
+    # --- who keeps others waiting
+
+    def _due(self, delivery: Delivery) -> float:
+        """When its time is up."""
+        return max(delivery.since, self._waited) + PATIENCE_SECONDS + delivery.size / PACE_BYTES
+
+    def _arm(self) -> None:
+        due = min((self._due(delivery) for delivery in self._holding if delivery.end), default=None)
+        if due is None:
+            due = self._now() + PATIENCE_SECONDS  # none that can be ended yet
+        self._timer = self._loop().call_later(max(0.0, due - self._now()), self._look)
+
+    def _look(self) -> None:
+        """End who holds for too long what others wait for: one, and the next if that makes not enough room."""
+        now = self._now()
+        late = min((delivery for delivery in self._holding if delivery.end), key=self._due, default=None)
+        if late is not None and late.end is not None and self._due(late) <= now:
+            probe("watch that keeps others waiting is ended")
+            self.drop(late)
+            late.end()
+        if self._waiting:
+            self._arm()
+
+    def _stop(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _loop(self) -> Clock:
+        return self._clock or asyncio.get_running_loop()
+
+    def _now(self) -> float:
+        return self._loop().time()
 
 
 class Deliveries:
-    """Who doesn't fit waits in the order of coming; its events stay in its outbox, or in history."""
+    """Of one node."""
 
-    def __init__(self, limit: int = MAX_DELIVERY_BYTES) -> None:
-        self.limit = limit
-        self.used = 0
-        self._waiting: dict[asyncio.Event, int] = {}
-        """Who waits, with what it wants. A dict as an ordered set."""
+    def __init__(self, limit: int = MAX_DELIVERY_BYTES, clock: Clock | None = None) -> None:
+        """`limit` in bytes. Without a `clock` the running loop's is used."""
+        self._medium = Lane(limit // MEDIUM_PART, clock)
+        self._large = Lane(limit - limit // MEDIUM_PART, clock)
 
-    def admits(self, size: int, room: asyncio.Event) -> bool:
-        """Whether `size` bytes may be delivered now; then they count until `give`. If not, `room` is set when it is
-        worth asking again. One that is larger than the bound goes alone."""
-        if size <= SMALL_BYTES:
-            self._waiting.pop(room, None)
-            return True
-        first = not self._waiting or next(iter(self._waiting)) is room
-        if first and (not self.used or self.used + size <= self.limit):
-            self._waiting.pop(room, None)
-            self.used += size
-            self._wake()
-            return True
-        probe("watch waits for slower ones")
-        self._waiting[room] = size
-        return False
+    @property
+    def used(self) -> int:
+        """Bytes that are held."""
+        return self._medium.used + self._large.used
 
-    def give(self, size: int) -> None:
-        """A delivery of `size` bytes was taken, or nobody will."""
-        if size > SMALL_BYTES:
-            self.used -= size
-            self._wake()
+    def stream(self, room: asyncio.Event, end: Callable[[], None] | None = None) -> Delivery:
+        """For a stream, which calls `give` when it has ended."""
+        return Delivery(self, room, end)
 
-    def forget(self, room: asyncio.Event) -> None:
-        """Its stream has ended."""
-        if self._waiting.pop(room, None) is not None:
-            self._wake()
-
-    def _wake(self) -> None:
-        for room, size in self._waiting.items():
-            if not self.used or self.used + size <= self.limit:
-                room.set()
-            break
+    def lane(self, size: int) -> Lane:
+        """Where a delivery of `size` bytes counts."""
+        return self._medium if size <= MEDIUM_BYTES else self._large

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from typing import Final
 
 from nebuladb.api.backend import Backend, key_value
-from nebuladb.api.deliveries import Deliveries
+from nebuladb.api.deliveries import Delivery
 from nebuladb.errors import InvalidArgument, KeyspaceNotFound, Unavailable, WrongShard
 from nebuladb.kv.watcher import Event, EventBatch, Watcher
 from nebuladb.node.meta import DEFAULT
@@ -80,8 +80,11 @@ class ShardWatch:
         self._hub.remove(self.watcher)
 
 
-async def watch(backend: Backend, request: pb.WatchRequest) -> AsyncIterator[pb.WatchResponse]:
-    """`created` of each shard, then events; ends with a `canceled` response if a start is compacted away."""
+async def watch(
+    backend: Backend, request: pb.WatchRequest, end: Callable[[], None] | None = None
+) -> AsyncIterator[pb.WatchResponse]:
+    """`created` of each shard, then events; ends with a `canceled` response if a start is compacted away. `end`: see
+    `Delivery`."""
     shards = backend.routing.covering(request.keyspace or DEFAULT, request.key, request.range_end)
     if request.start_revision and len(shards) > 1:
         raise WrongShard(
@@ -93,8 +96,8 @@ async def watch(backend: Backend, request: pb.WatchRequest) -> AsyncIterator[pb.
         backend.route_group(request.keyspace, group)  # or it would begin now, and miss what was asked for
     if min((request.start_revision, *starts.values())) < 0:
         raise InvalidArgument("a watch starts at a revision from 1 on, or at 0: with the next change")
-    ready, room, held = asyncio.Event(), asyncio.Event(), 0
-    deliveries = backend.deliveries
+    ready, room = asyncio.Event(), asyncio.Event()
+    delivery = backend.deliveries.stream(room, end)
     parts: list[ShardWatch] = []
     try:
         for shard in shards:
@@ -107,14 +110,13 @@ async def watch(backend: Backend, request: pb.WatchRequest) -> AsyncIterator[pb.
             ready.clear()
             sent = False
             for part in parts:
-                held = await _admitted(deliveries, part.watcher, room)
+                await _admitted(delivery, part.watcher)
                 for response in part.take():
                     sent = True
                     yield response
                     if response.canceled:
                         return
-                deliveries.give(held)
-                held = 0
+                delivery.give()
             # What was taken may have made room for a watcher that lags.
             backend.pump.work()
             # By time, whatever the others do: compaction shall not overtake a shard without events among busy ones.
@@ -126,18 +128,16 @@ async def watch(backend: Backend, request: pb.WatchRequest) -> AsyncIterator[pb.
                     if (progress := part.progress()) is not None:
                         yield progress
     finally:
-        deliveries.give(held)
-        deliveries.forget(room)
+        delivery.give()
         for part in parts:
             part.close()
 
 
-async def _admitted(deliveries: Deliveries, watcher: Watcher, room: asyncio.Event) -> int:
-    """Wait until what waits for a watch may be delivered; its bytes, which the caller gives back."""
-    while not deliveries.admits(size := watcher.waiting, room):
-        await room.wait()
-        room.clear()
-    return size
+async def _admitted(delivery: Delivery, watcher: Watcher) -> None:
+    """Wait until what waits for a watch may be delivered."""
+    while not delivery.admits(watcher.waiting):
+        await delivery.room.wait()
+        delivery.room.clear()
 
 
 def _later(request: pb.WatchRequest) -> float | None:

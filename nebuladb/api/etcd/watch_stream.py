@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from random import Random
 from typing import TYPE_CHECKING, Final
 
@@ -53,7 +53,10 @@ class Watch:
 class WatchStream:
     """`listen` takes what the client asks, `responses` gives what it is told; both run at once."""
 
-    def __init__(self, face: Face, shard: Descriptor, rng: Random | None = None) -> None:
+    def __init__(
+        self, face: Face, shard: Descriptor, rng: Random | None = None, end: Callable[[], None] | None = None
+    ) -> None:
+        """`end`: see `Delivery`."""
         self._face = face
         self._shard = shard
         self._hub: WatchHub = face.backend.hub(shard)
@@ -65,10 +68,8 @@ class WatchStream:
         self._asked = 0
         """Progress requests that are not answered yet."""
         self._failure: BaseException | None = None
-        self._deliveries = face.backend.deliveries
-        self._held = 0
-        """Bytes of what is being told, as they count there."""
         self._news = asyncio.Event()
+        self._delivery = face.backend.deliveries.stream(self._news, end)
         self._room = asyncio.Event()
         # Jitter, so that streams that began together don't speak together (as etcd).
         self._interval = face.progress_seconds * (1 + (rng or Random()).random() / 10)
@@ -184,15 +185,14 @@ class WatchStream:
                 # All that were there: between two looks there is room for many answers, and one for each would let what
                 # has something to say gather here as long as watches are made, the events of others behind it.
                 for _ in range(len(self._ready)):
-                    size = self._ready[0].watcher.waiting
-                    if not self._deliveries.admits(size, self._news):
+                    watcher = self._ready[0].watcher
+                    if not self._delivery.admits(watcher.waiting):
                         await self._news.wait()  # or for something to say, or the end
                         self._news.clear()
                         break
-                    self._held = size
                     for response in self._told(self._ready.popleft()):
                         yield response
-                    self._give_back()
+                    self._delivery.give()
             elif (progress := self._progress()) is not None:
                 for response in progress:
                     yield response
@@ -285,14 +285,9 @@ class WatchStream:
         watch.dead = True
         self._hub.remove(watch.watcher)
 
-    def _give_back(self) -> None:
-        size, self._held = self._held, 0
-        self._deliveries.give(size)
-
     def close(self) -> None:
         """Forget all watches."""
-        self._give_back()
-        self._deliveries.forget(self._news)
+        self._delivery.give()
         if self._timer is not None:
             self._timer.cancel()
         if self._look is not None:
