@@ -27,7 +27,7 @@ class Etcd:
 
     def __init__(self, etcd: Faced) -> None:
         face = Face(etcd.backend)
-        self.ended = False
+        self.ended = asyncio.Event()
         self._stream = WatchStream(face, face.backend.routing.shards("etcd")[0], end=self._end)
         self._listening = asyncio.create_task(self._stream.listen(self._requests()))
         self._responses: Any = self._stream.responses()
@@ -36,7 +36,7 @@ class Etcd:
         yield create().SerializeToString()
 
     def _end(self) -> None:
-        self.ended = True
+        self.ended.set()
 
     async def next(self) -> pb.WatchResponse:
         return pb.WatchResponse.FromString(await asyncio.wait_for(anext(self._responses), SECONDS))
@@ -51,12 +51,12 @@ class Native:
     """`KV.Watch`, read by hand."""
 
     def __init__(self, etcd: Faced) -> None:
-        self.ended = False
+        self.ended = asyncio.Event()
         request = kv_pb2.WatchRequest(keyspace="etcd", key=b"k")
         self._responses: Any = native.watch(etcd.backend, request, self._end)
 
     def _end(self) -> None:
-        self.ended = True
+        self.ended.set()
 
     async def next(self) -> Any:
         return await asyncio.wait_for(anext(self._responses), SECONDS)
@@ -81,12 +81,12 @@ async def test_who_takes_nothing_is_ended_when_others_wait(kind: type[Etcd | Nat
         while clock.idle:  # noqa: ASYNC110
             await asyncio.sleep(0)
     clock.pass_by(1.9)
-    assert not idle.ended
+    assert not idle.ended.is_set()
     assert not waiting.done()
     clock.pass_by(1_000)
-    assert idle.ended
+    assert idle.ended.is_set()
     assert (await waiting).events
-    assert not other.ended
+    assert not other.ended.is_set()
     await idle.close()
     assert deliveries.used > len(VALUE), "the other one's"
     await other.close()
