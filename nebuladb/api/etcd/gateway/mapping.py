@@ -2,7 +2,11 @@
 
 Out: 64-bit integers as strings, bytes in base64, enums by name, what is zero left out. In: names also in camelCase,
 integers as numbers or strings, base64 of either alphabet, padded or not, enums by name or number; null is as if it were
-not there, and so is a field that nobody knows. What can't be meant is refused: etcd's clients send what they are told.
+not there, and so is a field that nobody knows. What can't be meant is refused, with etcd's words: a field that comes
+twice, by whichever of its names, a second one of a oneof, a value of another type.
+
+Both directions go through the values one by one, in Python: what is large is done in a thread, and nothing here keeps
+the interpreter from the loop for long, nor builds a second tree of what it reads or writes.
 """
 
 from __future__ import annotations
@@ -12,29 +16,24 @@ import json
 import re
 from collections.abc import Iterator
 from functools import lru_cache
-from typing import Any, Final, TypeVar
+from typing import Any, Final, Generic, TypeVar
 
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from google.protobuf.message import Message
 
+from nebuladb.api.etcd.gateway.scalars import KINDS, scalar
 from nebuladb.errors import InvalidArgument
 
 MAX_DEPTH: Final = 64
 """Messages within messages: as deep as a transaction may be nested, and far below what Python's stack holds."""
-_INTEGERS: Final = {
-    FieldDescriptor.TYPE_INT64: ("int64", -(1 << 63), (1 << 63) - 1),
-    FieldDescriptor.TYPE_UINT64: ("uint64", 0, (1 << 64) - 1),
-    FieldDescriptor.TYPE_INT32: ("int32", -(1 << 31), (1 << 31) - 1),
-    FieldDescriptor.TYPE_UINT32: ("uint32", 0, (1 << 32) - 1),
-}
-_WIDE: Final = (FieldDescriptor.TYPE_INT64, FieldDescriptor.TYPE_UINT64)
-_WHOLE: Final = re.compile(r"-?[0-9]{1,20}")
-_NUMBER: Final = re.compile(r"-?[0-9]{1,20}(\.[0-9]{1,20})?([eE][+-]?[0-9]{1,3})?")
-_BASE64: Final = re.compile(r"[A-Za-z0-9+/_-]*={0,2}")
-_URL_SAFE: Final = str.maketrans("-_", "+/")
-_BLANKS: Final = re.compile(r"[ \t\r\n]*")
+BATCH: Final = 100
+"""Messages that `Reader.batch` takes."""
 MAX_SHOWN: Final = 100
 """Characters of a wrong value that a refusal repeats."""
+_WIDE: Final = (FieldDescriptor.TYPE_INT64, FieldDescriptor.TYPE_UINT64)
+_BLANKS: Final = re.compile(r"[ \t\r\n]*")
+_ENDS: Final = {"{": "}", "[": "]"}
+_NO_BLANKS: Final = frozenset('{}[]:,"')
 
 M = TypeVar("M", bound=Message)
 
@@ -44,28 +43,31 @@ def from_json(kind: type[M], text: str) -> M:
 
     Raises `InvalidArgument`.
     """
-    return next(all_from_json(kind, text), None) or kind()
+    return Reader(kind, text).message() or kind()
 
 
 def all_from_json(kind: type[M], text: str) -> Iterator[M]:
     """All values of `text`, one after the other, as messages. Raises `InvalidArgument` at one that is none."""
-    position = _blanks(text, 0)
-    while position < len(text):
-        try:
-            value, position = _DECODER.raw_decode(text, position)
-        except (ValueError, RecursionError) as error:
-            raise InvalidArgument(f"proto: syntax error: {str(error)[:MAX_SHOWN]}") from error
-        if not isinstance(value, dict):
-            raise InvalidArgument(f"proto: syntax error: unexpected token {_shown(value)}")
-        message = kind()
-        _fill(message, value, 0)
+    reader = Reader(kind, text)
+    while (message := reader.message()) is not None:
         yield message
-        position = _blanks(text, position)
 
 
 def to_json(message: Message) -> bytes:
     """As compact as Go's encoder."""
-    return json.dumps(_plain(message), separators=(",", ":"), ensure_ascii=False).encode("utf-8", "replace")
+    out = bytearray(b"{")
+    for field, value in message.ListFields():
+        out += b'%b"%b":' % (b"," if len(out) > 1 else b"", field.name.encode())
+        if field.is_repeated and field.type == FieldDescriptor.TYPE_MESSAGE:
+            # Here is what makes a message large: the keys of a range, the events of a watch.
+            out += b"["
+            for place, item in enumerate(value):
+                out += b"," * (place > 0) + _object(item).encode("utf-8", "replace")
+            out += b"]"
+        else:
+            out += _value(field, value).encode("utf-8", "replace")
+    out += b"}"
+    return bytes(out)
 
 
 # --- in
@@ -75,12 +77,8 @@ def _refuse_constant(name: str) -> Any:
     raise ValueError(f"{name} is no JSON")
 
 
-_DECODER: Final = json.JSONDecoder(parse_constant=_refuse_constant)
-
-
-def _blanks(text: str, position: int) -> int:
-    found = _BLANKS.match(text, position)
-    return found.end() if found else position
+_DECODER: Final = json.JSONDecoder(parse_constant=_refuse_constant, parse_int=str, parse_float=str)
+"""Numbers as they are written: they are read exactly, once it is known for which field."""
 
 
 @lru_cache(maxsize=256)
@@ -89,138 +87,229 @@ def _fields(descriptor: Descriptor) -> dict[str, FieldDescriptor]:
     return {name: field for field in descriptor.fields for name in (field.json_name, field.name)}
 
 
-def _fill(message: Message, values: dict[str, Any], depth: int) -> None:
-    if depth > MAX_DEPTH:
-        raise InvalidArgument(f"proto: messages are nested deeper than {MAX_DEPTH}")
-    fields = _fields(message.DESCRIPTOR)
-    for name, value in values.items():
-        field = fields.get(name)
-        if field is None or value is None:
-            continue
+class Reader(Generic[M]):
+    """Reads the values of a text as messages. It lets go of the text as soon as nothing but blanks is left of it."""
+
+    def __init__(self, kind: type[M], text: str) -> None:
+        self._kind = kind
+        self._text = text
+        self._at = 0
+        self._start = 0
+        """Where the value begins that is being read: places in refusals count from there."""
+
+    @property
+    def left(self) -> int:
+        """Characters that are not read yet, and held."""
+        return len(self._text) - self._at
+
+    def message(self) -> M | None:
+        """The next message; None: there are no more. Raises `InvalidArgument` at a value that is none, and is at its
+        end then."""
+        message = self._kind()
+        try:
+            self._start = self._skip(self._at)
+            if self._start == len(self._text):
+                self.close()
+                return None
+            self._at = self._skip(self._message(message, self._start, 0))
+        except BaseException:
+            self.close()
+            raise
+        if not self.left:
+            self.close()
+        return message
+
+    def only(self) -> bytes:
+        """The first message, encoded, or an empty one; the rest is passed over. Raises as `message`."""
+        raw = (self.message() or self._kind()).SerializeToString()
+        self.close()
+        return raw
+
+    def batch(self) -> list[bytes]:
+        """The next messages, encoded; none: there are no more. Raises `InvalidArgument` if the first is none; one that
+        comes later ends them."""
+        found: list[bytes] = []
+        try:
+            while len(found) < BATCH and (message := self.message()) is not None:
+                found.append(message.SerializeToString())
+        except InvalidArgument:
+            if not found:
+                raise
+        return found
+
+    def close(self) -> None:
+        """Let go of the text; there are no more messages."""
+        self._text, self._at, self._start = "", 0, 0
+
+    # What follows takes a position of the text, where something begins, and gives the one behind it.
+
+    def _skip(self, at: int) -> int:
+        """Blanks."""
+        if self._text[at : at + 1] in _NO_BLANKS:
+            return at
+        found = _BLANKS.match(self._text, at)
+        return found.end() if found else at
+
+    def _scan(self, at: int) -> tuple[Any, int]:
+        """Any value, and the position behind it."""
+        try:
+            return _DECODER.raw_decode(self._text, at)
+        except (ValueError, RecursionError) as error:
+            raise InvalidArgument(f"proto: syntax error: {str(error)[:MAX_SHOWN]}") from error
+
+    def _message(self, message: Message, at: int, depth: int) -> int:
+        text = self._text
+        if text[at : at + 1] != "{":
+            raise self._unexpected(at)
+        if depth > MAX_DEPTH:
+            raise InvalidArgument(f"proto: messages are nested deeper than {MAX_DEPTH}")
+        fields = _fields(message.DESCRIPTOR)
+        seen: set[int] = set()
+        at = self._skip(at + 1)
+        if text[at : at + 1] == "}":
+            return at + 1
+        while True:
+            named = at
+            name, at = self._name(at)
+            field = fields.get(name)
+            if field is None:
+                at = self._pass(at)
+            else:
+                if field.number in seen:
+                    raise self._refused(named, f"duplicate field {self._token(named)}")
+                seen.add(field.number)
+                at = at + 4 if text.startswith("null", at) else self._field(message, field, named, at, depth)
+            at = self._skip(at)
+            if text[at : at + 1] == "}":
+                return at + 1
+            if text[at : at + 1] != ",":
+                raise self._unexpected(at)
+            at = self._skip(at + 1)
+
+    def _name(self, at: int) -> tuple[str, int]:
+        """A name with its colon, and the position behind them."""
+        if self._text[at : at + 1] != '"':
+            raise self._unexpected(at)
+        name, at = self._scan(at)
+        at = self._skip(at)
+        if self._text[at : at + 1] != ":":
+            raise self._unexpected(at)
+        return name, self._skip(at + 1)
+
+    def _pass(self, at: int) -> int:
+        """A value that nobody wants. Not in one call, for all of which the decoder would hold the interpreter."""
+        text = self._text
+        ends: list[str] = []
+        while True:
+            opened = _ENDS.get(text[at : at + 1])
+            if opened is None:
+                _, at = self._scan(at)
+            else:
+                ends.append(opened)
+                at = self._skip(at + 1)
+                if text[at : at + 1] != opened:
+                    at = self._name(at)[1] if opened == "}" else at
+                    continue
+            while ends:
+                at = self._skip(at)
+                if text[at : at + 1] != ends[-1]:
+                    break
+                ends.pop()
+                at += 1
+            if not ends:
+                return at
+            if text[at : at + 1] != ",":
+                raise self._unexpected(at)
+            at = self._skip(at + 1)
+            at = self._name(at)[1] if ends[-1] == "}" else at
+
+    def _field(self, message: Message, field: FieldDescriptor, named: int, at: int, depth: int) -> int:
+        if field.is_repeated:
+            return self._list(message, field, at, depth)
         choice = field.containing_oneof
         if choice is not None and message.WhichOneof(choice.name) is not None:
-            raise InvalidArgument(f"proto: oneof {choice.full_name} is already set")
-        if not field.is_repeated:
-            _set(message, field, value, depth)
-            continue
-        if not isinstance(value, list):
-            raise InvalidArgument(f"proto: syntax error: unexpected token {_shown(value)}")
+            why = f"error parsing {self._token(named)}, oneof {choice.full_name} is already set"
+            raise self._refused(named, why)
+        if field.type == FieldDescriptor.TYPE_MESSAGE:
+            inner = getattr(message, field.name)
+            inner.SetInParent()
+            return self._message(inner, at, depth + 1)
+        value, at = self._scalar(field, at)
+        setattr(message, field.name, value)
+        return at
+
+    def _list(self, message: Message, field: FieldDescriptor, at: int, depth: int) -> int:
+        text = self._text
+        if text[at : at + 1] != "[":
+            raise self._unexpected(at)
         items = getattr(message, field.name)
-        for item in value:
+        at = self._skip(at + 1)
+        if text[at : at + 1] == "]":
+            return at + 1
+        while True:
             if field.type == FieldDescriptor.TYPE_MESSAGE:
-                _nested(items.add(), item, depth)
-            elif (one := _scalar(field, item)) is not None:
-                items.append(one)
+                at = self._message(items.add(), at, depth + 1)
+            else:
+                value, at = self._scalar(field, at)
+                items.append(value)
+            at = self._skip(at)
+            if text[at : at + 1] == "]":
+                return at + 1
+            if text[at : at + 1] != ",":
+                raise self._unexpected(at)
+            at = self._skip(at + 1)
 
+    def _scalar(self, field: FieldDescriptor, at: int) -> tuple[Any, int]:
+        first, found, end = self._text[at : at + 1], None, at
+        if first not in _ENDS:
+            said, end = self._scan(at)
+            found = scalar(field, said, quoted=first == '"')
+        if found is None:
+            what = f"{KINDS[field.type]} field {field.json_name}"
+            raise self._refused(at, f"invalid value for {what}: {self._token(at)}")
+        return found, end
 
-def _set(message: Message, field: FieldDescriptor, value: Any, depth: int) -> None:
-    if field.type == FieldDescriptor.TYPE_MESSAGE:
-        inner = getattr(message, field.name)
-        inner.SetInParent()
-        _nested(inner, value, depth)
-    else:
-        setattr(message, field.name, _scalar(field, value))
+    # Refusals.
 
+    def _token(self, at: int) -> str:
+        """What stands there, as it is written; of what has parts, how it begins."""
+        if self._text[at : at + 1] in "{}[]:,":
+            return self._text[at : at + 1] or "EOF"
+        return self._text[at : self._scan(at)[1]][:MAX_SHOWN]
 
-def _nested(inner: Message, value: Any, depth: int) -> None:
-    if not isinstance(value, dict):
-        raise InvalidArgument(f"proto: syntax error: unexpected token {_shown(value)}")
-    _fill(inner, value, depth + 1)
+    def _place(self, at: int) -> str:
+        lines = self._text[self._start : at].split("\n")
+        return f"(line {len(lines)}:{len(lines[-1]) + 1})"
 
+    def _refused(self, at: int, why: str) -> InvalidArgument:
+        return InvalidArgument(f"proto: {self._place(at)}: {why}")
 
-def _scalar(field: FieldDescriptor, value: Any) -> Any:
-    """Raises `InvalidArgument`."""
-    kind = field.type
-    found: Any = None
-    if kind in _INTEGERS:
-        what, least, most = _INTEGERS[kind]
-        found = _integer(value)
-        if found is not None and not least <= found <= most:
-            found = None
-    elif kind == FieldDescriptor.TYPE_BYTES:
-        what, found = "bytes", _bytes(value)
-    elif kind == FieldDescriptor.TYPE_STRING:
-        what, found = "string", value if isinstance(value, str) and value.isascii() | _is_text(value) else None
-    elif kind == FieldDescriptor.TYPE_BOOL:
-        what, found = "bool", value if isinstance(value, bool) else None
-    else:
-        what, found = "enum", _enum(field, value)
-    if found is None:
-        raise InvalidArgument(f"proto: invalid value for {what} field {field.name}: {_shown(value)}")
-    return found
-
-
-def _integer(value: Any) -> int | None:
-    if isinstance(value, bool):
-        return None
-    if isinstance(value, int):
-        return value
-    if isinstance(value, str):
-        if _WHOLE.fullmatch(value):
-            return int(value)
-        if not _NUMBER.fullmatch(value):
-            return None
-        value = float(value)
-    if isinstance(value, float) and value.is_integer():
-        return int(value)
-    return None
-
-
-def _bytes(value: Any) -> bytes | None:
-    if not isinstance(value, str) or not _BASE64.fullmatch(value):
-        return None
-    bare = value.rstrip("=").translate(_URL_SAFE)
-    try:
-        return binascii.a2b_base64(bare + "=" * (-len(bare) % 4))
-    except binascii.Error:
-        return None
-
-
-def _is_text(value: str) -> bool:
-    """Whether it has no lone surrogates, which UTF-8 can't say."""
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
-def _enum(field: FieldDescriptor, value: Any) -> int | None:
-    kind = field.enum_type
-    if isinstance(value, str) and kind is not None:
-        # A name that nobody knows is refused: to take it for the first one would answer something else than was asked.
-        known = kind.values_by_name.get(value)
-        return known.number if known else None
-    number = _integer(value) if not isinstance(value, str) else None
-    return number if number is not None and -(1 << 31) <= number < 1 << 31 else None
-
-
-def _shown(value: Any) -> str:
-    return json.dumps(value)[:MAX_SHOWN]
+    def _unexpected(self, at: int) -> InvalidArgument:
+        return InvalidArgument(f"proto: syntax error {self._place(at)}: unexpected token {self._token(at)}")
 
 
 # --- out
 
 
-def _plain(message: Message) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for field, value in message.ListFields():
-        if field.is_repeated:
-            found[field.name] = [_item(field, one) for one in value]
-        else:
-            found[field.name] = _item(field, value)
-    return found
+def _object(message: Message) -> str:
+    return "{" + ",".join([f'"{field.name}":{_value(field, value)}' for field, value in message.ListFields()]) + "}"
 
 
-def _item(field: FieldDescriptor, value: Any) -> Any:
+def _value(field: FieldDescriptor, value: Any) -> str:
+    if field.is_repeated:
+        return "[" + ",".join([_item(field, one) for one in value]) + "]"
+    return _item(field, value)
+
+
+def _item(field: FieldDescriptor, value: Any) -> str:
     kind = field.type
-    if kind == FieldDescriptor.TYPE_MESSAGE:
-        return _plain(value)
     if kind == FieldDescriptor.TYPE_BYTES:
-        return binascii.b2a_base64(value, newline=False).decode()
+        return f'"{binascii.b2a_base64(value, newline=False).decode()}"'
     if kind in _WIDE:
-        return str(value)
+        return f'"{value}"'
+    if kind == FieldDescriptor.TYPE_MESSAGE:
+        return _object(value)
     if kind == FieldDescriptor.TYPE_ENUM and field.enum_type is not None:
         known = field.enum_type.values_by_number.get(value)
-        return known.name if known else value
-    return value
+        return f'"{known.name}"' if known else str(value)
+    return json.dumps(value, ensure_ascii=False)
