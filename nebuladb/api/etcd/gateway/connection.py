@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import email.utils
 import logging
+import socket
 import time
+from contextlib import suppress
 from functools import lru_cache
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Final, NamedTuple, cast
@@ -29,18 +31,22 @@ IDLE_SECONDS: Final = 300.0
 """Without a request."""
 HELD_SECONDS: Final = 60.0
 """That a client may leave an answer unread."""
+PROBE_SECONDS: Final = 15
+"""Of silence until the kernel asks whether the client's machine is still there, and between two such probes, as Go has
+it. A client that waits in a stream need not say anything: nothing else would ever tell that it is gone."""
+PROBES: Final = 4
+"""Without an answer, then the connection is lost."""
 LINGER_SECONDS: Final = 2.0
 """That a client which is refused may take to read why, and to stop sending."""
 
 
 class Request(NamedTuple):
-    """A whole request."""
+    """A whole request but for its body, which `Connection.take` gives."""
 
     method: str
     path: str
     query: str
     headers: list[tuple[bytes, bytes]]
-    body: bytes
 
 
 class Connection(asyncio.Protocol):
@@ -70,10 +76,13 @@ class Connection(asyncio.Protocol):
         self._transport = cast(asyncio.Transport, transport)
         name = transport.get_extra_info("peername")
         self.peer = f"ipv4:{name[0]}:{name[1]}" if isinstance(name, tuple) and len(name) >= 2 else ""
-        if not self._gateway.connected(self):
+        _keep_alive(transport.get_extra_info("socket"))
+        if self._gateway.connected(self):
+            self._wait(IDLE_SECONDS)
+        elif self._gateway.turned_away(self):
+            self._refuse(503, "too many connections")
+        else:
             self._transport.abort()
-            return
-        self._wait(IDLE_SECONDS)
 
     def data_received(self, data: bytes) -> None:
         if not self._refused:
@@ -126,14 +135,24 @@ class Connection(asyncio.Protocol):
             self._transport.close()
 
     def _whole(self) -> Request:
-        event, body = self._request, bytes(self._body)
+        event = self._request
         assert event is not None
-        self._body = bytearray()
         target = event.target.decode("latin-1")
         if target.lower().startswith(("http://", "https://")):  # as proxies are asked (RFC 9112, 3.2.2)
             target = "/" + target.partition("://")[2].partition("/")[2]
         path, _, query = target.partition("?")
-        return Request(event.method.decode("latin-1"), unquote(path), query, list(event.headers), body)
+        return Request(event.method.decode("latin-1"), unquote(path), query, list(event.headers))
+
+    def take(self) -> bytes:
+        """The body of the request; it isn't kept here. It counts as held until `keep` says otherwise."""
+        body, self._body = bytes(self._body), bytearray()
+        return body
+
+    def keep(self, size: int) -> None:
+        """From now on so many bytes of the request are held, for as long as it is answered."""
+        if not self._transport.is_closing():  # else all of them are let go, or are about to be
+            self._gateway.hold(size - self._held)
+            self._held = size
 
     async def _serve(self, request: Request) -> None:
         try:
@@ -149,6 +168,7 @@ class Connection(asyncio.Protocol):
     def _answered(self) -> None:
         """The next request, if there may be one."""
         self._task = self._request = None
+        self._body = bytearray()
         self._let_go()
         if self._transport.is_closing():
             return
@@ -273,6 +293,19 @@ class Connection(asyncio.Protocol):
         if self._timer is not None:
             self._timer.cancel()
         self._timer = self._loop.call_later(seconds, self._transport.abort) if seconds is not None else None
+
+
+def _keep_alive(sock: socket.socket | None) -> None:
+    """Have the kernel ask after a client that says nothing. Where a system lacks an option its own intervals hold."""
+    if sock is None:
+        return
+    idle = getattr(socket, "TCP_KEEPIDLE", getattr(socket, "TCP_KEEPALIVE", None))  # the latter: macOS
+    options = (idle, PROBE_SECONDS), (getattr(socket, "TCP_KEEPINTVL", None), PROBE_SECONDS)
+    with suppress(OSError):  # no socket of TCP, or closed already
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        for option, value in (*options, (getattr(socket, "TCP_KEEPCNT", None), PROBES)):
+            if option is not None:
+                sock.setsockopt(socket.IPPROTO_TCP, option, value)
 
 
 @lru_cache(maxsize=1)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
 from typing import Any, Final, NamedTuple
 from urllib.parse import parse_qs
@@ -18,9 +19,10 @@ from google.protobuf.message import Message
 from nebuladb.api.etcd.gateway.answer import FROM_GRPC, JSON, Answer, http_status, refusal, stream_error, text
 from nebuladb.api.etcd.gateway.connection import Connection, Request
 from nebuladb.api.etcd.gateway.context import Context
-from nebuladb.api.etcd.gateway.mapping import all_from_json, from_json, to_json
+from nebuladb.api.etcd.gateway.mapping import Reader, to_json
 from nebuladb.api.etcd.gateway.pages import PAGES, Pages
 from nebuladb.api.etcd.gateway.routes import PATHS, normal
+from nebuladb.api.etcd.gateway.worker import Worker
 from nebuladb.errors import InvalidArgument
 from nebuladb.kv.limits import MAX_REQUEST_BYTES
 
@@ -28,12 +30,19 @@ LOG: Final = logging.getLogger("nebuladb.gateway")
 MAX_MESSAGE_BYTES: Final = MAX_REQUEST_BYTES + (512 << 10)
 """Of a request once it is a message: etcd's cap on what gRPC takes (etcd 26). Below it the handler refuses."""
 MAX_CONNECTIONS: Final = 4096
+MAX_TURNED_AWAY: Final = 64
+"""Connections beyond them that are being told so; more are cut without a word."""
 MAX_HELD_BYTES: Final = 64 << 20
 """Of all bodies that come in or are being answered."""
+WARN_SECONDS: Final = 60.0
+"""Between two warnings that there are too many connections."""
 _NOT_FOUND: Final = refusal(grpc.StatusCode.NOT_FOUND, "Not Found")
 _NOT_ALLOWED: Final = refusal(grpc.StatusCode.UNIMPLEMENTED, "Method Not Allowed", 405)
 _LATE: Final = "context deadline exceeded"
 _FAILED: Final = "the handler failed; the server's log says why"
+
+
+_Reader = Reader[Message]
 
 
 class _Method(NamedTuple):
@@ -51,6 +60,9 @@ class Gateway:
         self._pages = pages
         self._methods: dict[tuple[str, str], _Method] = {}
         self._connections: dict[Connection, None] = {}
+        self._turned_away: dict[Connection, None] = {}
+        self._warned = -WARN_SECONDS
+        self._worker = Worker()
         self._held = 0
         self.stopping = False
 
@@ -74,9 +86,25 @@ class Gateway:
         self._connections[connection] = None
         return True
 
+    def turned_away(self, connection: Connection) -> bool:
+        """One more may not be; whether it may be told so."""
+        now = asyncio.get_running_loop().time()
+        if not self.stopping and now - self._warned >= WARN_SECONDS:
+            self._warned = now
+            LOG.warning(
+                "there are %d connections of HTTP/1.1, as many as may be: one of %s and others are refused",
+                len(self._connections),
+                connection.peer or "a client",
+            )
+        if self.stopping or len(self._turned_away) >= MAX_TURNED_AWAY:
+            return False
+        self._turned_away[connection] = None
+        return True
+
     def disconnected(self, connection: Connection) -> None:
         """It is gone."""
         self._connections.pop(connection, None)
+        self._turned_away.pop(connection, None)
 
     def hold(self, size: int) -> bool:
         """So many bytes more, or less, of a body are held; whether there is room for them."""
@@ -89,9 +117,10 @@ class Gateway:
         tasks = [task for connection in list(self._connections) if (task := connection.finish()) is not None]
         if tasks:
             await asyncio.wait(tasks, timeout=grace)
-        for connection in list(self._connections):
+        for connection in [*self._connections, *self._turned_away]:
             connection.abort()
         await asyncio.gather(*tasks, return_exceptions=True)
+        self._worker.stop()
 
     # --- requests
 
@@ -118,22 +147,36 @@ class Gateway:
             why = f"unknown method {place[1]} for service {place[0]}"
             await connection.send(refusal(grpc.StatusCode.UNIMPLEMENTED, why))
             return
+        await self._call(method, request, connection)
+
+    async def _call(self, method: _Method, request: Request, connection: Connection) -> None:
+        context: Context | None = None
+        cancelled = False
         try:
-            body = request.body.decode()
+            reader = Reader(method.request, connection.take().decode())
             context = Context(request.headers, connection.peer)
             if method.handler.response_streaming:
-                await self._stream(method, body, context, connection)
+                await self._stream(method, reader, context, connection)
             else:
-                await connection.send(await self._unary(method, body, context))
+                await connection.send(await self._unary(method, reader, context, connection))
         except UnicodeDecodeError:
             await connection.send(refusal(grpc.StatusCode.INVALID_ARGUMENT, "proto: invalid UTF-8"))
         except InvalidArgument as error:
             await connection.send(refusal(grpc.StatusCode.INVALID_ARGUMENT, error.message))
+        except (asyncio.CancelledError, ConnectionError):
+            cancelled = True
+            raise
+        finally:
+            if context is not None:  # not before the client has taken the answer: what it holds counts until then
+                context.finish(cancelled=cancelled)
 
-    async def _unary(self, method: _Method, body: str, context: Context) -> Answer:
-        raw = _bounded(from_json(method.request, body).SerializeToString())
+    async def _unary(
+        self, method: _Method, reader: Reader[Message], context: Context, connection: Connection
+    ) -> Answer:
+        raw = _bounded(await self._worker.run(reader.left, reader.only))
         if isinstance(raw, Answer):
             return raw
+        connection.keep(len(raw))
         answered: list[bytes] = []
 
         async def call() -> None:
@@ -142,23 +185,27 @@ class Gateway:
         status = await _run(call, context)
         if status is not None:
             return refusal(*status)
-        return Answer(200, (JSON, FROM_GRPC), to_json(method.response.FromString(answered[0])))
+        body = await self._worker.run(len(answered[0]), _json, method.response, answered.pop())
+        return Answer(200, (JSON, FROM_GRPC), body)
 
-    async def _stream(self, method: _Method, body: str, context: Context, connection: Connection) -> None:
+    async def _stream(self, method: _Method, reader: _Reader, context: Context, connection: Connection) -> None:
         head = (JSON, FROM_GRPC)
         if method.handler.request_streaming:
-            responses = method.handler.stream_stream(_Requests(all_from_json(method.request, body)), context)
+            requests = _Requests(reader, self._worker, connection)
+            await requests.begin()
+            responses = method.handler.stream_stream(requests, context)
         else:
-            raw = _bounded(from_json(method.request, body).SerializeToString())
+            raw = _bounded(await self._worker.run(reader.left, reader.only))
             if isinstance(raw, Answer):
                 await connection.send(raw)
                 return
+            connection.keep(len(raw))
             responses = method.handler.unary_stream(raw, context)
 
         async def call() -> None:
             async with aclosing(responses):
                 async for response in responses:
-                    result = to_json(method.response.FromString(response))
+                    result = await self._worker.run(len(response), _json, method.response, response)
                     await connection.chunk(200, head, b'{"result":%b}\n' % result)
 
         status = await _run(call, context)
@@ -176,29 +223,44 @@ class _Details(NamedTuple):
 
 class _Requests:
     """The messages of a body, as a handler of streams reads them. The first is parsed at once, so that a body that is
-    no JSON is refused; what is wrong behind it ends the requests, as in etcd."""
+    no JSON is refused; what is wrong behind it ends the requests, as in etcd. The handler has them in batches: between
+    two of them others have a turn, since all of the messages are there, and no handler would ever wait for one."""
 
-    def __init__(self, messages: Iterator[Message]) -> None:
-        self._messages = messages
-        self._first = next(messages, None)
+    def __init__(self, reader: _Reader, worker: Worker, connection: Connection) -> None:
+        self._reader = reader
+        self._worker = worker
+        self._connection = connection
+        self._ready: deque[bytes] = deque()
+
+    async def begin(self) -> None:
+        """Read the first messages. Raises `InvalidArgument` if the first is none."""
+        self._ready.extend(await self._worker.run(self._reader.left, self._reader.batch))
+        self._connection.keep(self._reader.left + sum(map(len, self._ready)))
 
     def __aiter__(self) -> AsyncIterator[bytes]:
         return self
 
     async def __anext__(self) -> bytes:
-        message, self._first = self._first, None
-        try:
-            message = message if message is not None else next(self._messages, None)
-        except InvalidArgument:
-            message = None
-        if message is None:
+        if not self._ready:
+            await asyncio.sleep(0)
+            try:
+                await self.begin()
+            except InvalidArgument:
+                self._connection.keep(0)
+        if not self._ready:
             raise StopAsyncIteration
-        return message.SerializeToString()
+        message = self._ready.popleft()
+        if not self._ready:
+            self._connection.keep(self._reader.left)
+        return message
+
+
+def _json(kind: type[Message], raw: bytes) -> bytes:
+    return to_json(kind.FromString(raw))
 
 
 async def _run(call: Callable[[], Awaitable[None]], context: Context) -> tuple[grpc.StatusCode, str] | None:
     """Run a handler to its end, or to its deadline; None if it went well."""
-    cancelled = False
     late = grpc.StatusCode.DEADLINE_EXCEEDED, _LATE
     try:
         if context.time_remaining() == 0:
@@ -211,14 +273,11 @@ async def _run(call: Callable[[], Awaitable[None]], context: Context) -> tuple[g
     except grpc.aio.AbortError:
         # The handler may have noticed a moment before we did.
         return late if context.time_remaining() == 0 else context.status or (grpc.StatusCode.UNKNOWN, _FAILED)
-    except (asyncio.CancelledError, ConnectionError):
-        cancelled = True
+    except ConnectionError:
         raise
     except Exception:
         LOG.exception("a handler failed")
         return grpc.StatusCode.UNKNOWN, _FAILED
-    finally:
-        context.finish(cancelled=cancelled)
 
 
 def _bounded(raw: bytes) -> bytes | Answer:
