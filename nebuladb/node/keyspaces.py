@@ -25,7 +25,6 @@ from nebuladb.node.meta import DEFAULT, ETCD, GROUP_KEY, KEYSPACE_PREFIX, REPLIC
 from nebuladb.node.record import NodeState
 from nebuladb.pb.nebula.v1 import kv_pb2
 from nebuladb.shard import Keyspace, KeyspaceState, Partitioning, Plan, shard_of
-from nebuladb.shard.membership import MAX_VOTERS
 
 MAX_SHARDS: Final = 1_024
 """Of one keyspace."""
@@ -149,11 +148,8 @@ def _begin(meta: Meta, spec: Spec) -> bytes:
 
 
 def _nodes(meta: Meta) -> tuple[int, ...]:
-    """Where a new keyspace's replicas are: on every member, so that each node answers for every key, as long as those
-    are not too many; else on some, other ones each time."""
-    members = sorted(node for node, record in meta.nodes.items() if record.state is NodeState.MEMBER)
-    turn = meta.next_group % len(members) if len(members) > MAX_VOTERS else 0
-    return tuple(sorted((members[turn:] + members[:turn])[:MAX_VOTERS]))
+    """Where a new keyspace's replicas are: on every member, so that each node answers for every key."""
+    return tuple(sorted(node for node, record in meta.nodes.items() if record.state is NodeState.MEMBER))
 
 
 def _build(meta: Meta, keyspace: Keyspace) -> bytes:

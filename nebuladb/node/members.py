@@ -159,6 +159,8 @@ class Planner:
         self._founding = founding
         self._right: dict[int, tuple[Descriptor, list[Standing]]] = {}
         """Group → what was right the last time: a descriptor, for these nodes."""
+        self._whole: Meta | None = None
+        """A picture in which every group has a replica on every member."""
 
     def step(self, meta: Meta) -> bytes | None:
         """The next transaction; None: everything is on its way, or done."""
@@ -167,10 +169,21 @@ class Planner:
             # Nobody is left to carry them out: the node is removed as a whole.
             return transaction({}, dict.fromkeys(removal.key for removal in orphans[:MAX_TXN_OPERATIONS]))
         moving = sorted(one for one in meta.nodes.values() if one.state is NodeState.LEAVING or is_joining(one))
-        if not moving:
+        if not (moving or self._lacking(meta)):
             self._right.clear()
             return None
         return self._replicas_step(meta) or _state_step(meta, self._founding, moving)
+
+    def _lacking(self, meta: Meta) -> bool:
+        """Whether a group has no replica on some member: an older build gave some to five of them only."""
+        if meta is self._whole:
+            return False
+        members = sum(one.active for one in meta.nodes.values())
+        shards = (own_descriptor(meta, self._founding), *meta.shards.values())
+        if any(len(shard.replicas) < members for shard in shards):
+            return True
+        self._whole = meta
+        return False
 
     def _replicas_step(self, meta: Meta) -> bytes | None:
         """Descriptors that say something else than `wanted`, some of them, with ids for what is new."""
@@ -183,7 +196,7 @@ class Planner:
             standings = active + _lingering(meta, shard) if own else active
             if self._right.get(shard.group) == (shard, standings):
                 continue
-            change = revision(shard, wanted(shard, standings, everywhere=own))
+            change = revision(shard, wanted(shard, standings))
             if not change:
                 self._right[shard.group] = shard, standings
                 continue

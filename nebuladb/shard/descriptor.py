@@ -124,7 +124,7 @@ class Descriptor(NamedTuple):
     initial: tuple[int, int] = (1, 1)
     """(index, term) that every replica starts at (S17)."""
     founders: tuple[int, ...] = ()
-    """The voters there; empty: all of `replicas`, which are those of the creation still."""
+    """The voters there; empty: all of `replicas`, which are those of the creation still and all vote."""
     roles: tuple[tuple[int, Role], ...] = ()
     """(replica id, role), ascending, of those that aren't plain voters."""
 
@@ -162,7 +162,7 @@ class Descriptor(NamedTuple):
         return key >= self.start and (not self.end or key < self.end)
 
     def encode(self) -> bytes:
-        """Canonical JSON, keys in hex; format 1 as long as the replicas are those of the creation."""
+        """Canonical JSON, keys in hex; format 1 as long as the replicas are those of the creation, and all vote."""
         fields: dict[str, object] = {
             "end": self.end.hex(),
             "epoch": self.epoch,

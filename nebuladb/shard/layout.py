@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Final
 
 from nebuladb.errors import invariant
-from nebuladb.shard.descriptor import SLOTS, Descriptor, Keyspace, Partitioning
+from nebuladb.shard import membership
+from nebuladb.shard.descriptor import SLOTS, Descriptor, Keyspace, Partitioning, Role
 
 INITIAL: Final = (1, 1)
 """(index, term) at which every first replica of a group begins (S17)."""
@@ -13,6 +14,7 @@ INITIAL: Final = (1, 1)
 
 def shard_of(keyspace: Keyspace, place: int) -> Descriptor:
     """Shard number `place` of a planned keyspace. Hash slots are split evenly; a replica is on every node of the plan.
+    `MAX_VOTERS` of them vote, other ones from shard to shard; the rest are learners.
 
     The same on every node and at every time, so that building may be repeated from any point.
     """
@@ -28,4 +30,13 @@ def shard_of(keyspace: Keyspace, place: int) -> Descriptor:
         start, end = edges[place], edges[place + 1]
     first = plan.first_replica + place * len(plan.nodes)
     replicas = tuple((first + number, node) for number, node in enumerate(plan.nodes))
-    return Descriptor(plan.first_group + place, keyspace.name, 1, start, end, slots, replicas, INITIAL)
+    group, count = plan.first_group + place, len(replicas)
+    made = Descriptor(group, keyspace.name, 1, start, end, slots, replicas, INITIAL)
+    if count <= membership.MAX_VOTERS:
+        return made
+    # A place further each time round: a group's home (``shard.balance``) follows from its id as well, so that of ten
+    # nodes two would lead nothing.
+    turn = group + group // count
+    voters = sorted(replicas[(turn + number) % count][0] for number in range(membership.MAX_VOTERS))
+    roles = tuple((replica, Role.LEARNER) for replica, _ in replicas if replica not in voters)
+    return made._replace(founders=tuple(voters), roles=roles)

@@ -26,12 +26,11 @@ class Standing(NamedTuple):
     """False: it shall have the log of every group, and vote in none (yet)."""
 
 
-def wanted(shard: Descriptor, standings: Iterable[Standing], *, everywhere: bool = False) -> dict[int, Role]:
-    """Node → VOTER or LEARNER: where `shard` should have replicas, of the nodes that may have some.
+def wanted(shard: Descriptor, standings: Iterable[Standing]) -> dict[int, Role]:
+    """Node → VOTER or LEARNER: what each node that may have replicas should have of `shard`.
 
     Who votes stays where it is, then those that are about to, then learners; the places that are left are filled in an
-    order that differs from group to group. `everywhere`: the nodes that are left have a learner (the meta group's
-    picture is what every node goes by).
+    order that differs from group to group. All others have a learner, so that every node answers for every key.
     """
     standings = sorted(standings)
     roles = {node: shard.role(replica) for replica, node in shard.replicas}
@@ -47,8 +46,7 @@ def wanted(shard: Descriptor, standings: Iterable[Standing], *, everywhere: bool
     voters = sorted(able, key=rank)[:MAX_VOTERS]  # stable: the turn decides between equals
     found = dict.fromkeys(voters, Role.VOTER)
     for one in standings:
-        if one.node not in found and (everywhere or not one.votes):
-            found[one.node] = Role.LEARNER
+        found.setdefault(one.node, Role.LEARNER)
     return found
 
 

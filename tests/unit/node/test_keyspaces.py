@@ -26,7 +26,7 @@ from nebuladb.node.keyspaces import (
 from nebuladb.node.members import Planner, claim_step, descriptors, report
 from nebuladb.node.meta import Meta, Removal, founding_request
 from nebuladb.node.node import put_request
-from nebuladb.node.record import NodeState
+from nebuladb.node.record import NodeRecord, NodeState
 from nebuladb.node.registry import GroupState
 from nebuladb.pb.nebula.v1 import kv_pb2
 from nebuladb.shard import KeyspaceState, Partitioning, Role
@@ -232,6 +232,28 @@ def test_a_drop_from_an_old_picture_leaves_no_replica_behind() -> None:
     while (step := drop_step(rows.meta, "h")) is not None:
         assert rows.run(step)
     assert set(rows.meta.removals) == replicas
+
+
+def test_members_without_a_replica_of_some_shards_get_learners() -> None:
+    """An older build gave five of six members one. Nothing else has to happen for it."""
+    rows = Rows()
+    rows.create(HASH)
+    for node in (44, 45, 46):
+        record = NodeRecord(node, f"m{node}", f"m{node}:2")
+        rows.rows[record.key] = rows.revision, record.encode()
+    planner = Planner(Trio().founding)
+    steps = 0
+    while (step := planner.step(rows.meta)) is not None:
+        assert rows.run(step)
+        steps += 1
+    assert steps == 1
+    for shard in (rows.meta.own, *rows.meta.shards.values()):
+        assert shard is not None
+        assert {node for _, node in shard.replicas} == {11, 12, 13, 44, 45, 46}
+        assert sorted(role for _, role in shard.roles) == [Role.JOINING, Role.JOINING, Role.LEARNER]
+    meta = rows.meta
+    assert planner.step(meta) is None
+    assert planner.step(meta) is None
 
 
 def test_creating_while_it_is_dropped_finishes_the_drop_first() -> None:

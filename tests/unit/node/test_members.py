@@ -86,6 +86,29 @@ def test_one_node_grows_to_five_and_shrinks_to_three() -> None:
     assert trio.node(1).groups[DEFAULT_GROUP].store.key_count == 6
 
 
+def test_more_than_five_nodes_all_answer_and_a_learner_takes_a_lost_vote() -> None:
+    trio = Trio(5)
+    trio.start()
+    trio.founded()
+    place = trio.join("m1")
+    trio.until(lambda: trio.state(place) is NodeState.MEMBER, "a member")
+    spec = Spec("u", Partitioning.HASH, 6)
+    trio.drive(place, lambda meta: create_step(meta, spec))
+    groups = (*GROUPS, *range(4, 10))
+    for group in groups:
+        trio.until(lambda group=group: group in trio.node(place).host.replicas, "a replica")  # type: ignore[misc]
+        if group != META_GROUP:
+            put(trio, b"k%d" % group, place, group)
+    chosen = [voters(trio, group, place) for group in groups[3:]]
+    assert {len(one) for one in chosen} == {5}
+    assert set.union(*chosen) == set(range(6))
+    trio.crash(0)
+    remove(trio, 0, 1)
+    trio.until(lambda: trio.state(0, 1) is NodeState.REMOVED, "removed")
+    are(trio, range(1, 6), groups)
+    put(trio, b"last", place)
+
+
 def test_the_leader_of_everything_leaves_by_handing_over() -> None:
     trio = Trio()
     trio.start()

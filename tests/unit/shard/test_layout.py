@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from nebuladb.errors import InvariantViolation
-from nebuladb.shard import Keyspace, KeyspaceState, Partitioning, Plan, RoutingTable, shard_of
+from nebuladb.shard import Keyspace, KeyspaceState, Partitioning, Plan, Role, RoutingTable, preferred, shard_of
 from nebuladb.shard.descriptor import SLOTS
 
 
@@ -39,6 +41,24 @@ def test_ids_follow_from_the_plan_and_stand_once() -> None:
     assert parts[1].replicas == ((103, 7), (104, 8), (105, 9))
     issued = [replica for shard in parts for replica, _ in shard.replicas]
     assert issued == list(range(100, 115))
+
+
+@pytest.mark.parametrize("count", [6, 7, 10, 15])
+def test_of_more_than_five_nodes_each_has_its_part_of_votes_and_leaders(count: int) -> None:
+    nodes = tuple(range(1, count + 1))
+    made = Keyspace("k", Partitioning.HASH, KeyspaceState.CREATING, Plan(150, (), 4, 100, nodes))
+    votes, leaders = Counter[int](), Counter[int]()
+    for place in range(150):
+        shard = shard_of(made, place)
+        assert tuple(node for _, node in shard.replicas) == nodes
+        voters = [node for replica, node in shard.replicas if shard.role(replica) is Role.VOTER]
+        assert [replica for replica, node in shard.replicas if node in voters] == list(shard.first_voters)
+        assert len(voters) == 5
+        votes.update(voters)
+        leaders[preferred(shard.group, voters, voters, ())] += 1
+    for counted, whole in ((votes, 150 * 5), (leaders, 150)):
+        assert set(counted) == set(nodes)
+        assert max(counted.values()) - min(counted.values()) <= whole // count // 3
 
 
 def test_a_place_that_there_is_not() -> None:

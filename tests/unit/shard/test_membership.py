@@ -19,48 +19,58 @@ def nodes(*ids: int) -> list[Standing]:
     return [Standing(node) for node in ids]
 
 
-def target(shard: Descriptor, standings: list[Standing], **options: bool) -> dict[int, Role]:
-    return wanted(shard, standings, **options)
+def voting(shard: Descriptor, standings: list[Standing]) -> set[int]:
+    return {node for node, role in wanted(shard, standings).items() if role is Role.VOTER}
 
 
-@pytest.mark.parametrize("count", range(1, 8))
-def test_replication_follows_the_number_of_nodes_up_to_five(count: int) -> None:
-    assert list(target(SHARD, nodes(*range(11, 11 + count))).values()) == [Role.VOTER] * min(count, MAX_VOTERS)
+@pytest.mark.parametrize("count", range(1, 9))
+def test_every_node_has_a_replica_and_five_of_them_vote(count: int) -> None:
+    found = wanted(SHARD, nodes(*range(11, 11 + count)))
+    assert set(found) == set(range(11, 11 + count))
+    assert sorted(found.values()) == [Role.LEARNER] * (count - MAX_VOTERS) + [Role.VOTER] * min(count, MAX_VOTERS)
 
 
-def test_replicas_stay_where_they_are() -> None:
-    many = nodes(*range(1, 30))
-    assert set(target(SHARD, many)) > {11, 12, 13}
-    assert target(SHARD, nodes(11, 12, 13)) == dict.fromkeys((11, 12, 13), Role.VOTER)
+def test_who_votes_stays_where_it_is() -> None:
+    assert voting(SHARD, nodes(*range(1, 30))) > {11, 12, 13}
+    assert wanted(SHARD, nodes(11, 12, 13)) == dict.fromkeys((11, 12, 13), Role.VOTER)
 
 
-def test_the_meta_group_is_everywhere() -> None:
-    found = target(SHARD, nodes(*range(11, 19)), everywhere=True)
-    assert len(found) == 8
-    assert sorted(found.values()) == [Role.LEARNER] * 3 + [Role.VOTER] * 5
-    assert {found[node] for node in (11, 12, 13)} == {Role.VOTER}
+def test_six_founders_all_go_on_voting_when_a_seventh_node_comes() -> None:
+    """Their replicas were taken away from one, which answered nothing any more."""
+    six = SHARD._replace(replicas=tuple((node - 7, node) for node in range(11, 17)))
+    change = revision(six, wanted(six, nodes(*range(11, 18))))
+    assert change == ((), ((17, Role.LEARNER),))
 
 
-def test_shards_spread_over_more_nodes_than_they_need() -> None:
+def test_votes_spread_over_more_nodes_than_they_need() -> None:
     empty = SHARD._replace(replicas=())
-    chosen = [frozenset(target(empty._replace(group=group), nodes(*range(1, 8)))) for group in range(4, 11)]
+    chosen = [frozenset(voting(empty._replace(group=group), nodes(*range(1, 8)))) for group in range(4, 11)]
     assert len(set(chosen)) == 7
 
 
+def test_a_learner_takes_the_vote_of_a_node_that_leaves() -> None:
+    seven = SHARD._replace(replicas=tuple((node - 7, node) for node in range(11, 18)))
+    seven = seven.with_role(9, 16, Role.LEARNER).with_role(10, 17, Role.LEARNER)
+    change = revision(seven, wanted(seven, nodes(11, 12, 14, 15, 16, 17)))
+    assert change.added == ()
+    assert sorted((node, role) for _, node, role in change.roles)[0] == (13, Role.LEAVING)
+    assert [role for _, node, role in change.roles if node in (16, 17)] == [Role.JOINING]
+
+
 def test_who_shall_not_vote_yet_learns() -> None:
-    found = target(SHARD, [*nodes(11, 12, 13), Standing(14, votes=False)])
+    found = wanted(SHARD, [*nodes(11, 12, 13), Standing(14, votes=False)])
     assert found[14] is Role.LEARNER
     changed = SHARD.with_role(9, 14, Role.LEARNER)
-    assert revision(changed, target(changed, nodes(11, 12, 13, 14))).roles == ((9, 14, Role.JOINING),)
+    assert revision(changed, wanted(changed, nodes(11, 12, 13, 14))).roles == ((9, 14, Role.JOINING),)
 
 
 def test_a_revision_adds_and_lets_go_and_never_brings_back() -> None:
-    change = revision(SHARD, target(SHARD, nodes(12, 13, 14)))
+    change = revision(SHARD, wanted(SHARD, nodes(12, 13, 14)))
     assert change.roles == ((4, 11, Role.LEAVING),)
     assert change.added == ((14, Role.JOINING),)
     leaving = SHARD.with_role(4, 11, Role.LEAVING)
-    assert not revision(leaving, target(leaving, nodes(11, 12, 13)))
-    assert not revision(SHARD, target(SHARD, nodes(11, 12, 13)))
+    assert not revision(leaving, wanted(leaving, nodes(11, 12, 13)))
+    assert not revision(SHARD, wanted(SHARD, nodes(11, 12, 13)))
 
 
 REPLACED = SHARD.with_role(4, 11, Role.LEAVING).with_role(9, 14, Role.JOINING)
@@ -130,6 +140,9 @@ def test_every_wish_comes_true_one_safe_change_at_a_time(seed: int) -> None:
             assert leader in target.voters
             configuration = Changer(target).leave_joint()
         assert set(configuration.voters) | set(configuration.learners) <= set(dict(shard.replicas))
-    assert {node for _, node in shard.replicas} == set(wanted(shard, nodes(*active)))
-    assert not shard.roles
-    assert configuration.voters == tuple(sorted(dict(shard.replicas)))
+    assert {node for _, node in shard.replicas} == active
+    learners = dict(shard.roles)
+    assert set(learners.values()) <= {Role.LEARNER}
+    assert configuration.learners == tuple(sorted(learners))
+    assert configuration.voters == tuple(sorted(set(dict(shard.replicas)) - set(learners)))
+    assert len(configuration.voters) == min(len(active), MAX_VOTERS)
