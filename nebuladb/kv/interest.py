@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain
+from typing import NamedTuple
 
 from nebuladb.kv.change import Change
 from nebuladb.kv.rows import Record
 from nebuladb.kv.span_index import SpanIndex
-from nebuladb.kv.watcher import EventBatch, Watcher, event_batch
+from nebuladb.kv.watcher import Event, EventBatch, Watcher, size_of, told_as
 
 
 class _Alike:
@@ -18,6 +20,13 @@ class _Alike:
     def __init__(self, first: Watcher) -> None:
         self.first = first
         self.members: dict[Watcher, None] = {}
+
+
+class Piece(NamedTuple):
+    """Events of a large revision, as those who want the same of this piece of it are told them."""
+
+    events: tuple[Event, ...]
+    size: int
 
 
 class Large:
@@ -31,7 +40,7 @@ class Large:
         self.previous = previous
         self.known = known
         self.sub = 0
-        self.wanted: dict[_Alike, list[Change]] = {}
+        self.wanted: dict[_Alike, list[Piece]] = {}
         self.first: dict[bytes, Record | None] = {}
         """What its keys were before it."""
 
@@ -110,19 +119,41 @@ class Interest:
         return Large(start, revision, previous, set(self._alike.values()))
 
     def gather(self, large: Large, changes: Sequence[Change]) -> None:
-        """The next piece. Those that have come meanwhile and want something else are not told of the revision."""
+        """The next piece, whose events are made now: of all at once a turn would be as long as the revision is large.
+        Those that have come meanwhile and want something else are not told of the revision."""
         found: dict[_Alike, list[Change]] = {}
+        pieces: dict[tuple[bool, tuple[int, ...]], Piece] = {}
         self._sort(before_the_revision(changes, large.first) if large.previous else changes, found)
         for alike, its in found.items():
             if alike in large.known:
-                large.wanted.setdefault(alike, []).extend(its)
+                previous = alike.first.prev_kv
+                kind = _kind(its, previous)
+                piece = pieces.get(kind)
+                if piece is None:
+                    events = told_as(its, previous=previous)
+                    piece = pieces[kind] = Piece(events, size_of(events))
+                large.wanted.setdefault(alike, []).append(piece)
         large.sub = changes[-1].record.sub + 1
 
     def gathered(self, large: Large) -> tuple[list[tuple[Watcher, EventBatch]], list[Watcher]]:
         """The revision is whole: who is told what of it, and who has come past it."""
         takers = [w for alike in large.known if self._alike.get(alike.first.kind) is alike for w in alike.members]
         past = [watcher for watcher in takers if large.start <= watcher.cursor <= large.revision]
-        return self._batches(large.revision, large.wanted, large.start), past
+        # Who was given the same pieces is told the same.
+        batches: dict[tuple[int, ...], EventBatch] = {}
+        told: list[tuple[Watcher, EventBatch]] = []
+        for alike, pieces in large.wanted.items():
+            ready = [watcher for watcher in alike.members if large.revision >= watcher.cursor >= large.start]
+            if not ready:
+                continue
+            kind = tuple(map(id, pieces))
+            batch = batches.get(kind)
+            if batch is None:
+                events = tuple(chain.from_iterable(piece.events for piece in pieces))
+                size = sum(piece.size for piece in pieces)
+                batch = batches[kind] = EventBatch(large.revision, events, size)
+            told += [(watcher, batch) for watcher in ready]
+        return told, past
 
     def _batches(
         self, revision: int, wanted: dict[_Alike, list[Change]], since: int
@@ -134,12 +165,17 @@ class Interest:
             if not takers:
                 continue
             previous = alike.first.prev_kv
-            kind = previous, tuple(change.record.sub for change in its)
+            kind = _kind(its, previous)
             batch = batches.get(kind)
             if batch is None:
-                batch = batches[kind] = event_batch(revision, its, previous=previous)
+                batch = batches[kind] = EventBatch(revision, told_as(its, previous=previous))
             told += [(watcher, batch) for watcher in takers]
         return told
+
+
+def _kind(changes: Iterable[Change], previous: bool) -> tuple[bool, tuple[int, ...]]:
+    """Which of a revision's changes, and told how."""
+    return previous, tuple(change.record.sub for change in changes)
 
 
 def before_the_revision(changes: Iterable[Change], first: dict[bytes, Record | None] | None = None) -> list[Change]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Final, NamedTuple
 
 from nebuladb.kv.answer import KeyValue
@@ -30,19 +30,24 @@ class EventBatch:
 
     __slots__ = ("events", "revision", "size", "wire")
 
-    def __init__(self, revision: int, events: tuple[Event, ...]) -> None:
+    def __init__(self, revision: int, events: tuple[Event, ...], size: int = -1) -> None:
+        """`size` if it is known."""
         self.revision = revision
         self.events = events
-        self.size = sum(_size(event) for event in events)
+        self.size = size if size >= 0 else size_of(events)
         """Bytes, about."""
         self.wire: tuple[bytes, ...] | None = None
         """What the api has made of `events`, once for all who are told them."""
 
 
-def event_batch(revision: int, changes: Sequence[Change], *, previous: bool) -> EventBatch:
+def told_as(changes: Iterable[Change], *, previous: bool) -> tuple[Event, ...]:
     """A revision's changes as they are told; with `previous` each has what the key was before."""
-    events = (Event(change.kv, change.deleted, change.previous_kv if previous else None) for change in changes)
-    return EventBatch(revision, tuple(events))
+    return tuple(Event(change.kv, change.deleted, change.previous_kv if previous else None) for change in changes)
+
+
+def size_of(events: Iterable[Event]) -> int:
+    """Bytes, about."""
+    return sum(_size(event) for event in events)
 
 
 class Watcher:
@@ -101,6 +106,11 @@ class Watcher:
     def waiting(self) -> int:
         """Bytes, about, that `take` would give."""
         return self._size
+
+    @property
+    def count(self) -> int:
+        """Events that `take` would give."""
+        return self._count
 
     def take(self) -> list[EventBatch]:
         """Everything that waits, in order; the outbox is empty then. If it lags, the hub must get a `catch_up` now."""

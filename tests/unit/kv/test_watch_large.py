@@ -7,8 +7,10 @@ from typing import Any
 import pytest
 
 from nebuladb.errors import Unavailable
+from nebuladb.kv import watcher as module
 from nebuladb.kv.limits import Limits
 from nebuladb.kv.watch import WatchHub
+from nebuladb.kv.watcher import Event, EventBatch
 from tests.unit.kv.helpers import Log, delete, fresh, put
 from tests.unit.kv.test_watch import feed
 
@@ -58,3 +60,40 @@ def test_a_huge_revision_is_read_in_pieces_and_told_whole() -> None:
     assert [len(batch.events) for batch in one.take()] == [1]
     assert [len(batch.events) for batch in late.take()] == [1]
     assert [batch.revision for batch in again.take()] == [2 + 17, store.revision - 1]
+
+
+def test_the_events_of_a_huge_revision_are_made_in_pieces_once_for_all_who_want_the_same(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A turn is no longer than a piece; all at once they kept the loop for half a second, and the leader changed."""
+    store, _ = fresh(Limits(slice_rows=64))
+    hub, log = WatchHub(store), Log()
+    feed(store, hub, log, *[put(b"k%05d" % i) for i in range(5000)])
+    wide = [hub.watch(b"k", b"l"), hub.watch(b"a", b"z"), hub.watch(b"k", b"l", no_put=True)]
+    one, half = hub.watch(b"k00017"), hub.watch(b"k", b"k02500")
+    past = hub.watch(b"k", b"l", prev_kv=True)
+    made = 0
+
+    def counted(*args: Any) -> Event:
+        nonlocal made
+        made += 1
+        return Event(*args)
+
+    monkeypatch.setattr(module, "Event", counted)
+    feed(store, hub, log, delete(b"k", b"l"))
+    most = total = 0
+    on = True
+    while on:
+        assert not any(watcher.waiting for watcher in (*wide, one, half, past)), "none is told a part"
+        made = 0
+        on = hub.catch_up(256)
+        most, total = max(most, made), total + made
+    assert most <= 2 * 1025 + 1024 + 1
+    assert total == 5000 + 5000 + 1 + half.count - (1025 + 1024), "the first pieces of the half are the others', too"
+    batches = [watcher.take() for watcher in wide]
+    assert batches[0][0] is batches[1][0] is batches[2][0]
+    assert [event.kv.key for event in batches[0][0].events] == [b"k%05d" % i for i in range(5000)]
+    assert batches[0][0].size == EventBatch(1, batches[0][0].events).size
+    assert [event.kv.key for event in half.take()[0].events] == [b"k%05d" % i for i in range(2500)]
+    assert [event.kv.key for event in one.take()[0].events] == [b"k00017"]
+    assert [event.previous is not None for event in past.take()[0].events] == [True] * 5000
