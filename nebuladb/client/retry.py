@@ -134,6 +134,9 @@ class Attempts:
             raise self._final(failure)
         self._doubt |= failure.error.outcome is Outcome.UNKNOWN
         if now + pause + self._least() >= self._deadline:
+            if failure.error.reason is Reason.NO_LEADER and not self._pinned:
+                # Perhaps it alone is cut off from the majority, and keeps each write for all the time there is.
+                self._endpoints.lost(address, now)
             raise self._final(failure)
         return pause
 

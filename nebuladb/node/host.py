@@ -117,7 +117,7 @@ class Host:
             if replica.cut_due or replica.waits or replica.stirs:
                 self._dirty[group] = None
             if expire:
-                self._output.answers += replica.proposals.expire(now)
+                self._output.answers += replica.expire(now)
                 self._output.reads += replica.reads.expire(now)
 
     def _watch(self, node: int) -> None:

@@ -218,11 +218,19 @@ class Proposals:
             outcomes += self._overwritten(place)
         return outcomes
 
-    def expire(self, now: int) -> Outcomes:
-        """What is past its deadline at `now` (ms): *failed* if it never left, else *unknown*."""
+    def expire(self, now: int, *, leaderless: bool = False) -> Outcomes:
+        """What is past its deadline at `now` (ms): *failed* if it never left, else *unknown*. `leaderless`: nobody has
+        led for so long that what is WAITING fails at once, while its client has time left to ask another node."""
         outcomes: Outcomes = []
-        for pending in [pending for pending in self._pending.values() if pending.request.deadline <= now]:
+        given_up = [
+            pending
+            for pending in self._pending.values()
+            if pending.request.deadline <= now or (leaderless and pending.state is WAITING)
+        ]
+        for pending in given_up:
             if pending.state is WAITING:
+                if pending.request.deadline > now:
+                    probe("write failed early, for nobody leads")
                 error: NebulaError = NoLeader("no leader took the write in time; nothing was done, try again")
             else:
                 error = UnknownOutcome("the deadline passed while the write was on its way; it may take effect")

@@ -33,6 +33,8 @@ NEVER: Final = 1 << 63
 """An index that no log reaches."""
 MAX_FORWARDED: Final = 20_000
 """Forwarded commands that may wait here to be proposed."""
+LEADERLESS_TICKS: Final = 40
+"""2 s without a leader: longer than elections take where there is a majority. Then another node is worth a try."""
 
 
 @dataclass(slots=True)
@@ -148,6 +150,8 @@ class Replica:
         self._proposed: list[int] = []
         self._context = context
         self._leader = (0, 0)
+        self._leaderless = 0
+        """Ticks for which nobody has led, as far as this replica knows."""
         self.leader_changes = self.proposed_entries = self.refused_entries = 0
         """Counts since the process started."""
 
@@ -268,6 +272,7 @@ class Replica:
         """A tick of Raft's, and what lease time demands of a leader: expiries, or an entry that carries the clock."""
         raft = self.raft
         raft.tick()
+        self._leaderless = 0 if raft.leader else self._leaderless + 1
         if raft.leader and (raft.term, raft.leader) != self._leader:
             self._leader = (raft.term, raft.leader)
             self.leader_changes += 1
@@ -283,6 +288,11 @@ class Replica:
             self._internal.append(encode_command(Command(Kind.LEASE_EXPIRE, body)))
         if not self._internal and self.lessor.wants_entry(boottime):
             self._internal.append(encode_command(Command(Kind.CLOCK, b"")))
+
+    def expire(self, now: int) -> Outcomes:
+        """Writes that are given up at `now` (ms). A node that is cut off from the majority tells its clients so as long
+        as they have time to ask another."""
+        return self.proposals.expire(now, leaderless=self._leaderless > LEADERLESS_TICKS)
 
     @property
     def unanswered(self) -> bool:

@@ -13,6 +13,7 @@ from collections.abc import Coroutine
 from contextlib import suppress
 from typing import Any, Final, NamedTuple
 
+from nebuladb.api.drive import Due
 from nebuladb.api.etcd.errors import EtcdError, translate
 from nebuladb.api.etcd.face import Face
 from nebuladb.api.etcd.line import Place, entries
@@ -27,9 +28,11 @@ from nebuladb.shard import Descriptor
 
 SESSION_TTL: Final = 60
 """Seconds of the lease of an entry that names none (as etcd)."""
-LEAVE_SECONDS: Final = 5.0
-LEAVE_TRIES: Final = 5
+LEAVE_SECONDS: Final = 25.0
 """To take back the entry of a caller that has gone. After those its lease takes it."""
+LEAVE_TRY_SECONDS: Final = 5.0
+LEAVE_PAUSE_SECONDS: Final = 0.1
+"""Between two tries: while nobody leads, each is refused soon."""
 
 
 class Entry(NamedTuple):
@@ -126,13 +129,15 @@ class Contests:
 
     async def leave(self, shard: Descriptor, command: Command) -> None:
         """Propose `command`, which takes back an entry, until that is done; it may be done twice."""
-        for _ in range(LEAVE_TRIES):
+        due = Due(LEAVE_SECONDS)
+        while (left := due.left()) > 0:
             try:
-                await self.face.backend.propose(shard, command, LEAVE_SECONDS)
+                await self.face.backend.propose(shard, command, min(left, LEAVE_TRY_SECONDS))
             except NebulaError as error:
                 if not error.retryable and error.reason != Reason.UNKNOWN_OUTCOME:
                     return
                 probe("etcd: leaving a contest is tried again")
+                await asyncio.sleep(LEAVE_PAUSE_SECONDS)
             else:
                 return
 

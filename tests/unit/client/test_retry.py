@@ -189,6 +189,32 @@ def test_the_last_that_worked_is_kept() -> None:
     assert endpoints.current == "b:1"
 
 
+@pytest.mark.parametrize("kind", list(Kind))
+def test_who_found_no_leader_for_all_the_time_there_was_is_not_asked_first_again(kind: Kind) -> None:
+    """A node that is cut off from the majority took every write for its whole time, and no other was ever asked."""
+    endpoints = Endpoints(["a:1", "b:1", "c:1"])
+    asked = []
+    for start in (0.0, 10.0):
+        attempts = Attempts(kind, endpoints, random.Random(1), timeout=1, now=start)
+        asked.append(attempts.next(start).address)
+        with pytest.raises(errors.NoLeader):
+            attempts.failed(asked[-1], Failure(errors.NoLeader(), retryable=True), start + 1.0)
+    assert asked == ["a:1", "b:1"]
+
+
+def test_a_node_is_asked_again_that_is_the_only_one_or_that_was_named() -> None:
+    endpoints = Endpoints(["a:1"])
+    attempts = Attempts(Kind.WRITE, endpoints, random.Random(1), timeout=1, now=0)
+    with pytest.raises(errors.NoLeader):
+        attempts.failed("a:1", Failure(errors.NoLeader(), retryable=True), 0.99)
+    assert Attempts(Kind.WRITE, endpoints, random.Random(1), timeout=1, now=1).next(1).address == "a:1"
+    endpoints = Endpoints(["a:1", "b:1"])
+    attempts = Attempts(Kind.WRITE, endpoints, random.Random(1), timeout=1, now=0, pinned="a:1")
+    with pytest.raises(errors.NoLeader):
+        attempts.failed("a:1", Failure(errors.NoLeader(), retryable=True), 0.99)
+    assert endpoints.current == "a:1"
+
+
 def test_a_lost_node_rests_and_a_hint_is_followed_among_the_named() -> None:
     endpoints = Endpoints(["a:1", "b:1", "c:1"])
     endpoints.lost("a:1", 10.0)

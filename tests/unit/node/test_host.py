@@ -9,6 +9,8 @@ from nebuladb.kv.answer import Answer
 from nebuladb.node import batches
 from nebuladb.node import host as host_module
 from nebuladb.node.frame import Address, HostMessageType, decode_frame, encode_frame
+from nebuladb.node.host import EXPIRE_TICKS
+from nebuladb.node.replica import MAX_ENTRIES_IN_FLIGHT
 from nebuladb.node.tail import TailLimits
 from nebuladb.raft import StateRole
 from tests.unit.node.boxes import CLUSTER, GROUP, Box, Boxes
@@ -91,6 +93,55 @@ def test_what_was_placed_and_overwritten_has_failed() -> None:
     assert isinstance(error, NotLeader)
     assert error.outcome is Outcome.FAILED
     assert follower.store.revision == 2, "only the other node's write"
+
+
+def test_a_node_that_is_cut_off_refuses_what_never_left_it_long_before_the_deadline() -> None:
+    """Its client may have other endpoints: they would have served it all the while."""
+    boxes, former, follower, cut = led()
+    boxes.lose = lambda source, target: cut in (source, target)
+    boxes.tick(count=20)
+    assert not cut.replica.raft.leader
+    cut.put(1)
+    boxes.tick(count=20)
+    assert not cut.outcome(1), "an election takes as long"
+    boxes.tick(count=40)
+    assert cut.outcome(1) == "NoLeader"
+    assert cut.answers[1].outcome is Outcome.FAILED  # type: ignore[union-attr]
+    cut.put(2)
+    boxes.tick(count=EXPIRE_TICKS)
+    assert cut.outcome(2) == "NoLeader"
+    boxes.lose = lambda source, target: False
+    boxes.tick(count=60)
+    cut.put(3)
+    boxes.tick(count=4)
+    assert [box.store.revision for box in (former, follower, cut)] == [2, 2, 2], "the third alone took effect"
+    assert cut.outcome(3) == "Answer"
+
+
+def test_a_leader_that_is_cut_off_refuses_what_it_has_not_proposed_and_doubts_the_rest() -> None:
+    boxes, former, follower, other = led()
+    boxes.lose = lambda source, target: former in (source, target)
+    for number in range(MAX_ENTRIES_IN_FLIGHT + 1):
+        former.put(number)
+        boxes.settle()
+    boxes.tick(count=80)
+    assert [former.outcome(number) for number in range(MAX_ENTRIES_IN_FLIGHT + 1)] == ["", "", "NoLeader"]
+    follower.put(10)
+    boxes.settle()
+    boxes.lose = lambda source, target: False
+    boxes.tick(count=40)
+    assert [former.outcome(number) for number in range(MAX_ENTRIES_IN_FLIGHT)] == ["NotLeader", "NotLeader"]
+    assert other.store.revision == 2
+
+
+def test_a_group_that_rested_is_as_patient_as_any_other() -> None:
+    boxes, _, follower, _ = led()
+    boxes.tick(count=400)
+    assert follower.replica.raft.quiet
+    follower.put(1)
+    boxes.settle()
+    boxes.tick()
+    assert follower.outcome(1) == "Answer"
 
 
 def test_a_frame_for_another_cluster_life_or_node_is_dropped() -> None:

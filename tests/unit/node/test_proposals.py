@@ -147,6 +147,21 @@ def test_past_the_deadline_what_never_left_failed_and_the_rest_is_unknown() -> N
     assert proposals.applied(5, [(1, Answer(2))]) == []
 
 
+def test_without_a_leader_what_never_left_fails_before_its_deadline_and_nothing_else_does() -> None:
+    proposals = filled(1, 2, 3, 4)
+    proposals.placed(proposals.take(1, 10_000), 5, 3)
+    proposals.sent(proposals.take(1, 10_000), 1, LEADER)
+    proposals.sent(proposals.take(1, 10_000), 2, LEADER)
+    proposals.replied(2, LEADER, 0, 3, refused=True, applied=0)
+    assert proposals.expire(0) == []
+    outcomes = proposals.expire(0, leaderless=True)
+    assert told(outcomes) == {3: "NoLeader", 4: "NoLeader"}
+    assert all(isinstance(error, NebulaError) and error.outcome is Outcome.FAILED for _, error in outcomes)
+    assert not proposals.waiting
+    assert proposals.forwards == 1
+    assert told(proposals.applied(5, [(1, Answer(2)), (2, Answer(2))])) == {1: "Answer", 2: "Answer"}
+
+
 def test_a_forward_that_was_answered_and_never_replied_to_is_forgotten() -> None:
     """The reply was lost, the answer came from what was applied here: it lay there until some deadline passed."""
     proposals = filled(1)
@@ -341,10 +356,10 @@ class TheLog(RuleBasedStateMachine):
         self.done.update(requests)
         self.tell(self.proposals.applied(self.applied, [(number, Answer(self.applied)) for number in requests]))
 
-    @rule(passed=st.integers(0, 3))
-    def wait(self, passed: int) -> None:
+    @rule(passed=st.integers(0, 3), leaderless=st.booleans())
+    def wait(self, passed: int, leaderless: bool) -> None:
         self.now += passed
-        self.tell(self.proposals.expire(self.now))
+        self.tell(self.proposals.expire(self.now, leaderless=leaderless))
 
     @invariant()
     def everyone_waits_or_was_told(self) -> None:
