@@ -54,7 +54,8 @@ class Delivery:
         """Whether `size` bytes may be delivered now; then they count until `give`. If not, `room` is set when it is
         worth asking again."""
         if size <= SMALL_BYTES:
-            self.give()
+            if self.lane is not None:
+                self.give()
             return True
         return self._deliveries.lane(size).admits(self, size)
 
@@ -171,6 +172,8 @@ class Deliveries:
         """`limit` in bytes. Without a `clock` the running loop's is used."""
         self._medium = Lane(limit // MEDIUM_PART, clock)
         self._large = Lane(limit - limit // MEDIUM_PART, clock)
+        self.turns = asyncio.Lock()
+        """Of those that encode a large revision."""
 
     @property
     def used(self) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Final
 
 from nebuladb.api.backend import Backend, key_value
@@ -158,11 +158,11 @@ def _responses(batches: list[EventBatch]) -> Iterator[pb.WatchResponse]:
     """Whole revisions, packed; one that is too large for a response in fragments (etcd 37)."""
     response, size = pb.WatchResponse(), 0
     for batch in batches:
-        if response.events and not _fits(size + _weight(batch.events), len(response.events) + len(batch.events)):
+        if response.events and not _fits(size + batch.size, len(response.events) + len(batch.events)):
             yield response
             response, size = pb.WatchResponse(), 0
         for event in batch.events:
-            weight = _weight((event,))
+            weight = _weight(event)
             if response.events and not _fits(size + weight, len(response.events) + 1):
                 response.fragment = True
                 yield response
@@ -177,11 +177,8 @@ def _fits(size: int, events: int) -> bool:
     return size <= MAX_RESPONSE_BYTES and events <= MAX_RESPONSE_EVENTS
 
 
-def _weight(events: Iterable[Event]) -> int:
-    return sum(
-        len(event.kv.key) + len(event.kv.value) + (len(event.previous.value) if event.previous else 0)
-        for event in events
-    )
+def _weight(event: Event) -> int:
+    return len(event.kv.key) + len(event.kv.value) + (len(event.previous.value) if event.previous else 0)
 
 
 def _add(response: pb.WatchResponse, event: Event) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Final, NamedTuple
 
 from nebuladb.kv.answer import KeyValue
@@ -111,6 +111,11 @@ class Watcher:
     def count(self) -> int:
         """Events that `take` would give."""
         return self._count
+
+    @property
+    def outbox(self) -> Sequence[EventBatch]:
+        """What `take` would give."""
+        return self._outbox
 
     def take(self) -> list[EventBatch]:
         """Everything that waits, in order; the outbox is empty then. If it lags, the hub must get a `catch_up` now."""

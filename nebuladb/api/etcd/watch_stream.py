@@ -70,6 +70,7 @@ class WatchStream:
         self._failure: BaseException | None = None
         self._news = asyncio.Event()
         self._delivery = face.backend.deliveries.stream(self._news, end)
+        self._turns = face.backend.deliveries.turns
         self._room = asyncio.Event()
         # Jitter, so that streams that began together don't speak together (as etcd).
         self._interval = face.progress_seconds * (1 + (rng or Random()).random() / 10)
@@ -186,6 +187,8 @@ class WatchStream:
                 # has something to say gather here as long as watches are made, the events of others behind it.
                 for _ in range(len(self._ready)):
                     watcher = self._ready[0].watcher
+                    if watcher.count > events.SLICE_EVENTS:
+                        await events.encode(watcher.outbox, self._turns)  # before it holds room that others want
                     if not self._delivery.admits(watcher.waiting):
                         await self._news.wait()  # or for something to say, or the end
                         self._news.clear()

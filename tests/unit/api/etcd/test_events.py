@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from itertools import pairwise
 
 import pytest
@@ -64,3 +65,36 @@ def test_what_is_encoded_once_is_told_again() -> None:
     assert wire is not None
     assert list(events.responses(1, [batch], 2, fragment=False)) == first
     assert batch.wire is wire
+
+
+async def test_a_large_revision_is_encoded_in_slices_once_and_others_have_turns_between() -> None:
+    """All at once 200,000 events kept the leader's loop until it was none."""
+    many = 10 * events.SLICE_EVENTS + 1
+    given_out = EventBatch(
+        2, tuple(Event(KeyValue(b"k%d" % number, 0, 2, 0, 0, b""), deleted=True) for number in range(many))
+    )
+    turns = asyncio.Lock()
+    plain = list(events.responses(1, [EventBatch(2, given_out.events)], 2, fragment=False))
+    made: list[int] = []
+    with pytest.MonkeyPatch.context() as patch:
+        event = events._event
+
+        def counted(one: Event) -> bytes:
+            made[-1] += 1
+            return event(one)
+
+        patch.setattr(events, "_event", counted)
+        waiting = [asyncio.create_task(events.encode([given_out], turns)) for _ in range(3)]
+        made.append(0)
+        while not all(task.done() for task in waiting):
+            await asyncio.sleep(0)
+            made.append(0)
+    assert max(made) <= events.SLICE_EVENTS
+    assert sum(made) == many
+    assert given_out.wire is not None
+    assert list(events.responses(1, [given_out], 2, fragment=False)) == plain
+    small = EventBatch(3, given_out.events[:1])
+    told = list(events.responses(1, [small, given_out, small], 3, fragment=False))
+    assert [len(pb.WatchResponse.FromString(data).events) for _, data in told] == [1, many, 1]
+    await events.encode([small], turns)
+    assert turns.locked() is False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import pytest
 from grpc import StatusCode
@@ -177,6 +178,32 @@ async def test_a_revision_is_never_split_unless_fragments_are_asked_for(etcd: Fa
     assert all(response.ByteSize() <= events.FRAGMENT_BYTES for response in pieces)
     assert [event for response in pieces for event in response.events] == list(whole[0].events)
     assert {response.header.revision for response in pieces} == {whole[0].header.revision}
+
+
+async def test_a_revision_of_many_events_is_encoded_in_slices_once_for_all(
+    etcd: Faced, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keys = [b"k%02d" % number for number in range(20)]
+    for key in keys:
+        await etcd.set(key)
+    sliced: list[int] = []
+    slices = events._sliced
+
+    async def counted(told: Any) -> Any:
+        sliced.append(len(told))
+        return await slices(told)
+
+    monkeypatch.setattr(events, "_sliced", counted)
+    monkeypatch.setattr(events, "SLICE_EVENTS", 3)
+    async with watching(etcd) as one, watching(etcd) as other:
+        assert await made(one, create(b"k", b"l"), create(b"k", b"l", fragment=True)) == [0, 1]
+        assert await made(other, create(b"a", b"z")) == [0]
+        await etcd.call("DeleteRange", kv_pb2.DeleteRangeRequest(key=b"k", range_end=b"l"))
+        told = [await one.next(), await one.next(), await other.next()]
+        await etcd.set(b"k")
+        assert [len((await stream.next()).events) for stream in (one, one, other)] == [1, 1, 1]
+    assert [[event.kv.key for event in response.events] for response in told] == [keys] * 3
+    assert sliced == [20]
 
 
 async def test_a_revision_too_large_for_a_message_ends_the_watch_that_wants_no_fragments(
