@@ -24,8 +24,9 @@ MEDIUM_PART: Final = 4
 """One in so many bytes of it is for those up to `MEDIUM_BYTES`."""
 PATIENCE_SECONDS: Final = 2.0
 """So long a delivery may keep others waiting."""
-PACE_BYTES: Final = 8 << 20
-"""And a second longer for each so many bytes of it: a client on a slow line may take them, too."""
+PACE_BYTES: Final = 2 << 20
+"""And a second longer for each so many bytes of it: clients on slow lines that all want one large revision would else
+end each other for ever, and none get it."""
 
 
 class Clock(Protocol):
