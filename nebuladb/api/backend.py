@@ -21,9 +21,11 @@ from nebuladb.kv.store import Store
 from nebuladb.kv.watch import WatchHub
 from nebuladb.node.catch_up import Lag
 from nebuladb.node.declared import forbidden
+from nebuladb.node.departure import departs
 from nebuladb.node.meta import DEFAULT, Meta
 from nebuladb.node.pump import Pump
 from nebuladb.pb.nebula.v1 import common_pb2 as pb
+from nebuladb.raft import Configuration
 from nebuladb.shard import Descriptor, RoutingTable
 
 DEFAULT_SECONDS: Final = 5.0
@@ -133,6 +135,8 @@ class Backend:
         alarmed = self.meta.alarmed
         if alarmed and shard.group != META_GROUP and (error := forbidden(alarmed, command)):
             raise error
+        if shard.roles and departs(shard, self.id, self._configuration(shard.group)):
+            raise Unavailable(f"this node is leaving shard {shard.group}; nothing was done, try another node")
         try:
             answer = await self.pump.propose(shard.group, command, timeout)
             if answer.reason:
@@ -181,6 +185,10 @@ class Backend:
         """Node id of the leader of `group` as this node knows it; 0 = unknown."""
         replica = self.node.host.replicas.get(group)
         return replica.nodes.get(replica.raft.leader, 0) if replica else 0
+
+    def _configuration(self, group: int) -> Configuration | None:
+        replica = self.node.host.replicas.get(group)
+        return replica.raft.configuration if replica else None
 
     def descriptor(self, group: int) -> Descriptor | None:
         """The shard with this id."""

@@ -158,8 +158,12 @@ class Replica:
     # --- what comes in -------------------------------------------------------------------------------------------
 
     def forwarded(self, forward: Forward) -> bool:
-        """Take another node's commands for the next entry; False: certainly not taken (S19)."""
+        """Take another node's commands for the next entry; False: certainly not taken (S19). Those of a replica that is
+        removed, or about to be, aren't: it wouldn't be sent the entry that answers them."""
         leads = self.raft.role is LEADER and self.raft.term == forward.term
+        if leads and not self.raft.configuration.keeps(forward.replica):
+            probe("forward of a replica that goes refused")
+            return False
         control = all(is_control(self.group, wire) for wire in forward.commands)
         most = 2 * MAX_FORWARDED if control else MAX_FORWARDED
         if not leads or self._forwarded + len(forward.commands) > most:

@@ -26,6 +26,10 @@ class Configuration(NamedTuple):
     learners_next: tuple[int, ...] = ()
     auto_leave: bool = False
 
+    def keeps(self, replica: int) -> bool:
+        """Whether `replica` is to stay: it isn't one that only the outgoing voters have."""
+        return replica in self.voters or replica in self.learners or replica in self.learners_next
+
     def encode(self) -> bytes:
         """The bytes above."""
         parts = [struct.pack(">BB", CONFIGURATION_VERSION, int(self.auto_leave))]

@@ -8,13 +8,17 @@ from typing import Any, cast
 import pytest
 
 from nebuladb.api.backend import Backend, UnknownShard
-from nebuladb.errors import KeyspaceNotFound, Unavailable, WrongEpoch, WrongShard
+from nebuladb.errors import KeyspaceNotFound, Outcome, Unavailable, WrongEpoch, WrongShard
 from nebuladb.ids import META_GROUP
-from nebuladb.kv.answer import KeyValue
+from nebuladb.kv.answer import Answer, KeyValue
+from nebuladb.kv.command import Command, Kind
+from nebuladb.node.host import Host
 from nebuladb.node.identity import Founder, Founding
 from nebuladb.node.meta import Meta, founding_request
 from nebuladb.node.pump import Pump
 from nebuladb.pb.nebula.v1 import kv_pb2
+from nebuladb.raft import Configuration
+from nebuladb.shard import Role
 
 FOUNDING = Founding(7, (Founder("n1", 11, "a:1"), Founder("n2", 12, "a:2")))
 
@@ -71,6 +75,31 @@ class Lagging:
 
     def store(self, group: int) -> None:
         pass
+
+
+async def test_a_node_that_is_about_to_leave_a_shard_takes_no_write_for_it() -> None:
+    """What is in flight there when its replica goes would be unknown."""
+    at = backend(founded())
+    taken: list[int] = []
+
+    async def propose(group: int, command: Command, timeout: float) -> Answer:
+        taken.append(group)
+        return Answer(2)
+
+    replicas = {2: SimpleNamespace(raft=SimpleNamespace(configuration=Configuration((1, 2))))}
+    at.node.host = cast(Host, SimpleNamespace(replicas=replicas))
+    at.pump.propose = propose  # type: ignore[method-assign, assignment]
+    shard = at.route("", b"key")
+    own, other = ({node: replica for replica, node in shard.replicas}[node] for node in (11, 12))
+    put = Command(Kind.PUT, b"")
+    await at.propose(shard, put, 1.0)
+    await at.propose(shard.with_role(other, 12, Role.LEAVING), put, 1.0)
+    assert taken == [2, 2]
+    with pytest.raises(Unavailable, match="another node") as caught:
+        await at.propose(shard.with_role(own, 11, Role.LEAVING), put, 1.0)
+    assert caught.value.retryable
+    assert caught.value.outcome is Outcome.FAILED
+    assert taken == [2, 2]
 
 
 CONTEXT: Any = SimpleNamespace(time_remaining=lambda: 1.0)
