@@ -74,11 +74,13 @@ class Housekeeper:
             self._due = node.host.now + FINISHING_MS
 
     def _announce(self) -> None:
-        """Its own addresses and version, if meta has others."""
+        """Its own addresses and version, if meta has others. Not before it has kept which life of the cluster it is in,
+        which it does as soon as its picture says so: who has announced itself and comes without has forgotten its votes
+        (S15)."""
         meta, identity = self._node.meta, self._node.identity
         peer, client = self._addresses
         known = meta.nodes.get(identity.node)
-        if known is None or not client:
+        if known is None or not client or not meta.life:
             return
         record = known._replace(name=identity.name, peer_address=peer, client_address=client, version=__version__)
         if known != record:

@@ -184,8 +184,9 @@ class DataDirectory:
             return int(text, 16) if text else 0
         except ValueError as error:
             raise IdentityError(
-                f"{file} is damaged; if its cluster wasn't restored from a backup since this node was last in it, make "
-                "it an empty file; else restore this node, too"
+                f"{file} is damaged; if its cluster wasn't restored from a backup since this node was last in it, copy "
+                "the file from another node, or make it an empty one if there is no other; else empty the directory "
+                "and restore this node, too"
             ) from error
 
     def keep_life(self, life: int) -> None:

@@ -25,6 +25,7 @@ from nebuladb.rpc import PeerTransport
 from nebuladb.server.config import Config
 from nebuladb.server.directory import DataDirectory
 from nebuladb.server.joining import JoinService
+from nebuladb.server.site import restored_id
 
 ASK_SECONDS: Final = 0.2
 """Between two rounds of Hello."""
@@ -243,6 +244,8 @@ class Peers:
                 "another history: the cluster was restored from a backup between them. Empty the directory of the one "
                 "from before that, and restore it from the same files as the others"
             )
+        if self.life and not handshake.life:
+            self._remembers(handshake, who)
         if handshake.node_id in meta.removed:
             raise IdentityError(f"{who} was removed from this cluster; it must not come back under this id")
         if handshake.version < FRAME_VERSION:
@@ -259,6 +262,23 @@ class Peers:
             )
         if handshake.node_id not in names.values() and (meta.version or self.joined is None):
             raise IdentityError(f"{who} is no member of this cluster; add it with `nebula-cli member add`")
+
+    def _remembers(self, handshake: pb.Handshake, who: str) -> None:
+        """Raise `IdentityError` if the other end, which knows of no life, may have been in this one: restored once more
+        it has its id, and has forgotten its votes and what it acknowledged (S14, S15)."""
+        assert self.pump is not None
+        known = self.pump.node.meta.nodes.get(handshake.node_id)
+        if known is not None and known.client_address:
+            raise IdentityError(
+                f"{who} was in this life of the cluster and has forgotten its votes: its directory was restored from a "
+                f"backup once more. Restore it no more: run `nebula-cli member replace {handshake.name}`"
+            )
+        replica = self.pump.node.host.replicas.get(META_GROUP)
+        if self._restored and not (replica is not None and replica.raft.leader):
+            raise IdentityError(
+                f"{who} does not know which life of the cluster this is, and whether it has forgotten its votes can't "
+                "be told before a majority of the others is connected: start them"
+            )
 
     def peer_up(self, handshake: pb.Handshake) -> None:
         """A link stands."""
@@ -311,6 +331,14 @@ class Peers:
     def life(self) -> int:
         """Which life of the cluster this node is in, by meta or by what it kept; 0: it doesn't know."""
         return (self.pump.node.meta.life if self.pump is not None else 0) or self._kept_life
+
+    @property
+    def _restored(self) -> bool:
+        """Whether the cluster is made from a backup, so that restoring it once more gives the same ids."""
+        founding = self.founding
+        return founding is not None and all(
+            founder.node == restored_id(founding.cluster, founder.name) for founder in founding.nodes
+        )
 
     def _strange(self, life: int) -> bool:
         """Whether it is known to be another life of the cluster than this node's."""

@@ -21,7 +21,7 @@ from nebuladb.kv.store import Store
 from nebuladb.node.backup import BackupReader, ShardPart, compare
 from nebuladb.node.identity import Founder, Founding, Identity
 from nebuladb.server.directory import VOTING
-from nebuladb.server.site import FIRST_GENERATION, MAX_REVISION, Site, derived_id
+from nebuladb.server.site import FIRST_GENERATION, MAX_REVISION, Site, derived_id, restored_id
 from nebuladb.shard import Keyspace
 from nebuladb.storage.engine import Engine
 from nebuladb.storage.files import sync_directory, write_durably
@@ -95,7 +95,7 @@ def _make(files: Sequence[Path], directory: Path, wanted: Wanted, progress: Prog
         stack.callback(data.close)
         keyspaces, parts, name = _import(files, data, progress)
         cluster = derived_id(name, wanted.token, *(f"{node}={at}" for node, at in sorted(wanted.members.items())))
-        founders = (Founder(node, derived_id(f"{cluster:x}", node), at) for node, at in sorted(wanted.members.items()))
+        founders = (Founder(node, restored_id(cluster, node), at) for node, at in sorted(wanted.members.items()))
         founding = Founding(cluster, tuple(founders))
         node = founding.node_of(wanted.name)
         site = Site(data, founding)

@@ -155,6 +155,11 @@ def _configuration(shard: Descriptor) -> Configuration:
     return Configuration(tuple(replica for replica, _ in shard.replicas))
 
 
+def restored_id(cluster: int, name: str) -> int:
+    """The node's of this name in a cluster that is restored from a backup."""
+    return derived_id(f"{cluster:x}", name)
+
+
 def derived_id(*texts: str) -> int:
     """An id that follows from `texts` alone: 63 bits, not 0."""
     return int.from_bytes(hashlib.sha256("\0".join(texts).encode()).digest()[:8], "big") >> 1 | 1

@@ -95,8 +95,9 @@ def test_a_restored_cluster_is_joined(tmp_path: Path) -> None:
 
 
 def restored(cluster: Growing, places: Sequence[int], *files: Path) -> None:
-    """Each of these nodes as it was in the backup; always the same cluster."""
-    where = ",".join(f"{member.config.name}={member.config.peer_addr}" for member in cluster.members)
+    """Each of these nodes as it was in the backup; always the same cluster, of the founders."""
+    founders = cluster.members[: cluster.founders]
+    where = ",".join(f"{member.config.name}={member.config.peer_addr}" for member in founders)
     for place in places:
         made = files[0].with_name(f"made-{place}")
         arguments = ("--data-dir", str(made), "--name", cluster.name(place), "--initial-cluster", where)
@@ -183,3 +184,40 @@ def test_a_node_of_another_life_is_refused_and_told_what_to_do(tmp_path: Path) -
         cluster.start(2)
         cluster.wait_ready()
         cluster.same_everywhere()
+
+
+def test_a_node_that_forgot_this_life_is_not_let_in_again(tmp_path: Path) -> None:
+    """Restored once more from the same file it voted, with one that was away, for the loss of what it acknowledged."""
+    with Growing(tmp_path / "cluster", founders=3, places=4) as cluster:
+        base = tmp_path / "base.snap"
+        cluster.start(0, 1, 2)
+        cluster.wait_ready(0, 1, 2)
+        cluster.done("snapshot", "save", str(base))
+        cluster.kill(0, 1, 2)
+        restored(cluster, [0, 1, 2], base)
+        cluster.start(0, 1, 2)
+        cluster.wait_ready(0, 1, 2)
+        cluster.wait_for(lambda: all(told(cluster, place) for place in range(3)), "all have announced themselves")
+        cluster.kill(2)
+        put(cluster, b"k", value=b"acknowledged")
+        cluster.kill(0, 1)
+        restored(cluster, [1], base)
+        cluster.start(1, 2)
+        cluster.wait_for(lambda: "forgotten its votes" in cluster.log_file(2).read_text(), "it is refused")
+        assert not cluster.ready(2)
+        cluster.start(0)
+        cluster.wait_ready(0, 2)
+        assert held(cluster.endpoints[2])[b"k"] == b"acknowledged"
+        cluster.kill(1)
+        peer = cluster.members[3].config.peer_addr
+        cluster.done("member", "replace", "n2", cluster.name(3), "--peer-address", peer, through=0)
+        cluster.enter(3, door=0)
+        cluster.wait_for(lambda: set(cluster.listed(0)) == {"n1", "n3", "n4"}, "the node is replaced")
+        cluster.wait_ready(3)
+        assert held(cluster.endpoints[3])[b"k"] == b"acknowledged"
+
+
+def told(cluster: Growing, place: int) -> bool:
+    """Whether all have announced themselves, as this node's picture has it."""
+    with Client([cluster.endpoints[place]]) as client:
+        return all(member.client_address for member in client.members())

@@ -21,6 +21,7 @@ from nebuladb.pb.nebula.peer.v1 import peer_pb2 as pb
 from nebuladb.server import config, peers
 from nebuladb.server.directory import DataDirectory
 from nebuladb.server.peers import Peers
+from nebuladb.server.site import restored_id
 
 FOUNDING = Founding(7, (Founder("n1", 11, "a:1"), Founder("n2", 12, "b:1")))
 
@@ -111,6 +112,38 @@ def test_another_life_of_the_cluster_is_refused(ours: Peers) -> None:
     ours.check(shake(12, "n2"))
     ours.pump = node(of_life(0xA))
     ours.check(first)
+
+
+def test_who_was_in_this_life_and_knows_of_none_is_refused(ours: Peers) -> None:
+    """Restored once more from the same files it has its id, and the votes and writes that it acknowledged are gone."""
+    ours.check(shake(12, "n2"))
+    ours.pump = node(picture(NodeRecord(11, "n1", "a:1"), NodeRecord(12, "n2", "b:1", "b:2"), life=0xB))
+    with pytest.raises(IdentityError, match=r"forgotten its votes.*member replace n2"):
+        ours.check(shake(12, "n2"))
+    known = shake(12, "n2")
+    known.life = 0xB
+    ours.check(known)
+
+
+def test_of_a_restored_node_that_knows_of_no_life_only_a_majority_can_tell(tmp_path: Path) -> None:
+    """This node may have missed that the other was in this life; a founded cluster's can't forget and keep its id."""
+    at = {"n1": restored_id(7, "n1"), "n2": restored_id(7, "n2")}
+    directory = DataDirectory(tmp_path)
+    founding = Founding(7, tuple(Founder(name, number, f"{name}:1") for name, number in at.items()))
+    ours = Peers(
+        config.load({"data-dir": str(tmp_path)}, {}),
+        directory,
+        directory.found(Identity(at["n1"], "n1"), founding),
+        100,
+    )
+    meta = picture(*(NodeRecord(number, name, f"{name}:1") for name, number in at.items()), life=0xB)
+    ours.pump = node(meta)
+    other = shake(at["n2"], "n2")
+    other.receiver = at["n1"]
+    with pytest.raises(IdentityError, match="can't be told before a majority"):
+        ours.check(other)
+    ours.pump = node(meta, leader=1)
+    ours.check(other)
 
 
 def test_a_link_to_another_life_ends_when_this_node_hears_of_its_own(ours: Peers, tmp_path: Path) -> None:
