@@ -18,6 +18,7 @@ from nebuladb.node.retention import Retention, Rule
 from nebuladb.node.tail import TailLimits
 from nebuladb.raft import Config, log
 from nebuladb.raft import reads as raft_reads
+from nebuladb.shard import membership
 from nebuladb.sim.core import Core
 
 LEASE_READS: Final = 0.5
@@ -29,6 +30,8 @@ CHOICES: tuple[tuple[object, str, tuple[object, ...]], ...] = (
     (batches, "MAX_UNSYNCED_BYTES", (2_000,)),
     (batches, "MAX_BATCHES_IN_FLIGHT", (2, 3)),
     (replica, "MAX_ENTRY_COMMANDS", (1, 3)),
+    # Of fewer, one that is lost for good might be half.
+    (membership, "MAX_VOTERS", (3,)),
     (replica, "MAX_SLICE_BYTES", (1, 500)),
     (replica, "MAX_ENTRIES_IN_FLIGHT", (1, 8)),
     (log, "CONFLICT_SCAN", (1, 3)),

@@ -22,7 +22,8 @@ from nebuladb.sim.machine import Machine
 from nebuladb.sim.place import Place
 from nebuladb.sim.workloads.refusals import FREE, ask_wrongly
 
-MAX_MEMBERS: Final = 5
+MAX_MEMBERS: Final = 6
+"""One more than vote: it has learners."""
 IDLE_MS: Final = 300
 ASKS_MS: Final = 600
 """After which a node that was removed and hasn't noticed asks about itself."""
