@@ -120,13 +120,11 @@ def _end(work: Work, error: BaseException) -> None:
 
 async def _carrier(seat: _Seat, loop: asyncio.AbstractEventLoop) -> None:
     cancelled = await _given(seat, loop)
-    coroutine, work = seat.coroutine, seat.work
+    coroutine, work, first = seat.coroutine, seat.work, seat.first
+    # A future leads to the seat that it resumes: kept here, both would be left to the collector, and all they lead to.
+    seat.coroutine = seat.work = seat.first = None
     if coroutine is None or work is None:
-        if cancelled is not None:
-            raise cancelled
         return
-    seat.coroutine = seat.work = None
-    first = seat.first
     if getattr(first, "_asyncio_future_blocking", None) is not None:
         first._asyncio_future_blocking = True  # it is the task that waits for it now
     try:
@@ -137,6 +135,8 @@ async def _carrier(seat: _Seat, loop: asyncio.AbstractEventLoop) -> None:
             raise
     else:
         work.finish(value)
+    finally:
+        cancelled = None  # its traceback leads to this frame
 
 
 @types.coroutine
@@ -148,7 +148,7 @@ def _given(seat: _Seat, loop: asyncio.AbstractEventLoop) -> Generator[Any, Any, 
             seat.free = loop.create_future()
             yield from seat.free
     except asyncio.CancelledError as error:
-        return error
+        return error.with_traceback(None)
     return None
 
 
@@ -157,20 +157,23 @@ def _rest(coroutine: Coroutine[Any, Any, Any], first: Any, cancelled: BaseExcept
     """The rest of a coroutine that waits for `first`: ``await coroutine`` would complain that it has begun."""
     if cancelled is not None and first is not None and first.cancel():
         cancelled = None  # as a task does it: what it waits for is cancelled, and tells it
-    while True:
-        try:
-            if cancelled is not None:
-                first = coroutine.throw(cancelled)
-                cancelled = None
-            yield first
-        except StopIteration as stop:
-            return stop.value
-        except BaseException as error:
-            if cancelled is not None:
-                raise  # out of the coroutine itself
-            cancelled = error
-        else:
-            return (yield from coroutine)
+    try:
+        while True:
+            try:
+                if cancelled is not None:
+                    first = coroutine.throw(cancelled)
+                    cancelled = None
+                yield first
+            except StopIteration as stop:
+                return stop.value
+            except BaseException as error:
+                if cancelled is not None:
+                    raise  # out of the coroutine itself
+                cancelled = error
+            else:
+                return (yield from coroutine)
+    finally:
+        cancelled = None  # its traceback leads to this frame
 
 
 class Carriers:

@@ -212,6 +212,8 @@ class Exchange:
                 self._over()
             if self.counted:
                 self.connection.released(self)
+            if self.stream.state is State.CLOSED:
+                self.stream.owner = None  # nothing more comes of it; each would keep the other for the collector
 
     @property
     def unread(self) -> bool:
