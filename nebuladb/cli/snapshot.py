@@ -50,14 +50,19 @@ def save(settings: Settings, file: Path, since: Path | None) -> None:
       nebula-cli snapshot save tuesday.snap --since monday.snap
     """
     request = cluster_pb2.SnapshotRequest()
+    draft = file.with_name(file.name + ".part")
     if since is not None:
+        if any(path.exists() and path.samefile(since) for path in (file, draft)):
+            raise ConfigurationError(
+                f"{file}: it would take the place of {since}, on which it builds, and couldn't be restored; name another "
+                "file"
+            )
         reader, parts = _checked(since)
         request.since_cluster, request.since_name = reader.manifest.cluster, reader.name
         request.since_life = reader.manifest.life
         request.since.extend(
             cluster_pb2.ShardPoint(group=part.descriptor.group, revision=part.revision) for part in parts
         )
-    draft = file.with_name(file.name + ".part")
     progress = Progress(sys.stderr, "saved")
 
     async def work(client: AsyncClient) -> None:

@@ -137,6 +137,35 @@ async def test_a_keyspace_that_was_dropped_meanwhile_is_told_and_not_restored(tm
     await faced.close()
 
 
+async def test_no_increment_takes_the_place_of_its_own_base(tmp_path: Path) -> None:
+    faced = Faced()
+    await asyncio.wait_for(faced.open(), SECONDS)
+
+    async def save(file: Path, *words: object) -> Result:
+        arguments = ["--endpoints", faced.address, "snapshot", "save", str(file), *map(str, words)]
+        return await asyncio.to_thread(CliRunner().invoke, main, arguments)
+
+    base, link = tmp_path / "base", tmp_path / "link"
+    assert (await save(base)).exit_code == 0
+    link.symlink_to(base)
+    whole = base.read_bytes()
+    draft = tmp_path / "next.part"
+    draft.write_bytes(whole)
+    for file, since in (
+        (base, base),
+        (link, base),
+        (base, link),
+        (tmp_path / "." / "base", base),
+        (tmp_path / "next", draft),
+    ):
+        refused = await save(file, "--since", since)
+        assert refused.exit_code != 0
+        assert "name another" in refused.stderr
+    assert base.read_bytes() == draft.read_bytes() == whole
+    assert (await save(tmp_path / "more", "--since", base)).exit_code == 0
+    await faced.close()
+
+
 async def test_a_revision_that_is_beyond_the_bound_already_is_kept(
     restore: Restore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
