@@ -315,8 +315,8 @@ class AsyncClient(Writes):
         await self._transport.call(methods.MEMBER_REMOVE, request, timeout=timeout)
 
     async def discover(self) -> tuple[str, ...]:
-        """Add every member's client address to `endpoints`, which are returned: those that were named at first may be
-        gone one day."""
+        """Have the members' client addresses behind those that were named at first, which may be gone one day, and no
+        others; `endpoints` are returned. Call it now and then: members change."""
         self._transport.endpoints.learn(member.client_address for member in await self.members())
         return self.endpoints
 

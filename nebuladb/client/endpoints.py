@@ -9,7 +9,7 @@ from nebuladb.addresses import split_address
 from nebuladb.errors import ConfigurationError
 
 MAX_ENDPOINTS: Final = 64
-"""Addresses at most."""
+"""Addresses that a caller names, and as many that it learns, at most."""
 
 REST: Final = 1.0
 """Seconds for which a lost node is asked last."""
@@ -33,6 +33,7 @@ class Endpoints:
                 split_address(address)
             except ConfigurationError as error:
                 raise ConfigurationError(f"endpoint {error.message}") from error
+        self._named = tuple(self.addresses)
         self.current = self.addresses[0]
         self._resting: dict[str, float] = {}
 
@@ -53,22 +54,28 @@ class Endpoints:
     def worked(self, address: str, *, after_failure: bool) -> None:
         """`address` answered as it should; if that was after another had failed, it is the one to stay with."""
         self._resting.pop(address, None)
-        if after_failure:
+        if after_failure and address in self.addresses:  # it may have been forgotten meanwhile
             self.current = address
 
     def lost(self, address: str, now: float) -> None:
         """`address` can't be reached."""
+        if address not in self.addresses:
+            return
         self._resting[address] = now + REST
         if address == self.current:
             self.current = self.pick({address}, now)
 
     def learn(self, addresses: Iterable[str]) -> None:
-        """Ask these, too, from now on; they come last."""
-        known = [*self.addresses, *(address for address in addresses if address)]
-        self.addresses = list(dict.fromkeys(known))[:MAX_ENDPOINTS]
+        """Ask these, too, from now on, after those that the caller named, and none that was learned before: members
+        come and go, and their addresses would gather."""
+        learned = list(dict.fromkeys(address for address in addresses if address))[:MAX_ENDPOINTS]
+        self.addresses = list(dict.fromkeys([*self._named, *learned]))
+        self._resting = {address: until for address, until in self._resting.items() if address in self.addresses}
+        if self.current not in self.addresses:
+            self.current = (learned or self.addresses)[0]
 
     def hint(self, leader: str) -> None:
-        """A server named `leader` as the one to ask. Only endpoints that the caller named are followed.
+        """A server named `leader` as the one to ask. Only endpoints that the caller named, or learned, are followed.
 
         The others may be out of reach from here, and who names one node wants that node's answers; it forwards.
         """

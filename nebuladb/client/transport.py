@@ -101,7 +101,7 @@ class Link:
 class Transport:
     """Sends requests to a cluster.
 
-    At most one channel an address, and at most `MAX_ENDPOINTS` addresses besides those that callers pin.
+    At most one channel an address that was ever asked. That to a member of before stays: calls may be under way on it.
     """
 
     def __init__(
