@@ -37,8 +37,7 @@ class Alarms:
     """Those that are raised now. One too many is dropped: there is enough to look at then."""
 
     def __init__(self) -> None:
-        self.on_raised: Callable[[Alarm], None] | None = None
-        """Called when an alarm is new; for the log."""
+        self._tell: Callable[[Alarm], None] | None = None
         self._raised: dict[tuple[AlarmKind, int, int, str], Alarm] = {}
 
     def raised(self, alarm: Alarm) -> None:
@@ -47,8 +46,14 @@ class Alarms:
         known = key in self._raised
         if known or len(self._raised) < MAX_ALARMS:
             self._raised[key] = alarm
-        if not known and self.on_raised is not None:
-            self.on_raised(alarm)
+        if not known and self._tell is not None:
+            self._tell(alarm)
+
+    def told(self, tell: Callable[[Alarm], None]) -> None:
+        """`tell` is called for each that is raised now, and for each new one; for the log."""
+        self._tell = tell
+        for alarm in self.all():
+            tell(alarm)
 
     def cleared(self, kind: AlarmKind, group: int = 0) -> None:
         """It isn't so any more, on whichever node. Idempotent."""

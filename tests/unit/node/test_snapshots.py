@@ -393,7 +393,7 @@ def test_damage_met_in_use_is_not_served_and_heals_by_a_snapshot() -> None:
     trio.node(follower).records.turn()
     flip(trio, follower)
     found, alarms = probe.hits["data damaged in use"], list[str]()
-    trio.node(follower).alarms_now.on_raised = lambda alarm: alarms.append(alarm.text)
+    trio.node(follower).alarms_now.told(lambda alarm: alarms.append(alarm.text))
     for number in range(5):
         put(trio, leader, b"%04d" % number, b"again")
     trio.until(lambda: trio.node(follower).snapshots.counts["received"] > 0, "a snapshot is in")
