@@ -152,6 +152,7 @@ LONE = 3
 """One seed in so many has ambushes and no other faults."""
 AMBUSHES = (
     "voters", "leaders", "revivals", "tails", "naps", "strays", "laggards", "halves", "echoes", "losses", "sleeps",
+    "handovers",
 )  # fmt: skip
 OLDER = 9
 """The first of them, which were drawn from before there were others: most seeds keep what they had."""

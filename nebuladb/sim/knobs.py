@@ -96,7 +96,7 @@ def small_options(rng: Random, core: Core) -> NodeOptions:
         retention=rng.choice((Retention(), Retention(Rule(revisions=3)), Retention(Rule(period=1_500)))),
         tail=TailLimits(entries=1, cut_entries=1) if ambush == "strays" else tail,
         stall=rng.choice((0, 300, 1_000)),
-        lease_reads=core.stream("lease reads").random() < LEASE_READS or ambush == "naps",
+        lease_reads=core.stream("lease reads").random() < LEASE_READS or ambush in ("naps", "handovers"),
         check=rng.choice((0, 500)),
     )
 

@@ -20,6 +20,7 @@ MOMENTS = {
     "echoes": "replies arrive under a successor",
     "losses": "loss behind an acknowledgement: voter",
     "sleeps": "all asleep while leases run",
+    "handovers": "leadership handed over under a lease",
 }
 
 

@@ -10,6 +10,7 @@ from nebuladb.ids import META_GROUP
 from nebuladb.kv.store import Store
 from nebuladb.node.node import Node
 from nebuladb.raft import Raft, StateRole
+from nebuladb.sim.ambush.handovers import Handovers
 from nebuladb.sim.ambush.losses import Losses
 from nebuladb.sim.ambush.moments import commits_after, leading, leads, lease_holds, patience
 from nebuladb.sim.ambush.scene import BEGUN_MS, LONGEST_MS, OVERTAKEN_MS, Scene
@@ -52,12 +53,14 @@ SLOW_VOTES_MS: Final = 60
 
 _Strike = Callable[[Place, int, Raft], None]
 
-NEW: Final[dict[str, type[Losses] | type[Sleeps]]] = {"losses": Losses, "sleeps": Sleeps}
+NEW: Final[dict[str, type[Losses] | type[Sleeps] | type[Handovers]]] = {
+    "losses": Losses, "sleeps": Sleeps, "handovers": Handovers,
+}  # fmt: skip
 """Kinds that are a class each, whose object lives for one ambush."""
 
 
 class Ambush:
-    """At times drawn from `Faults.ambush_every`, for a while, one of these, of `Losses` or of `Sleeps`:
+    """At times drawn from `Faults.ambush_every`, for a while, one of these, of `Losses`, `Sleeps` or `Handovers`:
 
     - voters: while a leader is cut off somebody else is elected; before it is heard from it dies, and so does its
       voter, whose vote is hardly on the disk, and the former leader stands in the same term. If the voter has
