@@ -8,7 +8,7 @@ from random import Random
 
 from nebuladb.errors import NebulaError, Outcome, StoreError, UnknownOutcome
 from nebuladb.kv.answer import Answer
-from nebuladb.kv.command import Command
+from nebuladb.kv.command import Command, Kind
 from nebuladb.kv.store import Store
 from nebuladb.sim.board import Board
 from nebuladb.sim.core import Core
@@ -87,6 +87,8 @@ class Actor:
 
     def _ask(self, command: Command, written: Written) -> None:
         """Send a write to some machine; `written` is called once."""
+        if command.kind == Kind.SESSION_OPEN:
+            self._board.opened[self.group] += 1
         timeout = self._timeout()
         waiting = True
 

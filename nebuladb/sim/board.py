@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from random import Random
 from typing import Protocol, TypeVar, cast
 
+from nebuladb.kv import sessions
 from nebuladb.kv.store import Store
 from nebuladb.sim.invariants.changes import Changes
 from nebuladb.sim.register import Register
@@ -37,6 +39,8 @@ class Board:
         self.facts: dict[tuple[int, str], Fact] = {}
         self.dropped: set[int] = set()
         """Groups of keyspaces that somebody asked to drop."""
+        self.opened: Counter[int] = Counter()
+        """Group → sessions that clients asked for."""
         self._told: dict[int, int] = {}
         self._writes: dict[tuple[int, int], str] = {}
         self._processes = 0
@@ -66,6 +70,11 @@ class Board:
         registers = self.registers[group]
         count = len(registers)
         return registers[max(rng.randrange(count), rng.randrange(count))]
+
+    def session_ended(self, group: int, who: str) -> None:
+        """`who` is told that its session has ended, which it didn't ask for: there was no room for all (S20)."""
+        opened, room = self.opened[group], vars(sessions)["MAX_SESSIONS"]  # which is small in some seeds
+        require(opened > room, f"group {group}, {who}: its session has ended; {opened} were opened, {room} have room")
 
     def told(self, group: int) -> int:
         """The highest revision that any client was told."""

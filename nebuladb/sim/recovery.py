@@ -22,6 +22,7 @@ from nebuladb.sim.machine import Machine
 from nebuladb.sim.violation import Violation, require
 from nebuladb.sim.workloads.hashes import Hashes
 from nebuladb.sim.workloads.history import History
+from nebuladb.sim.workloads.lease import TTL
 from nebuladb.sim.workloads.reclaimed import is_reclaimed
 from nebuladb.sim.workloads.steward import Steward
 from nebuladb.sim.workloads.watch import Observer
@@ -35,14 +36,14 @@ TIMEOUT_MS = 1_000
 ASK_AGAIN_MS = 4_000
 """Without the hash of some node. It takes more than a second where a node does little at a time, and each keeps few."""
 FOUNDED = {META_GROUP, DEFAULT_GROUP, ETCD_GROUP}
-SERVING: Final = ("puts succeed", "watches complete")
+SERVING: Final = ("puts succeed", "leases end", "watches complete")
 """The steps whose failure clients see, as a violation names them."""
 
 
 class Recovery:
-    """Steps: clients have their outcomes; a put on each keyspace through each node; all replicas as far as the leader;
-    a state hash at one index everywhere; all watches told all; all replicas level; what is compacted is deleted. Then
-    every node must show what clients may see, and `done` is set."""
+    """Steps: clients have their outcomes; a put on each keyspace through each node; leases that nobody renews end; all
+    replicas as far as the leader; a state hash at one index everywhere; all watches told all; all replicas level; what
+    is compacted is deleted. Then every node must show what clients may see, and `done` is set."""
 
     def __init__(self, core: Core, machines: Sequence[Machine], clients: Sequence[Actor], board: Board) -> None:
         self.done = False
@@ -60,6 +61,7 @@ class Recovery:
             self._keyspaces_are_settled,
             self._puts_begin,
             self._puts_succeed,
+            self._leases_end,
             self._caught_up,
             self._hashes_equal,
             self._watches_complete,
@@ -160,6 +162,20 @@ class Recovery:
 
     def _puts_succeed(self) -> bool:
         return not any(self._all[place].serves for place, _ in self._waits)
+
+    def _leases_end(self) -> bool:
+        """The short leases are over, since nobody renews them any more (S27): no leader knows of one."""
+        ended: set[int] = set()
+        for node in [machine.node for machine in self._machines if machine.node is not None]:
+            for group, data in node.groups.items():
+                replica = node.host.replicas.get(group)
+                if replica is None or replica.raft.role is not StateRole.LEADER:
+                    continue
+                lives = any(lease.ttl == TTL * 1_000 for lease in data.store.leases())
+                if lives or replica.applied < replica.raft.last_index:
+                    return False
+                ended.add(group)
+        return ended.issuperset(self._groups or FOUNDED)
 
     # --- the same state everywhere -----------------------------------------------------------------------------------
 

@@ -64,6 +64,7 @@ class SessionClient(Client):
                 self._core.scheduler.after(self._rng.randrange(RETRY_MS), self._attempt, command, written)
             elif outcome.reason == Reason.SESSION_EXPIRED:
                 self._session = 0
+                self._board.session_ended(self.group, self.name)
                 # Sent once, it was refused. Else one may have run before the session went, of which the other knows
                 # nothing any more.
                 written(outcome if self._sent == 1 else UnknownOutcome("the session expired under a repeated request"))

@@ -83,6 +83,7 @@ def result(oracle: str, violation: str = "x") -> Result:
         ("workloads.bank", "x", True),
         ("invariants.changes", "x", True),
         ("recovery", "1 ms after the last fault was mended this is not so: puts succeed; n1", True),
+        ("recovery", "1 ms after the last fault was mended this is not so: leases end; n1", True),
         ("recovery", "1 ms after the last fault was mended this is not so: level; n1", False),
         ("workloads.operator", "x", False),
         ("workloads.steward", "x", False),

@@ -7,7 +7,7 @@ import pytest
 from nebuladb.kv.answer import KeyValue, RangeResult
 from nebuladb.kv.watcher import Event, EventBatch
 from nebuladb.sim.faults import Faults
-from nebuladb.sim.invariants.changes import Changes
+from nebuladb.sim.invariants.changes import Asked, Changes
 from nebuladb.sim.invariants.changes import Event as Change
 from nebuladb.sim.linearizability.register import CompareAndSet, Read, Write
 from nebuladb.sim.probes import all_probes
@@ -20,7 +20,7 @@ from nebuladb.sim.workloads.set import Sets
 from nebuladb.sim.workloads.unique import Ids
 from nebuladb.sim.world import Result
 
-LOW, HIGH = b"\0", b"\xff"
+ALL, A = Asked(b"\0", b"\xff"), Asked(b"a", b"b")
 
 
 def test_registers_are_checked_and_the_prefix_is_shown() -> None:
@@ -84,7 +84,7 @@ class Published:
         known = changes._groups[9]
         for revision, key in revisions:
             known.revisions.append(revision)
-            known.events[revision] = (Change(key, deleted=False, version=1, value=b"v"),)
+            known.events[revision] = (Change(_key_value(revision, key), deleted=False),)
             known.highest = revision
 
 
@@ -92,26 +92,30 @@ class _Empty:
     revision = 1
 
 
+def _key_value(revision: int, key: bytes) -> KeyValue:
+    return KeyValue(key, revision, revision, 1, 0, b"v")
+
+
 def _batch(revision: int, key: bytes) -> EventBatch:
-    return EventBatch(revision, (Event(KeyValue(key, revision, revision, 1, 0, b"v"), deleted=False),))
+    return EventBatch(revision, (Event(_key_value(revision, key), deleted=False),))
 
 
 def test_a_watch_gets_every_event_once_in_order() -> None:
     changes = Changes()
     Published(changes, (2, b"a"), (3, b"b"), (4, b"a"))
-    changes.told(9, _batch(2, b"a"), 1, LOW, HIGH, "w")
-    changes.told(9, _batch(4, b"a"), 2, b"a", b"b", "w")
-    changes.complete(9, 2, 3, b"a", b"b", "w")
+    changes.told(9, _batch(2, b"a"), 1, ALL, 0, "w")
+    changes.told(9, _batch(4, b"a"), 2, A, 0, "w")
+    changes.complete(9, 2, 3, A, "w")
     with pytest.raises(Violation, match="never told of revision 3"):
-        changes.told(9, _batch(4, b"a"), 2, LOW, HIGH, "w")
+        changes.told(9, _batch(4, b"a"), 2, ALL, 0, "w")
     with pytest.raises(Violation, match="never told of revision 4"):
-        changes.complete(9, 3, 4, LOW, HIGH, "w")
+        changes.complete(9, 3, 4, ALL, "w")
     with pytest.raises(Violation, match="is told after 4"):
-        changes.told(9, _batch(4, b"a"), 4, LOW, HIGH, "w")
+        changes.told(9, _batch(4, b"a"), 4, ALL, 0, "w")
     with pytest.raises(Violation, match="before it was published"):
-        changes.told(9, _batch(5, b"a"), 4, LOW, HIGH, "w")
+        changes.told(9, _batch(5, b"a"), 4, ALL, 0, "w")
     with pytest.raises(Violation, match="it was"):
-        changes.told(9, _batch(3, b"a"), 2, LOW, HIGH, "w")
+        changes.told(9, _batch(3, b"a"), 2, ALL, 0, "w")
     changes.acknowledged(9, [2, 4], dropped=False)
     with pytest.raises(Violation, match="no replica published"):
         changes.acknowledged(9, [5], dropped=False)

@@ -6,6 +6,8 @@ from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 from nebuladb.errors import Compacted
+from nebuladb.kv.answer import KeyValue
+from nebuladb.kv.change import key_value
 from nebuladb.kv.store import Store
 from nebuladb.kv.watcher import EventBatch
 from nebuladb.sim.invariants.past import Contents, Past
@@ -13,12 +15,28 @@ from nebuladb.sim.violation import require
 
 
 class Event(NamedTuple):
-    """A change, as far as a watch tells it."""
+    """A change, as far as every watch tells it."""
 
-    key: bytes
+    kv: KeyValue
     deleted: bool
-    version: int
-    value: bytes
+
+
+class Asked(NamedTuple):
+    """What a watch asked for: the keys of [`low`, `high`), and how it wants to be told of them."""
+
+    low: bytes
+    high: bytes
+    prev_kv: bool = False
+    no_put: bool = False
+    no_delete: bool = False
+
+    def wanted(self, events: Iterable[Event]) -> tuple[Event, ...]:
+        """Those of a revision that it must be told."""
+        return tuple(
+            event
+            for event in events
+            if self.low <= event.kv.key < self.high and not (self.no_delete if event.deleted else self.no_put)
+        )
 
 
 class _Group:
@@ -62,7 +80,7 @@ class Changes:
                 known.events[revision] = ()
             if revision > known.past.since:
                 known.past.changed(change)
-            known.events[revision] += (Event(change.key, not record.version, record.version, record.value),)
+            known.events[revision] += (Event(key_value(change.key, record), not record.version),)
         known.highest = store.revision
         return [revision for revision in range(after + 1, store.revision + 1) if revision not in known.events]
 
@@ -77,8 +95,8 @@ class Changes:
         known = self._groups.get(group)
         return known.past.at(revision, low, high) if known else {}
 
-    def told(self, group: int, batch: EventBatch, after: int, low: bytes, high: bytes, where: str) -> None:
-        """A watch of [`low`, `high`) that had come to `after` is told `batch`."""
+    def told(self, group: int, batch: EventBatch, after: int, asked: Asked, floor: int, where: str) -> None:
+        """A watch that had come to `after` is told `batch`, by a node whose history begins at `floor`."""
         known = self._groups.get(group)
         where = f"group {group}, {where}"
         require(batch.revision > after, f"{where}: revision {batch.revision} is told after {after}")
@@ -87,17 +105,27 @@ class Changes:
             f"{where}: revision {batch.revision} is told before it was published",
         )
         assert known is not None
-        self._nothing_between(known, after, batch.revision, low, high, where)
-        events = tuple(Event(event.kv.key, event.deleted, event.kv.version, event.kv.value) for event in batch.events)
-        wanted = _wanted(known.events.get(batch.revision, ()), low, high)
+        self._nothing_between(known, after, batch.revision, asked, where)
+        events = tuple(Event(event.kv, event.deleted) for event in batch.events)
+        wanted = asked.wanted(known.events.get(batch.revision, ()))
         if batch.revision > known.floor:
             require(events == wanted, f"{where}: at revision {batch.revision} it is told {events}, it was {wanted}")
+        before = known.past.at(batch.revision - 1, asked.low, asked.high)
+        if before is None:
+            return
+        for event in batch.events:
+            was = before.get(event.kv.key) if asked.prev_kv else None
+            gone = event.previous is None and batch.revision <= floor
+            require(
+                gone or event.previous == was,
+                f"{where}: at revision {batch.revision} it is told {event}, before that it was {was}",
+            )
 
-    def complete(self, group: int, after: int, through: int, low: bytes, high: bytes, where: str) -> None:
+    def complete(self, group: int, after: int, through: int, asked: Asked, where: str) -> None:
         """A watch that had come to `after` says that it was told everything up to `through`."""
         known = self._groups.get(group)
         if known is not None:
-            self._nothing_between(known, after, through + 1, low, high, f"group {group}, {where}")
+            self._nothing_between(known, after, through + 1, asked, f"group {group}, {where}")
 
     def were(self, group: int, revision: int, content: Mapping[bytes, tuple[int, int, bytes]], where: str) -> None:
         """Somebody says that the whole `content` of the group at `revision` was this: key → (mod revision, version,
@@ -108,10 +136,10 @@ class Changes:
         for one in known.revisions:
             if one > revision:
                 break
-            for event in known.events[one]:
-                wanted.pop(event.key, None)
-                if not event.deleted:
-                    wanted[event.key] = one, event.version, event.value
+            for kv, deleted in known.events[one]:
+                wanted.pop(kv.key, None)
+                if not deleted:
+                    wanted[kv.key] = one, kv.version, kv.value
         found = {key: state for key, state in content.items() if state[0] > known.floor}
         wanted = {key: state for key, state in wanted.items() if state[0] > known.floor}
         require(found == wanted, f"{where}: it is {found}, it was {wanted}")
@@ -127,11 +155,7 @@ class Changes:
                 f"group {group}: a write was acknowledged at revision {revision}, where no replica published a change",
             )
 
-    def _nothing_between(self, known: _Group, after: int, before: int, low: bytes, high: bytes, where: str) -> None:
+    def _nothing_between(self, known: _Group, after: int, before: int, asked: Asked, where: str) -> None:
         for revision in range(max(after, known.floor) + 1, before):
-            missed = _wanted(known.events.get(revision, ()), low, high)
+            missed = asked.wanted(known.events.get(revision, ()))
             require(not missed, f"{where}: it was never told of revision {revision}: {missed}")
-
-
-def _wanted(events: tuple[Event, ...], low: bytes, high: bytes) -> tuple[Event, ...]:
-    return tuple(event for event in events if low <= event.key < high)

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from functools import cache, partial
 from typing import Final
 
-from nebuladb.errors import NebulaError, Outcome, Reason
-from nebuladb.kv.answer import Answer, LeaseResult, SessionResult
+from nebuladb.errors import NebulaError, Outcome, Reason, StoreError
+from nebuladb.kv.answer import Answer, KeyValue, LeaseResult, SessionResult
 from nebuladb.kv.command import Command, Kind
 from nebuladb.kv.limits import MAX_REQUEST_BYTES, MAX_TXN_OPERATIONS
 from nebuladb.kv.pin import Pin
@@ -16,14 +16,21 @@ from nebuladb.pb.nebula.v1 import kv_pb2, lease_pb2, session_pb2
 from nebuladb.sim.actor import Actor
 from nebuladb.sim.board import Board
 from nebuladb.sim.core import Core
+from nebuladb.sim.life import Written
 from nebuladb.sim.machine import Machine
 from nebuladb.sim.violation import require
-from nebuladb.sim.workloads.judge import JUDGED, Judge, stepped
+from nebuladb.sim.workloads.judge import JUDGED, SESSIONS, Judge, stepped
 from nebuladb.sim.workloads.requests import compact
 from nebuladb.sim.workloads.shapes import HIGH, LOW, Shapes
 
 PAGE: Final = 3
 MAX_PAGES: Final = 40
+KEPT: Final = 3
+"""Requests of a session whose answers the client says it lacks, though it has them."""
+REPEATED: Final = 0.15
+"""Share of a session's requests that are one of those again."""
+KEYS_ONLY: Final = 0.3
+MANY: Final = 1 << 30
 WRONG_TXNS: Final = 6
 """Kinds of transactions that are refused."""
 
@@ -35,6 +42,8 @@ class Explorer(Actor):
     def __init__(self, core: Core, machines: Sequence[Machine], board: Board, group: int, name: str) -> None:
         super().__init__(core, machines, board, group, name)
         self._session = self._sequence = self._lease = 0
+        self._kept: list[tuple[Command, Answer]] = []
+        """Of the session, in order; it must keep their answers."""
         self._wrong_commands = wrong_commands()
         self._shapes = Shapes(self._rng)
         self.judge = Judge(board.changes, group, name)
@@ -69,8 +78,15 @@ class Explorer(Actor):
         if not self._session:
             self._ask(command, settle)
             return
+        kept = self._kept = [one for one in self._kept[-KEPT:] if one[0].session == self._session]
+        if kept and self._rng.random() < REPEATED:
+            command, first = self._rng.choice(kept)
+            self._ask(command, partial(self._repeated, command, first))
+            return
         self._sequence += 1
-        numbered = command._replace(session=self._session, sequence=self._sequence, lowest=self._sequence)
+        lowest = kept[0][0].sequence if kept else self._sequence
+        numbered = command._replace(session=self._session, sequence=self._sequence, lowest=lowest)
+        keep = partial(self._keep, numbered, settle)
         if self._rng.random() < 0.5:
             answers: list[Answer] = []
 
@@ -83,11 +99,27 @@ class Explorer(Actor):
 
             def second(outcome: Answer | NebulaError) -> None:
                 twice(outcome)
-                settle(outcome)
+                keep(outcome)
 
             self._ask(numbered, second)
         else:
-            self._ask(numbered, settle)
+            self._ask(numbered, keep)
+
+    def _keep(self, command: Command, settle: Written, outcome: Answer | NebulaError) -> None:
+        """Its answer may be asked for again, unless the session took the request for none of its own."""
+        if isinstance(outcome, Answer):
+            if outcome.reason in SESSIONS:
+                self._kept.clear()
+            else:
+                self._kept.append((command, outcome))
+        settle(outcome)
+
+    def _repeated(self, command: Command, first: Answer, outcome: Answer | NebulaError) -> None:
+        """A request that was answered is answered the same, whatever the session was asked since (S20)."""
+        if isinstance(outcome, Answer) and outcome.reason != Reason.SESSION_EXPIRED:
+            same = outcome._replace(message=first.message) == first
+            require(same, f"group {self.group}, {self.name}: {command} is answered {outcome}, it had been {first}")
+        self._settle(outcome)
 
     def _settled(self, command: Command, floor: int, outcome: Answer | NebulaError) -> None:
         """What came of a write that may be judged; `floor` had been told when it was asked for."""
@@ -100,6 +132,8 @@ class Explorer(Actor):
         self._settle(outcome)
 
     def _settle(self, outcome: Answer | NebulaError) -> None:
+        if isinstance(outcome, Answer) and outcome.reason == Reason.SESSION_EXPIRED:
+            self._board.session_ended(self.group, self.name)
         if not isinstance(outcome, Answer) or outcome.reason == Reason.SESSION_EXPIRED:
             self._session = 0
         answer = self._done(outcome)
@@ -204,14 +238,44 @@ class Explorer(Actor):
 
     def _history(self, store: Store, _: Machine) -> None:
         """Reads of the past, and of a lease."""
+        key, one = self._shapes.key(), store.revision - self._rng.randrange(20)
+        some = store.revision + self._rng.randrange(-20, 2)
         try:
-            store.get(self._shapes.key(), store.revision - self._rng.randrange(20))
-            store.range(LOW, HIGH, revision=store.revision + self._rng.randrange(-20, 2), limit=2)
-            store.lease(self._lease, keys=True)
+            found = store.get(key, one)
+            self._was(store, one, key, key + b"\0", [found] if found else [])
+            kvs = store.range(LOW, HIGH, revision=some, limit=2).kvs
+            self._was(store, some, LOW, HIGH, kvs, limit=2)
+            self._leased(store)
+        except StoreError:
+            raise
         except NebulaError:
             self._failed()
         else:
             self._ok()
+
+    def _was(
+        self, store: Store, revision: int, low: bytes, high: bytes, found: Sequence[KeyValue], limit: int = MANY
+    ) -> None:
+        """`store` says that [`low`, `high`) began with `found` at `revision`; at or below 0: now."""
+        revision = revision if revision > 0 else store.revision
+        where = f"group {self.group}, {self.name}"
+        require(
+            store.floor <= revision <= store.revision,
+            f"{where}: revision {revision} is read where {store.floor} to {store.revision} are to be had",
+        )
+        contents = self._board.changes.contents(self.group, revision, low, high)
+        if contents is not None:
+            wanted = [contents[name] for name in sorted(contents)][:limit]
+            require([*found] == wanted, f"{where}: it reads {found} at revision {revision}, it was {wanted}")
+
+    def _leased(self, store: Store) -> None:
+        """What `store` says of the lease: its keys, and a time that is left."""
+        info = store.lease(self._lease, keys=True)
+        contents = self._board.changes.contents(self.group, store.revision, b"\0", b"\xff")
+        if info is not None and contents is not None:
+            keys = tuple(key for key in sorted(contents) if contents[key].lease == self._lease)
+            right = info.keys == keys and 0 <= info.remaining < info.ttl
+            require(right, f"group {self.group}, {self.name}: lease {self._lease} is {info}, its keys are {keys}")
 
     def _scan(self, store: Store, machine: Machine) -> None:
         """Page by page, over many turns, as one revision; pinned, or refused when that is compacted meanwhile (S24)."""
@@ -226,18 +290,20 @@ class Explorer(Actor):
     def _next_page(
         self, source: Pin | Store, machine: Machine, revision: int, low: bytes, count: int, expected: int, left: int
     ) -> None:
+        keys_only = self._rng.random() < KEYS_ONLY
         try:
             machine.store(self.group)
             if isinstance(source, Pin):
-                page = source.scan(low, b"\xff", limit=PAGE, keys_only=True)
+                page = source.scan(low, b"\xff", limit=PAGE, keys_only=keys_only)
             else:
-                page = source.scan(low, b"\xff", limit=PAGE, revision=revision)
+                page = source.scan(low, b"\xff", limit=PAGE, revision=revision, keys_only=keys_only)
         except NebulaError:  # compacted, or the machine or its replica is gone
             if isinstance(source, Pin):
                 source.close()
             self._failed()
             return
         count += len(page.kvs)
+        self._scanned(page.kvs, revision, low, page.cursor or b"\xff", keys_only=keys_only)
         if page.cursor and left:
             later = (source, machine, revision, page.cursor, count, expected, left - 1)
             self._core.scheduler.after(1 + self._rng.randrange(5), self._next_page, *later)
@@ -246,6 +312,14 @@ class Explorer(Actor):
             source.close()
         require(bool(page.cursor) or count == expected, f"{self.name}: a scan found {count} keys of {expected}")
         self._ok()
+
+    def _scanned(self, found: Sequence[KeyValue], revision: int, low: bytes, high: bytes, *, keys_only: bool) -> None:
+        """A page has all of [`low`, `high`), as it was at `revision`."""
+        contents = self._board.changes.contents(self.group, revision, low, high)
+        if contents is not None:
+            wanted = [contents[key]._replace(value=b"") if keys_only else contents[key] for key in sorted(contents)]
+            where = f"group {self.group}, {self.name}: from {low!r} at revision {revision}"
+            require([*found] == wanted, f"{where} a scan finds {found}, it was {wanted}")
 
 
 @cache

@@ -23,6 +23,8 @@ ROUNDING_MS: Final = 10
 LAST_MOMENT_MS: Final = (-100, 200)
 """Around the end of a lease as its holder knows it; the cluster's is later by what the answer took."""
 LOCK: Final = b"lock"
+LEASED: Final = b"lease/", b"lease0"
+"""The range of the keys that are attached besides."""
 
 
 class Lock:
@@ -54,7 +56,9 @@ class Lock:
         """Each was checked when it came."""
 
     def holds(self, store: Store) -> None:
-        """A lease may end at any time after its end."""
+        """All leases have ended, and with each all that was attached to it (S27)."""
+        left = [kv.key for kv in (*store.range(LOCK, b"").kvs, *store.range(*LEASED).kvs)]
+        require(not left, f"group {self._group}: {left} are there, and their leases have ended")
 
 
 class Leaseholder(Actor):
@@ -117,6 +121,7 @@ class Leaseholder(Actor):
             answer = self._done(outcome)
             if answer is not None:
                 assert isinstance(answer.result, LeaseResult)
+                require(answer.result.ttl == TTL, f"group {self.group}, {self.name}: it is granted {answer.result}")
                 self._lease = answer.result.lease
                 self._lived(sent)
                 self._ok()
@@ -158,7 +163,11 @@ class Leaseholder(Actor):
             if answer is None:
                 return
             assert isinstance(answer.result, LeaseResult)
-            if answer.result.ttl:
+            ttl = answer.result.ttl
+            if ttl:
+                require(
+                    ttl == TTL, f"group {self.group}, {self.name}: the renewal's TTL is {ttl} s, granted were {TTL}"
+                )
                 self._lived(sent)
             else:
                 self._gone("there is none to renew")
