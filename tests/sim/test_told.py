@@ -15,6 +15,7 @@ from nebuladb.kv.store import Store
 from nebuladb.kv.watch import WatchHub
 from nebuladb.kv.watcher import Event, EventBatch
 from nebuladb.node.applier import GroupData
+from nebuladb.node.meta import Meta
 from nebuladb.raft import StateRole
 from nebuladb.sim.board import Board
 from nebuladb.sim.core import Core
@@ -26,6 +27,7 @@ from nebuladb.sim.session_client import SessionClient
 from nebuladb.sim.trace import Trace
 from nebuladb.sim.violation import Violation
 from nebuladb.sim.workloads.explorer import Explorer
+from nebuladb.sim.workloads.keyspaces import Maker
 from nebuladb.sim.workloads.lease import LOCK, TTL, Lock
 from nebuladb.sim.workloads.watch import Observer
 from tests.unit.kv.helpers import GROUP, Log, compact, delete, finish, fresh, grant, put, revoke, run
@@ -236,3 +238,19 @@ def test_recovery_waits_for_the_end_of_leases_and_finds_what_they_left() -> None
     assert Recovery._leases_end(recovery)
     run(store, log, grant(9, TTL))
     assert not Recovery._leases_end(recovery)
+
+
+# --- recovery --------------------------------------------------------------------------------------------------------
+
+
+def test_who_began_a_drop_is_not_idle_before_it_is_done() -> None:
+    """Else the drop, whose outcome its asker doesn't know, might come when recovery counts on the groups."""
+    world = Core(1, Faults(churn_every=1), Trace())
+    maker = Maker(world, [], Board(Changes()), "maker", lambda _: None, lambda _: None)
+    maker.stopped, maker._dropping = True, "user1"
+    begun: list[bool] = []
+    for end in (maker._unknown, maker._ok):
+        end()
+        begun.append(maker.busy)
+        maker._finished(Meta())
+    assert begun == [True, False]

@@ -34,7 +34,8 @@ WRONG: Final = (
 
 
 class Maker(Actor):
-    """Makes `Faults.keyspaces` of them, and with `Faults.churn_every` drops one and makes another now and then.
+    """Makes `Faults.keyspaces` of them, and with `Faults.churn_every` drops one and makes another now and then. It
+    isn't idle before what it began is done: a step whose outcome nobody knows may come at any time.
 
     `made(group)` is told of each shard of a keyspace that is ready, `dropped(group)` before a drop is asked for.
     """
@@ -58,10 +59,24 @@ class Maker(Actor):
         self._dropping = ""
         self._ready: dict[str, list[int]] = {}
 
+    @property
+    def _wants(self) -> bool:
+        """Whether something is begun."""
+        return self._creating is not None or bool(self._dropping)
+
+    def _act(self) -> None:
+        if self._wants or not self.stopped:
+            self.busy = True
+            self._begin()
+
+    def _pause(self, longest: int) -> None:
+        super()._pause(longest)
+        self.busy = self._wants
+
     def _begin(self) -> None:
-        if self._creating is None and not self._dropping:
+        if not self._wants:
             self._wish()
-        if self._creating is None and not self._dropping:
+        if not self._wants:
             self._pause(IDLE_MS)
         else:
             self._look(self._looked)
