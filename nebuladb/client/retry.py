@@ -15,7 +15,11 @@ LONGEST_PAUSE: Final = 0.5
 """Seconds between two rounds over the endpoints: doubled each time, and half of it random."""
 
 SHARES: Final = 3
-"""A request that may be repeated gives one node this part of the time: one that hangs must not use it all up."""
+"""A request that may be repeated gives one node this part of the time: one that hangs must not use it all up. Of a write
+each try that took all of its time gives the next one a share more: where every disk is slow, who asks with no more
+patience than before only makes another log entry each time, which takes as long again."""
+SILENT: Final = 0.8
+"""A try took all of its time if it took this part of it."""
 
 LEAST: Final = 0.3
 LEAST_PART: Final = 5
@@ -96,6 +100,10 @@ class Attempts:
         self._tried: set[str] = set()
         self._pause = FIRST_PAUSE
         self._failed = False
+        self._silent = 0
+        """Tries that took all of their time, of a write."""
+        self._patience = 0.0
+        """From when on the present try is one of them."""
         self._doubt = False
         """An earlier attempt may have taken effect."""
         self._said: NebulaError | None = None
@@ -106,13 +114,15 @@ class Attempts:
         left = max(self._deadline - now, 0.001)
         address = self._pinned or self._endpoints.pick(self._tried, now)
         repeatable = self._kind is not Kind.WRITE and not self._pinned
-        seconds = min(left, self._timeout / SHARES) if repeatable else left
+        seconds = min(left, self._timeout / SHARES * (1 + self._silent)) if repeatable else left
+        self._patience = now + seconds * SILENT
         return Try(address, seconds, min(seconds, CONNECT), self._least())
 
     def worked(self, address: str, now: float) -> None:
         """The node answered. Of a stream: it made progress, so that time and pauses start afresh."""
         self._endpoints.worked(address, after_failure=self._failed and not self._pinned)
         self._failed = False
+        self._silent = 0
         self._deadline = now + self._timeout
         self._tried.clear()
         self._pause = FIRST_PAUSE
@@ -122,6 +132,7 @@ class Attempts:
         """Seconds to pause before `next`; raises the final `NebulaError` if there shall be none."""
         self._tried.add(address)
         self._failed = True
+        self._silent += self._kind is not Kind.READ and now >= self._patience
         if failure.lost:
             self._endpoints.lost(address, now)
         else:

@@ -31,8 +31,8 @@ loop that never waits, a thread that waits 0.2 ms for the disk came round 1,150 
 sixth less below. So 0.5 ms."""
 GC_THRESHOLDS: Final = (10_000, 20, 5)
 """Thousand requests in flight are some thousand new containers; a young collection of 10,000 takes 0.3 ms and meets
-mostly dead ones. What is kept in numbers, records and log entries, is kept as bytes, which none of them looks at. A full
-one is due after a million containers that stayed: three million took it five seconds."""
+mostly dead ones. What is kept in numbers, records and log entries, is kept as bytes, which none of them looks at. A
+full one is due after a million containers that stayed: three million took it five seconds."""
 SCHEDULER: Final = "/proc/thread-self/schedstat"
 """Linux: nanoseconds on a core, nanoseconds that the thread was ready and had none, and slices."""
 COLLECTOR: Final = "collector"
