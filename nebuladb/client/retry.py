@@ -15,9 +15,9 @@ LONGEST_PAUSE: Final = 0.5
 """Seconds between two rounds over the endpoints: doubled each time, and half of it random."""
 
 SHARES: Final = 3
-"""A request that may be repeated gives one node this part of the time: one that hangs must not use it all up. Of a write
-each try that took all of its time gives the next one a share more: where every disk is slow, who asks with no more
-patience than before only makes another log entry each time, which takes as long again."""
+"""A request that may be repeated gives one node this part of the time: one that hangs must not use it all up. Of a
+write each try that took all of its time gives the next one a share more: where every disk is slow, who asks with no
+more patience than before only makes another log entry each time, which takes as long again."""
 SILENT: Final = 0.8
 """A try took all of its time if it took this part of it."""
 

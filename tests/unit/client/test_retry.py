@@ -77,7 +77,7 @@ def test_a_node_that_hangs_gets_a_share_of_the_time() -> None:
 @pytest.mark.parametrize("kind", [Kind.ONCE, Kind.AGAIN])
 def test_of_a_write_that_is_slow_everywhere_the_second_try_has_the_rest_of_the_time(kind: Kind) -> None:
     """Three of a third each would all be broken off, each for an entry more in a log that is slow already."""
-    attempts = _attempts(kind, "a", "b", "c", timeout=6.0)
+    attempts = _attempts(kind, timeout=6.0)
     first = attempts.next(100.0)
     assert first.seconds == pytest.approx(2.0)
     attempts.failed(first.address, LOST, 102.0)
@@ -85,7 +85,7 @@ def test_of_a_write_that_is_slow_everywhere_the_second_try_has_the_rest_of_the_t
 
 
 def test_a_try_that_failed_at_once_leaves_the_next_its_share() -> None:
-    attempts = _attempts(Kind.ONCE, "a", "b", "c", timeout=6.0)
+    attempts = _attempts(Kind.ONCE, timeout=6.0)
     attempts.failed(attempts.next(100.0).address, LOST, 100.1)
     assert attempts.next(100.1).seconds == pytest.approx(2.0)
 
