@@ -2,8 +2,9 @@
 
 A fresh node says Hello to every node of its ``--initial-cluster`` until every one answered: silence is not "fresh", and
 one that has data may remember votes of a node that this one replaces (S14). When all are fresh and were told the same,
-the one with the least name draws the cluster id and writes the founding document; the others fetch it. A crash anywhere
-repeats the asking.
+the one with the least name asks all once more, in one round: one that answered long ago may have been emptied since,
+and would never get the document, which lists it under its former id. If all still say the same, it draws the cluster id
+and writes the founding document; the others fetch it. A crash anywhere repeats the asking.
 """
 
 from __future__ import annotations
@@ -43,6 +44,8 @@ class FreshNode:
         self.members = dict(members)
         self._hash = initial_cluster_hash(members)
         self._replies: dict[str, Hello] = {}
+        self._confirmed: set[str] = set()
+        """Of the founder: who said the same again in the round that is under way."""
 
     def hello(self) -> Hello:
         """What this node says of itself."""
@@ -52,6 +55,17 @@ class FreshNode:
     def silent(self) -> list[str]:
         """Names of those who haven't answered yet."""
         return sorted(set(self.members) - set(self._replies) - {self.identity.name})
+
+    @property
+    def unheard(self) -> list[str]:
+        """Names of those to be asked next: who hasn't answered; once all have, who hasn't confirmed it."""
+        if self.silent or min(self.members) != self.identity.name:
+            return self.silent
+        return sorted(set(self.members) - self._confirmed - {self.identity.name})
+
+    def missed(self) -> None:
+        """Somebody didn't answer, so the founder's last round begins anew: what the others said is of before."""
+        self._confirmed.clear()
 
     def replied(self, name: str, reply: Hello) -> None:
         """`name` answered. Raises `IdentityError` if this node must not go on; the text says what to do."""
@@ -80,6 +94,10 @@ class FreshNode:
             raise IdentityError(
                 f"{name} was started with another --initial-cluster; give every node the same names and peer addresses"
             )
+        if self._replies.get(name) == reply and not self.silent:
+            self._confirmed.add(name)
+        else:
+            self._confirmed.clear()
         self._replies[name] = reply
 
     def forget(self, name: str) -> None:
@@ -91,8 +109,8 @@ class FreshNode:
         for name in sorted(self._replies):
             if self._replies[name].has_data:
                 return Step.FETCH, name
-        if self.silent:
-            return Step.ASK, self.silent[0]
+        if self.unheard:
+            return Step.ASK, self.unheard[0]
         founder = min(self.members)
         return (Step.FOUND if founder == self.identity.name else Step.FETCH), founder
 

@@ -110,6 +110,8 @@ class Peers:
         loop = asyncio.get_running_loop()
         while True:
             await self._ask(fresh, transport)
+            if not fresh.silent:
+                await self._ask(fresh, transport)
             step, name = fresh.next()
             if step is Step.FOUND:
                 founding = fresh.found(secrets.randbits(63) | 1)
@@ -123,7 +125,7 @@ class Peers:
                 fresh.accept(founding)
             else:
                 if loop.time() - reminded >= REMIND_SECONDS:
-                    self._log.info("waiting for the other founding nodes", silent=fresh.silent)
+                    self._log.info("waiting for the other founding nodes", silent=fresh.unheard)
                     reminded = loop.time()
                 await asyncio.sleep(ASK_SECONDS)
                 continue
@@ -135,14 +137,15 @@ class Peers:
             return founding
 
     async def _ask(self, fresh: FreshNode, transport: PeerTransport) -> None:
-        """Say Hello to everyone who hasn't answered."""
-        silent = fresh.silent
+        """Say Hello to everyone who is to be asked, in one round."""
+        names = fresh.unheard
         hello = fresh.hello()
         request = pb.HelloRequest(
             node_id=hello.node, name=hello.name, initial_cluster_hash=hello.initial_cluster_hash, has_data=False
         )
-        calls = [transport.hello(fresh.members[name], request) for name in silent]
-        for name, reply in zip(silent, await asyncio.gather(*calls, return_exceptions=True), strict=True):
+        calls = [transport.hello(fresh.members[name], request) for name in names]
+        lost = False
+        for name, reply in zip(names, await asyncio.gather(*calls, return_exceptions=True), strict=True):
             if isinstance(reply, pb.HelloResponse):
                 fresh.replied(
                     name,
@@ -155,8 +158,12 @@ class Peers:
                         reply.known_node_id,
                     ),
                 )
-            elif not isinstance(reply, grpc.aio.AioRpcError):
+            elif isinstance(reply, grpc.aio.AioRpcError):
+                lost = True
+            else:
                 raise reply
+        if lost:
+            fresh.missed()
 
     async def _fetch(self, fresh: FreshNode, name: str, transport: PeerTransport) -> bytes:
         request = pb.FoundRequest(node_id=self.identity.node, name=self.identity.name)
