@@ -54,8 +54,8 @@ def save(settings: Settings, file: Path, since: Path | None) -> None:
     if since is not None:
         if any(path.exists() and path.samefile(since) for path in (file, draft)):
             raise ConfigurationError(
-                f"{file}: it would take the place of {since}, on which it builds, and couldn't be restored; name another "
-                "file"
+                f"{file}: it would take the place of {since}, on which it builds, and couldn't be restored: name "
+                "another file"
             )
         reader, parts = _checked(since)
         request.since_cluster, request.since_name = reader.manifest.cluster, reader.name
