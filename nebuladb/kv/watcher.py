@@ -90,7 +90,8 @@ class Watcher:
         self._events_limit = outbox_events
         self._bytes_limit = outbox_bytes
         self._share = share or Share(outbox_bytes)
-        self._on_ready = on_ready
+        self.on_ready = on_ready
+        """Whoever made it takes it away when all is over: it may know what the watcher is known by."""
         self._outbox: list[EventBatch] = []
         self._count = 0
         self._size = 0
@@ -163,8 +164,8 @@ class Watcher:
         self._wake()
 
     def _wake(self) -> None:
-        if self._on_ready is not None:
-            self._on_ready()
+        if self.on_ready is not None:
+            self.on_ready()
 
 
 def _size(event: Event) -> int:

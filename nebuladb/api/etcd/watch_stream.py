@@ -98,8 +98,7 @@ class WatchStream:
             case "cancel_request":
                 watch = self._watches.pop(request.cancel_request.watch_id, None)
                 if watch is not None:
-                    self._hub.remove(watch.watcher)
-                    watch.dead = True
+                    self._end(watch)
                     self._say(pb.WatchResponse(watch_id=watch.id, canceled=True))
             case "progress_request":
                 self._asked = min(self._asked + 1, MAX_CONTROL)
@@ -287,6 +286,7 @@ class WatchStream:
     def _end(self, watch: Watch) -> None:
         watch.dead = True
         self._hub.remove(watch.watcher)
+        watch.watcher.on_ready = None  # it knows the watch and this stream: they would be left to the collector
 
     def close(self) -> None:
         """Forget all watches."""
