@@ -66,7 +66,8 @@ def replace_step(meta: Meta, old: str, name: str, peer: str, node: int) -> bytes
         _alone(meta, replaced)
     taken = next((one for one in meta.nodes.values() if one.replaces == replaced.node), None)
     if taken is not None:
-        raise ChangeRefused(f"node {taken.name!r} replaces {old!r} already; start it, or remove it first")
+        how = f"replace it: `nebula-cli member replace {taken.name}`" if taken.claim else "remove it first"
+        raise ChangeRefused(f"node {taken.name!r} replaces {old!r} already; start it, or {how}")
     return _issue(meta, NodeRecord(node, name, peer, state=NodeState.JOINING, replaces=replaced.node))
 
 
@@ -322,9 +323,10 @@ def _check_peer(peer: str) -> None:
 
 
 def _alone(meta: Meta, record: NodeRecord) -> None:
-    """One change at a time: of two that lose a node each, a group of three would not survive the first failure."""
+    """One change at a time: of two that lose a node each, a group of three would not survive the first failure. A node
+    that dies on its way may be replaced: whom it replaces leaves by the same change then."""
     for other in sorted(meta.nodes.values()):
-        if other.node != record.node and (
+        if other.node not in (record.node, record.replaces) and (
             other.state is NodeState.LEAVING or (is_joining(other) and not other.learner)
         ):
             raise ChangeRefused(

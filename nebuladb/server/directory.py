@@ -14,6 +14,7 @@
 
 from __future__ import annotations
 
+import re
 import secrets
 import shutil
 from pathlib import Path
@@ -34,6 +35,12 @@ from nebuladb.storage.log import LogStore
 from nebuladb.storage.rocks import RocksEngine, RocksMemory
 
 VOTING: Final = "voting"
+LIFE: Final = re.compile(rb"[0-9a-f]{16}\n")
+"""What is in it, once that is known; else nothing."""
+ANOTHER_VOTING: Final = (
+    "if its cluster wasn't restored from a backup since this node was last in it, copy the file from another node, or "
+    "make it an empty one if there is no other; else empty the directory and restore this node, too"
+)
 DAMAGED: Final = "data.damaged"
 """Where a data store that can't be used is kept, for whoever wants to look into it: the last one."""
 
@@ -180,14 +187,9 @@ class DataDirectory:
         is behind, until somebody tells this node what is committed, and who may is the question."""
         file = self.path / VOTING
         text = file.read_bytes() if file.exists() else b""
-        try:
-            return int(text, 16) if text else 0
-        except ValueError as error:
-            raise IdentityError(
-                f"{file} is damaged; if its cluster wasn't restored from a backup since this node was last in it, copy "
-                "the file from another node, or make it an empty one if there is no other; else empty the directory "
-                "and restore this node, too"
-            ) from error
+        if text and not LIFE.fullmatch(text):
+            raise IdentityError(f"{file} is damaged; {ANOTHER_VOTING}")
+        return int(text, 16) if text else 0
 
     def keep_life(self, life: int) -> None:
         """What `life` is to say from now on. Raises `StoreError` or `DiskFull`."""

@@ -185,7 +185,7 @@ class Peers:
             name=answer.name,
             initial_cluster_hash=answer.initial_cluster_hash,
             has_data=answer.has_data,
-            known_node_id=answer.known_node or self._known(request.name),
+            known_node_id=self._known(request.name) or (0 if answer.known_node in meta.removed else answer.known_node),
             removed=request.node_id in meta.removed,
             peers=[pb.PeerAddress(node_id=one.node, address=one.peer_address) for one in meta.nodes.values() if ours],
         )

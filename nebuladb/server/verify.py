@@ -21,7 +21,7 @@ from nebuladb.node.identity import Founding, Identity
 from nebuladb.node.joined import FILE as JOINED
 from nebuladb.node.joined import Joined
 from nebuladb.node.registry import GroupState, RegistryRow
-from nebuladb.server.directory import VOTING
+from nebuladb.server.directory import ANOTHER_VOTING, LIFE, VOTING
 from nebuladb.storage.lock import DirectoryLock
 from nebuladb.storage.log import LogStore
 from nebuladb.storage.rocks import RocksEngine, examine_log
@@ -81,6 +81,10 @@ def _documents(path: Path) -> Iterator[Finding]:
             yield Finding(name, text, "restore it from a backup of this very directory; else replace the member")
             continue
         yield Finding(name)
+    voting = path / VOTING
+    if voting.exists():
+        text = voting.read_bytes()
+        yield Finding(VOTING) if not text or LIFE.fullmatch(text) else Finding(VOTING, "it is damaged", ANOTHER_VOTING)
     if clusters.get("identity.json") and not any((path / name).exists() for name in ("founding.json", JOINED)):
         yield Finding(
             f"founding.json or {JOINED}",

@@ -105,6 +105,15 @@ def test_a_directory_that_was_left_in_order_is_sound_and_stays_as_it_was(copy: P
     assert {name for name in changed if not name.startswith("LOG")} == set()
 
 
+def test_a_file_voting_with_which_the_node_would_not_start(copy: Path) -> None:
+    assert problems(copy) == []
+    for damaged in (b"garbled\n", b"-000000000000001\n", b"00\n"):
+        (copy / "voting").write_bytes(damaged)
+        assert problems(copy) == ["voting: it is damaged"]
+    (copy / "voting").write_bytes(b"")
+    assert problems(copy) == []
+
+
 @pytest.mark.parametrize("name", ["identity.json", "founding.json"])
 def test_a_flipped_byte_in_a_document(copy: Path, name: str) -> None:
     flip(copy / name, 20)

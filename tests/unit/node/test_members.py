@@ -158,6 +158,29 @@ def test_a_dead_node_is_replaced_by_one_joint_change() -> None:
     put(trio, b"more", 1)
 
 
+def test_a_node_that_dies_while_it_replaces_another_is_replaced_itself() -> None:
+    """The refusal named the node that was leaving as the one to wait for, or to remove."""
+    trio = Trio()
+    trio.start()
+    trio.founded()
+    trio.crash(0)
+    trio.run(3_000)
+    trio.drive(1, lambda meta: replace_step(meta, "n1", "y", "y:2", 77))
+    dead = trio.join("y", 1)
+    trio.crash(dead)
+    with pytest.raises(ChangeRefused, match="'y' replaces 'n1' already; start it, or replace it"):
+        replace_step(trio.node(1).meta, "n1", "z", "z:2", 78)
+    with pytest.raises(ChangeRefused, match="another change"):
+        replace_step(trio.node(1).meta, "n2", "z", "z:2", 78)
+    trio.drive(1, lambda meta: replace_step(meta, "y", "z", "z:2", 78))
+    place = trio.join("z", 1)
+    for gone in (0, dead):
+        trio.until(lambda gone=gone: trio.state(gone, 1) is NodeState.REMOVED, "removed")  # type: ignore[misc]
+    trio.until(lambda: trio.state(place, 1) is NodeState.MEMBER, "a member")
+    are(trio, (1, 2, place))
+    put(trio, b"after", place)
+
+
 def test_a_joint_configuration_is_left_after_a_hand_over_that_failed() -> None:
     """It came into force while leadership was being handed over, and nobody thought of it afterwards."""
     trio = Trio()

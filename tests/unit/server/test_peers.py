@@ -176,6 +176,9 @@ def test_a_hello_tells_who_was_removed_and_where_the_others_are(ours: Peers) -> 
     told = ours.hello(pb.HelloRequest(cluster_id=7, node_id=12, name="n2", has_data=True))
     assert told.removed
     assert [(peer.node_id, peer.address) for peer in told.peers] == [(11, "a:1")]
+    # It was a founder: now its name is free, and it is added under a new id, not replaced.
+    assert ours.hello(pb.HelloRequest(node_id=22, name="n2")).known_node_id == 0
+    assert ours.hello(pb.HelloRequest(node_id=22, name="n1")).known_node_id == 11
     stranger = ours.hello(pb.HelloRequest(cluster_id=8, node_id=13, name="n3"))
     assert (stranger.removed, list(stranger.peers)) == (False, [])
 
