@@ -36,6 +36,11 @@ class Clock(Protocol):
     def call_later(self, delay: float, callback: Callable[[], None], /) -> Any: ...
 
 
+def ending(context: Any) -> Callable[[], None] | None:
+    """What ends a handler's call at once, and frees what its transport holds; ``grpc.aio`` has nothing that does."""
+    return getattr(context, "drop", None)
+
+
 class Delivery:
     """One stream's deliveries, one after the other. `end`, if there is one, ends the stream at once, and frees what the
     transport holds of it; it may not call back."""

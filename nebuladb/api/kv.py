@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Iterable
 from typing import Any
 
 from nebuladb.api.backend import Backend, key_value, parse, session_fields
+from nebuladb.api.deliveries import ending
 from nebuladb.api.scan import scan
 from nebuladb.api.watch import watch
 from nebuladb.errors import (
@@ -120,7 +121,7 @@ class KVService:
     async def Watch(self, raw: bytes, context: Any) -> AsyncIterator[bytes]:
         request = parse(pb.WatchRequest, raw)
         check.key(request.key)
-        async for response in watch(self._backend, request):
+        async for response in watch(self._backend, request, ending(context)):
             yield response.SerializeToString()
 
     def _sole_shard(self, request: pb.TxnRequest) -> Descriptor:

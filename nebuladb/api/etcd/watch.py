@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from typing import Any
 
+from nebuladb.api.deliveries import ending
 from nebuladb.api.etcd.face import Face
 from nebuladb.api.etcd.watch_stream import WatchStream
 
@@ -19,7 +20,7 @@ class WatchService:
     async def Watch(self, requests: AsyncIterator[bytes], context: Any) -> AsyncIterator[bytes]:
         face = self._face
         shard = await face.settled(context)
-        stream = WatchStream(face, shard)
+        stream = WatchStream(face, shard, end=ending(context))
         with face.leadership.required(context, shard.group, stream.fail):
             # A client that has said all it wants goes on to be told: the end of its requests ends nothing.
             listening = asyncio.create_task(stream.listen(requests), name="watch requests")

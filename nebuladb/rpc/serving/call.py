@@ -68,6 +68,12 @@ class Call(Exchange, grpc.aio.ServicerContext[Any, Any]):
         self.end(code, details)
         raise grpc.aio.AbortError("the call was aborted")
 
+    def drop(self) -> None:
+        """End the call, of which the client doesn't take what it is sent, at once, and free that. The client sees a
+        reset, INTERNAL."""
+        if not self.over:
+            self.connection.drop(self.stream)
+
     async def abort_with_status(self, status: grpc.Status) -> NoReturn:
         """`abort` with what a ``grpc.Status`` says (``grpc_status.rpc_status.to_status``)."""
         await self.abort(status.code, status.details, tuple(status.trailing_metadata or ()))

@@ -217,6 +217,22 @@ class Outgoing(asyncio.Protocol):
         else:
             call.fail(StatusError(grpc.StatusCode.RESOURCE_EXHAUSTED, why, UNDONE))
 
+    def _reset(self, stream: Stream) -> None:
+        # Not CANCEL: clients take that for their own doing, and their watches end instead of going on.
+        self.http2.reset(stream, ErrorCode.INTERNAL_ERROR)
+        if stream.owner is not None:
+            stream.owner.lost()
+        self.touched()
+
+    def drop(self, stream: Stream) -> None:
+        """Give up a stream whose peer doesn't take what it is sent, and free that. What the transport holds can't be
+        taken back: where it takes nothing either, the whole connection goes."""
+        if self.paused:
+            probe("rpc: a connection that takes nothing is given up for others")
+            self._transport.abort()
+        else:
+            self._reset(stream)
+
     def released(self, call: Exchange) -> None:
         """A call's handler has returned."""
         self.calls -= 1
@@ -297,11 +313,7 @@ class Outgoing(asyncio.Protocol):
                     held[stream] = (now, stream.waiting)
                     continue
                 del held[stream]
-                # Not CANCEL: clients take that for their own doing, and their watches end instead of going on.
-                self.http2.reset(stream, ErrorCode.INTERNAL_ERROR)
-                if stream.owner is not None:
-                    stream.owner.lost()
-                self.touched()
+                self._reset(stream)
 
     def _sweep_gathering(self, now: float, gathering: dict[Exchange, tuple[float, int]]) -> None:
         limits = self.limits

@@ -43,6 +43,8 @@ class Context:
         self._peer = peer
         self._callbacks: list[Callable[[Any], Any]] = []
         self._done = self._cancelled = False
+        self.drop: Callable[[], None] | None = None
+        """Ends the call at once, with its connection."""
         self.status: tuple[grpc.StatusCode, str] | None = None
         """What the handler ended the call with; None: it has not said."""
 

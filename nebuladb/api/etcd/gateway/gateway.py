@@ -155,6 +155,7 @@ class Gateway:
         try:
             reader = Reader(method.request, connection.take().decode())
             context = Context(request.headers, connection.peer)
+            context.drop = connection.abort
             if method.handler.response_streaming:
                 await self._stream(method, reader, context, connection)
             else:

@@ -6,6 +6,8 @@ import asyncio
 from collections.abc import AsyncIterator
 from typing import Any
 
+import grpc
+import grpc.aio
 import pytest
 
 from nebuladb.api import watch as native
@@ -15,7 +17,7 @@ from nebuladb.api.etcd.watch_stream import WatchStream
 from nebuladb.pb.etcd import watch_pb2 as pb
 from nebuladb.pb.nebula.v1 import kv_pb2
 from tests.unit.api.etcd.faced import Faced
-from tests.unit.api.etcd.streams import create
+from tests.unit.api.etcd.streams import Both, create, watching
 from tests.unit.api.hands import Hands
 from tests.unit.node.lone import SECONDS
 
@@ -92,3 +94,28 @@ async def test_who_takes_nothing_is_ended_when_others_wait(kind: type[Etcd | Nat
     await other.close()
     assert deliveries.used == 0
     assert clock.idle
+
+
+async def read_on(stream: Both) -> None:
+    while True:
+        await stream.next()
+
+
+async def test_a_client_that_does_not_read_is_told_to_go_on_by_itself(etcd: Faced) -> None:
+    clock = Hands()
+    etcd.backend.deliveries = Deliveries(1, clock)
+    async with watching(etcd) as idle, watching(etcd) as other:
+        for stream in (idle, other):
+            stream.send(create())
+            assert (await stream.next()).created
+        for _ in range(4):
+            await etcd.set(b"k", VALUE)
+            waiting = asyncio.create_task(other.next())
+            async with asyncio.timeout(SECONDS):
+                while not waiting.done():
+                    await asyncio.sleep(0)
+                    clock.pass_by(0.1)
+            assert (await waiting).events
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await read_on(idle)
+        assert caught.value.code() is grpc.StatusCode.INTERNAL, "on which etcd's clients resume a watch"
