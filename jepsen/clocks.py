@@ -49,6 +49,13 @@ class Clocks:
         draft.write_text(f"+{self._offsets[node]}s\n")
         draft.replace(self._file(node))
 
+    def moves(self, pid: int) -> bool:
+        """Whether the library is in that process. Where the loader refuses it, the process runs on without it."""
+        try:
+            return self._library is not None and str(self._library.resolve()) in Path(f"/proc/{pid}/maps").read_text()
+        except OSError:
+            return False
+
     def _file(self, node: int) -> Path:
         return self._directory / f"n{node + 1}.clock"
 

@@ -41,8 +41,8 @@ class Op:
     error: str = ""
 
 
-TOLD: Final = frozenset({"event", "broken"})
-"""What a watch was told, which no client asked for."""
+TOLD: Final = frozenset({"watch", "event", "broken"})
+"""That there is a watch, and what it was told: nothing that a client asked for and waited for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,9 +70,9 @@ class History:
         """It has ended."""
         self.ops.append(op)
 
-    def count(self, outcome: Outcome) -> int:
-        """Operations that ended so."""
-        return sum(op.outcome is outcome and op.f not in TOLD for op in self.ops)
+    def count(self, outcome: Outcome, since: int = 0) -> int:
+        """Operations that ended so, of those that began at `since` (ns) or later."""
+        return sum(op.outcome is outcome and op.call >= since and op.f not in TOLD for op in self.ops)
 
 
 def write(ops: Iterable[Op], path: Path) -> None:

@@ -41,6 +41,8 @@ class Loopback(Network):
         self._blocked = NOBODY
         self._delay: Delay | None = None
         self._changed = asyncio.Event()
+        self._held = self._slowed = 0
+        """Chunks, since the last change."""
         self._pid: Callable[[int], int | None] = lambda _: None
 
     def watch(self, pid: Callable[[int], int | None]) -> None:
@@ -67,13 +69,17 @@ class Loopback(Network):
         if self._ports is not None:
             self._ports.close()
 
-    async def block(self, pairs: Pairs) -> None:
+    async def block(self, pairs: Pairs) -> int:
+        held, self._held = self._held, 0
         self._blocked = pairs
         self._changed.set()
         self._changed = asyncio.Event()
+        return held
 
-    async def delay(self, delay: Delay | None) -> None:
+    async def delay(self, delay: Delay | None) -> int:
+        slowed, self._slowed = self._slowed, 0
         self._delay = delay
+        return slowed
 
     def _acceptor(self, node: int, target: str) -> Callable[[asyncio.StreamReader, asyncio.StreamWriter], None]:
         def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -119,6 +125,7 @@ class Loopback(Network):
                 due, data = await under_way.get()
                 await asyncio.sleep(due - loop.time())
                 while way in self._blocked:
+                    self._held += 1
                     await self._changed.wait()
                 sink.write(data)
                 await sink.drain()
@@ -141,6 +148,7 @@ class Loopback(Network):
         delay = self._delay
         if delay is None:
             return 0.0
+        self._slowed += 1
         seconds = (delay.ms + self._rng.uniform(-delay.jitter_ms, delay.jitter_ms)) / 1000
         if self._rng.random() < delay.loss:
             seconds += self._rng.uniform(*RETRANSMISSION)

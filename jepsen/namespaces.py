@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -82,6 +83,8 @@ class Namespaces(Network):
 
     def __init__(self, nodes: int) -> None:
         self._nodes = nodes
+        self._blocked = NOBODY
+        self._delay: Delay | None = None
 
     async def open(self) -> list[Addresses]:
         # Names of namespaces are files; ours must not be seen, nor stay, outside.
@@ -111,27 +114,43 @@ class Namespaces(Network):
     def prefix(self, node: int) -> Sequence[str]:
         return ("nsenter", f"--net={SPACES}/{_name(node)}", "--")
 
-    async def block(self, pairs: Pairs) -> None:
+    async def block(self, pairs: Pairs) -> int:
+        held = 0
         for node in range(self._nodes):
+            if self._blocked:
+                held += packets(await self._inside(node, "nft", "list", "table", "inet", TABLE))
             await self._inside(node, "nft", "-f", "-", given=rules(node, pairs))
+        self._blocked = pairs
+        return held
 
-    async def delay(self, delay: Delay | None) -> None:
+    async def delay(self, delay: Delay | None) -> int:
+        slowed = 0
         for node in range(self._nodes):
+            if self._delay is not None:
+                slowed += packets(await self._inside(node, "tc", "-s", "qdisc", "show", "dev", "eth0"))
             await self._inside(node, *discipline(delay))
+        self._delay = delay
+        return slowed
 
-    async def _inside(self, node: int, *command: str, given: str = "") -> None:
-        await _run(*self.prefix(node), *command, given=given)
+    async def _inside(self, node: int, *command: str, given: str = "") -> str:
+        return await _run(*self.prefix(node), *command, given=given)
 
 
 def rules(node: int, pairs: Pairs = NOBODY) -> str:
     """What node's nftables are told, in one transaction: whom it does not hear."""
     sources = sorted(_host(source) for source, target in pairs if target == node)
-    drop = f"ip saddr {{ {', '.join(sources)} }} drop;" if sources else ""
+    drop = f"ip saddr {{ {', '.join(sources)} }} counter drop;" if sources else ""
     return (
         f"table inet {TABLE}\n"
         f"delete table inet {TABLE}\n"
         f"table inet {TABLE} {{ chain input {{ type filter hook input priority 0; policy accept; {drop} }}; }}\n"
     )
+
+
+def packets(said: str) -> int:
+    """How many were dropped or slowed, by what nft or tc says of its one rule."""
+    found = re.search(r"counter packets (\d+)", said) or re.search(r"Sent \d+ bytes (\d+) pkt", said)
+    return int(found[1]) if found else 0
 
 
 def discipline(delay: Delay | None) -> tuple[str, ...]:
@@ -152,15 +171,16 @@ def _host(node: int) -> str:
     return f"10.0.0.{node + 1}"
 
 
-async def _run(*command: str, given: str = "") -> None:
-    process = await asyncio.create_subprocess_exec(
-        *command, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.PIPE
-    )
+async def _run(*command: str, given: str = "") -> str:
+    """What it says. Raises `NetworkError`."""
+    pipe = asyncio.subprocess.PIPE
+    process = await asyncio.create_subprocess_exec(*command, stdin=pipe, stdout=pipe, stderr=pipe)
     try:
         async with asyncio.timeout(COMMAND_SECONDS):
-            _, said = await process.communicate(given.encode())
+            said, wrong = await process.communicate(given.encode())
     except TimeoutError:
         process.kill()
         raise NetworkError(f"{' '.join(command)}: no end within {COMMAND_SECONDS:g} s") from None
     if process.returncode:
-        raise NetworkError(f"{' '.join(command)}: {said.decode(errors='replace').strip()}")
+        raise NetworkError(f"{' '.join(command)}: {wrong.decode(errors='replace').strip()}")
+    return said.decode(errors="replace")

@@ -71,8 +71,9 @@ class Field:
             self._taken.difference_update(chosen)
 
     def note(self, fault: Fault, what: str, count: int = 1) -> None:
-        """It hurt."""
-        self.done[fault.kind] += count
+        """It hurt so many times; 0: it was in vain."""
+        if count:
+            self.done[fault.kind] += count
         self.log.append(f"{fault.start:7.2f} s, {fault.length:.2f} s long: {fault.kind}: {what}")
 
     def names(self, nodes: Sequence[int]) -> str:
@@ -149,29 +150,32 @@ async def partition(field: Field, fault: Fault) -> None:
     pairs = blocked(fault.shape, order)
     loop = asyncio.get_running_loop()
     end = loop.time() + fault.length
-    field.note(fault, f"{fault.shape}, {' '.join(f'n{a + 1}-/->n{b + 1}' for a, b in sorted(pairs))}")
+    held = 0
     try:
         while (left := end - loop.time()) > 0:
-            await field.network.block(pairs)
+            held += await field.network.block(pairs)
             if fault.shape is not Shape.FLAPPING:
                 await asyncio.sleep(left)
                 break
             await asyncio.sleep(min(left, field.rng.uniform(*FLAP_SECONDS)))
-            await field.network.block(NOBODY)
+            held += await field.network.block(NOBODY)
             await asyncio.sleep(field.rng.uniform(*FLAP_SECONDS))
     finally:
-        await asyncio.shield(field.network.block(NOBODY))
+        held += await asyncio.shield(field.network.block(NOBODY))
+        who = " ".join(f"n{a + 1}-/->n{b + 1}" for a, b in sorted(pairs))
+        field.note(fault, f"{fault.shape}, {who}, {held} held back", min(held, 1))
 
 
 async def latency(field: Field, fault: Fault) -> None:
     """Everything between nodes comes late, and some has to be sent again."""
     delay = Delay(fault.delay_ms, fault.delay_ms // 2, fault.loss)
-    field.note(fault, f"{delay.ms} ms ± {delay.jitter_ms} ms, {delay.loss:.0%} lost")
     try:
         await field.network.delay(delay)
         await asyncio.sleep(fault.length)
     finally:
-        await asyncio.shield(field.network.delay(None))
+        slowed = await asyncio.shield(field.network.delay(None))
+        what = f"{delay.ms} ms ± {delay.jitter_ms} ms, {delay.loss:.0%} lost, {slowed} slowed"
+        field.note(fault, what, min(slowed, 1))
 
 
 async def clock(field: Field, fault: Fault) -> None:
@@ -179,8 +183,10 @@ async def clock(field: Field, fault: Fault) -> None:
     with field.take(fault) as nodes:
         for node in nodes:
             field.clocks.jump(node, fault.jump)
-        if nodes:
-            field.note(fault, f"{field.names(nodes)} jump {fault.jump} s ahead", len(nodes))
+        running = [node for node in nodes if node in field.cluster.running]
+        moved = [node for node in running if field.clocks.moves(field.cluster.pid(node))]
+        if moved:
+            field.note(fault, f"{field.names(moved)} jump {fault.jump} s ahead", len(moved))
         await asyncio.sleep(fault.length)
 
 

@@ -49,12 +49,14 @@ class Network(ABC):
         """Take it away, when no node runs any more."""
 
     @abstractmethod
-    async def block(self, pairs: Pairs) -> None:
-        """From now on exactly these (from, to) don't get through."""
+    async def block(self, pairs: Pairs) -> int:
+        """From now on exactly these (from, to) don't get through. Returns how often something didn't until now, since
+        the call before."""
 
     @abstractmethod
-    async def delay(self, delay: Delay | None) -> None:
-        """From now on everything is so slow; None: as quick as it can be."""
+    async def delay(self, delay: Delay | None) -> int:
+        """From now on everything is so slow; None: as quick as it can be. Returns how often something was slow until
+        now, since the call before."""
 
     def prefix(self, node: int) -> Sequence[str]:
         """The command that a node's own command is put behind."""

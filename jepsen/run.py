@@ -7,7 +7,7 @@ import random
 import shutil
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,7 +15,7 @@ from typing import Final
 
 from jepsen import churn, history, nemesis, schedule
 from jepsen.clocks import Clocks, preloads
-from jepsen.history import Outcome
+from jepsen.history import TOLD, Op, Outcome
 from jepsen.network import Network, members
 from jepsen.verdict import Findings, Summary
 from jepsen.workloads import WORKLOADS
@@ -78,6 +78,8 @@ class Run:
         self._workload = WORKLOADS[options.workload]()
         self._cluster: Cluster
         self._field: nemesis.Field
+        self._worked = 0
+        """Operations that succeeded while there were faults."""
 
     async def run(self) -> Summary:
         """Raises only what is no verdict on the product."""
@@ -138,6 +140,7 @@ class Run:
         faults = schedule.plan(options.nemeses, options.seconds, NODES, self._rng)
         if options.broken:
             faults = [replace(fault, count=NODES) for fault in faults]
+        first = clients.now + int(faults[0].start * 1e9 if faults else 0)
         work = asyncio.create_task(self._workload.run(clients))
         torment = asyncio.create_task(nemesis.torment(self._field, faults))
         try:
@@ -145,10 +148,13 @@ class Run:
             clients.stop.set()
             await torment
             await work
+            self._worked = clients.history.count(Outcome.OK, first)
             await asyncio.to_thread(nemesis.recover, self._cluster)
             await asyncio.to_thread(self._cluster.wait_ready, seconds=RECOVERY_SECONDS)
+            done = len(clients.history.ops)
             async with asyncio.timeout(END_SECONDS):
                 await self._workload.end(clients)
+            self.violations += unanswered(clients.history.ops[done:])
             await self._compare()
         except ClusterError as error:
             self.violations.append(str(error))
@@ -196,7 +202,7 @@ class Run:
             network=self._network.name,
             seed=options.seed,
             seconds=options.seconds,
-            ok=recorded.count(Outcome.OK),
+            ok=self._worked,
             failed=recorded.count(Outcome.FAILED),
             unknown=recorded.count(Outcome.UNKNOWN),
             leader_changes=max(0, len(self.terms) - 1),
@@ -216,6 +222,12 @@ class Run:
         for node in self._cluster.all:
             with suppress(OSError):
                 shutil.copy(self._cluster.log_file(node), self.options.folder)
+
+
+def unanswered(ops: Iterable[Op]) -> list[str]:
+    """What is wrong with the last operations, of a cluster that serves again: those that didn't succeed."""
+    wrong = (op for op in ops if op.f not in TOLD and op.outcome is not Outcome.OK)
+    return [f"{op.f} {op.key} on a cluster that is ready: {op.error}" for op in wrong]
 
 
 def report(summary: Summary) -> list[str]:

@@ -32,6 +32,7 @@ class Summary:
     seconds: float
     """Of work under faults."""
     ok: int
+    """Operations that succeeded while there were faults, from the first one on."""
     failed: int
     unknown: int
     leader_changes: int

@@ -21,6 +21,8 @@ TTL: Final = 2
 ROUNDS: Final = 8
 """At most so many renewals and looks while the lock is held."""
 ROUND_SECONDS: Final = 0.3
+END_SECONDS: Final = 3 * TTL + 2
+"""After the last operation all leases have ended: a new leader gives each its whole time once more."""
 TIMEOUT: Final = 1.0
 ROUNDING_NS: Final = 10_000_000
 """Of clock readings by the millisecond."""
@@ -79,6 +81,8 @@ class Locks(Workload):
                 return
 
     async def finish(self, worker: Worker) -> None:
+        loop = asyncio.get_running_loop()
+        end = loop.time() + END_SECONDS
         for number in range(LOCKS):
             key = f"lock/{number}"
 
@@ -86,7 +90,9 @@ class Locks(Workload):
                 kv = await worker.client.get(name)
                 return kv.lease if kv else 0
 
-            await worker.look("look", key, 0, look)
+            while (await worker.look("look", key, 0, look)).result and loop.time() < end:  # noqa: ASYNC110
+                await asyncio.sleep(ROUND_SECONDS)
+            await worker.look("look after the end", key, None, look)
 
     @staticmethod
     def check(ops: Sequence[Op], *, clocks_run_true: bool) -> Findings:
@@ -127,6 +133,9 @@ class _Judge:
             self._floors[op.process, op.call] = lock.token
             if op.f == "revoke" and op.value in self._holders:
                 self._release(lock, self._holders[op.value])
+        elif op.f == "look after the end":
+            if op.outcome is Outcome.OK and op.result:
+                raise Violation(f"{op.key}: lease {op.result:x} holds it long after its end")
         elif op.f == "revoke" or (op.outcome is Outcome.UNKNOWN and op.f == "acquire"):
             self._holders.pop(op.value, None)
         elif op.outcome is Outcome.OK:

@@ -76,6 +76,8 @@ def _violations(ops: Sequence[Op]) -> Iterator[str]:
             certain[asked] = set(of.certain)
         elif op.outcome is Outcome.OK:
             keys = {key.encode() for key in op.result}
+            if len(keys) < len(op.result):
+                yield f"{op.key} read by process {op.process} has {max(op.result, key=op.result.count)} twice"
             try:
                 sets.saw(of, keys, certain[asked], f"{op.key} read by process {op.process}", swept=False)
             except Violation as violation:

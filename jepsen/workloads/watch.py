@@ -92,6 +92,7 @@ class _Watcher:
         self._node = node
         self._process = clients.new_process()
         self._after = 0
+        self._record("watch", PREFIX.decode(), None, None, "")
         self.task = asyncio.create_task(self._run())
 
     async def _run(self) -> None:
@@ -126,9 +127,11 @@ Told = tuple[int, str, Json]
 def _violations(ops: Sequence[Op]) -> Iterator[str]:
     watches: dict[int, list[Told]] = {}
     for op in ops:
-        if op.f == "event":
+        if op.f == "watch":
+            watches[op.process] = []
+        elif op.f == "event":
             watches.setdefault(op.process, []).append((op.value, op.key, op.result))
-    if not watches:
+    if not any(watches.values()):
         yield "no watch was told of anything"
         return
     for process, told in sorted(watches.items()):
@@ -144,8 +147,9 @@ def _violations(ops: Sequence[Op]) -> Iterator[str]:
 
 def _own(who: str, told: Sequence[Told]) -> Iterator[str]:
     """What one watcher can tell by itself."""
-    if told[-1][1] != MARK:
-        yield f"{who} never came to the end; its last event was {told[-1]}"
+    last = told[-1] if told else None
+    if last is None or last[1] != MARK:
+        yield f"{who} never came to the end; its last event was {last}"
     for before, after in pairwise(told):
         if after[0] < before[0]:
             yield f"{who} was told {after} after {before}"

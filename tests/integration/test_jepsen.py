@@ -109,7 +109,7 @@ def test_a_short_run_is_valid_and_leaves_its_results(tmp_path: Path) -> None:
         *("history.jsonl", "verdict.txt", "faults.txt", "timeline.html", "n1.log", "n2.log", "n3.log")
     }
     ops = history.read(results / "history.jsonl")
-    assert sum(op.outcome is history.Outcome.OK for op in ops) == int(pairs["ok"]) > 0
+    assert sum(op.outcome is history.Outcome.OK for op in ops) >= int(pairs["ok"]) > 0
     assert list((tmp_path / "tmp").iterdir()) == []
     assert links() == before
 
@@ -162,7 +162,7 @@ async def test_the_proxy_holds_back_what_is_blocked_and_delivers_it_later() -> N
                 to_open.write(b"c")
                 assert await open_.readexactly(1) == b"c"
             assert not answer.done()
-            await network.block(NOBODY)
+            assert await network.block(NOBODY) > 0
             assert await answer == b"b"
     finally:
         for _, writer in ends:

@@ -1,17 +1,25 @@
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from random import Random
+from typing import cast
 
 import pytest
 
 from jepsen import history
 from jepsen.clocks import Clocks, preloads
 from jepsen.history import Op, Outcome
-from jepsen.namespaces import discipline, rules
-from jepsen.network import Delay
+from jepsen.namespaces import discipline, packets, rules
+from jepsen.nemesis import NEMESES, Field
+from jepsen.network import Addresses, Delay, Network
+from jepsen.partitions import Pairs
+from jepsen.run import unanswered
+from jepsen.schedule import Fault
 from jepsen.table import KINDS, runs
 from jepsen.verdict import Summary, parse
+from tests.integration.cluster import Cluster
 
 
 def summary(
@@ -78,6 +86,26 @@ def test_moments_are_in_order_and_a_call_precedes_a_return_of_the_same_time() ->
     ]
 
 
+def test_work_is_what_succeeds_from_the_first_fault_on() -> None:
+    recorded = history.History()
+    recorded.add(Op(1, "put", "k", "v", 1, 2, Outcome.OK))
+    recorded.add(Op(1, "put", "k", "v", 3, 9, Outcome.FAILED))
+    assert (recorded.count(Outcome.OK), recorded.count(Outcome.OK, 1), recorded.count(Outcome.OK, 2)) == (1, 1, 0)
+
+
+def test_last_operations_that_fail_are_violations() -> None:
+    ops = [
+        Op(1, "read", "k", None, 1, 5, Outcome.FAILED, None, "Unavailable: no leader"),
+        Op(1, "read", "l", None, 5, 6, Outcome.OK, "v"),
+        Op(1, "put", "m", "v", 6, 7, Outcome.UNKNOWN, None, "lost"),
+        Op(2, "broken", "", None, 6, 6, Outcome.FAILED, None, "a watch broke, and goes on elsewhere"),
+    ]
+    assert unanswered(ops) == [
+        "read k on a cluster that is ready: Unavailable: no leader",
+        "put m on a cluster that is ready: lost",
+    ]
+
+
 def test_what_a_watch_was_told_is_no_operation() -> None:
     recorded = history.History()
     recorded.add(Op(1, "event", "k", 3, 1, 1, Outcome.OK))
@@ -95,8 +123,58 @@ def test_every_pair_of_nemeses_and_every_workload_is_in_the_table() -> None:
 
 
 def test_rules_drop_what_comes_from_the_blocked_and_nothing_else() -> None:
-    assert "ip saddr { 10.0.0.1, 10.0.0.3 } drop;" in rules(1, frozenset({(0, 1), (2, 1), (1, 0)}))
+    assert "ip saddr { 10.0.0.1, 10.0.0.3 } counter drop;" in rules(1, frozenset({(0, 1), (2, 1), (1, 0)}))
     assert "drop" not in rules(2, frozenset({(0, 1), (2, 1)}))
+
+
+@pytest.mark.parametrize(
+    ("said", "count"),
+    [
+        ("ip saddr { 10.0.0.1 } counter packets 12 bytes 720 drop", 12),
+        ("ip saddr { 10.0.0.1 } counter packets 0 bytes 0 drop", 0),
+        ("type filter hook input priority filter; policy accept;", 0),
+        ("qdisc netem 8001: root limit 100000 delay 50ms\n Sent 9310 bytes 95 pkt (dropped 0, overlimits 0)", 95),
+    ],
+)
+def test_what_was_dropped_or_slowed_is_read_from_what_the_kernel_says(said: str, count: int) -> None:
+    assert packets(said) == count
+
+
+class Quiet(Network):
+    """Nothing comes through it but what is said."""
+
+    def __init__(self, count: int) -> None:
+        self._count = count
+
+    async def open(self) -> list[Addresses]:
+        return []
+
+    async def close(self) -> None:
+        pass
+
+    async def block(self, pairs: Pairs) -> int:
+        return self._count
+
+    async def delay(self, delay: Delay | None) -> int:
+        return self._count
+
+
+@pytest.mark.parametrize("kind", ["partition", "latency"])
+async def test_who_held_nothing_back_and_slowed_nothing_has_not_hurt(kind: str, tmp_path: Path) -> None:
+    fault = Fault(kind, 0, 0, (0, 1, 2), 1, leader=False)
+    for count, done in ((0, {}), (7, {kind: 1})):
+        cluster = cast("Cluster", None)  # it isn't asked
+        field = Field(cluster, Quiet(count), Clocks(None, tmp_path), None, Random(1))
+        await NEMESES[kind](field, fault)
+        assert field.done == done
+        assert f"{count} " in field.log[0]
+
+
+def test_a_clock_moves_only_where_the_library_was_loaded(tmp_path: Path) -> None:
+    mapped = next(line.split()[-1] for line in Path("/proc/self/maps").read_text().splitlines() if ".so" in line)
+    assert Clocks(Path(mapped), tmp_path).moves(os.getpid())
+    assert not Clocks(tmp_path / "faketime.so", tmp_path).moves(os.getpid())
+    assert not Clocks(None, tmp_path).moves(os.getpid())
 
 
 def test_netem_is_told_delay_and_loss() -> None:

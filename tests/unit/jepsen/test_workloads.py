@@ -82,6 +82,8 @@ GOOD: dict[str, list[Op]] = {
     .op("revoke", "l", 8, at=3300)
     .op("grant", "l", None, 9, at=3310)
     .op("acquire", "l", 9, 13, at=3400)
+    .op("look", "l", 0, 9, at=3500)
+    .op("look after the end", "l", None, 0, at=9000)
     .ops,
     "sessions": Script()
     .op("open", "session/")
@@ -144,8 +146,10 @@ def test_a_history_that_can_have_been_passes_and_is_drawn(workload: str) -> None
         ("unique", 4, 2),  # handed out and forgotten
         ("set", 4, ["b"]),  # lost
         ("set", 3, ["a", "c"]),  # what had failed
+        ("set", 4, ["a", "a", "b"]),  # an element twice
         ("lease", 9, 12),  # the token doesn't ascend
         ("lease", 3, 0),  # gone before its time
+        ("lease", 11, 9),  # there long after its end
         ("sessions", 1, [5, 6]),  # two answers
         ("sessions", 4, {"a": [2, 7], "b": [1, 6]}),  # run twice
         ("sessions", 4, {"a": [1, 5], "c": [1, 6]}),  # what had failed
@@ -187,3 +191,12 @@ def test_what_a_watch_may_not_be_told_is_found(events: tuple[tuple[int, str, Jso
 def test_sessions_and_watches_that_saw_nothing_prove_nothing() -> None:
     assert check("sessions", GOOD["sessions"][:4]).violations
     assert check("watch", GOOD["watch"][:7]).violations
+
+
+def test_a_watch_that_was_told_nothing_is_seen_among_others() -> None:
+    watches = [Op(process, "watch", "watch/", None, 0, 0, Outcome.OK) for process in (101, 102)]
+    assert not check("watch", [*watches, *GOOD["watch"]]).violations
+    silent = Op(103, "watch", "watch/", None, 0, 0, Outcome.OK)
+    assert check("watch", [*watches, silent, *GOOD["watch"]]).violations == [
+        "watcher 103 never came to the end; its last event was None"
+    ]
