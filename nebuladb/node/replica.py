@@ -150,8 +150,7 @@ class Replica:
         self._proposed: list[int] = []
         self._context = context
         self._leader = (0, 0)
-        self._leaderless = 0
-        """Ticks for which nobody has led, as far as this replica knows."""
+        self._leaderless = 0  # ticks for which nobody has led, as far as this replica knows
         self.leader_changes = self.proposed_entries = self.refused_entries = 0
         """Counts since the process started."""
 
