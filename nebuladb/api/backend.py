@@ -10,6 +10,7 @@ from typing import Any, Final, TypeVar
 from google.protobuf.message import DecodeError, Message
 
 from nebuladb.api.deliveries import Deliveries
+from nebuladb.api.leadership import Leadership
 from nebuladb.api.pace import Pace
 from nebuladb.api.status import refusal
 from nebuladb.errors import InvalidArgument, KeyspaceNotFound, NebulaError, Unavailable, WrongEpoch, WrongShard
@@ -53,6 +54,7 @@ class Backend:
         self.cluster = pump.node.founding.cluster
         self.id = pump.node.identity.node
         self.deliveries = Deliveries()
+        self.leadership = Leadership(self.leader)
         self.pace = Pace()
         """Of reads that take several turns."""
         self.wide = asyncio.Lock()

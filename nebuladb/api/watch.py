@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import ExitStack
 from typing import Final
 
 from nebuladb.api.backend import Backend, key_value
 from nebuladb.api.deliveries import Delivery
-from nebuladb.errors import InvalidArgument, KeyspaceNotFound, Unavailable, WrongShard
+from nebuladb.errors import InvalidArgument, KeyspaceNotFound, NebulaError, NoLeader, Unavailable, WrongShard
 from nebuladb.kv.watcher import Event, EventBatch, Watcher
 from nebuladb.node.meta import DEFAULT
 from nebuladb.pb.nebula.v1 import kv_pb2 as pb
@@ -84,22 +85,22 @@ async def watch(
     backend: Backend, request: pb.WatchRequest, end: Callable[[], None] | None = None
 ) -> AsyncIterator[pb.WatchResponse]:
     """`created` of each shard, then events; ends with a `canceled` response if a start is compacted away. `end`: see
-    `Delivery`."""
+    `Delivery`. Raises `NoLeader` once a shard has had no leader for some seconds, as far as this node knows."""
     shards = backend.routing.covering(request.keyspace or DEFAULT, request.key, request.range_end)
-    if request.start_revision and len(shards) > 1:
-        raise WrongShard(
-            "a revision is one shard's; over several shards a watch starts with start_revisions,"
-            " in nebula-cli --from-revision SHARD:REVISION"
-        )
-    starts = {pair.group: pair.revision for pair in request.start_revisions}
-    for group in starts:
-        backend.route_group(request.keyspace, group)  # or it would begin now, and miss what was asked for
-    if min((request.start_revision, *starts.values())) < 0:
-        raise InvalidArgument("a watch starts at a revision from 1 on, or at 0: with the next change")
+    starts = _starts(backend, request, shards)
     ready, room = asyncio.Event(), asyncio.Event()
     delivery = backend.deliveries.stream(room, end)
     parts: list[ShardWatch] = []
+    leaderless = False
+
+    def lost(_: NebulaError) -> None:
+        nonlocal leaderless
+        leaderless = True
+        ready.set()
+
+    following = ExitStack()
     try:
+        following.enter_context(backend.leadership.followed([shard.group for shard in shards], lost))
         for shard in shards:
             start = starts.get(shard.group, request.start_revision)
             parts.append(ShardWatch(backend, shard, request, start, ready))
@@ -108,6 +109,8 @@ async def watch(
         due = _later(request)
         while True:
             ready.clear()
+            if leaderless:
+                raise NoLeader("this node knows no leader of a shard of the watch; watch again, at another node")
             sent = False
             for part in parts:
                 await _admitted(delivery, part.watcher)
@@ -128,9 +131,25 @@ async def watch(
                     if (progress := part.progress()) is not None:
                         yield progress
     finally:
+        following.close()
         delivery.give()
         for part in parts:
             part.close()
+
+
+def _starts(backend: Backend, request: pb.WatchRequest, shards: list[Descriptor]) -> dict[int, int]:
+    """Where the watch begins in each shard; one that isn't in it: at `request.start_revision`."""
+    if request.start_revision and len(shards) > 1:
+        raise WrongShard(
+            "a revision is one shard's; over several shards a watch starts with start_revisions,"
+            " in nebula-cli --from-revision SHARD:REVISION"
+        )
+    starts = {pair.group: pair.revision for pair in request.start_revisions}
+    for group in starts:
+        backend.route_group(request.keyspace, group)  # or it would begin now, and miss what was asked for
+    if min((request.start_revision, *starts.values())) < 0:
+        raise InvalidArgument("a watch starts at a revision from 1 on, or at 0: with the next change")
+    return starts
 
 
 async def _admitted(delivery: Delivery, watcher: Watcher) -> None:

@@ -169,8 +169,9 @@ class AsyncClient(Writes):
         Over several shards `start_revisions` says for each where to begin; one that it leaves out begins now. Behind a
         scan that is what `Rows.revisions` says; behind an event its own ``mod_revision``, since others may share it.
 
-        It goes on over broken connections and dead nodes; it raises `Compacted` where events are lost for good, and
-        the last error if no node serves it for `patience` seconds.
+        It goes on over broken connections, dead nodes and changes of leader, and leaves a node that is cut off from the
+        majority; it raises `Compacted` where events are lost for good, and the last error if no node serves it for
+        `patience` seconds.
         """
         request = kv_pb2.WatchRequest(
             keyspace=self.keyspace,

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any, Final
 
 from nebuladb.api.backend import Backend
-from nebuladb.api.etcd.leadership import Leadership, wanted
 from nebuladb.api.etcd.line import Lines
 from nebuladb.api.etcd.wire import message_field, number_field, varint
+from nebuladb.api.leadership import wanted
 from nebuladb.errors import InvalidArgument, NebulaError
 from nebuladb.node.meta import ETCD, Meta
 from nebuladb.pb.etcd.header_pb2 import ResponseHeader
@@ -26,7 +26,7 @@ class Face:
 
     def __init__(self, backend: Backend, progress_seconds: float = PROGRESS_SECONDS) -> None:
         self.backend = backend
-        self.leadership = Leadership(backend)
+        self.leadership = backend.leadership
         self.lines = Lines(backend)
         self.progress_seconds = progress_seconds
         self._replicas = backend.node.host.replicas

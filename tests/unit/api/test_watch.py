@@ -11,12 +11,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from nebuladb.api import leadership
 from nebuladb.api import watch as module
 from nebuladb.api.backend import Backend
 from nebuladb.api.watch import MAX_RESPONSE_BYTES, MAX_RESPONSE_EVENTS, _responses
 from nebuladb.client import AsyncClient
 from nebuladb.client.watch import WatchPlan
-from nebuladb.errors import InvalidArgument, Unavailable, WrongShard
+from nebuladb.errors import InvalidArgument, NoLeader, Unavailable, WrongShard
 from nebuladb.ids import DEFAULT_GROUP
 from nebuladb.kv.answer import KeyValue
 from nebuladb.kv.watcher import Event, EventBatch
@@ -83,6 +84,26 @@ async def test_a_watch_whose_replica_leaves_the_node_says_so_and_not_that_its_ke
         lone.pump.hub(DEFAULT_GROUP).close()
         with pytest.raises(Unavailable, match="another node"):
             await anext(responses)
+    await lone.pump.stop()
+
+
+async def test_a_watch_ends_where_no_leader_is_known_so_that_its_client_goes_on_elsewhere(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A node that was cut off from the majority was silent for as long as that lasted, while others had the events."""
+    monkeypatch.setattr(leadership, "CHECK_SECONDS", 0.01)
+    lone = Lone()
+    await asyncio.wait_for(lone.serve(), SECONDS)
+    backend = Backend(lone.pump)
+    responses: Any = module.watch(backend, kv_pb2.WatchRequest(key=b"k"))
+    async with asyncio.timeout(SECONDS), aclosing(responses):
+        assert (await anext(responses)).created
+        lone.node.host.step_down(DEFAULT_GROUP)
+        with pytest.raises(NoLeader, match="another node") as caught:
+            await anext(responses)
+        assert caught.value.code == "UNAVAILABLE"
+        assert caught.value.retryable
+    await lone.until(lambda: not backend.leadership.busy)
     await lone.pump.stop()
 
 

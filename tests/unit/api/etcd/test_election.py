@@ -9,7 +9,7 @@ import grpc.aio
 import pytest
 from grpc import StatusCode
 
-from nebuladb.api.etcd import leadership
+from nebuladb.api import leadership
 from nebuladb.pb.etcd import election_pb2 as pb
 from nebuladb.pb.etcd import lease_pb2
 from tests.unit.api.etcd.faced import Faced

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 from grpc import StatusCode
 
-from nebuladb.api.etcd import leadership, lease
+from nebuladb.api import leadership
+from nebuladb.api.etcd import lease
 from nebuladb.errors import NoLeader, NotLeader, UnknownOutcome
 from nebuladb.kv.answer import Answer
 from nebuladb.pb.etcd import kv_pb2

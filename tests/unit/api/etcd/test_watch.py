@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 from grpc import StatusCode
 
-from nebuladb.api.etcd import events, leadership, watch_stream
+from nebuladb.api import leadership
+from nebuladb.api.etcd import events, watch_stream
 from nebuladb.kv import watch as hubs
 from nebuladb.pb.etcd import kv_pb2
 from nebuladb.pb.etcd import watch_pb2 as pb
