@@ -6,12 +6,13 @@ from collections.abc import Callable, Iterable, Sequence
 
 import pytest
 
-from nebuladb.errors import ChangeRefused
+from nebuladb.errors import ChangeRefused, NebulaError
 from nebuladb.ids import DEFAULT_GROUP, ETCD_GROUP, META_GROUP
 from nebuladb.kv.command import Command, Kind
 from nebuladb.node.frame import decode_frame
 from nebuladb.node.keyspaces import Spec, create_step
 from nebuladb.node.members import add_step, promote_step, remove_step, replace_step
+from nebuladb.node.meta import Meta
 from nebuladb.node.node import put_request
 from nebuladb.node.record import NodeState
 from nebuladb.raft import Configuration, MessageType
@@ -322,6 +323,48 @@ def test_crashes_at_any_point_of_a_change_lose_nothing_of_it(seed: int) -> None:
     trio.until(lambda: trio.state(0, 1) is NodeState.REMOVED, "removed")
     are(trio, (1, 2, place))
     put(trio, b"after", place)
+
+
+def test_a_leader_acts_on_no_old_picture_of_who_is_to_be_a_member() -> None:
+    """It hears late from meta that a node, which was to join, has been removed since: it must not bring it back."""
+    trio = Trio()
+    trio.start()
+    trio.founded()
+    old: dict[int, Meta] = {}
+
+    def joining(place: int) -> bool:
+        meta = trio.node(place).meta
+        if place < 3 and DEFAULT_GROUP in meta.changing:
+            old.setdefault(place, meta)
+        return len(old) == 3
+
+    new = trio.join("n4")
+    trio.until(lambda: any(joining(place) for place in range(3)), "all know that a replica is to be added")
+    trio.until(lambda: trio.state(new) is NodeState.MEMBER, "a member")
+    remove(trio, new, 0)
+    trio.until(lambda: trio.state(new) is NodeState.REMOVED, "removed")
+    are(trio, range(3))
+    leader = trio.leader(DEFAULT_GROUP)
+    assert leader is not None
+    node = trio.node(leader)
+    ask, newest, proposed = node.ask, node.meta, list[tuple[int, Sequence[Change]]]()
+
+    def ask_meta(group: int, milliseconds: int, then: Callable[[NebulaError | None], None]) -> None:
+        def confirmed(error: NebulaError | None) -> None:
+            node.meta = newest  # what it had not heard is applied before the read may be served
+            then(error)
+
+        ask(group, milliseconds, confirmed if group == META_GROUP else then)
+
+    def propose(group: int, changes: Sequence[Change]) -> None:
+        proposed.append((group, changes))
+
+    node.ask = ask_meta  # type: ignore[method-assign]
+    node.host.propose_change = propose  # type: ignore[method-assign]
+    node.meta = old[leader]
+    trio.until(lambda: node.meta is newest or bool(proposed), "the leader looks into the change")
+    trio.run(1_000)
+    assert proposed == []
 
 
 def test_what_is_unsafe_is_refused_with_the_reason() -> None:
