@@ -83,8 +83,8 @@ def _documents(path: Path) -> Iterator[Finding]:
         yield Finding(name)
     voting = path / VOTING
     if voting.exists():
-        text = voting.read_bytes()
-        yield Finding(VOTING) if not text or LIFE.fullmatch(text) else Finding(VOTING, "it is damaged", ANOTHER_VOTING)
+        life = voting.read_bytes()
+        yield Finding(VOTING) if not life or LIFE.fullmatch(life) else Finding(VOTING, "it is damaged", ANOTHER_VOTING)
     if clusters.get("identity.json") and not any((path / name).exists() for name in ("founding.json", JOINED)):
         yield Finding(
             f"founding.json or {JOINED}",
