@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from typing import Any
 
 import pytest
@@ -10,7 +11,9 @@ from grpc import StatusCode
 
 from nebuladb.api import leadership
 from nebuladb.api.etcd import events, watch_stream
+from nebuladb.api.etcd.watch_stream import WatchStream
 from nebuladb.kv import watch as hubs
+from nebuladb.kv.watcher import Watcher
 from nebuladb.pb.etcd import kv_pb2
 from nebuladb.pb.etcd import watch_pb2 as pb
 from nebuladb.pb.etcd.mvcc_pb2 import Event, KeyValue
@@ -59,6 +62,26 @@ async def test_an_id_can_be_chosen_and_is_free_again_when_its_watch_is_canceled(
         response = await stream.next()
         assert (response.watch_id, response.canceled, response.cancel_reason) == (1, True, "")
         assert await made(stream, create(watch_id=1)) == [1]
+
+
+async def test_a_stream_that_ended_is_not_left_to_the_collector(etcd: Faced) -> None:
+    """A fleet of clients that comes again and again would fill a node's memory until the next full collection."""
+    gc.collect()
+    gc.disable()
+    try:
+        async with watching(etcd) as stream:
+            await made(stream, create(), create(b"a", b"z"))
+            stream.send(cancel(0))
+            assert (await stream.next()).canceled
+        hub = etcd.pump.hub(GROUP)
+        await etcd.until(lambda: not len(hub))
+
+        def left() -> bool:
+            return any(isinstance(one, (WatchStream, Watcher)) for one in gc.get_objects())
+
+        await etcd.until(lambda: not left())
+    finally:
+        gc.enable()
 
 
 async def refusal(stream: Both) -> str:
