@@ -66,7 +66,12 @@ async def test_an_id_can_be_chosen_and_is_free_again_when_its_watch_is_canceled(
 
 async def test_a_stream_that_ended_is_not_left_to_the_collector(etcd: Faced) -> None:
     """A fleet of clients that comes again and again would fill a node's memory until the next full collection."""
+
+    def kept() -> dict[int, WatchStream | Watcher]:
+        return {id(one): one for one in gc.get_objects() if isinstance(one, (WatchStream, Watcher))}
+
     gc.collect()
+    others = kept()
     gc.disable()
     try:
         async with watching(etcd) as stream:
@@ -75,11 +80,7 @@ async def test_a_stream_that_ended_is_not_left_to_the_collector(etcd: Faced) -> 
             assert (await stream.next()).canceled
         hub = etcd.pump.hub(GROUP)
         await etcd.until(lambda: not len(hub))
-
-        def left() -> bool:
-            return any(isinstance(one, (WatchStream, Watcher)) for one in gc.get_objects())
-
-        await etcd.until(lambda: not left())
+        await etcd.until(lambda: kept().keys() == others.keys())
     finally:
         gc.enable()
 
