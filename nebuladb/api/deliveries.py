@@ -89,9 +89,10 @@ class Lane:
     def admits(self, delivery: Delivery, size: int) -> bool:
         """See `Delivery.admits`."""
         # Its turn may have come while it waited; and what it waited with may have grown meanwhile.
-        if delivery in self._holding and self._fits(size - delivery.size):
+        if delivery in self._holding and (self._fits(size - delivery.size) or self.used == delivery.size):
             self.used += size - delivery.size
             delivery.size = size
+            self._serve()
             return True
         if delivery not in self._waiting:
             delivery.give()

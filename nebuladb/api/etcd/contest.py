@@ -184,11 +184,15 @@ class Contest:
         return Entry(self._create, answer.revision, found)
 
     async def _undo(self, entering: asyncio.Future[tuple[Answer, TxnResult]]) -> None:
-        with suppress(NebulaError):
+        try:
             answer, result = await entering
-            if result.succeeded:
-                self._create = answer.revision
+        except NebulaError:
+            if self._granted:  # as in `enter`: it may be in the log
                 await self._leave()
+            return
+        if result.succeeded:
+            self._create = answer.revision
+            await self._leave()
 
     async def owns(self, expired: NebulaError, context: Any) -> int:
         """Wait until no earlier entry is left; the revision then, 0 if there was none to wait for.

@@ -15,6 +15,7 @@ import grpc.aio
 from nebuladb.rpc import framing, status
 from nebuladb.rpc.compression import Codec
 from nebuladb.rpc.framing import MessageReader, Packed
+from nebuladb.rpc.http2.errors import ErrorCode
 from nebuladb.rpc.http2.stream import State, Stream
 from nebuladb.rpc.metadata import Fields, Value, encode_metadata
 from nebuladb.rpc.serving.request import OK, Request
@@ -163,6 +164,10 @@ class Exchange:
         if not self.over:
             self._cancelled = True
             self._over()
+        if self.stream.waiting > self.connection.limits.stream_bytes:
+            # The status waits behind it, for a client that doesn't take it; and its handler counts it no more.
+            self.connection.http2.reset(self.stream, ErrorCode.CANCEL)
+            self.connection.touched()
         if self._room is not None and not self._room.done():
             self._room.cancel()
         if self.task is None:

@@ -54,6 +54,30 @@ def test_those_that_do_not_fit_wait_in_order_and_small_ones_never() -> None:
     assert stream[1].admits(LARGE)
 
 
+def test_those_that_are_larger_than_the_bound_go_one_after_the_other() -> None:
+    """Two that wait would else give their turn to each other, for ever, in a loop that does nothing else."""
+    streams = Streams(3)
+    first, second, third = streams.all
+    assert [one.admits(100 * LARGE) for one in streams.all] == [True, False, False]
+    first.give()
+    assert streams.woken() == [1]
+    assert second.admits(100 * LARGE)
+    second.give()
+    assert streams.woken() == [1, 2]
+    assert third.admits(100 * LARGE)
+
+
+def test_who_wants_less_than_it_waited_with_makes_room() -> None:
+    streams = Streams(3)
+    first, second, third = streams.all
+    assert first.admits(100 * LARGE)
+    assert not second.admits(100 * LARGE)
+    assert not third.admits(LARGE)
+    first.give()
+    assert second.admits(LARGE)
+    assert streams.woken() == [1, 2]
+
+
 def test_what_is_not_large_does_not_wait_for_room_for_what_is_nor_the_other_way_round() -> None:
     streams = Streams(60)
     assert [stream.admits(LARGE) for stream in streams.all[:7]][-1] is False

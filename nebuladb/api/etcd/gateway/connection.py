@@ -66,6 +66,7 @@ class Connection(asyncio.Protocol):
         self._begun = False
         """The answer's head is out."""
         self._refused = False
+        self._streaming = False
         self._held = 0
         """Bytes of the body that the gateway holds for us."""
         self.peer = ""
@@ -104,8 +105,17 @@ class Connection(asyncio.Protocol):
                 self._refuse(error.error_status_hint, "Bad Request")
                 return
         # While it is answered, one read more may wait here: without an end it would be the client's to fill us.
-        if self._task is not None and self._http.trailing_data[0]:
-            self._transport.pause_reading()
+        # A little of it doesn't stop the reading: only that tells of a client that has gone while its call waits.
+        if self._task is not None and len(self._http.trailing_data[0]) > MAX_HEAD_BYTES:
+            if self._streaming:
+                self._transport.abort()
+            else:
+                self._transport.pause_reading()
+
+    def streams(self) -> None:
+        """The answer is a stream, which may never end: who sends much behind its request is cut off."""
+        self._streaming = True
+        self._transport.resume_reading()
 
     def _encourage(self) -> None:
         if self._request is not None and self._http.they_are_waiting_for_100_continue:
@@ -168,6 +178,7 @@ class Connection(asyncio.Protocol):
     def _answered(self) -> None:
         """The next request, if there may be one."""
         self._task = self._request = None
+        self._streaming = False
         self._body = bytearray()
         self._let_go()
         if self._transport.is_closing():

@@ -191,6 +191,7 @@ class Gateway:
 
     async def _stream(self, method: _Method, reader: _Reader, context: Context, connection: Connection) -> None:
         head = (JSON, FROM_GRPC)
+        connection.streams()
         if method.handler.request_streaming:
             requests = _Requests(reader, self._worker, connection)
             await requests.begin()

@@ -23,6 +23,7 @@ from nebuladb.pb.etcd import kv_pb2 as pb
 from nebuladb.pb.etcd import lease_pb2
 from tests.unit.api.etcd.faced import Faced
 from tests.unit.api.etcd.http import Http, connected, get, post
+from tests.unit.api.etcd.streams import GROUP
 from tests.unit.node.lone import SECONDS
 
 ALL = '{"key":"AA==","range_end":"AA=="}'
@@ -306,3 +307,25 @@ def test_json_of_many_keys_is_what_it_was() -> None:
     said = json.loads(to_json(response))
     assert [kv.get("value", "") for kv in said["kvs"]] == ["", "/w==", "//8="]
     assert to_json(pb.RangeResponse(kvs=[pb.RangeResponse().kvs.add()])) == b'{"kvs":[{}]}'
+
+
+@pytest.mark.parametrize("more", [b"", b"\r\n", b"G"])
+async def test_who_leaves_is_noticed_whatever_came_behind_its_request(etcd: Faced, more: bytes) -> None:
+    """A connection that isn't read doesn't say that its client has gone: its watch, or its place in line, would stay."""
+    hub = etcd.pump.hub(GROUP)
+    async with connected(etcd.address) as http:
+        http.send("POST", "/v3/watch", WATCH)
+        http.writer.write(more)
+        await http.head()
+        await http.chunk()
+        assert len(hub) == 1
+        http.writer.close()
+        await etcd.until(lambda: not len(hub))
+    body = '{"name":"TA=="}'
+    assert (await post(etcd.address, "/v3/lock/lock", body)).status == 200
+    async with connected(etcd.address) as http:
+        http.send("POST", "/v3/lock/lock", body)
+        http.writer.write(more)
+        await etcd.until(lambda: len(etcd.api.face.lines) == 1)
+        http.writer.close()
+        await etcd.until(lambda: not etcd.api.face.lines)

@@ -271,3 +271,29 @@ async def test_an_entry_that_may_have_been_made_for_nobody_is_taken_back(
     assert (await refused(etcd, lock(0)))[0] is StatusCode.UNAVAILABLE
     await etcd.until(lambda: not list(etcd.pump.store(GROUP).leases()))
     assert await keys(etcd) == []
+
+
+async def test_an_entry_that_may_have_been_made_for_a_call_that_was_taken_back_is_taken_back_too(
+    etcd: Faced, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backend = etcd.backend
+    propose = backend.propose
+    made, gone = asyncio.Event(), asyncio.Event()
+
+    async def lose(shard: Descriptor, command: Command, timeout: float) -> Answer:
+        answer = await propose(shard, command, timeout)
+        if command.kind == Kind.TXN:
+            monkeypatch.setattr(backend, "propose", propose)
+            made.set()
+            await gone.wait()
+            raise UnknownOutcome
+        return answer
+
+    monkeypatch.setattr(backend, "propose", lose)
+    call = begin(etcd, lock(0))
+    await made.wait()
+    assert len(await keys(etcd)) == 1
+    call.cancel()
+    gone.set()
+    await etcd.until(lambda: not list(etcd.pump.store(GROUP).leases()))
+    assert await keys(etcd) == []

@@ -57,3 +57,19 @@ async def test_where_the_transport_takes_nothing_either_its_connection_goes() ->
         await until(lambda: wired.connection.paused)
         contexts[0].drop()
         assert wired.wire.aborted
+
+
+async def test_what_a_call_past_its_deadline_was_sent_is_free_at_once() -> None:
+    """Its handler has ended, and counts it no more; the status would wait behind it for a client that doesn't read."""
+
+    async def watch(requests: AsyncIterator[bytes], context: Any) -> AsyncIterator[bytes]:
+        yield bytes(20 << 20)
+
+    async with serving(LIMITS, {"Watch": chatting(watch)}) as server:
+        wired = Wired(server)
+        wired.client.open((*wired.fields("Watch"), (b"grpc-timeout", b"50m")))
+        await wired.say()
+        await until(lambda: wired.connection.http2.waiting > 0)
+        await until(lambda: server.calls == 0)
+        assert wired.connection.http2.waiting == 0
+        wired.connection.http2.check()
