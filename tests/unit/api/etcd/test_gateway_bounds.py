@@ -311,7 +311,7 @@ def test_json_of_many_keys_is_what_it_was() -> None:
 
 @pytest.mark.parametrize("more", [b"", b"\r\n", b"G"])
 async def test_who_leaves_is_noticed_whatever_came_behind_its_request(etcd: Faced, more: bytes) -> None:
-    """A connection that isn't read doesn't say that its client has gone: its watch, or its place in line, would stay."""
+    """A connection that is not read does not say that its client has gone: its watch, or place in line, would stay."""
     hub = etcd.pump.hub(GROUP)
     async with connected(etcd.address) as http:
         http.send("POST", "/v3/watch", WATCH)
