@@ -325,6 +325,8 @@ def _check_peer(peer: str) -> None:
 def _alone(meta: Meta, record: NodeRecord) -> None:
     """One change at a time: of two that lose a node each, a group of three would not survive the first failure. A node
     that dies on its way may be replaced: whom it replaces leaves by the same change then."""
+    if _waited_for(meta, record.node):
+        return
     for other in sorted(meta.nodes.values()):
         if other.node not in (record.node, record.replaces) and (
             other.state is NodeState.LEAVING or (is_joining(other) and not other.learner)
@@ -333,6 +335,15 @@ def _alone(meta: Meta, record: NodeRecord) -> None:
                 f"another change is under way: node {other.name!r} is {other.state}; wait until `nebula-cli member "
                 f"list` shows that it has come to its end, or remove {other.name!r} if it is the one that is dead"
             )
+
+
+def _waited_for(meta: Meta, node: int) -> bool:
+    """Whether somebody can't leave before a replica on `node` votes: if that node is dead, it never will."""
+    return any(
+        Role.LEAVING in dict(shard.roles).values()
+        and any(home == node and shard.role(replica) is Role.JOINING for replica, home in shard.replicas)
+        for shard in (*filter(None, (meta.own,)), *meta.shards.values())
+    )
 
 
 def _issue(meta: Meta, record: NodeRecord) -> bytes:

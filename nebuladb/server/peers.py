@@ -162,7 +162,7 @@ class Peers:
                 lost = True
             else:
                 raise reply
-        if lost:
+        if lost or fresh.unheard:  # somebody says something else than before: what the others said is of before, too
             fresh.missed()
 
     async def _fetch(self, fresh: FreshNode, name: str, transport: PeerTransport) -> bytes:

@@ -8,6 +8,7 @@ from typing import Final
 
 from nebuladb.node.disk import Space
 from nebuladb.raft import StateRole
+from nebuladb.shard import membership
 from nebuladb.sim.core import Core
 from nebuladb.sim.links import Links
 from nebuladb.sim.machine import Machine
@@ -216,7 +217,8 @@ class Nemesis:
     def _spare(self) -> Place | None:
         """One whose loss leaves a majority of whole disks."""
         whole = [machine for machine in self._machines if not (machine.full or machine.spoiled or machine.bereft)]
-        if len(whole) - 1 <= len(self._machines) // 2:
+        count = len(self._machines)
+        if count - len(whole) + 1 > (min(count, membership.MAX_VOTERS) - 1) // 2:
             return None
         if not all(machine.founded for machine in whole):
             return None  # the cluster's only founding document might be the one that goes

@@ -416,3 +416,44 @@ def test_a_configuration_stands_in_the_registry_too() -> None:
     assert replica.raft.configuration == row.configuration
     trio.until(lambda: replica.applied >= row.configuration_index, "replayed")
     assert replica.raft.configuration == row.configuration != Configuration((4, 5, 6))
+
+
+def test_a_dead_node_that_a_leaving_one_waits_for_may_be_removed() -> None:
+    """Beyond five nodes the sixth, a learner, shall vote in the place of who leaves; dead, it never will."""
+    trio = _six_of_which_the_last_is_dead()
+    remove(trio, 0, 1)
+    trio.run(10_000)
+    assert trio.state(0, 1) is NodeState.LEAVING
+    remove(trio, 5, 1)
+    for gone in (0, 5):
+        trio.until(lambda gone=gone: trio.state(gone, 1) is NodeState.REMOVED, "removed")  # type: ignore[misc]
+    are(trio, (1, 2, 3, 4))
+    put(trio, b"z", 1)
+
+
+def test_two_dead_of_six_are_replaced_one_after_the_other() -> None:
+    trio = _six_of_which_the_last_is_dead()
+    trio.crash(0)
+    trio.run(6_000)
+    for dead, name, node in (("n1", "y", 77), ("n6", "z", 78)):
+        trio.drive(1, lambda meta, old=dead, new=name, node=node: replace_step(meta, old, new, f"{new}:2", node))  # type: ignore[misc]
+        trio.join(name, 1)
+        trio.run(10_000)
+    for gone in (0, 5):
+        trio.until(lambda gone=gone: trio.state(gone, 1) is NodeState.REMOVED, "removed")  # type: ignore[misc]
+    put(trio, b"z", 1)
+
+
+def _six_of_which_the_last_is_dead() -> Trio:
+    """And behind all others."""
+    trio = Trio(5)
+    trio.start()
+    trio.founded()
+    trio.join("n6")
+    trio.until(lambda: trio.state(5) is NodeState.MEMBER, "member")
+    trio.run(5_000)
+    trio.crash(5)
+    for group in (DEFAULT_GROUP, ETCD_GROUP):
+        put(trio, b"w", 1, group)
+    trio.run(2_000)
+    return trio
