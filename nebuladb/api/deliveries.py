@@ -89,7 +89,7 @@ class Lane:
     def admits(self, delivery: Delivery, size: int) -> bool:
         """See `Delivery.admits`."""
         # Its turn may have come while it waited; and what it waited with may have grown meanwhile.
-        if delivery in self._holding and (self._fits(size - delivery.size) or self.used == delivery.size):
+        if delivery in self._holding and self._fits(size, beside=self.used - delivery.size):
             self.used += size - delivery.size
             delivery.size = size
             self._serve()
@@ -115,15 +115,16 @@ class Lane:
             del self._waiting[delivery]
         self._serve()
 
-    def _fits(self, size: int) -> bool:
-        return self.used + size <= self.limit
+    def _fits(self, size: int, *, beside: int) -> bool:
+        """Whether there is room for `size` bytes beside so many; beside none there always is."""
+        return not beside or beside + size <= self.limit
 
     def _serve(self, asking: Delivery | None = None) -> None:
         """Give the first that waits what it waits for, and the next. They hold it from now on, whether they look or
         not: one that is held up elsewhere would else keep its place, and all behind it waiting."""
         while self._waiting:
             delivery = next(iter(self._waiting))
-            if self.used and not self._fits(delivery.size):
+            if not self._fits(delivery.size, beside=self.used):
                 break
             del self._waiting[delivery]
             self._holding[delivery] = None

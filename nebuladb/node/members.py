@@ -180,8 +180,7 @@ class Planner:
         if meta is self._whole:
             return False
         members = sum(one.active for one in meta.nodes.values())
-        shards = (own_descriptor(meta, self._founding), *meta.shards.values())
-        if any(len(shard.replicas) < members for shard in shards):
+        if any(len(shard.replicas) < members for shard in descriptors(meta, self._founding)):
             return True
         self._whole = meta
         return False
@@ -342,7 +341,7 @@ def _waited_for(meta: Meta, node: int) -> bool:
     return any(
         Role.LEAVING in dict(shard.roles).values()
         and any(home == node and shard.role(replica) is Role.JOINING for replica, home in shard.replicas)
-        for shard in (*filter(None, (meta.own,)), *meta.shards.values())
+        for shard in meta.told
     )
 
 

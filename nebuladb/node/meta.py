@@ -126,8 +126,9 @@ class Meta:
             elif isinstance(value, DeclaredAlarm):
                 self.declared.append(value)
         self.alarmed = frozenset(alarm.kind for alarm in self.declared)
-        own = (self.own,) if self.own else ()
-        self.changing = [shard.group for shard in (*own, *self.shards.values()) if shard.roles]
+        self.told = (*((self.own,) if self.own else ()), *self.shards.values())
+        """The descriptors of all groups that it tells of: its own, once that has changed, and the shards."""
+        self.changing = [shard.group for shard in self.told if shard.roles]
         """Groups whose replicas aren't plain voters all."""
         self.version = self._number(VERSION_KEY, 0)
         self.life = self._number(LIFE_KEY, 0)

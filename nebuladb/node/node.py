@@ -441,7 +441,7 @@ class Node:
         self.meta = meta
         if self.identity.node in meta.removed:
             raise NodeRemoved(removed_text(self.identity.name))
-        for shard in (*((meta.own,) if meta.own else ()), *meta.shards.values()):
+        for shard in meta.told:
             self.reconciler.create(shard)
         for removal in meta.removals:
             if removal.node == self.identity.node:

@@ -144,7 +144,6 @@ class Peers:
             node_id=hello.node, name=hello.name, initial_cluster_hash=hello.initial_cluster_hash, has_data=False
         )
         calls = [transport.hello(fresh.members[name], request) for name in names]
-        lost = False
         for name, reply in zip(names, await asyncio.gather(*calls, return_exceptions=True), strict=True):
             if isinstance(reply, pb.HelloResponse):
                 fresh.replied(
@@ -158,11 +157,9 @@ class Peers:
                         reply.known_node_id,
                     ),
                 )
-            elif isinstance(reply, grpc.aio.AioRpcError):
-                lost = True
-            else:
+            elif not isinstance(reply, grpc.aio.AioRpcError):
                 raise reply
-        if lost or fresh.unheard:  # somebody says something else than before: what the others said is of before, too
+        if fresh.unheard:  # no answer, or another than before: what the others said is of before, too
             fresh.missed()
 
     async def _fetch(self, fresh: FreshNode, name: str, transport: PeerTransport) -> bytes:

@@ -56,12 +56,17 @@ class Actor:
 
     # --- its loop ----------------------------------------------------------------------------------------------------
 
+    @property
+    def _wants(self) -> bool:
+        """Whether it has begun what takes several operations: it isn't idle, nor stopped, before that is done."""
+        return False
+
     def _pause(self, longest: int) -> None:
-        self.busy = False
+        self.busy = self._wants
         self._core.scheduler.after(self._rng.randrange(longest), self._act)
 
     def _act(self) -> None:
-        if not self.stopped:
+        if self._wants or not self.stopped:
             self.busy = True
             self._begin()
 

@@ -98,8 +98,7 @@ class Contests:
         with suppress(NebulaError):
             result = (await granting).result
             assert isinstance(result, LeaseResult)
-            body = lease_pb2.LeaseRevokeRequest(id=result.lease).SerializeToString()
-            await self.leave(shard, Command(Kind.LEASE_REVOKE, body))
+            await self.leave(shard, revocation(result.lease))
 
     async def run(self, shard: Descriptor, request: kv_pb2.TxnRequest, context: Any) -> tuple[Answer, TxnResult]:
         """A transaction and its result."""
@@ -238,10 +237,14 @@ class Contest:
 
     async def _leave(self) -> None:
         if self._granted:
-            body = lease_pb2.LeaseRevokeRequest(id=self._lease).SerializeToString()
-            await self._contests.leave(self._shard, Command(Kind.LEASE_REVOKE, body))
+            await self._contests.leave(self._shard, revocation(self._lease))
         else:
             await self._contests.leave(self._shard, resignation(self.key, self._create))
+
+
+def revocation(lease: int) -> Command:
+    """End a lease that was made for an entry."""
+    return Command(Kind.LEASE_REVOKE, lease_pb2.LeaseRevokeRequest(id=lease).SerializeToString())
 
 
 def resignation(key: bytes, create: int) -> Command:

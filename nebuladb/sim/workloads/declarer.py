@@ -42,14 +42,9 @@ class Declarer(Actor):
         self._until = 0
         self._count = 0
 
-    def _act(self) -> None:
-        if self._alarm is not None or not self.stopped:
-            self.busy = True
-            self._begin()
-
-    def _pause(self, longest: int) -> None:
-        super()._pause(longest)
-        self.busy = self._alarm is not None
+    @property
+    def _wants(self) -> bool:
+        return self._alarm is not None
 
     def _begin(self) -> None:
         if self._alarm is None and self._rng.random() < IDLE_MS / 2 / self._core.drawn.alarms_every:

@@ -61,17 +61,7 @@ class Maker(Actor):
 
     @property
     def _wants(self) -> bool:
-        """Whether something is begun."""
         return self._creating is not None or bool(self._dropping)
-
-    def _act(self) -> None:
-        if self._wants or not self.stopped:
-            self.busy = True
-            self._begin()
-
-    def _pause(self, longest: int) -> None:
-        super()._pause(longest)
-        self.busy = self._wants
 
     def _begin(self) -> None:
         if not self._wants:

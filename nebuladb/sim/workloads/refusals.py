@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from random import Random
+from typing import Final
 
 from nebuladb.errors import ChangeRefused, InvalidArgument
 from nebuladb.node.identity import Founding
@@ -12,7 +13,7 @@ from nebuladb.node.meta import Meta
 from nebuladb.node.record import NodeRecord, NodeState
 from nebuladb.sim.violation import Violation
 
-FREE: str = "elsewhere:2"
+FREE: Final = "elsewhere:2"
 """A peer address that no node has."""
 
 

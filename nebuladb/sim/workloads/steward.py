@@ -59,14 +59,9 @@ class Steward(Actor):
         self._wish: Wish | None = None
         self._count = 0
 
-    def _act(self) -> None:
-        if self._wish is not None or not self.stopped:
-            self.busy = True
-            self._begin()
-
-    def _pause(self, longest: int) -> None:
-        super()._pause(longest)
-        self.busy = self._wish is not None
+    @property
+    def _wants(self) -> bool:
+        return self._wish is not None
 
     def _begin(self) -> None:
         every = self._core.drawn.members_every
