@@ -35,14 +35,20 @@ from nebuladb.storage.log import LogStore
 from nebuladb.storage.rocks import RocksEngine, RocksMemory
 
 VOTING: Final = "voting"
-LIFE: Final = re.compile(rb"[0-9a-f]{16}\n")
-"""What is in it, once that is known; else nothing."""
+_LIFE: Final = re.compile(rb"[0-9a-f]{16}\n")
 ANOTHER_VOTING: Final = (
     "if its cluster wasn't restored from a backup since this node was last in it, copy the file from another node, or "
     "make it an empty one if there is no other; else empty the directory and restore this node, too"
 )
 DAMAGED: Final = "data.damaged"
 """Where a data store that can't be used is kept, for whoever wants to look into it: the last one."""
+
+
+def life_in(text: bytes) -> int | None:
+    """What the content of `VOTING` says of which life of the cluster this is; 0: nothing yet. None: it is damaged."""
+    if not text:
+        return 0
+    return int(text, 16) if _LIFE.fullmatch(text) else None
 
 
 def put_data_aside(path: Path) -> None:
@@ -187,9 +193,9 @@ class DataDirectory:
         is behind, until somebody tells this node what is committed, and who may is the question."""
         file = self.path / VOTING
         text = file.read_bytes() if file.exists() else b""
-        if text and not LIFE.fullmatch(text):
+        if (life := life_in(text)) is None:
             raise IdentityError(f"{file} is damaged; {ANOTHER_VOTING}")
-        return int(text, 16) if text else 0
+        return life
 
     def keep_life(self, life: int) -> None:
         """What `life` is to say from now on. Raises `StoreError` or `DiskFull`."""

@@ -21,7 +21,7 @@ from nebuladb.node.identity import Founding, Identity
 from nebuladb.node.joined import FILE as JOINED
 from nebuladb.node.joined import Joined
 from nebuladb.node.registry import GroupState, RegistryRow
-from nebuladb.server.directory import ANOTHER_VOTING, LIFE, VOTING
+from nebuladb.server.directory import ANOTHER_VOTING, VOTING, life_in
 from nebuladb.storage.lock import DirectoryLock
 from nebuladb.storage.log import LogStore
 from nebuladb.storage.rocks import RocksEngine, examine_log
@@ -83,8 +83,8 @@ def _documents(path: Path) -> Iterator[Finding]:
         yield Finding(name)
     voting = path / VOTING
     if voting.exists():
-        life = voting.read_bytes()
-        yield Finding(VOTING) if not life or LIFE.fullmatch(life) else Finding(VOTING, "it is damaged", ANOTHER_VOTING)
+        damaged = life_in(voting.read_bytes()) is None
+        yield Finding(VOTING, "it is damaged", ANOTHER_VOTING) if damaged else Finding(VOTING)
     if clusters.get("identity.json") and not any((path / name).exists() for name in ("founding.json", JOINED)):
         yield Finding(
             f"founding.json or {JOINED}",

@@ -14,7 +14,6 @@ from __future__ import annotations
 import binascii
 import json
 import re
-from collections.abc import Iterator
 from functools import lru_cache
 from typing import Any, Final, Generic, TypeVar
 
@@ -36,21 +35,6 @@ _ENDS: Final = {"{": "}", "[": "]"}
 _NO_BLANKS: Final = frozenset('{}[]:,"')
 
 M = TypeVar("M", bound=Message)
-
-
-def from_json(kind: type[M], text: str) -> M:
-    """The first value of `text`, as a message; no value is an empty one. What follows is passed over, as etcd does.
-
-    Raises `InvalidArgument`.
-    """
-    return Reader(kind, text).message() or kind()
-
-
-def all_from_json(kind: type[M], text: str) -> Iterator[M]:
-    """All values of `text`, one after the other, as messages. Raises `InvalidArgument` at one that is none."""
-    reader = Reader(kind, text)
-    while (message := reader.message()) is not None:
-        yield message
 
 
 def to_json(message: Message) -> bytes:
@@ -120,7 +104,7 @@ class Reader(Generic[M]):
         return message
 
     def only(self) -> bytes:
-        """The first message, encoded, or an empty one; the rest is passed over. Raises as `message`."""
+        """The first message, encoded, or an empty one; the rest is passed over, as etcd does. Raises as `message`."""
         raw = (self.message() or self._kind()).SerializeToString()
         self.close()
         return raw

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 from google.protobuf.json_format import MessageToDict
+from google.protobuf.message import Message
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nebuladb.api.etcd.gateway.mapping import BATCH, MAX_DEPTH, Reader, all_from_json, from_json, to_json
+from nebuladb.api.etcd.gateway.mapping import BATCH, MAX_DEPTH, Reader, to_json
 from nebuladb.errors import InvalidArgument
 from nebuladb.pb.etcd import kv_pb2 as pb
 from nebuladb.pb.etcd import maintenance_pb2, watch_pb2
@@ -18,6 +19,11 @@ from nebuladb.pb.etcd.header_pb2 import ResponseHeader
 from nebuladb.pb.etcd.mvcc_pb2 import KeyValue
 
 RANGE = pb.RangeRequest
+M = TypeVar("M", bound=Message)
+
+
+def from_json(kind: type[M], text: str) -> M:
+    return kind.FromString(Reader(kind, text).only())
 
 
 @pytest.mark.parametrize(
@@ -200,14 +206,15 @@ def test_how_deep_they_may_be(depth: int, *, taken: bool) -> None:
 
 def test_a_body_of_several() -> None:
     kind = watch_pb2.WatchRequest
-    messages = all_from_json(
-        kind, '{"create_request":{"key":"Zg=="}}\n {"progress_request":{}} {"create_request":5} {}'
-    )
-    assert next(messages).create_request.key == b"f"
-    assert next(messages).HasField("progress_request")
+    reader = Reader(kind, '{"create_request":{"key":"Zg=="}}\n {"progress_request":{}} {"create_request":5} {}')
+    first, second = reader.message(), reader.message()
+    assert first is not None
+    assert first.create_request.key == b"f"
+    assert second is not None
+    assert second.HasField("progress_request")
     with pytest.raises(InvalidArgument):
-        next(messages)
-    assert list(messages) == []
+        reader.message()
+    assert reader.message() is None
 
 
 def test_a_text_is_let_go_once_it_is_read() -> None:
