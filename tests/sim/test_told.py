@@ -149,12 +149,12 @@ def test_a_page_of_a_scan_is_compared() -> None:
     asks = explorer(changes)
     then, now = store.scan(b"\0", b"\xff", revision=3).kvs, store.scan(b"\0", b"\xff").kvs
     keys = store.scan(b"\0", b"\xff", revision=3, keys_only=True).kvs
-    asks._scanned(then, 3, b"\0", b"\xff", keys_only=False)
-    asks._scanned(keys, 3, b"\0", b"\xff", keys_only=True)
-    asks._scanned(then[:1], 3, b"\0", b"any/2", keys_only=False)
+    asks._reads(then, 3, b"\0", b"\xff", keys_only=False)
+    asks._reads(keys, 3, b"\0", b"\xff", keys_only=True)
+    asks._reads(then[:1], 3, b"\0", b"any/2", keys_only=False)
     for wrong in (now, keys, then[:1], (*then, then[0])):
         with pytest.raises(Violation, match="it was"):
-            asks._scanned(wrong, 3, b"\0", b"\xff", keys_only=False)
+            asks._reads(wrong, 3, b"\0", b"\xff", keys_only=False)
 
 
 def test_what_is_said_of_a_lease_is_compared() -> None:

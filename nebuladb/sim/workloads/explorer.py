@@ -263,10 +263,24 @@ class Explorer(Actor):
             store.floor <= revision <= store.revision,
             f"{where}: revision {revision} is read where {store.floor} to {store.revision} are to be had",
         )
+        self._reads(found, revision, low, high, limit=limit)
+
+    def _reads(
+        self,
+        found: Sequence[KeyValue],
+        revision: int,
+        low: bytes,
+        high: bytes,
+        *,
+        limit: int = MANY,
+        keys_only: bool = False,
+    ) -> None:
+        """It is told that [`low`, `high`) began with `found` at `revision`."""
         contents = self._board.changes.contents(self.group, revision, low, high)
         if contents is not None:
-            wanted = [contents[name] for name in sorted(contents)][:limit]
-            require([*found] == wanted, f"{where}: it reads {found} at revision {revision}, it was {wanted}")
+            wanted = [contents[key]._replace(value=b"") if keys_only else contents[key] for key in sorted(contents)]
+            where = f"group {self.group}, {self.name}: from {low!r} at revision {revision}"
+            require([*found] == wanted[:limit], f"{where} it reads {found}, it was {wanted[:limit]}")
 
     def _leased(self, store: Store) -> None:
         """What `store` says of the lease: its keys, and a time that is left."""
@@ -303,7 +317,7 @@ class Explorer(Actor):
             self._failed()
             return
         count += len(page.kvs)
-        self._scanned(page.kvs, revision, low, page.cursor or b"\xff", keys_only=keys_only)
+        self._reads(page.kvs, revision, low, page.cursor or b"\xff", keys_only=keys_only)
         if page.cursor and left:
             later = (source, machine, revision, page.cursor, count, expected, left - 1)
             self._core.scheduler.after(1 + self._rng.randrange(5), self._next_page, *later)
@@ -312,14 +326,6 @@ class Explorer(Actor):
             source.close()
         require(bool(page.cursor) or count == expected, f"{self.name}: a scan found {count} keys of {expected}")
         self._ok()
-
-    def _scanned(self, found: Sequence[KeyValue], revision: int, low: bytes, high: bytes, *, keys_only: bool) -> None:
-        """A page has all of [`low`, `high`), as it was at `revision`."""
-        contents = self._board.changes.contents(self.group, revision, low, high)
-        if contents is not None:
-            wanted = [contents[key]._replace(value=b"") if keys_only else contents[key] for key in sorted(contents)]
-            where = f"group {self.group}, {self.name}: from {low!r} at revision {revision}"
-            require([*found] == wanted, f"{where} a scan finds {found}, it was {wanted}")
 
 
 @cache

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 from typing import Any
 
 import grpc
@@ -21,14 +20,6 @@ from tests.unit.node.lone import SECONDS
 Op = pb.Operation
 
 
-@pytest.fixture
-async def node() -> AsyncIterator[Served]:
-    served = Served()
-    await asyncio.wait_for(served.open(), SECONDS)
-    yield served
-    await served.close()
-
-
 async def ask(served: Served, method: str, request: Any, response: Any) -> Any:
     call = served.channel.unary_unary(f"/nebula.v1.KV/{method}", type(request).SerializeToString, response.FromString)
     return await call(request, timeout=SECONDS)
@@ -38,12 +29,12 @@ def nested(*success: Op, compare: pb.Compare | None = None) -> Op:
     return Op(txn=pb.NestedTxn(compare=[compare] if compare else [], success=success))
 
 
-async def test_a_nested_transaction_is_answered_as_one(node: Served) -> None:
-    before = node.pump.store(DEFAULT_GROUP).revision
+async def test_a_nested_transaction_is_answered_as_one(served: Served) -> None:
+    before = served.pump.store(DEFAULT_GROUP).revision
     keeps = Op(put=pb.TxnPut(key=b"k", ignore_value=True, prev_kv=True))
     reads = Op(range=pb.RangeRequest(key=b"\0", range_end=b"\0", order=pb.RangeRequest.DESCEND, limit=1))
     request = pb.TxnRequest(success=[Op(put=pb.TxnPut(key=b"a")), nested(keeps, reads)])
-    answer = await ask(node, "Txn", request, pb.TxnResponse)
+    answer = await ask(served, "Txn", request, pb.TxnResponse)
     assert answer.header.revision == before + 1
     inner = answer.results[1].txn
     assert (inner.succeeded, inner.results[0].put.prev_kv.value) == (True, b"v")
@@ -51,9 +42,9 @@ async def test_a_nested_transaction_is_answered_as_one(node: Served) -> None:
     assert ([kv.key for kv in ranged.kvs], ranged.count, ranged.more) == ([b"k"], 2, True)
 
 
-async def test_what_only_reads_takes_no_entry(node: Served) -> None:
-    await node.put()
-    store = node.pump.store(DEFAULT_GROUP)
+async def test_what_only_reads_takes_no_entry(served: Served) -> None:
+    await served.put()
+    store = served.pump.store(DEFAULT_GROUP)
     index = store.index
     for serializable in (False, True):
         request = pb.TxnRequest(
@@ -61,26 +52,26 @@ async def test_what_only_reads_takes_no_entry(node: Served) -> None:
             success=[nested(Op(range=pb.RangeRequest(key=b"k")))],
             serializable=serializable,
         )
-        answer = await ask(node, "Txn", request, pb.TxnResponse)
+        answer = await ask(served, "Txn", request, pb.TxnResponse)
         assert (answer.succeeded, answer.header.revision) == (True, store.revision)
         assert answer.results[0].txn.results[0].range.kvs[0].value == b"v"
-    assert node.pump.store(DEFAULT_GROUP).index == index
+    assert served.pump.store(DEFAULT_GROUP).index == index
     writes = pb.TxnRequest(success=[nested(Op(put=pb.TxnPut(key=b"k")))], serializable=True)
     with pytest.raises(grpc.aio.AioRpcError) as caught:
-        await ask(node, "Txn", writes, pb.TxnResponse)
+        await ask(served, "Txn", writes, pb.TxnResponse)
     assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
 
 
-async def test_a_physical_compaction_is_answered_when_its_work_is_done(node: Served) -> None:
+async def test_a_physical_compaction_is_answered_when_its_work_is_done(served: Served) -> None:
     for _ in range(5):
-        await node.put()
-    store = node.pump.store(DEFAULT_GROUP)
+        await served.put()
+    store = served.pump.store(DEFAULT_GROUP)
     revision = store.revision
     held = store.pin(revision - 1)
     physical = asyncio.ensure_future(
-        ask(node, "Compact", pb.CompactRequest(revision=revision, physical=True), pb.CompactResponse)
+        ask(served, "Compact", pb.CompactRequest(revision=revision, physical=True), pb.CompactResponse)
     )
-    await node.until(lambda: len(node.pump.reclaims._waiting) == 1)
+    await served.until(lambda: len(served.pump.reclaims._waiting) == 1)
     assert store.floor == revision
     assert not store.reclaimed(revision)
     assert not physical.done()
@@ -89,11 +80,11 @@ async def test_a_physical_compaction_is_answered_when_its_work_is_done(node: Ser
     assert store.reclaimed(revision)
 
 
-async def test_a_physical_compaction_that_takes_too_long_says_so(node: Served) -> None:
-    await node.put()
-    store = node.pump.store(DEFAULT_GROUP)
+async def test_a_physical_compaction_that_takes_too_long_says_so(served: Served) -> None:
+    await served.put()
+    store = served.pump.store(DEFAULT_GROUP)
     held = store.pin(store.revision - 1)
-    call = node.channel.unary_unary(
+    call = served.channel.unary_unary(
         "/nebula.v1.KV/Compact", pb.CompactRequest.SerializeToString, pb.CompactResponse.FromString
     )
     with pytest.raises(grpc.aio.AioRpcError) as caught:
