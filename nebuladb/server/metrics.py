@@ -126,9 +126,10 @@ class Metrics:
         key = (method, code)
         self.rpc_handled[key] = self.rpc_handled.get(key, 0) + 1
 
-    def render(self) -> bytes:
-        """Everything in Prometheus's text format (`CONTENT_TYPE`)."""
-        return generate_latest(self._registry)
+    def parts(self) -> Iterator[bytes]:
+        """Everything in Prometheus's text format (`CONTENT_TYPE`), a family at a time, each as it is when asked for."""
+        for family in self._registry.collect():
+            yield generate_latest(_Family(family))
 
     def families(self) -> Iterator[Metric]:
         """Our own metrics, as they are now."""
@@ -185,6 +186,16 @@ class Metrics:
         for method, buckets in sorted(self.rpc_seconds.items()):
             seconds.add_metric([method], buckets.cumulative(), buckets.total)
         yield seconds
+
+
+class _Family(Collector):
+    """One family, for prometheus-client to write."""
+
+    def __init__(self, family: Metric) -> None:
+        self._family = family
+
+    def collect(self) -> Iterable[Metric]:
+        return (self._family,)
 
 
 class _Scrape(Collector):

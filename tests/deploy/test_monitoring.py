@@ -57,7 +57,7 @@ def shown(tmp_path_factory: pytest.TempPathFactory) -> dict[str, set[str]]:
     mine.read_room_from(disk)
     probe("a test of the dashboard looks")
     found: dict[str, set[str]] = {}
-    for family in text_string_to_metric_families(mine.render().decode()):
+    for family in text_string_to_metric_families(b"".join(mine.parts()).decode()):
         for sample in family.samples:
             found.setdefault(sample.name, set()).update(sample.labels)
     return found

@@ -141,16 +141,69 @@ async def test_garbage_and_silence_harm_nobody(served: Served, monkeypatch: pyte
     assert (await served.get("/livez"))[0] == 200
 
 
-async def test_one_connection_too_many_is_closed(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(admin, "MAX_CONNECTIONS", 1)
-    _, writer = await served.open()
-    writer.write(b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n")
-    reader, second = await served.open()
+async def ended(reader: asyncio.StreamReader) -> bool:
+    """Whether the server closes the connection, without an answer."""
     async with asyncio.timeout(5):
-        with contextlib.suppress(ConnectionError):
-            assert await reader.read() == b""
-    second.close()
+        try:
+            return await reader.read() == b""
+        except ConnectionError:
+            return True
+
+
+async def test_one_connection_too_many_ends_the_oldest(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(admin, "MAX_CONNECTIONS", 2)
+    reader, writer = await served.open()
+    writer.write(b"GET /livez HTTP/1.1\r\nHost: x\r\n")
+    kept, kept_writer = await served.open()
+    assert (await served.get("/livez"))[0] == 200
+    assert await ended(reader)
+    kept_writer.write(b"GET /livez HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+    assert (await kept.read()).startswith(b"HTTP/1.1 200 OK")
+    kept_writer.close()
     writer.close()
+
+
+async def test_a_request_that_trickles_in_ends(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(admin, "IDLE_SECONDS", 0.2)
+    reader, writer = await served.open()
+    writer.write(b"GET /livez HTTP/1.1\r\nHost: x\r\nA: ")
+    end = asyncio.create_task(ended(reader))
+    async with asyncio.timeout(5):
+        while not end.done():
+            writer.write(b"a")
+            await asyncio.wait([end], timeout=0.05)
+    assert await end
+    writer.close()
+
+
+async def test_an_answer_that_nobody_reads_ends(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(admin, "IDLE_SECONDS", 0.2)
+    size = 64 << 20
+    monkeypatch.setattr(served.view, "status", lambda: "x" * size)
+    sock = socket.create_connection(("127.0.0.1", served.port))
+    sock.settimeout(0)
+    loop = asyncio.get_running_loop()
+    await loop.sock_sendall(sock, b"GET /status HTTP/1.1\r\nHost: x\r\n\r\n")
+    assert await loop.sock_recv(sock, 1)
+    end = loop.time() + 0.4
+    while loop.time() < end:
+        await served.get("/livez")
+    read = 1
+    with contextlib.suppress(ConnectionError):
+        while data := await loop.sock_recv(sock, 1 << 20):
+            read += len(data)
+    assert read < size
+    sock.close()
+
+
+async def test_the_loop_goes_round_while_metrics_are_written(served: Served) -> None:
+    rounds = 0
+    asking = asyncio.create_task(served.get("/metrics"))
+    while not asking.done():
+        await asyncio.sleep(0)
+        rounds += 1
+    families = (await asking)[1].count("# TYPE")
+    assert 20 < families < rounds
 
 
 async def test_it_leaves_signals_alone(served: Served) -> None:

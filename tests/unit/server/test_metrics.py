@@ -44,7 +44,7 @@ def scrape(metrics: Metrics) -> dict[tuple[str, tuple[tuple[str, str], ...]], fl
     """Every sample, read back with Prometheus's own parser."""
     return {
         (sample.name, tuple(sorted(sample.labels.items()))): sample.value
-        for family in text_string_to_metric_families(metrics.render().decode())
+        for family in text_string_to_metric_families(b"".join(metrics.parts()).decode())
         for sample in family.samples
     }
 

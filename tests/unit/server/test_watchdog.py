@@ -76,7 +76,7 @@ def test_works_are_bounded() -> None:
         metrics.loop_late(LATE_SECONDS, f"work {number}")
     assert len(metrics.late_turns) == MAX_WORKS + 1
     assert metrics.late_turns[OTHER_METHOD] == 5
-    text = metrics.render().decode()
+    text = b"".join(metrics.parts()).decode()
     assert 'nebula_loop_late_total{work="work 3"} 1.0' in text
     assert "nebula_loop_worst_seconds 0.0" in text
 
