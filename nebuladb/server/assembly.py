@@ -119,6 +119,8 @@ async def _assemble(config: Config, shutdown: Shutdown, stack: AsyncExitStack) -
     log = structlog.get_logger("nebulad")
     directory = DataDirectory(config.data_dir)
     stack.callback(directory.close)
+    if not directory.founded:
+        config.check_founding()  # before anything is kept under what may be the wrong name
     identity = directory.identity(config.name)
     incarnation = secrets.randbits(63) | 1
     # Randomness comes from one seeded source, so that whoever has the seed can tell the node's choices.

@@ -50,6 +50,10 @@ DEFAULTS: Final[Mapping[str, str]] = {
 """Every setting, under the name that its flag and TOML key have. Empty means "not given"."""
 
 
+class WrongSetting(ConfigurationError):
+    """A setting that only a start shows to be wrong, and that another start won't mend."""
+
+
 @dataclass(frozen=True, slots=True)
 class Config:
     """One node's settings, complete and valid. Addresses are HOST:PORT; `load` is the way to make one."""
@@ -76,15 +80,17 @@ class Config:
     """The node's options as texts, valid (``server.options``)."""
 
     def check_founding(self) -> None:
-        """Raise `ConfigurationError` if the listed cluster knows this node under another address.
+        """Raise `WrongSetting` if the listed cluster knows this node under another address: the others would be told
+        that one once it is founded, and lose the node.
 
-        Only for a directory without identity: later `initial_cluster` is ignored and the address may change.
+        Only for a node that belongs to no cluster yet: later `initial_cluster` is ignored and the address may change.
         """
         listed = self.initial_cluster.get(self.name, self.advertise_peer_addr)
         if listed != self.advertise_peer_addr:
-            raise ConfigurationError(
+            raise WrongSetting(
                 f"initial-cluster says {self.name}={listed}, but this node's peers would be told "
-                f"{self.advertise_peer_addr}; make them equal, or set advertise-peer-addr"
+                f"{self.advertise_peer_addr}; make them equal, to the letter, or set advertise-peer-addr, or is "
+                f"{self.name} another node's name?"
             )
 
     def to_toml(self, directory: Path) -> str:

@@ -88,6 +88,11 @@ class DataDirectory:
             ballast.unlink()
             self._pid.write()
 
+    @property
+    def founded(self) -> bool:
+        """Whether the node was told of its cluster."""
+        return any((self.path / name).exists() for name in ("founding.json", FILE))
+
     def identity(self, name: str) -> Identity:
         """Who this node is; a fresh directory gets a random id, fsynced before anyone is told (S14).
 

@@ -54,8 +54,9 @@ def start(config_file: Path | None, **flags: str | None) -> None:
     try:
         sys.exit(assembly.run(loaded))
     except NebulaError as error:
-        # The settings were fine by themselves: a port or directory in use is no wrong usage.
-        _refuse(error, EXIT_REMOVED if isinstance(error, NodeRemoved) else EXIT_FAILED)
+        # A port or directory in use, say, is no wrong usage: another start may find it free.
+        wrong = EXIT_USAGE if isinstance(error, config.WrongSetting) else EXIT_FAILED
+        _refuse(error, EXIT_REMOVED if isinstance(error, NodeRemoved) else wrong)
 
 
 def _start_command() -> click.Command:

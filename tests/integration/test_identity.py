@@ -159,6 +159,25 @@ def test_a_founded_node_does_not_link_to_another_cluster(founded: Cluster, tmp_p
         other.wait_ready(*rest)
 
 
+def test_a_founder_with_an_address_that_is_not_in_the_list_is_refused_and_a_founded_node_is_not(
+    founded: Cluster, tmp_path: Path
+) -> None:
+    """Three that all say they were n1's address would found a cluster that no node's death may come to."""
+    with founded as cluster, Cluster(tmp_path / "other") as other:
+        theirs = other.members[0].config.peer_addr
+        refused = start(other, 1, "--advertise-peer-addr", theirs)
+        assert refused.returncode == 2
+        mine = other.members[1].config.peer_addr
+        assert f"initial-cluster says n2={mine}, but this node's peers would be told {theirs}" in refused.stderr
+        assert "Traceback" not in refused.stderr
+        assert not (other.data_dir(1) / "identity.json").exists()
+        file, listed = cluster.members[1].file, f"n2={cluster.members[1].config.peer_addr}"
+        assert listed in file.read_text()
+        file.write_text(file.read_text().replace(listed, "n2=127.0.0.1:1"))
+        cluster.start()
+        cluster.wait_ready()
+
+
 @pytest.mark.parametrize("order", list(permutations(range(3)))[::2], ids=str)
 def test_fresh_nodes_found_one_cluster_in_any_order(tmp_path: Path, order: tuple[int, ...]) -> None:
     """Each starts only once the one before waits for it: how long it waits doesn't matter."""
