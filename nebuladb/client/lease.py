@@ -71,8 +71,10 @@ class LeaseKeeper:
     async def __aexit__(self, *_: object) -> None:
         if self._task is not None:
             self._task.cancel()
-            with suppress(asyncio.CancelledError):
-                await self._task
+            # Not `await self._task` with its CancelledError suppressed: that of whoever leaves would be, too.
+            await asyncio.wait((self._task,))
+            if not self._task.cancelled():
+                self._task.result()
 
     async def _keep(self) -> None:
         while not self.lost.is_set():
