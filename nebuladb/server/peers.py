@@ -269,7 +269,11 @@ class Peers:
 
     def _remembers(self, handshake: pb.Handshake, who: str) -> None:
         """Raise `IdentityError` if the other end, which knows of no life, may have been in this one: restored once more
-        it has its id, and has forgotten its votes and what it acknowledged (S14, S15)."""
+        it has its id, and has forgotten its votes and what it acknowledged (S14, S15). Ids of a cluster that was never
+        restored are random, and who lost its directory lost its id with it: there a node without a life is one that a
+        build ran on that kept none."""
+        if not self._restored:
+            return
         assert self.pump is not None
         known = self.pump.node.meta.nodes.get(handshake.node_id)
         if known is not None and known.client_address:
@@ -278,7 +282,7 @@ class Peers:
                 f"backup once more. Restore it no more: run `nebula-cli member replace {handshake.name}`"
             )
         replica = self.pump.node.host.replicas.get(META_GROUP)
-        if self._restored and not (replica is not None and replica.raft.leader):
+        if not (replica is not None and replica.raft.leader):
             raise IdentityError(
                 f"{who} does not know which life of the cluster this is, and whether it has forgotten its votes can't "
                 "be told before a majority of the others is connected: start them"

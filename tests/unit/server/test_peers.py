@@ -47,6 +47,20 @@ def ours(tmp_path: Path) -> Peers:
     return found
 
 
+RESTORED = {name: restored_id(7, name) for name in ("n1", "n2")}
+
+
+@pytest.fixture
+def restored(tmp_path: Path) -> Peers:
+    """Node n1's in a cluster that was made from a backup."""
+    directory = DataDirectory(tmp_path)
+    founding = Founding(7, tuple(Founder(name, number, f"{name}:1") for name, number in RESTORED.items()))
+    identity = directory.found(Identity(RESTORED["n1"], "n1"), founding)
+    found = Peers(config.load({"data-dir": str(tmp_path)}, {}), directory, identity, 100)
+    found.pump = node(picture(*(NodeRecord(number, name, f"{name}:1") for name, number in RESTORED.items())))
+    return found
+
+
 def node(meta: Meta, leader: int = 0) -> Any:
     replica = SimpleNamespace(raft=SimpleNamespace(leader=leader, commit=5), applied=5)
     return SimpleNamespace(node=SimpleNamespace(meta=meta, host=SimpleNamespace(replicas={1: replica})))
@@ -114,36 +128,37 @@ def test_another_life_of_the_cluster_is_refused(ours: Peers) -> None:
     ours.check(first)
 
 
-def test_who_was_in_this_life_and_knows_of_none_is_refused(ours: Peers) -> None:
+def test_who_was_in_this_life_and_knows_of_none_is_refused(restored: Peers) -> None:
     """Restored once more from the same files it has its id, and the votes and writes that it acknowledged are gone."""
-    ours.check(shake(12, "n2"))
-    ours.pump = node(picture(NodeRecord(11, "n1", "a:1"), NodeRecord(12, "n2", "b:1", "b:2"), life=0xB))
+    other = shake(RESTORED["n2"], "n2")
+    other.receiver = RESTORED["n1"]
+    restored.check(other)
+    records = [NodeRecord(number, name, f"{name}:1", f"{name}:2") for name, number in RESTORED.items()]
+    restored.pump = node(picture(*records, life=0xB), leader=1)
     with pytest.raises(IdentityError, match=r"forgotten its votes.*member replace n2"):
+        restored.check(other)
+    other.life = 0xB
+    restored.check(other)
+
+
+def test_who_knows_of_no_life_in_a_cluster_that_was_never_restored_is_let_in(ours: Peers) -> None:
+    """A build that kept no life ran on it, and the others have drawn one since: it was refused for ever."""
+    meta = picture(NodeRecord(11, "n1", "a:1", "a:2"), NodeRecord(12, "n2", "b:1", "b:2"), life=0xB)
+    for leader in (0, 1):
+        ours.pump = node(meta, leader)
         ours.check(shake(12, "n2"))
-    known = shake(12, "n2")
-    known.life = 0xB
-    ours.check(known)
 
 
-def test_of_a_restored_node_that_knows_of_no_life_only_a_majority_can_tell(tmp_path: Path) -> None:
+def test_of_a_restored_node_that_knows_of_no_life_only_a_majority_can_tell(restored: Peers) -> None:
     """This node may have missed that the other was in this life; a founded cluster's can't forget and keep its id."""
-    at = {"n1": restored_id(7, "n1"), "n2": restored_id(7, "n2")}
-    directory = DataDirectory(tmp_path)
-    founding = Founding(7, tuple(Founder(name, number, f"{name}:1") for name, number in at.items()))
-    ours = Peers(
-        config.load({"data-dir": str(tmp_path)}, {}),
-        directory,
-        directory.found(Identity(at["n1"], "n1"), founding),
-        100,
-    )
-    meta = picture(*(NodeRecord(number, name, f"{name}:1") for name, number in at.items()), life=0xB)
-    ours.pump = node(meta)
-    other = shake(at["n2"], "n2")
-    other.receiver = at["n1"]
+    meta = picture(*(NodeRecord(number, name, f"{name}:1") for name, number in RESTORED.items()), life=0xB)
+    restored.pump = node(meta)
+    other = shake(RESTORED["n2"], "n2")
+    other.receiver = RESTORED["n1"]
     with pytest.raises(IdentityError, match="can't be told before a majority"):
-        ours.check(other)
-    ours.pump = node(meta, leader=1)
-    ours.check(other)
+        restored.check(other)
+    restored.pump = node(meta, leader=1)
+    restored.check(other)
 
 
 def test_a_link_to_another_life_ends_when_this_node_hears_of_its_own(ours: Peers, tmp_path: Path) -> None:
