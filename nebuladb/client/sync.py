@@ -6,7 +6,17 @@ import asyncio
 import concurrent.futures
 import os
 import threading
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Generator, Iterator, Sequence
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterator,
+    Callable,
+    Coroutine,
+    Generator,
+    Iterable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
 from contextlib import contextmanager, suppress
 from functools import wraps
 from typing import Any, Concatenate, Final, ParamSpec, Protocol, Self, TypeVar
@@ -15,9 +25,9 @@ from nebuladb.client.aio import AsyncClient
 from nebuladb.client.lease import LeaseKeeper
 from nebuladb.client.scan import Rows, SyncRows
 from nebuladb.client.txn import SyncTxn
-from nebuladb.client.types import TxnResult
+from nebuladb.client.types import BatchResult, KeyValue, TxnResult
 from nebuladb.client.writes import Writes
-from nebuladb.errors import ClientClosed, UnknownOutcome
+from nebuladb.errors import ClientClosed, InvalidArgument, NebulaError, UnknownOutcome
 
 Given = ParamSpec("Given")
 Result = TypeVar("Result")
@@ -44,29 +54,18 @@ class _Thread:
     def __init__(self) -> None:
         self._loop = asyncio.new_event_loop()
         self._process = os.getpid()
-        self._gate = threading.Lock()
-        """Work is handed over under it, so that none comes after the end, which nobody would do."""
+        self._gate = threading.RLock()
+        """Work is handed over under it, so that none comes after the end, which nobody would do. Amid it a finalizer or
+        a signal handler may hand over more."""
         self._closed = False
         self._leaving: set[asyncio.Task[None]] = set()
         self._thread = threading.Thread(target=self._loop.run_forever, name="nebula-client", daemon=True)
         self._thread.start()
 
     def run(self, work: Coroutine[Any, Any, Result]) -> Result:
-        """Its result or exception; an interrupted wait cancels it. Raises `ClientClosed`."""
-        try:
-            if os.getpid() != self._process:
-                raise ClientClosed("this client is another process's; make one after the fork")
-            with self._gate:
-                if self._closed:
-                    raise ClientClosed
-                future = asyncio.run_coroutine_threadsafe(work, self._loop)
-        except BaseException:
-            work.close()
-            raise
-        return self._wait(future)
-
-    @staticmethod
-    def _wait(future: concurrent.futures.Future[Result]) -> Result:
+        """Its result or exception; an interrupted wait cancels it. Raises `ClientClosed`, and on the loop's own thread
+        `InvalidArgument`."""
+        future = self._hand_over(work)
         try:
             return future.result()
         except concurrent.futures.CancelledError:
@@ -74,6 +73,28 @@ class _Thread:
         except BaseException:
             future.cancel()
             raise
+
+    def _hand_over(self, work: Coroutine[Any, Any, Result]) -> concurrent.futures.Future[Result]:
+        """It is the loop's from then on, whatever interrupts us: only what is refused is ours to close."""
+        refusal = self._elsewhere()
+        if refusal is None:
+            with self._gate:
+                if not self._closed:
+                    return asyncio.run_coroutine_threadsafe(work, self._loop)
+                refusal = ClientClosed()
+        work.close()
+        raise refusal
+
+    def _elsewhere(self) -> NebulaError | None:
+        """Why nothing may be waited for where we are."""
+        if os.getpid() != self._process:
+            return ClientClosed("this client is another process's; make one after the fork")
+        if threading.current_thread() is self._thread:
+            return InvalidArgument(
+                "a call on the client's own thread would wait for itself; if it comes from a generator that was handed to "
+                "another call, hand over a list"
+            )
+        return None
 
     def each(self, items: _Items[Result], batch: int) -> Generator[Result, None, None]:
         """The items, `batch` a hop between the threads."""
@@ -118,7 +139,7 @@ class _Thread:
             if self._closed:
                 return
             self._closed = True
-        self._wait(asyncio.run_coroutine_threadsafe(self._finish(last), self._loop))
+        asyncio.run_coroutine_threadsafe(self._finish(last), self._loop).result()
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
@@ -223,10 +244,8 @@ class Client(SyncWrites):
         return self._client.endpoints
 
     get = _waits(AsyncClient.get)
-    get_many = _waits(AsyncClient.get_many)
     scan = _scans(AsyncClient.scan)
     watch = _streams(AsyncClient.watch)
-    batch = _waits(AsyncClient.batch)
     compact = _waits(AsyncClient.compact)
     time_to_live = _waits(AsyncClient.time_to_live)
     leases = _waits(AsyncClient.leases)
@@ -246,6 +265,18 @@ class Client(SyncWrites):
     state_hash = _waits(AsyncClient.state_hash)
     snapshot = _streams(AsyncClient.snapshot)
     transfer_leadership = _waits(AsyncClient.transfer_leadership)
+
+    def get_many(self, keys: Iterable[bytes]) -> dict[bytes, KeyValue | None]:
+        """Every one of `keys`, asked of all shards at once; not of one moment. They may come from this client itself:
+        ``client.get_many(row.value for row in client.scan(b"index/"))``."""
+        return self._thread.run(self._client.get_many(list(keys)))
+
+    def batch(self, puts: Mapping[bytes, bytes], deletes: Iterable[bytes] = ()) -> BatchResult:
+        """Write many keys, in all shards at once: a transaction for each 128 keys of a shard, not one over all.
+
+        An error whose outcome is FAILED says that nothing of it was done; any other that a part may have been.
+        """
+        return self._thread.run(self._client.batch(dict(puts), list(deletes)))
 
     @contextmanager
     def session(self) -> Iterator[SyncWrites]:

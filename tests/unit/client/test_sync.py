@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import asyncio
 import gc
 import inspect
 import os
@@ -99,6 +100,56 @@ def test_the_collector_may_end_a_scan_on_the_clients_own_thread(node: Node) -> N
         assert client._thread.run(collect())
         assert client.get(b"k") is not None
         over.cancel()
+
+
+def test_what_is_handed_to_a_call_may_come_from_the_client_itself(node: Node) -> None:
+    with Client([node.address]) as client:
+        client.put(b"index/1", b"one")
+        client.put(b"one", b"1")
+        over = threading.Timer(SECONDS, os._exit, [9])  # it would hang for ever
+        over.start()
+        found = client.get_many(row.value for row in client.scan(b"index/", b"index0"))
+        assert [kv and kv.value for kv in found.values()] == [b"1"]
+        client.batch({b"two": b"2"}, (row.key for row in client.scan(b"index/", b"index0")))
+        assert [row.key for row in client.scan()] == [b"one", b"two"]
+        over.cancel()
+
+
+def test_a_call_on_the_clients_own_thread_is_refused(node: Node) -> None:
+    with Client([node.address]) as client:
+
+        async def call() -> None:
+            client.get(b"k")
+
+        over = threading.Timer(SECONDS, os._exit, [9])  # it would hang for ever
+        over.start()
+        with pytest.raises(errors.InvalidArgument, match="hand over a list"):
+            client._thread.run(call())
+        over.cancel()
+        assert client.get(b"k") is None
+
+
+def test_an_interrupt_as_a_call_is_handed_over_comes_as_itself(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The loop may be amid it by then, and what runs can't be closed."""
+    running, checked = threading.Event(), threading.Event()
+    hand_over = asyncio.run_coroutine_threadsafe
+
+    async def work() -> None:
+        running.set()
+        assert checked.wait(SECONDS)
+
+    def interrupted(*given: Any) -> None:
+        hand_over(*given)
+        assert running.wait(SECONDS)
+        raise KeyboardInterrupt
+
+    with Client([node.address]) as client:
+        monkeypatch.setattr(asyncio, "run_coroutine_threadsafe", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            client._thread.run(work())
+        checked.set()
+        monkeypatch.undo()
+        assert client.get(b"k") is None
 
 
 class Call(threading.Thread):
