@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import IO, Final
 
 import click
 
-from nebuladb.cli.output import Output
+from nebuladb.cli.output import Output, named
 from nebuladb.cli.progress import Progress
 from nebuladb.cli.settings import TEXT, Commands, Settings, pass_settings
 from nebuladb.client import AsyncClient
@@ -20,7 +21,7 @@ from nebuladb.pb.nebula.v1 import cluster_pb2
 from nebuladb.storage.files import sync_directory
 
 PATIENCE: Final = 60.0
-"""Seconds of silence after which a save gives up."""
+"""Seconds for which a save looks for a node that begins; amid it a third of them, of silence, end it."""
 FILE: Final = click.Path(path_type=Path, dir_okay=False, exists=True)
 
 
@@ -41,8 +42,8 @@ def snapshot() -> None:
 def save(settings: Settings, file: Path, since: Path | None) -> None:
     """Save all keyspaces to FILE, from any node, while everybody goes on.
 
-    Each shard is saved as it is at one instant, not all of them at the same. FILE appears when it is whole and checked.
-    A keyspace that is dropped meanwhile is left out.
+    Each shard is saved as it is at one instant, not all of them at the same. FILE appears when it is whole and checked,
+    in the place of a file of that name. A keyspace that is dropped meanwhile is left out.
 
     \b
     Example:
@@ -50,7 +51,7 @@ def save(settings: Settings, file: Path, since: Path | None) -> None:
       nebula-cli snapshot save tuesday.snap --since monday.snap
     """
     request = cluster_pb2.SnapshotRequest()
-    draft = file.with_name(file.name + ".part")
+    file, draft = _place(file)
     if since is not None:
         if any(path.exists() and path.samefile(since) for path in (file, draft)):
             raise ConfigurationError(
@@ -69,17 +70,29 @@ def save(settings: Settings, file: Path, since: Path | None) -> None:
         with draft.open("wb") as out:
             await _receive(client, request, out, progress)
 
+    settings.run(lambda client: client.status())  # that an address is wrong should be told soon
     try:
         settings.run(work, PATIENCE)
         reader, parts = _checked(draft)
         draft.replace(file)
         sync_directory(file.absolute().parent)
     except OSError as error:
-        raise ConfigurationError(f"{file}: {error.strerror}") from error
+        raise named(error, str(file)) from error
     finally:
         progress.close()
         draft.unlink(missing_ok=True)
     _print(settings, reader, parts, file.stat().st_size)
+
+
+def _place(file: Path) -> tuple[Path, Path]:
+    """Where a backup goes, and where until it is whole. Raises `ConfigurationError` for a device, say: the backup would
+    take its name from it, or go into it."""
+    file = Path(os.path.realpath(file))
+    draft = file.with_name(file.name + ".part")
+    for place in (file, draft):
+        if os.path.lexists(place) and not stat.S_ISREG(place.lstat().st_mode):
+            raise ConfigurationError(f"{place} is no regular file; name one, or a new one")
+    return file, draft
 
 
 async def _receive(

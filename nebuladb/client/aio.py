@@ -341,15 +341,25 @@ class AsyncClient(Writes):
     async def snapshot(
         self, request: cluster_pb2.SnapshotRequest
     ) -> AsyncGenerator[cluster_pb2.SnapshotResponse, None]:
-        """A backup as the bytes of its file, from one node; a stream that breaks is not resumed: begin anew."""
+        """A backup as the bytes of its file, from the first node that begins one; a stream that breaks then is not
+        resumed: begin anew."""
         transport = self._transport
-        step = transport.attempts().next(transport.clock())
-        try:
-            async with transport.open(methods.SNAPSHOT, request, step, step.seconds) as read:
-                while (response := await read()) is not None:
-                    yield response
-        except StreamBroken as broken:
-            raise broken.failure.error from None
+        attempts = transport.attempts()
+        begun = False
+        while True:
+            step = attempts.next(transport.clock())
+            try:
+                async with transport.open(methods.SNAPSHOT, request, step, step.seconds) as read:
+                    while (response := await read()) is not None:
+                        begun = True
+                        attempts.worked(step.address, transport.clock())
+                        yield response
+                return
+            except StreamBroken as broken:
+                pause = attempts.failed(step.address, broken.failure, transport.clock())  # who begins anew asks another
+                if begun:
+                    raise broken.failure.error from None
+                await transport.sleep(pause)
 
     async def transfer_leadership(self, group: int, node_id: int) -> None:
         """Ask a shard's leader to hand over to `node_id`."""

@@ -91,8 +91,8 @@ class _Thread:
             return ClientClosed("this client is another process's; make one after the fork")
         if threading.current_thread() is self._thread:
             return InvalidArgument(
-                "a call on the client's own thread would wait for itself; if it comes from a generator that was handed to "
-                "another call, hand over a list"
+                "a call on the client's own thread would wait for itself; if it comes from a generator that was handed "
+                "to another call, hand over a list"
             )
         return None
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
+import os
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
 
+from nebuladb.cli import snapshot
 from nebuladb.cli.main import main
 from nebuladb.ids import GroupId
 from nebuladb.kv.rows import Keys
@@ -163,6 +166,55 @@ async def test_no_increment_takes_the_place_of_its_own_base(tmp_path: Path) -> N
         assert "name another" in refused.stderr
     assert base.read_bytes() == draft.read_bytes() == whole
     assert (await save(tmp_path / "more", "--since", base)).exit_code == 0
+    await faced.close()
+
+
+async def test_a_backup_takes_the_place_of_files_only(tmp_path: Path) -> None:
+    faced = Faced()
+    await asyncio.wait_for(faced.open(), SECONDS)
+
+    async def save(file: Path) -> Result:
+        arguments = ["--endpoints", faced.address, "snapshot", "save", str(file)]
+        return await asyncio.to_thread(CliRunner().invoke, main, arguments)
+
+    pipe, link, file, new = (tmp_path / name for name in ("pipe", "link", "file", "new"))
+    os.mkfifo(pipe)
+    link.symlink_to(pipe)
+    new.with_name("new.part").symlink_to(file)
+    for place in (pipe, link, new):
+        refused = await save(place)
+        assert (refused.exit_code, refused.stdout) == (2, "")
+        assert "is no regular file" in refused.stderr
+    assert pipe.is_fifo()
+    assert link.is_symlink()
+    assert not file.exists()
+    link.unlink()
+    link.symlink_to(file)
+    for _ in range(2):
+        assert (await save(link)).exit_code == 0
+        assert link.is_symlink()
+        assert file.stat().st_size
+    await faced.close()
+
+
+async def test_a_backup_without_room_exits_1(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    faced = Faced()
+    await asyncio.wait_for(faced.open(), SECONDS)
+
+    async def save(file: Path) -> tuple[int, str]:
+        arguments = ["--endpoints", faced.address, "snapshot", "save", str(file)]
+        failed = await asyncio.to_thread(CliRunner().invoke, main, arguments)
+        return failed.exit_code, failed.stderr
+
+    nowhere, file = tmp_path / "none" / "file", tmp_path / "file"
+    assert await save(nowhere) == (1, f"nebula-cli: {nowhere}: No such file or directory\n")
+
+    async def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(snapshot, "_receive", full)
+    assert await save(file) == (1, f"nebula-cli: {file}: No space left on device\n")
+    assert not os.listdir(tmp_path)
     await faced.close()
 
 

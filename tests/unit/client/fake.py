@@ -118,8 +118,13 @@ class Node:
             }
             for service, calls in unary.items()
         }
-        for name, kind, run in (("Scan", kv_pb2.ScanRequest, self.scan), ("Watch", kv_pb2.WatchRequest, self.watch)):
-            handlers["nebula.v1.KV"][name] = grpc.unary_stream_rpc_method_handler(
+        streams: list[tuple[str, str, type[Message], Callable[[Any, grpc.ServicerContext], Iterator[Message]]]] = [
+            ("KV", "Scan", kv_pb2.ScanRequest, self.scan),
+            ("KV", "Watch", kv_pb2.WatchRequest, self.watch),
+            ("Cluster", "Snapshot", cluster_pb2.SnapshotRequest, self.snapshot),
+        ]
+        for service, name, kind, run in streams:
+            handlers[f"nebula.v1.{service}"][name] = grpc.unary_stream_rpc_method_handler(
                 self._wrap_stream(name, run),
                 kind.FromString,
                 lambda answer: answer.SerializeToString(),
@@ -375,6 +380,12 @@ class Node:
             text = repr(sorted(self.store.history.items())) + ("!" if self.bad_hash else "")
             digest = hashlib.sha256(text.encode()).digest()
             return cluster_pb2.StateHashResponse(header=self._header(), index=request.index, hash=digest)
+
+    def snapshot(self, request: cluster_pb2.SnapshotRequest, context: grpc.ServicerContext) -> Iterator[Message]:
+        for part in (b"first ", b"last"):
+            yield cluster_pb2.SnapshotResponse(data=part)
+            if self._fault("SnapshotBreak"):
+                self._abort(context, LOST)
 
     def transfer(self, request: cluster_pb2.TransferLeadershipRequest) -> Message:
         return cluster_pb2.TransferLeadershipResponse(header=self._header())

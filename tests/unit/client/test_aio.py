@@ -7,6 +7,7 @@ import pytest
 
 from nebuladb import errors
 from nebuladb.client import AsyncClient, EventType, KeyValue
+from nebuladb.pb.nebula.v1 import cluster_pb2
 from tests.unit.client.fake import LOST, Fault, Node, wait_until
 
 
@@ -193,6 +194,34 @@ async def test_cluster_calls(nodes: list[Node]) -> None:
         b.stop()
         with pytest.raises(errors.Unavailable):
             await client.status(b.address)
+
+
+async def saved(client: AsyncClient) -> bytes:
+    return b"".join([part.data async for part in client.snapshot(cluster_pb2.SnapshotRequest())])
+
+
+async def test_a_snapshot_is_begun_by_the_next_node_where_one_is_away(nodes: list[Node]) -> None:
+    a, b, c = nodes
+    a.stop()
+    b.faults.append(Fault("Snapshot", LOST))
+    async with AsyncClient([node.address for node in nodes]) as client:
+        assert await saved(client) == b"first last"
+        assert (b.count("Snapshot"), c.count("Snapshot")) == (1, 1)
+    async with AsyncClient([a.address], timeout=0.3) as client:
+        with pytest.raises(errors.Unavailable, match="can't be reached"):
+            await saved(client)
+
+
+async def test_a_snapshot_that_breaks_is_begun_anew_by_nobody_else(nodes: list[Node]) -> None:
+    """It would be another file; who asks again asks another node."""
+    a, b, _ = nodes
+    a.faults.append(Fault("SnapshotBreak", LOST))
+    async with AsyncClient([a.address, b.address]) as client:
+        with pytest.raises(errors.Unavailable, match="was lost"):
+            await saved(client)
+        assert (a.count("Snapshot"), b.count("Snapshot")) == (1, 0)
+        assert await saved(client) == b"first last"
+        assert (a.count("Snapshot"), b.count("Snapshot")) == (1, 1)
 
 
 async def test_leases(node: Node) -> None:
