@@ -23,15 +23,16 @@ from typing import Final
 import structlog
 
 from nebuladb.env import probe
-from nebuladb.errors import ConfigurationError, Corruption, DiskFull, IdentityError
+from nebuladb.errors import Corruption, DiskFull, IdentityError
 from nebuladb.node.identity import Founding, Identity
 from nebuladb.node.joined import FILE, Joined
 from nebuladb.node.memory import MemoryPlan
 from nebuladb.server.lifecycle import PidFile
 from nebuladb.server.space import BALLAST_FILE
-from nebuladb.storage.files import sync_directory, unwritten, write_durably
+from nebuladb.storage.files import read, sync_directory, unwritten, write_durably
 from nebuladb.storage.lock import DirectoryLock
 from nebuladb.storage.log import LogStore
+from nebuladb.storage.owner import check_access, unusable
 from nebuladb.storage.rocks import RocksEngine, RocksMemory
 
 VOTING: Final = "voting"
@@ -62,15 +63,17 @@ class DataDirectory:
     """Locked from construction to `close`."""
 
     def __init__(self, path: Path) -> None:
-        """Raises `ConfigurationError` if the directory can't be had, `IdentityError` if another nebulad has it."""
+        """Raises `ConfigurationError` if the directory, or a part of it, can't be used, `IdentityError` if another
+        nebulad has it."""
         self.path = path
         try:
             path.mkdir(parents=True, exist_ok=True)
             self._lock = DirectoryLock(path)
         except OSError as error:
-            raise ConfigurationError(f"data-dir: can't use {path}: {error.strerror}") from error
+            raise unusable(path, error) from error
         self._pid = PidFile(path)
         try:
+            check_access(path)
             self._write_pid()
         except BaseException:
             self._lock.release()
@@ -106,7 +109,7 @@ class DataDirectory:
             write_durably(file, identity.encode())
             sync_directory(self.path.parent)
             return identity
-        identity = Identity.decode(file.read_bytes())
+        identity = Identity.decode(read(file))
         if identity.name != name:
             raise IdentityError(
                 f"{self.path} belongs to node {identity.name!r}, not {name!r}; give each node a directory of its own, "
@@ -137,12 +140,12 @@ class DataDirectory:
         joined = self.joined()
         if joined is not None:
             return joined.founding
-        return Founding.decode(file.read_bytes()) if file.exists() else None
+        return Founding.decode(read(file)) if file.exists() else None
 
     def joined(self) -> Joined | None:
         """What this node was told when it joined, if it isn't one of the founders."""
         file = self.path / FILE
-        return Joined.decode(file.read_bytes()) if file.exists() else None
+        return Joined.decode(read(file)) if file.exists() else None
 
     def join(self, identity: Identity, joined: Joined) -> Identity:
         """Keep what a member said, durably, before anyone acts on it; the identity that follows from it."""
@@ -197,7 +200,7 @@ class DataDirectory:
         """Which life of the cluster this node was in last, as far as it knows; else 0. Its data may not say so yet: it
         is behind, until somebody tells this node what is committed, and who may is the question."""
         file = self.path / VOTING
-        text = file.read_bytes() if file.exists() else b""
+        text = read(file) if file.exists() else b""
         if (life := life_in(text)) is None:
             raise IdentityError(f"{file} is damaged; {ANOTHER_VOTING}")
         return life

@@ -33,9 +33,10 @@ from nebuladb.server.directory import VOTING, DataDirectory
 from nebuladb.server.site import Site, apply_all
 from nebuladb.shard import Descriptor, KeyspaceState
 from nebuladb.storage.engine import Batch, Engine
-from nebuladb.storage.files import sync_directory, write_durably
+from nebuladb.storage.files import read, sync_directory, write_durably
 from nebuladb.storage.log import LogStore
 from nebuladb.storage.memory import MemoryEngine
+from nebuladb.storage.owner import give, unusable
 from nebuladb.storage.rocks import RocksEngine, examine_log
 from nebuladb.storage.wal import wal_files
 
@@ -51,10 +52,15 @@ WARNING: Final = """This makes a cluster of one node out of this directory.
 
 def recover(path: Path, say: Callable[[str], None]) -> None:
     """Make `path` a cluster of one. Raises `ConfigurationError`, `IdentityError`, `Corruption` or `StoreError` if it
-    can't be: nothing is touched then, or the error says that it is unfinished, and what to do."""
-    if not any((path / name).exists() for name in ("identity.json", f"identity.json{ASIDE}")):
+    can't be: nothing is touched then, or the error says that it is unfinished, and what to do. What root makes is the
+    directory's owner's."""
+    try:
+        untouched = (path / "identity.json").exists()
+        known = untouched or (path / f"identity.json{ASIDE}").exists()
+    except OSError as error:
+        raise unusable(path, error) from error
+    if not known:
         raise ConfigurationError(f"data-dir: {path} holds no node")
-    untouched = (path / "identity.json").exists()
     if untouched and (earlier := _lies_aside(path)):
         raise ConfigurationError(
             f"data-dir: {path} was recovered already; {', '.join(earlier)} is what was there before: if this is a "
@@ -62,14 +68,18 @@ def recover(path: Path, say: Callable[[str], None]) -> None:
         )
     directory = DataDirectory(path)
     try:
-        if untouched:
-            _check(path)
+        try:
+            if untouched:
+                _check(path)
+        except OSError as error:
+            raise StoreError(f"{error}; nothing was touched") from error
         try:
             founding, identity = _replace(path, say)
         except (NebulaError, OSError) as error:
             raise StoreError(_unfinished(path, error)) from error
     finally:
         directory.close()
+        give(path)
     say(f"node {identity.name!r} is a cluster of one now, {founding.cluster:016x}; start it, and add members")
 
 
@@ -109,7 +119,7 @@ def _check(path: Path) -> None:
 
     Meta's log is applied to a copy of its rows in memory: the shards that must be there are those that it ends with.
     """
-    Identity.decode((path / "identity.json").read_bytes())
+    Identity.decode(read(path / "identity.json"))
     with ExitStack() as stack:
         source = path / "raft"
         log = LogStore(RocksEngine.inspect(source, examine_log(source)))

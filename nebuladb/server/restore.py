@@ -26,6 +26,7 @@ from nebuladb.shard import Keyspace
 from nebuladb.storage.engine import Engine
 from nebuladb.storage.files import sync_directory, write_durably
 from nebuladb.storage.log import LogStore
+from nebuladb.storage.owner import give
 from nebuladb.storage.rocks import RocksEngine
 
 IDENTITY: Final = "identity.json"
@@ -53,9 +54,9 @@ def restore(
 ) -> list[ShardPart]:
     """Make `directory`, which must be empty, from a backup and those that build on it, in this order.
 
-    A keyspace that was dropped while the last file was made is left out. Returns the shards as they are then. Raises
-    `ConfigurationError`, `Corruption`, `StoreError` or `OSError`; the directory is as it was then. After a kill it has
-    no identity, so no node starts from it: empty it before another try.
+    A keyspace that was dropped while the last file was made is left out. What root makes is the directory's owner's.
+    Returns the shards as they are then. Raises `ConfigurationError`, `Corruption`, `StoreError` or `OSError`; then the
+    directory is as it was. After a kill it has no identity, so no node starts from it: empty it before another try.
     """
     if wanted.name not in wanted.members:
         raise ConfigurationError(f"name: {wanted.name!r} is not one of the nodes {', '.join(wanted.members)}")
@@ -66,7 +67,9 @@ def restore(
         _check_empty(directory)
     directory.mkdir(parents=True, exist_ok=True)
     try:
-        return _make(files, directory, wanted, progress)
+        parts = _make(files, directory, wanted, progress)
+        give(directory)
+        return parts
     except BaseException:
         (directory / IDENTITY).unlink(missing_ok=True)  # first: a directory without it is nobody's
         for entry in directory.iterdir():

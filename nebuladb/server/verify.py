@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from nebuladb.errors import IdentityError, NebulaError
+from nebuladb.errors import Corruption, DataDamaged, IdentityError, NebulaError, StoreError
 from nebuladb.ids import Generation, GroupId
 from nebuladb.kv.rows import Keys
 from nebuladb.kv.state import State
@@ -22,8 +22,10 @@ from nebuladb.node.joined import FILE as JOINED
 from nebuladb.node.joined import Joined
 from nebuladb.node.registry import GroupState, RegistryRow
 from nebuladb.server.directory import ANOTHER_VOTING, VOTING, life_in
+from nebuladb.storage.files import read
 from nebuladb.storage.lock import DirectoryLock
 from nebuladb.storage.log import LogStore
+from nebuladb.storage.owner import check_access, unusable
 from nebuladb.storage.rocks import RocksEngine, examine_log
 from nebuladb.storage.wal import Found
 
@@ -37,6 +39,9 @@ REBUILT: Final = (
     "the log is whole, so the node keeps its vote: move data/ away and let it catch up, or replace the member"
 )
 
+GONE: Final = ("No such file or directory", "does not exist")
+"""What RocksDB says where a part of a database is missing."""
+
 
 class Finding(NamedTuple):
     """What was looked at, and what is wrong with it."""
@@ -48,13 +53,20 @@ class Finding(NamedTuple):
 
 
 def verify(path: Path) -> Iterator[Finding]:
-    """Check the directory `path`. Raises `IdentityError` if a node runs on it or it holds none."""
-    if not (path / "identity.json").exists() and not (path / "raft").exists():
-        raise IdentityError(f"{path} is no data directory: it has neither identity.json nor raft/")
-    lock = DirectoryLock(path)
+    """Check the directory `path`. Raises `IdentityError` if a node runs on it or it holds none, `ConfigurationError` or
+    `StoreError` if it can't be read, which is no damage."""
     try:
+        if not any((path / name).exists() for name in ("identity.json", "raft")):
+            raise IdentityError(f"{path} is no data directory: it has neither identity.json nor raft/")
+        lock = DirectoryLock(path)
+    except OSError as error:
+        raise unusable(path, error) from error
+    try:
+        check_access(path)
         yield from _documents(path)
         yield from _databases(path)
+    except OSError as error:
+        raise _unread(StoreError(str(error))) from error
     finally:
         lock.release()
 
@@ -66,7 +78,7 @@ def _documents(path: Path) -> Iterator[Finding]:
         "founding.json": lambda data: Founding.decode(data).cluster,
         JOINED: lambda data: Joined.decode(data).founding.cluster,
     }
-    for name, read in readers.items():
+    for name, cluster_in in readers.items():
         file = path / name
         if not file.exists():
             if name == "identity.json":
@@ -74,16 +86,17 @@ def _documents(path: Path) -> Iterator[Finding]:
                     name, "it is missing", "restore it from a backup of this very directory; else replace the member"
                 )
             continue
+        data = _read(file)
         try:
-            clusters[name] = read(file.read_bytes())
-        except (NebulaError, OSError, ValueError, KeyError, json.JSONDecodeError) as error:
+            clusters[name] = cluster_in(data)
+        except (NebulaError, ValueError, KeyError, json.JSONDecodeError) as error:
             text = error.message if isinstance(error, NebulaError) else str(error)
             yield Finding(name, text, "restore it from a backup of this very directory; else replace the member")
             continue
         yield Finding(name)
     voting = path / VOTING
     if voting.exists():
-        damaged = life_in(voting.read_bytes()) is None
+        damaged = life_in(_read(voting)) is None
         yield Finding(VOTING, "it is damaged", ANOTHER_VOTING) if damaged else Finding(VOTING)
     if clusters.get("identity.json") and not any((path / name).exists() for name in ("founding.json", JOINED)):
         yield Finding(
@@ -99,6 +112,25 @@ def _documents(path: Path) -> Iterator[Finding]:
         )
 
 
+def _read(file: Path) -> bytes:
+    try:
+        return read(file)
+    except StoreError as error:
+        raise _unread(error) from error
+
+
+def _damage(error: NebulaError) -> str:
+    """What is damaged, or gone. Raises `StoreError` if the bytes could not be had: for want of descriptors, say."""
+    damaged = not isinstance(error, StoreError) or isinstance(error, Corruption | DataDamaged)
+    if not damaged and not any(text in error.message for text in GONE):
+        raise _unread(error) from error
+    return error.message
+
+
+def _unread(error: NebulaError) -> StoreError:
+    return StoreError(f"{error.message}. That says nothing of what is stored: mend the cause, and check again")
+
+
 def _databases(path: Path) -> Iterator[Finding]:
     if not (path / "raft").exists():
         yield Finding("raft", "the log's database is missing", LOST)
@@ -106,7 +138,7 @@ def _databases(path: Path) -> Iterator[Finding]:
     try:
         found = examine_log(path / "raft")
     except NebulaError as error:
-        yield Finding("raft: WAL", error.message, LOST)
+        yield Finding("raft: WAL", _damage(error), LOST)
         return
     yield _wal(found)
     engine = None
@@ -115,9 +147,9 @@ def _databases(path: Path) -> Iterator[Finding]:
         log = LogStore(engine)
         rows = {int(group): RegistryRow.decode(row) for group, row in log.registry().items()}
     except NebulaError as error:
-        yield Finding("raft", error.message, LOST)
         if engine is not None:
             engine.close()
+        yield Finding("raft", _damage(error), LOST)
         return
     if not rows and (path / VOTING).exists():
         yield Finding("raft", f"it is empty, and was in use, as the file {VOTING} says: the votes are lost", LOST)
@@ -145,7 +177,7 @@ def _data(path: Path, log: LogStore, rows: dict[int, RegistryRow]) -> Iterator[F
     try:
         engine = RocksEngine.inspect(path)
     except NebulaError as error:
-        yield Finding("data", error.message, REBUILT)
+        yield Finding("data", _damage(error), REBUILT)
         return
     try:
         yield from _groups(engine, log, rows)
@@ -158,7 +190,7 @@ def _groups(engine: RocksEngine, log: LogStore, rows: dict[int, RegistryRow]) ->
     try:
         held = {(int(group), int(generation)) for group, generation in Store.generations(engine)}
     except NebulaError as error:
-        yield Finding("data", error.message, REBUILT)
+        yield Finding("data", _damage(error), REBUILT)
         return
     for group, generation in sorted(held - wanted):
         yield Finding(f"shard {group}, generation {generation}: nobody refers to it; the next start removes it")
@@ -168,7 +200,7 @@ def _groups(engine: RocksEngine, log: LogStore, rows: dict[int, RegistryRow]) ->
             state = _state(engine, group, generation)
             start, last = log.reader(GroupId(group)).start()[0], log.reader(GroupId(group)).last()[0]
         except NebulaError as error:
-            yield Finding(part, error.message, REBUILT)
+            yield Finding(part, _damage(error), REBUILT)
             continue
         if state is None:
             if (start, rows[group].initial[0]) != (rows[group].initial[0],) * 2:
@@ -195,7 +227,7 @@ def _rows(engine: RocksEngine, group: int, generation: int, part: str, state: St
                 return
             yield Finding(part, problem, REBUILT)
     except NebulaError as error:
-        yield Finding(part, error.message, REBUILT)
+        yield Finding(part, _damage(error), REBUILT)
         return
     if not told:
         yield Finding(f"{part}: {state.keys} keys at revision {state.revision}, applied up to index {state.index}")

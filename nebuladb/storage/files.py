@@ -29,6 +29,14 @@ def unwritten(path: Path, error: OSError) -> StoreError:
     return kind(f"data-dir: can't write {path}: {error.strerror}")
 
 
+def read(path: Path) -> bytes:
+    """What the small file `path` of a data directory holds. Raises `StoreError` if it can't be read."""
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise StoreError(f"data-dir: can't read {path}: {error.strerror}") from error
+
+
 def sync_directory(path: Path) -> None:
     """Make the names in the directory `path` durable. Raises `OSError`."""
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Final
 
 from nebuladb.errors import IdentityError
+from nebuladb.storage.owner import give_open
 
 LOCK_FILE: Final = "LOCK"
 PID_BYTES: Final = 32
@@ -17,10 +18,12 @@ class DirectoryLock:
     """Holds `path` for this process until `release`, or the process's end, however that comes."""
 
     def __init__(self, path: Path) -> None:
-        """Raises `IdentityError` if another process holds it, `OSError` if the directory can't be written."""
+        """Raises `IdentityError` if another process holds it, `OSError` if the directory can't be written. A lock file
+        that root makes is the directory's owner's."""
         self._path = path
         # The file stays for ever: unlinking it would let two processes lock two files of one name.
         self._descriptor = os.open(path / LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        give_open(self._descriptor, path)
         try:
             fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:

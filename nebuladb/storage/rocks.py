@@ -420,7 +420,10 @@ def examine_log(path: Path) -> Found | None:
     """What the WAL of the closed log database at `path` holds; None where there is none yet. Changes nothing. Raises
     `Corruption`, `StoreError`."""
     files = wal_files(path)
-    return examine(files, _tables_stamp(path), _identity(path)) if files else None
+    try:
+        return examine(files, _tables_stamp(path), _identity(path)) if files else None
+    except OSError as error:
+        raise StoreError(f"can't read {error.filename}: {error.strerror}") from error
 
 
 def _identity(path: Path) -> bytes:
@@ -428,7 +431,7 @@ def _identity(path: Path) -> bytes:
     anything else was. Raises `Corruption`."""
     try:
         return blake2b((path / "IDENTITY").read_bytes(), digest_size=IDENTITY_BYTES).digest()
-    except OSError as error:
+    except FileNotFoundError as error:
         raise Corruption(f"{path} has lost its identity: {error}") from error
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -128,8 +129,11 @@ def test_a_restored_cluster_of_one_has_the_same_state(source: dict[str, object],
         assert "doesn't build on" in without
         target = tmp_path / "restored"
         where = ("--name", "n1", "--initial-cluster", addresses(cluster))
+        target.mkdir()
+        given_away(target)
         cli("snapshot", "restore", source["full"], source["more"], "--data-dir", target, *where)  # type: ignore[arg-type]
         assert [finding for finding in verify(target) if finding.problem] == []
+        assert_one_owner(target)
         wanted = source["hashes"]
         assert isinstance(wanted, dict)
         assert {group: offline_hash(target, group) for group in GROUPS} == wanted
@@ -171,12 +175,14 @@ def test_a_survivor_becomes_a_cluster_of_one(tmp_path: Path) -> None:
         held = asyncio.run(content(cluster.endpoints, "default"))
         cluster.kill(0, 1, 2)
         survivor = cluster.data_dir(2)
+        given_away(survivor)
         refused = nebulad("recover", "--data-dir", survivor)
         assert refused.returncode == 2
         assert "are LOST" in refused.stderr
         done = nebulad("recover", "--data-dir", survivor, "--i-accept-data-loss")
         assert done.returncode == 0, done.stderr
         assert f"shard {DEFAULT_GROUP}: " in done.stdout
+        assert_one_owner(survivor)
         assert [finding for finding in verify(survivor) if finding.problem] == []
         again = nebulad("recover", "--data-dir", survivor, "--i-accept-data-loss")
         assert again.returncode == 2
@@ -193,6 +199,18 @@ def test_a_survivor_becomes_a_cluster_of_one(tmp_path: Path) -> None:
         with Client(cluster.endpoints[:2]) as client:
             assert client.get(b"new") is None
         assert cluster.ready(2)
+
+
+def given_away(path: Path) -> None:
+    """Make it another user's, with all in it, where we are root."""
+    if os.geteuid() == 0:
+        for one in (path, *path.rglob("*")):
+            os.chown(one, 65534, 65534)
+
+
+def assert_one_owner(path: Path) -> None:
+    """Nothing in it is root's if it isn't: the node that runs as its owner couldn't use that."""
+    assert {one.stat().st_uid for one in path.rglob("*")} == {path.stat().st_uid}
 
 
 def move(source: Path, cluster: Cluster, node: int) -> None:

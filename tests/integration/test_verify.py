@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
@@ -12,11 +13,15 @@ from pathlib import Path
 import pytest
 
 from nebuladb.client import Client
+from nebuladb.errors import StoreError
 from nebuladb.ids import DEFAULT_GROUP, Generation, GroupId
 from nebuladb.kv.rows import Keys
+from nebuladb.node.memory import plan
+from nebuladb.server.directory import DataDirectory
 from nebuladb.server.verify import report, verify
 from nebuladb.storage.engine import Batch
-from nebuladb.storage.rocks import RocksEngine
+from nebuladb.storage.rocks import RocksEngine, RocksMemory
+from nebuladb.storage.wal import Found
 from tests.integration.cluster import Cluster
 
 KEYS = 200
@@ -172,3 +177,56 @@ def test_what_is_no_directory_of_a_node(tmp_path: Path) -> None:
     code, text = command(tmp_path)
     assert code == 2
     assert "is no data directory" in text
+
+
+@pytest.mark.parametrize("errno", [5, 24])
+@pytest.mark.parametrize("where", ["raft", "data"])
+def test_what_can_not_be_read_is_not_called_damaged(
+    killed: Path, monkeypatch: pytest.MonkeyPatch, errno: int, where: str
+) -> None:
+    """To replace the node would be to delete what may be the only survivor."""
+    text = f"IO error: While open a file for random read: {killed / where}/000009.sst: {os.strerror(errno)}"
+    inspect = RocksEngine.inspect
+
+    def fails(path: Path, found: Found | None = None) -> RocksEngine:
+        if path.name == where:
+            raise StoreError(text)
+        return inspect(path, found)
+
+    monkeypatch.setattr(RocksEngine, "inspect", fails)
+    lines: list[str] = []
+    with pytest.raises(StoreError, match=f"{os.strerror(errno)}. That says nothing of what is stored: mend the cause"):
+        report(killed, lines.append)
+    assert not any("must not take part" in line or "PROBLEM" in line for line in lines)
+    assert "NOT sound: see above" not in lines
+
+
+@pytest.mark.parametrize("name", ["identity.json", "voting", "raft"])
+def test_what_the_disk_does_not_give_is_not_called_damaged(
+    killed: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    read_bytes = Path.read_bytes
+
+    def fails(path: Path) -> bytes:
+        if path.name == name or (path.parent.name == name and path.suffix == ".log"):
+            raise OSError(5, os.strerror(5), str(path))
+        return read_bytes(path)
+
+    monkeypatch.setattr(Path, "read_bytes", fails)
+    with pytest.raises(StoreError, match=rf"can't read .*{name}.*: Input/output error\. That says nothing"):
+        report(killed, lambda line: None)
+    directory = DataDirectory(killed)
+
+    def start() -> None:
+        directory.identity("n1")
+        directory.life()
+        directory.open_log(plan(), RocksMemory(1 << 20, 1 << 20))
+
+    with pytest.raises(StoreError, match=rf"can't read .*{name}.*: Input/output error"):
+        start()
+    directory.close()
+
+
+def test_a_missing_part_of_a_database_is_damage(copy: Path) -> None:
+    (copy / "raft" / "CURRENT").unlink()
+    assert any("must not take part" in finding.advice for finding in verify(copy))

@@ -1,0 +1,88 @@
+"""Whose a data directory is: what its node could not use is named before it looks like damage, and what root makes in
+it is its owner's."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+from nebuladb.errors import ConfigurationError
+
+LOCK: Final = "LOCK"
+"""Of the directory, and of each of its databases."""
+DATABASES: Final = ("raft", "data")
+DOCUMENTS: Final = ("*.json", "*.json.tmp", "voting", "voting.tmp", LOCK)
+WRITTEN: Final = frozenset({".log", ".tmp"})
+"""What is written in its place; everything else is replaced as a whole, which is a matter of its directory."""
+
+
+def check_access(path: Path) -> None:
+    """Raise `ConfigurationError` that names the first part of the locked data directory `path` that this process may
+    not use: what a user of another name made, say."""
+    effective = os.access in os.supports_effective_ids
+    try:
+        for file, mode in _parts(path):
+            if not os.access(file, mode, effective_ids=effective):
+                raise _refused(path, file)
+    except OSError as error:
+        raise unusable(path, error) from error
+
+
+def _parts(path: Path) -> Iterator[tuple[Path, int]]:
+    """What a node uses, and how. Each directory before what is in it."""
+    yield path, os.R_OK | os.W_OK | os.X_OK
+    files = [file for pattern in DOCUMENTS for file in sorted(path.glob(pattern))]
+    for database in (path / name for name in DATABASES):
+        if database.is_dir():
+            yield database, os.R_OK | os.W_OK | os.X_OK
+            files += sorted(database.iterdir())
+    for file in files:
+        written = file.suffix in WRITTEN or file.name == LOCK
+        yield file, os.R_OK | (os.W_OK if written else 0)
+
+
+def unusable(path: Path, error: OSError) -> ConfigurationError:
+    """What to raise for the data directory `path` where `error` kept us from it."""
+    if error.errno in (errno.EACCES, errno.EPERM) and os.path.lexists(path):
+        return _refused(path, Path(os.fsdecode(error.filename)) if error.filename else path)
+    return ConfigurationError(f"data-dir: can't use {path}: {error.strerror}")
+
+
+def _refused(path: Path, file: Path) -> ConfigurationError:
+    return ConfigurationError(
+        f"data-dir: {file} isn't this user's (uid {os.geteuid()}) to read and write: run as the owner of {path}, or "
+        f"give all of it to the user that nebulad runs as: chown -R USER: {path}"
+    )
+
+
+def give(path: Path) -> None:
+    """Make over to the owner of the directory `path` whatever in it is root's, if this process is root.
+
+    That user may write there meanwhile: nothing is followed out of the directory, and nothing given that has another
+    name elsewhere.
+    """
+    if os.geteuid() != 0:
+        return
+    for _, folders, files, directory in os.fwalk(path):
+        for name in (*folders, *files):
+            with contextlib.suppress(OSError):  # it went meanwhile, or is a link
+                entry = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=directory)
+                try:
+                    give_open(entry, path)
+                finally:
+                    os.close(entry)
+
+
+def give_open(descriptor: int, path: Path) -> None:
+    """The same for one open file or directory in `path`."""
+    found = os.fstat(descriptor)
+    alone = stat.S_ISREG(found.st_mode) and found.st_nlink == 1
+    if os.geteuid() == 0 == found.st_uid and (alone or stat.S_ISDIR(found.st_mode)):
+        owner = path.stat()
+        with contextlib.suppress(PermissionError):  # root may not, in a container without capabilities
+            os.fchown(descriptor, owner.st_uid, owner.st_gid)
