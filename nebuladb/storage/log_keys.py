@@ -115,6 +115,11 @@ def decode_stamp(value: bytes | None) -> Stamp:
         _check(value, _PAIR, "a stamp")
         _, batch, flushed = _PAIR.unpack(value)
         return Stamp(BatchId(batch), BatchId(flushed))
+    if value[:1] > bytes([STAMP_VERSION]):
+        raise Corruption(
+            f"a stamp has format version {value[0]}, this build knows {STAMP_VERSION}: a newer build wrote this log; "
+            "start that one, or it is damaged"
+        )
     _check(value, _STAMP, "a stamp", STAMP_VERSION)
     _, batch, flushed, identity = _STAMP.unpack(value)
     return Stamp(BatchId(batch), BatchId(flushed), identity)

@@ -32,11 +32,12 @@ from rocksdict import (
 from rocksdict import Snapshot as RocksView
 
 from nebuladb.env import probe
-from nebuladb.errors import Corruption, DataDamaged, DiskFull, InvariantViolation, StoreError, WriteStalled
+from nebuladb.errors import Corruption, DataDamaged, InvariantViolation, StoreError
 from nebuladb.storage.engine import DELETE, IDENTITY_BYTES, PUT, Batch
-from nebuladb.storage.files import sync_directory
+from nebuladb.storage.files import sync_directory, unwritten
 from nebuladb.storage.log_keys import STAMP_KEY, Stamp, decode_stamp
 from nebuladb.storage.preallocation import Preallocation
+from nebuladb.storage.rocks_errors import classify
 from nebuladb.storage.wal import Found, cut, examine, wal_files
 from nebuladb.storage.wal_file import WalFile
 
@@ -69,24 +70,6 @@ SCAN_READAHEAD_BYTES: Final = 64 << 10
 bytes took 78 reads of a block, and 6 of this size, in the same CPU time. Ten rows then read 220 KiB instead of 15."""
 INFO_LOGS: Final = 4
 INFO_LOG_BYTES: Final = 8 << 20
-
-_ERRORS: Final[tuple[tuple[str, type[StoreError]], ...]] = (
-    ("Result incomplete: Write stall", WriteStalled),
-    ("IO error: No space left on device", DiskFull),
-    ("Corruption", Corruption),
-)
-
-
-def classify(error: Exception) -> StoreError:
-    """Our error for one of rocksdict's, which are bare `Exception`s that differ in their first words only.
-
-    Anything unknown is a plain `StoreError`: fatal (S33).
-    """
-    text = str(error)
-    for prefix, kind in _ERRORS:
-        if text.startswith(prefix):
-            return kind(text)
-    return StoreError(text or type(error).__name__)
 
 
 class RocksMemory:
@@ -417,11 +400,13 @@ def _below(high: bytes) -> ReadOptions:
 
 
 def examine_log(path: Path) -> Found | None:
-    """What the WAL of the closed log database at `path` holds; None where there is none yet. Changes nothing. Raises
-    `Corruption`, `StoreError`."""
+    """What the WAL of the closed log database at `path` holds; None where there is no database yet. Changes nothing.
+    Raises `Corruption`, `StoreError`."""
     files = wal_files(path)
     try:
-        return examine(files, _tables_stamp(path), _identity(path)) if files else None
+        stored = _tables_stamp(path)
+        # A database that was written has a WAL at all times; one without files has lost them (`Found.missing`).
+        return examine(files, stored, _identity(path)) if files or stored.batch else None
     except OSError as error:
         raise StoreError(f"can't read {error.filename}: {error.strerror}") from error
 
@@ -454,8 +439,11 @@ def _tables_stamp(path: Path) -> Stamp:
 
 def _open(path: Path, options: Options, access: AccessType | None = None) -> Rdict:
     if access is None and not path.exists():
-        path.mkdir(parents=True)
-        sync_directory(path.parent)  # RocksDB syncs what is in its directory, and not that it is there
+        try:
+            path.mkdir(parents=True)
+            sync_directory(path.parent)  # RocksDB syncs what is in its directory, and not that it is there
+        except OSError as error:
+            raise unwritten(path, error) from error
     try:
         # The family is named: else rocksdict opens what exists with the options that it finds there, a block cache of
         # its own (8 MiB) and no filters, whatever `options` says.

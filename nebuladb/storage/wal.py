@@ -66,13 +66,16 @@ class Found(NamedTuple):
     """The last one of which any sound record says that it was flushed; if that is above `kept`, it is damage, and not
     a torn end."""
     sound: list[tuple[Path, int]]
-    """Files with `kept` and those before it, and where their sound part ends."""
+    """Files with `kept` and those before it, and where their sound part ends. Empty: the files are gone, and the tables
+    alone say that there were some."""
     behind: list[Path]
     """Files behind a hole."""
 
     @property
     def missing(self) -> str:
         """What had been made durable and isn't there, for people; empty if nothing is missing."""
+        if not self.sound and not self.behind:
+            return f"the files of its WAL (*.log) are gone, with the log batches after {self.kept}"
         if self.flushed <= self.kept:
             return ""
         return f"log batches {self.kept + 1} to {self.flushed} had been made durable and can't be read"

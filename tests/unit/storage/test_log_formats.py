@@ -50,6 +50,13 @@ def test_unknown_version_or_length_is_corruption() -> None:
         log_keys.group_of(b"h")
 
 
+@pytest.mark.parametrize("more", [b"", b"12345678"])
+def test_a_stamp_of_a_newer_build_is_called_so_whatever_its_size(more: bytes) -> None:
+    stamp = b"\x03" + log_keys.Stamp(BatchId(1), BatchId(2), b"identity").encode()[1:]
+    with pytest.raises(Corruption, match="format version 3, this build knows 2: a newer build"):
+        log_keys.decode_stamp(stamp + more)
+
+
 def test_keys_of_a_group_are_contiguous() -> None:
     for group in (0, 1, 255, 1 << 63, (1 << 64) - 1):
         end = log_keys.entries_end(group)

@@ -14,7 +14,8 @@ from rocksdict import Options, Rdict, WriteBatch, WriteOptions
 
 from nebuladb.errors import Corruption, DiskFull, StoreError, WriteStalled
 from nebuladb.storage.engine import Batch
-from nebuladb.storage.rocks import RocksEngine, classify
+from nebuladb.storage.rocks import RocksEngine
+from nebuladb.storage.rocks_errors import classify
 
 
 def batch_of(*rows: tuple[bytes, bytes]) -> Batch:
@@ -41,6 +42,9 @@ def test_errors_are_classified_by_their_first_words() -> None:
     for text, kind in {
         "Result incomplete: Write stall": WriteStalled,
         "IO error: No space left on device: While appending to file: 000004.log: No space left on device": DiskFull,
+        "IO error: DB::Open() failed --- Unable to persist Options file: IO error: Unable to persist options.: "
+        "IO error: No space left on device: While appending to file: OPTIONS-7: No space left on device": DiskFull,
+        "No space left on device (os error 28)": DiskFull,
         "Corruption: block checksum mismatch: stored = 1, computed = 2": Corruption,
         "IO error: While fsync: Input/output error": StoreError,
         "Result incomplete: Too many internal keys skipped": StoreError,

@@ -383,6 +383,27 @@ def test_batches_in_tables_are_not_missed(tmp_path: Path) -> None:
     refused(path)
 
 
+def test_a_log_without_its_wal_is_not_a_new_one(tmp_path: Path) -> None:
+    """The tables hold a part of the log, so that it had a WAL, as every database that is there."""
+    path = tmp_path / "raft"
+    write(path, 100, 10)
+    assert opened(path) == 100  # recovery wrote a table
+    write(path, 130, 10)
+    for file in wal_files(path):
+        file.unlink()
+    refused(path)
+    found = examine_log(path)
+    assert found is not None
+    assert (found.kept, found.missing) == (
+        100,
+        "the files of its WAL (*.log) are gone, with the log batches after 100",
+    )
+    engine = RocksEngine.open_log(path, lossy=True)
+    assert LogStore(engine).last_batch == 100
+    engine.close()
+    assert opened(path) == 100
+
+
 def test_scanner_alone(one: Path) -> None:
     found = examine_log(one)
     assert found is not None
