@@ -35,7 +35,7 @@ from nebuladb.node.reads import Ready
 from nebuladb.node.reconciler import Reconciler
 from nebuladb.node.registry import GroupState, RegistryRow
 from nebuladb.node.snapshots import Snapshots
-from nebuladb.node.starting import open_replica
+from nebuladb.node.starting import check_home, open_replica
 from nebuladb.node.surgeon import Surgeon
 from nebuladb.node.turn import Flush, Turn
 from nebuladb.node.upkeep import Upkeep
@@ -119,6 +119,7 @@ class Node:
     def _start_groups(self, joined: Descriptor | None) -> None:
         """Start what the registry lists; a directory without it is a founding node's first start."""
         registry = sorted(self.reconciler.rows.items())
+        check_home(self.reconciler.rows.values(), self.identity.node)
         wanted: set[tuple[int, int]] = {
             (group, row.generation) for group, row in registry if row.state == GroupState.NORMAL
         }

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from nebuladb.env import probe
-from nebuladb.errors import Corruption
+from nebuladb.errors import Corruption, IdentityError
 from nebuladb.ids import Generation, GroupId, NodeId
 from nebuladb.kv.cache import RecordShare
 from nebuladb.kv.store import Store
@@ -19,6 +19,19 @@ from nebuladb.storage.memory import MemoryEngine
 
 Leases = Sequence[tuple[int, int, int]]
 """(lease, expires, renewal)"""
+
+
+def check_home(rows: Iterable[RegistryRow], node: int) -> None:
+    """Raise `IdentityError` if a registry row's replica is on another node than `node`, which is this one: replicas
+    never move, so the log and its votes are that node's (S14, S16). One that left its group isn't listed in its row."""
+    for row in rows:
+        home = dict(row.nodes).get(row.replica, node)
+        if home != node:
+            raise IdentityError(
+                f"raft/ is of node {home:016x}, and this is {node:016x}, as identity.json says: directories were "
+                "interchanged. Put raft/ and data/ back beside the identity.json that they belong to; else replace "
+                "this member: `nebula-cli member replace`"
+            )
 
 
 def open_replica(

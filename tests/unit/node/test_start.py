@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from nebuladb.errors import Corruption
+from nebuladb.errors import Corruption, IdentityError
 from nebuladb.ids import DEFAULT_GROUP, ETCD_GROUP, META_GROUP
 from nebuladb.kv.answer import Answer, LeaseResult
 from nebuladb.kv.command import Command, Kind
@@ -24,9 +24,9 @@ UPTIME_MS = 10**9
 class Alone:
     """A cluster of one node, whose disk syncs at once; it runs until all three groups answer."""
 
-    def __init__(self, log: MemoryEngine, data: MemoryEngine, uptime: int) -> None:
+    def __init__(self, log: MemoryEngine, data: MemoryEngine, uptime: int, node: int = 11) -> None:
         self.time = uptime
-        self.node = Node(Identity(11, "n1", 7), FOUNDING, 5, LogStore(log), data, random.Random(1), self)
+        self.node = Node(Identity(node, "n1", 7), FOUNDING, 5, LogStore(log), data, random.Random(1), self)
         self.answers: list[object] = []
 
     def monotonic(self) -> int:
@@ -133,3 +133,14 @@ def test_data_without_its_log_is_not_a_fresh_node() -> None:
     Alone(log, data, 1000).run(5_000)
     with pytest.raises(Corruption, match="member replace"):
         Alone(MemoryEngine(wal=True), data, 1000)
+
+
+def test_a_log_of_another_node_is_refused_and_no_data_touched() -> None:
+    """Two directories' databases were swapped: each node got messages for the replica that it wasn't, and none led."""
+    log, data = MemoryEngine(wal=True), MemoryEngine(wal=False)
+    Alone(log, data, 1000).run(5_000)
+    before = list(data.scan(b"", b"\xff"))
+    with pytest.raises(IdentityError, match=r"raft/ is of node 0*b, and this is 0*c"):
+        Alone(log, data, UPTIME_MS, node=12)
+    assert list(data.scan(b"", b"\xff")) == before
+    Alone(log, data, UPTIME_MS)
