@@ -20,6 +20,9 @@ from nebuladb.cli.progress import Progress
 from nebuladb.cli.settings import NUMBER, Settings, pass_settings
 from nebuladb.client import AsyncClient, KeyValue, prefix_end
 
+REPLACED: Final = (stat.S_IFREG, stat.S_IFLNK)
+"""What a file takes the place of: a device, say, would lose its name."""
+
 
 class Part:
     """A file that is being put together, under a name of its own until it is whole."""
@@ -45,6 +48,8 @@ class Part:
         """Give it its name, if it is what `meta` says. Returns its size; raises ValueError or OSError."""
         if (self._size, self.chunks, self._digest.hexdigest()) != (meta.size, meta.chunks, meta.sha256):
             raise ValueError("its content DIFFERS from what was loaded")
+        if os.path.lexists(self._target) and stat.S_IFMT(os.lstat(self._target).st_mode) not in REPLACED:
+            raise ValueError("something that is no file has its name; it is not written")
         os.fchmod(self._file.fileno(), meta.mode & 0o777)
         self._file.close()
         os.replace(self._name, self._target)

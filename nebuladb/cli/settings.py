@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import io
 import math
 import os
 import sys
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Any, Final, TypeVar
+from typing import Any, Final, NoReturn, TextIO, TypeVar
 
 import click
 
@@ -94,6 +95,12 @@ class Commands(click.Group):
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(self.commands)
 
+    def make_context(self, *given: Any, **named: Any) -> click.Context:
+        try:
+            return super().make_context(*given, **named)  # which prints --help and --version
+        except OSError as error:
+            self._failed(error)
+
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
@@ -101,11 +108,30 @@ class Commands(click.Group):
             complain(error.message)
             ctx.exit(2 if isinstance(error, ConfigurationError) else 1)
         except OSError as error:
-            if error.errno == errno.EPIPE:
-                raise  # click ends then, quietly: nobody reads on
-            complain(f"{os.fsdecode(error.filename or 'input or output')}: {error.strerror or error}")
-            drop_output()
-            ctx.exit(1)
+            self._failed(error)
+
+    @staticmethod
+    def _failed(error: OSError) -> NoReturn:
+        if error.errno == errno.EPIPE:
+            raise error  # click ends then, quietly: nobody reads on
+        complain(f"{os.fsdecode(error.filename or 'input or output')}: {error.strerror or error}")
+        drop_output()
+        raise click.exceptions.Exit(1)
+
+
+class _Closed(io.RawIOBase):
+    """A stdin that was closed before we began."""
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, _: object) -> int:
+        raise OSError(errno.EBADF, "it is closed", "stdin")
+
+
+def closed_input() -> TextIO:
+    """For `sys.stdin`, which is None then: whoever reads it hears what is wrong."""
+    return io.TextIOWrapper(io.BufferedReader(_Closed()))
 
 
 def drop_output() -> None:

@@ -104,7 +104,11 @@ def failure_of(
     code, text = status.code(), status.details() or "no details"
     if code is grpc.StatusCode.UNIMPLEMENTED:
         return Failure(
-            NebulaError(f"{address} doesn't know this request; is it an older node? ({text})"), retryable=False
+            NebulaError(
+                f"{address} doesn't know this request; is it a peer address, not a client address, or an older node? "
+                f"({text})"
+            ),
+            retryable=False,
         )
     if writes:
         late = code is grpc.StatusCode.DEADLINE_EXCEEDED

@@ -11,7 +11,7 @@ from nebuladb.client import methods
 from nebuladb.client.methods import Method
 from nebuladb.client.shardmap import ShardMap
 from nebuladb.client.transport import Transport
-from nebuladb.client.txn import txn_result
+from nebuladb.client.txn import txn_result, written
 from nebuladb.client.types import BatchResult, KeyValue, RangeResult, TxnResult
 from nebuladb.errors import DuplicateKey, NebulaError, Outcome, ResultTooLarge, UnknownOutcome, WrongEpoch, WrongShard
 from nebuladb.pb.nebula.v1 import keyspace_pb2, kv_pb2
@@ -62,7 +62,7 @@ class Many:
             if times > 1:
                 raise DuplicateKey(f"the batch writes key {key[:100]!r} twice; leave one, or write in two batches")
         operations = [
-            (key, kv_pb2.Operation(put=kv_pb2.TxnPut(key=key, value=value))) for key, value in puts.items()
+            (key, kv_pb2.Operation(put=kv_pb2.TxnPut(key=key, value=written(value)))) for key, value in puts.items()
         ] + [(key, kv_pb2.Operation(delete=kv_pb2.TxnDelete(key=key))) for key in deletes]
         parts = await self._run(operations, self._write)
         if errors := [part for part in parts if isinstance(part, BaseException)]:

@@ -45,6 +45,13 @@ def compare(target: Target, key: bytes, relation: Relation, to: int | bytes, ran
     return condition
 
 
+def written(value: bytes | None) -> bytes:
+    """What a write is given. Raises TypeError for None, which the wire would take for an empty value."""
+    if value is None:
+        raise TypeError("value is None; give bytes, or delete the key")
+    return value
+
+
 class TxnBuilder:
     """If every condition holds, the operations of the branch "then", else those of "else": atomically, in one shard.
 
@@ -60,8 +67,8 @@ class TxnBuilder:
         return self
 
     def put(self, key: bytes, value: bytes, *, lease: int = 0, prev_kv: bool = False, branch: Branch = "then") -> Self:
-        """Gives a `PutResult`."""
-        operation = kv_pb2.TxnPut(key=key, value=value, lease=lease, prev_kv=prev_kv)
+        """Gives a `PutResult`. Raises TypeError for a value that isn't bytes."""
+        operation = kv_pb2.TxnPut(key=key, value=written(value), lease=lease, prev_kv=prev_kv)
         self._add(branch, kv_pb2.Operation(put=operation))
         return self
 

@@ -9,7 +9,7 @@ from google.protobuf.message import Message
 
 from nebuladb.client import methods
 from nebuladb.client.methods import Method
-from nebuladb.client.txn import Txn, compare, first_key, txn_result, writes
+from nebuladb.client.txn import Txn, compare, first_key, txn_result, writes, written
 from nebuladb.client.types import CasResult, DeleteResult, LeaseInfo, PutResult, RangeResult, TxnResult, key_value
 from nebuladb.errors import InvalidArgument
 from nebuladb.ids import lease_group
@@ -40,8 +40,9 @@ class Writes(ABC):
         """Send what writes nothing."""
 
     async def put(self, key: bytes, value: bytes, *, lease: int = 0, prev_kv: bool = False) -> PutResult:
-        """Set `key`; with `lease`, until that ends. `prev_kv`: answer what it was."""
-        request = kv_pb2.PutRequest(keyspace=self.keyspace, key=key, value=value, lease=lease, prev_kv=prev_kv)
+        """Set `key`; with `lease`, until that ends. `prev_kv`: answer what it was. Raises TypeError for a value that
+        isn't bytes."""
+        request = kv_pb2.PutRequest(keyspace=self.keyspace, key=key, value=written(value), lease=lease, prev_kv=prev_kv)
         response = await self._write(methods.PUT, request, key)
         return PutResult(
             response.header.revision, key_value(response.prev_kv) if response.HasField("prev_kv") else None

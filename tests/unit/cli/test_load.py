@@ -241,6 +241,21 @@ def test_dump_refuses_what_is_not_whole(cli: Cli, tmp_path: Path, row: bytes, sa
     assert not list((tmp_path / "out").iterdir())
 
 
+def test_dump_takes_the_place_of_files_only(cli: Cli, tree: Path, tmp_path: Path) -> None:
+    target = tmp_path / "out"
+    target.mkdir()
+    os.mkfifo(target / "empty")
+    (target / "exact").symlink_to(tree / "plain.txt")
+    assert cli("load", str(tree)).exit_code == 0
+    dumped = cli("dump", str(target))
+    assert dumped.exit_code == 1
+    assert "empty: something that is no file has its name" in dumped.stderr
+    assert (target / "empty").is_fifo()
+    assert (target / "exact").read_bytes() == TREE[b"exact"]
+    assert (tree / "plain.txt").read_bytes() == TREE[b"plain.txt"]
+    assert _counts(dumped.stdout)["failed"] == 1
+
+
 def test_load_tells_soon_what_is_wrong(cli: Cli, tmp_path: Path) -> None:
     assert "keyspace list" in cli("--keyspace", "nowhere", "load", str(tmp_path)).stderr
     away = cli("--endpoints", "127.0.0.1:1", "--timeout", "0.1", "load", str(tmp_path))

@@ -104,6 +104,18 @@ def test_nothing_is_done_without_stdout(cli: Cli, nodes: list[Node]) -> None:
     assert cli("get", "k").exit_code == 1
 
 
+@pytest.mark.parametrize("words", ["put k -", "put k --file -", "txn"])
+def test_without_stdin_nothing_is_read_from_it(cli: Cli, nodes: list[Node], words: str) -> None:
+    assert _run(nodes, words, "<&-") == (1, "nebula-cli: stdin: it is closed\n")
+    assert cli("get", "k").exit_code == 1
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+@pytest.mark.parametrize("words", ["--help", "--version", "put --help", "snapshot --help", "snapshot save --help"])
+def test_help_that_cannot_be_written(nodes: list[Node], words: str) -> None:
+    assert _run(nodes, words, ">/dev/full") == (1, "nebula-cli: input or output: No space left on device\n")
+
+
 def _run(nodes: list[Node], words: str, redirection: str) -> tuple[int, str]:
     """Exit code and stderr of a process of its own."""
     program = f"exec {sys.executable} -c 'from nebuladb.cli.main import main; main()' {words} {redirection}"

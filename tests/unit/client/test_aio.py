@@ -77,6 +77,23 @@ async def test_compare_and_set(node: Node) -> None:
             await client.compare_and_set(b"k", b"4", mod_revision=3, expected=b"1")
 
 
+async def test_a_value_that_is_none_is_not_an_empty_one(node: Node) -> None:
+    none: bytes = None  # type: ignore[assignment]
+    async with AsyncClient([node.address]) as client:
+        await client.put(b"k", b"v")
+        for write in (
+            client.put(b"k", none),
+            client.compare_and_set(b"k", none, expected=b"v"),
+            client.batch({b"l": b"v", b"k": none}),
+            client.session().put(b"k", none),
+        ):
+            with pytest.raises(TypeError, match="give bytes"):
+                await write
+        with pytest.raises(TypeError, match="give bytes"):
+            client.txn().put(b"k", none)
+    assert node.store.executed == ["put"]
+
+
 async def test_a_lost_write_is_unknown_and_not_repeated(node: Node) -> None:
     async with AsyncClient([node.address]) as client:
         for fault in (Fault("Put", LOST), Fault("Put", LOST, after=True)):

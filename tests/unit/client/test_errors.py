@@ -93,3 +93,9 @@ def test_a_read_without_an_answer(
 def test_a_damaged_trailer_is_no_answer() -> None:
     failure = failure_of(_status(grpc.StatusCode.UNAVAILABLE, "", b"\xff\xff"), "a:1", writes=True)
     assert isinstance(failure.error, errors.UnknownOutcome)
+
+
+def test_who_asks_at_a_peer_address_is_told_that() -> None:
+    failure = failure_of(_status(grpc.StatusCode.UNIMPLEMENTED, "unknown service nebula.v1.KV"), "a:1", writes=False)
+    assert failure.error.message.startswith("a:1 doesn't know this request; is it a peer address")
+    assert "(unknown service nebula.v1.KV)" in failure.error.message
