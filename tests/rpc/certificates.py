@@ -21,7 +21,8 @@ def run(*arguments: str) -> None:
 class Authority:
     """Signs certificates."""
 
-    def __init__(self, folder: Path, name: str = "ca") -> None:
+    def __init__(self, folder: Path, name: str = "ca", *, strict: bool = True) -> None:
+        """Not `strict`: as they are made at home, and RFC 5280 doesn't quite allow: without key usage."""
         self.folder = folder
         self.name = name
         self.certificate = folder / f"{name}.pem"
@@ -29,7 +30,8 @@ class Authority:
         run(
             *("req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2"),
             *("-subj", f"/CN={name}", "-keyout", str(self._key), "-out", str(self.certificate)),
-            *("-addext", "basicConstraints=critical,CA:TRUE", "-addext", "keyUsage=critical,keyCertSign"),
+            *("-addext", "basicConstraints=critical,CA:TRUE"),
+            *(("-addext", "keyUsage=critical,keyCertSign") if strict else ()),
         )
 
     def issue(self, common: str, *, into: str | None = None) -> tuple[Path, Path]:

@@ -83,6 +83,16 @@ async def test_one_sided(authority: Authority, other: Authority) -> None:
         assert await ask(address, authority.certificate) == b"nobody||"
 
 
+async def test_an_authority_that_was_made_at_home_is_trusted_as_by_others(tmp_path: Path) -> None:
+    authority = Authority(tmp_path, "home", strict=False)
+    key, chain = authority.issue("server")
+    async with secured(rpc.ssl_server_credentials([(key, chain)])) as (address, _):
+        assert await ask(address, authority.certificate) == b"nobody||"
+        credentials = rpc.ssl_channel_credentials(authority.certificate)
+        async with rpc.secure_channel(address, credentials) as channel:
+            assert await channel.unary_unary(path("Who"))(b"", timeout=10) == b"nobody||"
+
+
 async def test_large_messages_and_streams(authority: Authority) -> None:
     key, chain = authority.issue("server")
     async with secured(rpc.ssl_server_credentials([(key, chain)])) as (address, server):
