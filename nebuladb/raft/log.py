@@ -19,6 +19,12 @@ CONFLICT_SCAN: Final = 4096
 SCAN_BYTES: Final = 1 << 20
 """Of entries that are looked through at once for configurations."""
 
+FORGOTTEN: Final = (
+    "A directory, or a part of one, was put back from an older copy, or a disk lost what it had said was durable; that "
+    "node must not take part as it is"
+)
+"""What to say where a log is older than what was acknowledged of it, which nothing but that explains (S15)."""
+
 
 class RaftLog:
     """Invariants: start <= commit <= last, applied <= commit, durable <= last; what is committed never changes.
@@ -45,6 +51,8 @@ class RaftLog:
         self._size = 0
         self._changes: list[int] = []  # configurations among the entries that came since the start
         self._unscanned = self.last  # those before came earlier, and nobody has looked yet
+        if self.commit > self.last:
+            raise self._forgot(self.commit)
         self.check()
 
     def check(self) -> None:
@@ -168,10 +176,17 @@ class RaftLog:
         if index <= self.commit:
             return False
         if index > self.last:
-            raise InvariantViolation(f"commit {index} beyond the log's last index {self.last}")
+            raise self._forgot(index)
         self.commit = index
         self._evict()
         return True
+
+    def _forgot(self, index: int) -> InvariantViolation:
+        """We acknowledged or applied `index` once, and the log ends below it (S15)."""
+        return InvariantViolation(
+            f"index {index} is committed and was held here, and the log ends at {self.last}: this node's log is older "
+            f"than what it acknowledged. {FORGOTTEN}: run `nebula-cli member replace` with this node's name"
+        )
 
     def applied_to(self, index: int) -> None:
         """Everything up to `index` was applied."""

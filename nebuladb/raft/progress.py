@@ -132,8 +132,8 @@ class Progress:
     def rejected(self, index: int, hint: int) -> bool:
         """It refused an append after `index`; `hint` is the last that could match. Returns False if that is stale.
 
-        A rejection at or below `match` is: messages are repeated and overtake each other. (Should a replica really have
-        lost what it acknowledged, S15 applies, and the quarantine is not decided here.)
+        A rejection at or below `match` is: messages are repeated and overtake each other. A replica that has really
+        lost what it acknowledged sees that itself, by the next heartbeat (`Following.on_heartbeat`, S15).
         """
         if index <= self.match:
             return False

@@ -7,7 +7,7 @@ from typing import Final
 from nebuladb.env import probe
 from nebuladb.errors import InvariantViolation, TooManyRequests
 from nebuladb.raft.entry import ENTRY_HEADER, NORMAL, EntryKind, encode_entry
-from nebuladb.raft.log import RaftLog
+from nebuladb.raft.log import FORGOTTEN, RaftLog
 from nebuladb.raft.message import APPEND, HEARTBEAT, Message
 from nebuladb.raft.outbox import Outbox
 from nebuladb.raft.progress import PROBE, REPLICATE, SNAPSHOT, Progress
@@ -210,6 +210,11 @@ class Replication:
                 probe("append rejected")
             return
         if message.index > log.last:
-            raise InvariantViolation(f"replica {message.sender} acknowledged {message.index}, beyond our log")
+            raise InvariantViolation(
+                f"replica {message.sender} has acknowledged index {message.index}, and the log of its leader here ends "
+                f"at {log.last}: this node's log, or that of a node that voted for it, is older than what it "
+                f"acknowledged. {FORGOTTEN}: run `nebula-cli member replace` with its name, and leave the others as "
+                "they are"
+            )
         if progress.acknowledged(message.index):
             self._advance_commit()
