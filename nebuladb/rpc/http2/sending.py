@@ -140,7 +140,7 @@ class Sending(Core):
     def send_data(self, stream: Stream, data: bytes, *, end: bool = False) -> None:
         """A part of the body, as much as the windows allow; the rest waits (`stream.waiting`, then `Writable`).
 
-        If `Limits.waiting_bytes` would be exceeded the stream is reset (ENHANCE_YOUR_CALM, and a `StreamReset` comes).
+        If `Limits.waiting_bytes` would be exceeded the stream is reset (INTERNAL_ERROR, and a `StreamReset` comes).
 
         Raises:
             LocalProtocolError: we ended the stream, or its headers were not sent.
@@ -257,8 +257,8 @@ class Sending(Core):
     def _wait(self, stream: Stream, data: bytes) -> None:
         size = len(data)
         if self.waiting + size > self.limits.waiting_bytes:
-            self.reset(stream, ErrorCode.ENHANCE_YOUR_CALM)
-            self._lose(stream, ErrorCode.ENHANCE_YOUR_CALM)
+            self.reset(stream, ErrorCode.INTERNAL_ERROR)
+            self._lose(stream, ErrorCode.INTERNAL_ERROR)
             return
         if stream.queue is None:
             stream.queue = deque()

@@ -7,10 +7,11 @@ import itertools
 import struct
 import time
 from collections.abc import Coroutine, Iterable, Iterator
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, cast
 
 import grpc
 
+from nebuladb.env import probe
 from nebuladb.rpc import framing
 from nebuladb.rpc.framing import PREFIX_BYTES
 from nebuladb.rpc.http2.errors import ErrorCode
@@ -28,7 +29,7 @@ from nebuladb.rpc.http2.stream import State, Stream
 from nebuladb.rpc.serving import kinds
 from nebuladb.rpc.serving.call import Call
 from nebuladb.rpc.serving.carrier import WAITS
-from nebuladb.rpc.serving.exchange import LARGE
+from nebuladb.rpc.serving.exchange import LARGE, Exchange
 from nebuladb.rpc.serving.outgoing import LAST_STREAM, Outgoing
 from nebuladb.rpc.serving.request import OK, Request, refusal
 from nebuladb.rpc.serving.routes import Route
@@ -46,12 +47,14 @@ _BUSY: Final = refusal(
 class ServerConnection(Outgoing):
     """The protocol of a connection that speaks HTTP/2: what comes in, and what is done about it."""
 
-    __slots__ = ("_backlog",)
+    __slots__ = ("_backlog", "_later")
 
     def __init__(self, server: Server, transport: asyncio.Transport, now: float) -> None:
         super().__init__(server, transport, now)
         self._backlog: Iterator[Event] | None = None
         """Events that wait until the peer reads."""
+        self._later: dict[Call, tuple[Route, bytes]] = {}
+        """Unary requests that wait until it has taken answers."""
 
     # --- the transport ---------------------------------------------------------------------------------------------
 
@@ -74,7 +77,7 @@ class ServerConnection(Outgoing):
         for event in events:
             if type(event) is HeadersReceived:
                 request, body = event.headers.memo, event.data
-                if body is not None and request is not None and request.direct is not None:
+                if body is not None and request is not None and request.direct is not None and not http2.waiting:
                     size = len(body) - PREFIX_BYTES
                     # The shape of nearly every request; `_headers` knows all others.
                     if 0 <= size <= most and server.calls < server.max_calls and _PREFIX(body) == (0, size):
@@ -95,6 +98,8 @@ class ServerConnection(Outgoing):
         # A thousand requests in one read may ask for a thousand large answers: the rest waits until the peer has taken
         # those that there are.
         self._backlog = rest
+        if self._later:
+            self._take_up()
         self._touched = False
         if self._writers:
             self._push()
@@ -104,8 +109,8 @@ class ServerConnection(Outgoing):
 
     def _go_on(self) -> None:
         """With what waited until the peer read."""
-        if self._backlog is not None and not self.paused and not self._transport.is_closing():
-            self._handle(self._backlog, time.monotonic())
+        if (self._backlog is not None or self._later) and not self.paused and not self._transport.is_closing():
+            self._handle(self._backlog or (), time.monotonic())
 
     def eof_received(self) -> bool | None:
         return None
@@ -119,21 +124,25 @@ class ServerConnection(Outgoing):
             if stream.owner is not None:
                 stream.owner.lost()
         self.http2.close()
+        self.server.unread -= self.unread
+        self.unread = 0
         self._wake()
         self.server.disconnected(self)
 
     def pause_writing(self) -> None:
         # What it sends now would only make more that it doesn't read.
         self.paused = True
-        self._paused_since = time.monotonic()
+        self._paused_since, self._paused_taken = time.monotonic(), self._taken()
         self._transport.pause_reading()
+        self._count_unread()
 
     def resume_writing(self) -> None:
         self.paused = False
+        self._count_unread()
         self._active, self._pinged = time.monotonic(), 0.0  # it reads: it lives
         if not self._transport.is_closing():
             self._transport.resume_reading()
-            if self._backlog is not None:
+            if self._backlog is not None or self._later:
                 self.server.loop.call_soon(self._go_on)
         self._wake()
 
@@ -201,11 +210,12 @@ class ServerConnection(Outgoing):
             data = b"\0" + len(data).to_bytes(4, "big") + data
         except Exception:
             data = b""
-        if data and call.plain and len(data) <= self.limits.response_bytes:
+        size = len(data)
+        if data and call.plain and size <= self.limits.response_bytes and (size <= LARGE or not self.overfull(size)):
             call.over = True
             self.http2.respond(call.stream, OK, data, OK_TRAILERS)
-            if len(data) > LARGE:
-                self.answered(len(data))
+            if size > LARGE:
+                self.answered(size)
             if call.stream.waiting:
                 self.hold(call.stream)
         else:
@@ -219,8 +229,44 @@ class ServerConnection(Outgoing):
         self.calls += 1
 
     def _begin(self, call: Call, route: Route, body: bytes) -> None:
-        """Run a unary request whose body is here."""
+        """Run a unary request whose body is here, or let it wait until its answer has room."""
         self.ungather(call)
+        if self._full():
+            probe("rpc: a request waits until the peer takes answers")
+            call.stream.owner = call
+            if self.gather(call, len(body)):
+                self._later[call] = route, body
+                call.arm()
+        else:
+            call.stream.owner = None
+            self._start(call, route, body)
+
+    def _full(self) -> bool:
+        """Whether so many answers wait for this peer that its requests wait, too."""
+        waiting = self.http2.waiting
+        if not waiting:
+            return False
+        return waiting > self.limits.ahead_bytes or (self.server.crowded and self.unread > self.limits.unread_each)
+
+    def _take_up(self) -> None:
+        """Begin the requests that waited, as far as there is room."""
+        while self._later and not self.paused and not self._full():
+            call = next(iter(self._later))
+            route, body = self._later[call]
+            call.disarm()
+            self._begin(call, route, body)
+
+    def ungather(self, call: Exchange) -> None:
+        super().ungather(call)
+        if self._later:
+            self._later.pop(cast(Call, call), None)
+
+    def sweep(self, now: float) -> None:
+        super().sweep(now)
+        if self._later:
+            self._go_on()  # others may have made room
+
+    def _start(self, call: Call, route: Route, body: bytes) -> None:
         if self.server.calls >= self.server.max_calls:
             self.refuse(call.stream, _BUSY)
             call.over = True

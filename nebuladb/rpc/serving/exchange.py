@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 LARGE: Final = 4096
 """Bytes of an answer that is worth counting: a thousand smaller ones in one turn are no more than a few MiB."""
 LOG: Final = logging.getLogger("nebuladb.rpc")
+_NO_ROOM: Final = "done, but the answer has no room: clients of this node leave too many unread; ask for less at once"
 MetadataLike = Sequence[tuple[str, Value]] | grpc.aio.Metadata
 
 
@@ -92,8 +93,8 @@ class Exchange:
         else:
             try:
                 data = self._framed(value)
-                if self.connection.overfull():
-                    raise StatusError(grpc.StatusCode.RESOURCE_EXHAUSTED, "the client does not read its answers")
+                if self.connection.overfull(len(data)):
+                    raise StatusError(grpc.StatusCode.UNAVAILABLE, _NO_ROOM)
             except StatusError as error:
                 self.refuse(error)
             else:
@@ -194,9 +195,7 @@ class Exchange:
             self.connection.ungather(self)
             if self._reader is not None:
                 self._reader.drop()
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+        self.disarm()
         if self._arrival is not None and not self._arrival.done():
             self._arrival.cancel()
         if self._callbacks is not None:
@@ -231,6 +230,12 @@ class Exchange:
         if timeout is not None and self._timer is None and not self.over:
             loop = self.connection.server.loop
             self._timer = loop.call_later(max(0.0, self._begun + timeout - time.monotonic()), self.expire)
+
+    def disarm(self) -> None:
+        """Mind the deadline no more."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
 
     # --- messages that come in -------------------------------------------------------------------------------------
 

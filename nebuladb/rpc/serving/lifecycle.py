@@ -63,6 +63,8 @@ class Server(grpc.aio.Server):
         """In progress, of all connections."""
         self.unfinished = 0
         """Bytes of requests that have not come whole, of all connections."""
+        self.unread = 0
+        """Bytes of answers that wait for clients to take them, likewise."""
         self.stopping = False
         self.loop: asyncio.AbstractEventLoop
         self.carriers: Carriers
@@ -237,6 +239,11 @@ class Server(grpc.aio.Server):
         else:
             self._addresses.pop(address, None)
         self._look()
+
+    @property
+    def crowded(self) -> bool:
+        """There are as many answers that clients don't take as may be."""
+        return self.unread > self.limits.unread_total
 
     def released(self) -> None:
         """A handler has returned."""

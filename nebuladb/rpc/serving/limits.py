@@ -19,7 +19,7 @@ class ServerLimits:
     `http2` has those of each connection: streams, windows, headers, floods, time to preface, idle time.
     """
 
-    http2: Limits = field(default_factory=Limits)
+    http2: Limits = field(default_factory=lambda: Limits(waiting_bytes=512 << 20))
     connections: int = 20_000
     """At once; further ones are closed as they come. Each costs memory and a file descriptor."""
     connections_per_address: int = 0
@@ -48,17 +48,25 @@ class ServerLimits:
     turn is a thousand times as long, and whoever calls waits for its end."""
     transport_bytes: int = 1 << 20
     """Bytes that a peer has let us send and doesn't read. Past it nothing more is read from it, and writes wait."""
-    output_bytes: int = 64 << 20
-    """Of such bytes, with which calls that were in progress then have their answers replaced by RESOURCE_EXHAUSTED."""
+    ahead_bytes: int = 64 << 20
+    """Of answers that wait for one peer's windows, with which its further unary requests wait, too, and count as
+    `unfinished_bytes`: nothing is done whose answer has no room. Calls that were in progress add theirs."""
+    unread_total: int = 256 << 20
+    """Of answers of all connections that wait for clients to take them. Past it requests of a connection that has more
+    than `unread_each` of them wait, answers of its calls in progress are replaced by UNAVAILABLE, and who takes nothing
+    has `crowded_seconds`."""
+    unread_each: int = 64 << 10
     handshake_seconds: float = 10.0
     """For TLS, from accept on."""
     held_seconds: float = 60.0
-    """A response that waits for the peer's window, or a transport that takes nothing, for longer is given up: the
-    stream is reset (INTERNAL_ERROR), the transport aborted. A request that doesn't come whole is answered
+    """A response that waits for the peer's window, or a transport, of which nothing is taken for longer is given up:
+    the stream is reset (INTERNAL_ERROR), the transport aborted. A request that doesn't come whole is answered
     RESOURCE_EXHAUSTED."""
+    crowded_seconds: float = 2.0
+    """Instead of `held_seconds`, for responses and transports, while `unread_total` is exceeded."""
     held_progress: int = 4 << 10
-    """Bytes that must leave, or come, within `held_seconds`: one byte a minute is a way of holding a response, or a
-    request, for ever, too."""
+    """Bytes that must leave, or come, within them: one byte a minute is a way of holding a response, or a request, for
+    ever, too."""
     keepalive_seconds: float = 60.0
     """Of silence until a peer is pinged."""
     keepalive_timeout: float = 20.0

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 LAST_STREAM: Final = b"last one"
 """The ping whose answer says that the peer has seen our GOAWAY."""
 _ALIVE: Final = b"alive ??"
-_UNFINISHED: Final = "the requests of %s that have not come whole take too much memory; try again later"
+_UNFINISHED: Final = "the requests of %s that wait to come whole, or to be begun, take too much memory; try again later"
 UNFINISHED_BYTES: Final = 1 << 10
 """What a request that has not come whole counts beside its own: its objects."""
 
@@ -46,8 +46,10 @@ class Outgoing(asyncio.Protocol):
         "_identity",
         "_output",
         "_paused_since",
+        "_paused_taken",
         "_peer",
         "_pinged",
+        "_sent",
         "_stalled",
         "_touched",
         "_transport",
@@ -59,6 +61,7 @@ class Outgoing(asyncio.Protocol):
         "paused",
         "server",
         "unfinished",
+        "unread",
     )
 
     def __init__(self, server: Server, transport: asyncio.Transport, now: float) -> None:
@@ -69,12 +72,19 @@ class Outgoing(asyncio.Protocol):
         """In progress: their handlers have not returned."""
         self.unfinished = 0
         """Bytes of requests that have not come whole."""
+        self.unread = 0
+        """Bytes that wait for the peer to take them, as the server counts them."""
         self.opened = now
         self.paused = False
         """The peer doesn't read what we send."""
         self._transport = transport
         self._active = now
         self._paused_since = 0.0
+        """Since when the peer has taken nothing worth mention."""
+        self._paused_taken = 0
+        """What it had taken then."""
+        self._sent = 0
+        """Bytes that were given to the transport."""
         self._closing = 0.0
         self._pinged = 0.0
         self._touched = False
@@ -123,9 +133,9 @@ class Outgoing(asyncio.Protocol):
         if self._output > self.limits.transport_bytes:
             self._send()
 
-    def overfull(self) -> bool:
-        """So much is on its way to a peer that doesn't read that no further answer may wait for it."""
-        return self.paused and self._transport.get_write_buffer_size() > self.limits.output_bytes
+    def overfull(self, size: int) -> bool:
+        """All peers together leave so much unread, and this one some of it, that no answer of `size` more may be."""
+        return self.server.crowded and self.unread + size > self.limits.unread_each
 
     def touched(self) -> None:
         """There may be something to send at the end of this turn."""
@@ -161,7 +171,21 @@ class Outgoing(asyncio.Protocol):
         self._output = 0
         out = self.http2.take()
         if out and not self._transport.is_closing():
+            self._sent += len(out)
             self._transport.write(out)
+        if self.http2.waiting or self.paused or self.unread:
+            self._count_unread()
+
+    def _taken(self) -> int:
+        """Bytes of what was sent that the peer, or the kernel for it, has taken."""
+        return self._sent - self._transport.get_write_buffer_size()
+
+    def _count_unread(self) -> None:
+        unread = self.http2.waiting
+        if self.paused:
+            unread += self._transport.get_write_buffer_size()
+        self.server.unread += unread - self.unread
+        self.unread = unread
 
     def hold(self, stream: Stream) -> None:
         """Remember since when the peer gives `stream` no window."""
@@ -282,8 +306,12 @@ class Outgoing(asyncio.Protocol):
             if now - self._closing > limits.linger_seconds:
                 self._transport.abort()
             return
-        if self.paused and now - self._paused_since > limits.held_seconds:
-            self._transport.abort()
+        if self.paused and now - self._paused_since > self._patience():
+            taken = self._taken()
+            if taken - self._paused_taken < limits.held_progress:
+                self._transport.abort()
+            else:
+                self._paused_since, self._paused_taken = now, taken
         elif not http2.ready and now - self.opened > limits.http2.preface_seconds:
             http2.close(ErrorCode.SETTINGS_TIMEOUT, "no SETTINGS came")
             self._write_rest()
@@ -304,11 +332,16 @@ class Outgoing(asyncio.Protocol):
         if self._gathering:
             self._sweep_gathering(now, self._gathering)
 
+    def _patience(self) -> float:
+        """With who takes nothing, in seconds."""
+        return self.limits.crowded_seconds if self.server.crowded else self.limits.held_seconds
+
     def _sweep_held(self, now: float, held: dict[Stream, tuple[float, int]]) -> None:
+        patience = self._patience()
         for stream, (since, waiting) in list(held.items()):
             if not stream.waiting:
                 del held[stream]
-            elif now - since > self.limits.held_seconds:
+            elif now - since > patience:
                 if waiting - stream.waiting >= self.limits.held_progress:
                     held[stream] = (now, stream.waiting)
                     continue
@@ -323,7 +356,7 @@ class Outgoing(asyncio.Protocol):
                 gathering[call] = (now, call.gathered)
             elif now - since > limits.held_seconds:
                 probe("rpc: a request that doesn't come whole is given up")
-                why = f"the rest of the request did not come for {limits.held_seconds:.0f} s; send it again, whole"
+                why = f"for {limits.held_seconds:.0f} s its rest, or room for its answer, did not come; send it again"
                 self._give_up(call, why)
 
     # --- who it is -------------------------------------------------------------------------------------------------

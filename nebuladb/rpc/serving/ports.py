@@ -38,6 +38,13 @@ def bind(address: str, *, reuse_port: bool, backlog: int) -> list[socket.socket]
     return sockets
 
 
+def why_not(error: RuntimeError) -> str:
+    """Why a server, ours or grpcio's, could not listen, for a person."""
+    cause = error.__cause__
+    # grpcio keeps the reason to itself.
+    return str(cause.strerror) if isinstance(cause, OSError) else "it is in use, or not this machine's"
+
+
 def _listening(family: int, where: tuple[object, ...], reuse_port: bool, backlog: int) -> socket.socket:
     one = socket.socket(family, socket.SOCK_STREAM)
     try:

@@ -13,10 +13,10 @@ import grpc.aio
 import pytest
 from google.protobuf.message import DecodeError
 
-from nebuladb.errors import IdentityError
+from nebuladb.errors import ConfigurationError, IdentityError
 from nebuladb.pb.nebula.peer.v1 import peer_pb2 as pb
 from nebuladb.rpc import peer as module
-from nebuladb.rpc.engine import DEFAULT, ENGINES, Engine
+from nebuladb.rpc.engine import DEFAULT, ENGINES, NEBULA, Engine
 from nebuladb.rpc.peer import PeerTransport
 from nebuladb.rpc.status import StatusError
 
@@ -472,3 +472,21 @@ async def test_a_link_that_stood_is_dialled_again_without_delay_however_often_it
         direct: Any = other.transport._links[1]._direct
         direct.connection._transport.abort()
         await until(lambda count=count: one.links.count("up 2") == other.links.count("up 1") == count)  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("engine", list(ENGINES))
+async def test_a_port_that_can_not_be_had_is_named_with_the_reason(engine: str) -> None:
+    with socket.socket() as holder:
+        holder.bind(("127.0.0.1", 0))
+        holder.listen()
+        end = End(1, ENGINES[engine])
+        address = f"127.0.0.1:{holder.getsockname()[1]}"
+        why = "Address already in use" if engine == NEBULA else "it is in use, or not this machine's"
+        with pytest.raises(ConfigurationError, match=f"^peer-addr: can't listen at {address}: {why}$"):
+            await end.transport.serve(address)
+        await end.transport.stop()
+    if engine == NEBULA:
+        with pytest.raises(
+            ConfigurationError, match="^peer-addr: can't listen at no.such.host.invalid:7380: .*[Nn]ame"
+        ):
+            await End(1).transport.serve("no.such.host.invalid:7380")

@@ -31,6 +31,8 @@ IDLE_SECONDS: Final = 300.0
 """Without a request."""
 HELD_SECONDS: Final = 60.0
 """That a client may leave an answer unread."""
+HELD_PROGRESS: Final = 4 << 10
+"""Bytes of it, after which it may for as long again."""
 PROBE_SECONDS: Final = 15
 """Of silence until the kernel asks whether the client's machine is still there, and between two such probes, as Go has
 it. A client that waits in a stream need not say anything: nothing else would ever tell that it is gone."""
@@ -250,13 +252,14 @@ class Connection(asyncio.Protocol):
             self._transport.write(data)
 
     async def _drain(self) -> None:
-        if self._writable.is_set():
-            return
-        try:
-            async with asyncio.timeout(HELD_SECONDS):
-                await self._writable.wait()
-        except TimeoutError:
-            raise ConnectionResetError("the client does not read") from None
+        while not self._writable.is_set():
+            left = self._transport.get_write_buffer_size()
+            try:
+                async with asyncio.timeout(HELD_SECONDS):
+                    await self._writable.wait()
+            except TimeoutError:
+                if left - self._transport.get_write_buffer_size() < HELD_PROGRESS:
+                    raise ConnectionResetError("the client does not read") from None
 
     def pause_writing(self) -> None:
         self._writable.clear()

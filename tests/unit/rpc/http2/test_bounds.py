@@ -265,8 +265,8 @@ def test_what_waits_behind_tiny_windows_is_bounded() -> None:
     server.check()
     assert (first.waiting, second.waiting, server.waiting) == (600, 0, 600)
     assert second.reset
-    assert server.take().endswith(wire.reset_frame(3, CALM))
-    assert server.receive(b"", 0.0) == [StreamReset(second, CALM)]
+    assert server.take().endswith(wire.reset_frame(3, ErrorCode.INTERNAL_ERROR))
+    assert server.receive(b"", 0.0) == [StreamReset(second, ErrorCode.INTERNAL_ERROR)]
     assert not server.closed
 
 

@@ -137,7 +137,7 @@ async def test_one_that_makes_no_progress_is_given_up() -> None:
         server.sweep(since + LIMITS.held_seconds + 1)
         await until(lambda: len(wired.wire.written) > 0)
         wired.read()
-        assert refused(wired, stuck) == "the rest of the request did not come for 60 s; send it again, whole"
+        assert refused(wired, stuck) == "for 60 s its rest, or room for its answer, did not come; send it again"
         assert len(wired.statuses()) == 1
         server.sweep(since + 2 * LIMITS.held_seconds)
         assert len(wired.statuses()) == 1, "that one has begun anew"

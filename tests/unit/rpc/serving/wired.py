@@ -46,6 +46,10 @@ class Wire(asyncio.Transport):
         if self.protocol.paused:
             self.protocol.resume_writing()
 
+    def took(self, size: int) -> None:
+        """The peer has read so many bytes more, and isn't done."""
+        self._size -= size
+
     def lose(self) -> None:
         """The peer goes away."""
         self.aborted = True

@@ -1,0 +1,181 @@
+"""Answers that clients don't take: nothing is done whose answer has no room, and that costs nobody else."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Any, Final
+
+import grpc
+
+from nebuladb.rpc import ServerLimits
+from nebuladb.rpc.http2 import ErrorCode, StreamReset
+from tests.unit.rpc.serving.wired import LATER, Wired, serving, unary, until
+
+LIMITS: Final = ServerLimits(
+    sweep_seconds=LATER, keepalive_seconds=LATER, transport_bytes=1 << 20, ahead_bytes=1 << 20, unread_total=3 << 20
+)
+SIZE: Final = 400_000
+STATUS: Final = {code.value[0]: code for code in grpc.StatusCode}
+
+
+class Handlers:
+    def __init__(self) -> None:
+        self.begun = 0
+        self.gate = asyncio.Event()
+
+    async def large(self, request: bytes, context: Any) -> bytes:
+        self.begun += 1
+        return bytes(SIZE)
+
+    async def small(self, request: bytes, context: Any) -> bytes:
+        self.begun += 1
+        return b"small"
+
+    async def later(self, request: bytes, context: Any) -> bytes:
+        self.begun += 1
+        await self.gate.wait()
+        return bytes(SIZE)
+
+    def all(self) -> dict[str, Any]:
+        return {"Large": unary(self.large), "Small": unary(self.small), "Later": unary(self.later)}
+
+
+def stuck(server: Any) -> Wired:
+    """A client whose connection's window is full: it reads, and gives none back."""
+    wired = Wired(server)
+    wired.connection.http2._window = 0
+    return wired
+
+
+def open_window(wired: Wired) -> None:
+    """It takes everything from now on."""
+    wired.connection.http2.receive(b"\0\0\4\x08\0\0\0\0\0" + ((1 << 31) - 1).to_bytes(4, "big"), time.monotonic())
+
+
+async def settle(wired: Wired) -> None:
+    await wired.say()
+    wired.read()
+
+
+def ended(wired: Wired) -> list[grpc.StatusCode]:
+    return [STATUS[int(status)] for _, status in sorted(wired.statuses().items())]
+
+
+async def test_requests_wait_until_answers_before_them_are_taken() -> None:
+    handlers = Handlers()
+    async with serving(LIMITS, handlers.all()) as server:
+        wired = stuck(server)
+        for _ in range(20):
+            wired.call("Large")
+        await settle(wired)
+        assert handlers.begun == 3, "the third is over a MiB"
+        wired.call("Small")
+        await settle(wired)
+        assert handlers.begun == 3
+        assert wired.connection.unfinished > 0, "they count"
+        open_window(wired)
+        await wired.say()
+        await until(lambda: bool(wired.read()) and len(wired.statuses()) == 21)
+        assert set(ended(wired)) == {grpc.StatusCode.OK}
+        assert handlers.begun == 21
+        assert server.unfinished == wired.connection.unfinished == server.unread == 0
+        wired.connection.http2.check()
+
+
+async def test_one_that_waits_may_be_cancelled_or_late() -> None:
+    handlers = Handlers()
+    async with serving(LIMITS, handlers.all()) as server:
+        wired = stuck(server)
+        for _ in range(3):
+            wired.call("Large")
+        cancelled = wired.call("Small")
+        late = wired.call("Small", more=((b"grpc-timeout", b"1m"),))
+        await settle(wired)
+        wired.client.reset(cancelled, ErrorCode.CANCEL)
+        await settle(wired)
+        await until(lambda: len(wired.connection._later) == 0)
+        open_window(wired)
+        await settle(wired)
+        assert handlers.begun == 3
+        assert wired.statuses()[late.id] == b"4"
+        assert server.unfinished == 0
+
+
+async def test_too_many_that_wait_are_refused_and_were_not_done() -> None:
+    handlers = Handlers()
+    async with serving(LIMITS, handlers.all()) as server:
+        wired = stuck(server)
+        for _ in range(3):
+            wired.call("Large")
+        for _ in range(30):
+            wired.call("Small", bytes(3 << 20))
+            await settle(wired)
+        assert handlers.begun == 3
+        assert set(ended(wired)) == {grpc.StatusCode.RESOURCE_EXHAUSTED}
+        assert wired.connection.unfinished <= LIMITS.unfinished_bytes
+
+
+async def test_who_reads_is_served_while_others_leave_too_much_unread() -> None:
+    handlers = Handlers()
+    async with serving(LIMITS, handlers.all()) as server:
+        idle = [stuck(server) for _ in range(4)]
+        for one in idle:
+            for _ in range(3):
+                one.call("Later")
+            await settle(one)
+        handlers.gate.set()
+        await until(lambda: server.calls == 0)
+        for one in idle:
+            one.connection.flush()
+            one.read()
+        assert server.crowded
+        given = [code for one in idle for code in ended(one)]
+        assert set(given) == {grpc.StatusCode.UNAVAILABLE}, "done, but without room"
+        assert server.unread < LIMITS.unread_total + 2 * SIZE
+        reader = Wired(server)
+        reader.call("Small")
+        reader.call("Large")
+        await settle(reader)
+        assert ended(reader) == [grpc.StatusCode.OK, grpc.StatusCode.UNAVAILABLE]
+        now = time.monotonic()
+        server.sweep(now + LIMITS.crowded_seconds + 1)
+        for one in idle:
+            one.connection.flush()
+            one.read()
+        codes = {event.code for one in idle for event in one.events if isinstance(event, StreamReset)}
+        assert codes == {ErrorCode.INTERNAL_ERROR}, "on which watches go on"
+        assert not server.crowded
+        reader.call("Large")
+        await settle(reader)
+        assert ended(reader)[-1] is grpc.StatusCode.OK
+
+
+async def test_what_a_lost_connection_left_unread_counts_no_more() -> None:
+    handlers = Handlers()
+    async with serving(LIMITS, handlers.all()) as server:
+        wired = stuck(server)
+        wired.call("Large")
+        await settle(wired)
+        assert server.unread == SIZE + 5
+        wired.wire.lose()
+        assert server.unread == 0
+
+
+async def test_a_peer_that_takes_a_little_now_and_then_is_kept() -> None:
+    limits = ServerLimits(sweep_seconds=LATER, keepalive_seconds=LATER, transport_bytes=100_000)
+    handlers = Handlers()
+    async with serving(limits, handlers.all()) as server:
+        wired = Wired(server)
+        wired.call("Large")
+        await wired.say()
+        assert wired.connection.paused
+        now = time.monotonic()
+        for _ in range(5):
+            wired.wire.took(limits.held_progress)
+            now += limits.held_seconds + 1
+            wired.connection.sweep(now)
+            assert not wired.wire.aborted
+        wired.wire.took(limits.held_progress - 1)
+        wired.connection.sweep(now + limits.held_seconds + 1)
+        assert wired.wire.aborted
