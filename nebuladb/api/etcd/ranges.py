@@ -25,8 +25,8 @@ STRETCH_ROWS: Final = 2_048
 MAX_RANGE_BYTES: Final = 64 << 20
 """Of one answer: 100,000 keys with values of 600 bytes."""
 MAX_HELD_BYTES: Final = 4 * MAX_RANGE_BYTES
-"""Of all answers that are being put together on this node, or, with grpcio, wait for clients to take them; our own engine
-has a bound of its own for those (`ServerLimits.unread_total`)."""
+"""Of all answers that are being put together on this node, or, with grpcio, wait for clients to take them; our own
+engine has a bound of its own for those (`ServerLimits.unread_total`)."""
 SORTED_OVERHEAD: Final = 300
 """What a key costs in memory while it waits to be sorted, beyond its bytes."""
 HOLD_SECONDS: Final = 10.0
