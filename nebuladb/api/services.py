@@ -26,6 +26,7 @@ from nebuladb.pb.nebula.v1 import cluster_pb2, keyspace_pb2, kv_pb2, lease_pb2, 
 from nebuladb.rpc import engine as engines
 from nebuladb.rpc.engine import Engine
 from nebuladb.rpc.serving import Server
+from nebuladb.rpc.serving.ports import why_not
 
 MAX_MESSAGE_BYTES: Final = 4 << 20
 """The transport's cap; a request is at most 1.5 MiB, and between the two the refusal says so."""
@@ -104,9 +105,7 @@ class ApiServer:
         try:
             self._server.add_insecure_port(address)
         except RuntimeError as error:
-            raise ConfigurationError(
-                f"client-addr: can't listen at {address}: it is in use, or not this machine's"
-            ) from error
+            raise ConfigurationError(f"client-addr: can't listen at {address}: {why_not(error)}") from error
         await self._server.start()
         await self.serving(now=True)
 

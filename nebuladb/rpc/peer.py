@@ -15,6 +15,7 @@ from nebuladb.errors import ConfigurationError, IdentityError
 from nebuladb.pb.nebula.peer.v1 import peer_pb2 as pb
 from nebuladb.rpc import engine as engines
 from nebuladb.rpc.engine import Engine
+from nebuladb.rpc.serving.ports import why_not
 from nebuladb.rpc.status import StatusError
 
 SERVICE: Final = "nebula.peer.v1.Peer"
@@ -246,7 +247,7 @@ class PeerTransport:
         try:
             self._server.add_insecure_port(address)
         except RuntimeError as error:
-            raise ConfigurationError(f"can't listen on peer-addr {address}: in use or not this machine's") from error
+            raise ConfigurationError(f"peer-addr: can't listen at {address}: {why_not(error)}") from error
         await self._server.start()
 
     async def stop(self) -> None:

@@ -24,7 +24,7 @@ from nebuladb.node.pump import Pump
 from nebuladb.rpc import PeerTransport
 from nebuladb.rpc.engine import ENGINES
 from nebuladb.server import logs, options, space
-from nebuladb.server.admin import AdminApp, AdminServer
+from nebuladb.server.admin import AdminApp, AdminServer, bind
 from nebuladb.server.clock import SystemClock
 from nebuladb.server.config import Config
 from nebuladb.server.directory import DataDirectory, put_data_aside
@@ -132,6 +132,9 @@ async def _assemble(config: Config, shutdown: Shutdown, stack: AsyncExitStack) -
     admin = AdminServer(AdminApp(view, metrics), config.admin_addr)
     await admin.start()
     stack.push_async_callback(admin.stop)
+    # The cluster must not count on a node that can't serve then; and the system says why, on either engine.
+    for key, address in (("peer-addr", config.peer_addr), ("client-addr", config.client_addr)):
+        bind(address, key).close()
     transport, founding = await _link(config, identity, peers, rng, stack)
     memory = plan(config.memory)
     rocks = RocksMemory(memory.block_cache, memory.data_memtables + memory.log_memtables)

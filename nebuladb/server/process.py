@@ -6,6 +6,8 @@ import ctypes
 import resource
 from typing import Final
 
+from nebuladb.errors import ConfigurationError
+
 EXIT_REMOVED: Final = 3
 """The exit code of a node that was removed from its cluster."""
 M_ARENA_MAX: Final = -8
@@ -16,6 +18,9 @@ DESCRIPTORS: Final = 65_536
 """Open files and connections: the two databases take up to 1,024, and each client one. Many systems begin with a soft
 limit of 1,024, for programs that still call select(2)."""
 
+MIN_DESCRIPTORS: Final = 64
+"""Fewer don't do even for an empty node: it would fail amid its founding."""
+
 
 def limit_arenas() -> None:
     """To be called before threads start. Elsewhere than on glibc it does nothing."""
@@ -25,9 +30,14 @@ def limit_arenas() -> None:
 
 
 def raise_descriptors() -> int:
-    """Raise the soft limit of open files as far as the hard one and `DESCRIPTORS` let it; returns what it is now."""
+    """Raise the soft limit of open files as far as the hard one and `DESCRIPTORS` let it; returns what it is now.
+    Raises `ConfigurationError` if that can't do."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, DESCRIPTORS)
+    if wanted < MIN_DESCRIPTORS:
+        raise ConfigurationError(
+            f"the limit of open files is {hard}, too low for a node; raise it to {DESCRIPTORS} (LimitNOFILE, ulimit -n)"
+        )
     if soft == resource.RLIM_INFINITY or soft >= wanted:
         return soft
     resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))

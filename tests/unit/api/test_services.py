@@ -12,11 +12,13 @@ import grpc.aio
 import pytest
 
 from nebuladb.api.backend import EARLIER
+from nebuladb.api.services import ApiServer
+from nebuladb.errors import ConfigurationError
 from nebuladb.ids import DEFAULT_GROUP
 from nebuladb.kv.hashing import HashJob
 from nebuladb.pb.nebula.v1 import cluster_pb2, kv_pb2
-from nebuladb.rpc.engine import ENGINES
-from tests.unit.api.served import Served
+from nebuladb.rpc.engine import ENGINES, NEBULA
+from tests.unit.api.served import Meter, Served
 from tests.unit.node.lone import SECONDS
 
 
@@ -103,3 +105,12 @@ async def test_a_write_is_given_up_before_its_callers_deadline(served: Served, m
     await put(kv_pb2.PutRequest(key=b"k").SerializeToString(), timeout=SECONDS)
     # grpcio rounds a time-out of more than ten seconds up to the next tenth of one.
     assert SECONDS / 2 < given[0] <= SECONDS + 0.1 - EARLIER
+
+
+@pytest.mark.parametrize("engine", list(ENGINES))
+async def test_a_port_that_can_not_be_had_is_named_with_the_reason(served: Served, engine: str) -> None:
+    second = ApiServer(served.backend, Meter(), served.address, "", ENGINES[engine])
+    why = "Address already in use" if engine == NEBULA else "it is in use, or not this machine's"
+    with pytest.raises(ConfigurationError, match=f"^client-addr: can't listen at {served.address}: {why}$"):
+        await second.start(served.address)
+    await second.stop(0)

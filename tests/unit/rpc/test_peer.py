@@ -486,7 +486,5 @@ async def test_a_port_that_can_not_be_had_is_named_with_the_reason(engine: str) 
             await end.transport.serve(address)
         await end.transport.stop()
     if engine == NEBULA:
-        with pytest.raises(
-            ConfigurationError, match="^peer-addr: can't listen at no.such.host.invalid:7380: .*[Nn]ame"
-        ):
-            await End(1).transport.serve("no.such.host.invalid:7380")
+        with pytest.raises(ConfigurationError, match=r"^peer-addr: can't listen at none\.invalid:7380: (?!it is)"):
+            await End(1).transport.serve("none.invalid:7380")

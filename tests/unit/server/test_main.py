@@ -46,6 +46,16 @@ def test_a_wrong_variable_is_2() -> None:
     assert "environment NEBULA_NAMES: no such setting" in done.stderr
 
 
+def test_too_few_descriptors_are_one_line(tmp_path: Path) -> None:
+    start = ["start", "--data-dir", str(tmp_path / "n1")]
+    command = ["sh", "-c", 'ulimit -n 16; exec "$@"', "sh", sys.executable, "-m", "nebuladb.server.main", *start]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+    assert done.returncode == 1
+    assert done.stderr.startswith("nebulad: the limit of open files is 16, too low for a node; raise it to 65536")
+    assert done.stderr.count("\n") == 1
+    assert not (tmp_path / "n1").exists()
+
+
 def test_every_setting_has_a_flag() -> None:
     from nebuladb.server.config import DEFAULTS
 
