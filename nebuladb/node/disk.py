@@ -3,7 +3,8 @@
 Below a watermark of free space (`Space.LOW`) it takes no write that grows the data from its clients, and hands
 leadership to a node with space. Below half of it (`Space.CRITICAL`) it doesn't append such writes of a leader either,
 as if the message had been lost: it stays a member that votes, and catches up when there is space again. Deletions,
-compactions, revokes, keep-alives and configurations go through at all times: they make room, or are small.
+compactions, revokes, keep-alives and configurations go through at all times: they make room, or are small. A
+linearizable read through it that would wait for what it doesn't append is refused at once, so that clients ask another.
 
 Each frame says how the sender is (``frame.frame_status``), so that nobody hands leadership to one that can't use it.
 """
@@ -22,6 +23,7 @@ from nebuladb.kv.command import Command, Kind
 from nebuladb.node.entry import COMMAND_HEADER, command_kind, decode_payload
 from nebuladb.node.output import Request
 from nebuladb.node.peer import Peer
+from nebuladb.node.reads import Ready
 from nebuladb.node.replica import Replica
 from nebuladb.pb.nebula.v1 import kv_pb2
 from nebuladb.raft import APPEND, Message
@@ -77,6 +79,13 @@ class DiskState:
             return False
         probe("append dropped for want of space")
         return True
+
+    def starved(self, replica: Replica) -> Ready:
+        """Reads that wait for what this node refuses, and now fail. An index that the log has is about to be applied;
+        without data that takes a snapshot, which is refused as well."""
+        if self.space is not Space.CRITICAL:
+            return []
+        return replica.reads.give_up(replica.applied if replica.lost else replica.raft.last_index)
 
 
 def heir(replica: Replica, peers: Mapping[int, Peer], held_logs: Mapping[int, Collection[int]]) -> int:

@@ -118,7 +118,7 @@ class Host:
                 self._dirty[group] = None
             if expire:
                 self._output.answers += replica.expire(now)
-                self._output.reads += replica.reads.expire(now)
+                self._output.reads += [*replica.reads.expire(now), *self.disk.starved(replica)]
 
     def _watch(self, node: int) -> None:
         """What quiet groups rely on: every node hears from every other at least once a heartbeat (S11)."""
@@ -434,14 +434,13 @@ class Host:
                 if ready.entries:
                     replica.tail.appended(ready.entries)
                 self.batches.mark(replica.group, ready.mark)
-            if ready.held:
-                held = self._address(replica, ready.held)
-                if not self.batches.hold(held):
-                    self.send(held)
+            if ready.held and not self.batches.hold(held := self._address(replica, ready.held)):
+                self.send(held)
             self._output.snapshots += [(replica.group, receiver) for receiver in ready.snapshots]
             for read in ready.reads:
                 if read.nonce == self.incarnation:
                     self._output.reads += replica.read_confirmed(read.context, read.index)
+                    self._output.reads += self.disk.starved(replica)
                     self._dirty[replica.group] = None
         if replica.cut_due:
             self._cut(replica)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from nebuladb.env import probe
-from nebuladb.errors import NebulaError, NoLeader, TooManyRequests
+from nebuladb.errors import NebulaError, NoLeader, TooManyRequests, Unavailable
 
 MAX_READS: Final = 50_000
 """Reads of one group that may wait on this node."""
@@ -13,6 +13,7 @@ MAX_ROUNDS: Final = 2
 """Rounds in flight; reads that come meanwhile share the next one."""
 
 LATE: Final = "no leader confirmed the read in time; try again, or read with serializable"
+FULL: Final = "this node's disk is full, and it is behind in this shard until there is room: ask another node"
 
 Ready = list[tuple[int, NebulaError | None]]
 _Batch = list[tuple[int, int]]
@@ -74,6 +75,16 @@ class Reads:
                 waiting.append((needed, batch))
         self._confirmed = waiting
         return ready
+
+    def give_up(self, index: int) -> Ready:
+        """Those confirmed above `index` fail: what they wait for isn't taken here, for want of space."""
+        given_up = [request for needed, batch in self._confirmed if needed > index for request, _ in batch]
+        if not given_up:
+            return []
+        probe("read refused for want of space")
+        self._confirmed = [confirmed for confirmed in self._confirmed if confirmed[0] <= index]
+        self._count -= len(given_up)
+        return [(request, Unavailable(FULL)) for request in given_up]
 
     def expire(self, now: int) -> Ready:
         """Reads past their deadline at `now` (ms) fail."""

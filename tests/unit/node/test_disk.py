@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from nebuladb.errors import NoSpace
+from nebuladb.errors import NoSpace, Unavailable
 from nebuladb.ids import DEFAULT_GROUP, META_GROUP, GroupId
 from nebuladb.kv.answer import Answer
 from nebuladb.kv.command import Command, Kind
@@ -97,6 +97,45 @@ def test_a_node_at_its_last_space_appends_only_what_needs_none_and_catches_up_la
     trio.node(full).space(Space.PLENTY, "")
     trio.run(2_000)
     assert trio.node(full).groups[DEFAULT_GROUP].store.get(b"k") is not None
+
+
+def test_a_read_that_needs_what_a_full_node_does_not_take_is_refused_at_once(trio: Trio) -> None:
+    """It waited for its deadline, in each new client; of meta, too, where a keyspace was made meanwhile."""
+    leader = lead(trio)
+    full = trio.node((leader + 1) % 3)
+    outcomes: list[object] = []
+
+    def ask() -> object:
+        full.ask(DEFAULT_GROUP, 10_000, outcomes.append)
+        trio.run(400)
+        return outcomes.pop() if outcomes else "no answer"
+
+    full.space(Space.CRITICAL, "none")
+    assert ask() is None, "it has all that there is"
+    assert isinstance(submit(trio, leader, DELETE), Answer)
+    assert ask() is None, "it takes what needs no space"
+    assert isinstance(submit(trio, leader, PUT), Answer)
+    error = ask()
+    assert isinstance(error, Unavailable)
+    assert "ask another node" in error.message
+    full.space(Space.PLENTY, "")
+    trio.run(2_000)
+    assert ask() is None
+
+
+def test_a_read_that_waits_already_when_the_space_ends_is_refused_too(trio: Trio) -> None:
+    leader = lead(trio)
+    full = trio.node((leader + 1) % 3)
+    outcomes: list[object] = []
+    full.space(Space.CRITICAL, "none")
+    assert isinstance(submit(trio, leader, PUT), Answer)
+    full.space(Space.PLENTY, "")
+    full.ask(DEFAULT_GROUP, 10_000, outcomes.append)
+    trio.settle()
+    assert outcomes == [], "the leader hasn't sent the entry again yet"
+    full.space(Space.CRITICAL, "none")
+    trio.run(400)
+    assert isinstance(outcomes[0], Unavailable)
 
 
 def test_where_most_disks_are_full_a_leader_with_space_refuses_at_once(trio: Trio) -> None:

@@ -7,7 +7,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from nebuladb.errors import NoLeader, TooManyRequests
+from nebuladb.errors import NoLeader, TooManyRequests, Unavailable
 from nebuladb.node import reads as module
 from nebuladb.node.reads import MAX_ROUNDS, Reads, Ready
 
@@ -38,6 +38,21 @@ def test_a_confirmed_read_waits_until_its_index_is_applied() -> None:
     assert reads.applied(5) == [(1, None)]
     assert reads.applied(6) == []
     assert len(reads) == 0
+
+
+def test_reads_that_wait_for_what_will_not_come_are_given_up() -> None:
+    reads = waiting(1)
+    reads.start(7)
+    reads.add(2, LONG)
+    assert reads.confirmed(7, 5, 4) == []
+    reads.start(8)
+    reads.add(3, LONG)
+    assert reads.confirmed(8, 6, 4) == []
+    ((request, error),) = reads.give_up(5)
+    assert (request, type(error)) == (2, Unavailable)
+    assert reads.give_up(5) == []
+    assert reads.applied(6) == [(1, None)]
+    assert len(reads) == 1, "one wants a round"
 
 
 def test_a_failed_round_is_asked_again_before_what_came_later() -> None:
