@@ -44,6 +44,7 @@ from nebuladb.client.types import (
     TxnResult,
     prefix_end,
 )
+from nebuladb.client.watch import SyncWatch, Watch
 
 __all__ = [
     "AsyncClient",
@@ -63,8 +64,10 @@ __all__ = [
     "StateHash",
     "SyncRows",
     "SyncTxn",
+    "SyncWatch",
     "SyncWrites",
     "Txn",
     "TxnResult",
+    "Watch",
     "prefix_end",
 ]

@@ -20,7 +20,7 @@ from nebuladb.client.scan import Rows, ScanPlan
 from nebuladb.client.session import Session
 from nebuladb.client.transport import StreamBroken, Transport, check_size
 from nebuladb.client.types import BatchResult, Event, KeyValue, LeaseInfo, StateHash, key_value
-from nebuladb.client.watch import WatchPlan
+from nebuladb.client.watch import Watch, WatchPlan
 from nebuladb.client.writes import WriteRequest, Writes
 from nebuladb.env import Rng
 from nebuladb.errors import InvalidArgument, KeyspaceNotFound, LeaseNotFound
@@ -152,7 +152,7 @@ class AsyncClient(Writes):
                 await transport.sleep(pause)
                 plan.resume()
 
-    async def watch(
+    def watch(
         self,
         key: bytes,
         range_end: bytes = b"",
@@ -163,7 +163,7 @@ class AsyncClient(Writes):
         no_put: bool = False,
         no_delete: bool = False,
         patience: float = WATCH_PATIENCE,
-    ) -> AsyncGenerator[Event, None]:
+    ) -> Watch:
         """Every change of `key`, or of [key, range_end), from `start_revision` on (0: from now on), once, in order.
 
         Over several shards `start_revisions` says for each where to begin; one that it leaves out begins now. Behind a
@@ -171,7 +171,7 @@ class AsyncClient(Writes):
 
         It goes on over broken connections, dead nodes and changes of leader, and leaves a node that is cut off from the
         majority; it raises `Compacted` where events are lost for good, and the last error if no node serves it for
-        `patience` seconds.
+        `patience` seconds. An event that is waited for with a timeout is not lost (`Watch`).
         """
         request = kv_pb2.WatchRequest(
             keyspace=self.keyspace,
@@ -184,7 +184,9 @@ class AsyncClient(Writes):
         )
         for shard, revision in (start_revisions or {}).items():
             request.start_revisions.add(group=shard, revision=revision)
-        plan = WatchPlan(request)
+        return Watch(self._watch(WatchPlan(request), patience))
+
+    async def _watch(self, plan: WatchPlan, patience: float) -> AsyncGenerator[list[Event], None]:
         transport = self._transport
         attempts = transport.attempts(timeout=patience)
         while True:
@@ -200,8 +202,8 @@ class AsyncClient(Writes):
                             created = transport.clock()
                         else:
                             attempts.worked(step.address, transport.clock())
-                        for happened in found:
-                            yield happened
+                        if found:
+                            yield found
                 raise StreamBroken(WatchPlan.ended(step.address))
             except StreamBroken as broken:
                 now = transport.clock()

@@ -26,6 +26,7 @@ from nebuladb.client.lease import LeaseKeeper
 from nebuladb.client.scan import Rows, SyncRows
 from nebuladb.client.txn import SyncTxn
 from nebuladb.client.types import BatchResult, KeyValue, TxnResult
+from nebuladb.client.watch import SyncWatch, Watch
 from nebuladb.client.writes import Writes
 from nebuladb.errors import ClientClosed, InvalidArgument, NebulaError, UnknownOutcome
 
@@ -51,16 +52,26 @@ class _Items(Protocol[Item]):
 class _Thread:
     """An event loop on a daemon thread. A forked child has no such thread, and may not use it."""
 
-    def __init__(self) -> None:
+    def __init__(self, last: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """`last`: what its end begins with."""
+        self._last = last
         self._loop = asyncio.new_event_loop()
         self._process = os.getpid()
         self._gate = threading.RLock()
         """Work is handed over under it, so that none comes after the end, which nobody would do. Amid it a finalizer or
         a signal handler may hand over more."""
         self._closed = False
+        self._end = asyncio.Event()
         self._leaving: set[asyncio.Task[None]] = set()
-        self._thread = threading.Thread(target=self._loop.run_forever, name="nebula-client", daemon=True)
+        self._thread = threading.Thread(target=self._serve, name="nebula-client", daemon=True)
         self._thread.start()
+
+    def _serve(self) -> None:
+        try:
+            self._loop.run_until_complete(self._end.wait())
+            self._loop.run_until_complete(self._finish())
+        finally:
+            self._loop.close()
 
     def run(self, work: Coroutine[Any, Any, Result]) -> Result:
         """Its result or exception; an interrupted wait cancels it. Raises `ClientClosed`, and on the loop's own thread
@@ -116,9 +127,9 @@ class _Thread:
             while taken := self.run(take()):
                 yield from taken
         finally:
-            self._leave(end)
+            self.leave(end)
 
-    def _leave(self, end: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    def leave(self, end: Callable[[], Coroutine[Any, Any, None]]) -> None:
         """Have it done, and wait for nothing: a generator also ends in the collector, which may run on the loop's own
         thread, and at the interpreter's end, when that thread doesn't run any more."""
         if os.getpid() == self._process:
@@ -131,21 +142,20 @@ class _Thread:
             self._leaving.add(task)
             task.add_done_callback(self._leaving.discard)
 
-    def close(self, last: Callable[[], Coroutine[Any, Any, None]]) -> None:
-        """Do `last`, let all else end, stop the loop and wait for its thread. Idempotent."""
+    def close(self) -> None:
+        """Do what is last, let all else end, and wait for it. Idempotent; one that is interrupted may be repeated, and
+        the thread ends even so."""
         if os.getpid() != self._process:
             return
         with self._gate:
-            if self._closed:
-                return
             self._closed = True
-        asyncio.run_coroutine_threadsafe(self._finish(last), self._loop).result()
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
-        self._loop.close()
+        with suppress(RuntimeError):  # the loop is closed
+            self._loop.call_soon_threadsafe(self._end.set)
+        if threading.current_thread() is not self._thread:
+            self._thread.join()
 
-    async def _finish(self, last: Callable[[], Coroutine[Any, Any, None]]) -> None:
-        await last()
+    async def _finish(self) -> None:
+        await self._last()
         if others := asyncio.all_tasks() - {asyncio.current_task()}:
             _, late = await asyncio.wait(others, timeout=CLOSING)
             for task in late:
@@ -189,6 +199,16 @@ def _scans(
     return call
 
 
+def _watches(
+    method: Callable[Concatenate[AsyncClient, Given], Watch],
+) -> Callable[Concatenate[Client, Given], SyncWatch]:
+    @wraps(method)
+    def call(self: Client, /, *given: Given.args, **named: Given.kwargs) -> SyncWatch:
+        return SyncWatch(method(self._client, *given, **named), self._thread.run, self._thread.leave)
+
+    return call
+
+
 class SyncWrites:
     """As `Writes`, but each call waits for its answer."""
 
@@ -215,13 +235,15 @@ class SyncWrites:
 class Client(SyncWrites):
     """A cluster, seen from one keyspace; `AsyncClient` says what each call does. Threads may share it.
 
-    A forked child makes one of its own: there every call raises `ClientClosed`.
+    A forked child makes one of its own: there every call raises `ClientClosed`. Not with `NEBULA_RPC_ENGINE=grpcio`,
+    which does not survive a fork: a child that was forked from a process with a client hangs in its own, so start it
+    anew, as multiprocessing's "spawn" does.
     """
 
     def __init__(self, endpoints: Sequence[str], *, keyspace: str = "default", timeout: float = 5.0) -> None:
         """As `AsyncClient`."""
         self._client = AsyncClient(endpoints, keyspace=keyspace, timeout=timeout)
-        super().__init__(_Thread(), self._client)
+        super().__init__(_Thread(self._client.close), self._client)
 
     def __enter__(self) -> Self:
         return self
@@ -230,8 +252,9 @@ class Client(SyncWrites):
         self.close()
 
     def close(self) -> None:
-        """End every connection, what waits in other threads, and the thread. Idempotent."""
-        self._thread.close(self._client.close)
+        """End every connection, what waits in other threads, and the thread. Idempotent; where it was interrupted, a
+        second one waits for the end of the first."""
+        self._thread.close()
 
     @property
     def keyspace(self) -> str:
@@ -245,7 +268,7 @@ class Client(SyncWrites):
 
     get = _waits(AsyncClient.get)
     scan = _scans(AsyncClient.scan)
-    watch = _streams(AsyncClient.watch)
+    watch = _watches(AsyncClient.watch)
     compact = _waits(AsyncClient.compact)
     time_to_live = _waits(AsyncClient.time_to_live)
     leases = _waits(AsyncClient.leases)

@@ -4,6 +4,7 @@ import asyncio
 import gc
 import inspect
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -13,7 +14,7 @@ from typing import Any
 import pytest
 
 from nebuladb import errors
-from nebuladb.client import AsyncClient, Client, SyncTxn, Txn
+from nebuladb.client import AsyncClient, Client, SyncTxn, Txn, sync
 from nebuladb.client.sync import SyncWrites
 from nebuladb.client.writes import Writes
 from tests.unit.client.fake import LOST, Fault, Node, wait_until
@@ -172,6 +173,64 @@ class Call(threading.Thread):
         self.join(SECONDS)
         assert not self.is_alive()
         return type(self.error)
+
+
+def test_a_watch_may_be_closed_by_another_thread(node: Node) -> None:
+    with Client([node.address]) as client:
+        events = client.watch(b"k")
+        waits = Call(list, events)
+        wait_until(lambda: node.count("Watch") == 1)
+        events.close()
+        assert waits.kind() is type(None)
+        assert list(events) == []
+        events.close()
+
+
+def interrupt() -> None:
+    """Ctrl-C."""
+    signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+
+
+@pytest.mark.skipif(not hasattr(signal, "pthread_kill"), reason="no thread can be sent a signal")
+def test_an_interrupted_watch_goes_on(node: Node) -> None:
+    def watched() -> None:
+        wait_until(lambda: node.count("Watch") == 1)
+        interrupt()
+
+    with Client([node.address]) as client:
+        events = client.watch(b"k", start_revision=2)
+        call = Call(watched)
+        with pytest.raises(KeyboardInterrupt):
+            next(events)
+        assert call.kind() is type(None)
+        client.put(b"k", b"v")
+        assert next(events).kv.value == b"v"
+        assert node.count("Watch") == 1
+
+
+@pytest.mark.skipif(not hasattr(signal, "pthread_kill"), reason="no thread can be sent a signal")
+def test_an_interrupted_close_can_be_repeated(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun, released = threading.Event(), threading.Event()
+
+    async def work() -> None:
+        begun.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            interrupt()
+            await asyncio.to_thread(released.wait, SECONDS)
+
+    monkeypatch.setattr(sync, "CLOSING", 0.01)
+    client = Client([node.address])
+    call = Call(client._thread.run, work())
+    assert begun.wait(SECONDS)
+    with pytest.raises(KeyboardInterrupt):
+        client.close()
+    assert client._thread._thread.is_alive()
+    released.set()
+    client.close()
+    assert not client._thread._thread.is_alive()
+    assert call.kind() is errors.UnknownOutcome
 
 
 def test_close_ends_what_waits_in_other_threads(node: Node) -> None:
