@@ -2,6 +2,9 @@
 
 Who holds a part of it while others wait for theirs has a short time; then its stream is ended, and its client goes on
 where it was. So a client that doesn't read, or reads a few bytes now and then, costs itself and nobody else.
+
+``grpc.aio`` has nothing that ends a stream whose client doesn't read. There what such a client holds is not counted
+after that time: others go on, and all that bounds such streams is that each holds one delivery.
 """
 
 from __future__ import annotations
@@ -43,7 +46,7 @@ def ending(context: Any) -> Callable[[], None] | None:
 
 class Delivery:
     """One stream's deliveries, one after the other. `end`, if there is one, ends the stream at once, and frees what the
-    transport holds of it; it may not call back."""
+    transport holds of it; it may not call back. Without it the stream stays, and holds uncounted what it has."""
 
     __slots__ = ("_deliveries", "end", "lane", "room", "since", "size")
 
@@ -145,19 +148,20 @@ class Lane:
         return max(delivery.since, self._waited) + PATIENCE_SECONDS + delivery.size / PACE_BYTES
 
     def _arm(self) -> None:
-        due = min((self._due(delivery) for delivery in self._holding if delivery.end), default=None)
-        if due is None:
-            due = self._now() + PATIENCE_SECONDS  # none that can be ended yet
+        due = min(map(self._due, self._holding))  # nobody waits unless somebody holds
         self._timer = self._loop().call_later(max(0.0, due - self._now()), self._look)
 
     def _look(self) -> None:
-        """End who holds for too long what others wait for: one, and the next if that makes not enough room."""
-        now = self._now()
-        late = min((delivery for delivery in self._holding if delivery.end), key=self._due, default=None)
-        if late is not None and late.end is not None and self._due(late) <= now:
-            probe("watch that keeps others waiting is ended")
+        """End who holds for too long what others wait for: one, and the next if that makes not enough room. One that
+        can't be ended isn't counted any longer."""
+        late = min(self._holding, key=self._due, default=None)
+        if late is not None and self._due(late) <= self._now():
             self.drop(late)
-            late.end()
+            if late.end is not None:
+                probe("watch that keeps others waiting is ended")
+                late.end()
+            else:
+                probe("watch that keeps others waiting can't be ended")
         if self._waiting:
             self._arm()
 

@@ -141,16 +141,27 @@ def test_one_whose_turn_comes_while_it_is_held_up_elsewhere_keeps_nobody() -> No
     assert streams.ended == [6, 8]
 
 
-def test_one_that_can_not_be_ended_is_let_be() -> None:
+def test_one_that_can_not_be_ended_is_not_counted_any_more() -> None:
     streams = Streams(2)
-    other = streams.deliveries.stream(asyncio.Event())
-    assert other.admits(100 * LARGE)
+    stuck = [streams.deliveries.stream(asyncio.Event()) for _ in range(7)]
+    assert [one.admits(LARGE) for one in stuck] == [True] * 6 + [False]
     assert not streams.all[0].admits(LARGE)
-    streams.clock.pass_by(1_000)
-    assert streams.deliveries.used == 100 * LARGE
-    other.give()
-    assert streams.all[0].admits(LARGE)
+    streams.clock.pass_by(PATIENCE - 0.01)
+    assert not streams.woken()
+    streams.clock.pass_by(0.02)
+    assert stuck[6].room.is_set()
+    assert streams.woken() == [0], "as many as there are others who wait, and no more"
+    assert streams.deliveries.used == 6 * LARGE
     assert streams.clock.idle
+    for one in stuck[:2]:
+        one.give()  # its client has read it after all
+    assert streams.deliveries.used == 6 * LARGE
+    assert not stuck[0].admits(LARGE), "the next one counts as the first one did"
+    stuck[2].give()
+    assert stuck[0].admits(LARGE)
+    for one in (*stuck, *streams.all):
+        one.give()
+    assert streams.deliveries.used == 0
 
 
 SIZES = st.sampled_from([0, SMALL_BYTES, MEDIUM, MEDIUM_BYTES, LARGE, 2 * LARGE, 10 * LARGE])

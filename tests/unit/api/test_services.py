@@ -12,7 +12,7 @@ import grpc.aio
 import pytest
 
 from nebuladb.api.backend import EARLIER
-from nebuladb.api.services import ApiServer
+from nebuladb.api.services import OPTIONS, ApiServer
 from nebuladb.errors import ConfigurationError
 from nebuladb.ids import DEFAULT_GROUP
 from nebuladb.kv.hashing import HashJob
@@ -114,3 +114,9 @@ async def test_a_port_that_can_not_be_had_is_named_with_the_reason(served: Serve
     with pytest.raises(ConfigurationError, match=f"^client-addr: can't listen at {served.address}: {why}$"):
         await second.start(served.address)
     await second.stop(0)
+
+
+def test_grpcio_is_told_as_well_how_long_a_ping_may_take() -> None:
+    """It has two settings for it, of which the longer one rules: 60 s, if nobody says otherwise."""
+    options = dict(OPTIONS)
+    assert options["grpc.http2.ping_timeout_ms"] == options["grpc.keepalive_timeout_ms"]

@@ -488,3 +488,9 @@ async def test_a_port_that_can_not_be_had_is_named_with_the_reason(engine: str) 
     if engine == NEBULA:
         with pytest.raises(ConfigurationError, match=r"^peer-addr: can't listen at none\.invalid:7380: (?!it is)"):
             await End(1).transport.serve("none.invalid:7380")
+
+
+def test_grpcio_is_told_as_well_how_long_a_ping_may_take() -> None:
+    """It has two settings for it, of which the longer one rules: 60 s, if nobody says otherwise."""
+    options = dict(module.OPTIONS)
+    assert options["grpc.http2.ping_timeout_ms"] == options["grpc.keepalive_timeout_ms"]
