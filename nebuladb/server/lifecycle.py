@@ -65,7 +65,8 @@ def end_in_time() -> None:
 
 
 class Shutdown:
-    """Why and when the process ends: the first SIGTERM or SIGINT drains, a second one ends it at once.
+    """Why and when the process ends: the first SIGTERM, SIGINT or SIGHUP drains, a second one (but SIGHUP) ends it
+    at once.
 
     Whatever finds that the node can't go on (a broken invariant, a failed disk) calls `fail`; then there is no drain:
     a node that is wrong hands nothing over, and what it acknowledged is on disk already.
@@ -103,16 +104,24 @@ class Shutdown:
 
     @contextlib.contextmanager
     def signals(self) -> Iterator[None]:
-        """SIGTERM and SIGINT are requests while this lasts. Call it in the running loop."""
+        """SIGTERM and SIGINT are requests while this lasts; so is SIGHUP, unless whoever started us had it ignored, as
+        nohup does. Call it in the running loop."""
         loop = asyncio.get_running_loop()
-        caught = (signal.SIGTERM, signal.SIGINT)
-        for number in caught:
-            loop.add_signal_handler(number, self.request, number.name)
+        caught = {signal.SIGTERM: self.request, signal.SIGINT: self.request}
+        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+            caught[signal.SIGHUP] = self._hung_up
+        for number, handle in caught.items():
+            loop.add_signal_handler(number, handle, number.name)
         try:
             yield
         finally:
             for number in caught:
                 loop.remove_signal_handler(number)
+
+    def _hung_up(self, why: str) -> None:
+        """A terminal that closes may say so twice, by itself and by its shell: that is one request."""
+        if not self._asked.is_set():
+            self.request(why)
 
     async def wait(self) -> None:
         """Until somebody asks for the end."""

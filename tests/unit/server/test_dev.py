@@ -16,7 +16,7 @@ import pytest
 
 from nebuladb.errors import ConfigurationError
 from nebuladb.server.config import load
-from nebuladb.server.dev import MAX_NODES, plan, prepare
+from nebuladb.server.dev import MAX_NODES, _Alarm, plan, prepare
 from tests.integration.cluster import Ports
 
 FAKE = Path(__file__).with_name("fake_node.py")
@@ -176,3 +176,16 @@ def test_nodes_go_when_the_supervisor_is_killed(tmp_path: Path, base: int) -> No
         nodes = children(process)
         process.kill()
         assert all(gone(pid) for pid in nodes)
+
+
+def test_a_hang_up_that_nohup_had_ignored_stays_so() -> None:
+    numbers = (signal.SIGHUP, signal.SIGTERM, signal.SIGINT, signal.SIGCHLD)
+    before = {number: signal.getsignal(number) for number in numbers}
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with _Alarm() as alarm:
+            assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+            assert signal.getsignal(signal.SIGTERM) == alarm._ring
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

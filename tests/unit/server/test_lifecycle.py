@@ -13,7 +13,7 @@ from nebuladb.errors import InvariantViolation, StoreError
 from nebuladb.server.lifecycle import EXIT_FORCED, PidFile, Shutdown
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 async def test_a_signal_drains_and_exits_0(number: signal.Signals) -> None:
     drained = []
 
@@ -26,6 +26,29 @@ async def test_a_signal_drains_and_exits_0(number: signal.Signals) -> None:
         async with asyncio.timeout(5):
             assert await shutdown.run(drain) == 0
     assert drained == [True]
+
+
+async def test_a_terminal_that_closes_says_it_twice_and_that_is_one_request() -> None:
+    async def drain() -> None:
+        os.kill(os.getpid(), signal.SIGHUP)
+        for _ in range(10):  # as a second SIGTERM it would end the process here
+            await asyncio.sleep(0)
+
+    shutdown = Shutdown()
+    with shutdown.signals():
+        os.kill(os.getpid(), signal.SIGHUP)
+        async with asyncio.timeout(5):
+            assert await shutdown.run(drain) == 0
+
+
+async def test_a_hang_up_that_was_ignored_at_the_start_stays_so() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        shutdown = Shutdown()
+        with shutdown.signals():
+            assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 async def test_a_drain_that_hangs_is_cut_short() -> None:
