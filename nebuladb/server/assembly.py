@@ -105,6 +105,9 @@ async def _link(
     config: Config, identity: Identity, peers: Peers, rng: random.Random, stack: AsyncExitStack
 ) -> tuple[PeerTransport, Founding]:
     """Join or found the cluster, unless that is done, with the peer port open."""
+    # The cluster must not count on a node that can't serve then; and the system says why, on either engine.
+    for key, address in (("peer-addr", config.peer_addr), ("client-addr", config.client_addr)):
+        bind(address, key).close()
     engine = ENGINES[config.rpc_engine]
     if config.join and not identity.cluster:
         peers.join_with(await join_cluster(config, identity, PeerTransport(identity.node, peers, rng, engine)))
@@ -132,9 +135,6 @@ async def _assemble(config: Config, shutdown: Shutdown, stack: AsyncExitStack) -
     admin = AdminServer(AdminApp(view, metrics), config.admin_addr)
     await admin.start()
     stack.push_async_callback(admin.stop)
-    # The cluster must not count on a node that can't serve then; and the system says why, on either engine.
-    for key, address in (("peer-addr", config.peer_addr), ("client-addr", config.client_addr)):
-        bind(address, key).close()
     transport, founding = await _link(config, identity, peers, rng, stack)
     memory = plan(config.memory)
     rocks = RocksMemory(memory.block_cache, memory.data_memtables + memory.log_memtables)
