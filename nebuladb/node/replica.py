@@ -19,6 +19,7 @@ from nebuladb.node.reads import Reads, Ready
 from nebuladb.node.tail import LogTail
 from nebuladb.raft import LEADER, Config, Configuration, HardState, Message, Raft
 from nebuladb.raft.entry import CONFIGURATION, ENTRY_HEADER, NORMAL, Entry
+from nebuladb.raft.log import FORGOTTEN
 from nebuladb.raft.ready import LogReader
 from nebuladb.storage.share import Share
 
@@ -101,8 +102,8 @@ class Replica:
         take together; `counts`: how many of its own clients' there may be."""
         invariant(
             start.applied <= start.log.last()[0],
-            f"group {start.group}: the data is at index {start.applied}, its log ends at {start.log.last()[0]}; "
-            "the log lost entries that were applied",
+            f"group {start.group}: the data is at index {start.applied}, its log ends at {start.log.last()[0]}. "
+            f"{FORGOTTEN}: if raft/ can't be put back as it was, run `nebula-cli member replace` with this node's name",
         )
         # The commit index may be older than the data, which is flushed without it; what was applied was committed.
         hard_state = start.hard_state._replace(commit=max(start.hard_state.commit, start.applied))

@@ -213,8 +213,8 @@ class Replication:
             raise InvariantViolation(
                 f"replica {message.sender} has acknowledged index {message.index}, and the log of its leader here ends "
                 f"at {log.last}: this node's log, or that of a node that voted for it, is older than what it "
-                f"acknowledged. {FORGOTTEN}: run `nebula-cli member replace` with its name, and leave the others as "
-                "they are"
+                f"acknowledged. {FORGOTTEN}: stop it, and run `nebula-cli member replace` with its name; if the others "
+                "have no leader then, `nebulad recover` the one of the highest indexes"
             )
         if progress.acknowledged(message.index):
             self._advance_commit()

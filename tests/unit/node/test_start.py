@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import random
+from copy import deepcopy
 
 import pytest
 
-from nebuladb.errors import Corruption, IdentityError
+from nebuladb.errors import Corruption, IdentityError, InvariantViolation
 from nebuladb.ids import DEFAULT_GROUP, ETCD_GROUP, META_GROUP
 from nebuladb.kv.answer import Answer, LeaseResult
 from nebuladb.kv.command import Command, Kind
@@ -144,3 +145,15 @@ def test_a_log_of_another_node_is_refused_and_no_data_touched() -> None:
         Alone(log, data, UPTIME_MS, node=12)
     assert list(data.scan(b"", b"\xff")) == before
     Alone(log, data, UPTIME_MS)
+
+
+def test_a_log_that_is_older_than_the_data_is_refused_and_the_text_says_what_to_do() -> None:
+    """Its directory alone was put back from a copy (S15)."""
+    log, data = MemoryEngine(wal=True), MemoryEngine(wal=False)
+    alone = Alone(log, data, 1000)
+    alone.run(5_000)
+    older = deepcopy(log)
+    alone.node.submit(DEFAULT_GROUP, Command(Kind.HASH, b""), alone.time + 1_000)
+    alone.run(1_000)
+    with pytest.raises(InvariantViolation, match=r"put back from an older copy.*member replace"):
+        Alone(older, data, UPTIME_MS)
