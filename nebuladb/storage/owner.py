@@ -16,8 +16,9 @@ from nebuladb.errors import ConfigurationError
 LOCK: Final = "LOCK"
 """Of the directory, and of each of its databases."""
 DATABASES: Final = ("raft", "data")
-DOCUMENTS: Final = ("*.json", "*.json.tmp", "voting", "voting.tmp", LOCK)
-WRITTEN: Final = frozenset({".log", ".tmp"})
+DOCUMENTS: Final = ("identity.json", "founding.json", "joined.json", "voting")
+DRAFT: Final = ".tmp"
+WRITTEN: Final = frozenset({".log", DRAFT})
 """What is written in its place; everything else is replaced as a whole, which is a matter of its directory."""
 
 
@@ -36,7 +37,8 @@ def check_access(path: Path) -> None:
 def _parts(path: Path) -> Iterator[tuple[Path, int]]:
     """What a node uses, and how. Each directory before what is in it."""
     yield path, os.R_OK | os.W_OK | os.X_OK
-    files = [file for pattern in DOCUMENTS for file in sorted(path.glob(pattern))]
+    names = (LOCK, *DOCUMENTS, *(name + DRAFT for name in DOCUMENTS))
+    files = [path / name for name in names if (path / name).exists()]
     for database in (path / name for name in DATABASES):
         if database.is_dir():
             yield database, os.R_OK | os.W_OK | os.X_OK

@@ -91,7 +91,8 @@ def test_a_part_that_is_another_user_s_is_named_and_is_no_damage(owned: Path, pa
 def test_what_may_be_read_and_is_replaced_as_a_whole_may_be_another_s(owned: Path) -> None:
     for part in ("identity.json", "voting", "data/000005.sst", "raft/CURRENT"):
         take(owned / part, 0o444)
-    (owned / "monday.snap").touch(0)  # nothing of the node's
+    for name in ("monday.snap", "notes.json"):  # nothing of the node's
+        (owned / name).touch(0)
     with as_owner():
         check_access(owned)
 
