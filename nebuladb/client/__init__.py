@@ -21,10 +21,12 @@ switched off.
 What it won't do: cache values, or hide that a scan over several shards is not one instant (S25).
 
 Inside: ``retry`` decides and never waits; ``endpoints`` chooses the node; ``transport`` is the thin driver that sends;
-``scan`` and ``watch`` know how to go on after a break; ``errors`` is the one place where a status becomes an exception.
+``scan`` and ``watch`` know how to go on after a break; ``items`` is what a caller reads of them; ``errors`` is the one
+place where a status becomes an exception.
 """
 
 from nebuladb.client.aio import AsyncClient
+from nebuladb.client.items import Items, SyncItems
 from nebuladb.client.lease import LeaseKeeper
 from nebuladb.client.scan import Rows, SyncRows
 from nebuladb.client.session import Session
@@ -44,7 +46,6 @@ from nebuladb.client.types import (
     TxnResult,
     prefix_end,
 )
-from nebuladb.client.watch import SyncWatch, Watch
 
 __all__ = [
     "AsyncClient",
@@ -54,6 +55,7 @@ __all__ = [
     "DeleteResult",
     "Event",
     "EventType",
+    "Items",
     "KeyValue",
     "LeaseInfo",
     "LeaseKeeper",
@@ -62,12 +64,11 @@ __all__ = [
     "Rows",
     "Session",
     "StateHash",
+    "SyncItems",
     "SyncRows",
     "SyncTxn",
-    "SyncWatch",
     "SyncWrites",
     "Txn",
     "TxnResult",
-    "Watch",
     "prefix_end",
 ]

@@ -13,6 +13,7 @@ from google.protobuf.message import Message
 from nebuladb.client import methods
 from nebuladb.client.clock import boottime
 from nebuladb.client.errors import Failure
+from nebuladb.client.items import Items
 from nebuladb.client.lease import LeaseKeeper
 from nebuladb.client.many import Many
 from nebuladb.client.methods import Method
@@ -20,7 +21,7 @@ from nebuladb.client.scan import Rows, ScanPlan
 from nebuladb.client.session import Session
 from nebuladb.client.transport import StreamBroken, Transport, check_size
 from nebuladb.client.types import BatchResult, Event, KeyValue, LeaseInfo, StateHash, key_value
-from nebuladb.client.watch import Watch, WatchPlan
+from nebuladb.client.watch import WatchPlan
 from nebuladb.client.writes import WriteRequest, Writes
 from nebuladb.env import Rng
 from nebuladb.errors import InvalidArgument, KeyspaceNotFound, LeaseNotFound
@@ -132,7 +133,7 @@ class AsyncClient(Writes):
         )
         return Rows(plan, self._scan(plan))
 
-    async def _scan(self, plan: ScanPlan) -> AsyncGenerator[KeyValue, None]:
+    async def _scan(self, plan: ScanPlan) -> AsyncGenerator[list[KeyValue], None]:
         check_size(plan.request)
         transport = self._transport
         attempts = transport.attempts()
@@ -145,8 +146,7 @@ class AsyncClient(Writes):
                         if page is None:
                             return
                         attempts.worked(step.address, transport.clock())
-                        for row in plan.absorb(page):
-                            yield row
+                        yield plan.absorb(page)
             except StreamBroken as broken:
                 pause = attempts.failed(step.address, broken.failure, transport.clock())
                 await transport.sleep(pause)
@@ -163,7 +163,7 @@ class AsyncClient(Writes):
         no_put: bool = False,
         no_delete: bool = False,
         patience: float = WATCH_PATIENCE,
-    ) -> Watch:
+    ) -> Items[Event]:
         """Every change of `key`, or of [key, range_end), from `start_revision` on (0: from now on), once, in order.
 
         Over several shards `start_revisions` says for each where to begin; one that it leaves out begins now. Behind a
@@ -171,7 +171,7 @@ class AsyncClient(Writes):
 
         It goes on over broken connections, dead nodes and changes of leader, and leaves a node that is cut off from the
         majority; it raises `Compacted` where events are lost for good, and the last error if no node serves it for
-        `patience` seconds. An event that is waited for with a timeout is not lost (`Watch`).
+        `patience` seconds. An event that is waited for with a timeout is not lost (`Items`).
         """
         request = kv_pb2.WatchRequest(
             keyspace=self.keyspace,
@@ -184,7 +184,7 @@ class AsyncClient(Writes):
         )
         for shard, revision in (start_revisions or {}).items():
             request.start_revisions.add(group=shard, revision=revision)
-        return Watch(self._watch(WatchPlan(request), patience))
+        return Items(self._watch(WatchPlan(request), patience))
 
     async def _watch(self, plan: WatchPlan, patience: float) -> AsyncGenerator[list[Event], None]:
         transport = self._transport
@@ -202,8 +202,7 @@ class AsyncClient(Writes):
                             created = transport.clock()
                         else:
                             attempts.worked(step.address, transport.clock())
-                        if found:
-                            yield found
+                        yield found
                 raise StreamBroken(WatchPlan.ended(step.address))
             except StreamBroken as broken:
                 now = transport.clock()
@@ -340,11 +339,14 @@ class AsyncClient(Writes):
         found = await self._transport.call(methods.STATE_HASH, request, pinned=endpoint, timeout=timeout)
         return StateHash(found.header.node_id, found.index, found.hash)
 
-    async def snapshot(
-        self, request: cluster_pb2.SnapshotRequest
-    ) -> AsyncGenerator[cluster_pb2.SnapshotResponse, None]:
+    def snapshot(self, request: cluster_pb2.SnapshotRequest) -> Items[cluster_pb2.SnapshotResponse]:
         """A backup as the bytes of its file, from the first node that begins one; a stream that breaks then is not
         resumed: begin anew."""
+        return Items(self._snapshot(request))
+
+    async def _snapshot(
+        self, request: cluster_pb2.SnapshotRequest
+    ) -> AsyncGenerator[list[cluster_pb2.SnapshotResponse], None]:
         transport = self._transport
         attempts = transport.attempts()
         begun = False
@@ -355,7 +357,7 @@ class AsyncClient(Writes):
                     while (response := await read()) is not None:
                         begun = True
                         attempts.worked(step.address, transport.clock())
-                        yield response
+                        yield [response]
                 return
             except StreamBroken as broken:
                 pause = attempts.failed(step.address, broken.failure, transport.clock())  # who begins anew asks another

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Generator, Iterator
+from collections.abc import AsyncGenerator, Callable, Coroutine
+from typing import Any
 
+from nebuladb.client.items import Items, SyncItems, Work
 from nebuladb.client.types import TO_THE_END, KeyValue, key_value
 from nebuladb.pb.nebula.v1 import kv_pb2
 
@@ -43,12 +45,12 @@ class ScanPlan:
             self.done = True
 
 
-class Rows(AsyncIterator[KeyValue]):
+class Rows(Items[KeyValue]):
     """The rows of `AsyncClient.scan`."""
 
-    def __init__(self, plan: ScanPlan, rows: AsyncGenerator[KeyValue, None]) -> None:
+    def __init__(self, plan: ScanPlan, rows: AsyncGenerator[list[KeyValue], None]) -> None:
+        super().__init__(rows)
         self._plan = plan
-        self._rows = rows
 
     @property
     def revisions(self) -> dict[int, int]:
@@ -59,30 +61,17 @@ class Rows(AsyncIterator[KeyValue]):
         """
         return self._plan.revisions
 
-    def __anext__(self) -> Awaitable[KeyValue]:
-        return self._rows.__anext__()
 
-    async def aclose(self) -> None:
-        """Read no further."""
-        await self._rows.aclose()
-
-
-class SyncRows(Iterator[KeyValue]):
+class SyncRows(SyncItems[KeyValue]):
     """The rows of `Client.scan`."""
 
-    def __init__(self, asynchronous: Rows, rows: Generator[KeyValue, None, None]) -> None:
-        """`rows` are the asynchronous ones, as they come to the caller's thread."""
-        self._asynchronous = asynchronous
+    def __init__(
+        self, rows: Rows, run: Callable[[Coroutine[Any, Any, None]], None], leave: Callable[[Work], None]
+    ) -> None:
+        super().__init__(rows, run, leave)
         self._rows = rows
 
     @property
     def revisions(self) -> dict[int, int]:
         """As those of `Rows`."""
-        return self._asynchronous.revisions
-
-    def __next__(self) -> KeyValue:
-        return next(self._rows)
-
-    def close(self) -> None:
-        """Read no further."""
-        self._rows.close()
+        return self._rows.revisions

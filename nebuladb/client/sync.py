@@ -7,11 +7,8 @@ import concurrent.futures
 import os
 import threading
 from collections.abc import (
-    AsyncGenerator,
-    AsyncIterator,
     Callable,
     Coroutine,
-    Generator,
     Iterable,
     Iterator,
     Mapping,
@@ -19,40 +16,28 @@ from collections.abc import (
 )
 from contextlib import contextmanager, suppress
 from functools import wraps
-from typing import Any, Concatenate, Final, ParamSpec, Protocol, Self, TypeVar
+from typing import Any, Concatenate, Final, ParamSpec, Self, TypeVar
 
 from nebuladb.client.aio import AsyncClient
+from nebuladb.client.items import Items, SyncItems, Work
 from nebuladb.client.lease import LeaseKeeper
 from nebuladb.client.scan import Rows, SyncRows
 from nebuladb.client.txn import SyncTxn
 from nebuladb.client.types import BatchResult, KeyValue, TxnResult
-from nebuladb.client.watch import SyncWatch, Watch
 from nebuladb.client.writes import Writes
 from nebuladb.errors import ClientClosed, InvalidArgument, NebulaError, UnknownOutcome
 
 Given = ParamSpec("Given")
 Result = TypeVar("Result")
-Item = TypeVar("Item", covariant=True)
-
-BATCH: Final = 256
-"""Rows of a scan that cross the threads at a time."""
 
 CLOSING: Final = 1.0
 """Seconds for which `close` lets what it ended come to its own end."""
 
 
-class _Items(Protocol[Item]):
-    """What `AsyncGenerator` and `Rows` have in common."""
-
-    def __aiter__(self) -> AsyncIterator[Item]: ...
-
-    def aclose(self) -> Coroutine[Any, Any, None]: ...
-
-
 class _Thread:
     """An event loop on a daemon thread. A forked child has no such thread, and may not use it."""
 
-    def __init__(self, last: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    def __init__(self, last: Work) -> None:
         """`last`: what its end begins with."""
         self._last = last
         self._loop = asyncio.new_event_loop()
@@ -107,37 +92,15 @@ class _Thread:
             )
         return None
 
-    def each(self, items: _Items[Result], batch: int) -> Generator[Result, None, None]:
-        """The items, `batch` a hop between the threads."""
-
-        async def take() -> list[Result]:
-            taken: list[Result] = []
-            async for item in items:
-                taken.append(item)
-                if len(taken) == batch:
-                    break
-            return taken
-
-        async def end() -> None:
-            # What an interrupted `take` left running ends by its own cancellation.
-            with suppress(RuntimeError):
-                await items.aclose()
-
-        try:
-            while taken := self.run(take()):
-                yield from taken
-        finally:
-            self.leave(end)
-
-    def leave(self, end: Callable[[], Coroutine[Any, Any, None]]) -> None:
-        """Have it done, and wait for nothing: a generator also ends in the collector, which may run on the loop's own
+    def leave(self, end: Work) -> None:
+        """Have it done, and wait for nothing: it may be asked for in the collector, which may run on the loop's own
         thread, and at the interpreter's end, when that thread doesn't run any more."""
         if os.getpid() == self._process:
             with suppress(RuntimeError):  # the loop is closed
                 self._loop.call_soon_threadsafe(self._begin, end)
 
-    def _begin(self, end: Callable[[], Coroutine[Any, Any, None]]) -> None:
-        if not self._closed:  # else `_finish` ends the generators
+    def _begin(self, end: Work) -> None:
+        if not self._closed:  # else `_finish` ends all
             task = self._loop.create_task(end())
             self._leaving.add(task)
             task.add_done_callback(self._leaving.discard)
@@ -177,13 +140,13 @@ def _waits(
 
 
 def _streams(
-    method: Callable[Concatenate[AsyncClient, Given], AsyncGenerator[Result, None]],
-) -> Callable[Concatenate[Client, Given], Generator[Result, None, None]]:
-    """A generator of the asynchronous client as one whose every `next` waits."""
+    method: Callable[Concatenate[AsyncClient, Given], Items[Result]],
+) -> Callable[Concatenate[Client, Given], SyncItems[Result]]:
+    """What the asynchronous client gives one by one as that whose every `next` waits."""
 
     @wraps(method)
-    def call(self: Client, /, *given: Given.args, **named: Given.kwargs) -> Generator[Result, None, None]:
-        return self._thread.each(method(self._client, *given, **named), 1)
+    def call(self: Client, /, *given: Given.args, **named: Given.kwargs) -> SyncItems[Result]:
+        return SyncItems(method(self._client, *given, **named), self._thread.run, self._thread.leave)
 
     return call
 
@@ -193,18 +156,7 @@ def _scans(
 ) -> Callable[Concatenate[Client, Given], SyncRows]:
     @wraps(method)
     def call(self: Client, /, *given: Given.args, **named: Given.kwargs) -> SyncRows:
-        rows = method(self._client, *given, **named)
-        return SyncRows(rows, self._thread.each(rows, BATCH))
-
-    return call
-
-
-def _watches(
-    method: Callable[Concatenate[AsyncClient, Given], Watch],
-) -> Callable[Concatenate[Client, Given], SyncWatch]:
-    @wraps(method)
-    def call(self: Client, /, *given: Given.args, **named: Given.kwargs) -> SyncWatch:
-        return SyncWatch(method(self._client, *given, **named), self._thread.run, self._thread.leave)
+        return SyncRows(method(self._client, *given, **named), self._thread.run, self._thread.leave)
 
     return call
 
@@ -268,7 +220,7 @@ class Client(SyncWrites):
 
     get = _waits(AsyncClient.get)
     scan = _scans(AsyncClient.scan)
-    watch = _watches(AsyncClient.watch)
+    watch = _streams(AsyncClient.watch)
     compact = _waits(AsyncClient.compact)
     time_to_live = _waits(AsyncClient.time_to_live)
     leases = _waits(AsyncClient.leases)

@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from nebuladb import errors
-from nebuladb.client import AsyncClient, Watch
+from nebuladb.client import AsyncClient, Event, Items
 from nebuladb.client.transport import OPTIONS
 from tests.unit.client.fake import Node, wait_until
 
@@ -39,7 +39,7 @@ def test_grpcio_is_told_as_well_how_long_a_ping_may_take() -> None:
     assert options["grpc.http2.ping_timeout_ms"] == options["grpc.keepalive_timeout_ms"]
 
 
-async def given_up(events: Watch, node: Node) -> None:
+async def given_up(events: Items[Event], node: Node) -> None:
     """One waits for the next event, and is cancelled when the node has heard of the watch."""
     waiting = asyncio.ensure_future(anext(events))
     await asyncio.to_thread(wait_until, lambda: node.count("Watch") == 1)
@@ -61,6 +61,20 @@ async def test_a_watch_that_is_waited_for_with_a_timeout_loses_nothing(node: Nod
         await client.put(b"k", b"3")
         assert (await asyncio.wait_for(anext(events), SECONDS)).kv.value == b"3"
         assert node.count("Watch") == 1
+
+
+async def test_a_scan_that_is_waited_for_with_a_timeout_loses_nothing(node: Node) -> None:
+    async with AsyncClient([node.address]) as client, asyncio.timeout(SECONDS):
+        await client.batch({b"%d" % number: b"" for number in range(5)})
+        rows = client.scan(page_size=2)
+        with node.store.lock:  # nothing is answered
+            waiting = asyncio.ensure_future(anext(rows))
+            await asyncio.to_thread(wait_until, lambda: node.count("Scan") == 1)
+            waiting.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await waiting
+        assert [row.key async for row in rows] == [b"0", b"1", b"2", b"3", b"4"]
+        assert node.count("Scan") == 1
 
 
 async def test_an_error_that_came_while_nobody_waited_is_raised_later(node: Node) -> None:
