@@ -73,6 +73,8 @@ class TestRequests:
             ({"content-type": "application/grpc+proto"}, {"grpc-status": "0"}),
             ({"te": None}, {"grpc-status": "0"}),
             ({"grpc-timeout": "soon"}, {"grpc-status": "13"}),
+            ({"grpc-timeout": "0S"}, {"grpc-status": "4"}),
+            ({"grpc-encoding": ""}, {"grpc-status": "0"}),
             ({"x-bin": "no base64!"}, {"grpc-status": "13"}),
             ({"grpc-encoding": "snappy"}, {"grpc-status": "12", "grpc-accept-encoding": "identity,deflate,gzip,zstd"}),
             ({":path": "/nobody/knows"}, {"grpc-status": "12"}),

@@ -16,6 +16,8 @@ from nebuladb.rpc.status import StatusError
 CONTENT_TYPE: Final = (b"content-type", b"application/grpc")
 OK: Final[Fields] = ((b":status", b"200"), CONTENT_TYPE, (b"grpc-accept-encoding", compression.ACCEPTED))
 """The head of every answer. One object, so that the header encoder knows it."""
+NO_TIME: Final = 1e-6
+"""Seconds of a ``grpc-timeout`` in which nothing can be done."""
 _METHOD_NOT_ALLOWED: Final[Fields] = ((b":status", b"405"), (b"allow", b"POST"))
 _UNSUPPORTED_TYPE: Final[Fields] = ((b":status", b"415"), (b"accept-post", b"application/grpc"))
 
@@ -64,7 +66,7 @@ class Request:
                 kind = value
             elif name == b"grpc-timeout":
                 self.timeout = parse_timeout(value)
-            elif name == b"grpc-encoding":
+            elif name == b"grpc-encoding" and value:
                 self.inflate = compression.decompressor(value.decode("latin-1"))
             elif name == b"grpc-accept-encoding":
                 self.accepts = value
@@ -76,6 +78,8 @@ class Request:
             return _UNSUPPORTED_TYPE
         if binary:
             self.metadata()  # what is no base64 is refused before a handler runs
+        if self.timeout is not None and self.timeout <= NO_TIME:
+            return refusal(grpc.StatusCode.DEADLINE_EXCEEDED, "the deadline had passed when the call came")
         return None
 
     def _routed(self, routes: Routes) -> Fields | None:
