@@ -11,7 +11,7 @@ Two databases a node: ``raft/`` (`RocksEngine.open_log`, with a WAL, under a `Lo
 4. Exhaust or close every scan within the turn that began it; scan a `Snapshot` for anything longer (S24).
 5. Send what a log batch promises only after a `sync` that began after its `write` (S3).
 
-Raises only `StoreError` and its kin: `WriteStalled`, `DiskFull`, `Corruption`; `IdentityError` for a directory in use;
-`InvariantViolation` for a caller's bug. It won't retry, doesn't know what a registry row means, decides nothing about
-when to sync, flush or cut, and starts no thread.
+Raises only `StoreError` and its kin: `WriteStalled`, `DiskFull`, `Corruption`; `IdentityError` for a directory in use,
+`ConfigurationError` for one that is another user's (``owner``); `InvariantViolation` for a caller's bug. It won't
+retry, doesn't know what a registry row means, decides nothing about when to sync, flush or cut, and starts no thread.
 """
