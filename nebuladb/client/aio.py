@@ -202,7 +202,8 @@ class AsyncClient(Writes):
                             created = transport.clock()
                         else:
                             attempts.worked(step.address, transport.clock())
-                        yield found
+                        if found:
+                            yield found
                 raise StreamBroken(WatchPlan.ended(step.address))
             except StreamBroken as broken:
                 now = transport.clock()
