@@ -51,9 +51,11 @@ class PidFile:
             return None
 
     def remove(self) -> None:
-        """Remove it if it is ours."""
+        """Remove it if it is ours. Where that can't be done, it stays, and is known as a dead process's: why the node
+        ends must not be hidden behind it."""
         if self.read() == os.getpid():
-            self.path.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                self.path.unlink(missing_ok=True)
 
 
 def end_in_time() -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import signal
 import subprocess
@@ -116,6 +117,17 @@ def test_the_pid_file_is_ours_to_remove_only(tmp_path: Path) -> None:
     file.path.write_text("1\n")
     file.remove()
     assert file.read() == 1
+
+
+def test_a_pid_file_that_can_not_be_removed_hides_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = PidFile(tmp_path)
+    file.write()
+
+    def refused(path: Path, *, missing_ok: bool = False) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
+
+    monkeypatch.setattr(Path, "unlink", refused)
+    file.remove()
 
 
 def test_a_pid_file_that_cannot_be_written_is_named(tmp_path: Path) -> None:
