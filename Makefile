@@ -26,7 +26,7 @@ PYTHON ?= $(shell for p in $$(type -ap python3.13 python3.12 python3.11 python3 
 # The tests start some hundred nodes: each would compile the package anew where no bytecode is written.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help setup test check demo sim sim-coverage sim-mutants crash powercut churn jepsen jepsen-all bench bench-quick bench-faces bench-stall bench-rpc fuzz-rpc etcd-diff etcd-matrix interop-setup interop-lock interop-perf interop-patroni compose-test protos format lock clean
+.PHONY: help setup test check demo sim sim-coverage sim-mutants crash powercut churn jepsen jepsen-all bench bench-quick bench-faces bench-stall bench-rpc fuzz-rpc etcd-diff etcd-matrix interop-setup interop-lock interop-perf interop-upstream interop-patroni compose-test protos format lock clean
 
 help: ## This list.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -118,6 +118,9 @@ interop-lock: setup ## Write down the versions of those clients, with hashes.
 
 interop-perf: setup ## `etcdctl check perf` against three nodes: a minute.
 	NEBULA_INTEROP_LONG=1 $(PY) -m pytest tests/interop/test_etcdctl.py -k check_perf
+
+interop-upstream: setup ## etcd's own integration tests against clusters of ours: a quarter of an hour; needs Go.
+	@$(PY) -m tests.interop.upstream
 
 interop-patroni: interop-setup ## Two of Patroni's candidates over two killed leaders: two minutes.
 	@$(PY) -m tests.interop.patroni
