@@ -204,7 +204,7 @@ class AdminServer:
             self._socket.close()
 
 
-def bind(address: str, key: str) -> socket.socket:
+def bind(address: str, key: str, *, v6_only: bool = False) -> socket.socket:
     """A listening TCP socket at `address`. Raises `Unavailable` that names the setting `key`."""
     host, port = split_address(address)
     try:
@@ -216,6 +216,8 @@ def bind(address: str, key: str) -> socket.socket:
         raise Unavailable(f"{key}: can't listen at {address}: {error.strerror}") from error
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if v6_only and family == socket.AF_INET6:
+            listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         listener.bind(where)
         listener.listen(BACKLOG)
     except OSError as error:

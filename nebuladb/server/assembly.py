@@ -22,7 +22,7 @@ from nebuladb.node.memory import plan
 from nebuladb.node.node import Node
 from nebuladb.node.pump import Pump
 from nebuladb.rpc import PeerTransport
-from nebuladb.rpc.engine import ENGINES
+from nebuladb.rpc.engine import ENGINES, NEBULA
 from nebuladb.server import logs, options, space
 from nebuladb.server.admin import AdminApp, AdminServer, bind
 from nebuladb.server.clock import SystemClock
@@ -107,7 +107,7 @@ async def _link(
     """Join or found the cluster, unless that is done, with the peer port open."""
     # The cluster must not count on a node that can't serve then; and the system says why, on either engine.
     for key, address in (("peer-addr", config.peer_addr), ("client-addr", config.client_addr)):
-        bind(address, key).close()
+        bind(address, key, v6_only=config.rpc_engine == NEBULA).close()  # as that engine listens
     engine = ENGINES[config.rpc_engine]
     if config.join and not identity.cluster:
         peers.join_with(await join_cluster(config, identity, PeerTransport(identity.node, peers, rng, engine)))

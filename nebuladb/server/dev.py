@@ -287,7 +287,8 @@ class _Alarm:
         self._selector.register(self._reader, selectors.EVENT_READ)
         signal.set_wakeup_fd(self._writer.fileno(), warn_on_full_buffer=False)
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-            if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup leaves it
+            # As nohup leaves SIGHUP. SIGINT is ignored for whatever a script starts with "&", and ends it all the same.
+            if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:
                 signal.signal(number, self._ring)
         signal.signal(signal.SIGCHLD, lambda *_: None)
         return self

@@ -93,8 +93,8 @@ class DataDirectory:
 
     @property
     def founded(self) -> bool:
-        """Whether the node was told of its cluster."""
-        return any((self.path / name).exists() for name in ("founding.json", FILE))
+        """Whether the node was told of its cluster, though the document may be lost."""
+        return any((self.path / name).exists() for name in ("founding.json", FILE, VOTING, "raft", "data"))
 
     def identity(self, name: str) -> Identity:
         """Who this node is; a fresh directory gets a random id, fsynced before anyone is told (S14).

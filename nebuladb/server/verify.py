@@ -58,7 +58,7 @@ def verify(path: Path) -> Iterator[Finding]:
     try:
         if not any((path / name).exists() for name in ("identity.json", "raft")):
             raise IdentityError(f"{path} is no data directory: it has neither identity.json nor raft/")
-        lock = DirectoryLock(path)
+        lock = DirectoryLock(path, give=True)
     except OSError as error:
         raise unusable(path, error) from error
     try:

@@ -17,13 +17,14 @@ PID_BYTES: Final = 32
 class DirectoryLock:
     """Holds `path` for this process until `release`, or the process's end, however that comes."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, give: bool = False) -> None:
         """Raises `IdentityError` if another process holds it, `OSError` if the directory can't be written. A lock file
-        that root makes is the directory's owner's."""
+        that root makes is the directory's owner's if it says `give`: a node that root runs goes on using it."""
         self._path = path
         # The file stays for ever: unlinking it would let two processes lock two files of one name.
         self._descriptor = os.open(path / LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-        give_open(self._descriptor, path)
+        if give:
+            give_open(self._descriptor, path)
         try:
             fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import re
 import stat
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +19,8 @@ LOCK: Final = "LOCK"
 DATABASES: Final = ("raft", "data")
 DOCUMENTS: Final = ("identity.json", "founding.json", "joined.json", "voting")
 DRAFT: Final = ".tmp"
+READ: Final = re.compile(r"\d+\.(sst|log)|MANIFEST-\d+|CURRENT|IDENTITY|LOCK|rocksdict-config\.json")
+"""Of a database; what else lies there, as its reports and a file system's lost+found, is nobody's trouble."""
 WRITTEN: Final = frozenset({".log", DRAFT})
 """What is written in its place; everything else is replaced as a whole, which is a matter of its directory."""
 
@@ -42,9 +45,11 @@ def _parts(path: Path) -> Iterator[tuple[Path, int]]:
     for database in (path / name for name in DATABASES):
         if database.is_dir():
             yield database, os.R_OK | os.W_OK | os.X_OK
-            files += sorted(database.iterdir())
+            files += sorted(file for file in database.iterdir() if READ.fullmatch(file.name))
     for file in files:
-        written = file.suffix in WRITTEN or file.name == LOCK
+        # An empty WAL is read, and removed.
+        empty = file.suffix == ".log" and not file.stat().st_size
+        written = (file.suffix in WRITTEN and not empty) or file.name == LOCK
         yield file, os.R_OK | (os.W_OK if written else 0)
 
 
@@ -86,5 +91,7 @@ def give_open(descriptor: int, path: Path) -> None:
     alone = stat.S_ISREG(found.st_mode) and found.st_nlink == 1
     if os.geteuid() == 0 == found.st_uid and (alone or stat.S_ISDIR(found.st_mode)):
         owner = path.stat()
-        with contextlib.suppress(PermissionError):  # root may not, in a container without capabilities
+        # Root may not in a container without capabilities, and can't name an owner that its user namespace doesn't
+        # know; some file systems have no owners.
+        with contextlib.suppress(OSError):
             os.fchown(descriptor, owner.st_uid, owner.st_gid)

@@ -235,3 +235,14 @@ def test_a_port_in_use_is_named() -> None:
 def test_a_host_that_is_not_ours_is_named() -> None:
     with pytest.raises(Unavailable, match=r"client-addr: can't listen at 192.0.2.1:7379"):
         bind("192.0.2.1:7379", "client-addr")
+
+
+@pytest.mark.skipif(not socket.has_dualstack_ipv6(), reason="no IPv6 here")
+def test_all_addresses_of_version_6_leave_those_of_version_4_to_others() -> None:
+    with socket.socket() as holder:
+        holder.bind(("0.0.0.0", 0))
+        holder.listen()
+        address = f"[::]:{holder.getsockname()[1]}"
+        with pytest.raises(Unavailable, match="Address already in use"):
+            bind(address, "client-addr")
+        bind(address, "client-addr", v6_only=True).close()

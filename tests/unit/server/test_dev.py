@@ -182,10 +182,12 @@ def test_a_hang_up_that_nohup_had_ignored_stays_so() -> None:
     numbers = (signal.SIGHUP, signal.SIGTERM, signal.SIGINT, signal.SIGCHLD)
     before = {number: signal.getsignal(number) for number in numbers}
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # as a script's "&" has it
     try:
         with _Alarm() as alarm:
             assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
             assert signal.getsignal(signal.SIGTERM) == alarm._ring
+            assert signal.getsignal(signal.SIGINT) == alarm._ring
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -126,6 +126,14 @@ def test_data_without_identity_is_refused(tmp_path: Path, left: str) -> None:
         directory.identity("n1")
 
 
+@pytest.mark.parametrize("left", ["raft", "data", VOTING])
+def test_a_node_that_lost_its_document_was_founded_all_the_same(tmp_path: Path, left: str) -> None:
+    with opened(tmp_path) as directory:
+        assert not directory.founded
+        (tmp_path / left).mkdir()
+        assert directory.founded
+
+
 def test_data_without_its_log_is_refused_because_the_votes_were_in_it(tmp_path: Path) -> None:
     founded(tmp_path)
     (tmp_path / "data").mkdir()

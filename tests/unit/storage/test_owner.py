@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import tempfile
 from collections.abc import Iterator
@@ -97,6 +98,40 @@ def test_what_may_be_read_and_is_replaced_as_a_whole_may_be_another_s(owned: Pat
         check_access(owned)
 
 
+def test_what_no_start_reads_may_be_anybody_s(owned: Path) -> None:
+    (owned / "raft" / "lost+found").mkdir()
+    for name in ("LOG", "LOG.old.1700000000", "OPTIONS-000007", "core.123"):
+        (owned / "raft" / name).write_bytes(b"x")
+    for one in ("lost+found", "LOG", "LOG.old.1700000000", "OPTIONS-000007", "core.123"):
+        take(owned / "raft" / one)
+    take(owned / "raft" / "000004.log", 0o444)  # empty: it is removed
+    with as_owner():
+        check_access(owned)
+    (owned / "raft" / "000004.log").chmod(0o644)
+    (owned / "raft" / "000004.log").write_bytes(b"x")
+    take(owned / "raft" / "000004.log", 0o444)
+    with as_owner(), pytest.raises(ConfigurationError, match=r"000004.log isn't this user's"):
+        check_access(owned)
+    os.chmod(owned / "raft" / "lost+found", 0o700)
+
+
+@pytest.mark.skipif(not ROOT, reason="needs to be root")
+def test_a_node_that_root_runs_keeps_its_lock_file(owned: Path) -> None:
+    (owned / LOCK_FILE).unlink()
+    DirectoryLock(owned).release()
+    assert (owned / LOCK_FILE).stat().st_uid == 0
+
+
+@pytest.mark.skipif(not ROOT, reason="needs to be root")
+def test_an_owner_that_can_not_be_named_is_none(owned: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(descriptor: int, user: int, group: int) -> None:
+        raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+
+    monkeypatch.setattr(os, "fchown", refused)
+    (owned / LOCK_FILE).unlink()
+    DirectoryLock(owned, give=True).release()
+
+
 def test_a_directory_that_may_not_be_entered_is_named(owned: Path) -> None:
     take(owned)
     with as_owner():
@@ -121,7 +156,7 @@ def test_root_gives_what_it_makes_to_the_owner_and_nothing_else(owned: Path, tmp
     (owned / "theirs").write_bytes(b"")
     os.chown(owned / "theirs", 1, 1)
     (owned / LOCK_FILE).unlink()
-    DirectoryLock(owned).release()
+    DirectoryLock(owned, give=True).release()
     assert (owned / LOCK_FILE).stat().st_uid == NOBODY
     assert made.stat().st_uid == 0
     give(owned)
