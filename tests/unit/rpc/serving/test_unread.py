@@ -7,6 +7,7 @@ import time
 from typing import Any, Final
 
 import grpc
+import pytest
 
 from nebuladb.rpc import ServerLimits
 from nebuladb.rpc.http2 import ErrorCode, StreamReset
@@ -48,9 +49,23 @@ def stuck(server: Any) -> Wired:
     return wired
 
 
+def update(size: int = (1 << 31) - 1) -> bytes:
+    """The connection's window grows by so many octets."""
+    return b"\0\0\4\x08\0\0\0\0\0" + size.to_bytes(4, "big")
+
+
 def open_window(wired: Wired) -> None:
     """It takes everything from now on."""
-    wired.connection.http2.receive(b"\0\0\4\x08\0\0\0\0\0" + ((1 << 31) - 1).to_bytes(4, "big"), time.monotonic())
+    wired.connection.http2.receive(update(), time.monotonic())
+
+
+async def hear(wired: Wired, data: bytes) -> None:
+    """The server reads `data`; in a callback, as transports read."""
+    loop = asyncio.get_running_loop()
+    done = loop.create_future()
+    loop.call_soon(wired.connection.data_received, data)
+    loop.call_soon(done.set_result, None)
+    await done
 
 
 async def settle(wired: Wired) -> None:
@@ -179,3 +194,85 @@ async def test_a_peer_that_takes_a_little_now_and_then_is_kept() -> None:
         wired.wire.took(limits.held_progress - 1)
         wired.connection.sweep(now + limits.held_seconds + 1)
         assert wired.wire.aborted
+
+
+async def test_what_is_given_up_with_its_transport_counts_no_more() -> None:
+    """uvloop's transport tells a size until it is freed, after the connection was told that it is lost."""
+    async with serving(LIMITS, Handlers().all()) as server:
+        wired = Wired(server)
+        wired.connection.http2._window = (1 << 20) + 100_000  # the rest waits for the window
+        for _ in range(5):
+            wired.call("Large")
+        await wired.say()
+        assert wired.connection.paused
+        assert wired.connection.http2.waiting
+        server.sweep(time.monotonic() + LIMITS.held_seconds + 1)
+        assert wired.wire.aborted
+        wired.wire.lose()
+        server._flush()
+        assert server.unread == 0
+
+
+async def test_none_overtakes_those_that_wait() -> None:
+    handlers = Handlers()
+    order: list[bytes] = []
+
+    async def note(request: bytes, context: Any) -> bytes:
+        order.append(request)
+        return b""
+
+    async with serving(LIMITS, {**handlers.all(), "Note": unary(note)}) as server:
+        wired = stuck(server)
+        for _ in range(3):
+            wired.call("Large")
+        wired.call("Note", b"first")
+        await settle(wired)
+        assert not order
+        wired.call("Note", b"second")
+        await hear(wired, update() + wired.client.take())
+        await until(lambda: bool(wired.read()) and len(order) == 2)
+        assert order == [b"first", b"second"]
+
+
+async def test_one_that_waits_is_begun_though_others_come() -> None:
+    handlers = Handlers()
+
+    async def huge(request: bytes, context: Any) -> bytes:
+        return bytes(1_100_000)
+
+    async with serving(LIMITS, {**handlers.all(), "Huge": unary(huge)}) as server:
+        wired = stuck(server)
+        for _ in range(3):
+            wired.call("Large")
+        wired.call("Small")
+        await settle(wired)
+        data = update(1 << 29)
+        for _ in range(20):
+            while len(wired.client.streams) < 8:
+                wired.call("Huge")
+            await hear(wired, data + wired.client.take())
+            data = b""
+            wired.read()
+            await asyncio.sleep(0)
+        assert handlers.begun == 4
+
+
+@pytest.mark.parametrize("calls", [1, 6], ids=["an answer waits", "requests wait"])
+async def test_a_connection_that_drains_ends_with_its_last_answer(calls: int) -> None:
+    handlers = Handlers()
+    async with serving(LIMITS, handlers.all()) as server:
+        wired = stuck(server)
+        for _ in range(calls):
+            wired.call("Large")
+        await settle(wired)
+        stop = asyncio.ensure_future(server.stop(LATER))
+        await until(lambda: bool(wired.wire.written))
+        wired.read()
+        await settle(wired)  # the ping behind the GOAWAY is answered
+        await hear(wired, update(1 << 24))
+        await until(lambda: bool(wired.read()) or wired.wire.aborted)
+        await until(lambda: bool(wired.read()) or wired.wire.aborted)
+        assert ended(wired) == [grpc.StatusCode.OK] * calls
+        assert wired.wire.aborted, "closed"
+        wired.wire.lose()
+        await stop
