@@ -6,6 +6,7 @@ import asyncio
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import suppress
+from functools import partial
 from typing import Any, TypeVar
 
 Item = TypeVar("Item")
@@ -55,12 +56,22 @@ class Items(AsyncIterator[Item]):
             self._next = asyncio.create_task(self._more(self._found))
             self._next.add_done_callback(self._heard)
         task = self._next
-        await asyncio.wait((task,))
+        if not task.done():
+            waiter = asyncio.get_running_loop().create_future()
+            wake = partial(self._wake, waiter)
+            task.add_done_callback(wake)
+            try:
+                await waiter
+            finally:
+                task.remove_done_callback(wake)
         if self._over:
             raise StopAsyncIteration
         if task is self._next:  # else another waited, too, and has it
             self._next = None
-            self._ready.extend(task.result())
+            try:
+                self._ready.extend(task.result())
+            finally:
+                del task  # else its exception, which has this frame, had itself
 
     async def aclose(self) -> None:
         """Read no further; whoever waits for an item hears that there is none."""
@@ -74,6 +85,11 @@ class Items(AsyncIterator[Item]):
     @staticmethod
     async def _more(found: AsyncGenerator[list[Item], None]) -> list[Item]:
         return await anext(found)
+
+    @staticmethod
+    def _wake(waiter: asyncio.Future[None], _: object) -> None:
+        if not waiter.done():
+            waiter.set_result(None)
 
     @staticmethod
     def _heard(task: asyncio.Task[list[Item]]) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import concurrent.futures
 import os
 import threading
 from collections.abc import (
@@ -16,7 +15,7 @@ from collections.abc import (
 )
 from contextlib import contextmanager, suppress
 from functools import wraps
-from typing import Any, Concatenate, Final, ParamSpec, Self, TypeVar
+from typing import Any, Concatenate, Final, Generic, ParamSpec, Self, TypeVar
 
 from nebuladb.client.aio import AsyncClient
 from nebuladb.client.items import Items, SyncItems, Work
@@ -32,6 +31,63 @@ Result = TypeVar("Result")
 
 CLOSING: Final = 1.0
 """Seconds for which `close` lets what it ended come to its own end."""
+
+
+class _Handed(Generic[Result]):
+    """One thread's work on the loop's. No concurrent future: an interrupt amid its condition's own steps leaves that
+    locked, and the loop waits for it ever after; a lock is waited for in one step."""
+
+    def __init__(self, work: Coroutine[Any, Any, Result], loop: asyncio.AbstractEventLoop) -> None:
+        self._work = work
+        self._loop = loop
+        self._task: asyncio.Task[Result] | None = None
+        self._come = threading.Lock()
+        self._come.acquire()
+        self._results: list[Result] = []
+        self._error: BaseException | None = None
+        self._over = False
+
+    def begin(self) -> None:
+        """On the loop's thread."""
+        self._task = self._loop.create_task(self._work)
+        self._task.add_done_callback(self._end)
+
+    def _end(self, task: asyncio.Task[Result]) -> None:
+        self._task = None
+        try:
+            self._results.append(task.result())
+        except BaseException as error:
+            self._error = error
+        self._over = True
+        self._come.release()
+
+    def wait(self) -> Result:
+        """Its result or exception."""
+        self._come.acquire()
+        error, self._error = self._error, None
+        try:
+            if error is not None:
+                raise error
+            return self._results.pop()
+        finally:
+            del error
+
+    def refuse(self) -> None:
+        """It was not handed over."""
+        self._over = True
+        self._work.close()
+
+    def cancel(self) -> None:
+        """Unless it has ended. Waits for nothing."""
+        if not self._over:
+            with suppress(RuntimeError):  # the loop is closed
+                self._loop.call_soon_threadsafe(self._cancel)
+
+    def _cancel(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+        else:
+            self._work.close()  # it has ended, or the interrupt came before it was handed over
 
 
 class _Thread:
@@ -61,24 +117,27 @@ class _Thread:
     def run(self, work: Coroutine[Any, Any, Result]) -> Result:
         """Its result or exception; an interrupted wait cancels it. Raises `ClientClosed`, and on the loop's own thread
         `InvalidArgument`."""
-        future = self._hand_over(work)
+        handed = _Handed(work, self._loop)
         try:
-            return future.result()
-        except concurrent.futures.CancelledError:
+            self._hand_over(handed)
+            return handed.wait()
+        except asyncio.CancelledError:
             raise UnknownOutcome("the client was closed meanwhile: a write may or may not take effect") from None
         except BaseException:
-            future.cancel()
+            handed.cancel()
             raise
 
-    def _hand_over(self, work: Coroutine[Any, Any, Result]) -> concurrent.futures.Future[Result]:
+    def _hand_over(self, handed: _Handed[Any]) -> None:
         """It is the loop's from then on, whatever interrupts us: only what is refused is ours to close."""
         refusal = self._elsewhere()
         if refusal is None:
             with self._gate:
                 if not self._closed:
-                    return asyncio.run_coroutine_threadsafe(work, self._loop)
+                    with suppress(RuntimeError):  # a signal's handler has closed us just now
+                        self._loop.call_soon_threadsafe(handed.begin)
+                        return
                 refusal = ClientClosed()
-        work.close()
+        handed.refuse()
         raise refusal
 
     def _elsewhere(self) -> NebulaError | None:
@@ -268,9 +327,13 @@ class Client(SyncWrites):
         """Renews `lease` in the background until the block ends. Of the keeper `held` and `check` are for any thread;
         what must be waited for is not."""
         keeper = self._client.keep_alive(lease)
-        self._thread.run(keeper.__aenter__())
         try:
+            self._thread.run(keeper.__aenter__())  # interrupted, it may have begun
             yield keeper
         finally:
-            with suppress(ClientClosed):
-                self._thread.run(keeper.__aexit__())
+            try:
+                with suppress(ClientClosed):
+                    self._thread.run(keeper.__aexit__())
+            except BaseException:  # interrupted, it may not have begun
+                self._thread.leave(keeper.__aexit__)
+                raise

@@ -84,14 +84,14 @@ class _Intercepted:
         return task.result() if task.done() and not task.cancelled() and task.exception() is None else None
 
     async def _ask(self, question: str, of_error: Callable[[grpc.aio.AioRpcError], Any], cancelled: Any) -> Any:
+        # Not a shielded await: the cancellation of whoever asks would look as that of the interceptors.
+        await asyncio.wait((self._task,))
+        if self._task.cancelled():
+            return cancelled
         try:
-            call = await asyncio.shield(self._task)
+            call = self._task.result()
         except grpc.aio.AioRpcError as error:
             return of_error(error)
-        except asyncio.CancelledError:
-            if not self._task.cancelled():
-                raise
-            return cancelled
         return await getattr(call, question)()
 
     async def initial_metadata(self) -> Any:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import weakref
 
 import pytest
 
@@ -129,3 +131,18 @@ async def test_two_may_wait_for_one_watch(node: Node) -> None:
         for value in (b"0", b"1"):
             await client.put(b"k", value)
         assert {event.kv.value for event in await asyncio.gather(*two)} == {b"0", b"1"}
+
+
+async def test_a_scan_that_has_ended_leaves_nothing_for_the_collector(node: Node) -> None:
+    async with AsyncClient([node.address]) as client:
+        rows = client.scan()
+        gc.disable()
+        try:
+            assert [row async for row in rows] == []
+            gone = weakref.ref(rows)
+            del rows
+            for _ in range(10):
+                await asyncio.sleep(0)
+            assert gone() is None
+        finally:
+            gc.enable()

@@ -138,24 +138,70 @@ def test_a_call_on_the_clients_own_thread_is_refused(node: Node) -> None:
 def test_an_interrupt_as_a_call_is_handed_over_comes_as_itself(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
     """The loop may be amid it by then, and what runs can't be closed."""
     running, checked = threading.Event(), threading.Event()
-    hand_over = asyncio.run_coroutine_threadsafe
 
     async def work() -> None:
         running.set()
         assert checked.wait(SECONDS)
 
-    def interrupted(*given: Any) -> None:
-        hand_over(*given)
-        assert running.wait(SECONDS)
-        raise KeyboardInterrupt
-
     with Client([node.address]) as client:
-        monkeypatch.setattr(asyncio, "run_coroutine_threadsafe", interrupted)
+        hand_over = client._thread._loop.call_soon_threadsafe
+
+        def interrupted(*given: Any) -> None:
+            hand_over(*given)
+            assert running.wait(SECONDS)
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(client._thread._loop, "call_soon_threadsafe", interrupted)
         with pytest.raises(KeyboardInterrupt):
             client._thread.run(work())
         checked.set()
         monkeypatch.undo()
         assert client.get(b"k") is None
+
+
+def test_a_client_that_a_signal_closes_as_a_call_is_handed_over_says_so(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = Client([node.address])
+    hand_over = client._thread._loop.call_soon_threadsafe
+
+    def closing(*given: Any) -> None:
+        monkeypatch.undo()
+        client.close()
+        hand_over(*given)
+
+    monkeypatch.setattr(client._thread._loop, "call_soon_threadsafe", closing)
+    with pytest.raises(errors.ClientClosed):
+        client.get(b"k")
+
+
+@pytest.mark.filterwarnings("ignore")  # a call that is interrupted before it begins is never awaited
+def test_interrupts_at_any_time_leave_the_client_whole(node: Node) -> None:
+    class Alarm(Exception):
+        pass
+
+    def interrupt(*_: object) -> None:
+        raise Alarm
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    came = 0
+    try:
+        with Client([node.address]) as client:
+            for number in range(4000):
+                try:
+                    try:
+                        signal.setitimer(signal.ITIMER_REAL, 0.00002 + number % 100 * 0.000005)
+                        client.get(b"k")
+                    finally:
+                        signal.setitimer(signal.ITIMER_REAL, 0)
+                except Alarm:
+                    came += 1
+            call = Call(client.get, b"k")
+            call.join(SECONDS)
+            assert not call.is_alive()
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    assert came
 
 
 class Call(threading.Thread):
