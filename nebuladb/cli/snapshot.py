@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import stat
 import sys
@@ -22,6 +23,8 @@ from nebuladb.storage.files import sync_directory
 
 PATIENCE: Final = 60.0
 """Seconds for which a save looks for a node that begins; amid it a third of them, of silence, end it."""
+SECRET: Final = 0o600
+"""All that the cluster has is in a backup: as etcdctl's, it is its owner's alone."""
 FILE: Final = click.Path(path_type=Path, dir_okay=False, exists=True)
 
 
@@ -67,26 +70,49 @@ def save(settings: Settings, file: Path, since: Path | None) -> None:
     progress = Progress(sys.stderr, "saved")
 
     async def work(client: AsyncClient) -> None:
-        with draft.open("wb") as out:
-            await _receive(client, request, out, progress)
+        out.seek(0)
+        out.truncate()
+        await _receive(client, request, out, progress)
 
     settings.run(lambda client: client.status())  # that an address is wrong should be told soon
     try:
-        settings.run(work, PATIENCE)
-        reader, parts = _checked(draft)
-        draft.replace(file)
-        sync_directory(file.absolute().parent)
+        with open(draft, "ab", opener=_secret) as out:
+            _alone(out, draft)
+            try:
+                settings.run(work, PATIENCE)
+                reader, parts = _checked(draft)
+                draft.replace(file)
+                sync_directory(file.absolute().parent)
+            finally:
+                draft.unlink(missing_ok=True)
     except OSError as error:
         raise named(error, str(file)) from error
     finally:
         progress.close()
-        draft.unlink(missing_ok=True)
     _print(settings, reader, parts, file.stat().st_size)
+
+
+def _secret(path: str, flags: int) -> int:
+    return os.open(path, flags, SECRET)
+
+
+def _alone(out: IO[bytes], draft: Path) -> None:
+    """Raise `ConfigurationError` if another save writes there, too: each would spoil the other's."""
+    try:
+        fcntl.flock(out, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.fchmod(out.fileno(), SECRET)  # what a save that was killed left may have another mode
+        if draft.exists() and os.path.samestat(os.fstat(out.fileno()), draft.stat()):  # else its name is FILE by now
+            return
+    except BlockingIOError:
+        pass
+    raise ConfigurationError(f"{draft}: another save writes there; wait for its end, or name another file")
 
 
 def _place(file: Path) -> tuple[Path, Path]:
     """Where a backup goes, and where until it is whole. Raises `ConfigurationError` for a device, say: the backup would
     take its name from it, or go into it."""
+    if str(file) == "-":
+        raise ConfigurationError("a backup is checked before it is given out: name a file, not -")
     file = Path(os.path.realpath(file))
     draft = file.with_name(file.name + ".part")
     for place in (file, draft):

@@ -98,7 +98,8 @@ class Items(AsyncIterator[Item]):
 
 
 class SyncItems(Iterator[Item]):
-    """To be read with ``for``, or `next`. An interrupted `next` loses none: the next call goes on with it."""
+    """To be read with ``for``, or `next`. An interrupted `next` loses none, the next call goes on with it; but the one
+    with which it returns at that instant."""
 
     def __init__(
         self,

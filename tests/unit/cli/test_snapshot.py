@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import fcntl
 import json
 import os
+import stat
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
@@ -194,6 +196,36 @@ async def test_a_backup_takes_the_place_of_files_only(tmp_path: Path) -> None:
         assert (await save(link)).exit_code == 0
         assert link.is_symlink()
         assert file.stat().st_size
+    await faced.close()
+
+
+async def test_a_backup_is_its_owner_s_and_one_save_s(tmp_path: Path) -> None:
+    faced = Faced()
+    await asyncio.wait_for(faced.open(), SECONDS)
+
+    async def save(file: Path) -> Result:
+        arguments = ["--endpoints", faced.address, "snapshot", "save", str(file)]
+        return await asyncio.to_thread(CliRunner().invoke, main, arguments)
+
+    file, draft = tmp_path / "file", tmp_path / "file.part"
+    draft.write_bytes(b"of a save that was killed")
+    draft.chmod(0o644)
+    assert (await save(file)).exit_code == 0
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    assert not draft.exists()
+    whole = file.read_bytes()
+    with draft.open("wb") as other:
+        other.write(b"half")
+        other.flush()
+        fcntl.flock(other, fcntl.LOCK_EX)
+        refused = await save(file)
+        assert (refused.exit_code, refused.stdout) == (2, "")
+        assert "another save writes there" in refused.stderr
+        assert draft.read_bytes() == b"half"
+    assert file.read_bytes() == whole
+    refused = await save(Path("-"))
+    assert (refused.exit_code, refused.stdout) == (2, "")
+    assert "name a file" in refused.stderr
     await faced.close()
 
 
