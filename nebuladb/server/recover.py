@@ -206,12 +206,14 @@ def _open(source: Path, keep: Path, say: Callable[[str], None]) -> RocksEngine:
     """The log's database in `source`, as far as it can be read; what can't be is kept in `keep` first."""
     found = examine_log(source)
     if found is not None and found.missing:
-        say(f"raft: {found.missing}: what they held is LOST; the damaged files are kept in {keep}")
-        if not keep.exists():
+        files = wal_files(source)
+        kept = f"; the damaged files are kept in {keep}" if files else ""
+        say(f"raft: {found.missing}: what they held is LOST{kept}")
+        if files and not keep.exists():
             draft = keep.with_name(keep.name + ".tmp")
             shutil.rmtree(draft, ignore_errors=True)
             draft.mkdir()
-            for file in wal_files(source):
+            for file in files:
                 write_durably(draft / file.name, file.read_bytes())
             draft.replace(keep)
             sync_directory(keep.parent)

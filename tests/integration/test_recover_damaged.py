@@ -18,6 +18,7 @@ from nebuladb.storage.files import write_durably
 from nebuladb.storage.log import LogStore
 from nebuladb.storage.log_batch import LogBatch
 from nebuladb.storage.rocks import RocksEngine, examine_log
+from nebuladb.storage.wal import wal_files
 from tests.integration.test_verify import KEYS, ROW, flip_log, killed, stopped
 
 __all__ = ["killed", "stopped"]  # fixtures
@@ -39,6 +40,20 @@ def test_a_survivor_with_a_damaged_log_becomes_a_cluster_of_what_it_has(killed: 
     changed = sum(record is not None and record.endswith(b"w" * 100) for record in records)
     assert 0 < changed < KEYS - 2  # those before the damage, at least
     engine.close()
+
+
+def test_a_survivor_whose_log_lost_its_files_keeps_none_of_them(killed: Path) -> None:
+    engine = RocksEngine.open_log(killed / "raft")
+    engine.flush()
+    engine.close()
+    for wal in wal_files(killed / "raft"):
+        wal.unlink()
+    lines: list[str] = []
+    recover(killed, lines.append)
+    (said,) = [line for line in lines if "LOST" in line]
+    assert said.endswith("what they held is LOST")
+    assert not (killed / f"raft-wal{ASIDE}").exists()
+    assert report(killed, lambda _: None)
 
 
 def failing(*_: object) -> None:
