@@ -72,11 +72,11 @@ def do_compact(rng: Random, world: World) -> Operation:
     """A compaction, mostly of what should not be. `physical`, so that etcd is done with it when it answers."""
     if chance(rng, 70):
         revision = rng.choice((0, -1, -values.BIG - 1, world.floor, world.floor - 1, world.revision + 1, values.BIG))
-        if not world.floor:
-            # Of 0 etcd says once that it did it, and then that it was done.
-            revision = revision or -1
     else:
         revision = rng.choice((world.floor + 1, world.revision, rng.randint(world.floor, world.revision)))
+    if not world.floor:
+        # Of 0 etcd says once that it did it, and then that it was done.
+        revision = revision or -1
     # What a watcher is still owed must have been sent: etcd drops what it has not, and when it does is chance.
     yield Settle()
     physical = world.floor < revision <= world.revision or chance(rng, 50)
