@@ -36,8 +36,8 @@ class Config:
     """Least election timeout; each is drawn from [election_ticks, 2 * election_ticks)."""
     heartbeat_ticks: int = 2
     rest_ticks: int = 20
-    """Ticks without anything to do after which a leader may fall quiet; above the election timeout, so that it has just
-    made sure of its quorum."""
+    """Ticks without anything to do, the loss of a peer included, after which a leader may fall quiet: two election
+    timeouts, so that it has just made sure of its quorum by what it heard meanwhile."""
     max_append_bytes: int = 512 << 10
     """Of entries in one append; a single larger entry goes alone."""
     max_inflight_messages: int = 256

@@ -95,6 +95,20 @@ def test_so_does_its_silence_while_the_link_stands() -> None:
     trio.until(lambda: resting(trio) == len(GROUPS) * 3, "all agree and rest")
 
 
+@pytest.mark.parametrize("apart", range(50, 2_000, 150))
+def test_a_leader_that_loses_one_after_the_other_does_not_rest_alone(apart: int) -> None:
+    """The second goes while the loss of the first has it awake, and it has heard from the second just now."""
+    trio = quiet()
+    leader = trio.leader(4)
+    assert leader is not None
+    for place in range(3):
+        if place != leader:
+            trio.crash(place)
+            trio.run(apart)
+    trio.run(4_000)
+    assert [group for group in GROUPS if trio.leader(group) is not None] == []
+
+
 def test_a_follower_that_comes_back_disturbs_nobody() -> None:
     trio = quiet()
     victim = next(place for place in range(1, 3) if place != trio.leader(1))
