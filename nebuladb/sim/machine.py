@@ -369,6 +369,7 @@ class Machine:
             return
         if not self._copes(life.node.tick, self._monotonic(life), life.clock.boottime()):
             return
+        self._replicas.ticked(self.place, life.node)
         if life.node.works:
             self._wake(life)
         delay = int(TICK_MS / life.clock.rate) + self._rng.randrange(TICK_JITTER_MS)

@@ -10,6 +10,7 @@ from nebuladb.node.node import Node
 from nebuladb.node.turn import Turn
 from nebuladb.raft import FOLLOWER, LEADER, Configuration, Raft, StateRole
 from nebuladb.sim.faults import MAX_DRIFT
+from nebuladb.sim.invariants.alone import Alone
 from nebuladb.sim.invariants.changes import Changes
 from nebuladb.sim.invariants.logs import Logs
 from nebuladb.sim.violation import Violation, require
@@ -63,10 +64,14 @@ class Replicas:
         self._stalled: set[int] = set()
         """Places whose last turn met a stalled engine."""
         self._steps = 0
+        self._alone = Alone()
+        self.ticked = self._alone.ticked
+        """Told (place, node) of each tick."""
 
     def started(self, place: int) -> None:
         """A new life begins: what the old one had in memory is forgotten."""
         self._seen[place] = {}
+        self._alone.started(place)
 
     def step(self, place: int, node: Node, turn: Turn, now: int) -> None:
         """Look at a node after a turn, at virtual time `now`."""
