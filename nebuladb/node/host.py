@@ -143,8 +143,8 @@ class Host:
         return False
 
     def _wake(self, node: int) -> None:
-        """`node` is gone, back or silent: the quiet groups that it leads, and all that are led here, look for themselves.
-        One that was awake may have heard from it a moment ago, and must miss it before it may rest."""
+        """`node` is gone, back or silent: the quiet groups that it leads, and all that are led here, look for
+        themselves. One that was awake may have heard from it a moment ago, and must miss it before it may rest."""
         for group, replica in self.replicas.items():
             raft = replica.raft
             if raft.role is LEADER or (raft.quiet and replica.home(raft.leader) == node):

@@ -27,8 +27,8 @@ def test_there_is_a_mutant_for_each_bug_of_the_list() -> None:
     assert len(MUTANTS) >= 26
     rules = (ROOT / "docs" / "safety.md").read_text()
     for mutant in MUTANTS:
-        assert re.fullmatch(r"S\d+|paper [\d.]+", mutant.rule)
-        assert mutant.rule.startswith("paper") or f"**{mutant.rule}**" in rules
+        assert re.fullmatch(r"S\d+|(paper|thesis) [\d.]+", mutant.rule)
+        assert mutant.rule.startswith(("paper", "thesis")) or f"**{mutant.rule}**" in rules
 
 
 def test_no_code_of_the_product_knows_of_mutants() -> None:
