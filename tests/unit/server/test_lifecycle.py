@@ -6,12 +6,21 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from nebuladb.errors import InvariantViolation, StoreError
 from nebuladb.server.lifecycle import EXIT_FORCED, PidFile, Shutdown
+
+
+@pytest.fixture(autouse=True)
+def terminal() -> Iterator[None]:
+    """Whoever runs the tests may ignore its end, as under nohup, and the process would inherit that."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
