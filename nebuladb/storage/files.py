@@ -5,8 +5,12 @@ from __future__ import annotations
 import errno
 import os
 from pathlib import Path
+from typing import Final
 
 from nebuladb.errors import DiskFull, StoreError
+
+DRAFT: Final = ".tmp"
+"""What `write_durably` puts behind the name of a file that isn't whole yet."""
 
 
 def write_durably(path: Path, data: bytes) -> None:
@@ -14,7 +18,7 @@ def write_durably(path: Path, data: bytes) -> None:
 
     The rename is durable only with its directory, and the new bytes must be so before it. Raises `OSError`.
     """
-    draft = path.with_name(path.name + ".tmp")
+    draft = path.with_name(path.name + DRAFT)
     with draft.open("wb") as file:
         file.write(data)
         file.flush()

@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import Final
 
 from nebuladb.errors import IdentityError
-from nebuladb.storage.owner import give_open
+from nebuladb.storage.owner import LOCK_FILE, give_open
 
-LOCK_FILE: Final = "LOCK"
 PID_BYTES: Final = 32
 
 

@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Final
 
 from nebuladb.errors import ConfigurationError
+from nebuladb.storage.files import DRAFT
 
-LOCK: Final = "LOCK"
+LOCK_FILE: Final = "LOCK"
 """Of the directory, and of each of its databases."""
 DATABASES: Final = ("raft", "data")
 DOCUMENTS: Final = ("identity.json", "founding.json", "joined.json", "voting")
-DRAFT: Final = ".tmp"
 READ: Final = re.compile(r"\d+\.(sst|log)|MANIFEST-\d+|CURRENT|IDENTITY|LOCK|rocksdict-config\.json")
 """Of a database; what else lies there, as its reports and a file system's lost+found, is nobody's trouble."""
 WRITTEN: Final = frozenset({".log", DRAFT})
@@ -40,7 +40,7 @@ def check_access(path: Path) -> None:
 def _parts(path: Path) -> Iterator[tuple[Path, int]]:
     """What a node uses, and how. Each directory before what is in it."""
     yield path, os.R_OK | os.W_OK | os.X_OK
-    names = (LOCK, *DOCUMENTS, *(name + DRAFT for name in DOCUMENTS))
+    names = (LOCK_FILE, *DOCUMENTS, *(name + DRAFT for name in DOCUMENTS))
     files = [path / name for name in names if (path / name).exists()]
     for database in (path / name for name in DATABASES):
         if database.is_dir():
@@ -49,7 +49,7 @@ def _parts(path: Path) -> Iterator[tuple[Path, int]]:
     for file in files:
         # An empty WAL is read, and removed.
         empty = file.suffix == ".log" and not file.stat().st_size
-        written = (file.suffix in WRITTEN and not empty) or file.name == LOCK
+        written = (file.suffix in WRITTEN and not empty) or file.name == LOCK_FILE
         yield file, os.R_OK | (os.W_OK if written else 0)
 
 

@@ -234,15 +234,14 @@ class ServerConnection(Outgoing):
 
     def _begin(self, call: Call, route: Route, body: bytes) -> None:
         """Run a unary request whose body is here, or let it wait until its answer has room."""
-        self.ungather(call)
         if self._later or self._full():  # none overtakes those that wait
             probe("rpc: a request waits until the peer takes answers")
+            self.ungather(call)
             call.stream.owner = call
             if self.gather(call, len(body)):
                 self._later[call] = route, body
                 call.arm()
         else:
-            call.stream.owner = None
             self._start(call, route, body)
 
     def _full(self) -> bool:
@@ -260,8 +259,6 @@ class ServerConnection(Outgoing):
             call = next(iter(self._later))
             route, body = self._later[call]
             call.disarm()
-            self.ungather(call)
-            call.stream.owner = None
             self._start(call, route, body)
         self.server.loop.call_soon(self._go_on)
 
@@ -276,6 +273,9 @@ class ServerConnection(Outgoing):
             self._go_on()  # others may have made room
 
     def _start(self, call: Call, route: Route, body: bytes) -> None:
+        """It is whole, and waits for nothing any more."""
+        self.ungather(call)
+        call.stream.owner = None
         if self.server.calls >= self.server.max_calls:
             self.refuse(call.stream, _BUSY)
             call.over = True

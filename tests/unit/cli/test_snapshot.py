@@ -26,6 +26,7 @@ from tests.unit.api.etcd.faced import Faced
 from tests.unit.node.lone import SECONDS
 
 Restore = Callable[..., Awaitable[Result]]
+Save = Callable[..., Awaitable[Result]]
 
 
 @pytest.fixture
@@ -44,6 +45,20 @@ async def restore(tmp_path: Path) -> AsyncIterator[Restore]:
 
     async def run(directory: Path, *flags: object) -> Result:
         return await cli("snapshot", "restore", file, "--data-dir", directory, *flags)
+
+    yield run
+    await faced.close()
+
+
+@pytest.fixture
+async def save() -> AsyncIterator[Save]:
+    """`nebula-cli snapshot save` to a file, with flags."""
+    faced = Faced()
+    await asyncio.wait_for(faced.open(), SECONDS)
+
+    async def run(file: Path, *flags: object) -> Result:
+        arguments = ["--endpoints", faced.address, "snapshot", "save", str(file), *map(str, flags)]
+        return await asyncio.to_thread(CliRunner().invoke, main, arguments)
 
     yield run
     await faced.close()
@@ -142,14 +157,7 @@ async def test_a_keyspace_that_was_dropped_meanwhile_is_told_and_not_restored(tm
     await faced.close()
 
 
-async def test_no_increment_takes_the_place_of_its_own_base(tmp_path: Path) -> None:
-    faced = Faced()
-    await asyncio.wait_for(faced.open(), SECONDS)
-
-    async def save(file: Path, *words: object) -> Result:
-        arguments = ["--endpoints", faced.address, "snapshot", "save", str(file), *map(str, words)]
-        return await asyncio.to_thread(CliRunner().invoke, main, arguments)
-
+async def test_no_increment_takes_the_place_of_its_own_base(save: Save, tmp_path: Path) -> None:
     base, link = tmp_path / "base", tmp_path / "link"
     assert (await save(base)).exit_code == 0
     link.symlink_to(base)
@@ -168,17 +176,9 @@ async def test_no_increment_takes_the_place_of_its_own_base(tmp_path: Path) -> N
         assert "name another" in refused.stderr
     assert base.read_bytes() == draft.read_bytes() == whole
     assert (await save(tmp_path / "more", "--since", base)).exit_code == 0
-    await faced.close()
 
 
-async def test_a_backup_takes_the_place_of_files_only(tmp_path: Path) -> None:
-    faced = Faced()
-    await asyncio.wait_for(faced.open(), SECONDS)
-
-    async def save(file: Path) -> Result:
-        arguments = ["--endpoints", faced.address, "snapshot", "save", str(file)]
-        return await asyncio.to_thread(CliRunner().invoke, main, arguments)
-
+async def test_a_backup_takes_the_place_of_files_only(save: Save, tmp_path: Path) -> None:
     pipe, link, file, new = (tmp_path / name for name in ("pipe", "link", "file", "new"))
     os.mkfifo(pipe)
     link.symlink_to(pipe)
@@ -196,17 +196,9 @@ async def test_a_backup_takes_the_place_of_files_only(tmp_path: Path) -> None:
         assert (await save(link)).exit_code == 0
         assert link.is_symlink()
         assert file.stat().st_size
-    await faced.close()
 
 
-async def test_a_backup_is_its_owner_s_and_one_save_s(tmp_path: Path) -> None:
-    faced = Faced()
-    await asyncio.wait_for(faced.open(), SECONDS)
-
-    async def save(file: Path) -> Result:
-        arguments = ["--endpoints", faced.address, "snapshot", "save", str(file)]
-        return await asyncio.to_thread(CliRunner().invoke, main, arguments)
-
+async def test_a_backup_is_its_owner_s_and_one_save_s(save: Save, tmp_path: Path) -> None:
     file, draft = tmp_path / "file", tmp_path / "file.part"
     draft.write_bytes(b"of a save that was killed")
     draft.chmod(0o644)
@@ -226,28 +218,20 @@ async def test_a_backup_is_its_owner_s_and_one_save_s(tmp_path: Path) -> None:
     refused = await save(Path("-"))
     assert (refused.exit_code, refused.stdout) == (2, "")
     assert "name a file" in refused.stderr
-    await faced.close()
 
 
-async def test_a_backup_without_room_exits_1(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    faced = Faced()
-    await asyncio.wait_for(faced.open(), SECONDS)
-
-    async def save(file: Path) -> tuple[int, str]:
-        arguments = ["--endpoints", faced.address, "snapshot", "save", str(file)]
-        failed = await asyncio.to_thread(CliRunner().invoke, main, arguments)
-        return failed.exit_code, failed.stderr
-
+async def test_a_backup_without_room_exits_1(save: Save, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     nowhere, file = tmp_path / "none" / "file", tmp_path / "file"
-    assert await save(nowhere) == (1, f"nebula-cli: {nowhere}: No such file or directory\n")
+    failed = await save(nowhere)
+    assert (failed.exit_code, failed.stderr) == (1, f"nebula-cli: {nowhere}: No such file or directory\n")
 
     async def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(snapshot, "_receive", full)
-    assert await save(file) == (1, f"nebula-cli: {file}: No space left on device\n")
+    failed = await save(file)
+    assert (failed.exit_code, failed.stderr) == (1, f"nebula-cli: {file}: No space left on device\n")
     assert not os.listdir(tmp_path)
-    await faced.close()
 
 
 async def test_a_revision_that_is_beyond_the_bound_already_is_kept(

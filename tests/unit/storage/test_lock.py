@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from nebuladb.errors import IdentityError
-from nebuladb.storage.lock import LOCK_FILE, DirectoryLock
+from nebuladb.storage.lock import DirectoryLock
+from nebuladb.storage.owner import LOCK_FILE
 
 HOLDER = """
 import pathlib, sys

@@ -15,8 +15,8 @@ from nebuladb.errors import ConfigurationError
 from nebuladb.server.directory import DataDirectory
 from nebuladb.server.recover import recover
 from nebuladb.server.verify import verify
-from nebuladb.storage.lock import LOCK_FILE, DirectoryLock
-from nebuladb.storage.owner import check_access, give
+from nebuladb.storage.lock import DirectoryLock
+from nebuladb.storage.owner import LOCK_FILE, check_access, give
 
 NOBODY = 65534
 ROOT = os.geteuid() == 0

@@ -49,6 +49,14 @@ def stuck(server: Any) -> Wired:
     return wired
 
 
+def filled(server: Any) -> Wired:
+    """One such that is about to ask for as much as may wait for it, and so has its next requests wait."""
+    wired = stuck(server)
+    for _ in range(3):
+        wired.call("Large")
+    return wired
+
+
 def update(size: int = (1 << 31) - 1) -> bytes:
     """The connection's window grows by so many octets."""
     return b"\0\0\4\x08\0\0\0\0\0" + size.to_bytes(4, "big")
@@ -57,15 +65,6 @@ def update(size: int = (1 << 31) - 1) -> bytes:
 def open_window(wired: Wired) -> None:
     """It takes everything from now on."""
     wired.connection.http2.receive(update(), time.monotonic())
-
-
-async def hear(wired: Wired, data: bytes) -> None:
-    """The server reads `data`; in a callback, as transports read."""
-    loop = asyncio.get_running_loop()
-    done = loop.create_future()
-    loop.call_soon(wired.connection.data_received, data)
-    loop.call_soon(done.set_result, None)
-    await done
 
 
 async def settle(wired: Wired) -> None:
@@ -101,9 +100,7 @@ async def test_requests_wait_until_answers_before_them_are_taken() -> None:
 async def test_one_that_waits_may_be_cancelled_or_late() -> None:
     handlers = Handlers()
     async with serving(LIMITS, handlers.all()) as server:
-        wired = stuck(server)
-        for _ in range(3):
-            wired.call("Large")
+        wired = filled(server)
         cancelled = wired.call("Small")
         late = wired.call("Small", more=((b"grpc-timeout", b"1m"),))
         await settle(wired)
@@ -120,9 +117,7 @@ async def test_one_that_waits_may_be_cancelled_or_late() -> None:
 async def test_too_many_that_wait_are_refused_and_were_not_done() -> None:
     handlers = Handlers()
     async with serving(LIMITS, handlers.all()) as server:
-        wired = stuck(server)
-        for _ in range(3):
-            wired.call("Large")
+        wired = filled(server)
         for _ in range(30):
             wired.call("Small", bytes(3 << 20))
             await settle(wired)
@@ -222,14 +217,12 @@ async def test_none_overtakes_those_that_wait() -> None:
         return b""
 
     async with serving(LIMITS, {**handlers.all(), "Note": unary(note)}) as server:
-        wired = stuck(server)
-        for _ in range(3):
-            wired.call("Large")
+        wired = filled(server)
         wired.call("Note", b"first")
         await settle(wired)
         assert not order
         wired.call("Note", b"second")
-        await hear(wired, update() + wired.client.take())
+        await wired.hear(update() + wired.client.take())
         await until(lambda: bool(wired.read()) and len(order) == 2)
         assert order == [b"first", b"second"]
 
@@ -241,16 +234,14 @@ async def test_one_that_waits_is_begun_though_others_come() -> None:
         return bytes(1_100_000)
 
     async with serving(LIMITS, {**handlers.all(), "Huge": unary(huge)}) as server:
-        wired = stuck(server)
-        for _ in range(3):
-            wired.call("Large")
+        wired = filled(server)
         wired.call("Small")
         await settle(wired)
         data = update(1 << 29)
         for _ in range(20):
             while len(wired.client.streams) < 8:
                 wired.call("Huge")
-            await hear(wired, data + wired.client.take())
+            await wired.hear(data + wired.client.take())
             data = b""
             wired.read()
             await asyncio.sleep(0)
@@ -269,7 +260,7 @@ async def test_a_connection_that_drains_ends_with_its_last_answer(calls: int) ->
         await until(lambda: bool(wired.wire.written))
         wired.read()
         await settle(wired)  # the ping behind the GOAWAY is answered
-        await hear(wired, update(1 << 24))
+        await wired.hear(update(1 << 24))
         await until(lambda: bool(wired.read()) or wired.wire.aborted)
         await until(lambda: bool(wired.read()) or wired.wire.aborted)
         assert ended(wired) == [grpc.StatusCode.OK] * calls

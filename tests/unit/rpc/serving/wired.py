@@ -111,10 +111,14 @@ class Wired:
         return self.client.open(self.fields(method))
 
     async def say(self) -> None:
-        """Everything that the client has to say, in one read of the server's; in a callback, as transports read."""
+        """Everything that the client has to say, in one read of the server's."""
+        await self.hear(self.client.take())
+
+    async def hear(self, data: bytes) -> None:
+        """The server reads `data`; in a callback, as transports read."""
         loop = asyncio.get_running_loop()
         done = loop.create_future()
-        loop.call_soon(self._say)
+        loop.call_soon(self.connection.data_received, data)
         loop.call_soon(done.set_result, None)
         await done
 
