@@ -102,7 +102,7 @@ jepsen-all: setup ## Each pair of nemeses and each workload, and a table of the 
 etcd-diff: setup ## Random requests to a real etcd and to ours, every answer compared: SEED=1 OPS=5000; needs etcd.
 	$(PY) -m tests.etcd.diff --seed $(SEED) --ops $(OPS)
 
-etcd-matrix: setup ## Which test holds which line of what an etcd server must get right; exits 1 on a gap.
+etcd-matrix: setup ## Which test holds which line of docs/etcd-lines.md; exits 1 on a gap.
 	@$(PY) -m tools.etcd_matrix
 
 interop-setup: .venv/interop/.complete ## Other people's etcd clients for Python, in an environment of their own.

@@ -1,8 +1,8 @@
 """``make etcd-matrix``: each numbered line of what an etcd v3 server must get right, and the tests that hold it.
 
-The list lies beside the repository where its makers work, not in it: where it isn't, this says so and exits 0. A test
-names its lines by ``@pytest.mark.etcd(7, 8)``, or its docstring begins so: ``etcd 4 to 8, 15``. Exit 1: a line has no
-test, or a test names a line that isn't there.
+The lines are those of ``docs/etcd-lines.md``. A test names its lines by ``@pytest.mark.etcd(7, 8)``, or its docstring
+begins so: ``etcd 4 to 8, 15``. Exit 1: a line has no test, a test names a line that isn't there, or the list from which
+the page was made lies beside the repository and has other numbers.
 """
 
 from __future__ import annotations
@@ -12,12 +12,14 @@ import ast
 import re
 import sys
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Final
 
 ROOT: Final = Path(__file__).resolve().parent.parent
-LIST: Final = ROOT.parent / "shared" / "etcd-v3.md"
+LIST: Final = ROOT / "docs" / "etcd-lines.md"
+SOURCE: Final = ROOT.parent / "shared" / "etcd-v3.md"
+"""Where the page's makers work, the list that it was made from; elsewhere there is none."""
 PENDING: Final[dict[int, str]] = {
     43: "watches are checked when users and rights come; until then nobody is denied",
     57: "authentication is off, and answers as etcd does then; turning it on comes with users and rights",
@@ -27,9 +29,20 @@ WIDTH: Final = 100
 
 
 def lines(text: str) -> dict[int, str]:
-    """Number → what the line says, of the list's `text`."""
-    found = re.findall(r"^(\d+)\. (.*)$", text, re.MULTILINE)
-    return {int(number): line for number, line in found}
+    """Number → what the line says, of the list's `text`. Raises ValueError where two have one number."""
+    found: dict[int, str] = {}
+    for number, said in re.findall(r"^(\d+)\. (.*(?:\n +\S.*)*)", text, re.MULTILINE):
+        if int(number) in found:
+            raise ValueError(f"two lines have the number {number}")
+        found[int(number)] = " ".join(said.split())
+    return found
+
+
+def differing(listed: Iterable[int], source: Path) -> list[int]:
+    """Numbers that are in one of the page and `source` and not in the other; none where there is no `source`."""
+    if not source.exists():
+        return []
+    return sorted(set(listed) ^ set(lines(source.read_text(encoding="utf-8"))))
 
 
 def marks(source: str) -> Iterator[tuple[str, list[int]]]:
@@ -80,12 +93,8 @@ def report(listed: dict[int, str], held: dict[int, list[str]]) -> tuple[list[str
 def main() -> int:
     """See the module's docstring."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--list", type=Path, default=LIST, help="the list; default: %(default)s")
-    path = parser.parse_args().list
-    if not path.exists():
-        print(f"etcd-matrix: skipped: the list of lines isn't here ({path.name}); --list names another place")
-        return 0
-    listed, held = lines(path.read_text(encoding="utf-8")), holders(ROOT / "tests")
+    parser.parse_args()
+    listed, held = lines(LIST.read_text(encoding="utf-8")), holders(ROOT / "tests")
     printed, gaps = report(listed, held)
     print("\n".join(printed))
     tests = {test for number in listed for test in held.get(number, [])}
@@ -94,7 +103,9 @@ def main() -> int:
         f"lines={len(listed)} held={len(set(held) & set(listed))} tests={len(tests)} "
         f"pending={','.join(map(str, pending)) or 'none'} gaps={','.join(map(str, gaps)) or 'none'}"
     )
-    return 1 if gaps else 0
+    if others := differing(listed, SOURCE):
+        print(f"{LIST.name} and {SOURCE.name} differ in the numbers {', '.join(map(str, others))}")
+    return 1 if gaps or others else 0
 
 
 if __name__ == "__main__":
