@@ -1,11 +1,12 @@
 """`nebula-cli`: the database from a shell.
 
-What a script may rely on: exit 0 done, 1 refused or failed, with one line on stderr that says what
-to do, 2 wrong usage; results on stdout and nothing else there; keys and values as raw bytes with ``-o simple`` (the
-default), in base64 and one object a line with ``-o json``. ``get`` of a missing key prints nothing and exits 1.
+What a script may rely on: exit 0 done, 1 refused or failed, with one line on stderr that says what to do, 2 wrong
+usage, 3 nothing differs, but not everything could be compared (``check``); results on stdout and nothing else there;
+keys and values as raw bytes with ``-o simple`` (the default), in base64 and one object a line with ``-o json``.
+``get`` of a missing key prints nothing and exits 1.
 
 What it won't do: ask questions, read a configuration file, or repeat a write that may have taken effect.
 
-Inside: ``main`` is the command group, ``settings`` the global options, ``output`` the styles; ``kv``, ``lease``,
-``cluster``, ``load`` and ``dump`` hold the commands; ``files`` is how a file lies in the database.
+Inside: ``main`` is the command group, ``settings`` the global options, ``output`` the styles; ``kv``, ``compact``,
+``lease``, ``cluster``, ``load``, ``dump`` and others hold the commands; ``files`` is how a file lies in the database.
 """

@@ -173,6 +173,9 @@ def status(context: click.Context, hashes: bool) -> None:
 def check(context: click.Context) -> None:
     """Compare the data of every shard on all its nodes, now; the same as status --hash.
 
+    Exit status: 0 all are the same; 1 two differ; 2 wrong usage; 3 nothing differs, but a node gave no hash or a shard
+    could not be compared, stderr says which.
+
     Nodes do it in the background too (setting consistency-check-interval), and raise an alarm where they differ.
 
     \b

@@ -8,7 +8,7 @@ import sys
 import click
 
 from nebuladb import __version__
-from nebuladb.cli import cluster, dump, etcd, kv, lease, load, member, snapshot
+from nebuladb.cli import cluster, compact, dump, etcd, kv, lease, load, member, snapshot
 from nebuladb.cli.output import Style
 from nebuladb.cli.settings import DEFAULT_ENDPOINTS, SOME_SECONDS, TEXT, Commands, Settings, closed_input, complain
 
@@ -38,7 +38,8 @@ from nebuladb.cli.settings import DEFAULT_ENDPOINTS, SOME_SECONDS, TEXT, Command
 def main(context: click.Context, endpoints: str, keyspace: str, output: str, timeout: float) -> None:
     """NebulaDB from the shell.
 
-    Exit status: 0 done; 1 refused or failed, stderr says what to do; 2 wrong usage.
+    Exit status: 0 done; 1 refused or failed, stderr says what to do; 2 wrong usage; 3 (check, status
+    --hash) nothing differs, but not everything could be compared.
 
     \b
     Example:
@@ -57,6 +58,7 @@ def main(context: click.Context, endpoints: str, keyspace: str, output: str, tim
 
 for command in (
     *kv.COMMANDS,
+    *compact.COMMANDS,
     *lease.COMMANDS,
     *cluster.COMMANDS,
     *member.COMMANDS,
