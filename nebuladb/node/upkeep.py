@@ -125,6 +125,9 @@ class Upkeep:
             node.alarms_now.raised(Alarm(AlarmKind.INCONSISTENT, text, group, one))
 
     def _name(self, node: int) -> str:
+        own = self._node.identity
+        if node == own.node:
+            return own.name  # it knows that before it has a picture of meta
         record = self._node.meta.nodes.get(node)
         return record.name if record else f"node {node:016x}"
 

@@ -134,8 +134,8 @@ class SpaceWatch:
         space = self._judge(room.free, low)
         self.seen = room, low
         return space, (
-            f"{room.free >> 20} MiB of {room.total >> 20} are free on the disk of {self._directory}, less than "
-            f"{low >> 20}: read-only; make room, or delete and compact"
+            f"{room.free >> 20} MiB of {room.total >> 20} MiB are free on the disk of {self._directory}, less than "
+            f"{low >> 20} MiB: read-only; make room, or delete keys and run `nebula-cli compact`"
         )
 
     def _judge(self, free: int, low: int) -> Space:

@@ -66,6 +66,15 @@ def test_down_at_the_mark_and_at_half_of_it_and_up_again_a_good_deal_above(tmp_p
     assert (tmp_path / BALLAST_FILE).exists()
 
 
+def test_the_text_says_every_size_in_mib(tmp_path: Path) -> None:
+    fixed = Reserves(Amount(0, 300 * MIB), Amount(0, 0))
+    watch = SpaceWatch(tmp_path, fixed, lambda space, text: None, lambda _: Room(1_000 * MIB, 200 * MIB))
+    assert watch.look()[1] == (
+        f"200 MiB of 1000 MiB are free on the disk of {tmp_path}, less than 300 MiB: read-only; make room, or delete "
+        "keys and run `nebula-cli compact`"
+    )
+
+
 async def test_the_watch_outlives_what_a_look_meets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A disk that has an error for a moment must not be one that nobody looks at any more."""
     monkeypatch.setattr("nebuladb.server.space.LOOK_SECONDS", 0)
