@@ -215,20 +215,41 @@ def test_examples_in_help_exist(name: str) -> None:
     assert [unknown for line in text.splitlines() if (unknown := unknown_in(line))] == []
 
 
+ENDS: Final = (".py", "/__main__.py")
+"""Of a module that can be run."""
 DOCUMENTS: Final = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "deploy").rglob("*.md")])
+
+
+TARGETS: Final = frozenset(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+
+
+def shell_lines(text: str) -> list[str]:
+    """The lines of a document's shell samples, each whole."""
+    blocks = re.findall(r"^```sh\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    return [line for block in blocks for line in block.replace("\\\n", " ").splitlines()]
+
+
+def unknown_targets(text: str) -> set[str]:
+    """What a document would have one make that can't be made, in samples and in code spans of its prose."""
+    sampled = {word for line in shell_lines(text) for word in re.findall(r"^make ([a-z-]+)", line)}
+    return (sampled | set(re.findall(r"`make ([a-z-]+)", text))) - TARGETS
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_commands_in_documents_exist(path: Path) -> None:
-    blocks = re.findall(r"^```sh\n(.*?)^```", path.read_text(), re.MULTILINE | re.DOTALL)
-    lines = [line for block in blocks for line in block.replace("\\\n", " ").splitlines()]
-    assert [unknown for line in lines if (unknown := unknown_in(line))] == []
-    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
-    named = {word for line in lines for word in re.findall(r"^make ([a-z-]+)", line)}
-    assert named <= targets
+    text = path.read_text()
+    assert [unknown for line in shell_lines(text) if (unknown := unknown_in(line))] == []
+    assert unknown_targets(text) == set()
+    modules = set(re.findall(r"python3? -m ((?:nebuladb|tests|tools|bench|jepsen)[\w.]*)", text))
+    missing = {name for name in modules if not any((ROOT / f"{name.replace('.', '/')}{end}").exists() for end in ENDS)}
+    assert missing == set()
 
 
 def test_the_reader_of_examples_sees_what_does_not_exist() -> None:
+    assert unknown_targets("As `make check`, and `make nothing SEEDS=1`.\n```sh\nmake test\nmake nil\n```\n") == {
+        "nothing",
+        "nil",
+    }
     assert unknown_in("  nebula-cli --endpoints a:1 put --lease 3 k v") is None
     assert unknown_in("  nebula-cli frobnicate") == "nebula-cli frobnicate"
     assert unknown_in("  date | nebula-cli put --colour k -") == "nebula-cli put --colour"
