@@ -271,7 +271,7 @@ class _Comparison:
         nodes = await _nodes(client, members)
         self._names = {node_id: member.name for node_id, member in members.items()}
         with self._output:
-            for (group, keyspace), replicas in sorted((await _replicas(client, nodes)).items()):
+            for (group, keyspace), replicas in sorted((await _replicas(client, members, nodes)).items()):
                 holders = sorted(replicas, key=lambda node_id: (self._name(node_id), node_id))
                 try:
                     index, answers = await _hashes_of(client, group, [nodes.get(node_id) for node_id in holders])
@@ -318,16 +318,23 @@ def _deviating(hashes: Mapping[str, bytes]) -> str:
     return f"{', '.join(name for name, its in hashes.items() if its != digest)} has other data than the majority"
 
 
-async def _replicas(client: AsyncClient, nodes: Mapping[int, Node]) -> dict[tuple[int, str], set[int]]:
-    """(group, keyspace) → the nodes that hold it, as descriptors say; of the meta group, as the nodes say."""
+async def _replicas(
+    client: AsyncClient, members: Mapping[int, cluster_pb2.Member], nodes: Mapping[int, Node]
+) -> dict[tuple[int, str], set[int]]:
+    """(group, keyspace) → the nodes that hold it, as descriptors say; of the meta group, as the nodes say, and every
+    member that says nothing and may have been started."""
     found = {
         (shard.group, shard.keyspace): {replica.node_id for replica in shard.replicas}
         for shard, _ in await client.shards()
     }
+    own = found.setdefault((META_GROUP, "(meta)"), set())
     for node_id, node in nodes.items():
-        for group in node.status.groups if node.status else ():
-            if group.group == META_GROUP:
-                found.setdefault((META_GROUP, "(meta)"), set()).add(node_id)
+        if node.status and any(group.group == META_GROUP for group in node.status.groups):
+            own.add(node_id)
+    for node_id, member in members.items():
+        silent = node_id not in nodes or nodes[node_id].status is None
+        if silent and (member.started or member.state != "joining"):
+            own.add(node_id)
     return found
 
 

@@ -82,9 +82,16 @@ def test_a_hash_that_a_node_has_lost_is_ordered_anew(cli: Cli, nodes: list[Node]
 
 def test_status_hash_is_no_success_without_a_node(cli: Cli, nodes: list[Node]) -> None:
     nodes[2].stop()
-    answer = cli("status", "--hash")
+    answer = cli("-o", "json", "status", "--hash")
     assert answer.exit_code == 3
-    assert "no hash from n3" in answer.stderr
+    assert [line.split(": ")[1:3] for line in answer.stderr.splitlines()] == [
+        ["group 1", "no hash from n3"],
+        ["group 2", "no hash from n3"],
+    ]
+    rows = [json.loads(line) for line in answer.stdout.splitlines()]
+    assert [(row["group"], row["node"], bool(row["hash"])) for row in rows] == [
+        (group, node, node != "n3") for group in (1, 2) for node in ("n1", "n2", "n3")
+    ]
 
 
 def test_check_skips_a_keyspace_that_is_dropped_meanwhile(cli: Cli, nodes: list[Node]) -> None:
