@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import sys
 import time
 from collections.abc import Sequence
 
+from nebuladb.ids import DEFAULT_GROUP, ETCD_GROUP
+from nebuladb.sim.population import WORKLOADS
 from nebuladb.sim.probes import all_probes
 from nebuladb.sim.report import Report
 from nebuladb.sim.runner import run_seed, run_seeds
-from nebuladb.sim.shrink import shrink_seed
+from nebuladb.sim.shrink import names, shrink_seed
 from nebuladb.sim.world import Result, Variant
 
 DEFAULT_SECONDS = 5.0
@@ -26,14 +29,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _self_test(options)
     if options.shrink is not None:
         return _shrink(options)
-    without = tuple(filter(None, options.without.split(",")))
     begun = time.monotonic()
     report = Report()
     failed: list[Result] = []
     if options.seed is not None:
         show = print if options.trace else None
         results = iter(
-            [run_seed(options.seed, nodes=options.nodes, seconds=options.seconds, without=without, show=show)]
+            [run_seed(options.seed, nodes=options.nodes, seconds=options.seconds, without=options.without, show=show)]
         )
     else:
         results = run_seeds(
@@ -65,7 +67,28 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--shrink", type=int, metavar="SEED", help="leave out of a failing seed what isn't needed")
     parser.add_argument("--trace", action="store_true", help="with --seed: print every event")
     parser.add_argument("--self-test", action="store_true", help="break the world; exit 0 only if that is found")
-    return parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
+    options.without = tuple(filter(None, options.without.split(",")))
+    if options.without and options.seed is None:
+        parser.error("--without goes with --seed")
+    if unknown := _unknown(options):
+        known = ", ".join(names(options.seed, options.nodes, options.seconds))
+        parser.error(f"--without: seed {options.seed} has no {', '.join(unknown)}; it has {known}")
+    return options
+
+
+def _unknown(options: argparse.Namespace) -> list[str]:
+    """What `--without` names and the seed doesn't have. Who uses keyspaces that users make is not known beforehand."""
+    if not options.without:
+        return []
+    known = names(options.seed, options.nodes, options.seconds)
+    founded = (DEFAULT_GROUP, ETCD_GROUP)
+
+    def made_later(name: str) -> bool:
+        found = re.fullmatch(r"([a-z]+)[0-9]@([0-9]{1,9})", name)
+        return "keyspaces" in known and bool(found and found[1] in WORKLOADS and int(found[2]) > max(founded))
+
+    return [name for name in options.without if name not in known and not made_later(name)]
 
 
 def _describe(result: Result, options: argparse.Namespace) -> None:
