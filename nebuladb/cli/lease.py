@@ -10,6 +10,7 @@ import click
 from nebuladb.cli.output import Field
 from nebuladb.cli.settings import LEASE, Commands, Settings, hex_option, key_bytes, pass_settings
 from nebuladb.client import AsyncClient
+from nebuladb.kv.limits import MAX_LEASE_TTL, MIN_LEASE_TTL
 
 
 @click.group("lease", cls=Commands)
@@ -25,7 +26,7 @@ def lease() -> None:
 
 
 @lease.command()
-@click.argument("ttl", type=click.IntRange(2, (1 << 63) - 1))
+@click.argument("ttl", type=click.IntRange(MIN_LEASE_TTL, MAX_LEASE_TTL))
 @click.option("--key", default="", help="Place the lease in this key's shard.")
 @hex_option
 @pass_settings

@@ -10,7 +10,7 @@ import click
 from nebuladb import __version__
 from nebuladb.cli import cluster, compact, dump, etcd, kv, lease, load, member, snapshot
 from nebuladb.cli.output import Style
-from nebuladb.cli.settings import DEFAULT_ENDPOINTS, SOME_SECONDS, TEXT, Commands, Settings, closed_input, complain
+from nebuladb.cli.settings import DEFAULT_ENDPOINTS, SOME_SECONDS, TEXT, Commands, Settings, closed_input
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -50,9 +50,6 @@ def main(context: click.Context, endpoints: str, keyspace: str, output: str, tim
         sys.stderr = open(os.devnull, "w")  # noqa: SIM115
     if sys.stdin is None:
         sys.stdin = closed_input()
-    if sys.stdout is None:  # `>&-`: what is asked for could not be told
-        complain("stdout is closed; nothing was done")
-        context.exit(1)
     context.obj = Settings(tuple(endpoints.split(",")), keyspace, Style(output), timeout)
 
 

@@ -96,6 +96,9 @@ class Commands(click.Group):
         return list(self.commands)
 
     def make_context(self, *given: Any, **named: Any) -> click.Context:
+        if sys.stdout is None:  # `>&-`: what is asked for could not be told
+            complain("stdout is closed; nothing was done")
+            raise click.exceptions.Exit(1)
         try:
             return super().make_context(*given, **named)  # which prints --help and --version
         except OSError as error:

@@ -129,7 +129,10 @@ def test_leases(cli: Cli) -> None:
     assert cli("lease", "revoke", lease).stdout == "OK\n"
     for command in (("revoke",), ("ttl",), ("keep-alive",), ("keep-alive", "--once")):
         assert cli("lease", *command, lease).exit_code == 1
-    assert cli("lease", "grant", "1").exit_code == 2
+    for ttl in ("1", "9000000001"):
+        refused = cli("lease", "grant", ttl)
+        assert refused.exit_code == 2
+        assert "2<=x<=9000000000" in refused.stderr
 
 
 def _commands(command: click.Command, path: tuple[str, ...] = ()) -> list[tuple[str, ...]]:

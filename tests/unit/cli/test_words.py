@@ -102,6 +102,8 @@ def test_output_that_cannot_be_written(cli: Cli, nodes: list[Node], words: str) 
 def test_nothing_is_done_without_stdout(cli: Cli, nodes: list[Node]) -> None:
     assert _run(nodes, "put k v", ">&-") == (1, "nebula-cli: stdout is closed; nothing was done\n")
     assert cli("get", "k").exit_code == 1
+    for words in ("--help", "--version", "put --help", "snapshot --help", "snapshot save --help"):
+        assert _run(nodes, words, ">&-") == (1, "nebula-cli: stdout is closed; nothing was done\n")
 
 
 @pytest.mark.parametrize("words", ["put k -", "put k --file -", "txn"])
@@ -122,6 +124,12 @@ def _run(nodes: list[Node], words: str, redirection: str) -> tuple[int, str]:
     environ = {**os.environ, "NEBULA_ENDPOINTS": nodes[0].address}
     ran = subprocess.run(["sh", "-c", program], env=environ, stderr=subprocess.PIPE, check=False, text=True)
     return ran.returncode, ran.stderr
+
+
+def test_the_help_says_every_exit_status() -> None:
+    for words in (["--help"], ["check", "--help"]):
+        text = CliRunner().invoke(main, words).output
+        assert all(f"{status} " in text.partition("Exit status: ")[2].partition("\n\n")[0] for status in range(4))
 
 
 def test_the_help_says_what_is_added_to_a_value() -> None:
