@@ -69,6 +69,22 @@ async def test_what_makes_no_sense_is_refused(client: AsyncClient) -> None:
         await client.add_member("n10", "127.0.0.1:10", replaces="n9")
 
 
+async def test_nobody_joins_under_another_nodes_address(served: Served, client: AsyncClient) -> None:
+    """Whether its name was added, with an address that it doesn't come with, or not."""
+    (own,) = await client.members()
+    made = await client.add_member("n8", "127.0.0.1:8")
+    await client.add_member("n9", "127.0.0.1:9")
+    joins = JoinService(served.backend)
+    for name in ("n9", "n10"):
+        for other, address in ((own.name, own.peer_address), ("n8", "127.0.0.1:8")):
+            answer = await joins.answer(peer_pb2.JoinRequest(name=name, peer_address=address, claim=5))
+            assert answer.refused.startswith(f"node {other!r} has the peer address {address}; give ")
+    assert {member.name for member in await client.members() if member.started} == {own.name}
+    answer = await joins.answer(peer_pb2.JoinRequest(name="n8", peer_address="127.0.0.1:8", claim=6))
+    assert answer.refused == ""
+    assert served.backend.meta.nodes[made.node_id].claim == 6
+
+
 async def test_the_first_directory_that_claims_an_id_has_it(served: Served, client: AsyncClient) -> None:
     made = await client.add_member("n9", "127.0.0.1:9", learner=True)
     joins = JoinService(served.backend)
