@@ -95,8 +95,8 @@ class JoinService:
 
 
 def _step(meta: Meta, name: str, peer: str, claim: int) -> bytes | None:
-    """As `claim_step`. A name that was added may come with another address than it was added with: with no other node's,
-    that of the one which it replaces excepted. Raises `ChangeRefused`."""
+    """As `claim_step`. A name that was added may come with another address than it was added with, but with no other
+    node's, that of the one which it replaces excepted. Raises `ChangeRefused`."""
     record = find(meta, name)
     if record is not None and record.claim != claim:
         for other in meta.nodes.values():
