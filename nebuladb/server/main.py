@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import click
 
@@ -35,7 +36,29 @@ _FLAGS = {
 }
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+class _Command(click.Command):
+    """A command whose --help is an error where nobody gets it."""
+
+    def make_context(self, *given: Any, **named: Any) -> click.Context:
+        try:
+            return super().make_context(*given, **named)  # which prints --help and --version, and exits then
+        except click.exceptions.Exit:
+            if sys.stdout is None:  # `>&-`
+                _refuse(NebulaError("stdout is closed"), EXIT_FAILED)
+            raise
+        except OSError as error:
+            if error.errno == errno.EPIPE:
+                raise  # click ends then, quietly: nobody reads on
+            _lost(error)
+
+
+class _Group(_Command, click.Group):
+    """Of such commands."""
+
+    command_class = _Command
+
+
+@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(__version__, prog_name="nebulad", message="%(prog)s %(version)s")
 def nebulad() -> None:
     """NebulaDB's server."""
@@ -61,7 +84,7 @@ def start(config_file: Path | None, **flags: str | None) -> None:
 
 def _start_command() -> click.Command:
     """The command `start`, with one option a setting."""
-    command = click.command("start")(start)
+    command = click.command("start", cls=_Command)(start)
     command.params = [
         click.Option(
             ["--config", "config_file"],

@@ -80,3 +80,15 @@ def test_a_report_that_cannot_be_written_is_no_success(tmp_path: Path, unbuffere
     with open("/dev/full", "w") as full:
         done = subprocess.run(program, stdout=full, stderr=subprocess.PIPE, env=environ, text=True, check=False)
     assert (done.returncode, done.stderr) == (1, "nebulad: stdout: No space left on device\n")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+@pytest.mark.parametrize("words", ["--help", "--version", "start --help", "verify --help"])
+def test_help_that_cannot_be_written_is_no_success(words: str) -> None:
+    for redirection, told in (
+        (">/dev/full", "nebulad: stdout: No space left on device\n"),
+        (">&-", "nebulad: stdout is closed\n"),
+    ):
+        program = f"exec {sys.executable} -m nebuladb.server.main {words} {redirection}"
+        done = subprocess.run(["sh", "-c", program], stderr=subprocess.PIPE, text=True, timeout=30, check=False)
+        assert (done.returncode, done.stderr) == (1, told)
