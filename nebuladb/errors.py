@@ -328,6 +328,10 @@ class WriteStalled(StoreError):
     retryable = True
 
 
+class StoreClosed(StoreError):
+    """The database, or the snapshot of it, was closed meanwhile: nothing is wrong with the disk."""
+
+
 class DiskFull(StoreError):
     """No space is left on the device."""
 

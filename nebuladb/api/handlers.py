@@ -12,7 +12,7 @@ from google.protobuf.descriptor import ServiceDescriptor
 
 from nebuladb.api import status
 from nebuladb.api.backend import Backend
-from nebuladb.errors import NebulaError, TooManyRequests
+from nebuladb.errors import NebulaError, StoreClosed, StoreError, TooManyRequests, Unavailable
 
 MAX_ORDINARY: Final = 20_000
 """Calls in progress, streams included, but for control's: a flood of them leaves those their room in the transport's
@@ -137,9 +137,12 @@ class Handlers:
         """End the call; the code is for the books, should `abort` ever return."""
         backend = self._backend
         backend.pump.met(error)
+        group = error.group
+        if type(error) in (StoreError, StoreClosed):  # of a read, and this node's alone: its writes' end the node
+            error = Unavailable(f"this node can't read its data store: {error.message}; ask another node")
         worded = translate(error)
-        shard = backend.descriptor(error.group)
-        detail = status.detail(worded, backend.meta, backend.leader(error.group), shard)
+        shard = backend.descriptor(group)
+        detail = status.detail(worded, backend.meta, backend.leader(group), shard)
         await status.abort(context, worded, detail)
         return worded.code
 

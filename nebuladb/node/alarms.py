@@ -7,6 +7,7 @@ from enum import StrEnum
 from typing import Final, NamedTuple
 
 MAX_ALARMS: Final = 64
+"""Of each kind, so that none keeps out the others."""
 
 
 class AlarmKind(StrEnum):
@@ -18,6 +19,8 @@ class AlarmKind(StrEnum):
     """The disk is nearly full; the node is read-only (S33)."""
     STALLED = "stalled"
     """The log's disk doesn't answer."""
+    UNREADABLE = "unreadable"
+    """The data's disk fails reads."""
     DATA_LOST = "data-lost"
     """A replica's data is gone or damaged, and it waits for a snapshot."""
     INCONSISTENT = "inconsistent"
@@ -34,7 +37,7 @@ class Alarm(NamedTuple):
 
 
 class Alarms:
-    """Those that are raised now. One too many is dropped: there is enough to look at then."""
+    """Those that are raised now. One too many of a kind is dropped: there is enough to look at then."""
 
     def __init__(self) -> None:
         self._tell: Callable[[Alarm], None] | None = None
@@ -44,8 +47,9 @@ class Alarms:
         """It is so, perhaps still."""
         key = _key(alarm)
         known = key in self._raised
-        if known or len(self._raised) < MAX_ALARMS:
-            self._raised[key] = alarm
+        if not known and self.counts()[alarm.kind] >= MAX_ALARMS:
+            return
+        self._raised[key] = alarm
         if not known and self._tell is not None:
             self._tell(alarm)
 
@@ -58,6 +62,10 @@ class Alarms:
     def cleared(self, kind: AlarmKind, group: int = 0) -> None:
         """It isn't so any more, on whichever node. Idempotent."""
         self._raised = {key: alarm for key, alarm in self._raised.items() if alarm[0] != kind or alarm.group != group}
+
+    def stands(self, kind: AlarmKind) -> bool:
+        """Whether one of this kind is raised."""
+        return any(key[0] is kind for key in self._raised)
 
     def all(self) -> list[Alarm]:
         """In the order in which they were raised."""

@@ -18,6 +18,7 @@ from nebuladb.errors import (
     DeadlineExceeded,
     InvariantViolation,
     NebulaError,
+    StoreClosed,
     StoreError,
     Unavailable,
     UnknownOutcome,
@@ -38,6 +39,7 @@ from nebuladb.node.outgoing import Outgoing
 from nebuladb.node.ports import Answers, Links, Meter
 from nebuladb.node.reclaims import Reclaims
 from nebuladb.node.turn import Turn
+from nebuladb.node.unreadable import Unreadable
 from nebuladb.raft import StateRole
 
 TICK_MS: Final = 50
@@ -96,6 +98,7 @@ class Pump:
         """Reads that met rows which aren't in memory."""
         self.reclaims = Reclaims()
         """Compactions whose clients wait for the deletion."""
+        self._unreadable = Unreadable(node.alarms_now)
         self._last_tick = clock.monotonic()
         self._flush: asyncio.Task[None] | None = None
 
@@ -185,13 +188,15 @@ class Pump:
 
     def met(self, error: NebulaError) -> None:
         """Reading a store met `error`. A broken invariant ends the node. Damage is never served; it is an alarm, since
-        the log, and with it the node's vote, is whole, and other rows may be."""
+        the log, and with it the node's vote, is whole, and other rows may be. A disk that can't be read is one, too."""
         if isinstance(error, InvariantViolation):
             self._break(error)
         elif isinstance(error, Corruption) and error.group:
             self._damaged(error.group, error)
             self.wake()
-        elif isinstance(error, StoreError) and not isinstance(error, WriteStalled):
+        elif type(error) is StoreError:
+            self._unreadable.met(error, self._clock.monotonic())
+        elif isinstance(error, StoreError) and not isinstance(error, StoreClosed | WriteStalled):
             self.node.alarm(f"a read of the data store failed: {error.message}; this node should be replaced")
 
     def _damaged(self, group: int, error: Corruption) -> None:
@@ -382,6 +387,7 @@ class Pump:
             self._last_tick = now
             try:
                 self.node.tick(now, self._clock.boottime())
+                self._unreadable.look(now)
                 if self.node.background_waits:
                     self._idle.set()  # a write that stalled is tried again, and a restarted node goes on deleting
             except BaseException as error:

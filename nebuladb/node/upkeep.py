@@ -29,10 +29,12 @@ class Upkeep:
         self._node = node
         self._compactor = Compactor(options.retention, node.host.now)
         self._stall = options.stall
+        self._hangs = False
+        """The log's disk does; `disk.stalled` also says that the data's can't be read."""
         self._consistency = Consistency(options.check, node.host.now)
 
     def step(self) -> None:
-        """Propose what is due, and lead nothing while the disk is full or hangs."""
+        """Propose what is due, and lead nothing while the disk is full, hangs, or can't be read."""
         node = self._node
         self._look_at_disk()
         now = node.host.now
@@ -56,9 +58,10 @@ class Upkeep:
 
     def _look_at_disk(self) -> None:
         node, disk = self._node, self._node.host.disk
-        before = disk.stalled
-        disk.stalled = bool(self._stall) and node.host.disk.sync_age >= self._stall
-        if disk.stalled:
+        before = self._hangs
+        self._hangs = bool(self._stall) and disk.sync_age >= self._stall
+        disk.stalled = self._hangs or node.alarms_now.stands(AlarmKind.UNREADABLE)
+        if self._hangs:
             text = f"{self._name(node.identity.node)}: the log's disk has not answered for {self._stall} ms or more"
             node.alarms_now.raised(Alarm(AlarmKind.STALLED, text))
         elif before:
@@ -67,15 +70,15 @@ class Upkeep:
             self._give_away()
 
     def _give_away(self) -> None:
-        """Every group to a node that is well. While the disk hangs nothing can be said that waits for it (S3), the word
-        to the successor included: then we let go, and the others, whom our frames tell, elect one of them."""
+        """Every group to a node that is well. While the log's disk hangs nothing can be said that waits for it (S3),
+        the word to the successor included: then we let go, and the others, whom our frames tell, elect one of them."""
         host = self._node.host
         for group, replica in host.replicas.items():
             if replica.raft.role is not StateRole.LEADER or not (node := heir(replica, host.peers, host.held_logs)):
                 continue
             probe("leadership given away for the disk's sake")
             try:
-                if host.disk.stalled:
+                if self._hangs:
                     host.step_down(group)
                 else:
                     host.transfer_leadership(group, node)

@@ -12,6 +12,7 @@ from nebuladb.errors import NebulaError
 from nebuladb.ids import DEFAULT_GROUP, ETCD_GROUP
 from nebuladb.kv.limits import MAX_SESSIONS
 from nebuladb.node import proposals, reads
+from nebuladb.node.alarms import AlarmKind
 from nebuladb.raft import StateRole
 from nebuladb.server.config import Config
 from nebuladb.server.peers import Peers
@@ -40,7 +41,8 @@ class NodeView:
         return True, ""
 
     async def readyz(self) -> tuple[bool, str]:
-        """A ReadIndex round on `default` and `etcd` passes through their leaders and majorities, as a put would."""
+        """A ReadIndex round on `default` and `etcd` passes through their leaders and majorities, as a put would. While
+        reads of the data store fail here, others are ready, where there are any."""
         pump = self._peers.pump
         if pump is None:
             return False, "waiting for the other founding nodes"
@@ -48,6 +50,10 @@ class NodeView:
             return False, "the client port is not open"
         if not pump.node.meta.version:
             return False, "the keyspaces are not known yet"
+        if pump.node.alarms_now.stands(AlarmKind.UNREADABLE) and any(
+            peer.connected and not (peer.silent or peer.status) for peer in pump.node.host.peers.values()
+        ):
+            return False, "reads of this node's data store fail, and another node is well"
         for group in (DEFAULT_GROUP, ETCD_GROUP):
             try:
                 await pump.confirm(group, READY_SECONDS)

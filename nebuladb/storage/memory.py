@@ -13,7 +13,7 @@ from enum import Enum
 from typing import Final, NoReturn
 
 from nebuladb.env import Rng
-from nebuladb.errors import Corruption, DiskFull, StoreError, WriteStalled
+from nebuladb.errors import Corruption, DiskFull, StoreClosed, StoreError, WriteStalled
 from nebuladb.storage.engine import DELETE, IDENTITY_BYTES, PUT, Batch
 
 ALWAYS: Final = 1 << 62
@@ -236,7 +236,7 @@ class MemorySnapshot:
 
     def _open(self) -> _Table:
         if self._table is None:
-            raise StoreError("the snapshot is closed")
+            raise StoreClosed("the snapshot is closed")
         self._engine._check()
         return self._table
 

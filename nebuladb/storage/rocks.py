@@ -32,7 +32,7 @@ from rocksdict import (
 from rocksdict import Snapshot as RocksView
 
 from nebuladb.env import probe
-from nebuladb.errors import Corruption, DataDamaged, InvariantViolation, StoreError
+from nebuladb.errors import Corruption, DataDamaged, InvariantViolation, StoreClosed, StoreError
 from nebuladb.storage.engine import DELETE, IDENTITY_BYTES, PUT, Batch
 from nebuladb.storage.files import sync_directory, unwritten
 from nebuladb.storage.log_keys import STAMP_KEY, Stamp, decode_stamp
@@ -111,7 +111,7 @@ class _Cursor:
     def open(self) -> RdictIter:
         """The iterator, not to be held across a `yield`."""
         if self.steps is None:
-            raise StoreError("the snapshot or the database was closed")
+            raise StoreClosed("the snapshot or the database was closed")
         return self.steps
 
     def walk(self, low: bytes, high: bytes, *, reverse: bool) -> Iterator[tuple[bytes, bytes]]:
@@ -339,7 +339,7 @@ class RocksEngine:
         return DataDamaged(found.message) if isinstance(found, Corruption) and not self.wal else found
 
     def _error(self, error: Exception) -> StoreError:
-        return classify(error) if self._open else StoreError("the database is closed")
+        return classify(error) if self._open else StoreClosed("the database is closed")
 
 
 class RocksSnapshot:
@@ -356,7 +356,7 @@ class RocksSnapshot:
 
     def get(self, key: bytes) -> bytes | None:
         if self._view is None:
-            raise StoreError("the snapshot is closed")
+            raise StoreClosed("the snapshot is closed")
         try:
             value: bytes = self._view[key]
         except Exception as error:

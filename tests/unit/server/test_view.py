@@ -10,7 +10,10 @@ from typing import Any, cast
 
 import pytest
 
+from nebuladb.errors import StoreError
+from nebuladb.node.disk import STALLED_BIT
 from nebuladb.node.meta import Meta
+from nebuladb.node.peer import Peer
 from nebuladb.server import config
 from nebuladb.server.peers import Peers
 from nebuladb.server.view import NodeView
@@ -75,3 +78,17 @@ async def test_a_broken_node_is_not_alive(lone: Lone, tmp_path: Path) -> None:
     alive, why = view(lone, tmp_path).livez()
     assert not alive
     assert "a bug" in why
+
+
+@pytest.mark.parametrize("well", [False, True])
+async def test_a_node_that_cannot_read_its_data_is_not_ready_where_another_is_well(
+    lone: Lone, tmp_path: Path, well: bool
+) -> None:
+    """One that is alone, or all on a storage that is away for a moment, would be taken from clients for nothing."""
+    shown = view(lone, tmp_path)
+    shown.serving = True
+    lone.node.host.peers[12] = Peer(5, b"", b"", status=0 if well else STALLED_BIT)
+    lone.pump.met(StoreError("IO error: Input/output error"))
+    ready, why = await shown.readyz()
+    assert ready is not well
+    assert ("data store" in why) is well
