@@ -11,7 +11,6 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 from hashlib import blake2b
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Final
 
 from rocksdict import (
@@ -34,7 +33,7 @@ from rocksdict import Snapshot as RocksView
 from nebuladb.env import probe
 from nebuladb.errors import Corruption, DataDamaged, InvariantViolation, StoreClosed, StoreError
 from nebuladb.storage.engine import DELETE, IDENTITY_BYTES, PUT, Batch
-from nebuladb.storage.files import sync_directory, unwritten
+from nebuladb.storage.files import sync_directory, temporary_directory, unwritten
 from nebuladb.storage.log_keys import STAMP_KEY, Stamp, decode_stamp
 from nebuladb.storage.preallocation import Preallocation
 from nebuladb.storage.rocks_errors import classify
@@ -195,16 +194,27 @@ class RocksEngine:
 
     @classmethod
     def open_data(
-        cls, path: Path, *, memtable_bytes: int = DATA_MEMTABLE_BYTES, memory: RocksMemory | None = None
+        cls,
+        path: Path,
+        *,
+        memtable_bytes: int = DATA_MEMTABLE_BYTES,
+        memory: RocksMemory | None = None,
+        patient: bool = False,
     ) -> RocksEngine:
         """Open a database without WAL: durable is what `flush` wrote; after a crash it holds an exact prefix of its
-        writes, at least up to the last `flush`. Memory: MEMTABLES x `memtable_bytes` at worst, and `memory`'s cache."""
+        writes, at least up to the last `flush`. Memory: MEMTABLES x `memtable_bytes` at worst, and `memory`'s cache.
+
+        `patient`: a write waits where it would raise `WriteStalled`, for a tool that serves nobody meanwhile. The
+        interpreter stands still as long.
+        """
         options = _options(memtable_bytes, memory or RocksMemory(DATA_CACHE_BYTES, MEMTABLES * memtable_bytes))
         # lz4 costs a fraction of a microsecond a row, in a background thread, and MVCC rows shrink by half.
         options.set_compression_type(DBCompressionType.lz4())
         options.set_max_bytes_for_level_base(LEVEL_BASE_MEMTABLES * memtable_bytes)
         options.set_target_file_size_base(min(memtable_bytes, TABLE_BYTES))
-        return cls(_open(path, options), wal=False)
+        engine = cls(_open(path, options), wal=False)
+        engine._options.no_slowdown = not patient
+        return engine
 
     @classmethod
     def inspect(cls, path: Path, found: Found | None = None) -> RocksEngine:
@@ -212,7 +222,7 @@ class RocksEngine:
         `examine_log` gave: what `open_log` would keep."""
         options = _options(LOG_MEMTABLE_BYTES, RocksMemory(DATA_CACHE_BYTES, LOG_MEMTABLE_BYTES))
         options.create_if_missing(False)  # noqa: FBT003
-        with TemporaryDirectory() as kept:
+        with temporary_directory(path.parent) as kept:
             for file, end in found.sound if found is not None else ():
                 Path(kept, file.name).write_bytes(file.read_bytes()[:end])
             options.set_wal_dir(kept)
@@ -426,7 +436,7 @@ def _tables_stamp(path: Path) -> Stamp:
         return Stamp()
     options = _options(LOG_MEMTABLE_BYTES, RocksMemory(PEEK_CACHE_BYTES, LOG_MEMTABLE_BYTES))
     options.create_if_missing(False)  # noqa: FBT003
-    with TemporaryDirectory() as empty:
+    with temporary_directory(path.parent) as empty:
         options.set_wal_dir(empty)
         db = _open(path, options, AccessType.read_only())
         try:

@@ -112,6 +112,21 @@ def test_stall_consumes_nothing_of_ours(tmp_path: Path, monkeypatch: pytest.Monk
     engine.close()
 
 
+@pytest.mark.parametrize("patient", [False, True])
+def test_a_patient_engine_waits_for_the_disk(patient: bool, tmp_path: Path) -> None:
+    """A restore of more than the memtables hold failed on a disk that is slower than it reads."""
+    engine = RocksEngine.open_data(tmp_path, memtable_bytes=1 << 16, patient=patient)
+    value, stalls = os.urandom(20_000), 0
+    for number in range(1_000):
+        try:
+            engine.write(batch_of((b"%06d" % number, value)))
+        except WriteStalled:
+            stalls += 1
+            break
+    assert bool(stalls) is not patient
+    engine.close()
+
+
 def test_consumed_batch_cannot_be_written_again(tmp_path: Path) -> None:
     db = Rdict(str(tmp_path), Options(raw_mode=True))
     rows = WriteBatch(raw_mode=True)
