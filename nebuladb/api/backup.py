@@ -66,7 +66,8 @@ async def backup(backend: Backend, request: pb.SnapshotRequest, views: Views) ->
     builds = builds and request.since_life == meta.life != 0
     writer = BackupWriter()
     name = request.since_name if builds else ""
-    waiting = writer.begin(Manifest(backend.cluster, __version__, tuple(ready.values()), name, meta.life))
+    manifest = Manifest(backend.cluster, __version__, tuple(ready.values()), name, meta.life, meta.next_group)
+    waiting = writer.begin(manifest)
     gone: set[str] = set()
     for done, shard in enumerate(shards):
         if shard.keyspace in gone:

@@ -179,8 +179,8 @@ def restore_command(
 ) -> None:
     """Make a node's data directory from FILES: a backup, and those saved since, the oldest first.
 
-    For a cluster of several nodes do it on each, with the same FILES and --initial-cluster; then start them all. It is
-    a new cluster with an id of its own.
+    For a cluster of several nodes do it on each, with the same FILES, --initial-cluster and other flags but --name and
+    --data-dir; then start them all. It is a new cluster with an id of its own.
 
     \b
     Example:

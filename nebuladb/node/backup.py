@@ -61,6 +61,8 @@ class Manifest(NamedTuple):
     """Name of the backup that it builds on; empty: it stands alone."""
     life: int = 0
     """Which life of the cluster: later backups build on it only in the same one. 0: it wasn't known."""
+    next_group: int = 0
+    """The next id of a group that the cluster would have issued. 0: it isn't known."""
 
     def encode(self) -> bytes:
         """Canonical JSON."""
@@ -70,6 +72,7 @@ class Manifest(NamedTuple):
                 "format": BACKUP_FORMAT,
                 "keyspaces": [keyspace.encode().decode() for keyspace in self.keyspaces],
                 "life": f"{self.life:016x}",
+                "next_group": self.next_group,
                 "since": self.since,
                 "version": self.version,
             }
@@ -83,8 +86,8 @@ class Manifest(NamedTuple):
             raise Corruption(f"the backup has format {fields.get('format')}; this build knows 1 to {BACKUP_FORMAT}")
         try:
             keyspaces = tuple(Keyspace.decode(text.encode()) for text in fields["keyspaces"])
-            life = int(fields.get("life", "0"), 16)
-            return cls(int(fields["cluster"], 16), fields["version"], keyspaces, fields["since"], life)
+            life, next_group = int(fields.get("life", "0"), 16), int(fields.get("next_group", 0))
+            return cls(int(fields["cluster"], 16), fields["version"], keyspaces, fields["since"], life, next_group)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise Corruption(f"the backup's manifest can't be read: {error}") from error
 

@@ -172,7 +172,7 @@ def _rebuild(path: Path, identity: Identity, say: Callable[[str], None]) -> Foun
     with ExitStack() as stack:
         log = LogStore(_open(source, path / f"raft-wal{ASIDE}", say))
         stack.callback(log.close)
-        data = RocksEngine.open_data(path / "data")
+        data = RocksEngine.open_data(path / "data", patient=True)
         stack.callback(data.close)
         rows, held = _held(log)
         for group, generation in sorted(held.items()):
@@ -188,7 +188,7 @@ def _rebuild(path: Path, identity: Identity, say: Callable[[str], None]) -> Foun
         for shard in shards:
             site.enter(shard)
         keyspaces = [found for _, found in sorted(meta.keyspaces.items()) if found.state is KeyspaceState.READY]
-        site.write_meta(keyspaces, shards)
+        site.write_meta(keyspaces, shards, meta.next_group)
         made = LogStore(RocksEngine.open_log(new))
         stack.callback(made.close)
         site.write_log(made, shards, identity.node)

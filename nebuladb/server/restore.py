@@ -22,7 +22,6 @@ from nebuladb.node.backup import BackupReader, ShardPart, compare
 from nebuladb.node.identity import Founder, Founding, Identity
 from nebuladb.server.directory import VOTING
 from nebuladb.server.site import FIRST_GENERATION, MAX_REVISION, Site, derived_id, restored_id
-from nebuladb.shard import Keyspace
 from nebuladb.storage.engine import Engine
 from nebuladb.storage.files import sync_directory, write_durably
 from nebuladb.storage.log import LogStore
@@ -30,6 +29,9 @@ from nebuladb.storage.owner import give
 from nebuladb.storage.rocks import RocksEngine
 
 IDENTITY: Final = "identity.json"
+SKIPPED_GROUPS: Final = 10_000
+"""Ids of groups that the old cluster may have issued since the backup. A group's id has 23 bits in those of its leases,
+which is enough for 800 restores, each of a backup of the one before."""
 
 Progress = Callable[[int], None]
 
@@ -44,9 +46,22 @@ class Wanted(NamedTuple):
     """Another one makes another cluster of the same backup and the same nodes."""
     bump: int = 0
     """Every shard's revision rises by so much, so that whoever remembers one from the old cluster never sees it again
-    with other data."""
+    with other data; and `SKIPPED_GROUPS` ids of groups are not issued, for the same reason."""
     mark_compacted: bool = False
-    """What is up to the new revision counts as compacted: watches from the old cluster are canceled, not continued."""
+    """What is up to the new revision counts as compacted: watches from the old cluster are canceled, not continued.
+    Ids of groups are skipped, likewise."""
+
+    @property
+    def parting(self) -> bool:
+        """Whether what is remembered from the old cluster shall not be taken for the new one's."""
+        return bool(self.bump) or self.mark_compacted
+
+    def cluster(self, backup: str) -> int:
+        """The id of the new cluster, of the backup's name and what must be the same on all its nodes."""
+        texts = [f"{node}={at}" for node, at in sorted(self.members.items())]
+        if self.parting:
+            texts.append(f"bump={self.bump} mark-compacted={self.mark_compacted}")
+        return derived_id(backup, self.token, *texts)
 
 
 def restore(
@@ -94,10 +109,10 @@ def _check_empty(directory: Path) -> None:
 
 def _make(files: Sequence[Path], directory: Path, wanted: Wanted, progress: Progress) -> list[ShardPart]:
     with ExitStack() as stack:
-        data = RocksEngine.open_data(directory / "data")
+        data = RocksEngine.open_data(directory / "data", patient=True)
         stack.callback(data.close)
-        keyspaces, parts, name = _import(files, data, progress)
-        cluster = derived_id(name, wanted.token, *(f"{node}={at}" for node, at in sorted(wanted.members.items())))
+        reader, parts = _import(files, data, progress)
+        cluster = wanted.cluster(reader.name)
         founders = (Founder(node, restored_id(cluster, node), at) for node, at in sorted(wanted.members.items()))
         founding = Founding(cluster, tuple(founders))
         node = founding.node_of(wanted.name)
@@ -106,7 +121,8 @@ def _make(files: Sequence[Path], directory: Path, wanted: Wanted, progress: Prog
         for shard in shards:
             site.enter(shard, bump=wanted.bump, mark_compacted=wanted.mark_compacted)
         probe("restore: members entered")
-        site.write_meta(keyspaces, shards)
+        issued = reader.manifest.next_group
+        site.write_meta(reader.keyspaces, shards, issued, skip=SKIPPED_GROUPS if wanted.parting else 0)
         probe("restore: meta written")
         log = LogStore(RocksEngine.open_log(directory / "raft"))
         stack.callback(log.close)
@@ -130,10 +146,8 @@ def _make(files: Sequence[Path], directory: Path, wanted: Wanted, progress: Prog
     ]
 
 
-def _import(
-    files: Sequence[Path], data: Engine, progress: Progress
-) -> tuple[tuple[Keyspace, ...], list[ShardPart], str]:
-    """The rows of all files, each file on top of the one before; what is in the last one, and its name."""
+def _import(files: Sequence[Path], data: Engine, progress: Progress) -> tuple[BackupReader, list[ShardPart]]:
+    """The rows of all files, each file on top of the one before; the last one, and what is in it."""
     before, held = "", dict[int, int]()
     for path in files:
         with path.open("rb") as file:
@@ -156,7 +170,7 @@ def _import(
         for gone in sorted(written - held.keys()):
             Store.destroy(data, GroupId(gone), FIRST_GENERATION)
         before = reader.name
-    return reader.keyspaces, parts, before
+    return reader, parts
 
 
 def _target(data: Engine, part: ShardPart, held: int, path: Path) -> Target:

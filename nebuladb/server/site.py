@@ -13,8 +13,9 @@ from typing import Final
 from nebuladb.errors import ConfigurationError, Corruption
 from nebuladb.ids import META_GROUP, BatchId, Generation, GroupId, NodeId
 from nebuladb.kv.command import Command, Kind, Work
+from nebuladb.kv.leases import LAST_CLOCK
 from nebuladb.kv.limits import MAX_TXN_OPERATIONS
-from nebuladb.kv.rows import Keys
+from nebuladb.kv.rows import Keys, decode_lease, encode_lease
 from nebuladb.kv.state import State
 from nebuladb.kv.store import Store
 from nebuladb.node.identity import Founding
@@ -31,6 +32,10 @@ from nebuladb.storage.log import LogStore
 from nebuladb.storage.log_batch import GroupWrite, LogBatch
 
 FIRST_GENERATION: Final = Generation(1)
+LAST_LEASE: Final = b"\xff" * 9
+"""Behind the id of each lease, as the end of its row's key."""
+LEASES_BYTES: Final = 1 << 20
+"""Of leases' rows that are written at once."""
 MAX_REVISION: Final = 1 << 62
 """To begin with: as many again are left before a revision has no room in 64 bits, and the shard no next one."""
 
@@ -77,7 +82,8 @@ class Site:
         return made
 
     def enter(self, shard: Descriptor, *, bump: int = 0, mark_compacted: bool = False) -> None:
-        """Give a shard's state its new members, and a revision that is `bump` higher. Raises `ConfigurationError`."""
+        """Give a shard's state its new members, and a revision that is `bump` higher; and its leases their whole TTL.
+        Raises `ConfigurationError`."""
         state = self.state(shard.group)
         state.configuration = _configuration(shard).encode()
         if bump and bump > MAX_REVISION - state.revision:
@@ -88,19 +94,30 @@ class Site:
         state.revision += bump
         if mark_compacted:
             state.floor = state.revision
-        batch = Batch()
-        batch.put(self.keys(shard.group).state, state.encode())
+        keys, batch = self.keys(shard.group), Batch()
+        # A renewal that was acknowledged since is not in there, and whoever heard of it counts on a whole TTL: with
+        # what was left of the one before, the lock would go to somebody else (S27).
+        for row, data in self._data.scan(keys.lease, keys.lease + LAST_LEASE):
+            lease = decode_lease(data)
+            batch.put(row, encode_lease(lease._replace(expires=min(state.clock + lease.ttl, LAST_CLOCK))))
+            if batch.size >= LEASES_BYTES:
+                self._data.write(batch)
+                batch = Batch()
+        batch.put(keys.state, state.encode())
         self._data.write(batch)
 
-    def write_meta(self, keyspaces: Sequence[Keyspace], shards: Sequence[Descriptor]) -> None:
-        """The meta group's state: what a founding puts there, and these keyspaces and shards."""
+    def write_meta(
+        self, keyspaces: Sequence[Keyspace], shards: Sequence[Descriptor], issued: int, *, skip: int = 0
+    ) -> None:
+        """The meta group's state: what a founding puts there, and these keyspaces and shards. `issued`: the next id
+        of a group where they come from, 0 if it isn't known; as many ids from there on as `skip` are never issued."""
         founding, group = self._founding, GroupId(META_GROUP)
         Store.destroy(self._data, group, self.generation(group))
         own = Configuration(tuple(sorted(founding.replicas(META_GROUP))))
         Store.initialise(self._data, group, self.generation(group), index=1, term=1, configuration=own.encode())
         rows = {
             VERSION_KEY: b"%d" % CLUSTER_VERSION,
-            GROUP_KEY: b"%d" % max([FIRST_GROUP, *(shard.group + 1 for shard in shards)]),
+            GROUP_KEY: b"%d" % (max([FIRST_GROUP, issued, *(shard.group + 1 for shard in shards)]) + skip),
             REPLICA_KEY: b"%d" % (1 + max(replica for shard in shards for replica, _ in shard.replicas)),
         }
         for founder in founding.nodes:

@@ -56,7 +56,7 @@ def test_a_survivor_whose_log_lost_its_files_keeps_none_of_them(killed: Path) ->
     assert report(killed, lambda _: None)
 
 
-def failing(*_: object) -> None:
+def failing(*_: object, **__: object) -> None:
     raise StoreError("no")
 
 

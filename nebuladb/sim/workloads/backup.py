@@ -90,7 +90,8 @@ class Archivist(Actor):
         ready = {name: found for name, found in sorted(meta.keyspaces.items()) if found.state is KeyspaceState.READY}
         save.shards = [shard for _, shard in sorted(meta.shards.items()) if shard.keyspace in ready]
         since = save.base.name if save.base else ""
-        save.data = save.writer.begin(Manifest(node.founding.cluster, "", tuple(ready.values()), since, meta.life))
+        keyspaces = tuple(ready.values())
+        save.data = save.writer.begin(Manifest(node.founding.cluster, "", keyspaces, since, meta.life, meta.next_group))
         self._next(save)
 
     def _next(self, save: _Save) -> None:

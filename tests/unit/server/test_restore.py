@@ -1,0 +1,115 @@
+"""What `snapshot restore` makes of a backup for the nodes of a new cluster, and of what clients remember of the old."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from nebuladb.cli.main import main
+from nebuladb.ids import ETCD_GROUP, META_GROUP, GroupId, NodeId
+from nebuladb.kv.command import Command, Kind
+from nebuladb.kv.rows import Keys, LeaseRow, decode_lease
+from nebuladb.kv.state import State
+from nebuladb.kv.store import Store
+from nebuladb.node.identity import Identity
+from nebuladb.node.meta import read_meta
+from nebuladb.pb.nebula.v1 import lease_pb2
+from nebuladb.server.restore import SKIPPED_GROUPS, Wanted, restore
+from nebuladb.server.site import FIRST_GENERATION
+from nebuladb.storage.rocks import RocksEngine
+from tests.unit.api.etcd.faced import Faced
+from tests.unit.node.lone import SECONDS
+
+MEMBERS = {"n1": "h1:7380", "n2": "h2:7380"}
+TTL = 30
+LEASES = (7, -1)
+"""An id of the last row but one, and of the last."""
+HELD_MS = 20_000
+NEXT = 8
+"""Of the source: its keyspace had the groups 4 to 7, and is dropped."""
+
+
+@pytest.fixture
+async def backup(tmp_path: Path) -> AsyncIterator[Path]:
+    """Of a node with leases that were granted a while ago, and whose only keyspace is gone."""
+    faced = Faced()
+    await asyncio.wait_for(faced.open(), SECONDS)
+    file = tmp_path / "a.snap"
+
+    async def cli(*words: object) -> None:
+        arguments = ["--endpoints", faced.address, *map(str, words)]
+        result = await asyncio.to_thread(CliRunner().invoke, main, arguments, catch_exceptions=False)
+        assert result.exit_code == 0, result.stderr
+
+    for lease in LEASES:
+        request = lease_pb2.LeaseGrantRequest(id=lease, ttl=TTL)
+        await faced.pump.propose(ETCD_GROUP, Command(Kind.LEASE_GRANT, request.SerializeToString()), SECONDS)
+    faced.clock.time += HELD_MS
+    await faced.set(b"k")
+    await cli("keyspace", "create", "late", "--shards", NEXT - 4)
+    await cli("keyspace", "drop", "late")
+    await cli("snapshot", "save", file)
+    yield file
+    await faced.close()
+
+
+def identity(directory: Path) -> Identity:
+    return Identity.decode((directory / "identity.json").read_bytes())
+
+
+def leases(directory: Path) -> tuple[int, dict[int, LeaseRow]]:
+    """The clock of `etcd`, and its leases."""
+    data, keys = RocksEngine.open_data(directory / "data"), Keys(ETCD_GROUP, FIRST_GENERATION)
+    state, rows = data.get(keys.state), {lease: data.get(keys.lease_key(lease)) for lease in LEASES}
+    data.close()
+    assert state is not None
+    return State.decode(state).clock, {lease: decode_lease(row) for lease, row in rows.items() if row is not None}
+
+
+def next_group(directory: Path) -> int:
+    data = RocksEngine.open_data(directory / "data")
+    store = Store(data, GroupId(META_GROUP), FIRST_GENERATION, NodeId(0))
+    found = read_meta(store).next_group
+    store.close()
+    data.close()
+    return found
+
+
+async def test_nodes_with_other_states_are_not_of_one_cluster(backup: Path, tmp_path: Path) -> None:
+    """Two with `--bump-revision`, and one without, would serve other revisions of the same keys, and nobody tell."""
+    flags = ((0, False), (1_000, False), (1_000, True), (0, True), (10, False))
+    wanted = [Wanted("n1", MEMBERS, "", bump, mark) for bump, mark in flags]
+    assert len({one.cluster("backup") for one in wanted}) == len(flags)
+    found = []
+    for place, (name, bump) in enumerate((("n1", 1_000), ("n2", 1_000), ("n2", 0))):
+        await asyncio.to_thread(restore, [backup], tmp_path / str(place), Wanted(name, MEMBERS, "", bump))
+        found.append(identity(tmp_path / str(place)).cluster)
+    assert found[0] == found[1] != found[2]
+
+
+async def test_a_lease_begins_anew_for_its_renewals_since_the_backup_are_forgotten(
+    backup: Path, tmp_path: Path
+) -> None:
+    """Its holder may have been told, a moment before the restore, that it has the lock for a whole TTL."""
+    found = []
+    for name in MEMBERS:
+        await asyncio.to_thread(restore, [backup], tmp_path / name, Wanted(name, MEMBERS))
+        found.append(leases(tmp_path / name))
+    clock, rows = found[0]
+    assert {lease: row.expires - clock for lease, row in rows.items()} == dict.fromkeys(LEASES, TTL * 1_000)
+    assert found[0] == found[1]
+
+
+@pytest.mark.parametrize(
+    ("bump", "mark", "skipped"), [(0, False, 0), (1_000, False, SKIPPED_GROUPS), (0, True, SKIPPED_GROUPS)]
+)
+async def test_the_id_of_a_group_is_not_issued_again(
+    backup: Path, tmp_path: Path, bump: int, mark: bool, skipped: int
+) -> None:
+    """Else a position in a watch of the keyspace that was dropped is one in that of the next keyspace."""
+    await asyncio.to_thread(restore, [backup], tmp_path / "n1", Wanted("n1", MEMBERS, "", bump, mark))
+    assert next_group(tmp_path / "n1") == NEXT + skipped
