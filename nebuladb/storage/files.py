@@ -5,12 +5,15 @@ from __future__ import annotations
 import errno
 import os
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Final
 
 from nebuladb.errors import DiskFull, StoreError
 
 DRAFT: Final = ".tmp"
 """What `write_durably` puts behind the name of a file that isn't whole yet."""
+TEMPORARY: Final = "nebuladb-"
+"""How the names of temporary directories begin."""
 
 
 def write_durably(path: Path, data: bytes) -> None:
@@ -39,6 +42,22 @@ def read(path: Path) -> bytes:
         return path.read_bytes()
     except OSError as error:
         raise StoreError(f"data-dir: can't read {path}: {error.strerror}") from error
+
+
+def temporary_directory(beside: Path) -> TemporaryDirectory[str]:
+    """A new directory that goes with its context: where the system has its own, or, in a container that can write its
+    data only, in `beside`. Raises `StoreError`, `DiskFull`."""
+    try:
+        return TemporaryDirectory(prefix=TEMPORARY)
+    except OSError:
+        try:
+            return TemporaryDirectory(prefix=TEMPORARY, dir=beside)
+        except OSError as error:
+            kind = DiskFull if error.errno == errno.ENOSPC else StoreError
+            raise kind(
+                f"can't make a temporary directory, neither where the system has them nor in {beside} "
+                f"({error.strerror}); set TMPDIR to a directory that can be written"
+            ) from error
 
 
 def sync_directory(path: Path) -> None:
