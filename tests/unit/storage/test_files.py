@@ -1,12 +1,15 @@
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from nebuladb.storage.files import write_durably
+from nebuladb.errors import StoreError
+from nebuladb.storage.files import temporary_directory, write_durably
+from nebuladb.storage.rocks import RocksEngine
 
 
 def test_replaces(tmp_path: Path) -> None:
@@ -45,3 +48,29 @@ def test_failed_sync_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.Mon
     with pytest.raises(OSError, match="Input/output"):
         write_durably(path, b"new")
     assert path.read_bytes() == b"old"
+
+
+def no_directory() -> str:
+    """`tempfile.gettempdir` where /tmp, /var/tmp and the working directory can't be written."""
+    raise FileNotFoundError(errno.ENOENT, "No usable temporary directory found")
+
+
+def test_a_temporary_directory_is_made_beside_the_data_where_the_system_has_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in a container whose root file system is read-only."""
+    monkeypatch.setattr("tempfile.gettempdir", no_directory)
+    with temporary_directory(tmp_path) as made:
+        assert Path(made).parent == tmp_path
+    assert not os.listdir(tmp_path)
+    with pytest.raises(StoreError, match="set TMPDIR to a directory that can be written"):
+        temporary_directory(tmp_path / "missing")
+
+
+def test_a_log_opens_where_only_its_own_directory_can_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    RocksEngine.open_log(tmp_path / "raft").close()
+    monkeypatch.setattr("tempfile.gettempdir", no_directory)
+    RocksEngine.open_log(tmp_path / "raft").close()
+    assert os.listdir(tmp_path) == ["raft"]

@@ -55,6 +55,16 @@ def test_errors_are_classified_by_their_first_words() -> None:
     assert classify(Exception("")).message
 
 
+def test_a_database_that_cannot_be_opened_is_not_told_of_options() -> None:
+    """Which are what RocksDB blames."""
+    why = "IO error: While open a file for random read: /data/CURRENT: Input/output error"
+    found = classify(Exception(f"Invalid argument: Found options incompatible with filesystem: {why}"))
+    assert (type(found), found.message) == (StoreError, why)
+    found = classify(Exception("Invalid argument: Direct I/O is not supported by the specified DB."))
+    assert type(found) is StoreError
+    assert "CURRENT failed" in found.message
+
+
 @pytest.mark.parametrize("call", ["sync", "flush"])
 def test_interpreter_runs_during(call: str, tmp_path: Path) -> None:
     """`flush_wal` and `flush` release the interpreter's lock: this thread works on while they run."""
