@@ -64,7 +64,8 @@ def run(config: Config) -> int:
         os.execv(sys.executable, sys.orig_argv)
     if isinstance(shutdown.failure, DiskFull):
         # What was acknowledged is on the disk: with room again, this is a restart like any other (S33).
-        space.wait_and_restart(config.data_dir, options.reserves(dict(config.options)))
+        why = shutdown.failure.message
+        space.wait_and_restart(config.data_dir, options.reserves(dict(config.options)), why)
     return code
 
 
@@ -174,7 +175,7 @@ async def _assemble(config: Config, shutdown: Shutdown, stack: AsyncExitStack) -
     backend = Backend(pump)
     backend.lags_elsewhere = partial(peers.lags_elsewhere, transport)
     peers.joins = JoinService(backend)
-    watch = asyncio.create_task(peers.watch_removal(transport, shutdown.fail), name="removal")
+    watch = asyncio.create_task(peers.watch_removal(transport, pump.fail), name="removal")
     stack.callback(watch.cancel)
     engine, progress = ENGINES[config.rpc_engine], options.progress_seconds(dict(config.options))
     api = ApiServer(backend, metrics, config.advertise_client_addr, config.advertise_peer_addr, engine, progress)

@@ -19,6 +19,12 @@ from nebuladb.node.disk import Space
 
 LOOK_SECONDS: Final = 0.25
 """A disk of 200 MB/s fills up by 50 MB in between; the watermark is far above."""
+SHORT_SECONDS: Final = 60.0
+"""A life that met the end of its disk sooner than this has not helped: the next one is waited for twice as long."""
+MAX_DOUBLINGS: Final = 8
+"""Of `LOOK_SECONDS`, to a minute."""
+LIVES: Final = "NEBULAD_SHORT_LIVES"
+"""The variable that tells a process how many short lives there were before it."""
 BALLAST_FILE: Final = "ballast"
 SIZES: Final[Mapping[str, int]] = {"B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
 _AMOUNT: Final = re.compile(r"(\d{1,15}) ?([KMG]iB|B)|(\d{1,2}(?:\.\d{1,3})?)%|0")
@@ -38,6 +44,11 @@ class Amount(NamedTuple):
 AUTO_LOW: Final = Amount(0.05, 1 << 30)
 AUTO_BALLAST: Final = Amount(0.25, 64 << 20)
 """Of the watermark."""
+LOW_INODES: Final = Amount(0.05, 1_000)
+"""The watermark of what a file system has for files, where it has a fixed number: each takes one, empty or not."""
+START_ROOM: Final = Amount(0.01, 16 << 20)
+"""Without which a node isn't started again after a full disk, whatever the watermark is."""
+_BEGUN: Final = time.monotonic()
 
 
 def amount(text: str, auto: Amount) -> Amount:
@@ -60,16 +71,19 @@ class Reserves(NamedTuple):
 
 
 class Room(NamedTuple):
-    """Bytes of the disk, and those that are free for us."""
+    """Bytes of the disk, and those that are free for us; inodes likewise, 0 and 0 where there is no such bound."""
 
     total: int
     free: int
+    inodes: int = 0
+    inodes_free: int = 0
 
 
 def room_of(directory: Path) -> Room:
     """Ask the operating system; blocks on a disk that hangs. Raises `OSError`."""
     found = os.statvfs(directory)
-    return Room(found.f_blocks * found.f_frsize, found.f_bavail * found.f_frsize)
+    files = (found.f_files, found.f_favail) if found.f_files else (0, 0)
+    return Room(found.f_blocks * found.f_frsize, found.f_bavail * found.f_frsize, *files)
 
 
 class SpaceWatch:
@@ -77,7 +91,8 @@ class SpaceWatch:
 
     Down at `low` and at half of it, up again a quarter of `low` above `low`: a node that deletes and compacts around
     the mark must not change its mind all the time. The ballast goes before it is critical, and is made again only where
-    that leaves plenty.
+    that leaves plenty. Inodes have a mark of their own, `LOW_INODES`; whichever there is less of counts. A `low` of 0
+    bytes means that neither is looked at.
     """
 
     def __init__(
@@ -94,6 +109,8 @@ class SpaceWatch:
         self._ballast = directory / BALLAST_FILE
         self._log = structlog.get_logger("space")
         self.space = Space.PLENTY
+        self._bytes = self._inodes = Space.PLENTY
+        """What each of them was at the last look."""
         self._failed = False
         """The last look did, which is said once."""
         self.seen: tuple[Room, int] | None = None
@@ -131,20 +148,19 @@ class SpaceWatch:
         elif ballast and not self._ballast.exists() and room.free - ballast >= low + low // 4:
             self._lay_in(ballast)
             room = self._room(self._directory)
-        space = self._judge(room.free, low)
+        files = LOW_INODES.of(room.inodes) if low else 0
+        self._bytes = _judge(self._bytes, room.free, low)
+        self._inodes = _judge(self._inodes, room.inodes_free, files)
         self.seen = room, low
-        return space, (
+        if self._inodes > self._bytes:
+            return self._inodes, (
+                f"{room.inodes_free} of {room.inodes} inodes are free on the disk of {self._directory}, fewer than "
+                f"{files}: read-only; each file takes one: delete files there"
+            )
+        return self._bytes, (
             f"{room.free >> 20} MiB of {room.total >> 20} MiB are free on the disk of {self._directory}, less than "
             f"{low >> 20} MiB: read-only; make room, or delete keys and run `nebula-cli compact`"
         )
-
-    def _judge(self, free: int, low: int) -> Space:
-        calm = low // 4
-        if free < low // 2 or (self.space is Space.CRITICAL and free < low // 2 + calm // 2):
-            return Space.CRITICAL
-        if free < low or (self.space is not Space.PLENTY and free < low + calm):
-            return Space.LOW
-        return Space.PLENTY
 
     def _lay_in(self, size: int) -> None:
         """Make the ballast, really on the disk; without room for it, do without."""
@@ -159,15 +175,31 @@ class SpaceWatch:
                 draft.unlink()
 
 
-def wait_and_restart(directory: Path, reserves: Reserves) -> NoReturn:
+def _judge(was: Space, free: int, low: int) -> Space:
+    """What so much free space is, after what it was."""
+    calm = low // 4
+    if free < low // 2 or (was is Space.CRITICAL and free < low // 2 + calm // 2):
+        return Space.CRITICAL
+    if free < low or (was is not Space.PLENTY and free < low + calm):
+        return Space.LOW
+    return Space.PLENTY
+
+
+def wait_and_restart(directory: Path, reserves: Reserves, why: str) -> NoReturn:
     """Wait until there is room again, and become a new process of the same command line: after a failed append
-    RocksDB's writer stays broken, whatever room comes. A signal ends the waiting, and the process."""
+    RocksDB's writer stays broken, whatever room comes. `why`: the error's text. A signal ends the waiting, and the
+    process. What fills a disk may be what nobody sees here, a quota say: then each life ends soon, and the waits grow.
+    """
     log = structlog.get_logger("space")
-    log.error("the disk is full: waiting for room, then starting again", directory=str(directory))
+    before = os.environ.get(LIVES, "")
+    lives = 1 + int(before if before.isdecimal() else 0) if time.monotonic() - _BEGUN < SHORT_SECONDS else 0
+    pause = LOOK_SECONDS * 2 ** min(lives, MAX_DOUBLINGS)
+    log.error("the disk is full: waiting for room, then starting again", directory=str(directory), error=why)
     while not has_room(directory, reserves):
         time.sleep(LOOK_SECONDS)
-    log.warning("there is room again: starting again")
-    time.sleep(LOOK_SECONDS)  # the log's writer is a thread, which the new process doesn't inherit
+    log.warning("there is room, as far as can be seen: starting again", seconds=pause)
+    time.sleep(pause)  # a look at least: the log's writer is a thread, which the new process doesn't inherit
+    os.environ[LIVES] = str(lives)
     os.execv(sys.executable, sys.orig_argv)
 
 
@@ -176,4 +208,5 @@ def has_room(directory: Path, reserves: Reserves) -> bool:
     with contextlib.suppress(OSError):
         (directory / BALLAST_FILE).unlink()
     room = room_of(directory)
-    return room.free >= reserves.low.of(room.total)
+    wanted = max(reserves.low.of(room.total), START_ROOM.of(room.total))
+    return room.free >= wanted and room.inodes_free >= LOW_INODES.of(room.inodes)

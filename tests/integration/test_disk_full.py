@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import shutil
 import subprocess
 import time
 from collections.abc import Iterator
@@ -27,14 +28,14 @@ VALUE = os.urandom(64 << 10)
 
 
 @contextmanager
-def small_disks(directory: Path, nodes: int) -> Iterator[None]:
+def small_disks(directory: Path, nodes: int, options: str = "") -> Iterator[None]:
     """A small file system of its own for each node's directory. Skips where none can be mounted."""
     mounted: list[Path] = []
     try:
         for node in range(nodes):
             path = directory / f"n{node + 1}"
             path.mkdir()
-            command = ["mount", "-t", "tmpfs", "-o", f"size={DISK_MIB}m", "tmpfs", str(path)]
+            command = ["mount", "-t", "tmpfs", "-o", f"size={DISK_MIB}m{options}", "tmpfs", str(path)]
             if os.geteuid() or subprocess.run(command, capture_output=True, check=False).returncode:
                 pytest.skip("no file system can be mounted here (it takes root), so no disk can fill up")
             mounted.append(path)
@@ -178,6 +179,26 @@ def test_a_node_that_met_the_end_of_its_disk_comes_back_by_itself(tmp_path: Path
             cluster.wait_ready(victim, seconds=SECONDS)
             whole(client, keys)
             hashes_agree(cluster)
+
+
+def test_a_disk_without_inodes_is_a_full_disk(tmp_path: Path) -> None:
+    with small_disks(tmp_path, 1, ",nr_inodes=400"), Cluster(tmp_path, 1, ENVIRON) as cluster:
+        cluster.start()
+        cluster.wait_ready()
+        with Client(cluster.endpoints, timeout=10.0) as client:
+            keys = puts(client, "before", 20)
+            others = cluster.data_dir(0) / "others"
+            others.mkdir()
+            with contextlib.suppress(OSError):
+                for number in range(400):
+                    (others / str(number)).touch()
+            cluster.wait_for(lambda: alarmed(cluster, 0), "an alarm")
+            assert "inodes" in (cluster.status(0) or {"alarms": []})["alarms"][0]
+            with pytest.raises(NoSpace):
+                client.put(b"k", b"v")
+            shutil.rmtree(others)
+            cluster.wait_for(lambda: not alarmed(cluster, 0), "no alarm", SECONDS)
+            whole(client, keys + puts(client, "after", 5))
 
 
 def acknowledged(client: Client, name: str) -> list[bytes]:

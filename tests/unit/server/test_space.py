@@ -11,8 +11,24 @@ from structlog.testing import capture_logs
 
 from nebuladb.errors import ConfigurationError
 from nebuladb.node.disk import Space
+from nebuladb.server import space
 from nebuladb.server.options import DEFAULTS, reserves
-from nebuladb.server.space import AUTO_LOW, BALLAST_FILE, Amount, Reserves, Room, SpaceWatch, amount
+from nebuladb.server.space import (
+    AUTO_LOW,
+    BALLAST_FILE,
+    LIVES,
+    LOOK_SECONDS,
+    MAX_DOUBLINGS,
+    SHORT_SECONDS,
+    Amount,
+    Reserves,
+    Room,
+    SpaceWatch,
+    amount,
+    has_room,
+    room_of,
+    wait_and_restart,
+)
 
 KIB = 1 << 10
 MIB = 1 << 20
@@ -123,3 +139,83 @@ def test_amounts(text: str, whole: int, size: int) -> None:
 def test_what_is_no_amount_is_refused_with_the_settings_name(text: str) -> None:
     with pytest.raises(ConfigurationError, match="min-free-space: "):
         reserves({**DEFAULTS, "min-free-space": text})
+
+
+NOTHING_KEPT = Reserves(Amount(0, 0), Amount(0, 0))
+
+
+def test_inodes_that_are_used_up_are_a_full_disk_however_many_bytes_are_free(tmp_path: Path) -> None:
+    left, kept = 400, Reserves(Amount(0, LOW), Amount(0, 0))
+    watch = SpaceWatch(tmp_path, kept, lambda *_: None, lambda _: Room(TOTAL, TOTAL, 400, left))
+
+    def look(free: int) -> Space:
+        nonlocal left
+        left = free
+        watch.space = watch.look()[0]
+        return watch.space
+
+    assert look(20) is Space.PLENTY
+    assert look(19) is Space.LOW
+    assert watch.look()[1] == (
+        f"19 of 400 inodes are free on the disk of {tmp_path}, fewer than 20: read-only; each file takes one: delete "
+        "files there"
+    )
+    assert look(9) is Space.CRITICAL
+    assert look(24) is Space.LOW
+    assert look(25) is Space.PLENTY
+    unwatched = SpaceWatch(tmp_path, NOTHING_KEPT, lambda *_: None, lambda _: Room(TOTAL, 0, 400, 0))
+    assert unwatched.look()[0] is Space.PLENTY
+    unbounded = SpaceWatch(tmp_path, kept, lambda *_: None, lambda _: Room(TOTAL, TOTAL))
+    assert unbounded.look()[0] is Space.PLENTY
+
+
+def test_a_file_system_with_a_number_of_inodes_says_it(tmp_path: Path) -> None:
+    room = room_of(tmp_path)
+    assert 0 <= room.inodes_free <= room.inodes
+
+
+@pytest.mark.parametrize(
+    ("room", "enough"),
+    [
+        (Room(TOTAL, TOTAL), True),
+        (Room(TOTAL, 0), False),
+        (Room(TOTAL, TOTAL, 400, 0), False),
+        (Room(TOTAL, TOTAL, 400, 20), True),
+    ],
+    ids=["room", "no bytes", "no inodes", "inodes"],
+)
+def test_a_node_is_not_started_again_on_a_full_disk_that_has_no_watermark(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, room: Room, enough: bool
+) -> None:
+    monkeypatch.setattr(space, "room_of", lambda directory: room)
+    assert has_room(tmp_path, NOTHING_KEPT) is enough
+
+
+class Started(Exception):
+    """In place of a new process."""
+
+
+def test_short_lives_are_further_and_further_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What fills a disk may be a quota, of which nobody is told: the node was started every 2.5 s for ever."""
+    slept: list[float] = []
+
+    def start(path: str, arguments: list[str]) -> None:
+        raise Started
+
+    def live(seconds: float) -> float:
+        slept.clear()
+        monkeypatch.setattr(space, "_BEGUN", 0.0)
+        monkeypatch.setattr("time.monotonic", lambda: seconds)
+        with capture_logs() as logs, pytest.raises(Started):
+            wait_and_restart(tmp_path, NOTHING_KEPT, "IO error: No space left on device")
+        assert logs[0]["error"] == "IO error: No space left on device"
+        return sum(slept)
+
+    monkeypatch.setattr("os.execv", start)
+    monkeypatch.setattr("time.sleep", slept.append)
+    monkeypatch.setattr(space, "room_of", lambda directory: Room(TOTAL, TOTAL))
+    monkeypatch.setenv(LIVES, "what is no number")
+    waits = [live(1.0) for _ in range(MAX_DOUBLINGS + 2)]
+    assert waits == [LOOK_SECONDS * 2 ** min(life, MAX_DOUBLINGS) for life in range(1, MAX_DOUBLINGS + 3)]
+    assert live(SHORT_SECONDS) == LOOK_SECONDS
+    assert live(1.0) == 2 * LOOK_SECONDS
