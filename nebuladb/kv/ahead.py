@@ -15,18 +15,19 @@ from nebuladb.pb.nebula.v1 import kv_pb2, lease_pb2
 
 LOOK_AHEAD: Final = 1024
 """Commands looked at when one has missed: two slices of puts. Each is decoded and looked up, some 4 us."""
-MAX_ROWS: Final = 1024
-"""Rows asked for at once."""
 
 
-def rows_ahead(source: EngineSource, commands: Iterable[Command]) -> list[bytes]:
-    """Point look-ups only: what a range holds is known when it is read. A guess: a wrong one costs a fetch."""
+def rows_ahead(source: EngineSource, commands: Iterable[Command], most: int) -> list[bytes]:
+    """Point look-ups only, about `most`: what a range holds is known when it is read. A guess: a wrong one costs a
+    fetch."""
     rows: dict[bytes, None] = {}
     for count, command in enumerate(commands):
-        if count == LOOK_AHEAD or len(rows) >= MAX_ROWS:
+        if count == LOOK_AHEAD or len(rows) >= most:
             break
         try:
             for key, lease in _reads(command):
+                if len(rows) >= most:
+                    break
                 if key and not source.holds(key) and source.misses(row := source.keys.current + key):
                     rows[row] = None
                 if is_lease_id(lease) and source.misses(row := source.keys.lease_key(lease)):
@@ -39,7 +40,7 @@ def rows_ahead(source: EngineSource, commands: Iterable[Command]) -> list[bytes]
 def foreseen(source: EngineSource, request: kv_pb2.TxnRequest, misses: Misses) -> Misses:
     """What a transaction missed, with what it will miss next: one by one, each would be met only when the ones before
     it are here."""
-    ahead = rows_ahead(source, [Command(Kind.TXN, request.SerializeToString())])
+    ahead = rows_ahead(source, [Command(Kind.TXN, request.SerializeToString())], source.loans.ahead)
     return Misses(list(dict.fromkeys((*misses.rows, *ahead))))
 
 

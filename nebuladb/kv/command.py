@@ -57,6 +57,14 @@ class Command(NamedTuple):
     chosen: int = 0
     """A value that the client left open and the leader chose."""
     flags: int = 0
+    version: int = 2
+    """Of the entry's payload, hence not in the command's own bytes: by which rules it is applied. Of 1, a transaction
+    may read more than `MAX_TXN_BYTES`."""
+
+    @property
+    def bounded(self) -> bool:
+        """Whether `MAX_TXN_BYTES` binds it."""
+        return self.version > 1
 
 
 class Work(NamedTuple):

@@ -11,6 +11,7 @@ from __future__ import annotations
 from typing import Final
 
 from nebuladb.errors import Corruption
+from nebuladb.kv.limits import weight
 from nebuladb.kv.loans import Misses
 from nebuladb.kv.rows import DELETION_ROW, FORMAT, KEY_AT, POSITION, decode_record, decode_row
 from nebuladb.kv.source import EngineSource, close
@@ -18,8 +19,11 @@ from nebuladb.storage.engine import Batch
 
 MIN_RUN: Final = 16
 """Rows side by side that are worth a range tombstone: each of those costs every later read a little."""
+FIRST_ROWS: Final = 64
+"""Rows that are asked for at once, to begin with: how large they are shows only when they are here. The next step asks
+for twice as many as the last one got through."""
 LOOKED_PER_DEAD: Final = 4
-"""Rows looked at per row to delete, in search of runs; further ones are deleted one by one."""
+"""Rows looked at (as `weight` counts) per row to delete, in search of runs; further ones are deleted one by one."""
 
 
 class Deletion:
@@ -32,6 +36,7 @@ class Deletion:
         """`data`: the D row."""
         self._source = source
         self._target, self._main, self._sub = 0, 1, 0
+        self._pace = FIRST_ROWS
         if data is not None:
             if len(data) != DELETION_ROW.size or data[0] != FORMAT:
                 raise Corruption("the deletion row is damaged")
@@ -46,7 +51,8 @@ class Deletion:
         return self._target >= revision and self._main > revision
 
     def step(self, floor: int, budget: int) -> tuple[Batch, tuple[int, int, int]]:
-        """Up to `budget` rows of work, as a batch, and the position to `advance` to once the batch is written.
+        """Up to `budget` rows of work, or as many bytes as those may be (`weight`), as a batch, and the position to
+        `advance` to once the batch is written.
 
         Raises `Misses` before it scans what isn't in memory: an iterator would hold the interpreter's lock meanwhile.
         """
@@ -54,25 +60,26 @@ class Deletion:
         if main > target:
             # The rows of the old target are met again, for their tombstones: those are below the new target.
             target, main, sub = floor, target, 0
-        keys, batch = self._source.keys, Batch()
+        keys, batch, budget = self._source.keys, Batch(), min(budget, self._pace)
         if missing := [row for row in self._rows(main, sub, target, budget) if self._source.misses(row)]:
             raise Misses(missing)
         rows = self._source.scan(keys.record_key(main, sub), keys.record_key(target + 1, 0))
         position = (target, target + 1, 0)
-        left, dead = budget, set[bytes]()
-        for row, data in rows:
+        left, dead, pace = budget, set[bytes](), FIRST_ROWS
+        for visited, (row, data) in enumerate(rows):
             here = POSITION.unpack_from(row, KEY_AT)
-            if left <= 0:
+            if left <= 0 or len(missing) >= FIRST_ROWS:
                 close(rows)
-                position = (target, here[0], here[1])
+                position, pace = (target, here[0], here[1]), 2 * visited
                 break
-            left -= 1
+            left -= weight(data)
             try:
-                self._visit(batch, dead, row, data, target)
+                left -= self._visit(batch, dead, row, data, target)
             except Misses as misses:
                 missing += misses.rows
         if missing:
             raise Misses(missing)
+        self._pace = pace
         self._bury(batch, dead)
         batch.put(keys.deletion, DELETION_ROW.pack(FORMAT, *position))
         return batch, position
@@ -94,11 +101,12 @@ class Deletion:
         if not dead:
             return
         run: list[bytes] = []
-        most = LOOKED_PER_DEAD * len(dead)
+        looked, most = 0, LOOKED_PER_DEAD * len(dead)
         rows = self._source.scan(min(dead), max(dead) + b"\0")
-        for looked, (row, _) in enumerate(rows):
-            if looked == most:
+        for row, data in rows:
+            if looked >= most:
                 break
+            looked += weight(data)
             if row in dead:
                 dead.discard(row)
                 run.append(row)
@@ -110,7 +118,8 @@ class Deletion:
         for row in sorted(dead):
             batch.delete(row)
 
-    def _visit(self, batch: Batch, dead: set[bytes], row: bytes, data: bytes, target: int) -> None:
+    def _visit(self, batch: Batch, dead: set[bytes], row: bytes, data: bytes, target: int) -> int:
+        """Delete what an R row supersedes; the weight of what else was read for it."""
         keys = self._source.keys
         key, record = decode_row(data)
         below = record.main < target
@@ -124,6 +133,8 @@ class Deletion:
                 current = decode_record(newest)
                 if (current.main, current.sub) == (record.main, record.sub):
                     dead.add(keys.current + key)
+                return weight(newest) - 1
+        return 0
 
 
 def _delete_run(batch: Batch, rows: list[bytes]) -> None:

@@ -43,7 +43,7 @@ class Draft:
 
     __slots__ = (
         "_current", "_fresh", "_newest", "_record", "_sorted", "_source", "added", "events", "floor", "forgotten",
-        "grown", "keys", "leases", "records", "rows", "size",
+        "grown", "held", "keys", "leases", "records", "rows", "size",
     )  # fmt: skip
 
     def __init__(self, source: Source, floor: int) -> None:
@@ -64,6 +64,8 @@ class Draft:
         reads at an earlier revision doesn't find the key any more."""
         self.size = 0
         """Bytes written, about: for the slice's bound."""
+        self.held = 0
+        """Bytes of the values that were superseded, which `events` keep: likewise."""
         self._sorted: list[bytes] = []
         self._fresh = 0
 
@@ -182,7 +184,9 @@ class Draft:
             if lease:
                 self.write(self.attachment(lease, key), ATTACHED)
         else:
-            self.grown += len(value) - len(previous.value)  # type: ignore[union-attr]
+            superseded = len(previous.value)  # type: ignore[union-attr]
+            self.grown += len(value) - superseded
+            self.held += superseded
             if previous.lease != lease:  # type: ignore[union-attr]
                 self._attach(key, previous.lease, lease)  # type: ignore[union-attr]
         self.events.append(_change((key, record, previous)))
@@ -202,6 +206,7 @@ class Draft:
         self.records[key] = record
         self.added -= 1
         self.grown -= len(key) + len(previous.value)
+        self.held += len(previous.value)
         if previous.lease:
             self.remove(self.attachment(previous.lease, key))
         self.events.append(Change(key, record, previous))
@@ -246,6 +251,7 @@ class Draft:
         self.grown += other.grown
         self.forgotten = max(self.forgotten, other.forgotten)
         self.size += other.size
+        self.held += other.held
 
     def newest_rows(self) -> Iterator[tuple[bytes, bytes]]:
         """The keys that changed, each with its newest record, encoded."""

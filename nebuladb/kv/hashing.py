@@ -13,6 +13,7 @@ from struct import Struct
 from typing import Final
 
 from nebuladb.errors import Corruption
+from nebuladb.kv.limits import weight
 from nebuladb.kv.loans import Misses
 from nebuladb.kv.rows import (
     ANSWER,
@@ -70,7 +71,8 @@ class HashJob:
         """What is left to hash: ranges of rows, the last first."""
 
     def step(self, budget: int) -> bytes | None:
-        """Do about `budget` rows; the digest when it is done. Raises `Misses` (once a chunk) or `Corruption`."""
+        """Do about `budget` rows, as `weight` counts; the digest when it is done. Raises `Misses` (once a chunk) or
+        `Corruption`."""
         left = budget
         if self._walk is not None:
             left -= self._back(left)
@@ -92,16 +94,17 @@ class HashJob:
         return self._hash.digest()
 
     def _read(self, count: int) -> None:
-        """The next `count` rows, if there are as many."""
+        """The next `count` rows, if there are as many: R's copies of all of them are in memory at once."""
         while self._spans:
             low, high = self._spans.pop()
             rows = self._snapshot.scan(low, high)
             for pair in rows:
-                if len(self._chunk) == count:
+                if count <= 0:
                     close(rows)
                     self._spans.append((pair[0], high))
                     return
                 self._chunk.append(pair)
+                count -= weight(pair[1])
 
     def _copy(self, row: bytes, data: bytes) -> bytes | None:
         """The R row of a C row. Its record never changes, so what a fetch brings of it is what the snapshot has."""
@@ -118,7 +121,7 @@ class HashJob:
         """Hash a row, or for a C row all that is logically there of its key; returns the rows looked at."""
         if row[KEY_AT - 1 : KEY_AT] != CURRENT:
             self._add(row[KEY_AT - 1 :], data)
-            return 1
+            return weight(data)
         record = decode_record(data)
         if record.version == 0 and record.main < self._floor:
             return 1
@@ -128,10 +131,11 @@ class HashJob:
         if copy != record:
             self._add(b"", encode_record(copy))
         self._walk = key, record
-        return 2 + self._back(budget)
+        looked = 2 * weight(data)
+        return looked + self._back(budget - looked)
 
     def _back(self, budget: int) -> int:
-        """Hash about `budget` more of the records of the key that is at hand; returns how many."""
+        """Hash about `budget` more of the records of the key that is at hand; returns how many, as `weight` counts."""
         assert self._walk is not None
         key, record = self._walk
         looked = 0
@@ -143,7 +147,7 @@ class HashJob:
                 return looked
             record = load(self._source, key, record.past_main, record.past_sub)
             self._add(b"", encode_record(record))
-            looked += 1
+            looked += weight(record.value)
         self._walk = None
         return looked
 

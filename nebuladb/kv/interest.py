@@ -9,7 +9,7 @@ from typing import NamedTuple
 from nebuladb.kv.change import Change
 from nebuladb.kv.rows import Record
 from nebuladb.kv.span_index import SpanIndex
-from nebuladb.kv.watcher import Event, EventBatch, Watcher, size_of, told_as
+from nebuladb.kv.watcher import EVENT_OVERHEAD, Event, EventBatch, Watcher, size_of, told_as
 
 
 class _Alike:
@@ -32,7 +32,7 @@ class Piece(NamedTuple):
 class Large:
     """A revision too large to be read in one go, as far as it is gathered."""
 
-    __slots__ = ("first", "known", "previous", "revision", "start", "sub", "wanted")
+    __slots__ = ("content", "first", "known", "previous", "revision", "start", "sub", "wanted")
 
     def __init__(self, start: int, revision: int, previous: bool, known: set[_Alike]) -> None:
         self.start = start
@@ -41,6 +41,8 @@ class Large:
         self.known = known
         self.sub = 0
         self.wanted: dict[_Alike, list[Piece]] = {}
+        self.content: dict[_Alike, int] = {}
+        """Bytes of keys and values of that."""
         self.first: dict[bytes, Record | None] = {}
         """What its keys were before it."""
 
@@ -52,7 +54,7 @@ class Interest:
 
     def __init__(self) -> None:
         self._members: dict[Watcher, None] = {}
-        self._alike: dict[tuple[bytes, bytes, bool, bool, bool], _Alike] = {}
+        self._alike: dict[tuple[bytes, bytes, bool, bool, bool, int], _Alike] = {}
         self._keys: dict[bytes, dict[_Alike, None]] = {}
         """Those of one key each. Dicts as ordered sets."""
         self._spans: SpanIndex[_Alike] = SpanIndex()
@@ -118,9 +120,12 @@ class Interest:
         """Begin to gather the changes of a revision piece by piece; `start`: there is none before it from there on."""
         return Large(start, revision, previous, set(self._alike.values()))
 
-    def gather(self, large: Large, changes: Sequence[Change]) -> None:
+    def gather(self, large: Large, changes: Sequence[Change]) -> list[Watcher]:
         """The next piece, whose events are made now: of all at once a turn would be as long as the revision is large.
-        Those that have come meanwhile and want something else are not told of the revision."""
+        Those that have come meanwhile and want something else are not told of the revision.
+
+        Returns those for which it has turned out to be too large; nothing is held for them any more.
+        """
         found: dict[_Alike, list[Change]] = {}
         pieces: dict[tuple[bool, tuple[int, ...]], Piece] = {}
         self._sort(before_the_revision(changes, large.first) if large.previous else changes, found)
@@ -133,7 +138,14 @@ class Interest:
                     events = told_as(its, previous=previous)
                     piece = pieces[kind] = Piece(events, size_of(events))
                 large.wanted.setdefault(alike, []).append(piece)
+                content = piece.size - EVENT_OVERHEAD * len(piece.events)
+                large.content[alike] = large.content.get(alike, 0) + content
         large.sub = changes[-1].record.sub + 1
+        beyond = [alike for alike in found if 0 < alike.first.most < large.content.get(alike, 0)]
+        for alike in beyond:
+            del large.wanted[alike], large.content[alike]
+            large.known.discard(alike)
+        return [w for alike in beyond for w in alike.members if large.start <= w.cursor <= large.revision]
 
     def gathered(self, large: Large) -> tuple[list[tuple[Watcher, EventBatch]], list[Watcher]]:
         """The revision is whole: who is told what of it, and who has come past it."""

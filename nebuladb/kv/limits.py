@@ -1,8 +1,8 @@
 """Every bound of the state machine, by name (house rule 6).
 
 The module constants decide what a command answers, so every replica must have the same: to change one is to change the
-state machine, and needs a cluster version. `Limits` only cuts work into slices and sizes memory; it may differ from
-node to node and from call to call, because no answer, row or hash depends on it.
+state machine, and needs a new version of an entry's payload (`Command.version`). `Limits` only cuts work into slices
+and sizes memory; it may differ from node to node and from call to call, because no answer, row or hash depends on it.
 """
 
 from __future__ import annotations
@@ -31,6 +31,19 @@ MAX_RESULT_ROWS: Final = 20_000
 
 MAX_TXN_ROWS: Final = 50_000
 """Rows that one command which can't be sliced may look at, all compares and operations of a transaction together."""
+
+MAX_TXN_BYTES: Final = 64 << 20
+"""Bytes of those rows, likewise: 50,000 of 1.5 MiB would keep the loop for a minute. It binds in entries of payload
+version 2 on; what stood in the log before is applied as it always was."""
+
+BACKGROUND_ROW_BYTES: Final = 8 << 10
+"""A larger row counts as several in background work, so that 256 rows are 2 MiB at most, and one row more."""
+
+
+def weight(data: bytes) -> int:
+    """As how many rows one counts in background work."""
+    return 1 + len(data) // BACKGROUND_ROW_BYTES
+
 
 ROW_OVERHEAD: Final = 64
 """What a key costs in a result beyond its bytes, roughly; bounds results of many small keys."""
@@ -69,7 +82,8 @@ class Limits(NamedTuple):
     long_rows: int = 512
     """Likewise of one that ends within a command: nobody waits for its end as all do for the loop's return."""
     slice_bytes: int = 2 << 20
-    """Bytes written by one `Store.apply`, likewise; the engine takes 8 ms for them."""
+    """Bytes written by one `Store.apply`, likewise; the engine takes 8 ms for them. Of values that it supersedes, which
+    were read and go out with its events, twice as many."""
     cache_bytes: int = 64 << 20
     """Newest records kept in memory, their overhead included, where the caller gives no share of the node's."""
     hash_jobs: int = 2

@@ -3,8 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import Final
 
 from nebuladb.storage.engine import DELETE_RANGE, PUT, Batch
+
+FIRST_ROWS: Final = 128
+MOST_ROWS: Final = 1024
+"""Rows asked for at once: the first time, and where those have turned out to be small."""
+FETCH_BYTES: Final = 4 << 20
+"""Bytes that are asked for at once, as far as that can be told before they are here: what a slice may supersede
+(`Limits.slice_bytes`), since what it leaves over is given back with the rest."""
 
 
 class Misses(Exception):
@@ -24,15 +32,21 @@ class Loans:
     (A fetch sees x = 1; before it is back, background work deletes x; without this the reader would see x = 1.)
     """
 
-    __slots__ = ("_counts", "rows")
+    __slots__ = ("_counts", "ahead", "rows")
 
     def __init__(self) -> None:
+        self.ahead = FIRST_ROWS
+        """Rows that may be asked for at once. Nothing tells how large they are but those that came last."""
         self.rows: dict[bytes, bytes | None] = {}
         """What is known of borrowed rows; a missing one is still being fetched."""
         self._counts: dict[bytes, int] = {}
 
     def __len__(self) -> int:
         return len(self._counts)
+
+    def calm(self) -> None:
+        """Apply misses nothing any more: what it misses next may be of another kind."""
+        self.ahead = min(self.ahead, FIRST_ROWS)
 
     def borrow(self, rows: Iterable[bytes]) -> None:
         """Before the fetch begins. Each row may be borrowed by many."""
@@ -42,6 +56,11 @@ class Loans:
 
     def supply(self, rows: Sequence[bytes], values: Sequence[bytes | None]) -> None:
         """What a fetch that began after `borrow` has found. What was written meanwhile is newer."""
+        size, count = sum(map(len, filter(None, values))), len(values)
+        if size > FETCH_BYTES:
+            self.ahead = max(1, count * FETCH_BYTES // size)
+        elif size <= FETCH_BYTES // 2:
+            self.ahead = max(self.ahead, min(2 * count, MOST_ROWS))
         for row, value in zip(rows, values, strict=True):
             if row in self._counts:
                 self.rows.setdefault(row, value)

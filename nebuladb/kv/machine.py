@@ -32,7 +32,7 @@ from nebuladb.kv.command import Command, Kind, Work
 from nebuladb.kv.draft import Draft
 from nebuladb.kv.leases import Leases
 from nebuladb.kv.limits import MAX_COMMANDS, MAX_REQUEST_BYTES, Limits
-from nebuladb.kv.loans import Misses
+from nebuladb.kv.loans import FETCH_BYTES, Misses
 from nebuladb.kv.rows import KEY_AT, Record, decode_record
 from nebuladb.kv.sessions import Sessions
 from nebuladb.kv.source import EngineSource, close
@@ -47,7 +47,7 @@ NO_PREVIOUS: Final = PutResult()
 
 CHUNK_ROWS: Final = 256
 CHUNK_BYTES: Final = 1 << 20
-"""Rows that a sliced deletion holds in memory before it deletes them."""
+"""Rows that a sliced deletion holds in memory before it deletes them, the records of a lease's keys included."""
 
 RECORDED: Final = frozenset(
     (Kind.PUT, Kind.DELETE, Kind.TXN, Kind.COMPACT, Kind.LEASE_GRANT, Kind.LEASE_REVOKE, Kind.LEASE_KEEP_ALIVE)
@@ -103,6 +103,8 @@ class Machine:
                 break
             if self.hash_index or self._full():
                 break
+        if not applied.wanted:
+            self._source.loans.calm()
         applied.midway = bool(state.cursor)
         applied.index, applied.term, applied.revision = state.index, state.term, state.revision
         applied.events = self.draft.events
@@ -121,7 +123,10 @@ class Machine:
             if work.index >= begun
             for command in (work.commands[state.place :] if work.index == begun else work.commands)
         )
-        applied.wanted = list(dict.fromkeys((*applied.wanted, *rows_ahead(self._source, later))))
+        # The shard's average, and what came last: a thousand rows of a MiB would be a GiB of loans.
+        average = state.size // max(state.keys, 1) + 1
+        most = min(self._source.loans.ahead, FETCH_BYTES // average)
+        applied.wanted = list(dict.fromkeys((*applied.wanted, *rows_ahead(self._source, later, most))))
 
     @property
     def idle(self) -> bool:
@@ -129,8 +134,9 @@ class Machine:
         return bool(self.applied.wanted) and not self.draft.rows
 
     def _full(self) -> bool:
-        limits = self._limits
-        return len(self.draft.rows) + self._examined >= limits.slice_rows or self.draft.size >= limits.slice_bytes
+        limits, draft = self._limits, self.draft
+        rows, size = len(draft.rows) + self._examined, draft.size + draft.held // 2
+        return rows >= limits.slice_rows or size >= limits.slice_bytes
 
     def _commands(self, commands: Sequence[Command]) -> bool:
         """Run an entry's commands from `state.place` on; False if the slice ended before the entry did."""
@@ -154,7 +160,9 @@ class Machine:
                 return False
             # `_full`, written out: this line runs for every command there is.
             if (
-                len(rows) + self._examined >= limits.slice_rows or draft.size >= limits.slice_bytes or self.hash_index
+                len(rows) + self._examined >= limits.slice_rows
+                or draft.size + draft.held // 2 >= limits.slice_bytes
+                or self.hash_index
             ) and place + 1 < count:
                 state.place = place + 1
                 return False
@@ -227,7 +235,7 @@ class Machine:
         draft, state = self.draft, self.state
         if not request.range_end or request.prev_kv:
             # Not to be sliced: one key, or an answer as large as what is deleted, hence bounded.
-            txn = Txn(draft, state.revision + 1)
+            txn = Txn(draft, state.revision + 1, bounded=command.bounded)
             try:
                 result = txn.delete(request.key, request.range_end, prev_kv=request.prev_kv)
             finally:
@@ -266,10 +274,10 @@ class Machine:
                     state.deleted += 1
                     state.deleted_size += len(key) + len(record.value)
                 last = key
-            self._examined += len(chunk)
-            if whole:
+            self._examined += len(records)
+            if whole and len(records) == len(chunk):
                 break
-            low = chunk[-1][0] + b"\0"
+            low = low[:key_at] + last + b"\0"
             if self._full() or len(draft.rows) + self._examined >= self._limits.long_rows:
                 del draft.events[mark:]
                 state.cursor = last + b"\0"
@@ -299,17 +307,30 @@ class Machine:
         return chunk, True
 
     def _records(self, chunk: Sequence[tuple[bytes, bytes]], key_at: int) -> list[tuple[bytes, Record]]:
-        """The keys of C or K rows with their newest records. Raises `Misses` with all that are on the disk only."""
+        """The keys of C or K rows with their newest records; of K rows as many as `CHUNK_BYTES` of records go, and one.
+        Raises `Misses` with those that are on the disk only, as many as may be asked for at once."""
         if key_at == KEY_AT:
             return [(row[key_at:], decode_record(data)) for row, data in chunk]
-        source, records = self._source, self.draft.records
-        keys = [row[key_at:] for row, _ in chunk]
-        rows = (self.draft.keys.current + key for key in keys if key not in records and not source.holds(key))
-        missing = [row for row in rows if source.misses(row)]
+        # All before the first is deleted: to read one may push another out of the cache, and that can't be undone.
+        found: list[tuple[bytes, Record]] = []
+        missing: list[bytes] = []
+        size = 0
+        for row, _ in chunk:
+            key = row[key_at:]
+            try:
+                record = self._attached(key)
+            except Misses as misses:
+                missing += misses.rows
+                if len(missing) >= self._source.loans.ahead:
+                    break
+                continue
+            found.append((key, record))
+            size += len(record.value)
+            if size >= CHUNK_BYTES:
+                break
         if missing:
             raise Misses(missing)
-        # All before the first is deleted: to read one may push another out of the cache, and that can't be undone.
-        return [(key, self._attached(key)) for key in keys]
+        return found
 
     def _attached(self, key: bytes) -> Record:
         record = self.draft.newest(key)
@@ -321,7 +342,7 @@ class Machine:
         request = kv_pb2.TxnRequest.FromString(command.body)
         check.txn(request)
         draft, state = self.draft, self.state
-        txn = Txn(Draft(draft, state.floor), state.revision + 1)
+        txn = Txn(Draft(draft, state.floor), state.revision + 1, bounded=command.bounded)
         try:
             result = txn.run(request)
         finally:

@@ -8,7 +8,7 @@ from nebuladb.env import probe
 from nebuladb.errors import Unavailable
 from nebuladb.kv.rows import Record
 from nebuladb.kv.source import SnapshotSource
-from nebuladb.kv.view import Page, page
+from nebuladb.kv.view import STRETCH_BYTES, Page, page
 
 
 class Pin:
@@ -39,12 +39,13 @@ class Pin:
         keys_only: bool = False,
         keep: Callable[[Record], bool] | None = None,
     ) -> Page:
-        """As `Store.scan`, at the pinned revision. Raises `Unavailable` or `Corruption`."""
+        """As `Store.scan`, at the pinned revision, and no further than some `STRETCH_BYTES` looked at: to count a
+        thousand keys is to read their values. Raises `Unavailable` or `Corruption`."""
         if self.closed:
             raise Unavailable("the scan took too long; start it again from its last key")
         return page(
             self._source, self._source.keys.span(key, end), self.revision, limit=limit, max_bytes=max_bytes,
-            max_rows=max_rows, keys_only=keys_only, keep=keep,
+            max_rows=max_rows, keys_only=keys_only, keep=keep, max_read=STRETCH_BYTES,
         )  # fmt: skip
 
     def forget(self, revision: int) -> None:

@@ -12,7 +12,7 @@ from nebuladb.kv import check
 from nebuladb.kv.ahead import foreseen
 from nebuladb.kv.answer import KeyValue, RangeResult, TxnResult
 from nebuladb.kv.cache import RecordCache, RecordShare
-from nebuladb.kv.change import Applied, Change, LeaseInfo, LeaseState
+from nebuladb.kv.change import Applied, LeaseInfo, LeaseState
 from nebuladb.kv.command import Work
 from nebuladb.kv.deletion import Deletion
 from nebuladb.kv.draft import Draft
@@ -28,7 +28,7 @@ from nebuladb.kv.source import EngineSource, SnapshotSource, close
 from nebuladb.kv.state import State
 from nebuladb.kv.txn import Budget, Txn, check_revision, collect
 from nebuladb.kv.view import Page, at, page
-from nebuladb.kv.walk import Bounds, walk
+from nebuladb.kv.walk import Bounds, Changes, walk
 from nebuladb.pb.nebula.v1.kv_pb2 import TxnRequest
 from nebuladb.storage.engine import Batch, Engine
 
@@ -262,7 +262,7 @@ class Store:
         if record is None:
             return None
         if record.main > revision:
-            record, _ = at(self._source, key, record, revision)
+            record, *_ = at(self._source, key, record, revision)
             if record is None:
                 return None
         elif not record.version:
@@ -352,12 +352,12 @@ class Store:
         limit_bytes: int = 1 << 20,
         previous: bool = False,
         cut: int = 0,
-    ) -> list[Change]:
+    ) -> Changes:
         """Published changes of revisions above `after`, in order, whole revisions: the first always, more while there
         are fewer than `limit_rows` and `limit_bytes`. Raises `Compacted` if some are gone, or `Corruption`.
 
-        With `cut` none has more changes than that, but for the first, which then isn't whole: the next call goes on at
-        `sub` of revision `after` + 1, behind the last one's.
+        With `cut` none has more changes than that, or more than `limit_bytes`, but for the first, which then isn't
+        whole (`Changes.cut`): the next call goes on at `sub` of revision `after` + 1, behind the last one's.
 
         With `previous` each carries what the key was before, unless that is compacted away.
         """

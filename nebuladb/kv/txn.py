@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import closing
 from typing import Any, Final, NamedTuple
 
 from nebuladb.env import probe
@@ -11,7 +12,7 @@ from nebuladb.errors import Compacted, FutureRevision, KeyNotFound, ResultTooLar
 from nebuladb.kv.answer import DeleteResult, KeyValue, OperationResult, PutResult, RangeResult, TxnResult
 from nebuladb.kv.change import key_value
 from nebuladb.kv.draft import Draft
-from nebuladb.kv.limits import MAX_RESULT_BYTES, MAX_RESULT_ROWS, MAX_TXN_ROWS, ROW_OVERHEAD
+from nebuladb.kv.limits import MAX_RESULT_BYTES, MAX_RESULT_ROWS, MAX_TXN_BYTES, MAX_TXN_ROWS, ROW_OVERHEAD
 from nebuladb.kv.rows import KEY_AT, Record, decode_record
 from nebuladb.kv.selection import Selection
 from nebuladb.kv.source import Source, close
@@ -32,28 +33,50 @@ _TARGET: Final[dict[int, Callable[[Record], int]]] = {
     kv_pb2.Compare.LEASE: lambda record: record.lease,
 }
 
+EXAMINED_BYTES: Final = 4 << 10
+"""So many bytes that were looked at count as a row more: a slice is some 4 MiB."""
+UNBOUNDED: Final = 1 << 62
+MAX_REVISION: Final = (1 << 64) - 1
+
 
 class Budget:
-    """What one command may still look at and answer with (S23). Spending more raises `ResultTooLarge`."""
+    """What one command may still look at and answer with (S23). Spending more raises `ResultTooLarge`.
 
-    __slots__ = ("_allowed", "rows", "size")
+    Every replica must spend the same. Newest records and those of the history that a revision above the floor shows are
+    replicated state, and so are their bytes. What background deletion may or may not have removed by now, tombstones
+    below the floor, is never charged.
+    """
+
+    __slots__ = ("_allowed", "_readable", "read", "rows", "size")
 
     def __init__(self, rows: int = MAX_TXN_ROWS, size: int = MAX_RESULT_BYTES) -> None:
         self._allowed = rows
         self.rows = rows
         self.size = size
+        self.read = self._readable = MAX_TXN_BYTES
+        """Bytes of rows that may still be looked at."""
+
+    def unbind(self) -> None:
+        """Any number of bytes may be looked at."""
+        self.read = self._readable = UNBOUNDED
 
     @property
     def examined(self) -> int:
-        """Rows looked at so far."""
-        return self._allowed - self.rows
+        """Rows looked at so far, large ones as several: for the slice's bound."""
+        return self._allowed - self.rows + (self._readable - self.read) // EXAMINED_BYTES
 
-    def spend(self, rows: int, size: int) -> None:
-        """Count rows looked at and bytes answered."""
+    def spend(self, rows: int, size: int, read: int = 0) -> None:
+        """Count rows looked at, bytes answered, and bytes looked at."""
         self.rows -= rows
         self.size -= size
+        self.read -= read
         if self.rows < 0 or self.size < 0:
             raise ResultTooLarge
+        if self.read < 0:
+            raise ResultTooLarge(
+                f"the request would read more than {MAX_TXN_BYTES >> 20} MiB at once, also to count or to delete; "
+                "divide it into smaller ranges, use Scan, or delete the range outside of a transaction"
+            )
 
 
 def check_revision(revision: int, floor: int, current: int) -> None:
@@ -77,15 +100,19 @@ class Txn:
 
     `main` is the revision that its writes get, one above the published one. Where a half-done deletion may lie under
     that, as for a reader between two slices, `seen` is the published one, and nothing newer is looked at. `ranges` is
-    where ranges are read from, if it isn't the draft.
+    where ranges are read from, if it isn't the draft. Without `bounded` it may read more than `MAX_TXN_BYTES`.
     """
 
-    def __init__(self, draft: Draft, main: int, seen: int = 0, ranges: Source | None = None) -> None:
+    def __init__(
+        self, draft: Draft, main: int, seen: int = 0, ranges: Source | None = None, *, bounded: bool = True
+    ) -> None:
         self.draft = draft
         self.main = main
         self.sub = 0
         """Changes so far; 0 at the end = it wrote nothing and steps no revision."""
         self.budget = Budget()
+        if not bounded:
+            self.budget.unbind()
         self._seen = seen or main
         self._ranges: Source = draft if ranges is None else ranges
 
@@ -114,6 +141,7 @@ class Txn:
         for which, operation in chosen.operations:
             if which == "put":
                 if operation.ignore_value or operation.ignore_lease:
+                    self._now(operation.key, 0)
                     self.draft.kept(operation)
                 if operation.lease:
                     self.draft.require_lease(operation.lease)
@@ -155,14 +183,23 @@ class Txn:
                 raise
         previous = self.draft.put(self.main, self.sub, key, value, lease)
         self.sub += 1
-        if not request.prev_kv or previous is None:
+        if previous is None:
+            return PutResult()
+        self.budget.spend(0, 0, len(previous.value))
+        if not request.prev_kv:
             return PutResult()
         self.budget.spend(0, len(key) + len(previous.value) + ROW_OVERHEAD)
         return PutResult(key_value(key, previous))
 
     def delete(self, key: bytes, end: bytes, *, prev_kv: bool) -> DeleteResult:
         """Delete a range, of at most `MAX_RESULT_ROWS` keys: only a delete that stands alone can be sliced."""
-        found = live_keys(self.draft, key, end, self.budget, self.main, self.draft.floor, values=prev_kv)
+        found: list[tuple[bytes, Record]] = []
+        # All before the first is deleted, hence within what a transaction may read.
+        with closing(self._live(self.draft, key, end, self.main)) as keys:
+            for name, record in keys:
+                if prev_kv:
+                    self.budget.spend(0, len(name) + len(record.value) + ROW_OVERHEAD)
+                found.append((name, record))
         for name, record in found:
             self.draft.delete(self.main, self.sub, name, record)
             self.sub += 1
@@ -174,8 +211,7 @@ class Txn:
         if end:
             source = self._ranges
             return collect(source, source.keys.span(key, end), revision, self.budget, selection, self.draft.floor)
-        record, steps = at(self.draft, key, self.draft.newest(key), revision)
-        self.budget.spend(1 + steps, 0)
+        record = self._now(key, 1, revision)
         if record is None:
             return RangeResult((), 0, False)  # noqa: FBT003
         if selection.count_only or not selection.passes(record):
@@ -186,37 +222,30 @@ class Txn:
 
     def _holds(self, compare: kv_pb2.Compare) -> bool:
         if not compare.range_end:
-            record, steps = at(self.draft, compare.key, self.draft.newest(compare.key), self._seen)
-            self.budget.spend(1 + steps, 0)
-            return _satisfied(compare, record)
-        found = live_keys(
-            self._ranges, compare.key, compare.range_end, self.budget, self._seen, self.draft.floor, values=False
-        )
-        if not found:
-            # etcd: an empty range is compared as one missing key.
-            return _satisfied(compare, None)
-        return all(_satisfied(compare, record) for _, record in found)
+            return _satisfied(compare, self._now(compare.key, 1, self._seen))
+        found, holds = False, True
+        with closing(self._live(self._ranges, compare.key, compare.range_end, self._seen)) as keys:
+            for _, record in keys:  # to the end in any case: a range that is too large is refused whatever it holds
+                found, holds = True, holds and _satisfied(compare, record)
+        # etcd: an empty range is compared as one missing key.
+        return holds if found else _satisfied(compare, None)
 
+    def _now(self, key: bytes, rows: int, revision: int = MAX_REVISION) -> Record | None:
+        """A key as it was at `revision`, if it existed; charged as `rows` and what it took."""
+        newest = self.draft.newest(key)
+        record, steps, read = at(self.draft, key, newest, revision)
+        self.budget.spend(rows + steps, 0, read if newest is None else read + len(newest.value))
+        return record
 
-def _satisfied(compare: kv_pb2.Compare, record: Record | None) -> bool:
-    holds = _COMPARE[compare.result]
-    if compare.target == kv_pb2.Compare.VALUE:
-        return record is not None and holds(record.value, compare.value)
-    return holds(0 if record is None else _TARGET[compare.target](record), compare.number)
-
-
-def live_keys(
-    source: Source, key: bytes, end: bytes, budget: Budget, seen: int, floor: int, *, values: bool
-) -> list[tuple[bytes, Record]]:
-    """The keys of a range that exist at `seen`, which nothing but a half-done deletion is above, charged to `budget`,
-    with their bytes if `values`."""
-    found: list[tuple[bytes, Record]] = []
-    if not end:
-        record, steps = at(source, key, source.newest(key), seen)
-        budget.spend(1 + steps, 0)
-        if record is not None:
-            found.append((key, record))
-    else:
+    def _live(self, source: Source, key: bytes, end: bytes, seen: int) -> Generator[tuple[bytes, Record], None, None]:
+        """The keys of a range that exist at `seen`, which nothing but a half-done deletion is above, `MAX_RESULT_ROWS`
+        at most, each charged as it comes. To be closed."""
+        if not end:
+            record = self._now(key, 1, seen)
+            if record is not None:
+                yield key, record
+            return
+        budget, floor, count = self.budget, self.draft.floor, 0
         rows = source.scan(*source.keys.span(key, end))
         try:
             for row, data in rows:
@@ -224,18 +253,23 @@ def live_keys(
                 newest = decode_record(data)
                 if not newest.version and newest.main < floor:
                     continue  # another replica may have deleted it already
-                record, steps = at(source, name, newest, seen)
-                budget.spend(1 + steps, 0)
+                record, steps, read = at(source, name, newest, seen)
+                budget.spend(1 + steps, 0, len(row) + len(data) + read)
                 if record is not None:
-                    found.append((name, record))
+                    count += 1
                     # One limit for what is answered and what is removed: also keys without values take memory here.
-                    if len(found) > MAX_RESULT_ROWS:
+                    if count > MAX_RESULT_ROWS:
                         raise ResultTooLarge("the range has too many keys for one command; take it in parts")
+                    yield name, record
         finally:
             close(rows)
-    if values:
-        budget.spend(0, sum(len(name) + len(record.value) + ROW_OVERHEAD for name, record in found))
-    return found
+
+
+def _satisfied(compare: kv_pb2.Compare, record: Record | None) -> bool:
+    holds = _COMPARE[compare.result]
+    if compare.target == kv_pb2.Compare.VALUE:
+        return record is not None and holds(record.value, compare.value)
+    return holds(0 if record is None else _TARGET[compare.target](record), compare.number)
 
 
 def collect(
@@ -249,17 +283,20 @@ def collect(
         asked = min(enough or MAX_RESULT_ROWS, MAX_RESULT_ROWS)
         part = page(
             source, span, revision, limit=asked, max_bytes=budget.size + 1, max_rows=budget.rows,
-            keys_only=selection.blank, keep=selection.keep, floor=floor,
+            keys_only=selection.blank, keep=selection.keep, floor=floor, max_read=budget.read + 1,
         )  # fmt: skip
-        budget.spend(part.examined, part.size)
+        budget.spend(part.examined, part.size, part.read)
         found, count, cursor = part.kvs, part.counted, part.cursor
         if cursor and (len(found) < asked or asked != enough):
             raise ResultTooLarge
     rest = 0
     if cursor:
         low = span[0][:KEY_AT] + cursor
-        others = page(source, (low, span[1]), revision, limit=0, max_bytes=0, max_rows=budget.rows, floor=floor)
-        budget.spend(others.examined, 0)
+        others = page(
+            source, (low, span[1]), revision, limit=0, max_bytes=0, max_rows=budget.rows, floor=floor,
+            max_read=budget.read + 1,
+        )  # fmt: skip
+        budget.spend(others.examined, 0, others.read)
         if others.cursor:
             raise ResultTooLarge("the range has too many keys to be counted at once; use Scan")
         rest = others.counted

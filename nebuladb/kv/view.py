@@ -14,7 +14,13 @@ from nebuladb.kv.rows import FORMAT, KEY_AT, TOMBSTONE, U64, Record, decode_reco
 from nebuladb.kv.source import Source, close
 
 MISSES_AT_ONCE: Final = 1_024
-"""Rows of the history that a page asks for at a time, where they aren't in memory."""
+MISSES_BYTES: Final = 8 << 20
+"""Rows of the history that a page asks for at a time, where they aren't in memory; and bytes, as far as the newest
+records of their keys tell."""
+STRETCH_BYTES: Final = 4 << 20
+"""Bytes that one turn of a long read looks at, shown or not: some 5 ms."""
+SMALL_BYTES: Final = 1 << 10
+"""A row up to here isn't counted by its bytes: it is counted as a row, and those are bounded too."""
 _FLAGS: Final = 1
 _MAIN: Final = slice(2, 10)
 """Where a record's bytes have its flags and its revision."""
@@ -32,6 +38,8 @@ class Page(NamedTuple):
     """Bytes of `kvs`, with an overhead a key."""
     examined: int
     """Rows that were looked at, those of the history included."""
+    read: int
+    """Bytes of those above `SMALL_BYTES`."""
 
 
 def load(source: Source, key: bytes, main: int, sub: int) -> Record:
@@ -45,20 +53,21 @@ def load(source: Source, key: bytes, main: int, sub: int) -> Record:
     return record
 
 
-def at(source: Source, key: bytes, record: Record | None, revision: int) -> tuple[Record | None, int]:
+def at(source: Source, key: bytes, record: Record | None, revision: int) -> tuple[Record | None, int, int]:
     """What `record`'s key was at `revision`, which isn't below the floor, a live record or None; and the look-ups that
-    it took, which are the same on every replica."""
-    steps = 0
+    it took and the bytes that those read, which are the same on every replica."""
+    steps = read = 0
     while record is not None and record.main > revision:
         if record.anchor_main > revision:
             record = load(source, key, record.anchor_main, record.anchor_sub)
         elif record.past_main == 0 or (record.past_deleted and record.past_main <= revision):
             # A tombstone at or below the revision may be gone from R already, so it is never looked up.
-            return None, steps
+            return None, steps, read
         else:
             record = load(source, key, record.past_main, record.past_sub)
         steps += 1
-    return (record if record is not None and record.version else None), steps
+        read += len(record.value)
+    return (record if record is not None and record.version else None), steps, read
 
 
 def page(
@@ -72,37 +81,45 @@ def page(
     keys_only: bool = False,
     keep: Callable[[Record], bool] | None = None,
     floor: int = 0,
+    max_read: int = 1 << 62,
 ) -> Page:
-    """The range as it was at `revision`, as far as `limit` keys, about `max_bytes` (at least one key) and `max_rows`
-    rows, and one key's history more, go. With `limit` 0 keys are counted and none returned; what `keep` refuses is
-    counted, too."""
+    """The range as it was at `revision`, as far as `limit` keys, about `max_bytes` (at least one key), and `max_rows`
+    rows or `max_read` bytes looked at, and one key's history more, go. With `limit` 0 keys are counted and none
+    returned; what `keep` refuses is counted, too.
+
+    What another replica may have deleted already, tombstones below `floor`, counts for nothing: `examined` and `read`
+    are the same on all."""
     if not limit:
-        return _count(source, span, revision, max_rows, floor)
+        return _count(source, span, revision, max_rows, floor, max_read)
     oldest = U64.pack(floor)
     kvs: list[KeyValue] = []
     missing: list[bytes] = []
-    counted = size = examined = 0
+    counted = size = examined = read = missed = 0
     cursor = b""
     rows = source.scan(*span)
     for row, data in rows:
         if data[_FLAGS] & TOMBSTONE and data[_MAIN] < oldest:
-            continue  # another replica may have deleted it already
-        if examined >= max_rows or len(kvs) == limit or size >= max_bytes:
+            continue
+        if examined >= max_rows or len(kvs) == limit or size >= max_bytes or read >= max_read:
             cursor = row[KEY_AT:]
             close(rows)
             break
         examined += 1
+        if (weight := len(row) + len(data)) > SMALL_BYTES:
+            read += weight
         key = row[KEY_AT:]
         record = decode_record(data)
         try:
-            visible, steps = (record, 0) if record.main <= revision else at(source, key, record, revision)
+            visible, steps, past = (record, 0, 0) if record.main <= revision else at(source, key, record, revision)
         except Misses as misses:
             missing += misses.rows
-            if len(kvs) + len(missing) >= min(limit, MISSES_AT_ONCE):
+            missed += len(data)
+            if len(kvs) + len(missing) >= min(limit, MISSES_AT_ONCE) or missed >= MISSES_BYTES:
                 close(rows)
                 break
             continue
         examined += steps
+        read += past
         if visible is None or visible.version == 0:
             continue
         counted += 1
@@ -114,13 +131,13 @@ def page(
             size += len(key) + len(kv.value) + ROW_OVERHEAD
     if missing:
         raise Misses(missing)  # all at once: one by one, each would be met only when the ones before it are here
-    return Page(tuple(kvs), counted, cursor, size, examined)
+    return Page(tuple(kvs), counted, cursor, size, examined, read)
 
 
-def _count(source: Source, span: tuple[bytes, bytes], revision: int, max_rows: int, floor: int) -> Page:
+def _count(source: Source, span: tuple[bytes, bytes], revision: int, max_rows: int, floor: int, max_read: int) -> Page:
     """`page` with limit 0: of most rows two fields are all that it takes to tell."""
     missing: list[bytes] = []
-    counted = examined = 0
+    counted = examined = read = missed = 0
     cursor, newest, oldest = b"", U64.pack(revision), U64.pack(floor)
     rows = source.scan(*span)
     for row, data in rows:
@@ -131,19 +148,27 @@ def _count(source: Source, span: tuple[bytes, bytes], revision: int, max_rows: i
             close(rows)
             break
         examined += 1
+        if (weight := len(row) + len(data)) > SMALL_BYTES:
+            read += weight
+            if read >= max_read:
+                max_rows = 0  # this was the last
         if data[_MAIN] <= newest and data[0] == FORMAT:
             counted += not data[_FLAGS] & TOMBSTONE
         else:
             try:
-                visible, steps = at(source, row[KEY_AT:], decode_record(data), revision)
+                visible, steps, past = at(source, row[KEY_AT:], decode_record(data), revision)
             except Misses as misses:
                 missing += misses.rows
-                if len(missing) >= MISSES_AT_ONCE:
+                missed += len(data)
+                if len(missing) >= MISSES_AT_ONCE or missed >= MISSES_BYTES:
                     close(rows)
                     break
                 continue
             examined += steps
             counted += visible is not None
+            read += past
+            if read >= max_read:
+                max_rows = 0
     if missing:
         raise Misses(missing)
-    return Page((), counted, cursor, 0, examined)
+    return Page((), counted, cursor, 0, examined, read)

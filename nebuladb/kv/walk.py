@@ -13,31 +13,38 @@ from nebuladb.kv.view import load
 
 class Bounds(NamedTuple):
     """Where a walk ends: with the revision in which it has so many rows or bytes, or before one of more than `cut`
-    changes, if that isn't 0; in the midst of it if it begins with one."""
+    changes or of more than `size` bytes, if `cut` isn't 0; in the midst of it if it begins with one."""
 
     rows: int
     size: int
     cut: int
 
 
+class Changes(list[Change]):
+    """What a walk met."""
+
+    cut = False
+    """They are of one revision, and it has more."""
+
+
 def walk(
     source: SnapshotSource, start: tuple[int, int], below: tuple[int, int], bounds: Bounds, floor: int | None
-) -> list[Change]:
+) -> Changes:
     """Changes from position `start` on; with a `floor`, what the key was before those above it. Raises `Corruption`."""
-    changes: list[Change] = []
-    size = last = begin = 0
+    changes = Changes()
+    size = before = last = begin = 0
     rows = source.scan(source.keys.record_key(*start), source.keys.record_key(*below))
     for row, data in rows:
         main, sub = POSITION.unpack_from(row, KEY_AT)
         if main != last:
-            begin = len(changes)
+            begin, before = len(changes), size
             if begin and (begin >= bounds.rows or size >= bounds.size):
                 close(rows)
                 break
-        elif bounds.cut and len(changes) - begin >= bounds.cut:
+        elif bounds.cut and (len(changes) - begin >= bounds.cut or size - before >= bounds.size):
             close(rows)
-            if begin:
-                del changes[begin:]
+            changes.cut = not begin
+            del changes[begin or len(changes) :]
             break
         key, record = decode_row(data)
         if record.main != main or record.sub != sub:

@@ -10,12 +10,12 @@ with what they deliver, so it doesn't matter in which order they come.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from itertools import groupby
 from typing import Final
 
 from nebuladb.env import probe
-from nebuladb.errors import InvalidArgument, TooManyRequests, Unavailable
+from nebuladb.errors import InvalidArgument, TooManyRequests, Unavailable, invariant
 from nebuladb.kv.change import Applied, Change
 from nebuladb.kv.check import TO_THE_LAST
 from nebuladb.kv.interest import Interest, Large
@@ -30,7 +30,8 @@ MAX_DELIVERIES: Final = 20_000
 """Batches that one stretch of history gives out, about: some 30 ms."""
 
 LARGE: Final = 1024
-"""Changes of one revision that are read from history in one go; of more than that, so many at a time."""
+"""Changes of one revision that are read from history in one go, unless they are too many bytes for that; of more than
+that, so many at a time."""
 
 
 class WatchHub:
@@ -81,13 +82,16 @@ class WatchHub:
         outbox_events: int = OUTBOX_EVENTS,
         outbox_bytes: int = OUTBOX_BYTES,
         on_ready: Callable[[], None] | None = None,
+        most: int = 0,
     ) -> Watcher:
         """A watch from `start_revision`, inclusive; 0 = from now on. An empty key is ``\\0`` (etcd 42).
 
         A start below the floor gives a watcher that is canceled already (etcd 34, 36). `on_ready` is called within
         `publish` and `catch_up`, when an empty outbox gets its first batch and when the watch is canceled; it may not
-        call back into the hub. Raises `InvalidArgument` for an empty range, `TooManyRequests`, and `Unavailable` once
-        the shard has left this node.
+        call back into the hub. `most`: bytes of keys and values of one revision, past which the watch is canceled
+        instead of being told it (`Watcher.too_large`), so that nobody gathers what can't be sent; 0 = any. It is looked
+        at where a revision is read in pieces. Raises `InvalidArgument` for an empty range, `TooManyRequests`, and
+        `Unavailable` once the shard has left this node.
         """
         if self._closed:
             raise Unavailable("this node serves the shard no more; watch again, at another node")
@@ -98,7 +102,7 @@ class WatchHub:
         watcher = Watcher(
             key or b"\0", range_end, start_revision or self._revision + 1, prev_kv=prev_kv, no_put=no_put,
             no_delete=no_delete, outbox_events=outbox_events, outbox_bytes=outbox_bytes, share=self._outboxes,
-            on_ready=on_ready,
+            on_ready=on_ready, most=most,
         )  # fmt: skip
         if start_revision and start_revision < self._store.floor:
             watcher.canceled, watcher.compact_revision = True, self._store.floor
@@ -118,10 +122,12 @@ class WatchHub:
 
     def rebase(self, store: Store) -> None:
         """The state was replaced by a newer one: everyone goes on from its cursor, out of the new history (S26)."""
+        # Who falls back goes on behind `_revision`: what an older store published up to there would be passed over.
+        invariant(store.revision >= self._revision, "a state that watches were told of is replaced by an older one")
         self._all_fall_back()
         self._large = None
         self._store = store
-        self._revision = max(self._revision, store.revision)
+        self._revision = store.revision
 
     def close(self) -> None:
         """The shard leaves this node: every watch is canceled, with nothing compacted to blame. None is taken any more:
@@ -169,10 +175,10 @@ class WatchHub:
             probe("sweep of history begun anew")
             start = min(watcher.cursor for watcher in behind)
         previous = any(watcher.prev_kv for watcher in behind)
-        changes = self._store.changes(start - 1, limit_rows=budget, previous=previous, cut=LARGE + 1)
-        if len(changes) > LARGE and changes[0].revision == changes[-1].revision:
+        changes = self._store.changes(start - 1, limit_rows=budget, previous=previous, cut=LARGE)
+        if changes.cut:
             self._large = self._behind.large(start, changes[0].revision, previous)
-            self._behind.gather(self._large, changes)
+            self._gather(self._large, changes)
             return True
         through = changes[-1].revision if changes else self._store.revision
         deliveries = 0
@@ -195,13 +201,19 @@ class WatchHub:
             large.revision - 1, sub=large.sub, limit_rows=1, previous=large.previous, cut=LARGE
         )
         if changes and changes[0].revision == large.revision:
-            self._behind.gather(large, changes)
+            self._gather(large, changes)
             return True
         self._large = None
         probe("large revision gathered")
         told, past = self._behind.gathered(large)
         self._deliver(told, large.revision)
         return self._passed(large.revision, past)
+
+    def _gather(self, large: Large, changes: Sequence[Change]) -> None:
+        for watcher in self._behind.gather(large, changes):
+            probe("watch given up for a revision too large")
+            self._behind.discard(watcher)
+            watcher.give_up()
 
     def _deliver(self, told: Iterable[tuple[Watcher, EventBatch]], revision: int) -> None:
         """Give out what history has at `revision`."""

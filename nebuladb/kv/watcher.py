@@ -70,6 +70,7 @@ class Watcher:
         outbox_bytes: int = OUTBOX_BYTES,
         share: Share | None = None,
         on_ready: Callable[[], None] | None = None,
+        most: int = 0,
     ) -> None:
         self.key = key
         self.end = end
@@ -83,7 +84,11 @@ class Watcher:
         """Nothing comes any more, after what `take` still holds."""
         self.compact_revision = 0
         """Why, if not 0: revisions that it wanted are compacted; this is the oldest that can be had (etcd 36)."""
-        self.kind = key, end, prev_kv, no_put, no_delete
+        self.most = most
+        """Bytes of keys and values that it takes of one revision; 0: any."""
+        self.too_large = False
+        """Why it is canceled: a revision has more than `most`, and has not been told."""
+        self.kind = key, end, prev_kv, no_put, no_delete, most
         """Those that have it in common want the same."""
         self._no_put = no_put
         self._no_delete = no_delete
@@ -156,6 +161,11 @@ class Watcher:
         if first:
             self._wake()
         return True
+
+    def give_up(self) -> None:
+        """A revision is too large for it."""
+        self.too_large = True
+        self.cancel(0)
 
     def cancel(self, compact_revision: int) -> None:
         """No more events after what waits."""

@@ -2,7 +2,7 @@
 
 Layout (``docs/formats.md``, "Entry payload"), big-endian. The head is 12 bytes::
 
-    u8 version = 1 | u8 flags = 0 | u16 count of commands | u64 lease clock in ms (0 = none)
+    u8 version = 2 | u8 flags = 0 | u16 count of commands | u64 lease clock in ms (0 = none)
 
 and each command 80 bytes and its body, which is the client's own bytes::
 
@@ -10,7 +10,9 @@ and each command 80 bytes and its body, which is the client's own bytes::
     | u64 lowest unanswered | u64 principal | u64 auth revision | u64 chosen | body
 
 A command is encoded once, by the node that took the request; it is forwarded, proposed and replicated as those bytes.
-An empty payload is a new leader's no-op.
+An empty payload is a new leader's no-op. In one of version 1, which is read as well, a transaction may read more bytes
+than in one of version 2 (`MAX_TXN_BYTES`): every replica does with an entry what the leader that wrote it would do, and
+one of a build that doesn't know the bound stops at version 2.
 """
 
 from __future__ import annotations
@@ -22,7 +24,8 @@ from typing import Final
 from nebuladb.errors import InvariantViolation
 from nebuladb.kv.command import Command
 
-PAYLOAD_VERSION: Final = 1
+PAYLOAD_VERSION: Final = 2
+OLD_VERSION: Final = 1
 MAX_COMMANDS: Final = 0xFFFF
 _HEAD: Final = struct.Struct(">BBHQ")
 _COMMAND: Final = struct.Struct(">HHI9Q")
@@ -78,7 +81,7 @@ def decode_payload(record: bytes, position: int) -> tuple[int, list[Command]]:
         return 0, []
     try:
         version, _, count, clock = _HEAD.unpack_from(record, position)
-        if version != PAYLOAD_VERSION:
+        if version not in (PAYLOAD_VERSION, OLD_VERSION):
             raise InvariantViolation(f"an entry has payload version {version}; this build knows {PAYLOAD_VERSION}")
         position += _HEAD.size
         commands = []
@@ -88,7 +91,7 @@ def decode_payload(record: bytes, position: int) -> tuple[int, list[Command]]:
             position += COMMAND_HEADER
             body = record[position : position + length]
             position += length
-            commands.append(Command._make((kind, body, *fields[3:], flags)))
+            commands.append(Command._make((kind, body, *fields[3:], flags, version)))
     except struct.error as error:
         raise InvariantViolation("an entry's payload is cut short") from error
     if position != end:

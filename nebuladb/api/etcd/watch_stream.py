@@ -152,6 +152,7 @@ class WatchStream:
             no_put=pb.WatchCreateRequest.NOPUT in request.filters,
             no_delete=pb.WatchCreateRequest.NODELETE in request.filters,
             on_ready=ready,
+            most=0 if request.fragment else events.MAX_MESSAGE_BYTES,
         )
         if watch.watcher.canceled:
             ready()
@@ -215,18 +216,25 @@ class WatchStream:
         watch.elide = watch.elide or bool(batches)
         for revision, rest in events.responses(watch.id, batches, through, fragment=watch.fragment):
             if len(rest) > events.MAX_MESSAGE_BYTES:
-                probe("etcd: revision too large for a message")
-                self._end(watch)
-                yield self._encoded(pb.WatchResponse(watch_id=watch.id, canceled=True, cancel_reason=TOO_LARGE))
+                yield self._too_large(watch)
                 return
             yield self._face.prefix(self._shard.group, revision) + rest
         if not canceled:
+            return
+        if watcher.too_large:
+            yield self._too_large(watch)
             return
         if not watcher.compact_revision:
             raise self._gone()
         watch.dead = True
         compact = pb.WatchResponse(watch_id=watch.id, canceled=True, compact_revision=watcher.compact_revision)
         yield self._encoded(compact, revision=0)  # as etcd: the revision that it was told of is none
+
+    def _too_large(self, watch: Watch) -> bytes:
+        """End a watch that can't be told a revision."""
+        probe("etcd: revision too large for a message")
+        self._end(watch)
+        return self._encoded(pb.WatchResponse(watch_id=watch.id, canceled=True, cancel_reason=TOO_LARGE))
 
     def _gone(self) -> NebulaError:
         """Why the shard's watches have ended."""

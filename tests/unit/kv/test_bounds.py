@@ -120,7 +120,7 @@ def test_history_is_walked_in_leaps() -> None:
     drain(store, [log.work(*[put(b"k", b"%d" % n) for n in range(versions)])])
     source = store._source
     for revision in (2, 3, HISTORY_STRIDE + 1, versions // 2, versions):
-        record, steps = at(source, b"k", source.newest(b"k"), revision)
+        record, steps, _ = at(source, b"k", source.newest(b"k"), revision)
         assert record is not None
         assert record.value == b"%d" % (revision - 2)
         assert steps <= HISTORY_STRIDE + 2 * versions // HISTORY_STRIDE + 2

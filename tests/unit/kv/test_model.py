@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from nebuladb.env import probe
 from nebuladb.errors import Compacted, WriteStalled
 from nebuladb.kv.answer import Answer
-from nebuladb.kv.change import Applied
+from nebuladb.kv.change import Applied, Change
 from nebuladb.kv.command import Work
 from nebuladb.kv.limits import Limits
 from nebuladb.kv.store import Store
@@ -66,7 +66,7 @@ def check_changes(store: Store, model: Model, rows: int) -> None:
         store.changes(model.floor - 2)
     for after in range(max(model.floor - 1, 0), model.revision + 1):
         wanted = [event for event in model.events if event.revision > after]
-        got = []
+        got: list[Change] = []
         position = after
         while part := store.changes(position, limit_rows=rows, previous=True):
             got += part

@@ -15,7 +15,7 @@ from nebuladb.kv.txn import Budget
 from nebuladb.pb.nebula.v1 import kv_pb2
 from tests.unit.kv.helpers import Log, compact, delete, finish, fresh, put, run, state_hash, txn
 
-KEYS = [b"a", b"a\0", b"b", b"c", b"d", b"e", b"\xff", b"\xff\xff"]
+KEYS = [b"a", b"a\0", b"b", b"c", b"cc" * 1000, b"d", b"e", b"\xff", b"\xff\xff"]
 ENDS = [b"", b"\0", b"b", b"d", b"\xff"]
 RESULTS = [kv_pb2.Compare.EQUAL, kv_pb2.Compare.GREATER, kv_pb2.Compare.LESS, kv_pb2.Compare.NOT_EQUAL]
 ROWS = 9
@@ -26,6 +26,7 @@ ROWS = 9
 def small_budget(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(txn_module, "Budget", lambda: Budget(ROWS, 100_000))
     monkeypatch.setattr(txn_module, "MAX_RESULT_ROWS", 6)
+    monkeypatch.setattr(txn_module, "MAX_TXN_BYTES", 6_000)
 
 
 def of(*operations: kv_pb2.Operation, compare: kv_pb2.Compare | None = None) -> Command:
@@ -36,7 +37,7 @@ def command(random: Random, store: Store) -> Command:
     key, end = random.choice(KEYS), random.choice(ENDS)
     kind = random.randrange(10)
     if kind < 3:
-        return put(key)
+        return put(key, bytes(random.choice([0, 0, 2000])))
     if kind < 5:
         return delete(key)
     if kind == 5:

@@ -96,7 +96,7 @@ COMMAND_BYTES = hexed("""
 """)
 CLOCK_BYTES = hexed("0001 0000 00000000" + 9 * "0000000000000000")
 PAYLOAD_BYTES = hexed("""
-    01 00               # version, flags
+    02 00               # version, flags
     0002                # commands
     0000000000001000    # lease clock, ms
 """)
@@ -111,6 +111,12 @@ def test_entry_payload() -> None:
     assert decode_payload(record, 24) == (4096, [COMMAND, Command(Kind.CLOCK, b"")])
 
 
+def test_a_payload_of_version_1_is_read_and_its_commands_are_not_bounded_in_what_they_read() -> None:
+    _, commands = decode_payload(b"\x01" + PAYLOAD_BYTES[1:] + COMMAND_BYTES + CLOCK_BYTES, 0)
+    assert commands[0] == COMMAND._replace(version=1)
+    assert (commands[0].bounded, COMMAND.bounded) == (False, True)
+
+
 def test_an_empty_payload_is_a_no_op() -> None:
     assert decode_payload(encode_entry(1, 1, EntryKind.NORMAL, b"").record, 24) == (0, [])
 
@@ -122,7 +128,7 @@ def test_the_leaders_choice_goes_into_the_last_eight_bytes_of_the_header() -> No
     assert decode_payload(encode_payload(0, [changed]), 0)[1] == [COMMAND._replace(chosen=0xFFEE)]
 
 
-commands = st.builds(Command, U16, st.binary(max_size=20), U64, U64, U64, U64, U64, U64, U64, U64, U64, U16)
+commands = st.builds(Command, U16, st.binary(max_size=20), U64, U64, U64, U64, U64, U64, U64, U64, U64, U16, st.just(2))
 
 
 @given(U64, st.lists(commands, min_size=1, max_size=4), st.binary(max_size=5))
@@ -141,8 +147,8 @@ def test_a_payload_cut_short_or_too_long_stops_the_replica() -> None:
 
 
 def test_an_unknown_payload_version_stops_the_replica() -> None:
-    with pytest.raises(InvariantViolation, match="version 2"):
-        decode_payload(b"\x02" + PAYLOAD_BYTES[1:] + COMMAND_BYTES + CLOCK_BYTES, 0)
+    with pytest.raises(InvariantViolation, match="version 3"):
+        decode_payload(b"\x03" + PAYLOAD_BYTES[1:] + COMMAND_BYTES + CLOCK_BYTES, 0)
 
 
 # --- peer frame ------------------------------------------------------------------------------------------------------
