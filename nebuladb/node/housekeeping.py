@@ -12,7 +12,7 @@ from nebuladb.kv.command import Command, Kind
 from nebuladb.node.balancer import Balancer
 from nebuladb.node.keyspaces import acknowledgement, unfinished_step
 from nebuladb.node.members import put_node
-from nebuladb.node.meta import founding_request, life_request
+from nebuladb.node.meta import Meta, founding_request, life_request
 from nebuladb.node.record import NodeState
 from nebuladb.raft import StateRole
 
@@ -21,7 +21,15 @@ if TYPE_CHECKING:
 
 HOUSEKEEPING_MS: Final = 1_000
 FINISHING_MS: Final = 100
-"""Between two steps of what is begun: a founding; a keyspace's creation or removal that nobody else seems to finish."""
+"""Between two steps of what is begun: a founding; a keyspace's creation or removal that nobody else seems to finish; a
+node's own addresses, for it isn't ready before they are known."""
+
+
+def announced(meta: Meta, node: int, peer_address: str, client_address: str) -> bool:
+    """Whether meta has the node's addresses, or will never have them: who is no member, or has no client address,
+    announces nothing. The version may be another one: nobody waits for it."""
+    known = meta.nodes.get(node)
+    return known is None or not client_address or known[2:4] == (peer_address, client_address)
 
 
 class Housekeeper:
@@ -54,13 +62,14 @@ class Housekeeper:
         leads meta; its own addresses; what it has destroyed."""
         node = self._node
         replica = node.host.replicas.get(META_GROUP)
+        if node.meta.version == 0 or not announced(node.meta, node.identity.node, *self._addresses):
+            self._due = node.host.now + FINISHING_MS
         if replica is None or len(replica.proposals):
             return
         leads = replica.raft.role is StateRole.LEADER
         if node.meta.version == 0:
             if leads:
                 self._request(founding_request(node.founding))
-                self._due = node.host.now + FINISHING_MS
             return
         if leads and not node.meta.life:
             self._request(life_request(self._rng.randrange(1, 1 << 63)))

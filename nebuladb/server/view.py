@@ -9,10 +9,12 @@ from typing import Any, Final
 from nebuladb import __version__
 from nebuladb.api.cluster import group_statuses
 from nebuladb.errors import NebulaError
-from nebuladb.ids import DEFAULT_GROUP, ETCD_GROUP
+from nebuladb.ids import DEFAULT_GROUP, ETCD_GROUP, META_GROUP
 from nebuladb.kv.limits import MAX_SESSIONS
 from nebuladb.node import proposals, reads
 from nebuladb.node.alarms import AlarmKind
+from nebuladb.node.housekeeping import announced
+from nebuladb.node.pump import Pump
 from nebuladb.raft import StateRole
 from nebuladb.server.config import Config
 from nebuladb.server.peers import Peers
@@ -30,6 +32,7 @@ class NodeView:
         self._peers = peers
         self.serving = False
         """The client port is open and the node isn't stopping."""
+        self._announced = False
         self.rocks: RocksMemory | None = None
         """Set when the databases open."""
 
@@ -42,7 +45,11 @@ class NodeView:
 
     async def readyz(self) -> tuple[bool, str]:
         """A ReadIndex round on `default` and `etcd` passes through their leaders and majorities, as a put would. While
-        reads of the data store fail here, others are ready, where there are any."""
+        reads of the data store fail here, others are ready, where there are any.
+
+        And the cluster has this node's addresses. Before that the others find it at its old ones only; and of one that
+        is restored from a backup once more they don't know that it has been in this life, and forgot its votes (S14).
+        """
         pump = self._peers.pump
         if pump is None:
             return False, "waiting for the other founding nodes"
@@ -60,6 +67,21 @@ class NodeView:
                 pump.store(group)
             except NebulaError as error:
                 return False, f"shard {group}: {error.message}"
+        return await self._known(pump)
+
+    async def _known(self, pump: Pump) -> tuple[bool, str]:
+        """Whether a majority has this node's addresses, and knows that they are committed, so that it finds the node
+        there also after a restart of its own. Once it is so it stays so: a process has one pair of them."""
+        if self._announced:
+            return True, ""
+        peer, client = self._config.advertise_peer_addr, self._config.advertise_client_addr
+        if not announced(pump.node.meta, self._peers.identity.node, peer, client):
+            return False, f"waiting for the meta group to take this node's addresses: peer {peer}, client {client}"
+        try:
+            await pump.confirm(META_GROUP, READY_SECONDS)
+        except NebulaError as error:
+            return False, f"meta group: {error.message}"
+        self._announced = True
         return True, ""
 
     def status(self) -> dict[str, Any]:

@@ -181,6 +181,22 @@ def test_a_founder_with_an_address_that_is_not_in_the_list_is_refused_and_a_foun
         cluster.wait_ready()
 
 
+def test_nodes_that_are_ready_at_another_address_are_found_there(founded: Cluster, tmp_path: Path) -> None:
+    """Two of three move, one after the other, while the third is away: nobody else can tell them where both are."""
+    with founded as cluster, Cluster(tmp_path / "other") as other:
+        cluster.start(0, 1)
+        cluster.wait_ready(0, 1)
+        for node in (0, 1):
+            cluster.stop(node)
+            file = cluster.members[node].file
+            here, there = (one.members[node].config.peer_addr for one in (cluster, other))
+            file.write_text(file.read_text().replace(here, there))
+            cluster.start(node)
+            cluster.wait_ready(node)
+        cluster.start(2)
+        cluster.wait_ready()
+
+
 @pytest.mark.parametrize("order", list(permutations(range(3)))[::2], ids=str)
 def test_fresh_nodes_found_one_cluster_in_any_order(tmp_path: Path, order: tuple[int, ...]) -> None:
     """Each starts only once the one before waits for it: how long it waits doesn't matter."""

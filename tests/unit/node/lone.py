@@ -46,12 +46,21 @@ class Nowhere:
 class Lone:
     """One node that serves alone."""
 
-    def __init__(self) -> None:
+    def __init__(self, client_address: str = "") -> None:
+        """Without a `client_address` it announces no addresses, as no node does that nobody reaches."""
         self.log, self.data = MemoryEngine(wal=True), MemoryEngine(wal=False)
         self.clock = Clock()
         founding = Founding(7, (Founder("n1", 11, "n1:2"),))
         self.node = Node(
-            Identity(11, "n1", 7), founding, 5, LogStore(self.log), self.data, random.Random(1), self.clock
+            Identity(11, "n1", 7),
+            founding,
+            5,
+            LogStore(self.log),
+            self.data,
+            random.Random(1),
+            self.clock,
+            client_address,
+            "n1:2",
         )
         self.failures: list[BaseException] = []
         self.failed = asyncio.Event()
@@ -72,11 +81,15 @@ class Lone:
         self.pump.start()
         replicas = self.node.host.replicas
         while len(replicas) < FOUNDING_GROUPS or not all(replica.raft.leader for replica in replicas.values()):
-            self.clock.time += 50
-            self.node.tick(self.clock.time, self.clock.time)
-            self.pump.wake()
-            await asyncio.sleep(0)
+            await self.tick()
         assert isinstance(await self.put(), Answer)
+
+    async def tick(self) -> None:
+        """50 ms pass."""
+        self.clock.time += 50
+        self.node.tick(self.clock.time, self.clock.time)
+        self.pump.wake()
+        await asyncio.sleep(0)
 
     def put(self, key: bytes = b"k") -> asyncio.Future[Answer]:
         """A write to `default`."""

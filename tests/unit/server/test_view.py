@@ -12,27 +12,39 @@ import pytest
 
 from nebuladb.errors import StoreError
 from nebuladb.node.disk import STALLED_BIT
+from nebuladb.node.housekeeping import announced
 from nebuladb.node.meta import Meta
 from nebuladb.node.peer import Peer
+from nebuladb.node.record import NodeState
 from nebuladb.server import config
 from nebuladb.server.peers import Peers
 from nebuladb.server.view import NodeView
 from tests.unit.node.lone import SECONDS, Lone
 
+PEER, CLIENT = "n1:2", "n1:1"
+QUICKLY_MS = 500
+"""Who waits for `/readyz` waits as long for a node's addresses at most, each time that nodes are made or moved."""
+
 
 @pytest.fixture
 async def lone() -> AsyncIterator[Lone]:
-    lone = Lone()
+    """It has announced its addresses."""
+    lone = Lone(CLIENT)
     await asyncio.wait_for(lone.serve(), SECONDS)
+    began = lone.clock.time
+    while not announced(lone.node.meta, 11, PEER, CLIENT):
+        assert lone.clock.time - began <= QUICKLY_MS
+        await lone.tick()
     yield lone
     await lone.pump.stop()
 
 
-def view(lone: Lone | None, tmp_path: Path) -> NodeView:
+def view(lone: Lone | None, tmp_path: Path, peer: str = PEER, client: str = CLIENT) -> NodeView:
     peers: Any = SimpleNamespace(
         pump=lone.pump if lone else None, identity=SimpleNamespace(name="n1", node=11, cluster=7 if lone else 0)
     )
-    return NodeView(config.load({"name": "n1", "data-dir": str(tmp_path)}, {}, None), cast(Peers, peers))
+    settings = {"data-dir": str(tmp_path), "advertise-peer-addr": peer, "advertise-client-addr": client}
+    return NodeView(config.load({"name": "n1", **settings}, {}, None), cast(Peers, peers))
 
 
 async def test_a_node_is_ready_from_the_opening_of_its_client_port_to_its_drain(lone: Lone, tmp_path: Path) -> None:
@@ -52,6 +64,29 @@ async def test_a_node_that_does_not_know_the_keyspaces_is_not_ready(lone: Lone, 
     ready, why = await shown.readyz()
     assert not ready
     assert "keyspaces" in why
+
+
+@pytest.mark.parametrize(("peer", "client"), [("n1:3", CLIENT), (PEER, "n1:3")])
+async def test_a_node_whose_addresses_are_not_known_is_not_ready(
+    lone: Lone, tmp_path: Path, peer: str, client: str
+) -> None:
+    """The next one that is stopped and moved would look for it at the old ones, and with a third one away nobody would
+    ever lead."""
+    shown = view(lone, tmp_path, peer, client)
+    shown.serving = True
+    ready, why = await shown.readyz()
+    assert not ready
+    assert f"addresses: peer {peer}, client {client}" in why
+
+
+async def test_what_will_never_be_announced_is_not_waited_for(lone: Lone, tmp_path: Path) -> None:
+    """Of a node that is no member in its own picture, which is older than it; and another version, or state."""
+    shown = view(lone, tmp_path)
+    shown.serving = True
+    record = lone.node.meta.nodes.pop(11)
+    assert await shown.readyz() == (True, "")
+    lone.node.meta.nodes[11] = record._replace(version="0", state=NodeState.LEAVING)
+    assert await shown.readyz() == (True, "")
 
 
 async def test_a_node_that_waits_to_be_founded_says_so(tmp_path: Path) -> None:
@@ -74,7 +109,7 @@ async def test_the_status_has_what_the_contract_names(lone: Lone, tmp_path: Path
 
 
 async def test_a_broken_node_is_not_alive(lone: Lone, tmp_path: Path) -> None:
-    lone.pump._break(RuntimeError("a bug"))
+    lone.pump.fail(RuntimeError("a bug"))
     alive, why = view(lone, tmp_path).livez()
     assert not alive
     assert "a bug" in why
