@@ -4,7 +4,8 @@ Below a watermark of free space (`Space.LOW`) it takes no write that grows the d
 leadership to a node with space. Below half of it (`Space.CRITICAL`) it doesn't append such writes of a leader either,
 as if the message had been lost: it stays a member that votes, and catches up when there is space again. Deletions,
 compactions, revokes, keep-alives and configurations go through at all times: they make room, or are small. A
-linearizable read through it that would wait for what it doesn't append is refused at once, so that clients ask another.
+linearizable read through it that would wait for what it doesn't append is refused at once, so that clients ask another;
+so is a write, which would be done, and never applied here, by which it is answered.
 
 Each frame says how the sender is (``frame.frame_status``), so that nobody hands leadership to one that can't use it.
 """
@@ -16,7 +17,7 @@ from enum import IntEnum
 from typing import Final
 
 from nebuladb.env import probe
-from nebuladb.errors import NoSpace
+from nebuladb.errors import NoSpace, Unavailable
 from nebuladb.ids import META_GROUP
 from nebuladb.kv import check
 from nebuladb.kv.command import Command, Kind
@@ -55,6 +56,8 @@ class DiskState:
         """Milliseconds, in ticks, for which the oldest log batch has been on its way to the disk."""
         self.strained = False
         """Another node is short of space, or its disk hangs."""
+        self._refused: dict[int, int] = {}
+        """Group → the newest entry of a leader's that wasn't appended for want of space."""
 
     @property
     def status(self) -> int:
@@ -62,7 +65,8 @@ class DiskState:
         return self.space | (STALLED_BIT if self.stalled else 0)
 
     def admit(self, request: Request, replica: Replica, peers: Mapping[int, Peer]) -> None:
-        """Raise `NoSpace` for a client's write that needs space which this node, or a majority of the others, lacks."""
+        """Raise `NoSpace` for a client's write that needs space which this node or a majority of the others lacks;
+        `Unavailable` for any whose answer would have to come from what this node won't have."""
         short = self.space is not Space.PLENTY
         if not short and any(peer.status & CRITICAL_BIT for peer in peers.values()):
             voters = [replica.home(voter) for voter in replica.raft.configuration.voters]
@@ -71,14 +75,20 @@ class DiskState:
         if short and request.group != META_GROUP and wire_grows(request.wire):
             where = "this node's disk" if self.space is not Space.PLENTY else "the disks of most nodes"
             raise NoSpace(f"{where} is nearly full: deletions and compactions are taken, other writes are not")
+        if self.space is Space.CRITICAL and self._refused.get(request.group, 0) > replica.raft.last_index:
+            raise Unavailable("this node's disk is full, and what others wrote is missing here: ask another node")
 
-    def refuses(self, message: Message) -> bool:
-        """Whether a leader's message is to be treated as lost."""
-        if message.type != APPEND or self.space is not Space.CRITICAL:
+    def refuses(self, replica: Replica, message: Message, flooded: bool) -> bool:
+        """Whether a leader's message is to be treated as lost. `flooded`: see `Batches`."""
+        if message.type != APPEND or not message.entries or not (flooded or self.space is Space.CRITICAL):
             return False
+        if flooded:
+            probe("append dropped while the disk hangs")
+            return True
         if not any(map(entry_grows, message.entries)):
             return False
         probe("append dropped for want of space")
+        self._refused[replica.group] = message.index + len(message.entries)
         return True
 
     def starved(self, replica: Replica) -> Ready:

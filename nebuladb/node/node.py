@@ -210,7 +210,9 @@ class Node:
         self._surgeon.step()
 
     def submit(self, group: int, command: Command, deadline: int) -> int:
-        """Ask for a write; the answer comes in a `Turn` under the returned id. Raises what `Host.request` does."""
+        """Ask for a write; the answer comes in a `Turn` under the returned id. Raises what
+        `Host.request` and `Snapshots.admit` do."""
+        self.snapshots.admit(group)
         request = self.next_request()
         wire = encode_command(command, self.identity.node, request)
         self.host.request(Request(request, group, wire, deadline))
@@ -363,9 +365,7 @@ class Node:
         self.host.applied(work.group, work.generation, applied)
         if applied.configuration:
             configuration = Configuration.decode(applied.configuration)
-            stays = self.reconciler.configured(work.group, applied.index, configuration)
-            if work.group == META_GROUP and not stays:
-                raise NodeRemoved(removed_text(self.identity.name))
+            self.reconciler.configured(work.group, applied.index, configuration)
         data.hub.publish(applied)
         if work.group == META_GROUP and applied.missing:
             self._read_meta()

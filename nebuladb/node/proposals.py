@@ -107,6 +107,11 @@ class Proposals:
         return len(self._forwards)
 
     @property
+    def places(self) -> int:
+        """Log indexes at which writes wait for what is applied here."""
+        return len(self._placed)
+
+    @property
     def waiting(self) -> bool:
         """Whether anything is in the queue."""
         return bool(self.queue or self.control_queue)
@@ -239,6 +244,11 @@ class Proposals:
         if outcomes:
             self.queue = [pending for pending in self.queue if pending.request.request in alive]
             self.control_queue = [pending for pending in self.control_queue if pending.request.request in alive]
+            # What is placed may be applied here in an hour only, or never, and its bytes aren't counted any more.
+            left = {
+                place: [one for one in ones if one.request.request in alive] for place, ones in self._placed.items()
+            }
+            self._placed = {place: ones for place, ones in left.items() if ones}
         # A forward whose frame or reply was lost while the link stands is ended by nothing else: also where nothing is
         # late, for its writes may have been answered from what was applied here.
         for number, (_, taken) in list(self._forwards.items()):

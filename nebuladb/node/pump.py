@@ -91,7 +91,7 @@ class Pump:
         self._idle = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
         self._loop = asyncio.get_running_loop()
-        self._flusher = Flusher(node.log, self._durable, self._break)
+        self._flusher = Flusher(node.log, self._durable, self.fail)
         self._fetcher = Fetcher(node.data)
         self._exporter = ThreadPoolExecutor(1, "exporter")
         self.looks = Looks(self._fetcher, self.store)
@@ -130,7 +130,7 @@ class Pump:
             try:
                 await asyncio.to_thread(self.node.data.flush)
             except StoreError as error:
-                self._break(error)  # the log has it all, but whoever runs the node must know
+                self.fail(error)  # the log has it all, but whoever runs the node must know
         self._broken = self._broken or Unavailable("this node is stopping; try another one")
         self._fail_waiters()
 
@@ -190,7 +190,7 @@ class Pump:
         """Reading a store met `error`. A broken invariant ends the node. Damage is never served; it is an alarm, since
         the log, and with it the node's vote, is whole, and other rows may be. A disk that can't be read is one, too."""
         if isinstance(error, InvariantViolation):
-            self._break(error)
+            self.fail(error)
         elif isinstance(error, Corruption) and error.group:
             self._damaged(error.group, error)
             self.wake()
@@ -228,7 +228,7 @@ class Pump:
             try:
                 self.node.host.receive(node, frame)
             except BaseException as error:
-                self._break(error)
+                self.fail(error)
                 return
             if self.node.works:
                 self.wake()
@@ -258,7 +258,7 @@ class Pump:
         except WriteStalled:
             self._loop.call_later(RETRY_SECONDS, self.wake)
         except BaseException as error:
-            self._break(error)
+            self.fail(error)
 
     def _one_turn(self) -> bool:
         begun = time.perf_counter()
@@ -346,7 +346,7 @@ class Pump:
                 self.node.fetched(fetch, values)
         except BaseException as error:
             # Without these rows a committed entry can't be applied here.
-            self._break(error)
+            self.fail(error)
             return
         if fetch.background:
             self._idle.set()
@@ -379,19 +379,20 @@ class Pump:
             now = self._clock.monotonic()
             if now - self._last_tick > LATE_MS:
                 # After a gap (GC, SIGSTOP, slow I/O) what came meanwhile is looked at before time is (S12): the loop
-                # reads its sockets once more before this goes on.
+                # reads its sockets once more before this goes on, and who is heard then is heard now.
                 probe("late tick")
+                self.node.host.now = now
                 await asyncio.sleep(0)
                 await asyncio.sleep(0)
                 now = self._clock.monotonic()
             self._last_tick = now
             try:
-                self.node.tick(now, self._clock.boottime())
                 self._unreadable.look(now)
+                self.node.tick(now, self._clock.boottime())
                 if self.node.background_waits:
                     self._idle.set()  # a write that stalled is tried again, and a restarted node goes on deleting
             except BaseException as error:
-                self._break(error)
+                self.fail(error)
                 return
             self.wake()
 
@@ -415,7 +416,7 @@ class Pump:
             except BaseException as error:
                 if isinstance(error, asyncio.CancelledError):
                     raise
-                self._break(error)
+                self.fail(error)
                 return
 
     async def _flush_data(self) -> None:
@@ -425,7 +426,7 @@ class Pump:
             self.node.end_flush(flush)
             self.wake()
         except Exception as error:
-            self._break(error)
+            self.fail(error)
         finally:
             self._flush = None
 
@@ -437,12 +438,12 @@ class Pump:
             try:
                 self.node.host.durable(batch)
             except BaseException as error:
-                self._break(error)
+                self.fail(error)
                 return
             if self.node.works:
                 self.wake()
 
-    def _break(self, error: BaseException) -> None:
+    def fail(self, error: BaseException) -> None:
         """The node can't go on: whoever waits is told, and the daemon stops (S33, house rule 4)."""
         if self._broken is None:
             self._broken = error

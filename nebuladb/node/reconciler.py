@@ -19,7 +19,6 @@ from nebuladb.node.host import Host
 from nebuladb.node.meta import Removal
 from nebuladb.node.registry import GroupState, RegistryRow, first_row
 from nebuladb.raft import Configuration
-from nebuladb.raft.confchange import replicas
 from nebuladb.shard import Descriptor, Role
 from nebuladb.storage.engine import Engine
 
@@ -79,15 +78,13 @@ class Reconciler:
             if group in self._host.replicas:
                 self._host.replicas[group].moved(self.rows[group].nodes)
 
-    def configured(self, group: int, index: int, configuration: Configuration) -> bool:
+    def configured(self, group: int, index: int, configuration: Configuration) -> None:
         """The entry at `index` has brought `configuration`: the registry has it too, since the data, which has it
-        first, may be lost in a crash, and the vote that it decided about is not (S4, S30). False if our replica was in
-        the one before and isn't any more, as it never will be (S16)."""
+        first, may be lost in a crash, and the vote that it decided about is not (S4, S30). If our replica isn't in it
+        any more, it stays until a removal names it: those who stay may need its vote to learn of this (S13)."""
         row = self.rows[group]
-        if index <= row.configuration_index:
-            return True
-        self._change(group, row._replace(configuration_index=index, configuration=configuration))
-        return row.replica not in replicas(row.configuration) or row.replica in replicas(configuration)
+        if index > row.configuration_index:
+            self._change(group, row._replace(configuration_index=index, configuration=configuration))
 
     def _change(self, group: int, row: RegistryRow) -> int:
         """The batch that has the new row."""

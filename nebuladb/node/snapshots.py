@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from nebuladb.env import probe
 from nebuladb.errors import Corruption, Unavailable, WriteStalled
-from nebuladb.ids import Generation, GroupId
+from nebuladb.ids import META_GROUP, Generation, GroupId
 from nebuladb.kv.chunk import CHUNK_BYTES, content_size
 from nebuladb.kv.export import Exporter
 from nebuladb.kv.importer import Importer
@@ -114,6 +114,13 @@ class Snapshots:
                 self._drop(group)
         if self.lost and self._ticks % WANT_TICKS == 0:
             self._ask()
+
+    def admit(self, group: int) -> None:
+        """Raise `Unavailable` for a write while a snapshot is awaited: what it does would come with that, its answer
+        never, so that it ended *unknown* (S19). Meta's are taken: they are the node's own, which nobody waits for."""
+        if (group in self.incoming or group in self.lost) and group != META_GROUP:
+            probe("write refused before a snapshot")
+            raise Unavailable(f"this node waits for a snapshot of shard {group}: nothing was done; ask another node")
 
     @property
     def busy(self) -> bool:

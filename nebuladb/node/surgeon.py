@@ -4,7 +4,8 @@ A leader that finds its group's configuration other than the descriptor says fir
 read of the meta group, then one of its own group, and only if neither its term nor the descriptor has changed since, it
 acts. Without the first, a leader that hears from meta late would bring back a replica that was removed, or throw out
 one that has just been added. Without the second, one that was deposed and doesn't know it would report that a replica
-is gone which its successor has just made a voter, and that replica would be destroyed.
+is gone which its successor has just made a voter, and that replica would be destroyed. And it reports a change only
+when a majority of those who stay knows that it is committed: one that doesn't would ask the destroyed for its vote.
 """
 
 from __future__ import annotations
@@ -104,7 +105,10 @@ class Surgeon:
             return
         decision = self._decide(replica, shard)
         try:
-            if decision.report is not None:
+            if decision.report is not None and not replica.raft.membership.heard:
+                probe("change not heard of by a majority")
+                node.submit(group, Command(Kind.CLOCK, b""), node.host.now + READ_MS)  # any entry takes the word there
+            elif decision.report is not None:
                 probe("change of members reported")
                 node.request(Command(Kind.TXN, report(node.meta, node.founding, decision.report)))
             elif decision.changes:
@@ -119,10 +123,11 @@ class Surgeon:
     def _decide(self, replica: Replica, shard: Descriptor) -> Decision:
         raft = replica.raft
         known = raft.membership
+        fed = self._node.host.held_logs.get(replica.group, ())  # a snapshot is on its way there: it may have no data
         heirs = [
             voter
             for voter in raft.configuration.voters
-            if voter != replica.id and voter in replica.nodes and known.lives(voter)
+            if voter != replica.id and voter not in fed and voter in replica.nodes and known.lives(voter)
         ]
         heirs.sort(key=known.lag)
         return decide(shard, raft.configuration, replica.id, known.caught_up, heirs)

@@ -365,9 +365,8 @@ class Raft:
             probe("leader or candidate votes no more")
             self._become_follower(state.term, 0)
         elif state.role is LEADER:
-            self._transfer.reconfigured()
-            self._replication.reconfigured()
-            self._reads.reconfigured()
+            for part in (self._transfer, self.membership, self._replication, self._reads):
+                part.reconfigured()
 
     def _promotable(self) -> bool:
         return self._config.campaigns and self._replication.tracker.votes(self._state.replica)

@@ -27,17 +27,29 @@ from nebuladb.raft.state import State
 class Membership:
     """What a leader lets happen to its group's configuration."""
 
-    __slots__ = ("_log", "_pending", "_replication", "_state")
+    __slots__ = ("_in_force", "_log", "_pending", "_replication", "_state")
 
     def __init__(self, state: State, log: RaftLog, replication: Replication) -> None:
         self._state = state
         self._log = log
         self._replication = replication
         self._pending = 0  # index of the last change that was proposed in our term
+        self._in_force = 0  # where our log ended when the configuration came into force under us
 
     def start(self) -> None:
         """We lead. What we proposed in an earlier term lies before our no-op, or was overwritten."""
-        self._pending = 0
+        self._pending = self._in_force = 0
+
+    def reconfigured(self) -> None:
+        """Another configuration is in force."""
+        self._in_force = self._log.last
+
+    @property
+    def heard(self) -> bool:
+        """Of a leader: whether a majority of the configuration in force knows that it was committed: an entry that was
+        sent with that word is committed. Who is gone from it may be destroyed then, and no earlier: those who know
+        only the one before still ask for its vote, and if we died first, for ever (S13)."""
+        return self._log.commit > self._in_force
 
     def propose(self, changes: Iterable[Change]) -> tuple[int, int]:
         """Append the entry that makes `changes`: at once if they touch one voter, else by way of a joint configuration

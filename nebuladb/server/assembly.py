@@ -175,7 +175,7 @@ async def _assemble(config: Config, shutdown: Shutdown, stack: AsyncExitStack) -
     backend = Backend(pump)
     backend.lags_elsewhere = partial(peers.lags_elsewhere, transport)
     peers.joins = JoinService(backend)
-    watch = asyncio.create_task(peers.watch_removal(transport, shutdown.fail), name="removal")
+    watch = asyncio.create_task(peers.watch_removal(transport, pump.fail), name="removal")
     stack.callback(watch.cancel)
     engine, progress = ENGINES[config.rpc_engine], options.progress_seconds(dict(config.options))
     api = ApiServer(backend, metrics, config.advertise_client_addr, config.advertise_peer_addr, engine, progress)

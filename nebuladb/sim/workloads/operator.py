@@ -121,16 +121,17 @@ class Operator(Actor):
         # An alarm of the cluster refuses before the disk is asked: `Declarer` looks at that.
         if short and self.group in node.host.replicas and not node.meta.alarmed:
             key, where = b"space/%d" % machine.place, f"{machine.name}, short of space"
-            require(self._refuses(machine, put(key, key)), f"{where}: a put is taken (S33)")
-            require(not self._refuses(machine, delete_range(key, b"")), f"{where}: what makes room is refused (S33)")
+            require(self._refused(machine, put(key, key)) is not None, f"{where}: a put is taken (S33)")
+            refused = self._refused(machine, delete_range(key, b""))
+            require(not isinstance(refused, NoSpace), f"{where}: what makes room is refused (S33)")
 
-    def _refuses(self, machine: Machine, command: Command) -> bool:
-        """Whether the node has no space for this."""
+    def _refused(self, machine: Machine, command: Command) -> NebulaError | None:
+        """Why the node doesn't take this; one that waits for a snapshot takes nothing."""
         try:
             machine.submit(self.group, command, TIMEOUT_MS, lambda outcome: None)
         except NebulaError as error:
-            return isinstance(error, NoSpace)
-        return False
+            return error
+        return None
 
     @staticmethod
     def _check(where: str, replica: Replica) -> None:

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable
 
 import pytest
 
-from nebuladb.errors import Outcome, Unavailable
-from nebuladb.ids import DEFAULT_GROUP
+from nebuladb.env import probe
+from nebuladb.errors import Corruption, Outcome, Unavailable
+from nebuladb.ids import DEFAULT_GROUP, META_GROUP
 from nebuladb.kv.answer import Answer
 from nebuladb.kv.command import Command, Kind
 from nebuladb.node.departure import departs
-from nebuladb.node.members import remove_step, replace_step
+from nebuladb.node.frame import decode_frame
+from nebuladb.node.members import add_step, remove_step, replace_step
 from nebuladb.node.node import Node, put_request
+from nebuladb.node.options import NodeOptions
 from nebuladb.node.record import NodeState
-from nebuladb.raft import Configuration
+from nebuladb.node.snapshots import SnapshotLimits
+from nebuladb.node.tail import TailLimits
+from nebuladb.raft import Configuration, MessageType
 from nebuladb.shard import Descriptor, Role
 from tests.unit.node.trio import Trio
 
@@ -105,3 +111,118 @@ def test_a_leader_takes_nothing_more_from_who_goes(replaced: bool) -> None:
     refused = [answer for answer in answers if not isinstance(answer, Answer)]
     assert refused
     assert all(isinstance(error, Unavailable) and error.outcome is Outcome.FAILED for error in refused), refused
+
+
+def test_a_leader_that_leaves_hands_over_to_nobody_without_data() -> None:
+    """It handed over, again and again, to one that waits for a snapshot: its log is whole, and it doesn't campaign."""
+    snapshots = SnapshotLimits(rate=200 << 10)
+    trio = Trio(options=NodeOptions(tail=TailLimits(entries=5, cut_entries=2), snapshots=snapshots))
+    trio.start()
+    trio.founded()
+    lead(trio, DEFAULT_GROUP, 2)
+    leaving = trio.node(2)
+    for number in range(20):
+        put = put_request(b"%d" % number, random.Random(number).randbytes(50_000))
+        leaving.submit(DEFAULT_GROUP, Command(Kind.PUT, put), trio.time + 20_000)
+        trio.run(50)
+    trio.run(4_000)
+    trio.node(0).damaged(DEFAULT_GROUP, Corruption("for the test"))
+    trio.until(lambda: DEFAULT_GROUP in trio.node(0).snapshots.incoming, "its data is gone")
+    before = probe.hits["leadership transfer given up"]
+    trio.drive(1, lambda meta: remove_step(meta, trio.founding, "n3", {founder.node for founder in trio.who}))
+    trio.until(lambda: trio.leader(DEFAULT_GROUP) == 1, "the one that has data leads")
+    assert trio.node(0).host.replicas[DEFAULT_GROUP].lost
+    assert probe.hits["leadership transfer given up"] == before
+
+
+def lead(trio: Trio, group: int, place: int) -> None:
+    """Have the node at `place` lead `group`."""
+    if (leader := trio.leader(group)) not in (place, None):
+        assert leader is not None
+        trio.node(leader).host.transfer_leadership(group, trio.who[place].node)
+    trio.until(lambda: trio.leader(group) == place, "it leads")
+
+
+def test_nobody_is_destroyed_before_those_who_stay_know_that_it_is_gone() -> None:
+    """Voters n1 to n4, and n4 goes. n1, n2 and n4 have the change, of which n2 doesn't know that it is committed, when
+    n1 dies for good. n2 and n3 are two of the three who stay, and n2 asks by the configuration that it knows."""
+    trio = Trio()
+    trio.start()
+    trio.founded()
+    trio.drive(0, lambda meta: add_step(meta, "n4", "n4:2", 77))
+    place = trio.join("n4")
+    trio.until(lambda: trio.state(place) is NodeState.MEMBER, "four")
+    lead(trio, DEFAULT_GROUP, 0)
+    lead(trio, META_GROUP, 2)
+    n1, n2, n3, _ = (founder.node for founder in trio.who)
+    parted = False
+
+    def lose(sender: int, receiver: int, frame: bytes) -> bool:
+        nonlocal parted
+        node = trio.machines[0].node
+        if node is None:
+            return False
+        parted |= len(node.host.replicas[DEFAULT_GROUP].raft.configuration.voters) == 3
+        if (sender, receiver) == (n1, n3):  # n3 answers, so that n1 leads on, and lacks what n1 appends
+            envelopes = decode_frame(frame)[1]
+            return any(one.group == DEFAULT_GROUP and one.message.type == MessageType.APPEND for one in envelopes)
+        return parted and {sender, receiver} == {n1, n2}
+
+    trio.lose = lose
+    trio.drive(0, lambda meta: remove_step(meta, trio.founding, "n4", {n1, n2, n3}))
+    trio.until(lambda: parted, "the change is committed")
+    trio.run(5_000)
+    trio.crash(0)
+    trio.until(lambda: trio.leader(DEFAULT_GROUP) in (1, 2), "two of the three elect")
+    trio.until(lambda: trio.machines[3].node is None or DEFAULT_GROUP not in trio.node(3).host.replicas, "n4's is gone")
+
+
+def test_a_node_that_left_meta_votes_until_the_one_that_stays_has_it_on_its_disk() -> None:
+    """Of two, n2 leaves; it stopped as soon as it had applied that, while a power cut of n1 could still undo it there:
+    n1 asked for the vote of one that must not come back, for ever."""
+    trio = Trio(2)
+    trio.start()
+    trio.founded()
+    for group in (META_GROUP, DEFAULT_GROUP, DEFAULT_GROUP + 1):
+        lead(trio, group, 0)
+    alone = False
+
+    def lose(sender: int, receiver: int, frame: bytes) -> bool:
+        nonlocal alone
+        node = trio.machines[0].node
+        if not alone and node is not None and len(node.host.replicas[META_GROUP].raft.configuration.voters) == 1:
+            alone = True
+            trio.unsynced.add(0)
+        return False
+
+    trio.lose = lose
+    trio.drive(0, lambda meta: remove_step(meta, trio.founding, "n2", {founder.node for founder in trio.who}))
+    trio.until(lambda: alone, "n1 alone is in force")
+    trio.run(1_000)
+    trio.crash(0)
+    trio.unsynced.clear()
+    trio.start(0)
+    trio.until(lambda: trio.leader(META_GROUP) == 0, "n1 leads again")
+    trio.until(lambda: trio.state(1) is NodeState.REMOVED, "n2 is gone")
+
+
+def test_writes_through_a_node_that_waits_for_a_snapshot_are_refused_at_once() -> None:
+    """All were done at the leader, and ended unknown: no snapshot has the answers."""
+    snapshots = SnapshotLimits(rate=200 << 10)
+    trio = Trio(options=NodeOptions(tail=TailLimits(entries=5, cut_entries=2), snapshots=snapshots))
+    trio.start()
+    trio.founded()
+    for number in range(20):
+        put = put_request(b"%d" % number, random.Random(number).randbytes(50_000))
+        trio.node(0).submit(DEFAULT_GROUP, Command(Kind.PUT, put), trio.time + 20_000)
+        trio.run(50)
+    trio.run(4_000)
+    trio.drive(0, lambda meta: add_step(meta, "n4", "n4:2", 77))
+    newcomer = trio.node(trio.join("n4"))
+    trio.until(lambda: DEFAULT_GROUP in newcomer.snapshots.incoming, "a snapshot comes")
+    with pytest.raises(Unavailable, match="nothing was done; ask another node"):
+        newcomer.submit(DEFAULT_GROUP, Command(Kind.PUT, put_request(b"k", b"v")), trio.time + 1_000)
+    trio.until(lambda: DEFAULT_GROUP not in newcomer.snapshots.incoming, "it is in")
+    request = newcomer.submit(DEFAULT_GROUP, Command(Kind.PUT, put_request(b"k", b"v")), trio.time + 1_000)
+    trio.run(1_000)
+    assert isinstance(trio.machines[3].answers[request], Answer)

@@ -11,11 +11,13 @@ from nebuladb.kv.command import Command, Kind
 from nebuladb.node import batches
 from nebuladb.node.disk import Space, wire_grows
 from nebuladb.node.entry import encode_command
+from nebuladb.node.keyspaces import Spec, checked, create_step
 from nebuladb.node.members import add_step
 from nebuladb.node.node import put_request
 from nebuladb.node.options import NodeOptions
 from nebuladb.pb.nebula.v1 import kv_pb2, lease_pb2
 from nebuladb.raft import HardState, Message, MessageType
+from nebuladb.shard import Partitioning
 from tests.unit.node.boxes import GROUP, Box
 from tests.unit.node.trio import Trio
 
@@ -123,6 +125,21 @@ def test_a_read_that_needs_what_a_full_node_does_not_take_is_refused_at_once(tri
     assert ask() is None
 
 
+def test_a_write_is_refused_by_a_full_node_that_could_not_answer_it(trio: Trio) -> None:
+    """A deletion through it was done at the leader, and ended unknown: what is missing here is never applied here."""
+    leader = lead(trio)
+    full = (leader + 1) % 3
+    trio.node(full).space(Space.CRITICAL, "none")
+    assert isinstance(submit(trio, full, DELETE), Answer)
+    assert isinstance(submit(trio, leader, PUT), Answer)
+    with pytest.raises(Unavailable, match="missing here: ask another node"):
+        trio.node(full).submit(DEFAULT_GROUP, DELETE, trio.time + 1_000)
+    trio.node(full).space(Space.PLENTY, "")
+    trio.run(2_000)
+    trio.node(full).space(Space.CRITICAL, "none")
+    assert isinstance(submit(trio, full, DELETE), Answer), "it has all that there is"
+
+
 def test_a_read_that_waits_already_when_the_space_ends_is_refused_too(trio: Trio) -> None:
     leader = lead(trio)
     full = trio.node((leader + 1) % 3)
@@ -217,3 +234,27 @@ def test_a_vote_goes_with_a_batch_that_is_full_already(monkeypatch: pytest.Monke
     assert output.batch is not None
     assert [write.hard_state for write in output.batch.writes] == [HardState(9, 2, 1)]
     assert not replica.urgent
+
+
+def test_a_disk_that_hangs_gathers_no_more_than_twice_its_bound_whoever_leads(
+    trio: Trio, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each leader bounds what it has on its way here, and there may be a thousand: it was 8 MiB for each of them."""
+    monkeypatch.setattr(batches, "MAX_UNSYNCED_BYTES", 4 << 20)
+    trio.crash(2)
+    trio.start(2)
+    trio.drive(0, lambda meta: create_step(meta, checked(Spec("many", Partitioning.HASH, 8))))
+    trio.until(lambda: all(len(trio.node(place).host.replicas) == 11 for place in range(3)), "eight shards")
+    trio.run(3_000)
+    hung = trio.node(2).host
+    led = {group: place for group in hung.replicas if group > 3 and (place := trio.leader(group)) in (0, 1)}
+    trio.unsynced.add(2)
+    for number in range(14):
+        for group, place in led.items():
+            put = Command(Kind.PUT, put_request(b"%d" % number, b"x" * 1_000_000))
+            trio.node(place).submit(group, put, trio.time + 20_000)
+        trio.run(200)
+    assert hung.batches.limit < hung.unsynced_bytes <= 2 * hung.batches.limit + (8 << 20)
+    trio.unsynced.clear()
+    wanted = {group: trio.node(place).host.replicas[group].applied for group, place in led.items()}
+    trio.until(lambda: all(hung.replicas[group].applied >= index for group, index in wanted.items()), "it has it all")

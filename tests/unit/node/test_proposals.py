@@ -147,6 +147,19 @@ def test_past_the_deadline_what_never_left_failed_and_the_rest_is_unknown() -> N
     assert proposals.applied(5, [(1, Answer(2))]) == []
 
 
+def test_what_expired_where_the_leader_put_it_is_kept_no_longer() -> None:
+    """It may be applied here in an hour only: a node that waited for a snapshot kept each write's bytes until then."""
+    proposals = Proposals()
+    for number in (1, 2):
+        proposals.add(request(number, deadline=1_000 * number))
+    proposals.sent(take(proposals), 5, LEADER)
+    proposals.replied(5, LEADER, 100, 1, refused=False, applied=0)
+    assert told(proposals.expire(1_500)) == {1: "UnknownOutcome"}
+    assert proposals.places == 1
+    assert told(proposals.expire(2_500)) == {2: "UnknownOutcome"}
+    assert proposals.places == 0
+
+
 def test_without_a_leader_what_never_left_fails_before_its_deadline_and_nothing_else_does() -> None:
     proposals = filled(1, 2, 3, 4)
     proposals.placed(proposals.take(1, 10_000), 5, 3)
