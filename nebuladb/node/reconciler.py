@@ -5,12 +5,14 @@ committed removal names this very replica, never because something is absent. Re
 any of them goes on with the next: tombstone and the log's end in one batch; once that is durable, the data; then the
 removal's row is deleted from meta, by which the cluster knows. (Were the data to go first, a crash would leave a
 replica in the registry whose data is gone: a lost disk looks like that.) At start, data of a tombstone is data that
-nobody refers to (S30). A tombstone stays: ids are never used again (S16).
+nobody refers to (S30). A tombstone stays: ids are never used again (S16). One is left, too, for a replica that was
+removed before it was made here, since meta's log, read again after a crash, lists it again.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from typing import Final
 
 from nebuladb.env import probe
 from nebuladb.ids import Generation, GroupId
@@ -20,7 +22,11 @@ from nebuladb.node.meta import Removal
 from nebuladb.node.registry import GroupState, RegistryRow, first_row
 from nebuladb.raft import Configuration
 from nebuladb.shard import Descriptor, Role
+from nebuladb.shard.layout import INITIAL
 from nebuladb.storage.engine import Engine
+
+NOTHING: Final = 0
+"""In the place of a generation: there is no data to destroy. The first generation is 1."""
 
 
 class Reconciler:
@@ -37,7 +43,7 @@ class Reconciler:
         self._moved: dict[int, int] = {}
         """Group → the batch with the newest places of its replicas."""
         self._doomed: dict[int, tuple[int, int]] = {}
-        """Group → (the batch with its tombstone, its generation)."""
+        """Group → (the batch with its tombstone, the generation of its data)."""
 
     @property
     def busy(self) -> bool:
@@ -106,7 +112,10 @@ class Reconciler:
         """Begin to destroy the replica that `removal` names; False if it isn't here (any more)."""
         group = removal.group
         row = self.rows.get(group)
-        if row is None or row.state == GroupState.TOMBSTONE or row.replica != removal.replica:
+        if row is None or (row.state == GroupState.TOMBSTONE and row.replica < removal.replica):
+            self._never(removal, row)
+            return False
+        if row.state == GroupState.TOMBSTONE or row.replica != removal.replica:
             return False
         probe("group removed")
         if self._starting.pop(group, None) is not None:
@@ -117,13 +126,26 @@ class Reconciler:
         self._doomed[group] = (self._host.remove_group(group, tombstone.encode()), row.generation)
         return True
 
+    def _never(self, removal: Removal, row: RegistryRow | None) -> None:
+        """A replica that was listed and removed within one slice is never to be here. After a crash meta's log is read
+        again, in other slices: one that ends between the two would have us make what nobody tells us to destroy any
+        more."""
+        probe("group removed that was never here")
+        tombstone = RegistryRow(
+            GroupState.TOMBSTONE, row.generation if row else 0, removal.replica, INITIAL, 0, (), Configuration()
+        )
+        _, generation = self._doomed.get(removal.group, (0, NOTHING))
+        self._doomed[removal.group] = (self._change(removal.group, tombstone), generation)
+
     def destroy(self) -> bool:
         """Destroy the data whose tombstone is durable. True if any was. Raises `WriteStalled`: call again later."""
         if not self._doomed:
             return False
         ready = [group for group, (batch, _) in self._doomed.items() if batch <= self._host.batches.durable]
         for group in ready:
-            Store.destroy(self._data, GroupId(group), Generation(self._doomed[group][1]))
+            _, generation = self._doomed[group]
+            if generation != NOTHING:
+                Store.destroy(self._data, GroupId(group), Generation(generation))
             del self._doomed[group]
         return bool(ready)
 
@@ -132,7 +154,10 @@ class Reconciler:
         return [removal for removal in removals if removal.node == self._node and self._gone(removal)]
 
     def _gone(self, removal: Removal) -> bool:
+        """Whether the registry says, durably, that there is no such replica here, and never will be (S16)."""
         row = self.rows.get(removal.group)
-        if row is None or row.replica != removal.replica:
-            return True  # never here: its descriptor is gone, so it never will be
-        return row.state == GroupState.TOMBSTONE and removal.group not in self._doomed
+        if row is None or row.replica < removal.replica:
+            return False
+        return row.replica > removal.replica or (
+            row.state == GroupState.TOMBSTONE and removal.group not in self._doomed
+        )

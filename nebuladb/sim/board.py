@@ -10,6 +10,7 @@ from typing import Protocol, TypeVar, cast
 from nebuladb.kv import sessions
 from nebuladb.kv.store import Store
 from nebuladb.sim.invariants.changes import Changes
+from nebuladb.sim.invariants.leavings import Leavings
 from nebuladb.sim.register import Register
 from nebuladb.sim.violation import require
 
@@ -39,6 +40,7 @@ class Board:
         self.facts: dict[tuple[int, str], Fact] = {}
         self.dropped: set[int] = set()
         """Groups of keyspaces that somebody asked to drop."""
+        self.leavings = Leavings()
         self.opened: Counter[int] = Counter()
         """Group → sessions that clients asked for."""
         self._told: dict[int, int] = {}

@@ -257,6 +257,7 @@ class Recovery:
                         fact.holds(data.store)
                 self._board.fact(group, Hashes).take(machine.node, machine.name)
             self._rows_agree(machine, machine.node)
+            self._board.leavings.check(machine.name, machine.node)
         for group in self._board.registers:
             told, dropped = self._board.acknowledged(group), group in self._board.dropped
             self._board.changes.acknowledged(group, told, dropped=dropped)

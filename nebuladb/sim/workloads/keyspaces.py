@@ -17,11 +17,16 @@ from nebuladb.sim.actor import Actor
 from nebuladb.sim.board import Board
 from nebuladb.sim.core import Core
 from nebuladb.sim.machine import Machine
+from nebuladb.sim.place import Place
 from nebuladb.sim.violation import Violation, require
 
 MAX_MADE: Final = 6
 MAX_SHARDS: Final = 8
 IDLE_MS: Final = 200
+AT_ONCE: Final = 0.5
+"""Share of keyspaces that are dropped as soon as they are ready, where any are, and for whose life a node stands still:
+it hears of both in one slice."""
+STILL_MS: Final = 1_000
 WRONG: Final = (
     Spec("Upper", Partitioning.SINGLE),
     Spec("default", Partitioning.SINGLE),
@@ -43,7 +48,7 @@ class Maker(Actor):
     def __init__(
         self,
         core: Core,
-        machines: Sequence[Machine],
+        machines: Sequence[Place],
         board: Board,
         name: str,
         made: Callable[[int], None],
@@ -54,6 +59,10 @@ class Maker(Actor):
         self._dropped = dropped
         self._wanted = core.faults.keyspaces
         self._churn = core.faults.churn_every
+        self._places = machines
+        self._moments = core.stream(f"client {name} moments")
+        self._fleeting = False
+        """Whether what is made is dropped at once."""
         self._count = 0
         self._creating: Spec | None = None
         self._dropping = ""
@@ -62,6 +71,11 @@ class Maker(Actor):
     @property
     def _wants(self) -> bool:
         return self._creating is not None or bool(self._dropping)
+
+    def _machine(self) -> Machine:
+        """For what is to be over soon, none that stands still."""
+        machine = super()._machine()
+        return super()._machine() if self._fleeting and machine.paused else machine
 
     def _begin(self) -> None:
         if not self._wants:
@@ -76,6 +90,9 @@ class Maker(Actor):
         if len(self._ready) < self._wanted and self._count < MAX_MADE:
             self._count += 1
             self._creating = self._spec(f"user{self._count}")
+            self._fleeting = bool(self._churn) and self._moments.random() < AT_ONCE
+            if self._fleeting:
+                self._moments.choice(self._places).pause(STILL_MS, suspended=False)
         elif self._churn and self._ready and self._rng.random() < IDLE_MS / 2 / self._churn:
             self._dropping = self._rng.choice(sorted(self._ready))
             for group in self._ready.pop(self._dropping):
@@ -116,12 +133,19 @@ class Maker(Actor):
         if self._creating is None:
             self._core.hit("keyspace dropped")
             self._dropping = ""
+            self._fleeting = False
             return
         name, count = self._creating.name, self._creating.shards
-        groups = sorted(shard.group for shard in meta.shards.values() if shard.keyspace == name)
-        require(len(groups) == count, f"keyspace {name} is ready with {len(groups)} of {count} shards")
+        shards = sorted(shard for shard in meta.shards.values() if shard.keyspace == name)
+        require(len(shards) == count, f"keyspace {name} is ready with {len(shards)} of {count} shards")
         self._core.hit("keyspace created")
         self._creating = None
+        for shard in shards:
+            self._board.leavings.made(shard.group, shard.replicas)
+        groups = [shard.group for shard in shards]
+        if self._fleeting:
+            self._dropping = name
+            return
         self._ready[name] = groups
         for group in groups:
             self._made(group)
