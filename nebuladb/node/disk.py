@@ -51,8 +51,8 @@ class DiskState:
     def __init__(self) -> None:
         self.space = Space.PLENTY
         self.stalled = False
-        self.sync_age = 0
         """The log's disk hangs, or the data's fails reads."""
+        self.sync_age = 0
         """Milliseconds, in ticks, for which the oldest log batch has been on its way to the disk."""
         self.strained = False
         """Another node is short of space, or its disk hangs."""
