@@ -26,7 +26,12 @@ class ShardWatch:
     """One shard's part of a watch."""
 
     def __init__(
-        self, backend: Backend, shard: Descriptor, request: pb.WatchRequest, start: int, ready: asyncio.Event
+        self,
+        backend: Backend,
+        shard: Descriptor,
+        request: pb.WatchRequest,
+        start: int,
+        heard: Callable[[ShardWatch], None],
     ) -> None:
         self.group = shard.group
         self._backend = backend
@@ -38,7 +43,7 @@ class ShardWatch:
             prev_kv=request.prev_kv,
             no_put=request.no_put,
             no_delete=request.no_delete,
-            on_ready=ready.set,
+            on_ready=lambda: heard(self),
         )
         self.created = self._empty()
         """To be sent first. Made now, because its revision is what the watch begins after."""
@@ -78,6 +83,7 @@ class ShardWatch:
 
     def close(self) -> None:
         """Forget it."""
+        self.watcher.on_ready = None
         self._hub.remove(self.watcher)
 
 
@@ -87,11 +93,18 @@ async def watch(
     """`created` of each shard, then events; ends with a `canceled` response if a start is compacted away. `end`: see
     `Delivery`. Raises `NoLeader` once a shard has had no leader for some seconds, as far as this node knows."""
     shards = backend.routing.covering(request.keyspace or DEFAULT, request.key, request.range_end)
+    shards = shards or [backend.route(request.keyspace, request.key)]  # a range without keys: the hub refuses it
     starts = _starts(backend, request, shards)
     ready, room = asyncio.Event(), asyncio.Event()
     delivery = backend.deliveries.stream(room, end)
     parts: list[ShardWatch] = []
+    fresh: dict[ShardWatch, None] = {}
+    """Parts that have something to say: an event of one of a thousand shards costs one step, not as many."""
     leaderless = False
+
+    def heard(part: ShardWatch) -> None:
+        fresh[part] = None
+        ready.set()
 
     def lost(_: NebulaError) -> None:
         nonlocal leaderless
@@ -103,7 +116,8 @@ async def watch(
         following.enter_context(backend.leadership.followed([shard.group for shard in shards], lost))
         for shard in shards:
             start = starts.get(shard.group, request.start_revision)
-            parts.append(ShardWatch(backend, shard, request, start, ready))
+            parts.append(ShardWatch(backend, shard, request, start, heard))
+        fresh.update(dict.fromkeys(parts))  # one may be canceled already
         for part in parts:
             yield part.created
         due = _later(request)
@@ -111,8 +125,9 @@ async def watch(
             ready.clear()
             if leaderless:
                 raise NoLeader("this node knows no leader of a shard of the watch; watch again, at another node")
-            sent = False
-            for part in parts:
+            sent, turn = False, list(fresh)
+            fresh.clear()
+            for part in turn:
                 await _admitted(delivery, part.watcher)
                 for response in part.take():
                     sent = True

@@ -11,21 +11,29 @@ from nebuladb.pb.nebula.v1 import kv_pb2
 class WatchPlan:
     """Where a watch has come in each shard.
 
-    `request.start_revisions` are the next revisions that were not seen, so that the request as it stands continues the
-    watch on any node. That is exact because a revision is told whole, and a response without events says how far its
-    shard's part of the watch has come.
+    `request.start_revisions` are the next revisions that were not seen, so that the request continues the watch on any
+    node. That is exact because a revision is told whole, and a response without events says how far its shard's part of
+    the watch has come.
     """
 
     def __init__(self, request: kv_pb2.WatchRequest) -> None:
         request.progress = True  # so that an idle watch isn't overtaken by compaction
-        self.request = request
+        self._request = request
         self._next = {pair.group: pair.revision for pair in request.start_revisions}
         self._fragments: dict[int, list[Event]] = {}
+
+    @property
+    def request(self) -> kv_pb2.WatchRequest:
+        """What continues the watch. Made when it is asked for, not with each response: it lists all shards."""
+        del self._request.start_revisions[:]
+        for shard, following in sorted(self._next.items()):
+            self._request.start_revisions.add(group=shard, revision=following)
+        return self._request
 
     def absorb(self, response: kv_pb2.WatchResponse) -> list[Event] | Failure:
         """A response's events, or why the server ended the watch. Raises `Compacted`: events were lost for good."""
         group, revision = response.header.group, response.header.revision
-        start = self._next.get(group, self.request.start_revision)
+        start = self._next.get(group, self._request.start_revision)
         if response.compact_revision:
             raise Compacted(
                 f"the watch's next revision, {start}, has been compacted away;"
@@ -53,9 +61,6 @@ class WatchPlan:
 
     def _advance(self, group: int, revision: int) -> None:
         self._next[group] = max(self._next.get(group, 0), revision)
-        del self.request.start_revisions[:]
-        for shard, following in sorted(self._next.items()):
-            self.request.start_revisions.add(group=shard, revision=following)
 
     @staticmethod
     def ended(address: str) -> Failure:

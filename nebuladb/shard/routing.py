@@ -73,7 +73,7 @@ class RoutingTable:
 
     def sole(self, keyspace: str, key: bytes, range_end: bytes) -> Descriptor:
         """The one shard that owns [key, range_end). Raises `WrongShard` if several do."""
-        shards = self.covering(keyspace, key, range_end)
+        shards = self.covering(keyspace, key, range_end) or [self.find(keyspace, key)]
         if len(shards) != 1:
             raise WrongShard(
                 f"the range lies in {len(shards)} shards of {keyspace!r}; ask for one shard's keys at a time"

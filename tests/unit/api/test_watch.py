@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from nebuladb.api import leadership
 from nebuladb.api import watch as module
 from nebuladb.api.backend import Backend
-from nebuladb.api.watch import MAX_RESPONSE_BYTES, MAX_RESPONSE_EVENTS, _responses
+from nebuladb.api.watch import MAX_RESPONSE_BYTES, MAX_RESPONSE_EVENTS, ShardWatch, _responses
 from nebuladb.client import AsyncClient
 from nebuladb.client.watch import WatchPlan
 from nebuladb.errors import InvalidArgument, NoLeader, Unavailable, WrongShard
@@ -168,3 +168,39 @@ async def test_a_shard_without_events_is_told_of_its_progress_however_busy_the_o
         store = served.pump.store(idle)
         starts = {pair.group: pair.revision for pair in plan.request.start_revisions}
         assert starts[idle] == store.revision + 1
+
+
+async def test_an_event_of_one_shard_asks_no_other_shard(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Thirty watches of a thousand shards each took a core for fifty writes a second."""
+    taken: list[int] = []
+    take = ShardWatch.take
+
+    def counted(part: ShardWatch) -> Any:
+        taken.append(part.group)
+        return take(part)
+
+    monkeypatch.setattr(ShardWatch, "take", counted)
+    async with AsyncClient([served.address], keyspace="a", timeout=SECONDS) as client:
+        await client.create_keyspace("a", "hash", shards=16)
+        responses: Any = module.watch(served.backend, kv_pb2.WatchRequest(keyspace="a", key=b"\0", range_end=b"\0"))
+        async with asyncio.timeout(SECONDS), aclosing(responses):
+            for _ in range(16):
+                assert (await anext(responses)).created
+            for number in range(20):
+                taken.clear()
+                put = await client.put(b"k", b"%d" % number)
+                response = await anext(responses)
+                assert [event.kv.mod_revision for event in response.events] == [put.revision]
+                if number > 1:  # each is asked once in the beginning: its part may have been canceled by then
+                    assert set(taken) == {response.header.group}
+
+
+async def test_a_range_without_keys_is_refused_or_empty_however_many_shards_there_are(served: Served) -> None:
+    """A watch of one hung, and a deletion said that the range lies in 0 shards."""
+    async with AsyncClient([served.address], keyspace="r", timeout=SECONDS) as client:
+        await client.create_keyspace("r", "range", split_at=[b"k3", b"k5"])
+        async with asyncio.timeout(SECONDS):
+            with pytest.raises(InvalidArgument):
+                await anext(client.watch(b"k9", b"k1"))
+        assert (await client.delete(b"k9", b"k1")).deleted == 0
+        assert [kv async for kv in client.scan(b"k9", b"k1")] == []

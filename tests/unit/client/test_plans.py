@@ -73,6 +73,21 @@ def test_a_watch_over_several_shards_keeps_each_shards_place() -> None:
     assert (next_revision(plan, 2), next_revision(plan, 3)) == (8, 6)
 
 
+def test_what_a_watch_is_told_of_one_shard_costs_the_others_nothing() -> None:
+    """The list of all starts was made anew with each response: a thousand shards took a million steps to begin."""
+    plan = WatchPlan(kv_pb2.WatchRequest(key=b"\0", range_end=b"\0"))
+    inner = plan.request
+    for group in range(2, 1_026):
+        created = _created(group)
+        created.header.group = group
+        plan.absorb(created)
+        assert not inner.start_revisions
+    assert plan.request is inner
+    assert [(pair.group, pair.revision) for pair in inner.start_revisions] == [(g, g + 1) for g in range(2, 1_026)]
+    assert plan.request is inner
+    assert len(inner.start_revisions) == 1_024
+
+
 def test_a_break_before_every_shard_began_forgets_no_shards_start() -> None:
     starts = [kv_pb2.ShardRevision(group=2, revision=5), kv_pb2.ShardRevision(group=3, revision=6)]
     plan = WatchPlan(kv_pb2.WatchRequest(key=b"k", start_revisions=starts))

@@ -80,6 +80,14 @@ def test_sole_refuses_what_lies_in_several_shards() -> None:
         table.sole("r", b"a", b"m\0")
 
 
+@pytest.mark.parametrize(("low", "high"), [(b"z", b"a"), (b"m", b"m"), (b"z", b"m")])
+def test_a_range_without_keys_lies_where_its_first_key_would(low: bytes, high: bytes) -> None:
+    """As in a keyspace of one shard: it is a range that has no keys, not one over several shards."""
+    table = ranges([b"d", b"m", b"t"])
+    assert table.covering("r", low, high) == []
+    assert table.sole("r", low, high) == table.find("r", low)
+
+
 def test_an_unknown_keyspace_is_named() -> None:
     for call in (lambda: ranges([]).find("nope", b"k"), lambda: ranges([]).covering("nope", b"k", b"")):
         with pytest.raises(KeyspaceNotFound, match="'nope'"):
