@@ -44,7 +44,7 @@ class Large:
         self.content: dict[_Alike, int] = {}
         """Bytes of keys and values of that."""
         self.first: dict[bytes, Record | None] = {}
-        """What its keys were before it."""
+        """What its keys were before it, as far as somebody is told that: the values would else be all in memory."""
 
 
 class Interest:
@@ -145,7 +145,17 @@ class Interest:
         for alike in beyond:
             del large.wanted[alike], large.content[alike]
             large.known.discard(alike)
+        if large.previous:
+            for key in [*large.first] if beyond else {change.key for change in changes}:
+                if not self._remembered(large, key):
+                    del large.first[key]
+            large.previous = not beyond or any(alike.first.prev_kv for alike in large.known)
         return [w for alike in beyond for w in alike.members if large.start <= w.cursor <= large.revision]
+
+    def _remembered(self, large: Large, key: bytes) -> bool:
+        """Whether somebody is told what the key was before."""
+        watching = chain(self._keys.get(key, ()), self._spans.holding(key))
+        return any(alike.first.prev_kv and alike in large.known for alike in watching)
 
     def gathered(self, large: Large) -> tuple[list[tuple[Watcher, EventBatch]], list[Watcher]]:
         """The revision is whole: who is told what of it, and who has come past it."""

@@ -258,6 +258,29 @@ def test_who_does_not_take_a_revision_of_so_many_bytes_is_given_up_and_others_ar
     assert len(hub) == 2
 
 
+def test_of_a_large_revision_is_remembered_what_somebody_is_told() -> None:
+    hub, store, watcher, _ = watched([], 20, most=5 * MIB)
+    hub.watch(b"k003", prev_kv=True, start_revision=store.revision - 1)
+    rest = hub.watch(b"k", b"l", start_revision=store.revision - 1)
+    while not watcher.canceled:
+        assert hub.catch_up(256)
+    assert hub._large is not None
+    assert set(hub._large.first) == {b"k003"}
+    while hub.catch_up(256):
+        assert hub._large is None or set(hub._large.first) == {b"k003"}
+    assert [len(batch.events) for batch in rest.take()] == [20, 1]
+
+
+def test_what_nobody_is_told_is_not_read() -> None:
+    hub, store, watcher, sizes = watched([], 20, most=5 * MIB)
+    rest = hub.watch(b"k", b"l", start_revision=store.revision - 1)
+    while hub.catch_up(256):
+        pass
+    assert watcher.too_large
+    assert sum(sizes) <= 7 * MIB
+    assert [len(batch.events) for batch in rest.take()] == [20, 1]
+
+
 def test_watches_are_not_moved_to_an_older_state() -> None:
     store, _ = filled(2)
     hub = WatchHub(store)

@@ -246,6 +246,37 @@ async def test_a_revision_too_large_for_a_message_ends_the_watch_that_wants_no_f
         assert await made(stream, create(watch_id=7)) == [7]
 
 
+async def test_a_revision_that_history_has_too_much_of_ends_the_watch_before_all_of_it_is_read(
+    etcd: Faced, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(events, "MAX_MESSAGE_BYTES", 10_000)
+    monkeypatch.setattr(events, "FRAGMENT_BYTES", 5_000)
+    monkeypatch.setattr(hubs, "LARGE", 3)
+    for number in range(40):
+        await etcd.set(b"k%02d" % number, bytes(1000))
+    deleted = await etcd.call("DeleteRange", kv_pb2.DeleteRangeRequest(key=b"k", range_end=b"l"))
+    given_up: list[Watcher] = []
+    give_up = Watcher.give_up
+
+    def counted(watcher: Watcher) -> None:
+        given_up.append(watcher)
+        give_up(watcher)
+
+    monkeypatch.setattr(Watcher, "give_up", counted)
+    async with watching(etcd) as stream:
+        ranges: dict[str, Any] = {"prev_kv": True, "start": deleted.header.revision}
+        assert await made(stream, create(b"k", b"l", **ranges)) == [0]
+        canceled = await stream.next()
+        assert canceled.canceled
+        assert "too large for one message" in canceled.cancel_reason
+        assert len(given_up) == 1
+        assert await made(stream, create(b"k", b"l", fragment=True, **ranges)) == [1]
+        pieces = [await stream.next()]
+        while pieces[-1].fragment:
+            pieces.append(await stream.next())
+        assert sum(len(piece.events) for piece in pieces) == 40
+
+
 async def test_the_previous_value_is_that_of_the_revision_before(etcd: Faced) -> None:
     """etcd 38."""
     async with watching(etcd) as stream:
