@@ -9,10 +9,11 @@ from nebuladb.env import Rng, probe
 from nebuladb.errors import NebulaError
 from nebuladb.ids import META_GROUP
 from nebuladb.kv.command import Command, Kind
+from nebuladb.kv.limits import MAX_TXN_OPERATIONS
 from nebuladb.node.balancer import Balancer
 from nebuladb.node.keyspaces import acknowledgement, unfinished_step
 from nebuladb.node.members import put_node
-from nebuladb.node.meta import Meta, founding_request, life_request
+from nebuladb.node.meta import Meta, Removal, founding_request, life_request
 from nebuladb.node.record import NodeState
 from nebuladb.raft import StateRole
 
@@ -23,6 +24,8 @@ HOUSEKEEPING_MS: Final = 1_000
 FINISHING_MS: Final = 100
 """Between two steps of what is begun: a founding; a keyspace's creation or removal that nobody else seems to finish; a
 node's own addresses, for it isn't ready before they are known."""
+MAX_ACKNOWLEDGED: Final = 16 * MAX_TXN_OPERATIONS
+"""Orders that are acknowledged at once: a node that was away for long may have carried out thousands."""
 
 
 def announced(meta: Meta, node: int, peer_address: str, client_address: str) -> bool:
@@ -41,6 +44,8 @@ class Housekeeper:
         self._addresses = (peer_address, client_address)
         self._balancer = Balancer(node.identity.node, node.host.now)
         self._due = 0
+        self._acknowledged: set[Removal] = set()
+        """Orders that it has asked to delete since the last step."""
 
     def step(self) -> bool:
         """Called once a tick; whether anything was looked at."""
@@ -75,6 +80,7 @@ class Housekeeper:
             self._request(life_request(self._rng.randrange(1, 1 << 63)))
             self._due = node.host.now + FINISHING_MS
         self._announce()
+        self._acknowledged.clear()  # nothing is under way: what is still there got lost
         self.acknowledge()
         step = unfinished_step(node.meta) if leads else None
         if step is not None:
@@ -97,13 +103,19 @@ class Housekeeper:
             self._request(put_node(meta, record))
 
     def acknowledge(self) -> None:
-        """Delete the orders that this node has carried out."""
-        done = self._node.reconciler.done(self._node.meta.removals)
-        if done:
-            self._request(acknowledgement(done))
+        """Delete the orders that this node has carried out, but for those that it has just asked to delete."""
+        done = self._node.reconciler.done(self._node.meta.orders(self._node.identity.node))
+        told = [removal for removal in done if removal not in self._acknowledged][:MAX_ACKNOWLEDGED]
+        for place in range(0, len(told), MAX_TXN_OPERATIONS):
+            part = told[place : place + MAX_TXN_OPERATIONS]
+            if self._request(acknowledgement(part)):
+                self._acknowledged.update(part)
 
-    def _request(self, transaction: bytes) -> None:
+    def _request(self, transaction: bytes) -> bool:
+        """Whether it was taken."""
         try:
             self._node.request(Command(Kind.TXN, transaction))
         except NebulaError:
             probe("own request refused")
+            return False
+        return True

@@ -15,7 +15,7 @@ none; if its driver dies in between, nothing but time is lost.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from itertools import pairwise
 from typing import Final, NamedTuple
 
@@ -30,6 +30,9 @@ MAX_SHARDS: Final = 1_024
 """Of one keyspace."""
 MAX_CLUSTER_SHARDS: Final = 8_192
 """Of all keyspaces: every node has a replica of each."""
+MAX_NODE_REPLICAS: Final = 2 * MAX_CLUSTER_SHARDS
+"""Of one node: what it has, and what it was told to destroy and hasn't, as while it is dead. A drop makes the one into
+the other, so it needs no bound of its own; and all that a cluster may have can be dropped and made anew at once."""
 MAX_SPLIT_BYTES: Final = 1_024
 """Of one split key: a record with all of them, in hex, must fit into a request."""
 MAX_SPLITS_BYTES: Final = 256 << 10
@@ -80,7 +83,8 @@ def check_name(name: str) -> None:
 def create_step(meta: Meta, spec: Spec) -> bytes | None:
     """The next transaction on the way to `spec`, which is `checked`; None: it is ready.
 
-    Raises `KeyspaceExists` if one of this name was made otherwise, `InvalidArgument` if the cluster is full.
+    Raises `KeyspaceExists` if one of this name was made otherwise, `InvalidArgument` if the cluster is full,
+    `Unavailable` if a node has too much to destroy still.
     """
     found = meta.keyspaces.get(spec.name)
     if found is None:
@@ -117,9 +121,9 @@ def unfinished_step(meta: Meta) -> bytes | None:
     return None
 
 
-def acknowledgement(removals: list[Removal]) -> bytes:
-    """The transaction that says: these replicas are destroyed, for ever. The first ones, if they are many."""
-    return transaction({}, dict.fromkeys(removal.key for removal in removals[:MAX_TXN_OPERATIONS]))
+def acknowledgement(removals: Iterable[Removal]) -> bytes:
+    """The transaction that says: these replicas, at most `MAX_TXN_OPERATIONS`, are destroyed, for ever."""
+    return transaction({}, dict.fromkeys(removal.key for removal in removals))
 
 
 def keyspace_key(name: str) -> bytes:
@@ -131,8 +135,7 @@ def _begin(meta: Meta, spec: Spec) -> bytes:
     nodes = _nodes(meta)
     if not nodes:
         raise Unavailable("this node does not know the cluster yet; try again")
-    if len(meta.shards) + spec.shards > MAX_CLUSTER_SHARDS:
-        raise InvalidArgument(f"the cluster would have more than {MAX_CLUSTER_SHARDS} shards; drop a keyspace first")
+    _check_room(meta, spec.shards)
     plan = Plan(spec.shards, spec.splits, meta.next_group, meta.next_replica, nodes)
     key = keyspace_key(spec.name)
     # The members too: one that became one meanwhile would have no replica of it, and nobody would see to that.
@@ -145,6 +148,21 @@ def _begin(meta: Meta, spec: Spec) -> bytes:
             REPLICA_KEY: b"%d" % (plan.first_replica + plan.shards * len(nodes)),
         },
     )
+
+
+def _check_room(meta: Meta, shards: int) -> None:
+    """Raise `InvalidArgument`, or `Unavailable` where it may help to wait, unless so many more shards may be made."""
+    creating = [one.plan for one in meta.keyspaces.values() if one.plan and one.state is KeyspaceState.CREATING]
+    groups = (group for plan in creating for group in range(plan.first_group, plan.first_group + plan.shards))
+    shards += len(meta.shards) + sum(group not in meta.shards for group in groups)
+    if shards > MAX_CLUSTER_SHARDS:
+        raise InvalidArgument(f"the cluster would have more than {MAX_CLUSTER_SHARDS} shards; drop a keyspace first")
+    for node in meta.ordered:
+        if len(meta.orders(node)) + shards > MAX_NODE_REPLICAS:
+            raise Unavailable(
+                f"node {meta.name(node)} has not destroyed what was dropped, of {len(meta.orders(node))} shards: "
+                "start it, or remove it"
+            )
 
 
 def _nodes(meta: Meta) -> tuple[int, ...]:

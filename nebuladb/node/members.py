@@ -165,7 +165,7 @@ class Planner:
 
     def step(self, meta: Meta) -> bytes | None:
         """The next transaction; None: everything is on its way, or done."""
-        orphans = [removal for removal in meta.removals if removal.node not in meta.nodes]
+        orphans = [removal for node in meta.ordered if node not in meta.nodes for removal in meta.orders(node)]
         if orphans:
             # Nobody is left to carry them out: the node is removed as a whole.
             return transaction({}, dict.fromkeys(removal.key for removal in orphans[:MAX_TXN_OPERATIONS]))

@@ -17,7 +17,8 @@ The meta group is an ordinary group (1) with an ordinary store; its rows are key
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
+from copy import copy
 from typing import Final, NamedTuple
 
 from nebuladb.errors import Corruption
@@ -84,19 +85,63 @@ class Meta:
     """An immutable picture of the meta group at one revision."""
 
     def __init__(self, rows: Iterable[KeyValue] = ()) -> None:
-        self._fill({row.key: (row.mod_revision, _decode(row.key, row.value)) for row in rows})
+        self._orders: dict[int, dict[bytes, Removal]] = {}
+        """Node → key → an order. Apart from the rest: they may be many, and most changes are of nothing else."""
+        decoded = [(row.key, row.mod_revision, _decode(row.key, row.value)) for row in rows]
+        for key, _, value in decoded:
+            if isinstance(value, Removal):
+                self._orders.setdefault(value.node, {})[key] = value
+        self._fill({key: (revision, value) for key, revision, value in decoded if not isinstance(value, Removal)})
 
     def after(self, changes: Iterable[Change]) -> Meta:
-        """The picture after `changes`, which are all there were since this one. Only they are decoded."""
-        rows = dict(self._rows)
+        """The picture after `changes`, which are all there were since this one. Only they are decoded; what they don't
+        concern is shared by both pictures."""
+        meta = copy(self)
+        orders, others = list[Change](), list[Change]()
         for change in changes:
-            if change.deleted:
-                rows.pop(change.key, None)
-            else:
-                rows[change.key] = (change.revision, _decode(change.key, change.record.value))
-        meta = Meta()
-        meta._fill(rows)
+            (orders if change.key.startswith(REMOVED_PREFIX) else others).append(change)
+        if orders:
+            meta._carry(orders)
+        if others:
+            rows = dict(self._rows)
+            for change in others:
+                if change.deleted:
+                    rows.pop(change.key, None)
+                else:
+                    rows[change.key] = (change.revision, _decode(change.key, change.record.value))
+            meta._fill(rows)
         return meta
+
+    def _carry(self, changes: Iterable[Change]) -> None:
+        """Take over changes of orders; those of nodes that they don't concern aren't looked at."""
+        orders, fresh = dict(self._orders), set[int]()
+        for change in changes:
+            new = None if change.deleted else Removal.decode(change.record.value)
+            node = new.node if new else next((node for node, of_it in orders.items() if change.key in of_it), None)
+            if node is None:
+                continue
+            if node not in fresh:
+                fresh.add(node)
+                orders[node] = dict(orders.get(node, {}))
+            if new:
+                orders[node][change.key] = new
+            else:
+                del orders[node][change.key]
+        self._orders = {node: of_it for node, of_it in orders.items() if of_it}
+
+    @property
+    def ordered(self) -> Iterable[int]:
+        """The nodes that have orders."""
+        return self._orders.keys()
+
+    def orders(self, node: int) -> Collection[Removal]:
+        """What `node` is to destroy, and hasn't, as far as the cluster knows."""
+        return self._orders.get(node, {}).values()
+
+    @property
+    def removals(self) -> list[Removal]:
+        """The orders of all nodes."""
+        return [removal for orders in self._orders.values() for removal in orders.values()]
 
     def _fill(self, rows: dict[bytes, tuple[int, _Value | None]]) -> None:
         self._rows = rows
@@ -109,7 +154,6 @@ class Meta:
         """By group, likewise; the meta group is none of them."""
         self.own: Descriptor | None = None
         """The meta group's, once it was changed."""
-        self.removals: list[Removal] = []
         self.declared: list[DeclaredAlarm] = []
         for key in sorted(rows):
             value = rows[key][1]
@@ -121,8 +165,6 @@ class Meta:
                 self.own = value
             elif isinstance(value, Descriptor):
                 self.shards[value.group] = value
-            elif isinstance(value, Removal):
-                self.removals.append(value)
             elif isinstance(value, DeclaredAlarm):
                 self.declared.append(value)
         self.alarmed = frozenset(alarm.kind for alarm in self.declared)

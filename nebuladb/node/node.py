@@ -444,9 +444,8 @@ class Node:
             raise NodeRemoved(removed_text(self.identity.name))
         for shard in meta.told:
             self.reconciler.create(shard)
-        for removal in meta.removals:
-            if removal.node == self.identity.node:
-                self._remove(removal)
+        for removal in meta.orders(self.identity.node):
+            self._remove(removal)
         if self.on_meta is not None:
             self.on_meta()
 

@@ -9,7 +9,6 @@ import pytest
 
 from nebuladb.errors import InvalidArgument, KeyspaceExists, KeyspaceNotFound, Outcome, UnknownOutcome
 from nebuladb.ids import Generation, GroupId
-from nebuladb.kv.answer import KeyValue
 from nebuladb.kv.command import Command, Kind
 from nebuladb.kv.store import Store
 from nebuladb.node import keyspaces
@@ -24,49 +23,16 @@ from nebuladb.node.keyspaces import (
     unfinished_step,
 )
 from nebuladb.node.members import Planner, claim_step, descriptors, report
-from nebuladb.node.meta import Meta, Removal, founding_request
+from nebuladb.node.meta import Removal
 from nebuladb.node.node import put_request
 from nebuladb.node.record import NodeRecord, NodeState
 from nebuladb.node.registry import GroupState
-from nebuladb.pb.nebula.v1 import kv_pb2
 from nebuladb.shard import KeyspaceState, Partitioning, Role
+from tests.unit.node.rows import Rows
 from tests.unit.node.trio import Trio
 
 HASH = checked(Spec("h", Partitioning.HASH, 4))
 GROUPS = [4, 5, 6, 7]
-
-
-class Rows:
-    """The meta group's rows, and transactions on them: the plainest model."""
-
-    def __init__(self) -> None:
-        self.rows: dict[bytes, tuple[int, bytes]] = {}
-        self.revision = 1
-        self.run(founding_request(Trio().founding))
-
-    @property
-    def meta(self) -> Meta:
-        return Meta(KeyValue(key, mod, mod, 1, 0, value) for key, (mod, value) in sorted(self.rows.items()))
-
-    def run(self, transaction: bytes) -> bool:
-        request = kv_pb2.TxnRequest.FromString(transaction)
-        if any(self.rows.get(compare.key, (0,))[0] != compare.number for compare in request.compare):
-            return False
-        self.revision += 1
-        assert len(request.success) <= 128
-        for operation in request.success:
-            if operation.WhichOneof("operation") == "put":
-                self.rows[operation.put.key] = self.revision, operation.put.value
-            else:
-                self.rows.pop(operation.delete.key, None)
-        return True
-
-    def create(self, spec: Spec) -> int:
-        count = 0
-        while (step := create_step(self.meta, spec)) is not None:
-            assert self.run(step)
-            count += 1
-        return count
 
 
 # --- plans
@@ -276,7 +242,7 @@ def test_a_picture_carried_on_by_changes_is_the_one_read_anew() -> None:
     trio.node(0)._read_meta()
     read = trio.node(0).meta
     assert (carried.keyspaces, carried.shards, carried.removals) == (read.keyspaces, read.shards, read.removals)
-    assert carried._rows == read._rows
+    assert (carried._rows, carried._orders) == (read._rows, read._orders)
 
 
 @pytest.mark.parametrize("name", ["", "A", "a b", "ä", "a/b", "x" * 65, *RESERVED])
