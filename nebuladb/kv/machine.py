@@ -123,10 +123,14 @@ class Machine:
             if work.index >= begun
             for command in (work.commands[state.place :] if work.index == begun else work.commands)
         )
-        # The shard's average, and what came last: a thousand rows of a MiB would be a GiB of loans.
-        average = state.size // max(state.keys, 1) + 1
-        most = min(self._source.loans.ahead, FETCH_BYTES // average)
-        applied.wanted = list(dict.fromkeys((*applied.wanted, *rows_ahead(self._source, later, most))))
+        applied.wanted = list(dict.fromkeys((*applied.wanted, *rows_ahead(self._source, later, self._ahead))))
+
+    @property
+    def _ahead(self) -> int:
+        """Rows that may be asked for at once: a thousand of a MiB would be a GiB of loans. How large they are tells
+        the shard's average, and what came last."""
+        average = self.state.size // max(self.state.keys, 1) + 1
+        return max(1, min(self._source.loans.ahead, FETCH_BYTES // average))
 
     @property
     def idle(self) -> bool:
@@ -314,14 +318,14 @@ class Machine:
         # All before the first is deleted: to read one may push another out of the cache, and that can't be undone.
         found: list[tuple[bytes, Record]] = []
         missing: list[bytes] = []
-        size = 0
+        size, most = 0, self._ahead
         for row, _ in chunk:
             key = row[key_at:]
             try:
                 record = self._attached(key)
             except Misses as misses:
                 missing += misses.rows
-                if len(missing) >= self._source.loans.ahead:
+                if len(missing) >= most:
                     break
                 continue
             found.append((key, record))
