@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from nebuladb.env import probe
 from nebuladb.errors import InvalidArgument, TooManyRequests
 from nebuladb.kv import watch
+from nebuladb.kv.answer import KeyValue
 from nebuladb.kv.change import Applied
 from nebuladb.kv.limits import Limits
 from nebuladb.kv.store import Store
@@ -73,12 +74,15 @@ class Consumer:
             wanted = [event for event in wanted if revisions and event.revision <= revisions[-1]]
         assert len(told) == len(wanted)
         assert len({batch.revision for batch in self.told}) == len(self.told)
+        before: dict[tuple[int, bytes], KeyValue | None] = {}
+        for each in events:
+            before.setdefault((each.revision, each.key), each.previous)
         for (revision, event), expected in zip(told, wanted, strict=True):
             assert (revision, event.kv.key, event.deleted) == (expected.revision, expected.key, expected.kv is None)
             assert event.kv.mod_revision == revision
             assert expected.kv in (None, event.kv)
             # Read at mod - 1, hence perhaps compacted when it was read; never anything else (etcd 38).
-            assert event.previous in (None, expected.previous)
+            assert event.previous in (None, before[revision, expected.key])
             assert self.prev_kv or event.previous is None
 
 
