@@ -37,6 +37,8 @@ EARLIER: Final = 0.25
 looked at for their time every 0.2 s (`host.EXPIRE_TICKS`)."""
 EARLIER_PART: Final = 5
 """A short time is not used up by that: at most this part of it."""
+MAX_SCANNING: Final = 32
+"""Scans that read a page at the same time; the others hold none."""
 
 M = TypeVar("M", bound=Message)
 
@@ -57,6 +59,8 @@ class Backend:
         self.leadership = Leadership(self.leader)
         self.pace = Pace()
         """Of reads that take several turns."""
+        self.scanning = asyncio.Semaphore(MAX_SCANNING)
+        """Of scans that read a page."""
         self.wide = asyncio.Lock()
         """Transactions that read ranges: one at a time, and a breath of the loop's between two."""
         self.lags_elsewhere: Callable[[int], Awaitable[list[Lag]]] = _alone

@@ -1,4 +1,5 @@
-"""What watches took out of their outboxes and clients have not taken yet: bounded for all of a node's streams.
+"""What watches took out of their outboxes, and scans read, and clients have not taken yet: bounded for all of a node's
+streams.
 
 Who holds a part of it while others wait for theirs has a short time; then its stream is ended, and its client goes on
 where it was. So a client that doesn't read, or reads a few bytes now and then, costs itself and nobody else.
@@ -68,6 +69,11 @@ class Delivery:
             return True
         return self._deliveries.lane(size).admits(self, size)
 
+    def begin(self) -> None:
+        """The client may take what it holds: its time begins."""
+        if self.lane is not None:
+            self.lane.begin(self)
+
     def give(self) -> None:
         """What was delivered was taken, or nobody will take it; nothing is waited for any more."""
         if self.lane is not None:
@@ -107,6 +113,10 @@ class Lane:
             return True
         probe("watch waits for slower ones")
         return False
+
+    def begin(self, delivery: Delivery) -> None:
+        """See `Delivery.begin`."""
+        delivery.since = self._now()
 
     def drop(self, delivery: Delivery) -> None:
         """It holds nothing, and waits for nothing."""

@@ -115,8 +115,10 @@ class KVService:
 
     async def Scan(self, raw: bytes, context: Any) -> AsyncIterator[bytes]:
         request = parse(pb.ScanRequest, raw)
-        async for response in scan(self._backend, request, self._backend.answer_within(context)):
-            yield response.SerializeToString()
+        async for response in scan(self._backend, request, self._backend.answer_within(context), ending(context)):
+            encoded = response.SerializeToString()
+            del response  # or there would be two of it, for as long as its client takes
+            yield encoded
 
     async def Watch(self, raw: bytes, context: Any) -> AsyncIterator[bytes]:
         request = parse(pb.WatchRequest, raw)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from heapq import heapify, heappop, heapreplace
 from typing import Final
 
 from nebuladb.api.backend import Backend, key_value
+from nebuladb.api.deliveries import Delivery
+from nebuladb.env import probe
 from nebuladb.errors import Corruption, InvalidArgument, WrongShard
 from nebuladb.kv import check
 from nebuladb.kv.answer import KeyValue
@@ -20,8 +22,18 @@ from nebuladb.shard import Descriptor
 PAGE_KEYS: Final = 1_000
 PAGE_BYTES: Final = 1 << 20
 """A page, and what is read ahead of it in all shards together."""
+FIRST_PAGE_BYTES: Final = 16 << 10
+"""A page of a client that hasn't shown yet that it reads, or does so slowly: with what is read ahead it is a small
+delivery (``api.deliveries``), which waits for nobody, and isn't ended for others."""
+PAGE_GROWTH: Final = 4
+PROOF_BYTES: Final = 256 << 10
+"""So much a client has taken at once before its pages grow: more than waits for it in the transport."""
+SLOW_SECONDS: Final = 0.5
+"""Who takes longer for a page gets small ones."""
 MIN_STRETCH_KEYS: Final = 32
 """Keys that are read from one shard at a time at least, however many shards there are."""
+MIN_STRETCH_BYTES: Final = 1 << 10
+"""Likewise."""
 STRETCH_ROWS: Final = 2_048
 """Rows that are looked at in one turn of the loop: 5 ms."""
 HOLD_SECONDS: Final = 10.0
@@ -32,16 +44,25 @@ compacted meanwhile."""
 class _Part:
     """What is left of one shard."""
 
-    __slots__ = ("cursor", "end", "group", "revision", "rows")
+    __slots__ = ("cursor", "done", "end", "group", "revision", "rows", "start")
 
     def __init__(self, shard: Descriptor, revision: int, request: pb.ScanRequest) -> None:
         self.group = shard.group
         self.revision = revision
-        self.cursor = max(request.key, shard.start) or b"\0"
+        self.start = self.cursor = max(request.key, shard.start) or b"\0"
         """Where the next stretch begins; empty: nowhere."""
         self.end = _lower_end(request.range_end or check.TO_THE_LAST, shard.end)
         self.rows: deque[KeyValue] = deque()
         """Read ahead."""
+        self.done = False
+        """All of it has been sent."""
+
+    def rewind(self, after: bytes) -> None:
+        """Go on behind the key `after`; empty: at the beginning."""
+        if not self.done:
+            self.rows.clear()
+            start = max(after + b"\0" if after else b"", self.start)
+            self.cursor = start if self.end == check.TO_THE_LAST or start < self.end else b""
 
 
 class Scan:
@@ -53,10 +74,17 @@ class Scan:
         self._keys_only = request.keys_only
         self._parts = [_Part(shard, revision, request) for shard, revision in pinned]
         self._merged = any(shard.slots[1] for shard, _ in pinned)
-        share = max(1, len(pinned))
-        keys = max(MIN_STRETCH_KEYS, PAGE_KEYS // share)
+        self._share = max(1, len(pinned))
+        keys = max(MIN_STRETCH_KEYS, PAGE_KEYS // self._share)
         self._stretch_keys = min(keys, request.limit or keys)
-        self._stretch_bytes = PAGE_BYTES // share
+        self._page_bytes = FIRST_PAGE_BYTES
+        self._proven = 0
+        """Bytes that the client took at once, in pages of this size."""
+        self._filled = self._ahead = 0
+        self.last = b""
+        """Key of the last row that was read for a page."""
+        self._page: list[pb.ScanResponse] = []
+        self._rows = self._all()
         self._pins: dict[int, Pin] = {}
         self._timer: asyncio.TimerHandle | None = None
 
@@ -66,23 +94,86 @@ class Scan:
         for part in self._parts:
             self._pin(part)
 
-    async def rows(self) -> AsyncIterator[KeyValue]:
-        """All rows in key order. Raises what the stores raise."""
+    async def fill(self, page: pb.ScanResponse, keys: int, left: int) -> bool:
+        """Add the next rows to `page`: at most `keys`, and at most `left` if that isn't negative. Whether the scan is
+        over then. The page is kept for `take`. Raises what the stores raise."""
+        self._page = [page]
+        self._filled = 0
+        async with self._backend.scanning:
+            async for row in self._rows:
+                if len(page.kvs) == left:
+                    page.more = True
+                    return True
+                page.kvs.append(key_value(row))
+                self.last = row.key
+                self._filled += _weight(row)
+                if len(page.kvs) >= keys or self._filled >= self._page_bytes:
+                    return False
+        return True
+
+    def take(self) -> pb.ScanResponse:
+        """The page, of which nothing is kept: its memory is free when its last reader drops it, and no earlier."""
+        return self._page.pop()
+
+    @property
+    def count(self) -> int:
+        """Rows of the page."""
+        return len(self._page[0].kvs)
+
+    @property
+    def size(self) -> int:
+        """Bytes of the last page, and of what is read ahead."""
+        return self._filled + self._ahead
+
+    async def rewind(self, after: bytes) -> None:
+        """Give up what is read, and go on behind the key `after`, the last one that was sent; empty: there is none."""
+        self._page.clear()
+        await self._rows.aclose()
+        for part in self._parts:
+            part.rewind(after)
+        self._ahead = 0
+        self._rows = self._all()
+
+    def sending(self) -> None:
+        """A page is about to be taken. Shards that have no more after it are kept no longer."""
+        for part in self._parts:
+            if not (part.done or part.rows or part.cursor):
+                part.done = True
+                if part.group in self._pins:
+                    self._pins[part.group].close()
+        self.hold()
+
+    def sent(self, seconds: float) -> None:
+        """The page was taken in so many seconds: who reads gets larger ones."""
+        if seconds > SLOW_SECONDS:
+            self._page_bytes, self._proven = FIRST_PAGE_BYTES, 0
+            return
+        self._proven += self._filled
+        if self._proven >= PROOF_BYTES and self._page_bytes < PAGE_BYTES:
+            self._page_bytes, self._proven = min(self._page_bytes * PAGE_GROWTH, PAGE_BYTES), 0
+
+    async def _all(self) -> AsyncGenerator[KeyValue, None]:
+        """The rows in key order."""
         if not self._merged:
             for part in self._parts:
                 while await self._fill(part):
-                    yield part.rows.popleft()
+                    yield self._pop(part)
             return
         heap = [(part.rows[0].key, place) for place, part in enumerate(self._parts) if await self._fill(part)]
         heapify(heap)
         while heap:
             place = heap[0][1]
             part = self._parts[place]
-            yield part.rows.popleft()
+            yield self._pop(part)
             if part.rows or await self._fill(part):
                 heapreplace(heap, (part.rows[0].key, place))
             else:
                 heappop(heap)
+
+    def _pop(self, part: _Part) -> KeyValue:
+        row = part.rows.popleft()
+        self._ahead -= _weight(row)
+        return row
 
     async def _fill(self, part: _Part) -> bool:
         """Whether there is another row; it is read then. The loop comes round between stretches: a million deleted
@@ -94,7 +185,7 @@ class Scan:
                         part.cursor,
                         part.end,
                         limit=self._stretch_keys,
-                        max_bytes=self._stretch_bytes,
+                        max_bytes=max(MIN_STRETCH_BYTES, self._page_bytes // self._share),
                         max_rows=STRETCH_ROWS,
                         keys_only=self._keys_only,
                     )
@@ -102,14 +193,13 @@ class Scan:
                 error.group = part.group  # so that the replica gets its data anew
                 raise
             part.rows.extend(page.kvs)
+            self._ahead += sum(map(_weight, page.kvs))
             part.cursor = page.cursor
-            if not part.cursor:
-                self._pins[part.group].close()
             await asyncio.sleep(0)
         return bool(part.rows)
 
     def hold(self) -> None:
-        """A page is about to be taken: keep the revisions for `HOLD_SECONDS` from now."""
+        """Keep the revisions for `HOLD_SECONDS` from now."""
         if self._timer is not None:
             self._timer.cancel()
         self._timer = asyncio.get_running_loop().call_later(HOLD_SECONDS, self.release)
@@ -131,35 +221,61 @@ class Scan:
         return pin
 
 
-async def scan(backend: Backend, request: pb.ScanRequest, timeout: float) -> AsyncIterator[pb.ScanResponse]:
-    """The pages of a scan. Raises `InvalidArgument`, `WrongShard`, `Compacted`, `FutureRevision`, `Unavailable`."""
+async def scan(
+    backend: Backend, request: pb.ScanRequest, timeout: float, end: Callable[[], None] | None = None
+) -> AsyncIterator[pb.ScanResponse]:
+    """The pages of a scan; `end`: see `Delivery`. A page that there is no room for is given up, and read again when
+    there is. Raises `InvalidArgument`, `WrongShard`, `Compacted`, `FutureRevision`, `Unavailable`."""
     if request.limit < 0:
         raise InvalidArgument("limit must not be negative")
-    end = request.range_end or check.TO_THE_LAST
-    shards = backend.routing.covering(request.keyspace or DEFAULT, request.key, end)
+    shards = backend.routing.covering(request.keyspace or DEFAULT, request.key, request.range_end or check.TO_THE_LAST)
     pinned = await _pin(backend, request, shards, timeout)
     header = backend.header(pinned[0][0].group, pinned[0][1]) if len(pinned) == 1 else backend.header()
-    page = pb.ScanResponse(header=header)
-    page.revisions.extend(pb.ShardRevision(group=shard.group, revision=revision) for shard, revision in pinned)
-    size = sent = 0
+    revisions = [pb.ShardRevision(group=shard.group, revision=revision) for shard, revision in pinned]
     page_keys = min(request.page_size or PAGE_KEYS, PAGE_KEYS)
     reading = Scan(backend, request, pinned)
+    sending = False
+
+    def late() -> None:
+        if sending and end is not None:  # while it reads, nobody waits for its client
+            end()
+
+    delivery = backend.deliveries.stream(asyncio.Event(), late if end is not None else None)
+    sent, after, over = 0, b"", False
     try:
         reading.pin()
-        async for row in reading.rows():
-            if request.limit and sent == request.limit:
-                page.more = True
-                break
-            sent += 1
-            page.kvs.append(key_value(row))
-            size += len(row.key) + len(row.value)
-            if len(page.kvs) >= page_keys or size >= PAGE_BYTES:
+        while not over:
+            # The page has no name here: that would keep it, beside what it is encoded to, while its client takes it.
+            left = request.limit - sent if request.limit else -1
+            over = await reading.fill(pb.ScanResponse(header=header, revisions=revisions), page_keys, left)
+            if not delivery.admits(size := reading.size):
+                probe("scan waits for slower ones")
+                await reading.rewind(after)
                 reading.hold()
-                yield page
-                page, size = pb.ScanResponse(header=header), 0
+                await _room(delivery, size)
+                over = False
+                continue
+            if reading.count:
+                sent, after, revisions = sent + reading.count, reading.last, []
+            reading.sending()
+            if over:
+                reading.release()
+            delivery.begin()
+            begun, sending = asyncio.get_running_loop().time(), True
+            yield reading.take()
+            sending = False
+            delivery.give()
+            reading.sent(asyncio.get_running_loop().time() - begun)
     finally:
+        delivery.give()
         reading.release()
-    yield page
+
+
+async def _room(delivery: Delivery, size: int) -> None:
+    """Wait until a page of this size may be sent."""
+    while not delivery.admits(size):
+        await delivery.room.wait()
+        delivery.room.clear()
 
 
 async def _pin(
@@ -185,6 +301,10 @@ async def _pin(
     behind = [shard for (shard, revision), store in zip(read, stores, strict=True) if revision > store.revision]
     await asyncio.gather(*(backend.current(shard, timeout) for shard in behind))
     return read
+
+
+def _weight(row: KeyValue) -> int:
+    return len(row.key) + len(row.value)
 
 
 def _lower_end(end: bytes, shard_end: bytes) -> bytes:
