@@ -9,7 +9,7 @@ from typing import Any, Final
 from nebuladb.api.backend import Backend, parse
 from nebuladb.api.drive import Due, drive, until
 from nebuladb.api.status import descriptor_message
-from nebuladb.errors import InvalidArgument, NebulaError, Outcome, Unavailable
+from nebuladb.errors import InvalidArgument, NebulaError, Outcome, Unavailable, UnknownOutcome
 from nebuladb.node.keyspaces import Spec, check_name, checked, create_step, drop_step
 from nebuladb.node.meta import Meta
 from nebuladb.pb.nebula.v1 import keyspace_pb2 as pb
@@ -53,7 +53,13 @@ class KeyspaceService:
         due, unfinished = Due(self._backend.answer_within(context)), _unfinished(spec.name, "created")
         await drive(self._backend, lambda meta: create_step(meta, spec), due, unfinished)
         groups = self._groups(spec.name)
-        await until(lambda: all(map(self._backend.leader, groups)), due, unfinished)
+        await until(
+            lambda: self._groups(spec.name) != groups or all(map(self._backend.leader, groups)), due, unfinished
+        )
+        if not groups or self._groups(spec.name) != groups or spec.name not in self._backend.routing.keyspaces:
+            raise UnknownOutcome(
+                f"keyspace {spec.name!r} was created, and somebody dropped it meanwhile; create it again"
+            )
         response = pb.KeyspaceCreateResponse(header=self._backend.header())
         response.keyspace.CopyFrom(self._info(self._backend.routing.keyspaces[spec.name]))
         return response.SerializeToString()

@@ -22,6 +22,7 @@ MAX_BYTES: Final = 1 << 20
 """Of one request, keys and values together; a larger pair has a request of its own."""
 MAX_IN_FLIGHT: Final = 32
 
+Keyed = tuple[bytes, kv_pb2.Operation]
 Part = tuple[int, TxnResult]
 """The shard that answered, and what."""
 Send = Callable[[kv_pb2.TxnRequest], Awaitable[Part]]
@@ -42,11 +43,7 @@ class Many:
         """Each key's value now; not all of one revision. Raises what the first part that failed did."""
         found: dict[bytes, KeyValue | None] = dict.fromkeys(keys)
         operations = [(key, kv_pb2.Operation(range=kv_pb2.RangeRequest(key=key))) for key in found]
-        fresh = self._map is None
-        parts = await self._run(operations, self._read)
-        if not fresh and any(isinstance(part, Stale) for part in parts):
-            parts = await self._run(operations, self._read)
-        for part in parts:
+        for part in await self._run(operations, self._read):
             if isinstance(part, BaseException):
                 raise part
             for result in part[1].results:
@@ -93,29 +90,42 @@ class Many:
         response = await self._transport.call(method, request)
         return response.header.group, txn_result(response)
 
-    async def _run(self, operations: list[tuple[bytes, kv_pb2.Operation]], send: Send) -> list[Part | BaseException]:
-        """Send them, a request for each `MAX_OPERATIONS` of a shard; what became of each request. A map that proves to
-        be old is forgotten."""
+    async def _run(self, operations: list[Keyed], send: Send) -> list[Part | BaseException]:
+        """Send them; what became of each request. Those that were refused by an old map, and so did nothing, go once
+        more by the new one."""
+        fresh = self._map is None
+        sent = await self._round(operations, send)
+        parts = [part for _, part in sent]
+        refused = [one for those, part in sent if not fresh and _refused(part) for one in those]
+        if not refused:
+            return parts
+        again = await self._round(refused, send)
+        return [part for part in parts if not _refused(part)] + [part for _, part in again]
+
+    async def _round(self, operations: list[Keyed], send: Send) -> list[tuple[list[Keyed], Part | BaseException]]:
+        """A request for each `MAX_OPERATIONS` of a shard, and what became of it. A map that proves to be old is
+        forgotten."""
         shards = await self._shards()
-        requests: list[tuple[kv_pb2.TxnRequest, int]] = []
-        filling: dict[int, tuple[kv_pb2.TxnRequest, int]] = {}
+        requests: list[tuple[list[Keyed], int]] = []
+        filling: dict[int, tuple[list[Keyed], int]] = {}
         for key, operation in operations:
             group, weight = shards.group(key), operation.ByteSize()
-            request, size = filling.get(group, (None, 0))
-            if request is None or len(request.success) >= MAX_OPERATIONS or size + weight > MAX_BYTES:
-                request, size = kv_pb2.TxnRequest(keyspace=self._keyspace), 0
-                requests.append((request, group))
-            request.success.append(operation)
-            filling[group] = (request, size + weight)
-        parts = await asyncio.gather(*(self._send(request, send) for request, _ in requests), return_exceptions=True)
+            those, size = filling.get(group, (None, 0))
+            if those is None or len(those) >= MAX_OPERATIONS or size + weight > MAX_BYTES:
+                those, size = [], 0
+                requests.append((those, group))
+            those.append((key, operation))
+            filling[group] = (those, size + weight)
+        parts = await asyncio.gather(*(self._send(those, send) for those, _ in requests), return_exceptions=True)
         for (_, group), part in zip(requests, parts, strict=True):
             old = isinstance(part, Stale) if isinstance(part, BaseException) else part[0] != group
             if old and self._map is shards:
                 self._map = None
-        return parts
+        return [(those, part) for (those, _), part in zip(requests, parts, strict=True)]
 
-    async def _send(self, request: kv_pb2.TxnRequest, send: Send) -> Part:
+    async def _send(self, operations: list[Keyed], send: Send) -> Part:
         async with self._in_flight:
+            request = kv_pb2.TxnRequest(keyspace=self._keyspace, success=[operation for _, operation in operations])
             return await send(request)
 
     async def _shards(self) -> ShardMap:
@@ -123,6 +133,11 @@ class Many:
             request = keyspace_pb2.KeyspaceDescribeRequest(name=self._keyspace)
             self._map = ShardMap((await self._transport.call(methods.KEYSPACE_DESCRIBE, request)).keyspace)
         return self._map
+
+
+def _refused(part: Part | BaseException) -> bool:
+    """Whether it shows that the map is old, and nothing was done."""
+    return isinstance(part, Stale) and part.outcome is Outcome.FAILED
 
 
 def _together(errors: list[BaseException], parts: int) -> BaseException:

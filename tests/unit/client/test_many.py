@@ -122,7 +122,7 @@ async def test_get_many_asks_again_by_a_fresh_map_where_the_keyspace_was_made_an
     transport.requests.clear()
     with pytest.raises(WrongShard, match="of another keyspace"):  # once, no more
         await many.get(data)
-    assert (transport.described, len(transport.requests)) == (3, 6)
+    assert (transport.described, len(transport.requests)) == (3, 4)
     transport.requests.clear()
     with pytest.raises(WrongShard):  # by a map that is fresh already
         await transport.many().get(data)
@@ -146,6 +146,27 @@ async def test_a_batch_names_the_shards_that_took_it_and_not_those_of_an_old_map
         result = await many.batch(puts, [])
         assert result.revisions == {group: transport.revisions[group] for group in (10, 11)}
     assert transport.described == 2
+
+
+async def test_what_an_old_map_had_refused_of_a_batch_is_written_by_the_new_one() -> None:
+    """The batch said that its outcome is unknown, with advice for transactions."""
+    transport = Shards()
+    many = transport.many()
+    puts = {b"%d" % number: b"" for number in range(500)}
+    await many.batch(puts, [])
+    transport.starts = {8: 0, 9: HALF // 2, 10: HALF}
+    transport.requests.clear()
+    result = await many.batch(puts, [])
+    assert result.revisions == {group: transport.revisions[group] for group in (8, 9, 10)}
+    done = [keys for keys in map(keys_of, transport.requests) if len({transport.group(key) for key in keys}) == 1]
+    assert sorted(key for keys in done for key in keys) == sorted(puts), "each is written once"
+    transport.starts = {12: 0, 13: HALF // 4, 14: HALF}
+    transport.broken[13] = UnknownOutcome("lost")
+    with pytest.raises(UnknownOutcome, match=r"3 of 7 parts .*lost"):
+        await many.batch(puts, [])
+    transport.broken[13] = WrongShard("of another keyspace")
+    with pytest.raises(UnknownOutcome, match="of another keyspace"):
+        await many.batch(puts, [])
 
 
 @pytest.mark.parametrize("more", [0, MAX_OPERATIONS])
