@@ -19,7 +19,7 @@ so that no vote waits behind a bulk load (S31); the rest goes with the next."""
 MAX_UNSYNCED_BYTES: Final = 64 << 20
 """Of any node; one with little memory has a lower bound (`Batches.limit`)."""
 FLOOD: Final = 2
-"""So many times that bound no node reaches by what it proposes and a disk that works; see `Batches.flooded`."""
+"""So many times that bound, or a whole batch's, no node reaches with a disk that works; see `Batches.flooded`."""
 MAX_HELD: Final = 10_000
 """Messages that wait for one batch to be durable. While a disk hangs more are dropped, which is a loss like any other:
 in a term that isn't durable yet every heartbeat and read round of the leader adds a reply."""
@@ -70,7 +70,7 @@ class Batches:
     def flooded(self) -> bool:
         """Whether appends of leaders are to be dropped as well: each bounds what it has on its way here, but there may
         be a thousand of them, and a disk that hangs would gather it all in memory."""
-        return self.unsynced > FLOOD * self.limit
+        return self.unsynced > FLOOD * max(self.limit, MAX_BATCH_BYTES)
 
     def current(self, tick: int) -> LogBatch:
         """The batch that gathers; a new one is of `tick`."""

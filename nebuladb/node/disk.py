@@ -56,8 +56,9 @@ class DiskState:
         """Milliseconds, in ticks, for which the oldest log batch has been on its way to the disk."""
         self.strained = False
         """Another node is short of space, or its disk hangs."""
-        self._refused: dict[int, int] = {}
-        """Group → the newest entry of a leader's that wasn't appended for want of space."""
+        self._refused: dict[int, tuple[int, int]] = {}
+        """Group → term and index of the newest entry that wasn't appended for want of space. A later leader may lack it
+        too."""
 
     @property
     def status(self) -> int:
@@ -67,28 +68,33 @@ class DiskState:
     def admit(self, request: Request, replica: Replica, peers: Mapping[int, Peer]) -> None:
         """Raise `NoSpace` for a client's write that needs space which this node or a majority of the others lacks;
         `Unavailable` for any whose answer would have to come from what this node won't have."""
-        short = self.space is not Space.PLENTY
-        if not short and any(peer.status & CRITICAL_BIT for peer in peers.values()):
-            voters = [replica.home(voter) for voter in replica.raft.configuration.voters]
-            full = sum(1 for node in voters if node in peers and peers[node].status & CRITICAL_BIT)
-            short = 2 * full >= len(voters)
+        short = self.space is not Space.PLENTY or most_full(replica, peers, own=False)
         if short and request.group != META_GROUP and wire_grows(request.wire):
             where = "this node's disk" if self.space is not Space.PLENTY else "the disks of most nodes"
             raise NoSpace(f"{where} is nearly full: deletions and compactions are taken, other writes are not")
-        if self.space is Space.CRITICAL and self._refused.get(request.group, 0) > replica.raft.last_index:
+        if self.space is Space.CRITICAL and request.group != META_GROUP and self._lacks(replica):
             raise Unavailable("this node's disk is full, and what others wrote is missing here: ask another node")
 
-    def refuses(self, replica: Replica, message: Message, flooded: bool) -> bool:
-        """Whether a leader's message is to be treated as lost. `flooded`: see `Batches`."""
+    def _lacks(self, replica: Replica) -> bool:
+        """Whether it lacks what its leader has sent."""
+        term, index = self._refused.get(replica.group, (0, 0))
+        return term == replica.raft.term and index > replica.raft.last_index
+
+    def refuses(self, replica: Replica, message: Message, peers: Mapping[int, Peer], flooded: bool) -> bool:
+        """Whether a leader's message is to be treated as lost. `flooded`: see `Batches`.
+
+        Where most disks are full no leader takes what grows any more, and what it has taken goes through: else nothing
+        could be deleted behind it.
+        """
         if message.type != APPEND or not message.entries or not (flooded or self.space is Space.CRITICAL):
             return False
         if flooded:
             probe("append dropped while the disk hangs")
             return True
-        if not any(map(entry_grows, message.entries)):
+        if most_full(replica, peers, own=True) or not any(map(entry_grows, message.entries)):
             return False
         probe("append dropped for want of space")
-        self._refused[replica.group] = message.index + len(message.entries)
+        self._refused[replica.group] = message.term, message.index + len(message.entries)
         return True
 
     def starved(self, replica: Replica) -> Ready:
@@ -97,6 +103,14 @@ class DiskState:
         if self.space is not Space.CRITICAL:
             return []
         return replica.reads.give_up(replica.applied if replica.lost else replica.raft.last_index)
+
+
+def most_full(replica: Replica, peers: Mapping[int, Peer], *, own: bool) -> bool:
+    """Whether half of the voters or more take nothing that grows; `own`: this node doesn't, should it be one."""
+    voters = replica.raft.configuration.voters
+    nodes = [peers.get(replica.home(voter)) for voter in voters if voter != replica.id]
+    full = sum(1 for peer in nodes if peer is not None and peer.status & CRITICAL_BIT)
+    return 2 * (full + (own and replica.id in voters)) >= len(voters)
 
 
 def heir(replica: Replica, peers: Mapping[int, Peer], held_logs: Mapping[int, Collection[int]]) -> int:

@@ -210,7 +210,7 @@ class Host:
     def _step_in(self, replica: Replica, peer: Peer, node: int, envelope: Envelope) -> None:
         message = envelope.message
         if message.type < FORWARD:
-            if not self.disk.refuses(replica, message, self.batches.flooded):
+            if not self.disk.refuses(replica, message, self.peers, self.batches.flooded):
                 replica.raft.step(message)
             if message.type not in REPLIES or replica.stirs:  # of a majority's, the last ask for nothing
                 self._dirty[envelope.group] = None

@@ -10,6 +10,7 @@ when a majority of those who stay knows that it is committed: one that doesn't w
 
 from __future__ import annotations
 
+from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
@@ -55,7 +56,8 @@ class Surgeon:
             step = self._planner.step(node.meta)
             if step is not None:
                 probe("members planned")
-                node.request(Command(Kind.TXN, step))
+                with suppress(NebulaError):  # it is planned again
+                    node.request(Command(Kind.TXN, step))
         changing = node.meta.changing
         for _ in changing:
             if len(self._looking) >= MAX_LOOKS:

@@ -47,6 +47,7 @@ AUTO_BALLAST: Final = Amount(0.25, 64 << 20)
 LOW_INODES: Final = Amount(0.05, 1_000)
 """The watermark of what a file system has for files, where it has a fixed number: each takes one, empty or not."""
 START_ROOM: Final = Amount(0.01, 16 << 20)
+START_INODES: Final = Amount(0.01, 100)
 """Without which a node isn't started again after a full disk, whatever the watermark is."""
 _BEGUN: Final = time.monotonic()
 
@@ -208,5 +209,6 @@ def has_room(directory: Path, reserves: Reserves) -> bool:
     with contextlib.suppress(OSError):
         (directory / BALLAST_FILE).unlink()
     room = room_of(directory)
-    wanted = max(reserves.low.of(room.total), START_ROOM.of(room.total))
-    return room.free >= wanted and room.inodes_free >= LOW_INODES.of(room.inodes)
+    low = reserves.low.of(room.total)
+    inodes = (LOW_INODES if low else START_INODES).of(room.inodes)
+    return room.free >= max(low, START_ROOM.of(room.total)) and room.inodes_free >= inodes

@@ -13,6 +13,7 @@ from nebuladb.ids import DEFAULT_GROUP, ETCD_GROUP, META_GROUP
 from nebuladb.kv.limits import MAX_SESSIONS
 from nebuladb.node import proposals, reads
 from nebuladb.node.alarms import AlarmKind
+from nebuladb.node.disk import Space
 from nebuladb.node.housekeeping import announced
 from nebuladb.node.pump import Pump
 from nebuladb.raft import StateRole
@@ -72,8 +73,8 @@ class NodeView:
     async def _known(self, pump: Pump) -> tuple[bool, str]:
         """Whether a majority has this node's addresses, and knows that they are committed, so that it finds the node
         there also after a restart of its own. Once it is so it stays so: a process has one pair of them."""
-        if self._announced:
-            return True, ""
+        if self._announced or pump.node.host.disk.space is Space.CRITICAL:
+            return True, ""  # a node whose disk is full doesn't take the word that it is known there
         peer, client = self._config.advertise_peer_addr, self._config.advertise_client_addr
         if not announced(pump.node.meta, self._peers.identity.node, peer, client):
             return False, f"waiting for the meta group to take this node's addresses: peer {peer}, client {client}"

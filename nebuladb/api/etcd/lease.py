@@ -11,7 +11,7 @@ from nebuladb.api.backup import Views
 from nebuladb.api.etcd.face import MAX_SECONDS, Face
 from nebuladb.api.etcd.requests import received
 from nebuladb.env import probe
-from nebuladb.errors import NebulaError, Outcome
+from nebuladb.errors import NebulaError, Outcome, Unavailable
 from nebuladb.kv.answer import Answer, LeaseResult
 from nebuladb.kv.command import Command, Kind
 from nebuladb.pb.etcd import lease_pb2 as pb
@@ -121,7 +121,8 @@ class _KeepAlives:
             self.fail(error)
 
     async def _renew(self, body: bytes) -> Answer:
-        """A renewal, tried again over a change of leader: twice is as good as once. Each has the time of a call."""
+        """A renewal, tried again over a change of leader: twice is as good as once. Each has the time of a call. Where
+        this node can't serve, another one may: the client goes there, while there is time."""
         loop = asyncio.get_running_loop()
         due = loop.time() + MAX_SECONDS
         while True:
@@ -129,7 +130,7 @@ class _KeepAlives:
                 command = Command(Kind.LEASE_KEEP_ALIVE, body)
                 return await self._face.backend.propose(self._shard, command, due - loop.time())
             except NebulaError as error:
-                again = error.retryable or error.outcome is Outcome.UNKNOWN
+                again = (error.retryable and not isinstance(error, Unavailable)) or error.outcome is Outcome.UNKNOWN
                 if not again or loop.time() + RETRY_SECONDS >= due:
                     raise
                 probe("etcd: a keep-alive is tried again")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
-from nebuladb.errors import NebulaError, NoSpace, StoreError
+from nebuladb.errors import NebulaError, NoSpace, StoreError, Unavailable
 from nebuladb.kv.command import Command
 from nebuladb.kv.history_hash import HistoryHash
 from nebuladb.node import proposals, reads
@@ -123,7 +123,10 @@ class Operator(Actor):
             key, where = b"space/%d" % machine.place, f"{machine.name}, short of space"
             require(self._refused(machine, put(key, key)) is not None, f"{where}: a put is taken (S33)")
             refused = self._refused(machine, delete_range(key, b""))
+            leads = node.host.replicas[self.group].raft.role is StateRole.LEADER
             require(not isinstance(refused, NoSpace), f"{where}: what makes room is refused (S33)")
+            sent_on = leads and isinstance(refused, Unavailable)
+            require(not sent_on, f"{where}: a leader sends what makes room to another node (S33): {refused}")
 
     def _refused(self, machine: Machine, command: Command) -> NebulaError | None:
         """Why the node doesn't take this; one that waits for a snapshot takes nothing."""

@@ -12,7 +12,7 @@ from nebuladb.node import batches
 from nebuladb.node.disk import Space, wire_grows
 from nebuladb.node.entry import encode_command
 from nebuladb.node.keyspaces import Spec, checked, create_step
-from nebuladb.node.members import add_step
+from nebuladb.node.members import add_step, remove_step
 from nebuladb.node.node import put_request
 from nebuladb.node.options import NodeOptions
 from nebuladb.pb.nebula.v1 import kv_pb2, lease_pb2
@@ -140,6 +140,51 @@ def test_a_write_is_refused_by_a_full_node_that_could_not_answer_it(trio: Trio) 
     assert isinstance(submit(trio, full, DELETE), Answer), "it has all that there is"
 
 
+def test_where_most_disks_are_full_what_was_on_its_way_goes_through_and_deletions_behind_it(trio: Trio) -> None:
+    """It was dropped by both, and nothing behind it could be committed: no room could be made."""
+    leader = lead(trio)
+    full = [place for place in range(3) if place != leader]
+    for place in full:
+        trio.node(place).space(Space.CRITICAL, "none")
+    trio.run(100)
+    for peer in trio.node(leader).host.peers.values():
+        peer.status = 0  # as it was a moment ago, when the put came
+    assert isinstance(submit(trio, leader, PUT), Answer)
+    for place in range(3):
+        assert isinstance(submit(trio, place, DELETE), Answer)
+
+
+def test_what_a_full_node_did_not_take_of_a_leader_that_is_gone_is_no_lack(trio: Trio) -> None:
+    """It went on refusing all writes, also when it led: no later leader has those entries."""
+    leader = lead(trio)
+    full, other = (place for place in range(3) if place != leader)
+    trio.node(full).space(Space.CRITICAL, "none")
+    trio.hung.add(other)
+    for _ in range(3):
+        trio.node(leader).submit(DEFAULT_GROUP, PUT, trio.time + 1_000)
+        trio.run(50)
+    trio.crash(leader)
+    trio.hung.clear()
+    trio.node(other).space(Space.LOW, "little")
+    trio.until(lambda: trio.leader(DEFAULT_GROUP) is not None, "one of the others leads")
+    for place in (full, other):
+        assert isinstance(submit(trio, place, DELETE), Answer)
+
+
+def test_metas_leader_plans_on_a_full_disk(trio: Trio) -> None:
+    """It refused what is its own, for want of what an earlier leader had, and that ended the node."""
+    leader = lead(trio, META_GROUP)
+    full, leaving = (place for place in range(3) if place != leader)
+    trio.drive(leader, lambda meta: remove_step(meta, trio.founding, trio.who[leaving].name, {11, 12, 13}))
+    trio.crash(leaving)
+    trio.node(full).space(Space.CRITICAL, "none")
+    trio.run(25_000)
+    trio.crash(leader)
+    trio.start(leaving)
+    trio.until(lambda: trio.leader(META_GROUP) is not None, "meta is led")
+    trio.run(5_000)
+
+
 def test_a_read_that_waits_already_when_the_space_ends_is_refused_too(trio: Trio) -> None:
     leader = lead(trio)
     full = trio.node((leader + 1) % 3)
@@ -254,7 +299,7 @@ def test_a_disk_that_hangs_gathers_no_more_than_twice_its_bound_whoever_leads(
             put = Command(Kind.PUT, put_request(b"%d" % number, b"x" * 1_000_000))
             trio.node(place).submit(group, put, trio.time + 20_000)
         trio.run(200)
-    assert hung.batches.limit < hung.unsynced_bytes <= 2 * hung.batches.limit + (8 << 20)
+    assert hung.batches.limit < hung.unsynced_bytes <= 2 * batches.MAX_BATCH_BYTES + (8 << 20)
     trio.unsynced.clear()
     wanted = {group: trio.node(place).host.replicas[group].applied for group, place in led.items()}
     trio.until(lambda: all(hung.replicas[group].applied >= index for group, index in wanted.items()), "it has it all")

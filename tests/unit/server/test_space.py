@@ -181,8 +181,9 @@ def test_a_file_system_with_a_number_of_inodes_says_it(tmp_path: Path) -> None:
         (Room(TOTAL, 0), False),
         (Room(TOTAL, TOTAL, 400, 0), False),
         (Room(TOTAL, TOTAL, 400, 20), True),
+        (Room(TOTAL, TOTAL, 20_000, 900), True),
     ],
-    ids=["room", "no bytes", "no inodes", "inodes"],
+    ids=["room", "no bytes", "no inodes", "inodes", "fewer inodes than would raise an alarm"],
 )
 def test_a_node_is_not_started_again_on_a_full_disk_that_has_no_watermark(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, room: Room, enough: bool

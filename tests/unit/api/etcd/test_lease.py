@@ -10,7 +10,7 @@ from grpc import StatusCode
 
 from nebuladb.api import leadership
 from nebuladb.api.etcd import lease
-from nebuladb.errors import NoLeader, NotLeader, UnknownOutcome
+from nebuladb.errors import NoLeader, NotLeader, Unavailable, UnknownOutcome
 from nebuladb.kv.answer import Answer
 from nebuladb.pb.etcd import kv_pb2
 from nebuladb.pb.etcd import lease_pb2 as pb
@@ -111,6 +111,26 @@ async def test_a_keep_alive_that_a_change_of_leader_swallows_is_tried_again(
         stream.send(pb.LeaseKeepAliveRequest(ID=7))
         assert (await stream.next()).TTL == 60
     assert not errors
+
+
+async def test_a_keep_alive_that_this_node_can_not_take_sends_its_client_to_another_one(
+    etcd: Faced, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was tried here for seven seconds, while a snapshot came in or the disk was full: short leases ended."""
+    await grant(etcd, 60, 7)
+    tried = 0
+
+    async def can_not(*arguments: Any) -> Answer:
+        nonlocal tried
+        tried += 1
+        raise Unavailable("this node waits for a snapshot of shard 3: nothing was done; ask another node")
+
+    monkeypatch.setattr(etcd.backend, "propose", can_not)
+    async with keeping(etcd) as stream:
+        stream.send(pb.LeaseKeepAliveRequest(ID=7))
+        code, text = await stream.end()
+    assert (code, tried) == (StatusCode.UNAVAILABLE, 1)
+    assert "ask another node" in text
 
 
 async def test_what_is_left_counts_down_and_is_less_than_nothing_of_an_unknown_lease(etcd: Faced) -> None:
