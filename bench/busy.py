@@ -22,8 +22,9 @@ from nebuladb.ids import DEFAULT_GROUP, META_GROUP
 from nebuladb.kv.command import Command, Kind
 from nebuladb.node.identity import Founder, Founding, Identity
 from nebuladb.node.keyspaces import Spec, create_step
-from nebuladb.node.node import Node, put_request
+from nebuladb.node.node import Node
 from nebuladb.node.pump import Pump
+from nebuladb.pb.nebula.v1 import kv_pb2
 from nebuladb.server.clock import SystemClock
 from nebuladb.server.metrics import Metrics
 from nebuladb.shard import Partitioning
@@ -85,7 +86,8 @@ class Alone:
 
         async def worker() -> None:
             for number in numbers:
-                put = Command(Kind.PUT, put_request(b"%d" % (number * 7919 % KEYS), bytes(256)))
+                request = kv_pb2.PutRequest(key=b"%d" % (number * 7919 % KEYS), value=bytes(256))
+                put = Command(Kind.PUT, request.SerializeToString())
                 await self._pump.propose(DEFAULT_GROUP, put, PATIENCE)
 
         began = time.process_time()

@@ -8,7 +8,10 @@ and is built from one again in ``client/errors.py``. A call that fails changed n
 from __future__ import annotations
 
 from enum import IntEnum
-from typing import ClassVar
+from typing import ClassVar, Final
+
+DETAIL_TRAILER: Final = "nebula-error-bin"
+"""The trailing metadata in which a status carries its ``ErrorDetail``."""
 
 
 class Outcome(IntEnum):
@@ -19,7 +22,10 @@ class Outcome(IntEnum):
 
 
 class Reason(IntEnum):
-    """Machine-readable cause. Numbers are on the wire (``ErrorDetail``) and in stored answers: never reuse one."""
+    """Machine-readable cause. Numbers are on the wire (``ErrorDetail``) and in stored answers: never reuse one.
+
+    No error of this build has TOO_MANY_SESSIONS or BUSY; their numbers stay taken.
+    """
 
     INTERNAL = 1
     INVALID_ARGUMENT = 2
@@ -146,7 +152,7 @@ class NotLeader(NebulaError):
     def __init__(self, message: str = "", leader: int = 0) -> None:
         super().__init__(message)
         self.leader = leader
-        """Node id of the leader as far as it is known, else 0."""
+        """The leader as far as it is known, else 0: a replica id where Raft raises it, a node id in the client."""
 
 
 class NoLeader(NebulaError):

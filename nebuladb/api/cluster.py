@@ -9,6 +9,7 @@ from typing import Any, Final
 from nebuladb import __version__
 from nebuladb.api.backend import Backend, parse
 from nebuladb.api.backup import Views, backup
+from nebuladb.api.drive import META
 from nebuladb.api.members import Members
 from nebuladb.api.status import descriptor_message
 from nebuladb.errors import DeadlineExceeded, HashNotFound, WrongShard
@@ -120,7 +121,7 @@ class ClusterService:
         if found is not None:
             return found
         if group == META_GROUP:
-            return Descriptor(META_GROUP, "", 1, b"", b"", (0, 0), ())
+            return META
         raise WrongShard(f"there is no shard {group}; see `nebula-cli shard list`")
 
 

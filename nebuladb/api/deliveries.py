@@ -188,7 +188,7 @@ class Lane:
 
 
 class Deliveries:
-    """Of one node."""
+    """What all streams of one node may hold together: a lane for medium deliveries, and one for large ones."""
 
     def __init__(self, limit: int = MAX_DELIVERY_BYTES, clock: Clock | None = None) -> None:
         """`limit` in bytes. Without a `clock` the running loop's is used."""

@@ -15,6 +15,7 @@ from nebuladb.shard import Descriptor
 
 POLL_SECONDS: Final = 0.02
 META: Final = Descriptor(META_GROUP, "", 1, b"", b"", (0, 0), ())
+"""The meta group, as if it were a shard; whose replicas are nobody's concern here."""
 
 
 class Due:
@@ -32,7 +33,8 @@ class Due:
 async def drive(
     backend: Backend, step_of: Callable[[Meta], bytes | None], due: Due, unfinished: NebulaError | None = None
 ) -> None:
-    """Until `step_of` gives None. Lost leaders and races only repeat a step: each names what it is from.
+    """Propose what `step_of` plans from this node's picture of meta, step after step, until it gives None. Lost leaders
+    and races only repeat a step: each names what it is from.
 
     Raises what `step_of` refuses with, which it does by a picture that is at least as new as the call; when time is up,
     and a step was or may have been taken, `unfinished`, or `UnknownOutcome`; else what was in the way.

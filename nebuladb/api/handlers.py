@@ -136,7 +136,7 @@ class Handlers:
     async def _abort(self, context: Any, error: NebulaError, translate: Translate) -> str:
         """End the call; the code is for the books, should `abort` ever return."""
         backend = self._backend
-        backend.pump.met(error)
+        backend.pump.request_failed(error)
         group = error.group
         if type(error) in (StoreError, StoreClosed):  # of a read, and this node's alone: its writes' end the node
             error = Unavailable(f"this node can't read its data store: {error.message}; ask another node")

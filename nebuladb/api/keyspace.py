@@ -20,8 +20,9 @@ _PARTITIONING: Final = {
     Partitioning.HASH: pb.HASH,
     Partitioning.SINGLE: pb.SINGLE,
 }
-USUAL_VOTERS: Final = 3
 _FROM_WIRE: Final = {number: partitioning for partitioning, number in _PARTITIONING.items()}
+USUAL_VOTERS: Final = 3
+"""Of a group whose descriptor is gone, where there are as many nodes."""
 
 
 class KeyspaceService:

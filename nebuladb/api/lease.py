@@ -1,4 +1,4 @@
-"""``nebula.v1.Lease`` and ``nebula.v1.Session``."""
+"""``nebula.v1.Lease``."""
 
 from __future__ import annotations
 
@@ -8,11 +8,10 @@ from nebuladb.api.backend import Backend, parse, session_fields
 from nebuladb.errors import InvalidArgument, LeaseNotFound
 from nebuladb.ids import lease_group
 from nebuladb.kv import check
-from nebuladb.kv.answer import LeaseResult, SessionResult
+from nebuladb.kv.answer import LeaseResult
 from nebuladb.kv.command import Command, Kind
 from nebuladb.node.meta import DEFAULT
 from nebuladb.pb.nebula.v1 import lease_pb2 as pb
-from nebuladb.pb.nebula.v1 import session_pb2
 from nebuladb.shard import Descriptor
 
 
@@ -94,36 +93,3 @@ class LeaseService:
     def _divided(self, keyspace: str) -> bool:
         """Whether there are several shards, so that a lease must say which is its."""
         return len(self._backend.routing.shards(keyspace or DEFAULT)) > 1
-
-
-class SessionService:
-    """Each method takes a request's bytes and gives a response's."""
-
-    name = "nebula.v1.Session"
-
-    def __init__(self, backend: Backend) -> None:
-        self._backend = backend
-
-    async def Open(self, raw: bytes, context: Any) -> bytes:
-        request = parse(session_pb2.SessionOpenRequest, raw)
-        if request.group:
-            shard = self._backend.route_group(request.keyspace, request.group)
-        else:
-            shard = self._backend.route(request.keyspace, request.key)
-        answer = await self._backend.propose(
-            shard, Command(Kind.SESSION_OPEN, raw), self._backend.answer_within(context)
-        )
-        header = self._backend.header(shard.group, answer.revision)
-        response = session_pb2.SessionOpenResponse(header=header, group=shard.group)
-        if isinstance(answer.result, SessionResult):
-            response.id = answer.result.session
-        return response.SerializeToString()
-
-    async def Close(self, raw: bytes, context: Any) -> bytes:
-        request = parse(session_pb2.SessionCloseRequest, raw)
-        shard = self._backend.route_group(request.keyspace, request.group)
-        answer = await self._backend.propose(
-            shard, Command(Kind.SESSION_CLOSE, raw), self._backend.answer_within(context)
-        )
-        header = self._backend.header(shard.group, answer.revision)
-        return session_pb2.SessionCloseResponse(header=header).SerializeToString()

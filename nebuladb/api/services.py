@@ -20,7 +20,8 @@ from nebuladb.api.etcd.services import etcd_services
 from nebuladb.api.handlers import MAX_ORDINARY, Handlers, Meter
 from nebuladb.api.keyspace import KeyspaceService
 from nebuladb.api.kv import KVService
-from nebuladb.api.lease import LeaseService, SessionService
+from nebuladb.api.lease import LeaseService
+from nebuladb.api.session import SessionService
 from nebuladb.errors import ConfigurationError
 from nebuladb.pb.nebula.v1 import cluster_pb2, keyspace_pb2, kv_pb2, lease_pb2, session_pb2
 from nebuladb.rpc import engine as engines

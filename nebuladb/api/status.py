@@ -13,7 +13,6 @@ from nebuladb.node.meta import Meta
 from nebuladb.pb.nebula.v1 import common_pb2 as pb
 from nebuladb.shard import Descriptor
 
-DETAIL_KEY: Final = "nebula-error-bin"
 MAX_TEXT: Final = 1_000
 """Letters of a status' text, which travels as metadata: a name of a megabyte that is repeated in a refusal would make
 of it a broken call, without details."""
@@ -68,5 +67,5 @@ def detail(error: NebulaError, meta: Meta, leader: int, descriptor: Descriptor |
 
 async def abort(context: Any, error: NebulaError, message: pb.ErrorDetail) -> None:
     """End the call with the error's status. Does not return."""
-    metadata = ((DETAIL_KEY, message.SerializeToString()),)
+    metadata = ((errors.DETAIL_TRAILER, message.SerializeToString()),)
     await context.abort(grpc.StatusCode[error.code], error.message[:MAX_TEXT], metadata)

@@ -8,7 +8,7 @@ import sys
 import click
 
 from nebuladb import __version__
-from nebuladb.cli import cluster, compact, dump, etcd, kv, lease, load, member, snapshot
+from nebuladb.cli import cluster, compact, dump, etcd, kv, lease, load, member, snapshot, status
 from nebuladb.cli.output import Style
 from nebuladb.cli.settings import DEFAULT_ENDPOINTS, SOME_SECONDS, TEXT, Commands, Settings, closed_input
 
@@ -58,6 +58,7 @@ for command in (
     *compact.COMMANDS,
     *lease.COMMANDS,
     *cluster.COMMANDS,
+    *status.COMMANDS,
     *member.COMMANDS,
     *load.COMMANDS,
     *dump.COMMANDS,

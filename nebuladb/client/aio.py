@@ -32,8 +32,8 @@ Answer = TypeVar("Answer", bound=Message)
 WATCH_PATIENCE: Final = 60.0
 """Seconds for which a watch looks for a node that serves it, before it gives up."""
 
-KEYSPACE_PATIENCE: Final = 30.0
-"""Seconds for which creating or dropping a keyspace is waited for."""
+CHANGE_PATIENCE: Final = 30.0
+"""Seconds for which a change of keyspaces or members is waited for, which may take many steps."""
 
 PARTITIONINGS: Final = {"hash": keyspace_pb2.HASH, "range": keyspace_pb2.RANGE, "single": keyspace_pb2.SINGLE}
 
@@ -63,7 +63,11 @@ class AsyncClient(Writes):
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
         rng: Rng | None = None,
     ) -> None:
-        """`endpoints`: client addresses, HOST:PORT; the first that answers is used. `timeout`: seconds a request."""
+        """`endpoints`: client addresses, HOST:PORT; the first that answers is used. `timeout`: seconds a request, all
+        its attempts together. Raises `ConfigurationError` for what can't be either.
+
+        `clock` (seconds), `sleep` and `rng`, for pauses between attempts, are there to be replaced in tests.
+        """
         self.keyspace = keyspace
         self._transport = Transport(endpoints, timeout, clock=clock, sleep=sleep, rng=rng)
         self._many = Many(self._transport, keyspace)
@@ -266,7 +270,7 @@ class AsyncClient(Writes):
         *,
         shards: int = 0,
         split_at: Sequence[bytes] = (),
-        timeout: float = KEYSPACE_PATIENCE,
+        timeout: float = CHANGE_PATIENCE,
     ) -> keyspace_pb2.KeyspaceInfo:
         """Make a keyspace and wait until it serves. `partitioning`: hash (with `shards`), range (`split_at`: where each
         shard but the first starts) or single.
@@ -280,7 +284,7 @@ class AsyncClient(Writes):
         )
         return (await self._transport.call(methods.KEYSPACE_CREATE, request, timeout=timeout)).keyspace
 
-    async def drop_keyspace(self, name: str, *, timeout: float = KEYSPACE_PATIENCE) -> bool:
+    async def drop_keyspace(self, name: str, *, timeout: float = CHANGE_PATIENCE) -> bool:
         """Destroy a keyspace with all its keys, and wait until nobody can read or write it. False: there was none."""
         request = keyspace_pb2.KeyspaceDropRequest(name=name)
         with suppress(KeyspaceNotFound):  # it may be half made, or half dropped
@@ -307,12 +311,12 @@ class AsyncClient(Writes):
         request = cluster_pb2.MemberAddRequest(name=name, peer_address=peer_address, learner=learner, replaces=replaces)
         return (await self._transport.call(methods.MEMBER_ADD, request)).member
 
-    async def promote_member(self, name: str, *, timeout: float = KEYSPACE_PATIENCE) -> cluster_pb2.Member:
+    async def promote_member(self, name: str, *, timeout: float = CHANGE_PATIENCE) -> cluster_pb2.Member:
         """Let a node that was added as a learner vote, and wait until it does."""
         request = cluster_pb2.MemberPromoteRequest(name=name)
         return (await self._transport.call(methods.MEMBER_PROMOTE, request, timeout=timeout)).member
 
-    async def remove_member(self, name: str, *, timeout: float = KEYSPACE_PATIENCE) -> None:
+    async def remove_member(self, name: str, *, timeout: float = CHANGE_PATIENCE) -> None:
         """Remove a node, and wait until it is no member any more. Raises `ChangeRefused` if that is not safe now."""
         request = cluster_pb2.MemberRemoveRequest(name=name)
         await self._transport.call(methods.MEMBER_REMOVE, request, timeout=timeout)

@@ -9,6 +9,7 @@ import grpc.aio
 from google.protobuf.message import DecodeError
 
 from nebuladb.errors import (
+    DETAIL_TRAILER,
     ClientClosed,
     Compacted,
     DeadlineExceeded,
@@ -23,9 +24,6 @@ from nebuladb.errors import (
     WrongEpoch,
 )
 from nebuladb.pb.nebula.v1 import common_pb2
-
-DETAIL: Final = "nebula-error-bin"
-"""The trailer that carries an `ErrorDetail`."""
 
 TRANSPORT_CODES: Final = frozenset(
     {
@@ -130,7 +128,7 @@ def failure_of(
 
 def _detail(status: grpc.aio.AioRpcError) -> common_pb2.ErrorDetail | None:
     for key, value in status.trailing_metadata() or ():
-        if key == DETAIL and isinstance(value, bytes):
+        if key == DETAIL_TRAILER and isinstance(value, bytes):
             try:
                 return common_pb2.ErrorDetail.FromString(value)
             except DecodeError:

@@ -9,12 +9,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Final
 
-from nebuladb.kv.rows import TOMBSTONE
+from nebuladb.kv.rows import RECORD_FLAGS, TOMBSTONE
 
 ENTRY_OVERHEAD: Final = 160
 """Bytes of a dict slot and of two objects' heads, roughly."""
-_FLAGS: Final = 1
-"""Where a record's bytes have its flags."""
 
 
 class RecordShare:
@@ -91,7 +89,7 @@ class RecordCache:
         share = self._share
         room = share.room
         for key, data in records:
-            if not data[_FLAGS] & TOMBSTONE:
+            if not data[RECORD_FLAGS] & TOMBSTONE:
                 known = young.get(key)
                 young[key] = data
                 # An overwrite takes no more room: counted again, each turn would come before half the keys were seen.

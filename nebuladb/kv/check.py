@@ -122,13 +122,6 @@ def puts(request: kv_pb2.TxnRequest | kv_pb2.NestedTxn) -> bool:
     return False
 
 
-def in_range(name: bytes, start: bytes, end: bytes) -> bool:
-    """Whether a key lies in a range of etcd's convention."""
-    if not end:
-        return name == start
-    return name >= start and (end == TO_THE_LAST or name < end)
-
-
 def lease_grant(request: lease_pb2.LeaseGrantRequest) -> None:
     """A grant: the TTL is not too long. (Any id may be chosen, a negative one too, as in etcd.)"""
     if request.ttl > MAX_LEASE_TTL:

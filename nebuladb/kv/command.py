@@ -27,9 +27,10 @@ class Kind(IntEnum):
     LEASE_KEEP_ALIVE = 8
     """``nebula.v1.LeaseKeepAliveRequest``"""
     LEASE_EXPIRE = 9
-    """u64 lease id, u64 renewal: revoke it unless it was renewed since (S27)."""
+    """i64 lease id, u64 renewal: revoke it unless it was renewed since (S27)."""
     SESSION_OPEN = 10
-    """``nebula.v1.SessionOpenRequest``; the id is the entry's index * 2**16 + the command's place in the entry."""
+    """``nebula.v1.SessionOpenRequest``; the leader drew the id (`chosen`). 0, from a build that drew none: the entry's
+    index * 2**16 + the command's place in it."""
     SESSION_CLOSE = 11
     """``nebula.v1.SessionCloseRequest``"""
     HASH = 12

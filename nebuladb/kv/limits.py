@@ -71,7 +71,8 @@ SESSION_BYTES: Final = 4 << 20
 """Bytes of answers kept for one session; a request that finds it full is refused before it runs."""
 
 MAX_COMMANDS: Final = 1 << 16
-"""Commands of one entry, so that a session's id, index * 2**16 + place, names one command."""
+"""Commands of one entry, so that index * 2**16 + place, by which sessions are ordered (`Machine._stamp`), names one
+command."""
 
 
 class Limits(NamedTuple):

@@ -45,8 +45,8 @@ EXPIRE: Final = Struct(">qQ")
 
 NO_PREVIOUS: Final = PutResult()
 
-CHUNK_ROWS: Final = 256
-CHUNK_BYTES: Final = 1 << 20
+DELETION_ROWS: Final = 256
+DELETION_BYTES: Final = 1 << 20
 """Rows that a sliced deletion holds in memory before it deletes them, the records of a lease's keys included."""
 
 RECORDED: Final = frozenset(
@@ -298,12 +298,12 @@ class Machine:
 
     def _chunk(self, low: bytes, high: bytes) -> tuple[list[tuple[bytes, bytes]], bool]:
         """The first rows of [low, high), and whether those are all."""
-        most = min(CHUNK_ROWS, self._limits.slice_rows)
+        most = min(DELETION_ROWS, self._limits.slice_rows)
         chunk: list[tuple[bytes, bytes]] = []
         size = 0
         rows = self.draft.scan(low, high)
         for pair in rows:
-            if chunk and (len(chunk) >= most or size >= CHUNK_BYTES):
+            if chunk and (len(chunk) >= most or size >= DELETION_BYTES):
                 close(rows)
                 return chunk, False
             chunk.append(pair)
@@ -311,7 +311,7 @@ class Machine:
         return chunk, True
 
     def _records(self, chunk: Sequence[tuple[bytes, bytes]], key_at: int) -> list[tuple[bytes, Record]]:
-        """The keys of C or K rows with their newest records; of K rows as many as `CHUNK_BYTES` of records go, and one.
+        """The keys of C or K rows with their newest records; of K rows `DELETION_BYTES` of records at most, but one.
         Raises `Misses` with those that are on the disk only, as many as may be asked for at once."""
         if key_at == KEY_AT:
             return [(row[key_at:], decode_record(data)) for row, data in chunk]
@@ -330,7 +330,7 @@ class Machine:
                 continue
             found.append((key, record))
             size += len(record.value)
-            if size >= CHUNK_BYTES:
+            if size >= DELETION_BYTES:
                 break
         if missing:
             raise Misses(missing)

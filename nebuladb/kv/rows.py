@@ -42,6 +42,9 @@ DELETION_ROW: Final = Struct(">BQQI")
 ATTACHED: Final = bytes((FORMAT,))
 
 RECORD_HEAD_SIZE: Final = RECORD_HEAD.size
+RECORD_FLAGS: Final = 1
+RECORD_MAIN: Final = slice(2, 10)
+"""Where a record's bytes have its flags and its revision, for who needs no more of it than these."""
 ROW_HEAD_SIZE: Final = ROW_HEAD.size
 PREFIX_SIZE: Final = 12
 KEY_AT: Final = PREFIX_SIZE + 1

@@ -86,11 +86,10 @@ class Store:
         index: int,
         term: int,
         configuration: bytes,
-        epoch: int = 1,
     ) -> None:
         """Write the first state of a shard: empty, revision 1. Not durable before the engine is flushed."""
         batch = Batch()
-        batch.put(Keys(group, generation).state, State(index, term, configuration, epoch=epoch).encode())
+        batch.put(Keys(group, generation).state, State(index, term, configuration).encode())
         engine.write(batch)
 
     @staticmethod

@@ -10,7 +10,17 @@ from nebuladb.kv.answer import KeyValue
 from nebuladb.kv.change import key_value
 from nebuladb.kv.limits import ROW_OVERHEAD
 from nebuladb.kv.loans import Misses
-from nebuladb.kv.rows import FORMAT, KEY_AT, TOMBSTONE, U64, Record, decode_record, decode_row
+from nebuladb.kv.rows import (
+    FORMAT,
+    KEY_AT,
+    RECORD_FLAGS,
+    RECORD_MAIN,
+    TOMBSTONE,
+    U64,
+    Record,
+    decode_record,
+    decode_row,
+)
 from nebuladb.kv.source import Source, close
 
 MISSES_AT_ONCE: Final = 1_024
@@ -21,9 +31,6 @@ STRETCH_BYTES: Final = 4 << 20
 """Bytes that one turn of a long read looks at, shown or not: some 5 ms."""
 SMALL_BYTES: Final = 1 << 10
 """A row up to here isn't counted by its bytes: it is counted as a row, and those are bounded too."""
-_FLAGS: Final = 1
-_MAIN: Final = slice(2, 10)
-"""Where a record's bytes have its flags and its revision."""
 
 
 class Page(NamedTuple):
@@ -98,8 +105,8 @@ def page(
     cursor = b""
     rows = source.scan(*span)
     for row, data in rows:
-        if data[_FLAGS] & TOMBSTONE and data[_MAIN] < oldest:
-            continue
+        if data[RECORD_FLAGS] & TOMBSTONE and data[RECORD_MAIN] < oldest:
+            continue  # another replica may have deleted it already
         if examined >= max_rows or len(kvs) == limit or size >= max_bytes or read >= max_read:
             cursor = row[KEY_AT:]
             close(rows)
@@ -141,7 +148,7 @@ def _count(source: Source, span: tuple[bytes, bytes], revision: int, max_rows: i
     cursor, newest, oldest = b"", U64.pack(revision), U64.pack(floor)
     rows = source.scan(*span)
     for row, data in rows:
-        if data[_FLAGS] & TOMBSTONE and data[_MAIN] < oldest:
+        if data[RECORD_FLAGS] & TOMBSTONE and data[RECORD_MAIN] < oldest:
             continue
         if examined >= max_rows:
             cursor = row[KEY_AT:]
@@ -152,8 +159,8 @@ def _count(source: Source, span: tuple[bytes, bytes], revision: int, max_rows: i
             read += weight
             if read >= max_read:
                 max_rows = 0  # this was the last
-        if data[_MAIN] <= newest and data[0] == FORMAT:
-            counted += not data[_FLAGS] & TOMBSTONE
+        if data[RECORD_MAIN] <= newest and data[0] == FORMAT:
+            counted += not data[RECORD_FLAGS] & TOMBSTONE
         else:
             try:
                 visible, steps, past = at(source, row[KEY_AT:], decode_record(data), revision)

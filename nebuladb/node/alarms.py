@@ -53,8 +53,8 @@ class Alarms:
         if not known and self._tell is not None:
             self._tell(alarm)
 
-    def told(self, tell: Callable[[Alarm], None]) -> None:
-        """`tell` is called for each that is raised now, and for each new one; for the log."""
+    def subscribe(self, tell: Callable[[Alarm], None]) -> None:
+        """Call `tell` for each alarm that is raised now, and from now on for each new one; for the log."""
         self._tell = tell
         for alarm in self.all():
             tell(alarm)

@@ -27,6 +27,7 @@ from nebuladb.errors import Corruption, InvariantViolation
 from nebuladb.ids import Generation, GroupId
 from nebuladb.kv.importer import Importer
 from nebuladb.shard import Descriptor, Keyspace, RoutingTable
+from nebuladb.shard.canonical import canonical
 from nebuladb.storage.engine import Batch
 
 MAGIC: Final = b"NEBULADB BACKUP\n"
@@ -66,7 +67,7 @@ class Manifest(NamedTuple):
 
     def encode(self) -> bytes:
         """Canonical JSON."""
-        return _canonical(
+        return canonical(
             {
                 "cluster": f"{self.cluster:016x}",
                 "format": BACKUP_FORMAT,
@@ -106,7 +107,7 @@ class ShardPart(NamedTuple):
 
     def encode(self) -> bytes:
         """Canonical JSON."""
-        return _canonical(self._asdict() | {"descriptor": self.descriptor.encode().decode()})
+        return canonical(self._asdict() | {"descriptor": self.descriptor.encode().decode()})
 
     @classmethod
     def decode(cls, data: bytes) -> ShardPart:
@@ -139,7 +140,7 @@ class BackupWriter:
 
     def gone(self, keyspace: str) -> bytes:
         """`keyspace`, of the manifest, was dropped meanwhile; no shard of it may follow."""
-        return self._out(_frame(FrameKind.GONE, _canonical({"keyspace": keyspace})))
+        return self._out(_frame(FrameKind.GONE, canonical({"keyspace": keyspace})))
 
     def end(self) -> bytes:
         """The last bytes."""
@@ -286,10 +287,6 @@ def compare(part: ShardPart, importer: Importer) -> None:
 
 def _frame(kind: FrameKind, payload: bytes) -> bytes:
     return _FRAME.pack(kind, len(payload)) + payload
-
-
-def _canonical(fields: dict[str, object]) -> bytes:
-    return json.dumps(fields, sort_keys=True, separators=(",", ":")).encode()
 
 
 def _fields(data: bytes, what: str) -> dict[str, Any]:

@@ -26,7 +26,7 @@ MAX_LAG: Final = 64
 
 
 class Balancer:
-    """Of one process. `began`: when it started, ms."""
+    """Hands over the groups that this node leads and another should. One a process; `began`: when that started, ms."""
 
     def __init__(self, node: int, began: int) -> None:
         self._node = node

@@ -27,6 +27,7 @@ MAX_BATCHES_IN_FLIGHT: Final = 1
 """Log batches on their way to the disk; while there are so many, new writes of all groups gather for the next one. A
 second one beside it made batches half as large: 0.65 of the puts at 256 in flight."""
 HOLD_TICKS: Final = 2
+"""For how long new writes wait behind a batch that is on its way to the disk (`Batches.crowded`)."""
 
 
 @dataclass(slots=True)

@@ -60,7 +60,10 @@ class _Reports:
 
 
 class Consistency:
-    """Of one process. `interval` in ms, 0 = this node proposes no checks, but reports and compares all the same."""
+    """Says when checks are due, and gathers and compares the replicas' reports. One a process.
+
+    `interval` in ms, 0 = this node proposes no checks, but reports and compares all the same.
+    """
 
     def __init__(self, interval: int, now: int) -> None:
         self._interval = interval

@@ -24,7 +24,7 @@ from nebuladb.kv.command import Command, Kind
 from nebuladb.node.entry import COMMAND_HEADER, command_kind, decode_payload
 from nebuladb.node.output import Request
 from nebuladb.node.peer import Peer
-from nebuladb.node.reads import Ready
+from nebuladb.node.reads import ReadOutcomes
 from nebuladb.node.replica import Replica
 from nebuladb.pb.nebula.v1 import kv_pb2
 from nebuladb.raft import APPEND, Message
@@ -97,7 +97,7 @@ class DiskState:
         self._refused[replica.group] = message.term, message.index + len(message.entries)
         return True
 
-    def starved(self, replica: Replica) -> Ready:
+    def starved(self, replica: Replica) -> ReadOutcomes:
         """Reads that wait for what this node refuses, and now fail. An index that the log has is about to be applied;
         without data that takes a snapshot, which is refused as well."""
         if self.space is not Space.CRITICAL:

@@ -36,6 +36,7 @@ MAX_FRAME_BYTES: Final = 512 << 10
 """A frame takes no further message past this size; one message is at most an append of about 2.5 MiB. A frame is whole
 when its end has come: on a slow link heartbeats of other groups wait no longer behind what is large."""
 CLUSTER_VERSION: Final = 1
+"""Which entry kinds may be proposed (S22): in the head of every frame, and a row of meta (``node.meta``)."""
 _FRAME: Final = struct.Struct(">BBHI40sQII")
 _ADDRESS: Final = struct.Struct(">5Q")
 _MESSAGE: Final = struct.Struct(">BBHI11QI")
@@ -51,6 +52,8 @@ class HostMessageType(IntEnum):
     FORWARD_REPLY = 33
     """`context` repeats the forward's number; (`index`, `term`) say where the commands were appended, or `reject`:
     they certainly were not."""
+    ANSWER = 34
+    """Reserved and never sent: a leader's answer to a node without a replica."""
     GONE = 36
     """The receiver's replica was removed from its group, for ever, as meta says (S16)."""
     HASH = 40
@@ -63,7 +66,6 @@ class HostMessageType(IntEnum):
     new, durably; `reject`: no more of it, please."""
     SNAPSHOT_WANTED = 50
     """The sender has lost its data, and wants a snapshot at `index` or later."""
-    ANSWER = 34  # its place: a leader's answer to a node without a replica
 
 
 FORWARD: Final = HostMessageType.FORWARD
@@ -162,12 +164,6 @@ def frame_status(frame: bytes) -> int:
 def frame_address(frame: bytes) -> bytes:
     """Who speaks to whom, encoded; of anything that is no frame, something else than any address."""
     return frame[8:48]
-
-
-def decode_frame(frame: bytes) -> tuple[Address, list[Envelope]]:
-    """Read all of a frame; raises as `decode_messages`."""
-    envelopes = decode_messages(frame)
-    return Address(*_ADDRESS.unpack(frame_address(frame))), envelopes
 
 
 def decode_messages(frame: bytes) -> list[Envelope]:

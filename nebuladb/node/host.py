@@ -25,10 +25,10 @@ from nebuladb.node.frame import (
     frame_status,
 )
 from nebuladb.node.memory import MemoryPlan
-from nebuladb.node.output import Output, Request
+from nebuladb.node.output import TICK_MS, Output, Request
 from nebuladb.node.peer import Peer
 from nebuladb.node.proposals import MAX_NODE_PENDING, MAX_PENDING_BYTES, Outcomes
-from nebuladb.node.reads import Ready
+from nebuladb.node.reads import ReadOutcomes
 from nebuladb.node.replica import Forward, Replica, Start
 from nebuladb.node.tail import TailLimits, cut_index, wants_flush
 from nebuladb.raft import FOLLOWER, LEADER, REPLIES, HardState, Message
@@ -38,7 +38,6 @@ from nebuladb.storage.share import Share
 
 CUT_TICKS: Final = 20
 """How often a log is looked at for what may be cut, beside after each flush."""
-TICK_MS: Final = 50
 EXPIRE_TICKS: Final = 4
 """Deadlines are looked at every so many ticks."""
 LIVENESS_TICKS: Final = 2
@@ -375,7 +374,7 @@ class Host:
         """Whether `poll` would look at a group or hand anything out."""
         return bool(self._dirty or self._envelopes or self.batches.open or self._output)
 
-    def results(self) -> tuple[Outcomes, Ready]:
+    def results(self) -> tuple[Outcomes, ReadOutcomes]:
         """Answers and reads that `applied` brought since the last poll: they needn't wait for the next one."""
         output = self._output
         answers, reads = output.answers, output.reads

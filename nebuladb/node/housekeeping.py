@@ -36,7 +36,7 @@ def announced(meta: Meta, node: int, peer_address: str, client_address: str) -> 
 
 
 class Housekeeper:
-    """Of one process. What is refused, or lost, comes again."""
+    """Does what the module says, from the node's tick. One a process. What is refused, or lost, comes again."""
 
     def __init__(self, node: Node, rng: Rng, peer_address: str, client_address: str) -> None:
         self._node = node

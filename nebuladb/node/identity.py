@@ -14,7 +14,10 @@ from zlib import crc32
 
 from nebuladb.errors import IdentityError
 from nebuladb.ids import DEFAULT_GROUP, ETCD_GROUP, META_GROUP
+from nebuladb.shard.canonical import canonical
 
+IDENTITY_FILE: Final = "identity.json"
+FOUNDING_FILE: Final = "founding.json"
 IDENTITY_FORMAT: Final = 1
 FOUNDING_FORMAT: Final = 1
 
@@ -34,7 +37,7 @@ class Identity(NamedTuple):
     @classmethod
     def decode(cls, data: bytes) -> Identity:
         """Raises `IdentityError`."""
-        fields = open_document(data, "identity.json", IDENTITY_FORMAT)
+        fields = open_document(data, IDENTITY_FILE, IDENTITY_FORMAT)
         return cls(int(fields["node"], 16), str(fields["name"]), int(fields["cluster"], 16))
 
 
@@ -60,7 +63,7 @@ class Founding(NamedTuple):
     @classmethod
     def decode(cls, data: bytes) -> Founding:
         """Raises `IdentityError`."""
-        fields = open_document(data, "founding.json", FOUNDING_FORMAT)
+        fields = open_document(data, FOUNDING_FILE, FOUNDING_FORMAT)
         nodes = (Founder(node["name"], int(node["node"], 16), node["peer"]) for node in fields["nodes"])
         return cls(int(fields["cluster"], 16), tuple(nodes))
 
@@ -90,7 +93,7 @@ def _hex(number: int) -> str:
 
 def seal(fields: dict[str, Any]) -> bytes:
     """A document's bytes: canonical JSON and its CRC-32."""
-    body = json.dumps(fields, sort_keys=True, separators=(",", ":")).encode()
+    body = canonical(fields)
     return body + b"\n%08x\n" % crc32(body)
 
 

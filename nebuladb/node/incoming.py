@@ -7,7 +7,7 @@ from enum import IntEnum
 from typing import Final
 
 from nebuladb.env import probe
-from nebuladb.errors import Corruption, WriteStalled
+from nebuladb.errors import Corruption
 from nebuladb.kv.chunk import Head
 from nebuladb.kv.importer import Importer
 from nebuladb.node.outgoing import WINDOW_CHUNKS
@@ -77,8 +77,6 @@ class Incoming:
         before = self.importer.written
         try:
             self.importer.feed(chunk)
-        except WriteStalled:
-            raise
         except Corruption:
             probe("damaged chunk refused")
             self.damaged = True

@@ -12,7 +12,7 @@ from nebuladb.node.identity import Founding, open_document, seal
 from nebuladb.shard import Descriptor
 
 JOINED_FORMAT: Final = 1
-FILE: Final = "joined.json"
+JOINED_FILE: Final = "joined.json"
 
 
 class Joined(NamedTuple):
@@ -40,7 +40,7 @@ class Joined(NamedTuple):
     @classmethod
     def decode(cls, data: bytes) -> Joined:
         """Raises `IdentityError`."""
-        fields = open_document(data, FILE, JOINED_FORMAT)
+        fields = open_document(data, JOINED_FILE, JOINED_FORMAT)
         try:
             peers = ((int(node, 16), str(address)) for node, address in fields["peers"].items())
             return cls(
@@ -50,4 +50,4 @@ class Joined(NamedTuple):
                 tuple(sorted(peers)),
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise IdentityError(f"{FILE} can't be read: {error}") from error
+            raise IdentityError(f"{JOINED_FILE} can't be read: {error}") from error

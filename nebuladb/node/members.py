@@ -11,7 +11,6 @@ has lost nothing but time.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection
 from typing import Final
 
@@ -22,14 +21,12 @@ from nebuladb.kv.limits import MAX_TXN_OPERATIONS
 from nebuladb.node.identity import Founding
 from nebuladb.node.keyspaces import shard_key, transaction
 from nebuladb.node.meta import GROUP_KEY, NODE_KEY, REPLICA_KEY, Meta, Removal, meta_shard
-from nebuladb.node.record import NodeRecord, NodeState
+from nebuladb.node.record import MAX_MEMBERS, MAX_NODE_NAME, NODE_NAME, NodeRecord, NodeState
 from nebuladb.shard import Descriptor, KeyspaceState, Role
 from nebuladb.shard.membership import Standing, revision, wanted
 
-MAX_MEMBERS: Final = 64
 STEP_GROUPS: Final = 32
 """Descriptors that one transaction changes."""
-_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
 # --- what an operator wants
@@ -305,8 +302,10 @@ def _existing(meta: Meta, name: str) -> NodeRecord:
 
 
 def _check_name(meta: Meta, name: str) -> None:
-    if not _NAME.fullmatch(name):
-        raise InvalidArgument(f"{name!r} is no node's name: up to 64 letters, digits, dots, dashes and underscores")
+    if not NODE_NAME.fullmatch(name):
+        raise InvalidArgument(
+            f"{name!r} is no node's name: up to {MAX_NODE_NAME} letters, digits, dots, dashes and underscores"
+        )
     if not meta.version:
         raise Unavailable("this node does not know the cluster yet; try again")
 

@@ -27,13 +27,14 @@ from nebuladb.kv.answer import KeyValue
 from nebuladb.kv.change import Change
 from nebuladb.kv.store import Store
 from nebuladb.node.declared import ALARM_PREFIX, DeclaredAlarm
+from nebuladb.node.frame import CLUSTER_VERSION
 from nebuladb.node.identity import Founding
 from nebuladb.node.record import NODE_PREFIX, NodeRecord, NodeState
 from nebuladb.pb.nebula.v1 import kv_pb2
 from nebuladb.shard import Descriptor, Keyspace, KeyspaceState, Partitioning, RoutingTable
+from nebuladb.shard.canonical import canonical
 from nebuladb.shard.layout import INITIAL
 
-CLUSTER_VERSION: Final = 1
 LIFE_KEY: Final = b"cluster/life"
 VERSION_KEY: Final = b"cluster/version"
 GROUP_KEY: Final = b"issue/group"
@@ -64,7 +65,7 @@ class Removal(NamedTuple):
     def encode(self) -> bytes:
         """Canonical JSON."""
         fields = {"format": REMOVAL_FORMAT, "group": self.group, "node": self.node, "replica": self.replica}
-        return json.dumps(fields, sort_keys=True, separators=(",", ":")).encode()
+        return canonical(fields)
 
     @classmethod
     def decode(cls, data: bytes) -> Removal:

@@ -23,15 +23,16 @@ from nebuladb.node.applier import Applier, Fetch, GroupData
 from nebuladb.node.consistency import hash_of
 from nebuladb.node.disk import Space
 from nebuladb.node.entry import encode_command
+from nebuladb.node.frame import CLUSTER_VERSION
 from nebuladb.node.host import Host
 from nebuladb.node.housekeeping import Housekeeper
 from nebuladb.node.identity import Founding, Identity
 from nebuladb.node.members import removed_text
 from nebuladb.node.memory import MemoryPlan, plan
-from nebuladb.node.meta import CLUSTER_VERSION, FIRST_GROUP, Meta, Removal, meta_shard, read_meta
+from nebuladb.node.meta import FIRST_GROUP, Meta, Removal, meta_shard, read_meta
 from nebuladb.node.options import NodeOptions
 from nebuladb.node.output import Request, Slice
-from nebuladb.node.reads import Ready
+from nebuladb.node.reads import ReadOutcomes
 from nebuladb.node.reconciler import Reconciler
 from nebuladb.node.registry import GroupState, RegistryRow
 from nebuladb.node.snapshots import Snapshots
@@ -39,7 +40,6 @@ from nebuladb.node.starting import check_home, open_replica
 from nebuladb.node.surgeon import Surgeon
 from nebuladb.node.turn import Flush, Turn
 from nebuladb.node.upkeep import Upkeep
-from nebuladb.pb.nebula.v1 import kv_pb2
 from nebuladb.raft import Configuration
 from nebuladb.shard import Descriptor, preferred
 from nebuladb.storage.engine import Engine
@@ -289,7 +289,7 @@ class Node:
             self._upkeep.reported(group, message.sender, message.index, hash_of(message))
         return turn
 
-    def _take_reads(self, turn: Turn, reads: Ready) -> None:
+    def _take_reads(self, turn: Turn, reads: ReadOutcomes) -> None:
         """Hand out the reads that clients wait for; those of the node's own are called back."""
         for read in reads:
             then = self._asked.pop(read[0], None) if self._asked else None
@@ -489,8 +489,3 @@ class Node:
             replica.raft.check()
             store = self.groups[group].store
             invariant(store.index >= replica.applied, f"group {group}: the store is behind what Host was told")
-
-
-def put_request(key: bytes, value: bytes) -> bytes:
-    """A put's bytes."""
-    return kv_pb2.PutRequest(key=key, value=value).SerializeToString()

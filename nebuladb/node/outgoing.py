@@ -24,7 +24,7 @@ INSTALL_TICKS: Final = 1_200
 after `IDLE_TICKS` all the same: it died, and the log would be kept for nothing."""
 
 
-class Outcome(Enum):
+class TransferOutcome(Enum):
     """How a transfer ended."""
 
     INSTALLED = "installed"
@@ -50,7 +50,7 @@ class Outgoing:
         self.exporter = exporter
         self.reading = False
         """Whether a thread reads the next chunk."""
-        self.outcome: Outcome | None = None
+        self.outcome: TransferOutcome | None = None
         self.index = exporter.head.index
         """Of the snapshot; when it is over, of what the receiver has."""
         self.acknowledged = 0
@@ -75,7 +75,7 @@ class Outgoing:
         if self.outcome is not None:
             return
         if chunk is None:
-            self.outcome = Outcome.FAILED
+            self.outcome = TransferOutcome.FAILED
             return
         self._window.append(chunk)
         probe("chunk of a snapshot read")
@@ -99,11 +99,11 @@ class Outgoing:
         if message.context != self.number or self.outcome is not None:
             return 0
         if message.index:
-            self.outcome, self.index = Outcome.INSTALLED, message.index
+            self.outcome, self.index = TransferOutcome.INSTALLED, message.index
             return 0
         if message.reject:
             probe("snapshot refused")
-            self.outcome = Outcome.FAILED
+            self.outcome = TransferOutcome.FAILED
             return 0
         self._waited = 0
         taken = 0
@@ -124,7 +124,7 @@ class Outgoing:
         patience = INSTALL_TICKS if self._whole and len(self._window) == 1 else IDLE_TICKS
         if self._idle >= patience or self._away >= IDLE_TICKS:
             probe("snapshot without progress given up")
-            self.outcome = self.outcome or Outcome.FAILED
+            self.outcome = self.outcome or TransferOutcome.FAILED
         elif connected and self._waited >= RESEND_TICKS:
             self._waited = 0
             if self._window:

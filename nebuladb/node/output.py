@@ -1,13 +1,16 @@
 """The boundary of `Host`: what a pump gives it and what it hands out. The most important types of the system.
 
-In, as methods of `Host`: `tick`, `receive` (a peer's frame), `peer_up`, `peer_down`, `request`, `read`, `durable`,
-`applied`, `flushed`, `add_group`, `remove_group`, `transfer_leadership`. Out, from `Host.poll`: an `Output`. The pump
+In, as methods of `Host`: `tick`; of peers `receive` (a frame), `peer_up`, `peer_down`; of clients `request`, `read`; of
+disks `durable`, `applied`, `flushed`; of the groups here `create_group`, `add_group`, `register_group`,
+`install`, `suspend`, `remove_group`; and what somebody decided: `campaign`, `step_down`, `transfer_leadership`,
+`propose_change`, `post`. Out, from `Host.poll`: an `Output`. Whoever drives it (`Node`, and the pump around that)
 carries it out:
 
 1. send `frames`: they wait for nothing; losing one is allowed, keeping one back for ever too;
 2. write `batch` to the log (not synced), and call `durable` with its id once a sync that began after the write is done;
 3. run each of `slices` through its group's store and give the result to `applied`;
-4. hand `answers` and `reads` to those who wait.
+4. hand `answers` and `reads` to those who wait;
+5. give `hashes` to ``node.consistency``, and `snapshots` and `transfers` to ``node.snapshots``.
 
 It owns no retry, and decides nothing: what can be lost, repeated or reordered between nodes is a message of Host's
 (house rule 11). The daemon, the simulator and the tests all drive `Host` through this and nothing else.
@@ -17,7 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from nebuladb.errors import NebulaError
 from nebuladb.kv.answer import Answer
@@ -26,12 +29,15 @@ from nebuladb.node.frame import Envelope
 from nebuladb.raft import Message
 from nebuladb.storage.log_batch import LogBatch
 
+TICK_MS: Final = 50
+"""Between two calls of `Host.tick`."""
+
 
 class Request(NamedTuple):
     """A write that a client of this node asked for, or the node itself."""
 
     request: int
-    """`RequestId`, unique to this process; the answer bears it."""
+    """Unique to this process: 32 random bits of it, then a 32-bit counter. The answer bears it."""
     group: int
     wire: bytes
     """The encoded command (``node.entry``)."""

@@ -11,7 +11,7 @@ FORWARD_WINDOW: Final = 65_536
 
 @dataclass(slots=True)
 class Peer:
-    """A connected node. `seen` are numbers of its forwards above `below`, so that a repeated one isn't run twice."""
+    """A node that is, or was, connected."""
 
     incarnation: int
     to_it: bytes
@@ -28,7 +28,9 @@ class Peer:
     status: int = 0
     """What it says of its disk (``node.disk``)."""
     highest: int = 0
+    """The highest number that a forward of its bore."""
     seen: set[int] = field(default_factory=set)
+    """Numbers of its forwards, all of the last `FORWARD_WINDOW` among them, so that a repeated one isn't run twice."""
 
     def first_time(self, number: int) -> bool:
         """Whether forward `number` is new here."""

@@ -36,13 +36,13 @@ from nebuladb.node.flusher import Flusher
 from nebuladb.node.looks import Looks
 from nebuladb.node.node import Node
 from nebuladb.node.outgoing import Outgoing
+from nebuladb.node.output import TICK_MS
 from nebuladb.node.ports import Answers, Links, Meter
 from nebuladb.node.reclaims import Reclaims
 from nebuladb.node.turn import Turn
 from nebuladb.node.unreadable import Unreadable
 from nebuladb.raft import StateRole
 
-TICK_MS: Final = 50
 LATE_MS: Final = 100
 """A heartbeat interval: a tick that comes later than this after the last one follows a gap (S12)."""
 BACKGROUND_PAUSE: Final = 0.002
@@ -55,6 +55,7 @@ MAX_TURNS: Final = 16
 TURN_SECONDS: Final = 0.005
 """Or as soon as they took so long: sockets and timers wait for one turn more at most."""
 BUSY_SECONDS: Final = 0.005
+"""Work that keeps the loop for longer is told to whoever watches it."""
 RETRY_SECONDS: Final = 0.005
 """After a write stall."""
 STOP_SECONDS: Final = 2.0
@@ -186,8 +187,8 @@ class Pump:
         self.store(group)
         return self.node.groups[group].hub
 
-    def met(self, error: NebulaError) -> None:
-        """Reading a store met `error`. A broken invariant ends the node. Damage is never served; it is an alarm, since
+    def request_failed(self, error: NebulaError) -> None:
+        """A request ended with `error`. A broken invariant ends the node. Damage is never served; it is an alarm, since
         the log, and with it the node's vote, is whole, and other rows may be. A disk that can't be read is one, too."""
         if isinstance(error, InvariantViolation):
             self.fail(error)
@@ -370,7 +371,7 @@ class Pump:
         if isinstance(problem, Corruption) and not given_up:
             self._damaged(outgoing.group, problem)
         elif problem is not None and not given_up:
-            self.met(problem if isinstance(problem, NebulaError) else StoreError(str(problem)))
+            self.request_failed(problem if isinstance(problem, NebulaError) else StoreError(str(problem)))
         self.wake()
 
     async def _tick_for_ever(self) -> None:
@@ -378,8 +379,7 @@ class Pump:
             await asyncio.sleep(TICK_MS / 1000)
             now = self._clock.monotonic()
             if now - self._last_tick > LATE_MS:
-                # After a gap (GC, SIGSTOP, slow I/O) what came meanwhile is looked at before time is (S12): the loop
-                # reads its sockets once more before this goes on, and who is heard then is heard now.
+                # After a gap (GC, SIGSTOP, slow I/O) the loop reads its sockets once more before time passes (S12).
                 probe("late tick")
                 self.node.host.now = now
                 await asyncio.sleep(0)

@@ -15,7 +15,8 @@ MAX_ROUNDS: Final = 2
 LATE: Final = "no leader confirmed the read in time; try again, or read with serializable"
 FULL: Final = "this node's disk is full, and it is behind in this shard until there is room: ask another node"
 
-Ready = list[tuple[int, NebulaError | None]]
+ReadOutcomes = list[tuple[int, NebulaError | None]]
+"""(request id, None: it may be served now; else why it failed)"""
 _Batch = list[tuple[int, int]]
 """(request id, deadline in ms)"""
 
@@ -48,7 +49,7 @@ class Reads:
         """All that wait in the queue go with round `context`."""
         self._rounds[context], self._queue = self._queue, []
 
-    def confirmed(self, context: int, index: int, applied: int) -> Ready:
+    def confirmed(self, context: int, index: int, applied: int) -> ReadOutcomes:
         """Round `context` says: serve at `applied` >= `index`; a negative index: it failed, so ask again."""
         batch = self._rounds.pop(context, None)
         if batch is None:
@@ -62,11 +63,11 @@ class Reads:
         self._confirmed.append((index, batch))
         return []
 
-    def applied(self, index: int) -> Ready:
+    def applied(self, index: int) -> ReadOutcomes:
         """Everything confirmed at or below `index` is ready."""
         if not self._confirmed:
             return []
-        ready: Ready = []
+        ready: ReadOutcomes = []
         waiting = []
         for needed, batch in self._confirmed:
             if needed <= index:
@@ -76,7 +77,7 @@ class Reads:
         self._confirmed = waiting
         return ready
 
-    def give_up(self, index: int) -> Ready:
+    def give_up(self, index: int) -> ReadOutcomes:
         """Those confirmed above `index` fail: what they wait for isn't taken here, for want of space."""
         given_up = [request for needed, batch in self._confirmed if needed > index for request, _ in batch]
         if not given_up:
@@ -86,9 +87,9 @@ class Reads:
         self._count -= len(given_up)
         return [(request, Unavailable(FULL)) for request in given_up]
 
-    def expire(self, now: int) -> Ready:
+    def expire(self, now: int) -> ReadOutcomes:
         """Reads past their deadline at `now` (ms) fail."""
-        late: Ready = []
+        late: ReadOutcomes = []
 
         def keep(batch: _Batch) -> _Batch:
             kept = [read for read in batch if read[1] > now]
@@ -102,10 +103,10 @@ class Reads:
         self._count -= len(late)
         return late
 
-    def close(self) -> Ready:
+    def close(self) -> ReadOutcomes:
         """The replica goes away."""
         return self.expire(1 << 62)
 
-    def _serve(self, batch: _Batch) -> Ready:
+    def _serve(self, batch: _Batch) -> ReadOutcomes:
         self._count -= len(batch)
         return [(request, None) for request, _ in batch]

@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import json
+import re
 from enum import StrEnum
 from typing import Final, NamedTuple
 
 from nebuladb.errors import Corruption
+from nebuladb.shard.canonical import canonical
 
 NODE_PREFIX: Final = b"node/"
+MAX_MEMBERS: Final = 64
+"""Nodes of one cluster."""
+MAX_NODE_NAME: Final = 64
+NODE_NAME: Final = re.compile(rf"[A-Za-z0-9][A-Za-z0-9._-]{{0,{MAX_NODE_NAME - 1}}}")
+"""What a node may be called."""
 NODE_FORMAT: Final = 1
 CHANGED_FORMAT: Final = 2
 """Of a record that says more than a founding node's does."""
@@ -71,7 +78,7 @@ class NodeRecord(NamedTuple):
                 "state": self.state.value,
                 "version": self.version,
             }
-        return json.dumps(fields, sort_keys=True, separators=(",", ":")).encode()
+        return canonical(fields)
 
     @classmethod
     def decode(cls, data: bytes) -> NodeRecord:

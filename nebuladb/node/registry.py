@@ -22,7 +22,9 @@ _HEAD: Final = struct.Struct(">BBHI4Q")
 
 
 class GroupState(IntEnum):
-    """CREATING and INSTALLING have their place; groups are created in one batch, and nothing is installed yet."""
+    """INSTALLING: the data is lost or damaged, and a snapshot is to replace it. TOMBSTONE: removed, for ever (S16).
+    CREATING is reserved and never written, since a group is created in one batch.
+    """
 
     NORMAL = 1
     CREATING = 2

@@ -8,14 +8,15 @@ from typing import Final
 
 from nebuladb.env import Rng, probe
 from nebuladb.errors import NotLeader, TooManyRequests, invariant
+from nebuladb.ids import LEASE_GROUP_SHIFT
 from nebuladb.kv.command import Command, Kind, Work
 from nebuladb.node.entry import command_kind, decode_payload, encode_command, encode_payload, with_chosen
 from nebuladb.node.frame import FORWARD, FORWARD_REPLY, Envelope
-from nebuladb.node.lease import ReadLease, lease_length
 from nebuladb.node.lessor import Lessor
 from nebuladb.node.output import Output, Slice
 from nebuladb.node.proposals import MAX_PENDING_BYTES, Outcomes, Proposals, is_control
-from nebuladb.node.reads import Reads, Ready
+from nebuladb.node.read_lease import ReadLease, lease_length
+from nebuladb.node.reads import ReadOutcomes, Reads
 from nebuladb.node.tail import LogTail
 from nebuladb.raft import LEADER, Config, Configuration, HardState, Message, Raft
 from nebuladb.raft.entry import CONFIGURATION, ENTRY_HEADER, NORMAL, Entry
@@ -60,7 +61,7 @@ class Start:
     leases: Iterable[tuple[int, int, int]]
     """(lease, expires, renewal) of the store."""
     lease_reads: bool = False
-    """Reads by the leader's lease, on all nodes (``node.lease``)."""
+    """Reads by the leader's lease, on all nodes (``node.read_lease``)."""
     lost: bool = False
     """There is no data behind the log: the replica votes and keeps its log, and neither campaigns nor serves nor
     applies until a snapshot is in (S5, S15)."""
@@ -240,7 +241,7 @@ class Replica:
                 break
         return replies
 
-    def start_read_round(self, boottime: int) -> Ready:
+    def start_read_round(self, boottime: int) -> ReadOutcomes:
         """Ask Raft to confirm the reads that wait, if there is someone to ask; those that a lease confirms are ready.
         `boottime` was read after they came."""
         raft = self.raft
@@ -261,7 +262,7 @@ class Replica:
         self.reads.start(self._context)
         return []
 
-    def read_confirmed(self, context: int, index: int) -> Ready:
+    def read_confirmed(self, context: int, index: int) -> ReadOutcomes:
         """Raft's answer to a round; a negative index: it failed."""
         if index >= 0:
             self.lease.confirmed(context)
@@ -461,7 +462,7 @@ class Replica:
             return with_chosen(wire, self._rng.randrange(1, 1 << 63))
         if kind != Kind.LEASE_GRANT:
             return wire
-        return with_chosen(wire, self.group << 40 | self._rng.randrange(1, 1 << 40))
+        return with_chosen(wire, self.group << LEASE_GROUP_SHIFT | self._rng.randrange(1, 1 << LEASE_GROUP_SHIFT))
 
     def _take_forwards(self) -> list[Forward]:
         """Forwards for one entry; each stays whole."""

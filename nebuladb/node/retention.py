@@ -95,7 +95,10 @@ def milliseconds(text: str) -> int:
 
 
 class Compactor:
-    """Of one process. It begins to count time when it starts, as etcd does: what was before is kept a period longer."""
+    """Says which compactions are due. One a process.
+
+    It begins to count time when it starts, as etcd does: what was before is kept a period longer.
+    """
 
     def __init__(self, retention: Retention, now: int) -> None:
         self._retention = retention

@@ -25,7 +25,8 @@ from nebuladb.node.alarms import AlarmKind
 from nebuladb.node.disk import CRITICAL_BIT, Space
 from nebuladb.node.frame import Envelope, HostMessageType
 from nebuladb.node.incoming import Incoming, Stage
-from nebuladb.node.outgoing import Outcome, Outgoing
+from nebuladb.node.outgoing import Outgoing, TransferOutcome
+from nebuladb.node.output import TICK_MS
 from nebuladb.node.registry import GroupState, RegistryRow
 from nebuladb.raft import Configuration, Message, StateRole
 
@@ -42,8 +43,9 @@ MAX_OUTGOING: Final = 4
 MAX_INCOMING: Final = 4
 CHUNKS_A_TURN: Final = 2
 """That are written in one turn: 2 to 4 ms."""
-TICKS_A_SECOND: Final = 20
+TICKS_A_SECOND: Final = 1_000 // TICK_MS
 WANT_TICKS: Final = 20
+"""Between two requests of a replica that has no data for a snapshot."""
 HAS_SOME: Final = 1
 """`Message.hint` of SNAPSHOT_WANTED: some of it is there, and is of use if the sender is still at it."""
 GENERATION_STEP: Final = 256
@@ -59,7 +61,10 @@ class SnapshotLimits(NamedTuple):
 
 
 class Snapshots:
-    """Of one node. Invariant: a group has one incoming snapshot at most, and a replica is sent one at most."""
+    """All transfers of snapshots that one node takes part in, either way.
+
+    Invariant: a group has one incoming snapshot at most, and a replica is sent one at most.
+    """
 
     def __init__(self, node: Node, limits: SnapshotLimits, rows: dict[int, RegistryRow]) -> None:
         """`rows`: the registry as it is, or is about to be."""
@@ -98,10 +103,10 @@ class Snapshots:
             peer = self._host.peers.get(outgoing.node)
             if peer is None or peer.incarnation != outgoing.incarnation or not self._leads(outgoing):
                 probe("snapshot's receiver or our leadership gone")
-                outgoing.outcome = Outcome.FAILED
+                outgoing.outcome = TransferOutcome.FAILED
             elif peer.status & CRITICAL_BIT:
                 probe("snapshot's receiver is short of space")
-                outgoing.outcome = outgoing.outcome or Outcome.FAILED
+                outgoing.outcome = outgoing.outcome or TransferOutcome.FAILED
             else:
                 outgoing.tick(connected=peer.connected)
         for group, incoming in list(self.incoming.items()):
@@ -267,7 +272,7 @@ class Snapshots:
         del held[receiver]
         if not held:
             del self._host.held_logs[group]
-        done = outgoing.outcome is Outcome.INSTALLED
+        done = outgoing.outcome is TransferOutcome.INSTALLED
         probe("snapshot sent" if done else "snapshot not sent")
         self.counts["sent" if done else "failed"] += 1
         self._finished(group, receiver, outgoing.index if done else 0)
@@ -297,7 +302,7 @@ class Snapshots:
                 self._wanted[group, message.sender] = message.index
             elif outgoing.acknowledged and not message.hint:
                 probe("receiver has dropped what it had")
-                outgoing.outcome = outgoing.outcome or Outcome.FAILED
+                outgoing.outcome = outgoing.outcome or TransferOutcome.FAILED
 
     def _chunk(self, node: int, replica: Replica, message: Message, chunk: bytes, told: dict[int, None]) -> None:
         group, name = replica.group, (message.term, message.context)

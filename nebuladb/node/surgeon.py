@@ -36,7 +36,7 @@ READ_MS: Final = 2_000
 
 
 class Surgeon:
-    """Of one node, for the groups that it leads. Invariant: one look a group at a time."""
+    """Changes the members of the groups that one node leads. Invariant: one look a group at a time."""
 
     def __init__(self, node: Node) -> None:
         self._node = node

@@ -23,7 +23,8 @@ REQUEST_MS: Final = 5_000
 
 
 class Upkeep:
-    """Of one process; `step` is called with the node's housekeeping."""
+    """Compacts by rule, has replicas compared, and watches the disk. One a process; `step` is called with the node's
+    housekeeping."""
 
     def __init__(self, node: Node, options: NodeOptions) -> None:
         self._node = node

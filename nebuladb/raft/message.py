@@ -23,7 +23,8 @@ class MessageType(IntEnum):
     READ_INDEX = 9
     READ_INDEX_REPLY = 10
     TIMEOUT_NOW = 11
-    SNAPSHOT = 12  # its place; sent from the issue on that builds snapshots
+    SNAPSHOT = 12
+    """Reserved and never sent: snapshots travel as the node's own messages (`node.frame.HostMessageType`)."""
 
 
 APPEND: Final = MessageType.APPEND

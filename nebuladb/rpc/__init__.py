@@ -6,8 +6,9 @@ packages' docstrings say where they differ. `ssl_server_credentials` and `ssl_ch
 which can't be opened. ``grpc.aio`` itself is the other engine.
 
 `PeerTransport` keeps one stream a pair of nodes, opened by the one with the lower id if that one knows the other, and
-answers Hello and Found calls of nodes that are not linked yet. Its frames are opaque bytes, and what a peer may be told
-is its caller's. It may lose frames (a full queue, a broken stream), never tears or reorders them within a stream.
+answers the calls Hello, Found, Join and Lags, also of nodes that are not linked. Its frames are opaque bytes, and what
+a peer may be told is its caller's. It may lose frames (a full queue, a broken stream), never tears or reorders them
+within a stream.
 """
 
 from nebuladb.rpc.channel import Channel, insecure_channel, secure_channel

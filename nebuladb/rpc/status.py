@@ -10,7 +10,7 @@ from typing import Final, NamedTuple
 import grpc
 import grpc.aio
 
-from nebuladb.errors import Reason, TooManyRequests
+from nebuladb.errors import DETAIL_TRAILER, Reason, TooManyRequests
 from nebuladb.pb.nebula.v1.common_pb2 import FAILED, ErrorDetail
 from nebuladb.rpc.http2.errors import ErrorCode
 from nebuladb.rpc.metadata import Fields, Value, decode_metadata, encode_metadata
@@ -31,7 +31,7 @@ OK_TRAILERS: Final[Fields] = ((STATUS, b"0"),)
 
 UNDONE: Final[tuple[tuple[str, bytes], ...]] = (
     (
-        "nebula-error-bin",
+        DETAIL_TRAILER,
         ErrorDetail(
             reason=Reason.TOO_MANY_REQUESTS, outcome=FAILED, retryable=True, retry_after_ms=TooManyRequests.retry_after
         ).SerializeToString(),

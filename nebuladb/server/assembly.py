@@ -160,7 +160,7 @@ async def _assemble(config: Config, shutdown: Shutdown, stack: AsyncExitStack) -
         joined=peers.joined.meta if peers.joined is not None else None,
     )
     node.on_first_start = directory.mark_voting
-    node.alarms_now.told(lambda alarm: log.error("alarm", kind=str(alarm.kind), text=alarm.text))
+    node.alarms_now.subscribe(lambda alarm: log.error("alarm", kind=str(alarm.kind), text=alarm.text))
     room = SpaceWatch(config.data_dir, options.reserves(dict(config.options)), node.space)
     metrics.read_room_from(room)
     watching = asyncio.create_task(room.run(), name="space")

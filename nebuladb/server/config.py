@@ -14,17 +14,15 @@ from typing import Final
 from nebuladb.addresses import is_unspecified, split_address
 from nebuladb.errors import ConfigurationError
 from nebuladb.node.memory import DEFAULT_MEMORY, MIN_MEMORY
+from nebuladb.node.record import MAX_MEMBERS, MAX_NODE_NAME, NODE_NAME
 from nebuladb.server import options
+from nebuladb.server.space import SIZES
 
 ENV_PREFIX: Final = "NEBULA_"
 ENV_OF_THE_CLI: Final = frozenset({"NEBULA_ENDPOINTS"})
 # A Kubernetes service called "nebula" puts these into every pod; refusing them would keep the pod from starting.
 ENV_OF_KUBERNETES: Final = re.compile(r"NEBULA_(.*_)?(SERVICE_HOST|SERVICE_PORT(_.*)?|PORT(_\d+_(TCP|UDP).*)?)")
 
-MAX_NAME: Final = 64
-MAX_MEMBERS: Final = 64
-NAME: Final = re.compile(rf"[A-Za-z0-9][A-Za-z0-9._-]{{0,{MAX_NAME - 1}}}")
-UNITS: Final[Mapping[str, int]] = {"B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
 SIZE: Final = re.compile(r"(\d{1,15}) ?([KMG]iB|B)")
 RPC_ENGINES: Final = ("nebula", "grpcio")
 """As in ``rpc.engine``, which `nebulad --help` need not load."""
@@ -186,9 +184,9 @@ def _from_environment(environ: Mapping[str, str]) -> dict[str, _Setting]:
 
 def _validated(settings: Mapping[str, _Setting]) -> Config:
     name = settings["name"]
-    if not NAME.fullmatch(name.text):
+    if not NODE_NAME.fullmatch(name.text):
         raise name.wrong(
-            f"{name.text!r} is not a name: up to {MAX_NAME} letters, digits, dots, dashes and underscores, "
+            f"{name.text!r} is not a name: up to {MAX_NODE_NAME} letters, digits, dots, dashes and underscores, "
             "a letter or digit first"
         )
     if not settings["data-dir"].text:
@@ -262,7 +260,7 @@ def _cluster(settings: Mapping[str, _Setting], advertise_peer: str) -> dict[str,
     cluster: dict[str, str] = {}
     for part in setting.text.split(","):
         member, equals, address = (piece.strip() for piece in part.partition("="))
-        if not equals or not NAME.fullmatch(member):
+        if not equals or not NODE_NAME.fullmatch(member):
             raise setting.wrong(f"{part!r} is not NAME=HOST:PORT")
         if member in cluster:
             raise setting.wrong(f"{member} stands there twice")
@@ -282,8 +280,8 @@ def _size(setting: _Setting) -> int:
     """Bytes of a text like 512MiB."""
     match = SIZE.fullmatch(setting.text)
     if match is None:
-        raise setting.wrong(f"{setting.text!r} is not a size; write a number with {', '.join(UNITS)}")
-    size = int(match[1]) * UNITS[match[2]]
+        raise setting.wrong(f"{setting.text!r} is not a size; write a number with {', '.join(SIZES)}")
+    size = int(match[1]) * SIZES[match[2]]
     if size < MIN_MEMORY:
         raise setting.wrong(f"{setting.text} is too little; a node needs {_size_text(MIN_MEMORY)} at least")
     return size
@@ -291,8 +289,8 @@ def _size(setting: _Setting) -> int:
 
 def _size_text(size: int) -> str:
     """The shortest text that is this size."""
-    unit = next(unit for unit in reversed(list(UNITS)) if size % UNITS[unit] == 0)
-    return f"{size // UNITS[unit]}{unit}"
+    unit = next(unit for unit in reversed(list(SIZES)) if size % SIZES[unit] == 0)
+    return f"{size // SIZES[unit]}{unit}"
 
 
 def _choice(setting: _Setting, choices: tuple[str, ...]) -> str:

@@ -24,8 +24,8 @@ import structlog
 
 from nebuladb.env import probe
 from nebuladb.errors import Corruption, DiskFull, IdentityError
-from nebuladb.node.identity import Founding, Identity
-from nebuladb.node.joined import FILE, Joined
+from nebuladb.node.identity import FOUNDING_FILE, IDENTITY_FILE, Founding, Identity
+from nebuladb.node.joined import JOINED_FILE, Joined
 from nebuladb.node.memory import MemoryPlan
 from nebuladb.server.lifecycle import PidFile
 from nebuladb.server.space import BALLAST_FILE
@@ -94,16 +94,16 @@ class DataDirectory:
     @property
     def founded(self) -> bool:
         """Whether the node was told of its cluster, though the document may be lost."""
-        return any((self.path / name).exists() for name in ("founding.json", FILE, VOTING, "raft", "data"))
+        return any((self.path / name).exists() for name in (FOUNDING_FILE, JOINED_FILE, VOTING, "raft", "data"))
 
     def identity(self, name: str) -> Identity:
         """Who this node is; a fresh directory gets a random id, fsynced before anyone is told (S14).
 
         Raises `IdentityError` if the directory is another node's, or if a part of it is missing.
         """
-        file = self.path / "identity.json"
+        file = self.path / IDENTITY_FILE
         if not file.exists():
-            if any((self.path / name).exists() for name in ("raft", "data", "founding.json", FILE, VOTING)):
+            if any((self.path / name).exists() for name in ("raft", "data", FOUNDING_FILE, JOINED_FILE, VOTING)):
                 raise IdentityError(f"{self.path} has data but no identity.json; restore it, or use an empty directory")
             identity = Identity(secrets.randbits(63) | 1, name)
             write_durably(file, identity.encode())
@@ -122,11 +122,11 @@ class DataDirectory:
                 f"`nebula-cli member replace {name}`"
             )
         joined = self.joined()
-        if identity.cluster and joined is None and not (self.path / "founding.json").exists():
+        if identity.cluster and joined is None and not (self.path / FOUNDING_FILE).exists():
             raise IdentityError(
-                f"{self.path} has lost founding.json (the same on all founding nodes: copy it from one), or {FILE}, "
-                "which a node that joined later has instead (restore it); or empty the directory and replace the "
-                f"member: `nebula-cli member replace {name}`"
+                f"{self.path} has lost {FOUNDING_FILE} (the same on all founding nodes: copy it from one), or "
+                f"{JOINED_FILE}, which a node that joined later has instead (restore it); or empty the directory and "
+                f"replace the member: `nebula-cli member replace {name}`"
             )
         if joined is not None and not identity.cluster:
             return self.join(identity, joined)  # a crash came between the two documents
@@ -136,7 +136,7 @@ class DataDirectory:
 
     def founding(self) -> Founding | None:
         """The founding document, if this node has one yet."""
-        file = self.path / "founding.json"
+        file = self.path / FOUNDING_FILE
         joined = self.joined()
         if joined is not None:
             return joined.founding
@@ -144,14 +144,14 @@ class DataDirectory:
 
     def joined(self) -> Joined | None:
         """What this node was told when it joined, if it isn't one of the founders."""
-        file = self.path / FILE
+        file = self.path / JOINED_FILE
         return Joined.decode(read(file)) if file.exists() else None
 
     def join(self, identity: Identity, joined: Joined) -> Identity:
         """Keep what a member said, durably, before anyone acts on it; the identity that follows from it."""
-        write_durably(self.path / FILE, joined.encode())
+        write_durably(self.path / JOINED_FILE, joined.encode())
         identity = Identity(joined.node, identity.name, joined.founding.cluster)
-        write_durably(self.path / "identity.json", identity.encode())
+        write_durably(self.path / IDENTITY_FILE, identity.encode())
         return identity
 
     def found(self, identity: Identity, founding: Founding) -> Identity:
@@ -165,10 +165,10 @@ class DataDirectory:
                 f"{founding.cluster:016x}; one directory, one cluster"
             )
         if known is None:
-            write_durably(self.path / "founding.json", founding.encode())
+            write_durably(self.path / FOUNDING_FILE, founding.encode())
         if not identity.cluster:
             identity = identity._replace(cluster=founding.cluster)
-            write_durably(self.path / "identity.json", identity.encode())
+            write_durably(self.path / IDENTITY_FILE, identity.encode())
         return identity
 
     def open_log(self, plan: MemoryPlan, memory: RocksMemory) -> LogStore:
@@ -206,7 +206,7 @@ class DataDirectory:
         return life
 
     def keep_life(self, life: int) -> None:
-        """What `life` is to say from now on. Raises `StoreError` or `DiskFull`."""
+        """Keep, durably, which life of the cluster this node is in, for `life`. Raises `StoreError` or `DiskFull`."""
         self._write_voting(b"%016x\n" % life)
 
     def _write_voting(self, data: bytes) -> None:

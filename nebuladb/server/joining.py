@@ -64,7 +64,7 @@ async def join_cluster(config: Config, identity: Identity, transport: PeerTransp
 
 
 class JoinService:
-    """A member's side."""
+    """A member's side: answers nodes that want to join."""
 
     def __init__(self, backend: Backend) -> None:
         self._backend = backend

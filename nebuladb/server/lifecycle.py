@@ -14,6 +14,7 @@ from typing import Final
 import structlog
 
 from nebuladb.errors import DiskFull, NebulaError, NodeRemoved
+from nebuladb.server.process import EXIT_REMOVED
 from nebuladb.storage.files import unwritten
 
 PID_FILE: Final = "nebulad.pid"
@@ -23,8 +24,6 @@ CLOSE_SECONDS: Final = 5.0
 """And closing what is open, after it."""
 EXIT_FORCED: Final = 1
 EXIT_BROKEN: Final = 1
-EXIT_REMOVED: Final = 3
-"""The node is no member of its cluster any more: whoever starts it again and again may stop."""
 
 
 class PidFile:

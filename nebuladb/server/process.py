@@ -9,7 +9,7 @@ from typing import Final
 from nebuladb.errors import ConfigurationError
 
 EXIT_REMOVED: Final = 3
-"""The exit code of a node that was removed from its cluster."""
+"""The exit code of a node that was removed from its cluster: whoever starts it again and again may stop."""
 M_ARENA_MAX: Final = -8
 ARENAS: Final = 2
 """glibc gives threads arenas of their own, eight a core, and what one of RocksDB's threads has freed serves no other.
@@ -23,7 +23,8 @@ MIN_DESCRIPTORS: Final = 64
 
 
 def limit_arenas() -> None:
-    """To be called before threads start. Elsewhere than on glibc it does nothing."""
+    """Let glibc give threads `ARENAS` arenas at most; with another C library nothing happens. To be called before
+    threads start."""
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
         mallopt(M_ARENA_MAX, ARENAS)

@@ -24,8 +24,8 @@ from nebuladb.kv.command import Work
 from nebuladb.kv.rows import group_span
 from nebuladb.kv.store import Store
 from nebuladb.node.entry import decode_payload
-from nebuladb.node.identity import Founder, Founding, Identity
-from nebuladb.node.joined import FILE as JOINED
+from nebuladb.node.identity import FOUNDING_FILE, IDENTITY_FILE, Founder, Founding, Identity
+from nebuladb.node.joined import JOINED_FILE
 from nebuladb.node.meta import Meta, read_meta
 from nebuladb.node.registry import GroupState, RegistryRow
 from nebuladb.raft.entry import ENTRY_HEADER, EntryKind
@@ -55,8 +55,8 @@ def recover(path: Path, say: Callable[[str], None]) -> None:
     can't be: nothing is touched then, or the error says that it is unfinished, and what to do. What root makes is the
     directory's owner's."""
     try:
-        untouched = (path / "identity.json").exists()
-        known = untouched or (path / f"identity.json{ASIDE}").exists()
+        untouched = (path / IDENTITY_FILE).exists()
+        known = untouched or (path / f"{IDENTITY_FILE}{ASIDE}").exists()
     except OSError as error:
         raise unusable(path, error) from error
     if not known:
@@ -84,15 +84,15 @@ def recover(path: Path, say: Callable[[str], None]) -> None:
 
 
 def _replace(path: Path, say: Callable[[str], None]) -> tuple[Founding, Identity]:
-    """The old node by the new one."""
-    identity = Identity.decode(_aside(path / "identity.json").read_bytes())
-    for name in ("founding.json", JOINED):
+    """Put the new node in the place of the old one: its founding document and its identity."""
+    identity = Identity.decode(_aside(path / IDENTITY_FILE).read_bytes())
+    for name in (FOUNDING_FILE, JOINED_FILE):
         if (path / name).exists():
             _aside(path / name)
     founding = _rebuild(path, identity, say)
-    write_durably(path / "founding.json", founding.encode())
+    write_durably(path / FOUNDING_FILE, founding.encode())
     write_durably(path / VOTING, b"")
-    write_durably(path / "identity.json", identity._replace(cluster=founding.cluster).encode())
+    write_durably(path / IDENTITY_FILE, identity._replace(cluster=founding.cluster).encode())
     return founding, identity
 
 
@@ -119,7 +119,7 @@ def _check(path: Path) -> None:
 
     Meta's log is applied to a copy of its rows in memory: the shards that must be there are those that it ends with.
     """
-    Identity.decode(read(path / "identity.json"))
+    Identity.decode(read(path / IDENTITY_FILE))
     with ExitStack() as stack:
         source = path / "raft"
         log = LogStore(RocksEngine.inspect(source, examine_log(source)))
@@ -147,7 +147,8 @@ def _check(path: Path) -> None:
 
 
 def _held(log: LogStore) -> tuple[dict[int, RegistryRow], dict[int, int]]:
-    """The registry, and the generations of what is there. Raises `Corruption` if meta isn't."""
+    """(group → its registry row, group → the generation of its data, of those that are in use). Raises `Corruption` if
+    the meta group isn't one of them."""
     rows = {int(group): RegistryRow.decode(row) for group, row in log.registry().items()}
     held = {group: row.generation for group, row in rows.items() if row.state == GroupState.NORMAL}
     if META_GROUP not in held:
@@ -165,7 +166,7 @@ def _aside(path: Path) -> Path:
 
 
 def _rebuild(path: Path, identity: Identity, say: Callable[[str], None]) -> Founding:
-    """The databases."""
+    """Make both databases of the new node out of the old one's; returns the founding document that they are of."""
     old, new = path / f"raft{ASIDE}", path / "raft.new"
     source = old if old.exists() else path / "raft"
     shutil.rmtree(new, ignore_errors=True)

@@ -19,7 +19,7 @@ from nebuladb.kv.importer import Importer, Target
 from nebuladb.kv.increment import IncrementTarget
 from nebuladb.kv.store import Store
 from nebuladb.node.backup import BackupReader, ShardPart, compare
-from nebuladb.node.identity import Founder, Founding, Identity
+from nebuladb.node.identity import FOUNDING_FILE, IDENTITY_FILE, Founder, Founding, Identity
 from nebuladb.server.directory import VOTING
 from nebuladb.server.site import FIRST_GENERATION, MAX_REVISION, Site, derived_id, restored_id
 from nebuladb.storage.engine import Engine
@@ -28,7 +28,6 @@ from nebuladb.storage.log import LogStore
 from nebuladb.storage.owner import give
 from nebuladb.storage.rocks import RocksEngine
 
-IDENTITY: Final = "identity.json"
 SKIPPED_GROUPS: Final = 10_000
 """Ids of groups that the old cluster may have issued since the backup. A group's id has 23 bits in those of its leases,
 which is enough for 800 restores, each of a backup of the one before."""
@@ -43,7 +42,7 @@ class Wanted(NamedTuple):
     members: Mapping[str, str]
     """Name → peer address of all nodes of the new cluster, this one among them."""
     token: str = ""
-    """Another one makes another cluster of the same backup and the same nodes."""
+    """Goes into the new cluster's id: with another token the same backup and nodes make another cluster."""
     bump: int = 0
     """Every shard's revision rises by so much, so that whoever remembers one from the old cluster never sees it again
     with other data; and `SKIPPED_GROUPS` ids of groups are not issued, for the same reason."""
@@ -86,7 +85,7 @@ def restore(
         give(directory)
         return parts
     except BaseException:
-        (directory / IDENTITY).unlink(missing_ok=True)  # first: a directory without it is nobody's
+        (directory / IDENTITY_FILE).unlink(missing_ok=True)  # first: a directory without it is nobody's
         for entry in directory.iterdir():
             if entry.is_dir():
                 shutil.rmtree(entry)
@@ -99,7 +98,7 @@ def restore(
 
 def _check_empty(directory: Path) -> None:
     found = {entry.name for entry in directory.iterdir()}
-    if "data" in found and IDENTITY not in found:
+    if "data" in found and IDENTITY_FILE not in found:
         raise ConfigurationError(
             f"data-dir: {directory} has what an interrupted restore left, which no node starts from: empty it first"
         )
@@ -133,11 +132,11 @@ def _make(files: Sequence[Path], directory: Path, wanted: Wanted, progress: Prog
         log.sync()
         probe("restore: log durable")
         states = [site.state(shard.group) for shard in shards]
-    write_durably(directory / "founding.json", founding.encode())
+    write_durably(directory / FOUNDING_FILE, founding.encode())
     probe("restore: founding written")
     write_durably(directory / VOTING, b"")
     # Last: a directory without it is nobody's.
-    write_durably(directory / IDENTITY, Identity(node, wanted.name, cluster).encode())
+    write_durably(directory / IDENTITY_FILE, Identity(node, wanted.name, cluster).encode())
     sync_directory(directory.parent)
     probe("restore: identity written")
     return [

@@ -18,9 +18,10 @@ from nebuladb.kv.limits import MAX_TXN_OPERATIONS
 from nebuladb.kv.rows import Keys, decode_lease, encode_lease
 from nebuladb.kv.state import State
 from nebuladb.kv.store import Store
+from nebuladb.node.frame import CLUSTER_VERSION
 from nebuladb.node.identity import Founding
 from nebuladb.node.keyspaces import keyspace_key, shard_key
-from nebuladb.node.meta import CLUSTER_VERSION, FIRST_GROUP, GROUP_KEY, REPLICA_KEY, VERSION_KEY, founding_shards
+from nebuladb.node.meta import FIRST_GROUP, GROUP_KEY, REPLICA_KEY, VERSION_KEY, founding_shards, meta_shard
 from nebuladb.node.record import NodeRecord
 from nebuladb.node.registry import GroupState, RegistryRow
 from nebuladb.pb.nebula.v1 import kv_pb2
@@ -41,7 +42,10 @@ MAX_REVISION: Final = 1 << 62
 
 
 class Site:
-    """`generations`: of groups whose data lies under another one than the first."""
+    """The databases in the making of one node of the cluster `founding`.
+
+    `generations`: of groups whose data lies under another one than the first.
+    """
 
     def __init__(self, data: Engine, founding: Founding, generations: Mapping[int, int] | None = None) -> None:
         self._data = data
@@ -53,7 +57,7 @@ class Site:
         return Keys(GroupId(group), self.generation(group))
 
     def generation(self, group: int) -> Generation:
-        """Where it lies."""
+        """The generation under which a group's data lies."""
         return Generation(self._generations.get(group, FIRST_GENERATION))
 
     def state(self, group: int) -> State:
@@ -142,11 +146,8 @@ class Site:
 
     def write_log(self, log: LogStore, shards: Sequence[Descriptor], node: int) -> None:
         """An empty log behind each state, meta's too, and the registry that names them."""
-        own = Descriptor(
-            META_GROUP, "", 1, b"", b"", (0, 0), tuple(sorted(self._founding.replicas(META_GROUP).items()))
-        )
         batch = LogBatch(BatchId(1))
-        for shard in (own, *shards):
+        for shard in (meta_shard(self._founding), *shards):
             state, group = self.state(shard.group), GroupId(shard.group)
             replica = next(replica for replica, at in shard.replicas if at == node)
             configuration, generation = _configuration(shard), self.generation(group)

@@ -17,9 +17,8 @@ from nebuladb.kv.rows import Keys
 from nebuladb.kv.state import State
 from nebuladb.kv.store import Store
 from nebuladb.kv.verify import verify_rows
-from nebuladb.node.identity import Founding, Identity
-from nebuladb.node.joined import FILE as JOINED
-from nebuladb.node.joined import Joined
+from nebuladb.node.identity import FOUNDING_FILE, IDENTITY_FILE, Founding, Identity
+from nebuladb.node.joined import JOINED_FILE, Joined
 from nebuladb.node.registry import GroupState, RegistryRow
 from nebuladb.server.directory import ANOTHER_VOTING, VOTING, life_in
 from nebuladb.storage.files import read
@@ -56,7 +55,7 @@ def verify(path: Path) -> Iterator[Finding]:
     """Check the directory `path`. Raises `IdentityError` if a node runs on it or it holds none, `ConfigurationError` or
     `StoreError` if it can't be read, which is no damage."""
     try:
-        if not any((path / name).exists() for name in ("identity.json", "raft")):
+        if not any((path / name).exists() for name in (IDENTITY_FILE, "raft")):
             raise IdentityError(f"{path} is no data directory: it has neither identity.json nor raft/")
         lock = DirectoryLock(path, give=True)
     except OSError as error:
@@ -74,14 +73,14 @@ def verify(path: Path) -> Iterator[Finding]:
 def _documents(path: Path) -> Iterator[Finding]:
     clusters: dict[str, int] = {}
     readers: dict[str, Callable[[bytes], int]] = {
-        "identity.json": lambda data: Identity.decode(data).cluster,
-        "founding.json": lambda data: Founding.decode(data).cluster,
-        JOINED: lambda data: Joined.decode(data).founding.cluster,
+        IDENTITY_FILE: lambda data: Identity.decode(data).cluster,
+        FOUNDING_FILE: lambda data: Founding.decode(data).cluster,
+        JOINED_FILE: lambda data: Joined.decode(data).founding.cluster,
     }
     for name, cluster_in in readers.items():
         file = path / name
         if not file.exists():
-            if name == "identity.json":
+            if name == IDENTITY_FILE:
                 yield Finding(
                     name, "it is missing", "restore it from a backup of this very directory; else replace the member"
                 )
@@ -98,12 +97,12 @@ def _documents(path: Path) -> Iterator[Finding]:
     if voting.exists():
         damaged = life_in(_read(voting)) is None
         yield Finding(VOTING, "it is damaged", ANOTHER_VOTING) if damaged else Finding(VOTING)
-    if clusters.get("identity.json") and not any((path / name).exists() for name in ("founding.json", JOINED)):
+    if clusters.get(IDENTITY_FILE) and not any((path / name).exists() for name in (FOUNDING_FILE, JOINED_FILE)):
         yield Finding(
-            f"founding.json or {JOINED}",
+            f"{FOUNDING_FILE} or {JOINED_FILE}",
             "both are missing",
-            f"copy founding.json from another founding node; {JOINED}, of a node that joined later, restore from a "
-            "backup of this very directory; else replace the member",
+            f"copy {FOUNDING_FILE} from another founding node; {JOINED_FILE}, of a node that joined later, restore "
+            "from a backup of this very directory; else replace the member",
         )
     known = {cluster for cluster in clusters.values() if cluster}
     if len(known) > 1:

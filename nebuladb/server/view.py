@@ -22,7 +22,8 @@ from nebuladb.server.peers import Peers
 from nebuladb.server.samples import GroupSample, QueueSample
 from nebuladb.storage.rocks import RocksMemory
 
-READY_SECONDS: Final = 2.0
+CONFIRM_SECONDS: Final = 2.0
+"""For the readiness of one of the two groups that are asked; `admin.CONFIRM_SECONDS` bounds the whole check."""
 
 
 class NodeView:
@@ -64,7 +65,7 @@ class NodeView:
             return False, "reads of this node's data store fail, and another node is well"
         for group in (DEFAULT_GROUP, ETCD_GROUP):
             try:
-                await pump.confirm(group, READY_SECONDS)
+                await pump.confirm(group, CONFIRM_SECONDS)
                 pump.store(group)
             except NebulaError as error:
                 return False, f"shard {group}: {error.message}"
@@ -79,7 +80,7 @@ class NodeView:
         if not announced(pump.node.meta, self._peers.identity.node, peer, client):
             return False, f"waiting for the meta group to take this node's addresses: peer {peer}, client {client}"
         try:
-            await pump.confirm(META_GROUP, READY_SECONDS)
+            await pump.confirm(META_GROUP, CONFIRM_SECONDS)
         except NebulaError as error:
             return False, f"meta group: {error.message}"
         self._announced = True
@@ -140,12 +141,12 @@ class NodeView:
             )
 
     def snapshots(self) -> Mapping[str, int]:
-        """What became of them."""
+        """How many snapshots were sent, received, failed and refused; their bytes and milliseconds."""
         pump = self._peers.pump
         return pump.node.snapshots.counts if pump is not None else {}
 
     def alarms(self) -> Mapping[str, int]:
-        """By kind."""
+        """How many alarms of each kind are raised here."""
         pump = self._peers.pump
         return pump.node.alarms_now.counts() if pump is not None else {}
 

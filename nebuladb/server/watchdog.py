@@ -58,7 +58,8 @@ class CoreTime:
             self._file = os.open(SCHEDULER, os.O_RDONLY | os.O_CLOEXEC)
 
     def seconds(self) -> tuple[float, float]:
-        """With and without, so far. The former is as of the last tick of the kernel's, at most 10 ms ago."""
+        """(seconds on a core, seconds ready without one) since the thread began; the former as of the kernel's last
+        tick, at most 10 ms ago."""
         if self._file is None:
             return 0.0, 0.0
         had, waited, _ = os.pread(self._file, 128, 0).split()

@@ -8,6 +8,7 @@ from enum import StrEnum
 from typing import Any, Final, NamedTuple
 
 from nebuladb.errors import Corruption
+from nebuladb.shard.canonical import canonical
 
 SLOTS: Final = 65_536
 """Hash slots of a hash keyspace. Final: a key's slot never changes."""
@@ -79,9 +80,9 @@ class Keyspace(NamedTuple):
         """Canonical JSON; format 1 without a plan, else 2, split keys in hex."""
         fields: dict[str, object] = {"name": self.name, "partitioning": self.partitioning.value}
         if self.plan is None:
-            return _canonical({"format": DESCRIPTOR_VERSION, **fields})
+            return canonical({"format": DESCRIPTOR_VERSION, **fields})
         plan = self.plan._asdict() | {"splits": [key.hex() for key in self.plan.splits]}
-        return _canonical({"format": PLANNED_VERSION, "state": self.state.value, **fields, **plan})
+        return canonical({"format": PLANNED_VERSION, "state": self.state.value, **fields, **plan})
 
     @classmethod
     def decode(cls, data: bytes) -> Keyspace:
@@ -176,7 +177,7 @@ class Descriptor(NamedTuple):
         }
         if self.founders or self.roles:
             fields |= {"format": CHANGED_VERSION, "founders": self.founders, "roles": self.roles}
-        return _canonical(fields)
+        return canonical(fields)
 
     @classmethod
     def decode(cls, data: bytes) -> Descriptor:
@@ -200,10 +201,6 @@ class Descriptor(NamedTuple):
             )
         except (KeyError, TypeError, ValueError) as error:
             raise Corruption(f"a shard descriptor can't be read: {error}") from error
-
-
-def _canonical(fields: dict[str, object]) -> bytes:
-    return json.dumps(fields, sort_keys=True, separators=(",", ":")).encode()
 
 
 def _parse(data: bytes, *versions: int) -> dict[str, Any]:

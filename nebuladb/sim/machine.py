@@ -24,6 +24,7 @@ from nebuladb.node.applier import Fetch
 from nebuladb.node.identity import Founding, Identity
 from nebuladb.node.node import Node
 from nebuladb.node.outgoing import Outgoing
+from nebuladb.node.output import TICK_MS
 from nebuladb.node.turn import Turn
 from nebuladb.shard import Descriptor
 from nebuladb.sim.beginning import ASK_MS, Beginning, Neighbour
@@ -36,7 +37,6 @@ from nebuladb.sim.invariants.replicas import Replicas
 from nebuladb.sim.knobs import small_memory, small_options
 from nebuladb.sim.life import Confirmed, Life, Written
 
-TICK_MS = 50
 TICK_JITTER_MS = 5
 RETRY_MS = 5  # after a write stall, as in the pump
 RESTART_MS = 100

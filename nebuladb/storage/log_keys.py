@@ -80,7 +80,7 @@ def decode_hard_state(value: bytes) -> HardState:
 
 
 def encode_pair(first: int, second: int) -> bytes:
-    """A log start (index, term)."""
+    """The bytes of a log start, (index, term); a stamp of version 1, (batch, flushed), had the same layout."""
     return _PAIR.pack(ROW_VERSION, first, second)
 
 

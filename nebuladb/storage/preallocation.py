@@ -27,7 +27,8 @@ ROW_BYTES: Final = 16
 
 
 class Preallocation:
-    """Of the newest WAL in `directory`. For the one thread that writes to the database: nobody else appends to it."""
+    """Keeps zeros at the end of the newest WAL in `directory`. For the one thread that writes to the database: nobody
+    else appends to it."""
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory

@@ -1,10 +1,11 @@
-"""A part of the node's memory that several holders use together."""
+"""A part of what the node may hold that several holders use together: memory, mostly."""
 
 from __future__ import annotations
 
 
 class Share:
-    """Bytes taken and not given back, against a bound. Whoever takes asks `fits` first, and decides what refusal means.
+    """Bytes, or whatever its holders count, taken and not given back, against a bound. Whoever takes asks `fits` first,
+    and decides what refusal means.
 
     A holder may exceed the bound by one item where it would otherwise never move: see each `take`.
     """

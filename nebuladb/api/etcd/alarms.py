@@ -39,7 +39,7 @@ def kinds(backend: Backend) -> list[str]:
 
 
 async def change(backend: Backend, request: pb.AlarmRequest, timeout: float) -> list[pb.AlarmMember]:
-    """Declare an alarm, or take one back; what is so or was so, as etcd answers."""
+    """Declare an alarm, or take one back; returns it, or nothing where there was none to take back, as etcd does."""
     due = Due(timeout)
     kind = _KINDS.get(request.alarm)
     await backend.refresh(due.left())

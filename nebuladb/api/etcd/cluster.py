@@ -19,9 +19,9 @@ from nebuladb.api.members import Members, fresh_id
 from nebuladb.errors import ChangeRefused
 from nebuladb.ids import META_GROUP
 from nebuladb.node.catch_up import in_sync, lags_led
-from nebuladb.node.members import MAX_MEMBERS, add_step, move_step, unnamed
+from nebuladb.node.members import add_step, move_step, unnamed
 from nebuladb.node.meta import Meta
-from nebuladb.node.record import NodeRecord, NodeState
+from nebuladb.node.record import MAX_MEMBERS, NodeRecord, NodeState
 from nebuladb.pb.etcd import cluster_pb2 as pb
 from nebuladb.pb.etcd.header_pb2 import ResponseHeader
 from nebuladb.pb.nebula.v1 import cluster_pb2

@@ -12,6 +12,7 @@ from nebuladb.api.etcd import events
 from nebuladb.api.etcd.requests import received
 from nebuladb.env import probe
 from nebuladb.errors import KeyspaceNotFound, NebulaError, TooManyRequests, Unavailable
+from nebuladb.kv.check import TO_THE_LAST
 from nebuladb.kv.watch import MAX_WATCHERS, WatchHub
 from nebuladb.kv.watcher import Watcher
 from nebuladb.pb.etcd import watch_pb2 as pb
@@ -53,9 +54,7 @@ class Watch:
 class WatchStream:
     """`listen` takes what the client asks, `responses` gives what it is told; both run at once."""
 
-    def __init__(
-        self, face: Face, shard: Descriptor, rng: Random | None = None, end: Callable[[], None] | None = None
-    ) -> None:
+    def __init__(self, face: Face, shard: Descriptor, end: Callable[[], None] | None = None) -> None:
         """`end`: see `Delivery`."""
         self._face = face
         self._shard = shard
@@ -73,7 +72,7 @@ class WatchStream:
         self._turns = face.backend.deliveries.turns
         self._room = asyncio.Event()
         # Jitter, so that streams that began together don't speak together (as etcd).
-        self._interval = face.progress_seconds * (1 + (rng or Random()).random() / 10)
+        self._interval = face.progress_seconds * (1 + Random().random() / 10)
         self._due = False
         self._timer: asyncio.TimerHandle | None = None
         self._look: asyncio.TimerHandle | None = None
@@ -125,7 +124,7 @@ class WatchStream:
         if request.start_revision < 0:
             return COMPACTED
         key, end = request.key or b"\0", request.range_end
-        if end and end != b"\0" and end <= key:
+        if end and end != TO_THE_LAST and end <= key:
             return EMPTY_RANGE
         if request.watch_id and request.watch_id in self._watches:
             return DUPLICATE_ID

@@ -16,7 +16,6 @@ from nebuladb.rpc.http2.errors import ErrorCode, LocalProtocolError
 from nebuladb.rpc.http2.events import (
     ConnectionEnded,
     DataReceived,
-    Event,
     GoingAway,
     HeadersReceived,
     PingAcknowledged,
@@ -25,6 +24,7 @@ from nebuladb.rpc.http2.events import (
     StreamsAllowed,
     Writable,
 )
+from nebuladb.rpc.http2.headers import FIELD_OVERHEAD
 from nebuladb.rpc.metadata import Fields
 
 if TYPE_CHECKING:
@@ -36,8 +36,6 @@ UNSENT_BYTES: Final = 1 << 16
 QUIET_SECONDS: Final = 0.05
 """Silence after which a call's bytes leave a turn later, behind whatever came in meanwhile. (A loop that was busy while
 its server restarted would else write calls to a dead connection, and nobody could say what became of them.)"""
-FIELD_BYTES: Final = 32
-"""That a header field counts beside its name and value (RFC 7541, 4.1)."""
 KEEPALIVE: Final = b"nebulaka"
 """Payload of our pings."""
 
@@ -171,7 +169,7 @@ class Connection(asyncio.Protocol):
 
     def takes(self, headers: Fields) -> bool:
         """Whether the list is within what the server said it takes (RFC 9113, 6.5.2)."""
-        return sum([len(name) + len(value) + FIELD_BYTES for name, value in headers]) <= self._h2.peer.header_list
+        return sum([len(name) + len(value) + FIELD_OVERHEAD for name, value in headers]) <= self._h2.peer.header_list
 
     def open(self, rpc: Rpc, headers: Fields) -> Stream:
         """A stream whose messages come later. Raises `LocalProtocolError`."""
@@ -489,6 +487,3 @@ class Connection(asyncio.Protocol):
             rpc.queued = None
         for rpc in (*fresh, *waiting):
             self._owner.again(rpc)
-
-
-__all__ = ["Connection", "Event", "Owner"]

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from nebuladb.node.node import Node
+from nebuladb.node.output import TICK_MS
 from nebuladb.raft import Raft, StateRole
-from nebuladb.sim.machine import TICK_MS, Machine
+from nebuladb.sim.machine import Machine
 
 
 def patience(machine: Machine, group: int) -> int:

@@ -5,13 +5,13 @@ import grpc.aio
 import pytest
 
 from nebuladb import errors
-from nebuladb.client.errors import CLASSES, DETAIL, failure_of
-from nebuladb.errors import NebulaError, Outcome, Reason
+from nebuladb.client.errors import CLASSES, failure_of
+from nebuladb.errors import DETAIL_TRAILER, NebulaError, Outcome, Reason
 from nebuladb.pb.nebula.v1 import common_pb2
 
 
 def _status(code: grpc.StatusCode, text: str = "words", detail: bytes | None = None) -> grpc.aio.AioRpcError:
-    trailer = grpc.aio.Metadata() if detail is None else grpc.aio.Metadata((DETAIL, detail))
+    trailer = grpc.aio.Metadata() if detail is None else grpc.aio.Metadata((DETAIL_TRAILER, detail))
     return grpc.aio.AioRpcError(code, grpc.aio.Metadata(), trailer, text)
 
 

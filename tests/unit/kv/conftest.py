@@ -17,6 +17,6 @@ def small_bounds() -> Iterator[None]:
         patch.setattr(sessions, "SESSION_WINDOW", model.SESSION_WINDOW)
         patch.setattr(leases, "MAX_LEASES", model.MAX_LEASES)
         patch.setattr(draft, "HISTORY_STRIDE", 3)
-        patch.setattr(machine, "CHUNK_ROWS", 2)
+        patch.setattr(machine, "DELETION_ROWS", 2)
         patch.setattr(deletion, "MIN_RUN", 2)
         yield

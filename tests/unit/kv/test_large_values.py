@@ -328,7 +328,7 @@ def test_small_rows_are_deleted_as_many_at_a_time_as_ever() -> None:
 
 def test_the_bounds_are_read_where_they_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(txn, "MAX_TXN_BYTES", 3 * MIB)
-    monkeypatch.setattr(machine, "CHUNK_BYTES", 1)
+    monkeypatch.setattr(machine, "DELETION_BYTES", 1)
     store, log = filled(4, lease=1)
     assert run(store, log, txn_command(deleting()))[0].reason == Reason.RESULT_TOO_LARGE
     assert run(store, log, txn_command(deleting(b"k002")))[0].reason == 0

@@ -6,13 +6,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nebuladb.kv import span_index
-from nebuladb.kv.check import in_range
+from nebuladb.kv.check import TO_THE_LAST
 from nebuladb.kv.span_index import SpanIndex
 
 names = st.binary(min_size=1, max_size=2).map(lambda name: bytes(byte % 4 for byte in name))
 ends = st.one_of(st.just(b"\0"), names)
 spans = st.tuples(names, ends).filter(lambda span: span[1] == b"\0" or span[1] > span[0])
 steps = st.lists(st.tuples(st.booleans(), spans, st.integers(0, 2)), max_size=60)
+
+
+def in_range(key: bytes, start: bytes, end: bytes) -> bool:
+    """Whether a key lies in a range of etcd's convention, which has an end."""
+    return key >= start and (end == TO_THE_LAST or key < end)
 
 
 @given(steps, st.lists(names, min_size=1), st.sampled_from([1, 2, 64]))

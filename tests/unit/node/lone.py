@@ -10,10 +10,11 @@ from nebuladb.ids import DEFAULT_GROUP
 from nebuladb.kv.answer import Answer
 from nebuladb.kv.command import Command, Kind
 from nebuladb.node.identity import Founder, Founding, Identity
-from nebuladb.node.node import Node, put_request
+from nebuladb.node.node import Node
 from nebuladb.node.pump import Pump
 from nebuladb.storage.log import LogStore
 from nebuladb.storage.memory import MemoryEngine
+from tests.unit.node.wire import put_request
 
 SECONDS = 20.0
 FOUNDING_GROUPS = 3

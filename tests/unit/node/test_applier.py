@@ -9,7 +9,7 @@ import pytest
 
 from nebuladb.ids import DEFAULT_GROUP, ETCD_GROUP, Generation, GroupId, NodeId
 from nebuladb.kv.command import Command, Kind
-from nebuladb.kv.machine import CHUNK_ROWS
+from nebuladb.kv.machine import DELETION_ROWS
 from nebuladb.kv.store import Store
 from nebuladb.kv.watch import WatchHub
 from nebuladb.node.applier import BACKGROUND_ROWS, Applier, GroupData
@@ -199,7 +199,7 @@ async def test_a_restarted_node_goes_on_with_what_it_was_about_to_delete() -> No
 
 def test_a_paused_command_lets_others_go_on() -> None:
     stores = Stores()
-    keys = [b"%05d" % number for number in range(3 * CHUNK_ROWS)]
+    keys = [b"%05d" % number for number in range(3 * DELETION_ROWS)]
     put = partial(kv_pb2.PutRequest, value=b"v")
     stores.apply(FIRST, *(Command(Kind.PUT, put(key=key).SerializeToString()) for key in keys))
     delete = kv_pb2.DeleteRequest(key=b"0", range_end=b"1").SerializeToString()
@@ -211,16 +211,16 @@ def test_a_paused_command_lets_others_go_on() -> None:
         applier.run()
         return store._state.deleted
 
-    assert slice_of_it() == CHUNK_ROWS, "a long command's slice is a chunk"
+    assert slice_of_it() == DELETION_ROWS, "a long command's slice is a chunk"
     assert (applier.midway, applier.waits) == (True, False)
     applier.paused = True
-    assert slice_of_it() == CHUNK_ROWS
+    assert slice_of_it() == DELETION_ROWS
     assert (applier.midway, applier.waits) == (True, False)
     stores.apply(SECOND, PUT)
     applier.paused = False
     assert (applier.midway, applier.waits) == (True, True)
     applier.run()
-    assert store._state.deleted == 2 * CHUNK_ROWS
+    assert store._state.deleted == 2 * DELETION_ROWS
     slice_of_it()
     assert (store.index, store.key_count) == (work.index, 0)
     assert not applier.midway

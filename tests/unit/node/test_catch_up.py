@@ -6,11 +6,11 @@ import pytest
 
 from nebuladb.ids import DEFAULT_GROUP, ETCD_GROUP, META_GROUP
 from nebuladb.node.catch_up import Lag, in_sync, lags_led
-from nebuladb.node.frame import decode_frame
 from nebuladb.node.members import add_step
 from nebuladb.raft import MessageType
 from tests.unit.node.test_members import put
 from tests.unit.node.trio import Trio
+from tests.unit.node.wire import decode_frame
 
 GROUPS = (META_GROUP, DEFAULT_GROUP, ETCD_GROUP)
 WRITES = 60

@@ -9,11 +9,11 @@ from nebuladb.kv.command import Command, Kind
 from nebuladb.node.consistency import KEPT, VERDICT_MS, Consistency, Verdict
 from nebuladb.node.keyspaces import Spec, create_step, drop_step
 from nebuladb.node.meta import FIRST_GROUP
-from nebuladb.node.node import put_request
 from nebuladb.node.options import NodeOptions
 from nebuladb.shard import Partitioning
 from nebuladb.storage.engine import Batch
 from tests.unit.node.trio import Trio
+from tests.unit.node.wire import put_request
 
 NODES = {1: 11, 2: 12, 3: 13}
 A, B, C = b"a" * 16, b"b" * 16, b"c" * 16

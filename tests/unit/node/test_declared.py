@@ -9,8 +9,8 @@ from nebuladb.kv.answer import KeyValue
 from nebuladb.kv.command import Command, Kind
 from nebuladb.node.declared import Declared, DeclaredAlarm, forbidden
 from nebuladb.node.meta import Meta
-from nebuladb.node.node import put_request
 from nebuladb.pb.nebula.v1 import kv_pb2
+from tests.unit.node.wire import put_request
 
 PUT = Command(Kind.PUT, put_request(b"k", b"v"))
 DELETE = Command(Kind.DELETE, kv_pb2.DeleteRequest(key=b"k").SerializeToString())

@@ -13,9 +13,8 @@ from nebuladb.ids import DEFAULT_GROUP, META_GROUP
 from nebuladb.kv.answer import Answer
 from nebuladb.kv.command import Command, Kind
 from nebuladb.node.departure import departs
-from nebuladb.node.frame import decode_frame
 from nebuladb.node.members import add_step, remove_step, replace_step
-from nebuladb.node.node import Node, put_request
+from nebuladb.node.node import Node
 from nebuladb.node.options import NodeOptions
 from nebuladb.node.record import NodeState
 from nebuladb.node.snapshots import SnapshotLimits
@@ -23,6 +22,7 @@ from nebuladb.node.tail import TailLimits
 from nebuladb.raft import Configuration, MessageType
 from nebuladb.shard import Descriptor, Role
 from tests.unit.node.trio import Trio
+from tests.unit.node.wire import decode_frame, put_request
 
 OWN = 1
 

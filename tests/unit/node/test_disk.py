@@ -13,13 +13,13 @@ from nebuladb.node.disk import Space, wire_grows
 from nebuladb.node.entry import encode_command
 from nebuladb.node.keyspaces import Spec, checked, create_step
 from nebuladb.node.members import add_step, remove_step
-from nebuladb.node.node import put_request
 from nebuladb.node.options import NodeOptions
 from nebuladb.pb.nebula.v1 import kv_pb2, lease_pb2
 from nebuladb.raft import HardState, Message, MessageType
 from nebuladb.shard import Partitioning
 from tests.unit.node.boxes import GROUP, Box
 from tests.unit.node.trio import Trio
+from tests.unit.node.wire import put_request
 
 PUT = Command(Kind.PUT, put_request(b"k", b"v"))
 DELETE = Command(Kind.DELETE, kv_pb2.DeleteRequest(key=b"k").SerializeToString())

@@ -24,12 +24,12 @@ from nebuladb.node.keyspaces import (
 )
 from nebuladb.node.members import Planner, claim_step, descriptors, report
 from nebuladb.node.meta import Removal
-from nebuladb.node.node import put_request
 from nebuladb.node.record import NodeRecord, NodeState
 from nebuladb.node.registry import GroupState
 from nebuladb.shard import KeyspaceState, Partitioning, Role
 from tests.unit.node.rows import Rows
 from tests.unit.node.trio import Trio
+from tests.unit.node.wire import put_request
 
 HASH = checked(Spec("h", Partitioning.HASH, 4))
 GROUPS = [4, 5, 6, 7]

@@ -9,17 +9,16 @@ import pytest
 from nebuladb.errors import ChangeRefused, NebulaError
 from nebuladb.ids import DEFAULT_GROUP, ETCD_GROUP, META_GROUP
 from nebuladb.kv.command import Command, Kind
-from nebuladb.node.frame import decode_frame
 from nebuladb.node.keyspaces import Spec, create_step
 from nebuladb.node.members import add_step, promote_step, remove_step, replace_step
 from nebuladb.node.meta import Meta
-from nebuladb.node.node import put_request
 from nebuladb.node.record import NodeState
 from nebuladb.raft import Configuration, MessageType
 from nebuladb.raft.confchange import Change
 from nebuladb.shard import Partitioning
 from nebuladb.storage.memory import MemoryEngine
 from tests.unit.node.trio import Trio
+from tests.unit.node.wire import decode_frame, put_request
 
 GROUPS = (META_GROUP, DEFAULT_GROUP, ETCD_GROUP)
 

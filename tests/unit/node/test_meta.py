@@ -6,8 +6,9 @@ import pytest
 
 from nebuladb.errors import Corruption, InvariantViolation
 from nebuladb.kv.answer import KeyValue
+from nebuladb.node.frame import CLUSTER_VERSION
 from nebuladb.node.identity import Founder, Founding
-from nebuladb.node.meta import CLUSTER_VERSION, Meta, founding_request, founding_shards, life_request
+from nebuladb.node.meta import Meta, founding_request, founding_shards, life_request
 from nebuladb.node.record import NodeRecord
 from nebuladb.pb.nebula.v1 import kv_pb2
 from nebuladb.shard import Partitioning

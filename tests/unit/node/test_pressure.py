@@ -8,9 +8,9 @@ from nebuladb.errors import TooManyRequests
 from nebuladb.ids import DEFAULT_GROUP, META_GROUP
 from nebuladb.kv.answer import Answer, LeaseResult
 from nebuladb.kv.command import Command, Kind
-from nebuladb.node.node import put_request
 from nebuladb.pb.nebula.v1 import lease_pb2
 from tests.unit.node.trio import Trio
+from tests.unit.node.wire import put_request
 
 LEASE = 5
 BIG = Command(Kind.PUT, put_request(b"k", bytes(1 << 20)))

@@ -14,7 +14,7 @@ from nebuladb.errors import Corruption, InvariantViolation, NebulaError, StoreEr
 from nebuladb.ids import DEFAULT_GROUP, ETCD_GROUP
 from nebuladb.kv.answer import Answer, DeleteResult
 from nebuladb.kv.command import Command, Kind
-from nebuladb.kv.machine import CHUNK_ROWS
+from nebuladb.kv.machine import DELETION_ROWS
 from nebuladb.node import pump
 from nebuladb.pb.nebula.v1 import kv_pb2
 from nebuladb.storage.memory import ALWAYS, Fault
@@ -106,7 +106,7 @@ async def test_an_error_in_any_callback_ends_the_node(alone: Lone, method: str) 
 
 async def test_a_large_command_rests_between_its_slices(alone: Lone, monkeypatch: pytest.MonkeyPatch) -> None:
     """Others' writes are served meanwhile."""
-    puts = [alone.put(b"%05d" % number) for number in range(2 * CHUNK_ROWS)]
+    puts = [alone.put(b"%05d" % number) for number in range(2 * DELETION_ROWS)]
     await asyncio.wait_for(asyncio.gather(*puts), SECONDS)
     monkeypatch.setattr(pump, "REST", 1e9)
     delete = Command(Kind.DELETE, kv_pb2.DeleteRequest(key=b"\0", range_end=b"\0").SerializeToString())
@@ -119,7 +119,7 @@ async def test_a_large_command_rests_between_its_slices(alone: Lone, monkeypatch
     alone.pump._go_on()
     answer = await asyncio.wait_for(deletion, SECONDS)
     assert isinstance(answer.result, DeleteResult)
-    assert answer.result.deleted == 2 * CHUNK_ROWS + 1
+    assert answer.result.deleted == 2 * DELETION_ROWS + 1
 
 
 async def test_what_waits_when_the_node_stops_is_told_so(alone: Lone) -> None:
@@ -134,9 +134,9 @@ async def test_what_waits_when_the_node_stops_is_told_so(alone: Lone) -> None:
 
 
 async def test_damage_that_a_read_met_is_an_alarm_and_the_node_goes_on(alone: Lone) -> None:
-    alone.pump.met(Unavailable("an ordinary refusal"))
+    alone.pump.request_failed(Unavailable("an ordinary refusal"))
     assert alone.node.alarms() == []
-    alone.pump.met(Corruption("block checksum mismatch"))
+    alone.pump.request_failed(Corruption("block checksum mismatch"))
     [alarm] = alone.node.alarms()
     assert "block checksum mismatch" in alarm
     assert isinstance(await asyncio.wait_for(alone.put(), SECONDS), Answer)
@@ -144,7 +144,7 @@ async def test_damage_that_a_read_met_is_an_alarm_and_the_node_goes_on(alone: Lo
 
 async def test_a_broken_invariant_that_a_read_met_ends_the_node(alone: Lone) -> None:
     error: NebulaError = InvariantViolation("a bug")
-    alone.pump.met(error)
+    alone.pump.request_failed(error)
     assert alone.failures == [error]
 
 

@@ -9,15 +9,14 @@ import pytest
 from nebuladb.errors import Corruption
 from nebuladb.kv.answer import Answer
 from nebuladb.kv.command import Command, Kind
-from nebuladb.node.frame import decode_frame
 from nebuladb.node.host import SILENT_MS
 from nebuladb.node.keyspaces import Spec, checked, create_step
 from nebuladb.node.members import add_step
-from nebuladb.node.node import put_request
 from nebuladb.raft import MessageType
 from nebuladb.raft.replication import REST
 from nebuladb.shard import Partitioning
 from tests.unit.node.trio import Trio
+from tests.unit.node.wire import decode_frame, put_request
 
 GROUPS = range(1, 10)
 

@@ -6,11 +6,11 @@ from nebuladb.env import probe
 from nebuladb.ids import DEFAULT_GROUP
 from nebuladb.kv.answer import Answer
 from nebuladb.kv.command import Command, Kind
-from nebuladb.node.lease import ReadLease, lease_length
-from nebuladb.node.node import put_request
 from nebuladb.node.options import NodeOptions
+from nebuladb.node.read_lease import ReadLease, lease_length
 from nebuladb.raft import Configuration, StateRole
 from tests.unit.node.trio import Trio
+from tests.unit.node.wire import put_request
 
 LENGTH = lease_length(10)
 ONE, TWO = Configuration((1, 2, 3)), Configuration((1, 2, 3, 4))

@@ -9,7 +9,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from nebuladb.errors import NoLeader, TooManyRequests, Unavailable
 from nebuladb.node import reads as module
-from nebuladb.node.reads import MAX_ROUNDS, Reads, Ready
+from nebuladb.node.reads import MAX_ROUNDS, ReadOutcomes, Reads
 
 LONG = 1_000_000
 
@@ -142,7 +142,7 @@ class Rounds(RuleBasedStateMachine):
         self.rounds: dict[int, int] = {}
         """Rounds on their way: context → commit index when it was asked."""
 
-    def tell(self, ready: Ready) -> None:
+    def tell(self, ready: ReadOutcomes) -> None:
         for request, error in ready:
             needed = self.needs.pop(request)  # a KeyError: told twice
             assert error is not None or self.applied >= needed

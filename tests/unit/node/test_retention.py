@@ -7,10 +7,10 @@ import pytest
 from nebuladb.errors import ConfigurationError, Corruption
 from nebuladb.ids import DEFAULT_GROUP, ETCD_GROUP
 from nebuladb.kv.command import Command, Kind
-from nebuladb.node.node import put_request
 from nebuladb.node.options import NodeOptions
 from nebuladb.node.retention import Retention, Rule
 from tests.unit.node.trio import Trio
+from tests.unit.node.wire import put_request
 
 HOUR = 3_600_000
 

@@ -13,9 +13,8 @@ from nebuladb.ids import DEFAULT_GROUP, META_GROUP, Generation, GroupId
 from nebuladb.kv.command import Command, Kind
 from nebuladb.kv.rows import group_span
 from nebuladb.kv.store import Store
-from nebuladb.node.frame import HostMessageType, decode_frame
+from nebuladb.node.frame import HostMessageType
 from nebuladb.node.incoming import SILENT_TICKS
-from nebuladb.node.node import put_request
 from nebuladb.node.options import NodeOptions
 from nebuladb.node.outgoing import IDLE_TICKS
 from nebuladb.node.registry import GroupState
@@ -24,6 +23,7 @@ from nebuladb.node.tail import TailLimits
 from nebuladb.pb.nebula.v1 import kv_pb2
 from nebuladb.storage.memory import MemoryEngine
 from tests.unit.node.trio import TICK_MS, Trio
+from tests.unit.node.wire import decode_frame, put_request
 
 OPTIONS = NodeOptions(tail=TailLimits(entries=5, cut_entries=2))
 
@@ -393,7 +393,7 @@ def test_damage_met_in_use_is_not_served_and_heals_by_a_snapshot() -> None:
     trio.node(follower).records.turn()
     flip(trio, follower)
     found, alarms = probe.hits["data damaged in use"], list[str]()
-    trio.node(follower).alarms_now.told(lambda alarm: alarms.append(alarm.text))
+    trio.node(follower).alarms_now.subscribe(lambda alarm: alarms.append(alarm.text))
     for number in range(5):
         put(trio, leader, b"%04d" % number, b"again")
     trio.until(lambda: trio.node(follower).snapshots.counts["received"] > 0, "a snapshot is in")

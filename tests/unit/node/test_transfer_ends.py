@@ -8,12 +8,12 @@ from nebuladb.errors import Corruption
 from nebuladb.ids import DEFAULT_GROUP, META_GROUP
 from nebuladb.kv.command import Command, Kind
 from nebuladb.node.disk import Space
-from nebuladb.node.frame import HostMessageType, decode_frame
+from nebuladb.node.frame import HostMessageType
 from nebuladb.node.incoming import Stage
-from nebuladb.node.node import put_request
 from nebuladb.raft import MessageType
 from tests.unit.node.test_snapshots import away, founded, level, put, store
 from tests.unit.node.trio import TICK_MS, Trio
+from tests.unit.node.wire import decode_frame, put_request
 
 SOON_MS = 5_000
 DAMAGE = Corruption("for the test")

@@ -31,9 +31,9 @@ async def alone() -> AsyncIterator[Lone]:
 
 async def test_blocks_that_cannot_be_read_are_one_alarm(alone: Lone) -> None:
     told: list[str] = []
-    alone.node.alarms_now.told(lambda alarm: told.append(alarm.text))
+    alone.node.alarms_now.subscribe(lambda alarm: told.append(alarm.text))
     for block in range(2 * MAX_ALARMS):
-        alone.pump.met(broken(block))
+        alone.pump.request_failed(broken(block))
     [alarm] = alone.node.alarms_now.all()
     assert alarm.kind is AlarmKind.UNREADABLE
     assert len(told) == 1
@@ -42,12 +42,12 @@ async def test_blocks_that_cannot_be_read_are_one_alarm(alone: Lone) -> None:
 
 
 async def test_a_store_that_was_closed_meanwhile_is_no_bad_disk(alone: Lone) -> None:
-    alone.pump.met(StoreClosed("the snapshot is closed"))
+    alone.pump.request_failed(StoreClosed("the snapshot is closed"))
     assert not alone.node.alarms()
 
 
 async def test_a_pump_ends_it_in_time(alone: Lone) -> None:
-    alone.pump.met(broken())
+    alone.pump.request_failed(broken())
     alone.clock.time += FIRST_MS
     await alone.until(lambda: not alone.node.alarms())
 
@@ -88,7 +88,7 @@ def test_it_leads_nothing_while_another_node_is_well() -> None:
 
 def test_one_kind_of_alarm_keeps_out_no_other() -> None:
     alarms, told = Alarms(), list[str]()
-    alarms.told(lambda alarm: told.append(alarm.text))
+    alarms.subscribe(lambda alarm: told.append(alarm.text))
     for _ in range(2):
         for number in range(2 * MAX_ALARMS):
             alarms.raised(Alarm(AlarmKind.OTHER, f"something {number}"))

@@ -9,7 +9,7 @@ from nebuladb.errors import NebulaError, NodeRemoved
 from nebuladb.ids import META_GROUP
 from nebuladb.kv.answer import Answer, TxnResult
 from nebuladb.kv.command import Command, Kind
-from nebuladb.node.frame import Envelope, decode_frame
+from nebuladb.node.frame import Envelope
 from nebuladb.node.identity import Founder, Founding, Identity
 from nebuladb.node.members import claim_step, find
 from nebuladb.node.meta import Meta
@@ -21,6 +21,7 @@ from nebuladb.raft import StateRole
 from nebuladb.shard import Descriptor
 from nebuladb.storage.log import LogStore
 from nebuladb.storage.memory import MemoryEngine
+from tests.unit.node.wire import decode_frame
 
 TICK_MS = 50
 PATIENCE_MS = 30_000

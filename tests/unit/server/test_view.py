@@ -130,7 +130,7 @@ async def test_a_node_that_cannot_read_its_data_is_not_ready_where_another_is_we
     shown = view(lone, tmp_path)
     shown.serving = True
     lone.node.host.peers[12] = Peer(5, b"", b"", status=0 if well else STALLED_BIT)
-    lone.pump.met(StoreError("IO error: Input/output error"))
+    lone.pump.request_failed(StoreError("IO error: Input/output error"))
     ready, why = await shown.readyz()
     assert ready is not well
     assert ("data store" in why) is well

@@ -11,11 +11,11 @@ import grpc.aio
 
 from nebuladb.errors import InvalidArgument
 from nebuladb.rpc.metadata import MetadataError, parse_timeout
+from nebuladb.rpc.serving.call import MAX_DONE_CALLBACKS
 
 TIMEOUT: Final = "grpc-timeout"
 _METADATA_PREFIX: Final = "grpc-metadata-"
 _TOKEN: Final = "token"
-MAX_DONE_CALLBACKS: Final = 100
 
 
 class Context:

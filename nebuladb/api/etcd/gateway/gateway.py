@@ -23,12 +23,10 @@ from nebuladb.api.etcd.gateway.mapping import Reader, to_json
 from nebuladb.api.etcd.gateway.pages import PAGES, Pages
 from nebuladb.api.etcd.gateway.routes import PATHS, normal
 from nebuladb.api.etcd.gateway.worker import Worker
+from nebuladb.api.etcd.requests import MAX_RECEIVED_BYTES
 from nebuladb.errors import InvalidArgument
-from nebuladb.kv.limits import MAX_REQUEST_BYTES
 
 LOG: Final = logging.getLogger("nebuladb.gateway")
-MAX_MESSAGE_BYTES: Final = MAX_REQUEST_BYTES + (512 << 10)
-"""Of a request once it is a message: etcd's cap on what gRPC takes (etcd 26). Below it the handler refuses."""
 MAX_CONNECTIONS: Final = 4096
 MAX_TURNED_AWAY: Final = 64
 """Connections beyond them that are being told so; more are cut without a word."""
@@ -54,7 +52,8 @@ class _Method(NamedTuple):
 
 
 class Gateway:
-    """Of one client port. Call it to make the protocol of a connection."""
+    """The methods and pages that one client port has over HTTP/1.1, and its connections. Call it to make the protocol
+    of one."""
 
     def __init__(self, pages: Pages) -> None:
         self._pages = pages
@@ -283,9 +282,10 @@ async def _run(call: Callable[[], Awaitable[None]], context: Context) -> tuple[g
 
 
 def _bounded(raw: bytes) -> bytes | Answer:
-    if len(raw) <= MAX_MESSAGE_BYTES:
+    """A request as a message; or, if gRPC would not take one so large (etcd 26), its refusal."""
+    if len(raw) <= MAX_RECEIVED_BYTES:
         return raw
-    why = f"grpc: received message larger than max ({len(raw)} vs. {MAX_MESSAGE_BYTES})"
+    why = f"grpc: received message larger than max ({len(raw)} vs. {MAX_RECEIVED_BYTES})"
     return refusal(grpc.StatusCode.RESOURCE_EXHAUSTED, why)
 
 

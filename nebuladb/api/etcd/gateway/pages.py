@@ -34,7 +34,7 @@ Query = Mapping[str, Sequence[str]]
 
 
 class Pages:
-    """Of one node."""
+    """Answers these pages for one node."""
 
     def __init__(self, face: Face, alarms: Callable[[], Sequence[str]]) -> None:
         """`alarms`: names of the kinds of alarm that are raised now."""

@@ -10,8 +10,8 @@ import pytest
 
 from nebuladb.api.etcd.gateway import connection, gateway
 from nebuladb.api.etcd.gateway.context import Context
-from nebuladb.api.etcd.gateway.gateway import MAX_MESSAGE_BYTES
 from nebuladb.api.etcd.gateway.routes import PATHS
+from nebuladb.api.etcd.requests import MAX_RECEIVED_BYTES
 from nebuladb.ids import ETCD_GROUP
 from nebuladb.rpc.engine import ENGINES, GRPCIO
 from tests.unit.api.etcd.faced import Faced
@@ -236,7 +236,7 @@ async def test_what_is_too_large_for_a_message_is_refused_as_grpc_does(etcd: Fac
 
     response = await post(etcd.address, "/v3/kv/put", body(1_600_000))
     assert (response.status, response.json()["message"]) == (400, "etcdserver: request is too large")
-    response = await post(etcd.address, "/v3/kv/put", body(MAX_MESSAGE_BYTES))
+    response = await post(etcd.address, "/v3/kv/put", body(MAX_RECEIVED_BYTES))
     assert response.status == 429
     assert response.json()["message"].startswith("grpc: received message larger than max (")
 

@@ -13,9 +13,9 @@ from __future__ import annotations
 
 from typing import Final
 
+from nebuladb.node.output import TICK_MS
 from nebuladb.raft.configuration import Configuration
 
-TICK_MS: Final = 50
 CLOCK_PART: Final = 5
 """Two nodes' clocks differ in speed by less than this part: one of them loses at most 12 minutes in an hour."""
 MAX_ASKED: Final = 8
@@ -23,7 +23,7 @@ MAX_ASKED: Final = 8
 
 
 def lease_length(election_ticks: int) -> int:
-    """Milliseconds."""
+    """For how long a lease holds from the beginning of its round on, in ms; see the module."""
     whole = (election_ticks - 1) * TICK_MS
     return whole - whole // CLOCK_PART
 
