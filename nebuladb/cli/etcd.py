@@ -16,7 +16,7 @@ from nebuladb.cli.parallel import in_parallel
 from nebuladb.cli.progress import Progress
 from nebuladb.cli.settings import TEXT, Commands, Settings
 from nebuladb.client import AsyncClient, Session
-from nebuladb.errors import ChangeRefused, LeaseExists, LeaseNotFound, NebulaError, RequestTooLarge
+from nebuladb.errors import ChangeRefused, LeaseExists, LeaseNotFound, NebulaError, RequestTooLarge, ResultTooLarge
 from nebuladb.pb.etcd.mvcc_pb2 import KeyValue
 
 KEYSPACE: Final = "etcd"
@@ -209,6 +209,13 @@ class Importer:
                 return
             for kv in kvs:
                 await self._put([kv])
+            return
+        except ResultTooLarge:  # it would write over too much at once
+            if len(kvs) == 1:
+                raise
+            middle = len(kvs) // 2
+            await self._put(kvs[:middle])
+            await self._put(kvs[middle:])
             return
         except RequestTooLarge as error:
             error.args = (f"key {printable(kvs[0].key)!r}: {error.message}",)

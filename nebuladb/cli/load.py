@@ -20,7 +20,7 @@ from nebuladb.cli.progress import Progress
 from nebuladb.cli.settings import Settings, pass_settings, spread
 from nebuladb.cli.tree import Fate, Found, open_file, walk
 from nebuladb.client import AsyncClient, Session
-from nebuladb.errors import ChangeRefused, InvalidArgument, NebulaError
+from nebuladb.errors import ChangeRefused, InvalidArgument, NebulaError, ResultTooLarge
 
 JOBS: Final = 32
 """Files at a time; below a session's window."""
@@ -123,10 +123,17 @@ class Loader(Walk):
         """Content and meta row at once; and what a larger file of this name may have left, even a half-loaded one."""
         if await self._is_there(key, meta):
             return
-        txn = self.session.txn().put(key, content).delete(*files.chunk_range(key))
-        await txn.put(meta_key(key), meta.to_bytes()).commit()
+        try:
+            await self._replace(key, content, meta)
+        except ResultTooLarge:  # for one transaction; deletions of ranges alone have no bound
+            await self.session.delete(*files.all_but_first(key))
+            await self._replace(key, content, meta)
         self.count("loaded")
         self.moved(meta.size)
+
+    async def _replace(self, key: bytes, content: bytes, meta: Meta) -> None:
+        txn = self.session.txn().put(key, content).delete(*files.chunk_range(key))
+        await txn.put(meta_key(key), meta.to_bytes()).commit()
 
     async def _large(self, key: bytes, descriptor: int, meta: Meta) -> None:
         """The old meta row goes first: no meta row may ever stand beside content that isn't its own."""

@@ -70,20 +70,28 @@ class Many:
         return BatchResult(revisions)
 
     async def _write(self, request: kv_pb2.TxnRequest) -> Part:
-        return await self._txn(methods.TXN, request)
+        return await self._divided(methods.TXN, request)
 
     async def _read(self, request: kv_pb2.TxnRequest) -> Part:
-        """In halves, if the values are too large for one answer: how large they are nobody knows before."""
+        return await self._divided(methods.TXN_READ, request)
+
+    async def _divided(self, method: Method[kv_pb2.TxnResponse], request: kv_pb2.TxnRequest) -> Part:
+        """In halves, if the values that are there are too large for one answer, or to be written over at once: how
+        large they are nobody knows before, and what is refused for it did nothing."""
         try:
-            return await self._txn(methods.TXN_READ, request)
+            return await self._txn(method, request)
         except ResultTooLarge:
             middle = len(request.success) // 2
             if not middle:
                 raise
         halves = request.success[:middle], request.success[middle:]
-        (_, first), (group, second) = [
-            await self._read(kv_pb2.TxnRequest(keyspace=request.keyspace, success=half)) for half in halves
-        ]
+        _, first = await self._divided(method, kv_pb2.TxnRequest(keyspace=request.keyspace, success=halves[0]))
+        try:
+            group, second = await self._divided(method, kv_pb2.TxnRequest(keyspace=request.keyspace, success=halves[1]))
+        except NebulaError as error:
+            if method is methods.TXN and error.outcome is Outcome.FAILED:
+                error.outcome = Outcome.UNKNOWN  # the first half is done
+            raise
         return group, TxnResult(second.revision, second.succeeded, first.results + second.results)
 
     async def _txn(self, method: Method[kv_pb2.TxnResponse], request: kv_pb2.TxnRequest) -> Part:

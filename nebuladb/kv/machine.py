@@ -155,7 +155,7 @@ class Machine:
                 self._command(commands[place])
             except Misses as misses:
                 # It has read and not written yet, so the slice ends before it.
-                self.applied.wanted += misses.rows
+                self.applied.wanted += misses.rows[: self._ahead]
                 state.place = place
                 return False
             except Unfinished:

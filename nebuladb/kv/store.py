@@ -286,6 +286,8 @@ class Store:
         """
         revision = self._readable(revision)
         budget = Budget(MAX_TXN_ROWS, max_bytes)
+        if keys_only:  # of a lock or an election: few rows, however large the values
+            budget.unbind()
         selection = Selection(limit, keys_only, count_only)
         return collect(self._patient, self._keys.span(key, end), revision, budget, selection, self._state.floor)
 

@@ -15,6 +15,7 @@ from nebuladb.cli import etcd_source
 from nebuladb.cli.etcd_source import EtcdSource, Lease
 from nebuladb.cli.main import main
 from nebuladb.client import AsyncClient
+from nebuladb.kv import txn
 from nebuladb.pb.etcd import kv_pb2, lease_pb2
 from tests.unit.api.etcd.faced import Faced
 from tests.unit.node.lone import SECONDS
@@ -118,6 +119,20 @@ async def test_merge_writes_what_is_missing_and_nothing_else(pair: Pair) -> None
     revision = (await pair.target.range(b"x")).header.revision
     found = counts(await pair.run("---", "--merge"))
     assert (found["written"], found["same"], found["revision"]) == (0, 10, revision)
+
+
+async def test_merge_writes_over_values_too_large_for_one_transaction(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It stopped there, each time."""
+    for number in range(20):
+        await pair.source.set(b"%02d" % number, b"v")
+        await pair.target.set(b"%02d" % number, bytes(10_000))
+    monkeypatch.setattr(txn, "MAX_TXN_BYTES", 50_000)
+    result = await pair.run("---", "--merge")
+    assert result.exit_code == 0, result.stderr
+    assert counts(result)["written"] == 20
+    assert await pair.content(pair.target) == await pair.content(pair.source)
 
 
 @pytest.mark.parametrize("lease", [77, 7_587_894_523_421_165_571, -5], ids=["small", "drawn by etcd", "negative"])

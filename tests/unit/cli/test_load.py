@@ -147,6 +147,19 @@ def test_replacing_a_large_file_leaves_nothing_of_it(cli: Cli, nodes: list[Node]
         assert _counts(cli("load", "--verify", str(tmp_path)).stdout)["same"] == 1
 
 
+def test_a_small_file_takes_the_place_of_one_too_large_for_a_transaction(
+    cli: Cli, nodes: list[Node], tmp_path: Path
+) -> None:
+    """Nothing behind it was loaded either, however often."""
+    (tmp_path / "f").write_bytes(BIG)
+    assert cli("load", str(tmp_path)).exit_code == 0
+    nodes[0].faults = [Fault("Txn", errors.ResultTooLarge())]
+    (tmp_path / "f").write_bytes(b"small")
+    assert _counts(cli("load", str(tmp_path)).stdout)["loaded"] == 1
+    assert _counts(cli("load", "--verify", str(tmp_path)).stdout)["same"] == 1
+    assert len(cli("scan", "--prefix", "f", "--keys-only").stdout_bytes.splitlines()) == 2, "content and meta row"
+
+
 def test_what_cannot_be_loaded_is_named_and_the_rest_is(cli: Cli, tmp_path: Path) -> None:
     (tmp_path / "good").write_bytes(b"g")
     (tmp_path / "link").symlink_to("good")

@@ -13,6 +13,7 @@ from nebuladb.errors import (
     DuplicateKey,
     NebulaError,
     NoLeader,
+    Outcome,
     ResultTooLarge,
     TooManyRequests,
     UnknownOutcome,
@@ -167,6 +168,37 @@ async def test_what_an_old_map_had_refused_of_a_batch_is_written_by_the_new_one(
     transport.broken[13] = WrongShard("of another keyspace")
     with pytest.raises(UnknownOutcome, match="of another keyspace"):
         await many.batch(puts, [])
+
+
+async def test_a_batch_goes_in_halves_where_what_it_writes_over_is_too_large_for_a_transaction() -> None:
+    data = {b"key %d" % number: bytes(30_000) for number in range(400)}
+    transport = Shards(data)
+    result = await transport.many().batch(dict.fromkeys(data, b""), [])
+    assert result.revisions == transport.revisions
+    transport.most = 29_999
+    with pytest.raises(ResultTooLarge):
+        await transport.many().batch({}, [b"key 1"])
+
+
+async def test_a_batch_of_which_a_half_was_done_is_not_failed() -> None:
+    """Its second half is refused: by now for another reason, and nobody may take the first for undone."""
+    transport = Shards({b"%d" % number: bytes(30_000) for number in range(10)})
+    transport.starts = {4: 0}
+    transport.most = 150_000
+    call, calls = transport.call, 0
+
+    async def full_at_last(method: Any, request: Any) -> Any:
+        nonlocal calls
+        calls += isinstance(request, kv_pb2.TxnRequest)
+        if calls == 3:
+            raise TooManyRequests
+        return await call(method, request)
+
+    transport.call = full_at_last  # type: ignore[method-assign]
+    with pytest.raises(NebulaError) as caught:
+        await transport.many().batch({b"%d" % number: b"" for number in range(10)}, [])
+    assert caught.value.outcome is Outcome.UNKNOWN
+    assert calls == 3
 
 
 @pytest.mark.parametrize("more", [0, MAX_OPERATIONS])

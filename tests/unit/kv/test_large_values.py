@@ -340,3 +340,21 @@ def test_an_entry_of_many_transactions_is_cut_by_what_they_read() -> None:
     store, log = filled(40)
     work = log.work(*(txn_command(ranging(count_only=True)) for _ in range(20)))
     assert [len(call.answers) for call in drain(store, [work])] == [1] * 20
+
+
+def test_history_is_fetched_a_few_rows_at_a_time_where_the_newest_records_do_not_tell_how_large_it_is() -> None:
+    """All of it was asked for at once, and then refused, at each start again."""
+    made, log = cold(300, bytes(200_000))
+    old = made.store.revision
+    made.apply([log.work(delete(b"k", b"l"))])
+    history = kv_pb2.RangeRequest(key=b"k", range_end=b"l", revision=old, count_only=True)
+    reads = kv_pb2.TxnRequest(success=[kv_pb2.Operation(range=history), kv_pb2.Operation(put=kv_pb2.TxnPut(key=b"x"))])
+    calls = made.apply([log.work(txn_command(reads))])
+    assert max(len(call.wanted) for call in calls) <= FIRST_ROWS + 1
+
+
+def test_keys_alone_are_read_however_large_their_values_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who leads an election, among values that no transaction may look at together."""
+    monkeypatch.setattr(txn, "MAX_TXN_BYTES", MIB)
+    store, _ = filled(4)
+    assert len(store.range(b"k", b"l", keys_only=True).kvs) == 4
