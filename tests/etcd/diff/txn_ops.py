@@ -93,10 +93,10 @@ def do_long_txn(rng: Random, world: World) -> Operation:
             inner = pb.TxnRequest(success=[read] * (number - 64))
             request = pb.TxnRequest(success=[read] * 63 + [pb.RequestOp(request_txn=inner)])
         case _:
-            puts = [pb.RequestOp(request_put=pb.PutRequest(key=b"n/%03d" % at)) for at in range(number)]
+            puts = [pb.RequestOp(request_put=pb.PutRequest(key=values.CROWD + b"%03d" % at)) for at in range(number)]
             request = pb.TxnRequest(success=puts)
     yield Call("KV/Txn", request)
-    yield Call("KV/DeleteRange", pb.DeleteRangeRequest(key=b"n/", range_end=b"n0"))
+    yield Call("KV/DeleteRange", pb.DeleteRangeRequest(key=values.CROWD, range_end=b"n0"))
 
 
 def kills_etcd(request: pb.TxnRequest) -> bool:

@@ -8,6 +8,8 @@ from typing import Final
 
 KEYS: Final = (b"a", b"a\0", b"aa", b"b", b"c", b"c\xff", b"d/1", b"d/2", b"\0", b"\xff", b"\xff\xff")
 """With the sentinel twelve: a sort of etcd's keeps the order of equals among so many, of more it doesn't."""
+CROWD: Final = b"n/"
+"""Keys that begin so come many by one transaction, and go at once."""
 ENDS: Final = (b"\0", b"\0", b"a", b"a\0", b"aa", b"ac", b"b", b"c", b"d", b"d0", b"\xff", b"\xff\xff\xff", b"\0\0")
 VALUES: Final = (b"", b"0", b"1", b"2", b"10", b"\0", b"\xff\xfe", b"v" * 300)
 LEASES: Final = (1, 2, 3, 77, 1 << 40, (1 << 63) - 1)
