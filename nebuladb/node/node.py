@@ -169,7 +169,9 @@ class Node:
             data.store = store
         if start.lost:
             self.snapshots.lost[group] = None
-            text = f"the data of shard {group} is gone or damaged; it waits for a snapshot from its leader"
+            others = len(dict(row.nodes)) > 1
+            cure = "it waits for a snapshot from its leader" if others else "no other node has it: restore a backup"
+            text = f"the data of shard {group} is gone or damaged; {cure}"
             self.alarms_now.raised(Alarm(AlarmKind.DATA_LOST, text, group))
         if store.busy or data.hub.lagging:
             self._applier.look_at(group)  # physical deletion goes on where the last process left it
