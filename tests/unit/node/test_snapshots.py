@@ -344,21 +344,6 @@ def test_without_data_a_replica_votes_and_gets_a_snapshot() -> None:
     assert not trio.node(follower).snapshots.lost
 
 
-def test_a_node_alone_without_data_says_that_it_needs_a_backup() -> None:
-    """Nobody could send it the snapshot that it said it waits for."""
-    trio = Trio(1, options=OPTIONS)
-    trio.start()
-    trio.founded()
-    for number in range(40):
-        put(trio, 0, b"%04d" % number)
-    for _ in range(3):
-        trio.flush(0)
-        trio.run(1_500)
-    lost(trio, 0)
-    assert trio.node(0).host.replicas[DEFAULT_GROUP].lost
-    assert any("no other node has it: restore a backup" in text for text in trio.node(0).alarms())
-
-
 def test_without_data_a_replica_asks_the_next_leader_as_soon_as_there_is_one() -> None:
     """What the last one had begun to send has no end, and to wait until it is given up takes 15 s."""
     trio = founded()

@@ -14,9 +14,13 @@ from nebuladb.kv.command import Command, Kind
 from nebuladb.node import batches
 from nebuladb.node.identity import Founder, Founding, Identity
 from nebuladb.node.node import Node
+from nebuladb.node.options import NodeOptions
+from nebuladb.node.tail import TailLimits
 from nebuladb.pb.nebula.v1 import lease_pb2
 from nebuladb.storage.log import LogStore
 from nebuladb.storage.memory import Fault, MemoryEngine
+from tests.unit.node.trio import Trio
+from tests.unit.node.wire import put_request
 
 FOUNDING = Founding(7, (Founder("n1", 11, "n1:2"),))
 UPTIME_MS = 10**9
@@ -157,3 +161,22 @@ def test_a_log_that_is_older_than_the_data_is_refused_and_the_text_says_what_to_
     alone.run(1_000)
     with pytest.raises(InvariantViolation, match=r"put back from an older copy.*member replace"):
         Alone(older, data, UPTIME_MS)
+
+
+def test_a_node_alone_without_data_says_that_it_needs_a_backup() -> None:
+    """Nobody could send it the snapshot that it said it waits for."""
+    trio = Trio(1, options=NodeOptions(tail=TailLimits(entries=5, cut_entries=2)))
+    trio.start()
+    trio.founded()
+    for number in range(40):
+        put = Command(Kind.PUT, put_request(b"%04d" % number, b"v"))
+        trio.node(0).submit(DEFAULT_GROUP, put, trio.time + 20_000)
+        trio.run(50)
+    for _ in range(3):
+        trio.flush(0)
+        trio.run(1_500)
+    trio.crash(0)
+    trio.machines[0].data = MemoryEngine(wal=False)
+    trio.start(0)
+    assert trio.node(0).host.replicas[DEFAULT_GROUP].lost
+    assert any("no other node has it: restore a backup" in text for text in trio.node(0).alarms())
