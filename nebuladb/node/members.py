@@ -119,7 +119,8 @@ def remove_step(meta: Meta, founding: Founding, name: str, connected: Collection
 def claim_step(meta: Meta, name: str, peer: str, claim: int, node: int) -> bytes | None:
     """Give the data directory that drew `claim` the id that was issued for `name`, or for a node without a name at that
     peer address, which gets it; None: it has it. A name that nobody added is added, under id `node`, a fresh random
-    one. Raises `ChangeRefused`, or `Unavailable` if it has to wait."""
+    one. A name that was added may come with another address than it was added with, but with no other node's. Raises
+    `ChangeRefused`, or `Unavailable` if it has to wait."""
     _check_name(meta, name)
     record = find(meta, name) or _nameless(meta, peer)
     if record is None:
@@ -132,8 +133,14 @@ def claim_step(meta: Meta, name: str, peer: str, claim: int, node: int) -> bytes
             f"must not return under its old identity, because it forgot its votes: restore the directory, or run "
             f"`nebula-cli member replace {name} NEWNAME --peer-address {peer}` and start that one"
         )
-    compares = {record.key: meta.mod(record.key)}
     claimed = record._replace(name=name, claim=claim, peer_address=peer)
+    other = _occupant(meta, claimed)
+    if other is not None and other != _nameless(meta, peer):  # a name goes before an address
+        raise ChangeRefused(
+            f"node {other.name!r} has the peer address {peer}; give node {name!r} its own: --advertise-peer-addr, or "
+            "--peer-addr where that is not given"
+        )
+    compares = {record.key: meta.mod(record.key)}
     changes: dict[bytes, bytes | None] = {record.key: claimed.encode()}
     old = meta.nodes.get(record.replaces)
     if old is not None and old.state is not NodeState.LEAVING:
@@ -349,16 +356,19 @@ def _issue(meta: Meta, record: NodeRecord) -> bytes:
     _check_peer(record.peer_address)
     if len(meta.nodes) >= MAX_MEMBERS:
         raise ChangeRefused(f"a cluster has at most {MAX_MEMBERS} nodes; remove one first")
-    for other in meta.nodes.values():
-        if other.peer_address == record.peer_address and other.node != record.replaces:
-            raise ChangeRefused(
-                f"node {other.name!r} has the peer address {record.peer_address}; give the new node's own"
-            )
+    if other := _occupant(meta, record):
+        raise ChangeRefused(f"node {other.name!r} has the peer address {record.peer_address}; give the new node's own")
     count = meta.mod(NODE_KEY)
     return transaction(
         {NODE_KEY: count, record.key: 0},
         {NODE_KEY: b"%d" % (meta.issued_nodes + 1), record.key: record.encode()},
     )
+
+
+def _occupant(meta: Meta, record: NodeRecord) -> NodeRecord | None:
+    """Another node at its peer address, the one that it replaces excepted: frames for it would go there."""
+    others = (other for other in meta.nodes.values() if other.node not in (record.node, record.replaces))
+    return next((other for other in others if other.peer_address == record.peer_address), None)
 
 
 def put_node(meta: Meta, record: NodeRecord, *others: bytes) -> bytes:

@@ -20,7 +20,6 @@ from nebuladb.errors import ChangeRefused, IdentityError, InvalidArgument, Nebul
 from nebuladb.node.identity import Founding, Identity
 from nebuladb.node.joined import Joined
 from nebuladb.node.members import claim_step, find
-from nebuladb.node.meta import Meta
 from nebuladb.pb.nebula.peer.v1 import peer_pb2 as pb
 from nebuladb.rpc import PeerTransport
 from nebuladb.server.config import Config
@@ -75,7 +74,7 @@ class JoinService:
         try:
             await drive(
                 self._backend,
-                lambda meta: _step(meta, name, request.peer_address, claim),
+                lambda meta: claim_step(meta, name, request.peer_address, claim, fresh_id(meta)),
                 Due(ANSWER_SECONDS),
             )
         except (ChangeRefused, InvalidArgument) as error:
@@ -92,17 +91,3 @@ class JoinService:
             meta_group=own.encode(),
             peers=[pb.PeerAddress(node_id=one.node, address=one.peer_address) for one in meta.nodes.values()],
         )
-
-
-def _step(meta: Meta, name: str, peer: str, claim: int) -> bytes | None:
-    """As `claim_step`. A name that was added may come with another address than it was added with, but with no other
-    node's, that of the one which it replaces excepted. Raises `ChangeRefused`."""
-    record = find(meta, name)
-    if record is not None and record.claim != claim:
-        for other in meta.nodes.values():
-            if other.peer_address == peer and other.node not in (record.node, record.replaces):
-                raise ChangeRefused(
-                    f"node {other.name!r} has the peer address {peer}; give node {name!r} its own: "
-                    "--advertise-peer-addr, or --peer-addr where that is not given"
-                )
-    return claim_step(meta, name, peer, claim, fresh_id(meta))
