@@ -112,8 +112,8 @@ def page(
             close(rows)
             break
         examined += 1
-        if (weight := len(row) + len(data)) > SMALL_BYTES:
-            read += weight
+        if (looked := len(row) + len(data)) > SMALL_BYTES:
+            read += looked
         key = row[KEY_AT:]
         record = decode_record(data)
         try:
@@ -150,15 +150,13 @@ def _count(source: Source, span: tuple[bytes, bytes], revision: int, max_rows: i
     for row, data in rows:
         if data[RECORD_FLAGS] & TOMBSTONE and data[RECORD_MAIN] < oldest:
             continue
-        if examined >= max_rows:
+        if examined >= max_rows or read >= max_read:
             cursor = row[KEY_AT:]
             close(rows)
             break
         examined += 1
-        if (weight := len(row) + len(data)) > SMALL_BYTES:
-            read += weight
-            if read >= max_read:
-                max_rows = 0  # this was the last
+        if (looked := len(row) + len(data)) > SMALL_BYTES:
+            read += looked
         if data[RECORD_MAIN] <= newest and data[0] == FORMAT:
             counted += not data[RECORD_FLAGS] & TOMBSTONE
         else:
@@ -174,8 +172,6 @@ def _count(source: Source, span: tuple[bytes, bytes], revision: int, max_rows: i
             examined += steps
             counted += visible is not None
             read += past
-            if read >= max_read:
-                max_rows = 0
     if missing:
         raise Misses(missing)
     return Page((), counted, cursor, 0, examined, read)
