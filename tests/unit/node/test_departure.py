@@ -113,19 +113,24 @@ def test_a_leader_takes_nothing_more_from_who_goes(replaced: bool) -> None:
     assert all(isinstance(error, Unavailable) and error.outcome is Outcome.FAILED for error in refused), refused
 
 
-def test_a_leader_that_leaves_hands_over_to_nobody_without_data() -> None:
-    """It handed over, again and again, to one that waits for a snapshot: its log is whole, and it doesn't campaign."""
+def cut(place: int) -> Trio:
+    """The node at `place` leads `default`, whose log is cut: who isn't there yet gets a snapshot, for five seconds."""
     snapshots = SnapshotLimits(rate=200 << 10)
     trio = Trio(options=NodeOptions(tail=TailLimits(entries=5, cut_entries=2), snapshots=snapshots))
     trio.start()
     trio.founded()
-    lead(trio, DEFAULT_GROUP, 2)
-    leaving = trio.node(2)
+    lead(trio, DEFAULT_GROUP, place)
     for number in range(20):
         put = put_request(b"%d" % number, random.Random(number).randbytes(50_000))
-        leaving.submit(DEFAULT_GROUP, Command(Kind.PUT, put), trio.time + 20_000)
+        trio.node(place).submit(DEFAULT_GROUP, Command(Kind.PUT, put), trio.time + 20_000)
         trio.run(50)
     trio.run(4_000)
+    return trio
+
+
+def test_a_leader_that_leaves_hands_over_to_nobody_without_data() -> None:
+    """It handed over, again and again, to one that waits for a snapshot: its log is whole, and it doesn't campaign."""
+    trio = cut(2)
     trio.node(0).damaged(DEFAULT_GROUP, Corruption("for the test"))
     trio.until(lambda: DEFAULT_GROUP in trio.node(0).snapshots.incoming, "its data is gone")
     before = probe.hits["leadership transfer given up"]
@@ -208,15 +213,7 @@ def test_a_node_that_left_meta_votes_until_the_one_that_stays_has_it_on_its_disk
 
 def test_writes_through_a_node_that_waits_for_a_snapshot_are_refused_at_once() -> None:
     """All were done at the leader, and ended unknown: no snapshot has the answers."""
-    snapshots = SnapshotLimits(rate=200 << 10)
-    trio = Trio(options=NodeOptions(tail=TailLimits(entries=5, cut_entries=2), snapshots=snapshots))
-    trio.start()
-    trio.founded()
-    for number in range(20):
-        put = put_request(b"%d" % number, random.Random(number).randbytes(50_000))
-        trio.node(0).submit(DEFAULT_GROUP, Command(Kind.PUT, put), trio.time + 20_000)
-        trio.run(50)
-    trio.run(4_000)
+    trio = cut(0)
     trio.drive(0, lambda meta: add_step(meta, "n4", "n4:2", 77))
     newcomer = trio.node(trio.join("n4"))
     trio.until(lambda: DEFAULT_GROUP in newcomer.snapshots.incoming, "a snapshot comes")

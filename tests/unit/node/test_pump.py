@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator
 from contextlib import suppress
 from typing import Any
 
@@ -19,14 +18,6 @@ from nebuladb.node import pump
 from nebuladb.pb.nebula.v1 import kv_pb2
 from nebuladb.storage.memory import ALWAYS, Fault
 from tests.unit.node.lone import PUT, SECONDS, Lone
-
-
-@pytest.fixture
-async def alone() -> AsyncIterator[Lone]:
-    lone = Lone()
-    await asyncio.wait_for(lone.serve(), SECONDS)
-    yield lone
-    await lone.pump.stop()
 
 
 @pytest.mark.parametrize("which", ["log", "data"])

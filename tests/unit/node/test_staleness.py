@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 
 import pytest
 
@@ -12,49 +11,41 @@ from nebuladb.ids import DEFAULT_GROUP
 from tests.unit.node.lone import SECONDS, Lone
 
 
-@pytest.fixture
-async def lone() -> AsyncIterator[Lone]:
-    lone = Lone()
-    await asyncio.wait_for(lone.serve(), SECONDS)
-    yield lone
-    await lone.pump.stop()
-
-
 async def test_the_leader_is_asked_again_only_when_the_last_answer_is_too_old(
-    lone: Lone, monkeypatch: pytest.MonkeyPatch
+    alone: Lone, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[int] = []
-    confirm = lone.pump.confirm
+    confirm = alone.pump.confirm
 
     def counted(group: int, timeout: float) -> asyncio.Future[None]:
-        asked.append(lone.clock.time)
+        asked.append(alone.clock.time)
         return confirm(group, timeout)
 
-    monkeypatch.setattr(lone.pump, "confirm", counted)
-    begun = lone.clock.time
+    monkeypatch.setattr(alone.pump, "confirm", counted)
+    begun = alone.clock.time
     for passed in (0, 300, 500, 501, 900, 1_002):
-        lone.clock.time = begun + passed
-        await lone.pump.confirm_within(DEFAULT_GROUP, 500, SECONDS)
+        alone.clock.time = begun + passed
+        await alone.pump.confirm_within(DEFAULT_GROUP, 500, SECONDS)
     assert asked == [begun, begun + 501, begun + 1_002]
 
 
-async def test_what_nobody_confirms_is_not_known_to_be_new(lone: Lone, monkeypatch: pytest.MonkeyPatch) -> None:
-    await lone.pump.confirm_within(DEFAULT_GROUP, 500, SECONDS)
+async def test_what_nobody_confirms_is_not_known_to_be_new(alone: Lone, monkeypatch: pytest.MonkeyPatch) -> None:
+    await alone.pump.confirm_within(DEFAULT_GROUP, 500, SECONDS)
 
     def refused(group: int, timeout: float) -> asyncio.Future[None]:
         raise NoLeader
 
-    monkeypatch.setattr(lone.pump, "confirm", refused)
-    await lone.pump.confirm_within(DEFAULT_GROUP, 500, SECONDS)
-    lone.clock.time += 501
+    monkeypatch.setattr(alone.pump, "confirm", refused)
+    await alone.pump.confirm_within(DEFAULT_GROUP, 500, SECONDS)
+    alone.clock.time += 501
     for _ in range(2):
         with pytest.raises(NoLeader):
-            await lone.pump.confirm_within(DEFAULT_GROUP, 500, SECONDS)
+            await alone.pump.confirm_within(DEFAULT_GROUP, 500, SECONDS)
 
 
-async def test_a_replica_that_came_anew_knows_nothing(lone: Lone, monkeypatch: pytest.MonkeyPatch) -> None:
-    await lone.pump.confirm_within(DEFAULT_GROUP, 500, SECONDS)
-    lone.node.host.replicas[DEFAULT_GROUP].id += 1
+async def test_a_replica_that_came_anew_knows_nothing(alone: Lone, monkeypatch: pytest.MonkeyPatch) -> None:
+    await alone.pump.confirm_within(DEFAULT_GROUP, 500, SECONDS)
+    alone.node.host.replicas[DEFAULT_GROUP].id += 1
     asked: list[int] = []
 
     def counted(group: int, timeout: float) -> asyncio.Future[None]:
@@ -63,7 +54,7 @@ async def test_a_replica_that_came_anew_knows_nothing(lone: Lone, monkeypatch: p
         done.set_result(None)
         return done
 
-    monkeypatch.setattr(lone.pump, "confirm", counted)
-    await lone.pump.confirm_within(DEFAULT_GROUP, 500, SECONDS)
+    monkeypatch.setattr(alone.pump, "confirm", counted)
+    await alone.pump.confirm_within(DEFAULT_GROUP, 500, SECONDS)
     assert asked == [DEFAULT_GROUP]
-    lone.node.host.replicas[DEFAULT_GROUP].id -= 1
+    alone.node.host.replicas[DEFAULT_GROUP].id -= 1

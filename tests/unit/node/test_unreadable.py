@@ -2,31 +2,18 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncIterator
-
-import pytest
-
 from nebuladb.errors import StoreClosed, StoreError
 from nebuladb.ids import DEFAULT_GROUP
 from nebuladb.node.alarms import MAX_ALARMS, Alarm, AlarmKind, Alarms
 from nebuladb.node.disk import STALLED_BIT
 from nebuladb.node.unreadable import FIRST_MS, LONGEST_MS, Unreadable
 from nebuladb.raft import StateRole
-from tests.unit.node.lone import SECONDS, Lone
+from tests.unit.node.lone import Lone
 from tests.unit.node.trio import Trio
 
 
 def broken(block: int = 7) -> StoreError:
     return StoreError(f"IO error: While pread offset {block} len 4096: /data/000012.sst: Input/output error")
-
-
-@pytest.fixture
-async def alone() -> AsyncIterator[Lone]:
-    alone = Lone()
-    await asyncio.wait_for(alone.serve(), SECONDS)
-    yield alone
-    await alone.pump.stop()
 
 
 async def test_blocks_that_cannot_be_read_are_one_alarm(alone: Lone) -> None:
