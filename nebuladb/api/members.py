@@ -80,7 +80,7 @@ class Members:
 
     def _connected(self) -> set[int]:
         peers = self._backend.node.host.peers
-        return {self._backend.id, *(node for node, peer in peers.items() if peer.connected and not peer.silent)}
+        return {self._backend.id, *(node for node, peer in peers.items() if peer.near)}
 
     def _held(self) -> dict[int, int]:
         """Node → replicas that descriptors list there."""

@@ -34,7 +34,7 @@ class Lag(NamedTuple):
 def lags_led(host: Host, node: int) -> list[Lag]:
     """Of `node`'s replicas in the groups that are led here; none while it isn't heard."""
     peer = host.peers.get(node)
-    if peer is None or not peer.connected or peer.silent:
+    if peer is None or not peer.near:
         return []
     found = []
     for group, replica in host.replicas.items():

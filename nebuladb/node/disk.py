@@ -121,7 +121,7 @@ def heir(replica: Replica, peers: Mapping[int, Peer], held_logs: Mapping[int, Co
         if other in held_logs.get(replica.group, ()):
             continue
         peer = peers.get(node := replica.nodes.get(other, 0))
-        if peer is not None and peer.connected and not (peer.silent or peer.status):
+        if peer is not None and peer.well:
             able.append((replica.raft.membership.lag(other), node))
     return min(able)[1] if able else 0
 

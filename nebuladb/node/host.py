@@ -136,7 +136,7 @@ class Host:
             return False
         leader = replica.home(replica.raft.leader)
         peer = self.peers.get(leader)
-        if leader == self.node or (peer is not None and peer.connected and not peer.silent):
+        if leader == self.node or (peer is not None and peer.near):
             return True
         replica.raft.wake()
         return False

@@ -32,7 +32,11 @@ def announced(meta: Meta, node: int, peer_address: str, client_address: str) -> 
     """Whether meta has the node's addresses, or will never have them: who is no member, or has no client address,
     announces nothing. The version may be another one: nobody waits for it."""
     known = meta.nodes.get(node)
-    return known is None or not client_address or known[2:4] == (peer_address, client_address)
+    return (
+        known is None
+        or not client_address
+        or (known.peer_address, known.client_address) == (peer_address, client_address)
+    )
 
 
 class Housekeeper:

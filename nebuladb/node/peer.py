@@ -32,6 +32,16 @@ class Peer:
     seen: set[int] = field(default_factory=set)
     """Numbers of its forwards, all of the last `FORWARD_WINDOW` among them, so that a repeated one isn't run twice."""
 
+    @property
+    def near(self) -> bool:
+        """Whether it is heard from."""
+        return self.connected and not self.silent
+
+    @property
+    def well(self) -> bool:
+        """Whether it is, and its disk lets it lead."""
+        return self.near and not self.status
+
     def first_time(self, number: int) -> bool:
         """Whether forward `number` is new here."""
         if number in self.seen or number <= self.highest - FORWARD_WINDOW:

@@ -23,7 +23,7 @@ from nebuladb.server.samples import GroupSample, QueueSample
 from nebuladb.storage.rocks import RocksMemory
 
 CONFIRM_SECONDS: Final = 2.0
-"""For the readiness of one of the two groups that are asked; `admin.CONFIRM_SECONDS` bounds the whole check."""
+"""For the readiness of one of the groups that are asked; `admin.READY_SECONDS` bounds the whole check."""
 
 
 class NodeView:
@@ -59,9 +59,8 @@ class NodeView:
             return False, "the client port is not open"
         if not pump.node.meta.version:
             return False, "the keyspaces are not known yet"
-        if pump.node.alarms_now.stands(AlarmKind.UNREADABLE) and any(
-            peer.connected and not (peer.silent or peer.status) for peer in pump.node.host.peers.values()
-        ):
+        others = pump.node.host.peers.values()
+        if pump.node.alarms_now.stands(AlarmKind.UNREADABLE) and any(peer.well for peer in others):
             return False, "reads of this node's data store fail, and another node is well"
         for group in (DEFAULT_GROUP, ETCD_GROUP):
             try:

@@ -33,7 +33,7 @@ class Alone:
         if host._ticks % LOOK_TICKS:
             return
         alone = self._ticks[place]
-        near = {peer for peer, found in host.peers.items() if found.connected and not found.silent} | {host.node}
+        near = {peer for peer, found in host.peers.items() if found.near} | {host.node}
         for group, replica in host.replicas.items():
             raft = replica.raft
             if raft.role is LEADER:
