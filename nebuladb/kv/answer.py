@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 
 class KeyValue(NamedTuple):
@@ -20,6 +20,10 @@ class PutResult(NamedTuple):
     """`previous` only if it was asked for and existed."""
 
     previous: KeyValue | None = None
+
+
+NO_PREVIOUS: Final = PutResult()
+"""That of nearly every put."""
 
 
 class DeleteResult(NamedTuple):

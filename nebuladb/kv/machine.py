@@ -26,7 +26,16 @@ from nebuladb.errors import (
 )
 from nebuladb.kv import check
 from nebuladb.kv.ahead import rows_ahead
-from nebuladb.kv.answer import Answer, DeleteResult, HashResult, LeaseResult, PutResult, Result, SessionResult
+from nebuladb.kv.answer import (
+    NO_PREVIOUS,
+    Answer,
+    DeleteResult,
+    HashResult,
+    LeaseResult,
+    PutResult,
+    Result,
+    SessionResult,
+)
 from nebuladb.kv.change import Applied, key_value
 from nebuladb.kv.command import Command, Kind, Work
 from nebuladb.kv.draft import Draft
@@ -42,8 +51,6 @@ from nebuladb.pb.nebula.v1 import kv_pb2, lease_pb2, session_pb2
 
 EXPIRE: Final = Struct(">qQ")
 """Body of a LEASE_EXPIRE."""
-
-NO_PREVIOUS: Final = PutResult()
 
 DELETION_ROWS: Final = 256
 DELETION_BYTES: Final = 1 << 20

@@ -9,7 +9,7 @@ from typing import Any, Final, NamedTuple
 
 from nebuladb.env import probe
 from nebuladb.errors import Compacted, FutureRevision, KeyNotFound, ResultTooLarge
-from nebuladb.kv.answer import DeleteResult, KeyValue, OperationResult, PutResult, RangeResult, TxnResult
+from nebuladb.kv.answer import NO_PREVIOUS, DeleteResult, KeyValue, OperationResult, PutResult, RangeResult, TxnResult
 from nebuladb.kv.change import key_value
 from nebuladb.kv.draft import Draft
 from nebuladb.kv.limits import MAX_RESULT_BYTES, MAX_RESULT_ROWS, MAX_TXN_BYTES, MAX_TXN_ROWS, ROW_OVERHEAD
@@ -115,48 +115,56 @@ class Txn:
             self.budget.unbind()
         self._seen = seen or main
         self._ranges: Source = draft if ranges is None else ranges
+        self._doubtful: list[tuple[str, Any]] = []
+        """Chosen operations that the state may refuse, by kind and in their order, nested ones too."""
 
     def run(self, request: kv_pb2.TxnRequest) -> TxnResult:
         """Raises `KeyNotFound`, `LeaseNotFound`, `Compacted`, `FutureRevision` or `ResultTooLarge`."""
         # All compares see the state before it, those of nested ones too (etcd 19); then what can be refused is, in
         # etcd's order: all puts, all ranges.
         chosen = self._decide(request)
-        self._check_puts(chosen)
-        self._check_ranges(chosen)
+        if self._doubtful:
+            self._check_puts()
+            self._check_ranges()
         return self._apply(chosen)
 
     def _decide(self, request: kv_pb2.TxnRequest | kv_pb2.NestedTxn) -> _Chosen:
-        succeeded = all(self._holds(compare) for compare in request.compare)
+        succeeded = True
+        for compare in request.compare[:]:  # a slice, as in `check`
+            if not self._holds(compare):
+                succeeded = False
+                break
         operations: list[tuple[str | None, Any]] = []
-        for operation in request.success if succeeded else request.failure:
+        for operation in request.success[:] if succeeded else request.failure[:]:
             which = operation.WhichOneof("operation")
             if which == "txn":
                 self.budget.spend(1, 0)
                 operations.append((which, self._decide(operation.txn)))
-            else:
-                operations.append((which, getattr(operation, which or "delete")))
+                continue
+            asked = getattr(operation, which or "delete")
+            operations.append((which, asked))
+            if (which == "put" and (asked.lease or asked.ignore_value or asked.ignore_lease)) or (
+                which == "range" and asked.revision
+            ):
+                self._doubtful.append((which, asked))
         return _Chosen(succeeded, operations)
 
-    def _check_puts(self, chosen: _Chosen) -> None:
-        for which, operation in chosen.operations:
+    def _check_puts(self) -> None:
+        for which, put in self._doubtful:
             if which == "put":
-                if operation.ignore_value or operation.ignore_lease:
-                    self._now(operation.key, 0)
-                    self.draft.kept(operation)
-                if operation.lease:
-                    self.draft.require_lease(operation.lease)
-            elif which == "txn":
-                self._check_puts(operation)
+                if put.ignore_value or put.ignore_lease:
+                    self._now(put.key, 0)
+                    self.draft.kept(put)
+                if put.lease:
+                    self.draft.require_lease(put.lease)
 
-    def _check_ranges(self, chosen: _Chosen) -> None:
-        for which, operation in chosen.operations:
+    def _check_ranges(self) -> None:
+        for which, asked in self._doubtful:
             if which == "range":
-                revision = operation.revision
+                revision = asked.revision
                 # A negative one stands for now, unless something was compacted: etcd compares it with what was.
-                if revision > 0 or (revision < 0 and (self.draft.floor or revision < -1)):
+                if revision > 0 or self.draft.floor or revision < -1:
                     check_revision(revision, self.draft.floor or 1, self.main - 1)
-            elif which == "txn":
-                self._check_ranges(operation)
 
     def _apply(self, chosen: _Chosen) -> TxnResult:
         results: list[OperationResult] = []
@@ -173,9 +181,10 @@ class Txn:
         return TxnResult(chosen.succeeded, tuple(results))
 
     def _put(self, request: kv_pb2.TxnPut) -> PutResult:
-        key, value, lease = request.key, request.value, request.lease
-        self.budget.spend(1, 0)
+        key, value, lease, rows = request.key, request.value, request.lease, 1
         if request.ignore_value or request.ignore_lease:
+            self.budget.spend(1, 0)
+            rows = 0
             try:
                 value, lease = self.draft.kept(request)
             except KeyNotFound:
@@ -184,10 +193,11 @@ class Txn:
         previous = self.draft.put(self.main, self.sub, key, value, lease)
         self.sub += 1
         if previous is None:
-            return PutResult()
-        self.budget.spend(0, 0, len(previous.value))
+            self.budget.spend(rows, 0)
+            return NO_PREVIOUS
+        self.budget.spend(rows, 0, len(previous.value))
         if not request.prev_kv:
-            return PutResult()
+            return NO_PREVIOUS
         self.budget.spend(0, len(key) + len(previous.value) + ROW_OVERHEAD)
         return PutResult(key_value(key, previous))
 

@@ -32,8 +32,8 @@ def translated(request: pb.TxnRequest) -> kv_pb2.TxnRequest:
     so what passes here passes at apply."""
     message = kv_pb2.TxnRequest()
     _fill(message, request, MAX_TXN_OPERATIONS, 0)
-    check_once(message.success)
-    check_once(message.failure)
+    check_once(message.success[:])
+    check_once(message.failure[:])
     return message
 
 
@@ -49,17 +49,19 @@ def serializable(request: pb.TxnRequest) -> bool:
 
 
 def _fill(message: kv_pb2.TxnRequest | kv_pb2.NestedTxn, request: pb.TxnRequest, allowed: int, depth: int) -> int:
-    """How many compares and operations there are, with those of nested ones."""
-    most = max(len(request.compare), len(request.success), len(request.failure))
+    """How many compares and operations there are, with those of nested ones. Repeated fields are sliced, as in
+    ``kv.check``."""
+    compares, success, failure = request.compare[:], request.success[:], request.failure[:]
+    most = max(len(compares), len(success), len(failure))
     if most > allowed or depth > MAX_TXN_DEPTH:
         raise TooManyOperations
-    for compare in request.compare:
+    for compare in compares:
         check_key(compare.key)
         _compare(message.compare.add(), compare)
-    total = len(request.compare)
-    for operation in request.success:
+    total = len(compares)
+    for operation in success:
         total += _operation(message.success.add(), operation, allowed - most, depth)
-    for operation in request.failure:
+    for operation in failure:
         total += _operation(message.failure.add(), operation, allowed - most, depth)
     if total > MAX_TXN_TOTAL:
         raise TooManyOperations
@@ -68,14 +70,14 @@ def _fill(message: kv_pb2.TxnRequest | kv_pb2.NestedTxn, request: pb.TxnRequest,
 
 def _operation(message: kv_pb2.Operation, operation: pb.RequestOp, allowed: int, depth: int) -> int:
     match operation.WhichOneof("request"):
-        case "request_range":
-            ranged = operation.request_range
-            check_range(ranged)
-            _range(message.range, ranged)
         case "request_put":
             put = operation.request_put
             check_put(put)
             _put(message.put, put)
+        case "request_range":
+            ranged = operation.request_range
+            check_range(ranged)
+            _range(message.range, ranged)
         case "request_delete_range":
             delete = operation.request_delete_range
             check_key(delete.key)
