@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from dataclasses import dataclass
+from typing import Final
 
 from nebuladb.env import probe
 from nebuladb.errors import Corruption, SessionExpired, SessionWindow
@@ -19,6 +20,9 @@ from nebuladb.kv.draft import Draft
 from nebuladb.kv.limits import MAX_SESSIONS, SESSION_BYTES, SESSION_WINDOW
 from nebuladb.kv.rows import FORMAT, SESSION_ROW, U64, Keys
 from nebuladb.kv.source import Source
+
+LAST_NAME: Final = (1 << 64) - 1
+"""A name is a u64, and none is 0."""
 
 
 @dataclass(slots=True)
@@ -55,7 +59,7 @@ class Sessions:
         this one's, or leave its own. 0: an entry from before, which names it by `stamp`."""
         name = chosen or stamp
         while name in self._sessions:
-            name += 1
+            name = name % LAST_NAME + 1
         while len(self._sessions) >= MAX_SESSIONS:
             probe("session evicted")
             self._remove(draft, next(iter(self._sessions)))

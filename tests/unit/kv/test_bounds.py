@@ -175,6 +175,13 @@ def test_a_session_that_is_full_of_answers_runs_nothing(monkeypatch: pytest.Monk
     assert store.get(b"k").value == b"3"  # type: ignore[union-attr]
 
 
+def test_a_session_whose_drawn_name_is_taken_gets_the_next_one_and_the_last_is_followed_by_the_first() -> None:
+    store, _ = fresh()
+    last = (1 << 64) - 1
+    opened = run(store, Log(), *(open_session(chosen=chosen) for chosen in (7, 7, last, last)))
+    assert [answer.result for answer in opened] == [SessionResult(name) for name in (7, 8, last, 1)]
+
+
 def test_the_session_used_least_recently_goes_also_after_opening_again(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sessions, "MAX_SESSIONS", 3)
     store, engine = fresh()
