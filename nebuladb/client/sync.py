@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import sys
 import threading
 from collections.abc import (
     Callable,
@@ -144,6 +145,8 @@ class _Thread:
         """Why nothing may be waited for where we are."""
         if os.getpid() != self._process:
             return ClientClosed("this client is another process's; make one after the fork")
+        if sys.is_finalizing():  # daemon threads run no more, and what is handed over would be waited for for ever
+            return ClientClosed("the interpreter is at its end, and so is the client's thread; close the client before")
         if threading.current_thread() is self._thread:
             return InvalidArgument(
                 "a call on the client's own thread would wait for itself; if it comes from a generator that was handed "
@@ -166,8 +169,8 @@ class _Thread:
 
     def close(self) -> None:
         """Do what is last, let all else end, and wait for it. Idempotent; one that is interrupted may be repeated, and
-        the thread ends even so."""
-        if os.getpid() != self._process:
+        the thread ends even so. At the interpreter's end there is nothing to wait for: the thread stands still."""
+        if os.getpid() != self._process or sys.is_finalizing():
             return
         with self._gate:
             self._closed = True

@@ -82,6 +82,33 @@ print(next(rows).value, next(events).kv.value)
     assert _run(script, node) == (0, "b'v' b'v'\n", "")
 
 
+@pytest.mark.parametrize(
+    "ends",
+    [
+        "with Client([sys.argv[1]]) as other: yield other.get(b'k')",
+        "with client.session() as session: yield session.put(b'k', b'v')",
+        "with client.keep_alive(7): yield",
+        """try: yield
+    finally: client.put(b'k', b'w')""",
+    ],
+)
+def test_what_is_left_open_to_the_interpreters_end_does_not_hold_it_up(node: Node, ends: str) -> None:
+    """A generator ends when the interpreter does, and no thread of the client's runs any more: it hung for ever."""
+    node.store.leases[7] = 10
+    script = f"""
+import sys
+from nebuladb.client import Client
+client = Client([sys.argv[1]])
+def left_open():
+    {ends}
+held = left_open()
+next(held)
+print("ends")
+"""
+    code, said, _ = _run(script, node)
+    assert (code, said) == (0, "ends\n")
+
+
 def _run(script: str, node: Node) -> tuple[int, str, str]:
     """A script that is given the node's address: its exit code, stdout and stderr."""
     done = subprocess.run(
