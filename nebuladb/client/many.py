@@ -107,7 +107,10 @@ class Many:
         refused = [one for those, part in sent if not fresh and _refused(part) for one in those]
         if not refused:
             return parts
-        again = await self._round(refused, send)
+        try:
+            again = await self._round(refused, send)
+        except NebulaError as error:  # there is no new map to be had; other parts may be done
+            again = [(refused, error)]
         return [part for part in parts if not _refused(part)] + [part for _, part in again]
 
     async def _round(self, operations: list[Keyed], send: Send) -> list[tuple[list[Keyed], Part | BaseException]]:

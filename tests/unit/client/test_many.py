@@ -38,10 +38,14 @@ class Shards:
         """Bytes of values in an answer."""
         self.broken: dict[int, NebulaError] = {}
         """Shard → what it answers."""
+        self.no_map: NebulaError | None = None
+        """What whoever asks for the map is answered."""
         self.revisions: dict[int, int] = {}
 
     async def call(self, method: Any, request: Any) -> Any:
         if isinstance(request, keyspace_pb2.KeyspaceDescribeRequest):
+            if self.no_map is not None:
+                raise self.no_map
             self.described += 1
             info = keyspace_pb2.KeyspaceInfo(name=request.name, partitioning=keyspace_pb2.HASH)
             ends = [*list(self.starts.values())[1:], 2 * HALF]
@@ -167,6 +171,26 @@ async def test_what_an_old_map_had_refused_of_a_batch_is_written_by_the_new_one(
         await many.batch(puts, [])
     transport.broken[13] = WrongShard("of another keyspace")
     with pytest.raises(UnknownOutcome, match="of another keyspace"):
+        await many.batch(puts, [])
+
+
+async def test_a_batch_of_which_a_part_was_done_is_not_failed_for_want_of_a_new_map() -> None:
+    """It raised what the look for the map did: that it FAILED, and so that nothing was done."""
+    transport = Shards()
+    many = transport.many()
+    puts = {b"%d" % number: b"" for number in range(100)}
+    await many.batch(puts, [])
+    transport.starts = {8: 0, 9: HALF // 2, 10: HALF}  # the part for the second half still lies in one shard
+    transport.no_map = NoLeader("the meta group has no leader")
+    before = dict(transport.revisions)
+    with pytest.raises(UnknownOutcome, match="the meta group has no leader"):
+        await many.batch(puts, [])
+    assert transport.revisions.keys() - before.keys() == {10}
+    transport.no_map = None
+    await many.batch(puts, [])
+    transport.starts = {20 + eighth: eighth * HALF // 4 for eighth in range(8)}  # no part lies in one shard
+    transport.no_map = NoLeader("the meta group has no leader")
+    with pytest.raises(NoLeader):
         await many.batch(puts, [])
 
 
