@@ -154,7 +154,11 @@ class Session(Writes):
 
     async def _open(self, key: bytes, group: int) -> Window:
         request = session_pb2.SessionOpenRequest(keyspace=self.keyspace, key=key, group=group)
-        opened = await self._transport.call(methods.SESSION_OPEN, request)
+        try:
+            opened = await self._transport.call(methods.SESSION_OPEN, request)
+        except (KeyspaceNotFound, WrongShard):
+            self._map = None  # the keyspace was dropped, and perhaps made anew, with other shards
+            raise
         window = self._windows[group] = Window(group, opened.id)
         return window
 

@@ -48,6 +48,18 @@ async def test_an_evicted_session_surfaces_and_the_next_write_gets_a_new_one(nod
     assert node.count("Open") == 2
 
 
+async def test_a_session_asks_for_the_map_again_when_a_shard_cant_be_opened(node: Node) -> None:
+    """One that had its map from before the keyspace was dropped and made anew asked the old shard for ever."""
+    async with AsyncClient([node.address]) as client, client.session() as session:
+        for number, refusal in enumerate((errors.WrongShard(), errors.KeyspaceNotFound()), 1):
+            node.faults.append(Fault("Open", refusal))
+            with pytest.raises(type(refusal)):
+                await session.put(b"k", b"v")
+            assert node.count("Describe") == number
+        await session.put(b"k", b"v")
+        assert node.count("Describe") == 3
+
+
 async def test_an_old_epoch_is_replaced_by_the_one_that_the_refusal_names(node: Node) -> None:
     async with AsyncClient([node.address]) as client, client.session() as session:
         await session.put(b"k", b"1")
