@@ -151,6 +151,7 @@ class AsyncClient(Writes):
                             return
                         attempts.worked(step.address, transport.clock())
                         yield plan.absorb(page)
+                        attempts.waited(transport.clock())
             except StreamBroken as broken:
                 pause = attempts.failed(step.address, broken.failure, transport.clock())
                 await transport.sleep(pause)

@@ -15,9 +15,11 @@ LONGEST_PAUSE: Final = 0.5
 """Seconds between two rounds over the endpoints: doubled each time, and half of it random."""
 
 SHARES: Final = 3
-"""A request that may be repeated gives one node this part of the time: one that hangs must not use it all up. Of a
-write each try that took all of its time gives the next one a share more: where every disk is slow, who asks with no
-more patience than before only makes another log entry each time, which takes as long again."""
+"""A request that may be repeated gives one node this part of the time: one that hangs must not use it all up. Each try
+that took all of its time gives the next one a share more: a read that takes longer than one share would never end, and
+where every disk is slow, who asks with no more patience than before only makes another log entry each time, which takes
+as long again. With a single endpoint it is the same: where a frame between two nodes was lost, the try may only end
+with its time, and the next one finds its way."""
 SILENT: Final = 0.8
 """A try took all of its time if it took this part of it."""
 
@@ -101,9 +103,11 @@ class Attempts:
         self._pause = FIRST_PAUSE
         self._failed = False
         self._silent = 0
-        """Tries that took all of their time, of a write."""
+        """Tries that took all of their time."""
+        self._seconds = 0.0
+        """That of the present try."""
         self._patience = 0.0
-        """From when on the present try is one of them."""
+        """From when on it has taken all of it."""
         self._doubt = False
         """An earlier attempt may have taken effect."""
         self._said: NebulaError | None = None
@@ -115,6 +119,7 @@ class Attempts:
         address = self._pinned or self._endpoints.pick(self._tried, now)
         repeatable = self._kind is not Kind.WRITE and not self._pinned
         seconds = min(left, self._timeout / SHARES * (1 + self._silent)) if repeatable else left
+        self._seconds = seconds
         self._patience = now + seconds * SILENT
         return Try(address, seconds, min(seconds, CONNECT), self._least())
 
@@ -123,16 +128,21 @@ class Attempts:
         self._endpoints.worked(address, after_failure=self._failed and not self._pinned)
         self._failed = False
         self._silent = 0
-        self._deadline = now + self._timeout
+        self.waited(now)
         self._tried.clear()
         self._pause = FIRST_PAUSE
         self._said = None
+
+    def waited(self, now: float) -> None:
+        """The time starts afresh: until `now` the stream waited for its reader, and not for the node."""
+        self._deadline = now + self._timeout
+        self._patience = now + self._seconds * SILENT
 
     def failed(self, address: str, failure: Failure, now: float) -> float:
         """Seconds to pause before `next`; raises the final `NebulaError` if there shall be none."""
         self._tried.add(address)
         self._failed = True
-        self._silent += self._kind is not Kind.READ and now >= self._patience
+        self._silent += now >= self._patience
         if failure.lost:
             self._endpoints.lost(address, now)
         else:

@@ -160,6 +160,22 @@ async def test_scan_resumes_at_its_revision(nodes: list[Node]) -> None:
         assert [r.key async for r in client.scan(b"x")] == []
 
 
+async def test_a_scan_goes_on_however_long_its_reader_took_over_a_page(nodes: list[Node]) -> None:
+    """The time for the next page was the reader's, too: past `timeout` a break was not got over."""
+    a, b, _ = nodes
+    now = 0.0
+    async with AsyncClient([a.address, b.address], clock=lambda: now) as client:
+        for number in range(10):
+            await client.put(b"%d" % number, b"v")
+        a.break_scan_after = 1
+        seen = []
+        async for row in client.scan(page_size=2):
+            seen.append(row.key)
+            now += 1000.0
+        assert seen == [b"%d" % number for number in range(10)]
+        assert (a.count("Scan"), b.count("Scan")) == (1, 1)
+
+
 async def test_watch_misses_and_repeats_nothing_over_breaks(nodes: list[Node]) -> None:
     a, b, _ = nodes
     async with AsyncClient([a.address, b.address]) as client:

@@ -74,14 +74,35 @@ def test_a_node_that_hangs_gets_a_share_of_the_time() -> None:
     assert attempts.next(200.0).seconds > 0
 
 
-@pytest.mark.parametrize("kind", [Kind.ONCE, Kind.AGAIN])
-def test_of_a_write_that_is_slow_everywhere_the_second_try_has_the_rest_of_the_time(kind: Kind) -> None:
-    """Three of a third each would all be broken off, each for an entry more in a log that is slow already."""
-    attempts = _attempts(kind, timeout=6.0)
+@pytest.mark.parametrize("addresses", [("a:1",), ("a:1", "b:1", "c:1")])
+@pytest.mark.parametrize("kind", [Kind.READ, Kind.ONCE, Kind.AGAIN])
+def test_of_what_is_slow_everywhere_the_second_try_has_the_rest_of_the_time(
+    kind: Kind, addresses: tuple[str, ...]
+) -> None:
+    """Three of a third each would all be broken off, a write's each for an entry more in a log that is slow already."""
+    attempts = _attempts(kind, *addresses, timeout=6.0)
     first = attempts.next(100.0)
     assert first.seconds == pytest.approx(2.0)
-    attempts.failed(first.address, LOST, 102.0)
-    assert attempts.next(102.0).seconds == pytest.approx(4.0)
+    pause = attempts.failed(first.address, silent("a:1") if kind is Kind.READ else LOST, 102.0)
+    assert attempts.next(102.0 + pause).seconds == pytest.approx(4.0 - pause)
+
+
+def test_a_stream_that_breaks_a_while_after_it_began_has_not_used_up_its_time() -> None:
+    """Of how long it lived nothing follows for the next try's share."""
+    attempts = _attempts(Kind.READ, timeout=6.0)
+    address = attempts.next(100.0).address
+    attempts.worked(address, 150.0)
+    attempts.failed(address, not_sent(address), 151.0)
+    assert attempts.next(151.0).seconds == pytest.approx(2.0)
+
+
+def test_the_time_that_a_reader_takes_is_not_the_streams() -> None:
+    attempts = _attempts(Kind.READ, timeout=6.0)
+    address = attempts.next(100.0).address
+    attempts.worked(address, 101.0)
+    attempts.waited(200.0)
+    attempts.failed(address, not_sent(address), 200.0)
+    assert attempts.next(200.0).seconds == pytest.approx(2.0)
 
 
 def test_a_try_that_failed_at_once_leaves_the_next_its_share() -> None:
