@@ -221,7 +221,8 @@ class AsyncClient(Writes):
     async def batch(self, puts: Mapping[bytes, bytes], deletes: Iterable[bytes] = ()) -> BatchResult:
         """Write many keys, in all shards at once: a transaction for each 128 keys of a shard, not one over all.
 
-        An error whose outcome is FAILED says that nothing of it was done; any other that a part may have been.
+        An error whose outcome is FAILED says that nothing of it was done; any other that a part may have been. After
+        one of them has failed no other is begun.
         """
         return await self._many.batch(puts, deletes)
 

@@ -25,6 +25,8 @@ MAX_IN_FLIGHT: Final = 32
 Keyed = tuple[bytes, kv_pb2.Operation]
 Part = tuple[int, TxnResult]
 """The shard that answered, and what."""
+Sent = tuple[list[Keyed], Part | BaseException]
+"""A request's operations, and what became of it."""
 Send = Callable[[kv_pb2.TxnRequest], Awaitable[Part]]
 Stale = (WrongEpoch, WrongShard)
 """What says that the map is an old one: the keyspace was dropped, say, and made anew with other shards."""
@@ -100,22 +102,25 @@ class Many:
 
     async def _run(self, operations: list[Keyed], send: Send) -> list[Part | BaseException]:
         """Send them; what became of each request. Those that were refused by an old map, and so did nothing, go once
-        more by the new one."""
+        more by the new one, unless another has failed for good."""
         fresh = self._map is None
         sent = await self._round(operations, send)
         parts = [part for _, part in sent]
         refused = [one for those, part in sent if not fresh and _refused(part) for one in those]
         if not refused:
             return parts
-        try:
-            again = await self._round(refused, send)
-        except NebulaError as error:  # there is no new map to be had; other parts may be done
-            again = [(refused, error)]
+        if (cause := _failed(parts)) is not None:
+            again: list[Sent] = [(refused, cause)]
+        else:
+            try:
+                again = await self._round(refused, send)
+            except NebulaError as error:  # there is no new map to be had; other parts may be done
+                again = [(refused, error)]
         return [part for part in parts if not _refused(part)] + [part for _, part in again]
 
-    async def _round(self, operations: list[Keyed], send: Send) -> list[tuple[list[Keyed], Part | BaseException]]:
-        """A request for each `MAX_OPERATIONS` of a shard, and what became of it. A map that proves to be old is
-        forgotten."""
+    async def _round(self, operations: list[Keyed], send: Send) -> list[Sent]:
+        """A request for each `MAX_OPERATIONS` of a shard, and what became of it. Once one has failed for good none is
+        begun any more; what wasn't begun has its error. A map that proves to be old is forgotten."""
         shards = await self._shards()
         requests: list[tuple[list[Keyed], int]] = []
         filling: dict[int, tuple[list[Keyed], int]] = {}
@@ -127,17 +132,28 @@ class Many:
                 requests.append((those, group))
             those.append((key, operation))
             filling[group] = (those, size + weight)
-        parts = await asyncio.gather(*(self._send(those, send) for those, _ in requests), return_exceptions=True)
+        failures: list[BaseException] = []
+        sends = (self._send(those, send, failures) for those, _ in requests)
+        parts = await asyncio.gather(*sends, return_exceptions=True)
+        failures.clear()  # what an error refers to would refer to it
         for (_, group), part in zip(requests, parts, strict=True):
             old = isinstance(part, Stale) if isinstance(part, BaseException) else part[0] != group
             if old and self._map is shards:
                 self._map = None
         return [(those, part) for (those, _), part in zip(requests, parts, strict=True)]
 
-    async def _send(self, operations: list[Keyed], send: Send) -> Part:
+    async def _send(self, operations: list[Keyed], send: Send, failures: list[BaseException]) -> Part | BaseException:
+        """What came of them, or where there are `failures` before they are begun, the first of those."""
         async with self._in_flight:
+            if failures:
+                return failures[0]
             request = kv_pb2.TxnRequest(keyspace=self._keyspace, success=[operation for _, operation in operations])
-            return await send(request)
+            try:
+                return await send(request)
+            except BaseException as error:
+                if not _refused(error):
+                    failures.append(error)
+                raise
 
     async def _shards(self) -> ShardMap:
         if self._map is None:
@@ -149,6 +165,11 @@ class Many:
 def _refused(part: Part | BaseException) -> bool:
     """Whether it shows that the map is old, and nothing was done."""
     return isinstance(part, Stale) and part.outcome is Outcome.FAILED
+
+
+def _failed(parts: Iterable[Part | BaseException]) -> BaseException | None:
+    """Why one of them failed for good, if one did."""
+    return next((part for part in parts if isinstance(part, BaseException) and not _refused(part)), None)
 
 
 def _together(errors: list[BaseException], parts: int) -> BaseException:

@@ -26,7 +26,7 @@ WINDOW: Final = 64
 
 
 CLOSING: Final = 1.0
-"""Seconds that closing may take: whoever leaves shall not wait for a dead cluster."""
+"""Seconds that closing may take, in all shards together: whoever leaves shall not wait for a dead cluster."""
 
 
 class Window:
@@ -114,12 +114,14 @@ class Session(Writes):
         await self.close()
 
     async def close(self) -> None:
-        """Let the shards forget the session. A failure is ignored: they would evict it anyway."""
+        """Let the shards forget the session, all at once. A failure is ignored: they would evict it anyway."""
         windows, self._windows = self._windows, {}
-        for window in windows.values():
-            request = session_pb2.SessionCloseRequest(keyspace=self.keyspace, group=window.group, id=window.session)
-            with suppress(NebulaError):
-                await self._transport.call(methods.SESSION_CLOSE, request, timeout=CLOSING)
+        await asyncio.gather(*map(self._close, windows.values()))
+
+    async def _close(self, window: Window) -> None:
+        request = session_pb2.SessionCloseRequest(keyspace=self.keyspace, group=window.group, id=window.session)
+        with suppress(NebulaError):
+            await self._transport.call(methods.SESSION_CLOSE, request, timeout=CLOSING)
 
     async def _write(self, method: Method[Answer], request: WriteRequest, key: bytes, group: int = 0) -> Answer:
         window = await self._window(key, group)

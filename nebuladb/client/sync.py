@@ -311,7 +311,8 @@ class Client(SyncWrites):
     def batch(self, puts: Mapping[bytes, bytes], deletes: Iterable[bytes] = ()) -> BatchResult:
         """Write many keys, in all shards at once: a transaction for each 128 keys of a shard, not one over all.
 
-        An error whose outcome is FAILED says that nothing of it was done; any other that a part may have been.
+        An error whose outcome is FAILED says that nothing of it was done; any other that a part may have been. After
+        one of them has failed no other is begun.
         """
         return self._thread.run(self._client.batch(dict(puts), list(deletes)))
 

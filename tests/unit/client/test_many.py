@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping
 from typing import Any
 
 import pytest
 
 from nebuladb.client import methods
-from nebuladb.client.many import MAX_OPERATIONS, Many
+from nebuladb.client.many import MAX_IN_FLIGHT, MAX_OPERATIONS, Many
 from nebuladb.errors import (
     DuplicateKey,
     NebulaError,
@@ -53,6 +54,7 @@ class Shards:
                 info.shards.add(group=group, start_slot=start, end_slot=end)
             return keyspace_pb2.KeyspaceDescribeResponse(keyspace=info)
         self.requests.append(request)
+        await asyncio.sleep(0)  # as if it were on its way: others begin
         keys = keys_of(request)
         groups = {self.group(key) for key in keys}
         if len(groups) > 1:
@@ -167,7 +169,7 @@ async def test_what_an_old_map_had_refused_of_a_batch_is_written_by_the_new_one(
     assert sorted(key for keys in done for key in keys) == sorted(puts), "each is written once"
     transport.starts = {12: 0, 13: HALF // 4, 14: HALF}
     transport.broken[13] = UnknownOutcome("lost")
-    with pytest.raises(UnknownOutcome, match=r"3 of 7 parts .*lost"):
+    with pytest.raises(UnknownOutcome, match=r"3 of 6 parts .*lost"):
         await many.batch(puts, [])
     transport.broken[13] = WrongShard("of another keyspace")
     with pytest.raises(UnknownOutcome, match="of another keyspace"):
@@ -244,3 +246,37 @@ async def test_a_batch_failed_only_if_no_part_was_done(broken: tuple[int, ...], 
     transport.broken.update((group, TooManyRequests()) for group in broken)
     with pytest.raises(expected):
         await transport.many().batch({b"%d" % number: b"" for number in range(100)}, [])
+
+
+async def test_no_part_is_begun_after_one_has_failed_for_good() -> None:
+    """Each waited for the whole timeout, one crowd after the other, though the whole had failed already."""
+    transport = Shards()
+    many = transport.many()
+    transport.broken.update({group: TooManyRequests(f"shard {group}") for group in (4, 5)})
+    keys = [b"%d" % number for number in range(3 * MAX_IN_FLIGHT * MAX_OPERATIONS)]
+    with pytest.raises(TooManyRequests):
+        await many.get(keys)
+    assert len(transport.requests) == MAX_IN_FLIGHT
+    transport.requests.clear()
+    with pytest.raises(TooManyRequests) as caught:
+        await many.batch(dict.fromkeys(keys, b""), [])
+    assert caught.value.outcome is Outcome.FAILED, "nothing was done, nor will be"
+    assert len(transport.requests) == MAX_IN_FLIGHT
+    del transport.broken[4]
+    with pytest.raises(UnknownOutcome, match="shard 5"):
+        await many.batch(dict.fromkeys(keys, b""), [])
+    assert len(transport.requests) < 3 * MAX_IN_FLIGHT
+
+
+async def test_what_an_old_map_had_refused_is_not_begun_after_another_part_has_failed() -> None:
+    transport = Shards()
+    many = transport.many()
+    puts = {b"%d" % number: b"" for number in range(100)}
+    await many.batch(puts, [])
+    transport.starts = {8: 0, 9: HALF // 2, 10: HALF}
+    transport.broken[10] = TooManyRequests("shard 10")
+    transport.requests.clear()
+    with pytest.raises(TooManyRequests, match="shard 10"):
+        await many.batch(puts, [])
+    assert len(transport.requests) == 2
+    assert transport.described == 1

@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 
 from nebuladb import errors
 from nebuladb.client import AsyncClient
-from nebuladb.client.session import WINDOW, Window
+from nebuladb.client.session import CLOSING, WINDOW, Session, Window
 from nebuladb.client.shardmap import ShardMap
-from nebuladb.pb.nebula.v1 import common_pb2, keyspace_pb2, kv_pb2
+from nebuladb.pb.nebula.v1 import common_pb2, keyspace_pb2, kv_pb2, session_pb2
 from tests.unit.client.fake import LOST, Fault, Node
 
 
@@ -139,3 +139,35 @@ def test_hash_keyspaces_are_routed_by_slot() -> None:
     assert found.group(b"") == 10
     with pytest.raises(errors.Unavailable):
         ShardMap(keyspace_pb2.KeyspaceInfo(name="empty"))
+
+
+class Away:
+    """A transport that nobody answers."""
+
+    def __init__(self) -> None:
+        self.begun: list[int] = []
+        self.timeouts: set[float] = set()
+        self.all_begun = asyncio.Event()
+        self.expected = 0
+
+    async def call(self, _: object, request: session_pb2.SessionCloseRequest, *, timeout: float) -> None:
+        self.begun.append(request.group)
+        self.timeouts.add(timeout)
+        if len(self.begun) == self.expected:
+            self.all_begun.set()
+        await self.all_begun.wait()
+        raise errors.Unavailable
+
+
+async def test_a_session_is_closed_in_all_shards_at_once() -> None:
+    """One after the other each took its second: whoever left waited a minute for sixty shards of a dead cluster."""
+    transport = Away()
+    session = Session(transport, "k")  # type: ignore[arg-type]  # all that it uses is `call`
+    session._windows = {group: Window(group, 1) for group in range(10, 70)}
+    transport.expected = 60
+    async with asyncio.timeout(10):
+        await session.close()
+    assert sorted(transport.begun) == list(range(10, 70))
+    assert transport.timeouts == {CLOSING}
+    await session.close()
+    assert len(transport.begun) == 60
