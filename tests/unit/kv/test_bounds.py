@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from nebuladb.errors import Reason, ResultTooLarge
-from nebuladb.kv import sessions, txn
+from nebuladb.kv import leases, sessions, txn
 from nebuladb.kv.answer import DeleteResult, KeyValue, SessionResult, TxnResult
 from nebuladb.kv.limits import HISTORY_STRIDE, Limits
 from nebuladb.kv.rows import Keys
@@ -192,6 +192,14 @@ def test_the_session_used_least_recently_goes_also_after_opening_again(monkeypat
     run(store, log, open_session())
     answers = run(store, log, *[put(b"k", session=name, sequence=2) for name in (first, second, third)])
     assert [a.reason for a in answers] == [0, Reason.SESSION_EXPIRED, 0]
+
+
+def test_a_shard_holds_so_many_leases(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(leases, "MAX_LEASES", 2)
+    store, _ = fresh()
+    answers = run(store, Log(), grant(1), grant(2), grant(3), grant(2), revoke(1), grant(3))
+    reasons = [0, 0, Reason.TOO_MANY_LEASES, Reason.LEASE_EXISTS, 0, 0]
+    assert [answer.reason for answer in answers] == reasons
 
 
 def test_a_revoke_of_many_keys_is_sliced_and_one_revision() -> None:

@@ -55,8 +55,8 @@ def test_an_unknown_kind_stops_the_replica_for_good() -> None:
     with pytest.raises(InvariantViolation, match="unknown kind 99"):
         drain(store, [log.work(put(b"a"), Command(99, b""))])
     assert (store.index, store.revision, store.get(b"a")) == (0, 1, None)
-    with pytest.raises(InvariantViolation):
-        drain(store, [log.work(put(b"a"))])
+    with pytest.raises(InvariantViolation, match="used after it failed"):
+        drain(store, [Log().work(put(b"a"))])
 
 
 def test_a_gap_in_the_log_stops_the_replica() -> None:

@@ -180,6 +180,22 @@ def test_a_negative_revision_in_a_transaction_is_compacted_once_something_was() 
     assert do(store, log, reads(b"a", revision=-1)).reason == Reason.COMPACTED
 
 
+def test_the_filters_of_a_read_hold_for_a_single_key_too() -> None:
+    """etcd counts the key and leaves it out."""
+    store, log = filled(b"a", b"b")  # at revisions 2 and 3
+
+    def read(**fields: Any) -> tuple[int, int]:
+        result = do(store, log, reads(b"b", **fields)).result
+        assert isinstance(result, TxnResult)
+        found = result.results[0]
+        assert isinstance(found, RangeResult)
+        return len(found.kvs), found.count
+
+    assert read(min_mod_revision=3, max_mod_revision=3, min_create_revision=3, max_create_revision=3) == (1, 1)
+    assert read(min_mod_revision=4) == read(max_mod_revision=2) == (0, 1)
+    assert read(min_create_revision=4) == read(max_create_revision=2) == (0, 1)
+
+
 def test_a_target_without_an_order_sorts_what_the_limit_took() -> None:
     """etcd 4 to 8; values fall as keys rise."""
     store, log = fresh()[0], Log()

@@ -1,8 +1,10 @@
-"""Watches that lag share one walk over history: nobody keeps the others from it, and a stretch has a bound in bytes."""
+"""Watches that lag share one walk over history: nobody keeps the others from it, and a stretch has a bound in bytes, as
+an outbox has."""
 
 from __future__ import annotations
 
 from nebuladb.kv.watch import WatchHub
+from nebuladb.storage.share import Share
 from tests.unit.kv.helpers import Log, fresh, put, run
 
 
@@ -31,3 +33,37 @@ def test_a_stretch_of_history_counts_what_was_before() -> None:
         run(store, log, put(b"k%d" % number))
     changes = store.changes(41, previous=True)
     assert sum(len(change.previous.value) for change in changes if change.previous) <= (1 << 20) + len(large)
+
+
+def test_a_full_watch_that_was_drained_is_fed_without_any_write() -> None:
+    """Who drives the hub looks at it when told to: else a watch of a shard that rests stood still after its first
+    outbox of history."""
+    store, _ = fresh()
+    log = Log()
+    for number in range(10):
+        run(store, log, put(b"k", b"%d" % number))
+    told: list[None] = []
+    hub = WatchHub(store, on_lag=lambda: told.append(None))
+    watcher = hub.watch(b"k", start_revision=2, outbox_events=4)
+    while hub.catch_up(100):
+        pass
+    assert watcher.full
+    told.clear()
+    assert [batch.revision for batch in watcher.take()] == [2, 3, 4, 5]
+    assert told
+
+
+def test_an_outbox_takes_no_more_bytes_than_its_own_bound_however_much_the_node_has() -> None:
+    """One slow client had all that the watches of a node may hold, and the others were refused theirs."""
+    store, _ = fresh()
+    log = Log()
+    for _ in range(3):
+        run(store, log, put(b"k", b"x" * 600))
+    hub = WatchHub(store, Share(1 << 20))
+    watcher = hub.watch(b"k", start_revision=2, outbox_bytes=1_000)
+    told = []
+    for _ in range(3):
+        while hub.catch_up(100):
+            pass
+        told.append([batch.revision for batch in watcher.take()])
+    assert told == [[2], [3], [4]]
