@@ -10,13 +10,14 @@ from typing import Final
 import click
 from click.core import ParameterSource
 
+from nebuladb.cli.etcd_leases import Leases
 from nebuladb.cli.etcd_source import EtcdSource, Security
 from nebuladb.cli.output import printable
 from nebuladb.cli.parallel import in_parallel
 from nebuladb.cli.progress import Progress
 from nebuladb.cli.settings import TEXT, Commands, Settings
 from nebuladb.client import AsyncClient, Session
-from nebuladb.errors import ChangeRefused, LeaseExists, LeaseNotFound, NebulaError, RequestTooLarge, ResultTooLarge
+from nebuladb.errors import ChangeRefused, LeaseNotFound, NebulaError, RequestTooLarge, ResultTooLarge
 from nebuladb.pb.etcd.mvcc_pb2 import KeyValue
 
 KEYSPACE: Final = "etcd"
@@ -28,8 +29,7 @@ JOBS: Final = 8
 BATCH_KEYS: Final = 128
 BATCH_BYTES: Final = 256 << 10
 """Of a transaction, unless one key alone is larger."""
-MIN_TTL: Final = 2
-NAMES: Final = ("keys", "written", "same", "expired", "leases", "bytes", "source_revision", "revision")
+NAMES: Final = ("keys", "written", "same", "expired", "lost", "leases", "bytes", "source_revision", "revision")
 
 
 @click.group("etcd", cls=Commands)
@@ -58,9 +58,10 @@ def import_command(
     """Copy every key of a live etcd, as of one revision, with leases and what is attached to them.
 
     It goes into the keyspace etcd, or the one that --keyspace names, which must be empty unless --merge or --force says
-    otherwise. A lease keeps its id, and the seconds that it has left; keys whose lease ends meanwhile are counted as
-    expired. Revisions, versions and history aren't copied: the last line says which revision was read, and which
-    revision of ours has it all.
+    otherwise. A lease keeps its id and the TTL that it was granted, which begins anew when all is copied. Keys whose
+    lease had ended in etcd are counted as expired, those whose lease ends here as lost; the latter make it exit 1.
+    Revisions, versions and history aren't copied: the last line says which revision was read, and which revision of
+    ours has it all.
 
     What is written to etcd meanwhile is not copied: stop its writers first. After an interruption run the command again
     with --merge; it writes what is missing.
@@ -119,6 +120,8 @@ class Importer:
         self.begun = False
         self._merge = merge
         self._force = force
+        self._under: Counter[int] = Counter()
+        """Lease → keys that should be attached to it."""
 
     async def run(self, source: EtcdSource, client: AsyncClient, session: Session) -> None:
         """Copy everything. Raises `NebulaError`."""
@@ -128,12 +131,21 @@ class Importer:
         await self._make_room()
         self.begun = True
         self.tally["source_revision"] = source.revision
-        leases = await self._grant()
-        async for page in source.pages():
-            await in_parallel(_batches(page), JOBS, lambda batch: self._write(batch, leases))
+        async with Leases(client, session, merge=self._merge) as leases:
+            found = await source.leases()
+            self.tally["leases"] = len(found)
+            await leases.grant(found)
+            async for page in source.pages():
+                await in_parallel(_batches(page), JOBS, lambda batch: self._write(batch, leases))
+            await leases.finish()
         if self.tally["keys"] != source.count:
             raise ChangeRefused(f"etcd counted {source.count} keys at revision {source.revision}, and gave others")
         self.tally["revision"] = (await client.txn().get(b"\0").commit()).revision
+        self.tally["lost"] = sum(self._under[lease] for lease in leases.lost)
+        if leases.lost:
+            raise LeaseNotFound(
+                f"leases ended here before all was copied, {len(leases.lost)}, and their keys with them"
+            )
 
     async def _check_other(self) -> None:
         """What is deleted, or written over, must not be what is read: a node of ours shows the keyspace `etcd`."""
@@ -165,21 +177,9 @@ class Importer:
                 continue  # it has ended by itself
         await self._session.delete(b"\0", b"\0")
 
-    async def _grant(self) -> set[int]:
-        """The leases; those that there are now."""
-        granted = set()
-        for lease in await self._source.leases():
-            try:
-                await self._session.grant_lease(max(lease.ttl, MIN_TTL), lease=lease.id)
-            except LeaseExists:
-                if not self._merge:
-                    raise
-            granted.add(lease.id)
-            self.tally["leases"] += 1
-        return granted
-
-    async def _write(self, batch: Sequence[KeyValue], leases: set[int]) -> None:
+    async def _write(self, batch: Sequence[KeyValue], leases: Leases) -> None:
         alive = [kv for kv in batch if not kv.lease or kv.lease in leases]
+        self._under.update(kv.lease for kv in alive if kv.lease)
         self.tally["expired"] += len(batch) - len(alive)
         if self._merge:
             there = await self._client.get_many(kv.key for kv in alive)
@@ -205,8 +205,7 @@ class Importer:
             await txn.commit()
         except LeaseNotFound:
             if len(kvs) == 1:
-                self.tally["expired"] += 1
-                return
+                return  # it is lost, as `Leases.finish` finds
             for kv in kvs:
                 await self._put([kv])
             return

@@ -31,10 +31,11 @@ Answer = TypeVar("Answer", bound=Message)
 
 
 class Lease(NamedTuple):
-    """A lease, with the seconds that it has left."""
+    """A lease, with the seconds that it has left, and those that it was granted."""
 
     id: int
     ttl: int
+    granted: int
 
 
 class Security(NamedTuple):
@@ -124,8 +125,8 @@ class EtcdSource:
         for lease in answer.leases:
             asked = lease_pb2.LeaseTimeToLiveRequest(ID=lease.ID)
             left = await self._call("Lease/LeaseTimeToLive", asked, lease_pb2.LeaseTimeToLiveResponse)
-            if left.TTL > 0:
-                found.append(Lease(lease.ID, left.TTL))
+            if left.TTL >= 0:  # of the last second there are 0 left
+                found.append(Lease(lease.ID, left.TTL, left.grantedTTL))
         return found
 
     async def pages(self) -> AsyncIterator[Sequence[KeyValue]]:

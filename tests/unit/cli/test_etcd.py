@@ -5,18 +5,21 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 
 import pytest
 from click.testing import CliRunner, Result
 
 from nebuladb.cli import etcd as command
 from nebuladb.cli import etcd_source
+from nebuladb.cli.etcd_leases import Leases
 from nebuladb.cli.etcd_source import EtcdSource, Lease
 from nebuladb.cli.main import main
 from nebuladb.client import AsyncClient
+from nebuladb.errors import LeaseExists
 from nebuladb.kv import txn
 from nebuladb.pb.etcd import kv_pb2, lease_pb2
+from nebuladb.pb.etcd.mvcc_pb2 import KeyValue
 from tests.unit.api.etcd.faced import Faced
 from tests.unit.node.lone import SECONDS
 
@@ -179,25 +182,111 @@ async def test_another_keyspace(pair: Pair) -> None:
 
 
 async def test_keys_whose_lease_ended_meanwhile_are_counted(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Before their lease was asked for, and after it was granted to us."""
+    """Before their lease was asked for."""
     for lease in (77, 78):
         await pair.grant(lease)
     for number in range(6):
         await pair.source.set(b"%d" % number, b"v", lease=(0, 77, 78)[number % 3])
 
     async def leases(self: EtcdSource) -> list[Lease]:
-        return [Lease(77, 60)]
-
-    async def grant(self: command.Importer) -> set[int]:
-        return {77}
+        return [Lease(77, 60, 60)]
 
     monkeypatch.setattr(EtcdSource, "leases", leases)
     found = counts(await pair.run())
     assert (found["keys"], found["written"], found["expired"], found["leases"]) == (6, 4, 2, 1)
-    monkeypatch.setattr(command.Importer, "_grant", grant)
-    result = await pair.run("---", "--force")
+
+
+@pytest.mark.parametrize("page", [1, 2], ids=["before its keys", "behind one of them"])
+async def test_a_lease_that_ends_here_meanwhile_is_no_success(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch, page: int
+) -> None:
+    """It exited 0 with ``expired=0``, or counted as expired what etcd has still."""
+    await pair.grant(77)
+    for number in range(4):
+        await pair.source.set(b"%d" % number, b"v", lease=77 * (number > 0))
+    monkeypatch.setattr(etcd_source, "FIRST_LIMIT", page)
+    monkeypatch.setattr(etcd_source, "MAX_LIMIT", page)
+    write = command.Importer._write
+
+    async def ends(self: command.Importer, batch: Sequence[KeyValue], leases: Leases) -> None:
+        await write(self, batch, leases)
+        if batch[0].key == b"0":
+            await self._session.revoke_lease(77)
+
+    monkeypatch.setattr(command.Importer, "_write", ends)
+    result = await pair.run()
     found = counts(result)
-    assert (found["keys"], found["written"], found["expired"]) == (6, 2, 4)
+    assert (result.exit_code, found["keys"], found["expired"], found["lost"]) == (1, 4, 0, 3)
+    assert "leases ended here before all was copied" in result.stderr
+    assert "run the command again with --merge" in result.stderr
+    assert await pair.content(pair.target) == {b"0": (b"v", 0)}
+    monkeypatch.undo()
+    found = counts(await pair.run("---", "--merge"))
+    assert (found["written"], found["same"], found["lost"]) == (3, 1, 0)
+    assert await pair.content(pair.target) == await pair.content(pair.source)
+
+
+async def pass_time(faced: Faced, seconds: int) -> None:
+    """Time that its leases feel, and the writes by which they end."""
+    for _ in range(seconds * 20):
+        await faced.tick()
+
+
+async def test_merge_renews_what_was_imported_before(pair: Pair) -> None:
+    """Its holder renews it in etcd only: here it ran out, with its keys."""
+    await pair.grant(77, ttl=30)
+    await pair.source.set(b"a", b"v", lease=77)
+    await pass_time(pair.source, 20)
+    async with AsyncClient([pair.target.address], keyspace="etcd") as client:
+        assert (await pair.run()).exit_code == 0
+        info = await client.time_to_live(77)
+        assert (info.ttl > 20, info.granted_ttl) == (True, 30), "what it was granted, not what it had left"
+        await pass_time(pair.target, 20)
+        assert (await client.time_to_live(77)).ttl <= 10
+        result = await pair.run("---", "--merge")
+        assert (result.exit_code, counts(result)["same"]) == (0, 1), result.stderr
+        assert (await client.time_to_live(77)).ttl > 20
+
+
+async def test_merge_refuses_a_lease_that_would_end_before_etcds(pair: Pair) -> None:
+    await pair.grant(77, ttl=60)
+    await pair.source.set(b"a", b"v", lease=77)
+    async with AsyncClient([pair.target.address], keyspace="etcd") as client, client.session() as session:
+        await session.grant_lease(10, lease=77)
+    result = await pair.run("---", "--merge")
+    assert result.exit_code == 1
+    assert "lease 77 is here with a TTL of 10 s, and has " in result.stderr
+    assert (await pair.cli("--keyspace", "etcd", "lease", "revoke", "--", "77")).exit_code == 0
+    assert (await pair.run("---", "--merge")).exit_code == 0
+    assert await pair.content(pair.target) == await pair.content(pair.source)
+
+
+async def test_leases_are_kept_until_all_is_copied(pair: Pair) -> None:
+    """And one that ends between the two questions of a merge is granted anew."""
+    target, time = pair.target, 0.0
+    lease = Lease(77, 10, 10)
+    async with AsyncClient([target.address], keyspace="etcd") as client, client.session() as session:
+        leases = Leases(client, session, merge=True, clock=lambda: time)
+        await leases.grant([lease])
+        for _ in range(5):
+            time += 4
+            await pass_time(target, 4)
+            await leases.renew_due()
+        assert (await client.time_to_live(77)).ttl > 5
+        exists = session.grant_lease
+
+        async def once(ttl: int, *, lease: int) -> object:
+            session.grant_lease = exists  # type: ignore[method-assign]
+            await session.revoke_lease(lease)
+            raise LeaseExists("it was there")
+
+        session.grant_lease = once  # type: ignore[assignment,method-assign]
+        await leases.grant([lease])
+        assert (await client.time_to_live(77)).ttl > 5
+        await session.revoke_lease(77)
+        await leases.finish()
+        assert leases.lost == {77}
+        assert 77 in leases
 
 
 async def test_pages_that_are_too_large_are_asked_for_again(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
