@@ -239,3 +239,15 @@ class TestMarks:
         assert replica.raft.durable_index == 3
         self.append(replica, 3, 1, 2, 3)
         assert (replica.raft.durable_index, replica.raft.last_index) == (1, 2)
+
+
+def test_who_leads_no_more_commits_by_its_leaders_word_only() -> None:
+    """What others had acknowledged to it was of its own log, and that was overwritten since."""
+    former = lazy_leader()
+    former.propose(b"overwritten")
+    former.step(Message(T.APPEND_REPLY, 2, 1, 1, index=2))
+    assert former.raft.commit == 1, "its own log isn't durable, so that one is no majority"
+    former.step(Message(T.APPEND, 3, 1, 2, log_term=1, index=1, commit=1, entries=[entry(2, 2)]))
+    former.flush_all()
+    assert (former.raft.durable_index, former.raft.last_term) == (2, 2)
+    assert former.raft.commit == 1, "replica 2 may hold another entry there, and replica 3 isn't a majority"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from nebuladb.raft import Configuration, Message, MessageType, ReadState, StateRole
+from nebuladb.raft.confchange import Change, ChangeType
 from nebuladb.raft.reads import FAILED, MAX_RESENT_READS, MAX_WAITING_READS
 from tests.unit.raft.harness import Network, Replica, log_of
 
@@ -313,3 +314,27 @@ def test_every_replica_reads_what_was_written() -> None:
         network.settle()
         (answer,) = replica.reads
         assert answer.index == 2
+
+
+def test_a_round_ends_when_who_has_not_answered_decides_no_more() -> None:
+    """Nobody is left to answer it, no other round begins while it runs, and no read of the group ever ended."""
+    leader = Replica(1, (1, 2))
+    leader.lead()
+    leader.step(Message(T.APPEND_REPLY, 2, 1, 1, index=1))
+    change = leader.change(Change(ChangeType.REMOVE, 2))
+    read(leader, 1)
+    assert leader.reads == [], "its majority is both"
+    leader.step(Message(T.APPEND_REPLY, 2, 1, 1, index=change))
+    assert leader.raft.configuration.voters == (1,)
+    read(leader, 2)
+    assert [one.context for one in leader.reads] == [1, 2]
+
+
+def test_the_answer_to_a_read_that_failed_can_be_sent() -> None:
+    """An index below 0 has no encoding: it ends the turn, and so the node."""
+    leader = Replica(1, (1, 2, 3, 4, 5))
+    leader.lead()
+    for context in range(MAX_WAITING_READS + 1):
+        leader.raft.step(Message(T.READ_INDEX, 3, 1, 1, nonce=9, context=context))
+    leader.turn()
+    assert [(m.reject, m.index) for m in leader.take(T.READ_INDEX_REPLY)] == [(True, 0)]

@@ -106,6 +106,21 @@ class TestProgress:
             seen.append(one.stalled)
         assert seen == [False, False, True, False, False]
 
+    def test_a_round_that_has_only_begun_proves_nothing(self) -> None:
+        """Who is taken to have caught up becomes a voter, and stops the group for as long as it lags (S13)."""
+        behind = progress(1)
+        for last in range(10, 20):
+            behind.measure(last, 2, 10)
+            assert not behind.caught_up, "it holds nothing yet"
+        behind.match = 19
+        behind.measure(30, 2, 10)
+        assert not behind.caught_up, "that round took too long"
+        behind.measure(30, 2, 10)
+        assert not behind.caught_up, "the next is young, and it doesn't hold what it is of"
+        behind.match = 30
+        behind.measure(30, 2, 10)
+        assert behind.caught_up
+
 
 class TestTracker:
     def test_replicas_that_stay_keep_their_progress(self) -> None:

@@ -6,6 +6,7 @@ import pytest
 
 from nebuladb.errors import InvalidArgument, NotLeader
 from nebuladb.raft import Configuration, Message, MessageType, StateRole
+from nebuladb.raft.confchange import Change, ChangeType
 from tests.unit.raft.harness import Network, Replica
 
 T = MessageType
@@ -118,3 +119,27 @@ def test_a_transfer_to_a_dead_replica_does_not_end_the_leaders_reign() -> None:
     leader.propose(b"x")
     network.settle()
     assert network[2].payloads() == [b"x"]
+
+
+def test_a_target_that_is_removed_meanwhile_ends_the_transfer() -> None:
+    """Its progress is gone: the next heartbeat looked at it, and the node stopped."""
+    leader = established()
+    change = leader.change(Change(ChangeType.REMOVE, 3))
+    transfer(leader, 3)
+    assert leader.raft.transferee == 3, "its log is too short still"
+    leader.step(Message(T.APPEND_REPLY, 2, 1, 1, index=change))
+    assert leader.raft.configuration.voters == (1, 2)
+    assert leader.raft.transferee == 0
+    leader.tick(2)
+    leader.propose()
+
+
+def test_a_target_that_stays_is_waited_for_whoever_else_goes() -> None:
+    leader = established()
+    change = leader.change(Change(ChangeType.REMOVE, 3))
+    transfer(leader, 2)
+    leader.take()
+    leader.step(Message(T.APPEND_REPLY, 2, 1, 1, index=change))
+    assert leader.raft.configuration.voters == (1, 2)
+    assert leader.raft.transferee == 2
+    assert {m.receiver for m in leader.take(T.TIMEOUT_NOW)} == {2}
