@@ -8,10 +8,11 @@ from tests.unit.raft.harness import Replica, entry, log_of
 from tests.unit.raft.test_replication import append
 
 T = MessageType
+WORD = Message(T.HEARTBEAT, 2, 1, 1, commit=1, hint=REST)
 
 
-def rest(commit: int) -> Message:
-    return Message(T.HEARTBEAT, 2, 1, 1, commit=commit, hint=REST)
+def rests(replica: Replica) -> bool:
+    return replica.raft.quiet
 
 
 def test_a_word_to_rest_that_an_entry_overtook_is_not_obeyed() -> None:
@@ -19,14 +20,14 @@ def test_a_word_to_rest_that_an_entry_overtook_is_not_obeyed() -> None:
     follower = Replica(1, term=1)
     follower.step(append(1, 0, 0, log_of(1), commit=1))
     follower.take()
-    follower.step(rest(1))
-    assert follower.raft.quiet
+    follower.step(WORD)
+    assert rests(follower)
     assert follower.take() == [], "nobody is told: else the leader would be woken"
     follower.step(append(1, 1, 1, [entry(2, 1)], commit=1))
-    assert not follower.raft.quiet
+    assert not rests(follower)
     follower.take()
-    follower.step(rest(1))
-    assert not follower.raft.quiet
+    follower.step(WORD)
+    assert not rests(follower)
     assert [m.type for m in follower.take()] == [T.HEARTBEAT_REPLY]
     follower.tick(2 * follower.config.election_ticks)
     assert follower.take(T.PRE_VOTE)
