@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -23,14 +23,20 @@ from nebuladb.node.identity import FOUNDING_FILE, IDENTITY_FILE, Founder, Foundi
 from nebuladb.server.directory import VOTING
 from nebuladb.server.site import FIRST_GENERATION, MAX_REVISION, Site, derived_id, restored_id
 from nebuladb.storage.engine import Engine
-from nebuladb.storage.files import sync_directory, write_durably
+from nebuladb.storage.files import DRAFT, sync_directory, write_durably
+from nebuladb.storage.lock import DirectoryLock
 from nebuladb.storage.log import LogStore
-from nebuladb.storage.owner import give
+from nebuladb.storage.owner import DATABASES, DOCUMENTS, LOCK_FILE, give, unusable
 from nebuladb.storage.rocks import RocksEngine
 
 SKIPPED_GROUPS: Final = 10_000
 """Ids of groups that the old cluster may have issued since the backup. A group's id has 23 bits in those of its leases,
 which is enough for 800 restores, each of a backup of the one before."""
+
+MADE: Final = (IDENTITY_FILE, *DOCUMENTS, *(name + DRAFT for name in DOCUMENTS), *DATABASES)
+"""What there may be of a restore that failed. The identity goes first: a directory without it is nobody's."""
+NOTHING: Final = frozenset({LOCK_FILE, "lost+found"})
+"""What an empty directory may have: a lock stays for ever, and a file system has a place of its own where it begins."""
 
 Progress = Callable[[int], None]
 
@@ -69,35 +75,58 @@ def restore(
     """Make `directory`, which must be empty, from a backup and those that build on it, in this order.
 
     A keyspace that was dropped while the last file was made is left out. What root makes is the directory's owner's.
-    Returns the shards as they are then. Raises `ConfigurationError`, `Corruption`, `StoreError` or `OSError`; then the
-    directory is as it was. After a kill it has no identity, so no node starts from it: empty it before another try.
+    Returns the shards as they are then. Raises `ConfigurationError`, `IdentityError` if a node or another restore has
+    the directory, `Corruption`, `StoreError` or `OSError`; then the directory is as it was, but for its lock's file.
+    After a kill it has no identity, so no node starts from it: empty it before another try.
     """
     if wanted.name not in wanted.members:
         raise ConfigurationError(f"name: {wanted.name!r} is not one of the nodes {', '.join(wanted.members)}")
     if wanted.bump > MAX_REVISION:
         raise ConfigurationError(f"bump-revision: {wanted.bump} is more than {MAX_REVISION}, the highest revision")
-    made = not directory.exists()
-    if not made:
-        _check_empty(directory)
-    directory.mkdir(parents=True, exist_ok=True)
+    made, lock = _locked(directory)
     try:
-        parts = _make(files, directory, wanted, progress)
-        give(directory)
-        return parts
-    except BaseException:
-        (directory / IDENTITY_FILE).unlink(missing_ok=True)  # first: a directory without it is nobody's
-        for entry in directory.iterdir():
-            if entry.is_dir():
-                shutil.rmtree(entry)
-            else:
-                entry.unlink()
-        if made:
-            directory.rmdir()
-        raise
+        _check_empty(directory)
+        try:
+            parts = _make(files, directory, wanted, progress)
+            give(directory)
+            return parts
+        except BaseException:
+            _remove_made(directory)
+            if made:
+                with suppress(OSError):  # somebody put something in
+                    (directory / LOCK_FILE).unlink()
+                    directory.rmdir()
+            raise
+    finally:
+        lock.release()
+
+
+def _locked(directory: Path) -> tuple[bool, DirectoryLock]:
+    """The directory, made if there is none (True then), and held: no other restore and no node may begin in it."""
+    try:
+        directory.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            directory.mkdir()
+            made = True
+        except FileExistsError:
+            made = False
+        return made, DirectoryLock(directory, give=True)
+    except OSError as error:
+        raise unusable(directory, error) from error
+
+
+def _remove_made(directory: Path) -> None:
+    """Remove what `_make` makes, and nothing else."""
+    for name in MADE:
+        entry = directory / name
+        if entry.is_dir():
+            shutil.rmtree(entry)
+        else:
+            entry.unlink(missing_ok=True)
 
 
 def _check_empty(directory: Path) -> None:
-    found = {entry.name for entry in directory.iterdir()}
+    found = {entry.name for entry in directory.iterdir()} - NOTHING
     if "data" in found and IDENTITY_FILE not in found:
         raise ConfigurationError(
             f"data-dir: {directory} has what an interrupted restore left, which no node starts from: empty it first"

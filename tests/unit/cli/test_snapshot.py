@@ -74,7 +74,7 @@ async def test_what_failed_leaves_the_directory_as_it_was(restore: Restore, tmp_
             assert (refused.exit_code, refused.stdout) == (2, "")
             assert "bump-revision: " in refused.stderr
         assert not new.exists()
-        assert not list(empty.iterdir())
+        assert [entry.name for entry in empty.iterdir()] == ["LOCK"]
     for directory in (new, empty):
         assert (await restore(directory, "--bump-revision", MAX_REVISION - 1_000)).exit_code == 0
     again = await restore(new)

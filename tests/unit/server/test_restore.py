@@ -10,6 +10,7 @@ import pytest
 from click.testing import CliRunner
 
 from nebuladb.cli.main import main
+from nebuladb.errors import IdentityError
 from nebuladb.ids import ETCD_GROUP, META_GROUP, GroupId, NodeId
 from nebuladb.kv.command import Command, Kind
 from nebuladb.kv.rows import Keys, LeaseRow, decode_lease
@@ -113,3 +114,49 @@ async def test_the_id_of_a_group_is_not_issued_again(
     """Else a position in a watch of the keyspace that was dropped is one in that of the next keyspace."""
     await asyncio.to_thread(restore, [backup], tmp_path / "n1", Wanted("n1", MEMBERS, "", bump, mark))
     assert next_group(tmp_path / "n1") == NEXT + skipped
+
+
+@pytest.mark.parametrize("fails", [True, False])
+async def test_one_at_a_time_makes_a_directory(backup: Path, tmp_path: Path, fails: bool) -> None:
+    """The second one began too, failed, and removed what the first had made."""
+    directory, wanted = tmp_path / "n1", Wanted("n1", MEMBERS)
+    refused: list[str] = []
+
+    def second(_: int) -> None:
+        if not refused:
+            with pytest.raises(IdentityError) as caught:
+                restore([backup], directory, wanted)
+            refused.append(caught.value.message)
+            if fails:
+                raise OSError("no more")
+
+    if fails:
+        with pytest.raises(OSError, match="no more"):
+            await asyncio.to_thread(restore, [backup], directory, wanted, second)
+        assert not directory.exists()
+    else:
+        await asyncio.to_thread(restore, [backup], directory, wanted, second)
+        assert identity(directory).name == "n1"
+    assert "is in use by another nebulad" in refused[0]
+
+
+async def test_what_it_did_not_make_stays(backup: Path, tmp_path: Path) -> None:
+    directory, wanted = tmp_path / "n1", Wanted("n1", MEMBERS)
+    directory.mkdir()
+
+    def other(_: int) -> None:
+        (directory / "other").mkdir(exist_ok=True)
+        raise OSError("no more")
+
+    with pytest.raises(OSError, match="no more"):
+        await asyncio.to_thread(restore, [backup], directory, wanted, other)
+    assert sorted(entry.name for entry in directory.iterdir()) == ["LOCK", "other"]
+
+
+async def test_a_file_system_may_begin_there(backup: Path, tmp_path: Path) -> None:
+    """Its lost+found made the directory one that is not empty."""
+    directory = tmp_path / "n1"
+    (directory / "lost+found").mkdir(parents=True)
+    await asyncio.to_thread(restore, [backup], directory, Wanted("n1", MEMBERS))
+    assert identity(directory).name == "n1"
+    assert (directory / "lost+found").exists()
