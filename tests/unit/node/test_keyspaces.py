@@ -20,6 +20,7 @@ from nebuladb.node.keyspaces import (
     checked,
     create_step,
     drop_step,
+    transaction,
     unfinished_step,
 )
 from nebuladb.node.members import Planner, claim_step, descriptors, report
@@ -164,6 +165,24 @@ def test_a_node_is_no_member_yet_if_a_keyspace_was_planned_without_it() -> None:
     while (step := rows.planned()) is not None:
         assert rows.run(step)
     assert rows.complete()
+
+
+def test_nobody_is_removed_before_a_keyspace_is_made_whose_plan_may_name_it() -> None:
+    """Its shards would have a replica each on a node that is no more, which votes."""
+    rows, planner = Rows(), Planner(Trio().founding)
+    fourth = NodeRecord(44, "n4", "n4:2")
+    assert rows.run(transaction({}, {fourth.key: fourth.encode()}))
+    begun = create_step(rows.meta, HASH)
+    assert begun
+    assert rows.run(begun)
+    assert rows.run(transaction({}, {fourth.key: fourth._replace(state=NodeState.LEAVING).encode()}))
+    assert planner.step(rows.meta) is None
+    rows.create(HASH)
+    leaves = planner.step(rows.meta)
+    assert leaves
+    assert rows.run(leaves)
+    its = [shard.role(replica) for shard in rows.meta.shards.values() for replica, node in shard.replicas if node == 44]
+    assert its == [Role.LEAVING] * 4
 
 
 def test_a_late_step_of_a_creator_takes_no_replica_back_that_was_added_meanwhile() -> None:

@@ -45,6 +45,15 @@ def test_it_is_of_one_term_and_one_configuration_and_not_regained_after_a_transf
     assert lease.holds(1_201, 4, ONE)
 
 
+def test_each_round_of_a_term_makes_it_longer() -> None:
+    """Else it was over for good once the term's first round was a while ago, and each read waited for a round trip."""
+    lease = ReadLease(LENGTH)
+    confirmed(lease, 1, 1_000)
+    confirmed(lease, 2, 1_300)
+    assert lease.holds(1_300 + LENGTH - 1, 3, ONE)
+    assert not lease.holds(1_300 + LENGTH, 3, ONE)
+
+
 def test_switched_off_it_never_holds() -> None:
     lease = ReadLease(0)
     confirmed(lease, 1, 1_000)

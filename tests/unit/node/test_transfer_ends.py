@@ -7,6 +7,7 @@ import pytest
 from nebuladb.errors import Corruption
 from nebuladb.ids import DEFAULT_GROUP, META_GROUP
 from nebuladb.kv.command import Command, Kind
+from nebuladb.kv.store import Store
 from nebuladb.node.disk import Space
 from nebuladb.node.frame import HostMessageType
 from nebuladb.node.incoming import Stage
@@ -59,6 +60,30 @@ def test_who_dropped_what_it_had_is_sent_it_anew(stage: Stage) -> None:
     assert trio.time - before < SOON_MS
 
 
+def test_who_asks_while_the_first_chunk_is_on_its_way_ends_nothing() -> None:
+    """On a slow link each question ended the transfer that the one before it had begun."""
+    trio = founded()
+    leader, follower = away(trio)
+    trio.start(follower)
+    trio.until(level(trio), "level")
+    asked = 0
+
+    def lose(sender: int, receiver: int, frame: bytes) -> bool:
+        nonlocal asked
+        asked += has(frame, HostMessageType.SNAPSHOT_WANTED)
+        return has(frame, HostMessageType.SNAPSHOT_CHUNK)
+
+    trio.lose = lose
+    trio.node(follower).damaged(DEFAULT_GROUP, DAMAGE)
+    under_way = trio.node(leader).snapshots.outgoing
+    trio.until(lambda: bool(under_way), "on its way")
+    before = [*under_way.values()]
+    asked = 0
+    trio.until(lambda: asked > 1, "asked again")
+    assert [*under_way.values()] == before
+    assert before[0].outcome is None
+
+
 def test_a_sender_that_gave_up_is_asked_again_in_its_term() -> None:
     """One read of its disk had failed; the receiver waited for 15 s."""
     trio = founded()
@@ -76,6 +101,41 @@ def test_a_sender_that_gave_up_is_asked_again_in_its_term() -> None:
     before = trio.time
     trio.until(lambda: not lost(trio, follower), "a snapshot is in")
     assert trio.time - before < SOON_MS
+
+
+def test_what_an_earlier_leader_had_sent_is_removed() -> None:
+    """The half that had come stayed on the disk until the node's next start, and the next half beside it."""
+    trio = founded()
+    leader, follower = away(trio, size=30_000)
+    trio.start(follower)
+    node = trio.node(follower)
+
+    def under_way() -> bool:
+        incoming = node.snapshots.incoming.get(DEFAULT_GROUP)
+        return incoming is not None and incoming.importer.written > 0
+
+    trio.until(under_way, "rows of it are written")
+    trio.crash(leader)
+    trio.until(lambda: trio.leader(DEFAULT_GROUP) not in (None, leader), "a new leader")
+    trio.start(leader)
+    trio.until(level(trio), "level")
+    trio.run(100)
+    held = [generation for group, generation in Store.generations(node.data) if group == DEFAULT_GROUP]
+    assert held == [store(trio, follower).generation]
+
+
+def test_a_chunk_is_read_by_one_thread_at_a_time() -> None:
+    """Two at once took rows from each other, and the receiver refused what came of it."""
+    trio = founded()
+    leader, follower = away(trio, size=30_000)
+    trio.start(follower)
+    node = trio.node(leader)
+    trio.until(lambda: bool(node.snapshots.outgoing), "on its way")
+    [outgoing] = node.snapshots.outgoing.values()
+    assert outgoing.wants_chunk, "what it may send in a tick is used up"
+    node.snapshots._budget = 1 << 20
+    exports = [one for _ in range(5) for one in node.turn().exports]
+    assert exports == [outgoing], "nobody has said yet that it was read"
 
 
 def test_damage_in_data_that_was_replaced_since_is_nobodys() -> None:

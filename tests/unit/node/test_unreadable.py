@@ -54,6 +54,18 @@ def test_it_ends_after_a_time_without_a_failed_read_which_grows() -> None:
         span = min(2 * span, LONGEST_MS)
 
 
+def test_one_failed_read_is_enough() -> None:
+    alarms = Alarms()
+    unreadable = Unreadable(alarms)
+    unreadable.met(broken(), 1_000)
+    unreadable.look(1_000 + FIRST_MS - 1)
+    assert alarms.stands(AlarmKind.UNREADABLE)
+    for later in (1_001, 1_002, 1_003):  # of one alarm: the next one is twice as long, this one isn't
+        unreadable.met(broken(), later)
+    unreadable.look(1_003 + FIRST_MS)
+    assert not alarms.stands(AlarmKind.UNREADABLE)
+
+
 def test_it_leads_nothing_while_another_node_is_well() -> None:
     trio = Trio()
     trio.start()
