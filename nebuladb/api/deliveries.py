@@ -194,8 +194,6 @@ class Deliveries:
         """`limit` in bytes. Without a `clock` the running loop's is used."""
         self._medium = Lane(limit // MEDIUM_PART, clock)
         self._large = Lane(limit - limit // MEDIUM_PART, clock)
-        self.turns = asyncio.Lock()
-        """Of those that encode a large revision."""
 
     @property
     def used(self) -> int:

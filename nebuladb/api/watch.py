@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import ExitStack
 from typing import Final
 
@@ -50,14 +50,15 @@ class ShardWatch:
         self.created.created = True
         self._told = False
         """Of an event, since `progress` was asked."""
+        self._held: list[Event] = []
 
     def _empty(self) -> pb.WatchResponse:
         return pb.WatchResponse(header=self._backend.header(self.group, self._hub.revision))
 
     def take(self) -> Iterator[pb.WatchResponse]:
-        """What waits, in responses of whole revisions; the last one may say that the watch is canceled."""
+        """What waits, in responses; the last one may say that the watch is canceled."""
         canceled = self.watcher.canceled
-        for response in _responses(self.watcher.take()):
+        for response in _responses(self.watcher.take(), self._held):
             self._told = True
             response.header.CopyFrom(self._backend.header(self.group, self._hub.revision))
             yield response
@@ -188,14 +189,22 @@ async def _wait(ready: asyncio.Event, seconds: float | None) -> bool:
     return True
 
 
-def _responses(batches: list[EventBatch]) -> Iterator[pb.WatchResponse]:
-    """Whole revisions, packed; one that is too large for a response in fragments (etcd 37)."""
+def _responses(batches: Iterable[EventBatch], held: list[Event]) -> Iterator[pb.WatchResponse]:
+    """Whole revisions, packed; one that is too large for a response in fragments (etcd 37). Of one that comes in parts
+    `held` keeps the last event until it is known whether more follow: the last response is no fragment, and not empty.
+    """
     response, size = pb.WatchResponse(), 0
     for batch in batches:
-        if response.events and not _fits(size + batch.size, len(response.events) + len(batch.events)):
+        events = (*held, *batch.events) if held else batch.events
+        cut = batch.more or bool(held)
+        held.clear()
+        if response.events and (cut or not _fits(size + batch.size, len(response.events) + len(events))):
             yield response
             response, size = pb.WatchResponse(), 0
-        for event in batch.events:
+        if batch.more:
+            held.append(events[-1])
+            events = events[:-1]
+        for event in events:
             weight = _weight(event)
             if response.events and not _fits(size + weight, len(response.events) + 1):
                 response.fragment = True
@@ -203,6 +212,10 @@ def _responses(batches: list[EventBatch]) -> Iterator[pb.WatchResponse]:
                 response, size = pb.WatchResponse(), 0
             size += weight
             _add(response, event)
+        if batch.more and response.events:
+            response.fragment = True
+            yield response
+            response, size = pb.WatchResponse(), 0
     if response.events:
         yield response
 

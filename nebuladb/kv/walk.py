@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from nebuladb.errors import Corruption
 from nebuladb.kv.change import Change
-from nebuladb.kv.rows import KEY_AT, POSITION, decode_row
+from nebuladb.kv.rows import KEY_AT, POSITION, Record, decode_row
 from nebuladb.kv.source import SnapshotSource, close
 from nebuladb.kv.view import load
 
@@ -30,7 +30,8 @@ class Changes(list[Change]):
 def walk(
     source: SnapshotSource, start: tuple[int, int], below: tuple[int, int], bounds: Bounds, floor: int | None
 ) -> Changes:
-    """Changes from position `start` on; with a `floor`, what the key was before those above it. Raises `Corruption`."""
+    """Changes from position `start` on; with a `floor`, what the key was before the revisions above it. Raises
+    `Corruption`."""
     changes = Changes()
     size = before = last = begin = 0
     rows = source.scan(source.keys.record_key(*start), source.keys.record_key(*below))
@@ -49,11 +50,21 @@ def walk(
         key, record = decode_row(data)
         if record.main != main or record.sub != sub:
             raise Corruption(f"row {main}.{sub} of the history is of another revision")
-        past = None
-        if floor is not None and record.past_main and not record.past_deleted and main > floor:
-            past = load(source, key, record.past_main, record.past_sub)
+        past = superseded(source, key, record) if floor is not None and main > floor else None
         changes.append(Change(key, record, past))
         # What was before counts: a thousand small puts over values of 1.5 MiB would else be 1.5 GiB in one turn.
         size += len(row) + len(data) + (len(past.value) if past is not None else 0)
         last = main
     return changes
+
+
+def superseded(source: SnapshotSource, key: bytes, record: Record) -> Record | None:
+    """What the key of a change was before the change's revision, though that changed it twice (etcd 38); of a put that
+    makes a key, nothing. Raises `Corruption`."""
+    if record.version == 1:
+        return None
+    while record.past_main == record.main:
+        record = load(source, key, record.past_main, record.past_sub)
+    if not record.past_main or record.past_deleted:
+        return None
+    return load(source, key, record.past_main, record.past_sub)

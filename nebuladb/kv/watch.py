@@ -3,9 +3,10 @@
 Pure and synchronous. The caller calls `publish` after every apply in the same turn, and `catch_up` when a watch was
 made, when a consumer drained an outbox and while it returns True.
 
-The promises (etcd 45): ordered, each event once, none left out, a revision whole, resumable from any revision that
-isn't compacted. They rest on `Watcher.cursor` alone: the feed and the walk both skip what is below it and move it up
-with what they deliver, so it doesn't matter in which order they come.
+The promises (etcd 45): ordered, each event once, none left out, resumable from any revision that isn't compacted. They
+rest on `Watcher.position` alone: the feed and the walk both skip what is below it and move it up with what they
+deliver, so it doesn't matter in which order they come. A revision is told whole, but for a large one: that comes in
+parts, with a mark at all but the last, so that nobody needs to hold it.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from nebuladb.env import probe
 from nebuladb.errors import InvalidArgument, TooManyRequests, Unavailable, invariant
 from nebuladb.kv.change import Applied, Change
 from nebuladb.kv.check import TO_THE_LAST
-from nebuladb.kv.interest import Interest, Large
+from nebuladb.kv.interest import BEGINNING, Interest
 from nebuladb.kv.store import Store
 from nebuladb.kv.watcher import OUTBOX_BYTES, OUTBOX_EVENTS, EventBatch, Watcher
 from nebuladb.storage.share import Share
@@ -30,8 +31,8 @@ MAX_DELIVERIES: Final = 20_000
 """Batches that one stretch of history gives out, about: some 30 ms."""
 
 LARGE: Final = 1024
-"""Changes of one revision that are read from history in one go, unless they are too many bytes for that; of more than
-that, so many at a time."""
+"""Changes of one revision that are told at once, unless they are too many bytes for that; of more than that, so many at
+a time, out of history."""
 
 
 class WatchHub:
@@ -49,12 +50,10 @@ class WatchHub:
         """In step with the live feed."""
         self._behind = Interest()
         """To be fed from history."""
-        self._swept = 0
+        self._swept = BEGINNING
         """Where the last stretch of history ended: the next one begins with who is next above it."""
         self._stuck: dict[Watcher, None] = {}
         """To be fed from history when their outboxes are drained; until then they cost nothing."""
-        self._large: Large | None = None
-        """What is read piece by piece, and nothing else meanwhile."""
         self._closed = False
 
     def __len__(self) -> int:
@@ -82,16 +81,13 @@ class WatchHub:
         outbox_events: int = OUTBOX_EVENTS,
         outbox_bytes: int = OUTBOX_BYTES,
         on_ready: Callable[[], None] | None = None,
-        most: int = 0,
     ) -> Watcher:
         """A watch from `start_revision`, inclusive; 0 = from now on. An empty key is ``\\0`` (etcd 42).
 
         A start below the floor gives a watcher that is canceled already (etcd 34, 36). `on_ready` is called within
         `publish` and `catch_up`, when an empty outbox gets its first batch and when the watch is canceled; it may not
-        call back into the hub. `most`: bytes of keys and values of one revision, past which the watch is canceled
-        instead of being told it (`Watcher.too_large`), so that nobody gathers what can't be sent; 0 = any. It is looked
-        at where a revision is read in pieces. Raises `InvalidArgument` for an empty range, `TooManyRequests`, and
-        `Unavailable` once the shard has left this node.
+        call back into the hub. Raises `InvalidArgument` for an empty range, `TooManyRequests`, and `Unavailable` once
+        the shard has left this node.
         """
         if self._closed:
             raise Unavailable("this node serves the shard no more; watch again, at another node")
@@ -102,7 +98,7 @@ class WatchHub:
         watcher = Watcher(
             key or b"\0", range_end, start_revision or self._revision + 1, prev_kv=prev_kv, no_put=no_put,
             no_delete=no_delete, outbox_events=outbox_events, outbox_bytes=outbox_bytes, share=self._outboxes,
-            on_ready=on_ready, most=most,
+            on_ready=on_ready,
         )  # fmt: skip
         if start_revision and start_revision < self._store.floor:
             watcher.canceled, watcher.compact_revision = True, self._store.floor
@@ -125,7 +121,6 @@ class WatchHub:
         # Who falls back goes on behind `_revision`: what an older store published up to there would be passed over.
         invariant(store.revision >= self._revision, "a state that watches were told of is replaced by an older one")
         self._all_fall_back()
-        self._large = None
         self._store = store
         self._revision = store.revision
 
@@ -141,7 +136,7 @@ class WatchHub:
 
     def publish(self, applied: Applied) -> None:
         """Give what an apply call published to those in step."""
-        if applied.missing:
+        if applied.missing or _has_large(applied.events):
             probe("watchers sent to history")
             self._all_fall_back()
         elif len(self._live):
@@ -166,68 +161,43 @@ class WatchHub:
         """
         behind = self._with_room()
         if not behind:
-            self._large = None
             return False
-        if self._large is not None:
-            return self._go_on(self._large)
-        start = min((cursor for watcher in behind if (cursor := watcher.cursor) >= self._swept), default=0)
-        if not start:
+        start = min((position for watcher in behind if (position := watcher.position) >= self._swept), default=None)
+        if start is None:
             probe("sweep of history begun anew")
-            start = min(watcher.cursor for watcher in behind)
+            start = min(watcher.position for watcher in behind)
         previous = any(watcher.prev_kv for watcher in behind)
-        changes = self._store.changes(start - 1, limit_rows=budget, previous=previous, cut=LARGE)
-        if changes.cut:
-            self._large = self._behind.large(start, changes[0].revision, previous)
-            self._gather(self._large, changes)
-            return True
-        through = changes[-1].revision if changes else self._store.revision
+        revision, sub = start
+        changes = self._store.changes(revision - 1, sub=sub, limit_rows=budget, previous=previous, cut=LARGE)
+        last = changes[-1].record if changes else None
+        through = (last.main if last is not None else self._store.revision) + 1, 0
+        if last is not None and changes.cut:
+            probe("large revision told in parts")
+            through = last.main, last.sub + 1
         deliveries = 0
         for revision, of_revision in groupby(changes, _revision):
-            told = self._behind.told(revision, of_revision, since=start)
-            self._deliver(told, revision)
+            told = self._behind.told(revision, of_revision, start, more=changes.cut)
+            self._deliver(told, revision, through[1])
             deliveries += len(told)
-            if deliveries >= MAX_DELIVERIES:
+            if deliveries >= MAX_DELIVERIES and not changes.cut:
                 probe("a stretch of history had many takers")
-                through = revision
+                through = revision + 1, 0
                 break
-        return self._passed(through, [watcher for watcher in behind if watcher.cursor >= start])
+        return self._passed(through, [watcher for watcher in behind if watcher.position >= start])
 
-    def _go_on(self, large: Large) -> bool:
-        """The next piece of a large revision, or its end."""
-        if large.revision < self._store.floor:
-            self._large = None  # who wanted it has been canceled
-            return True
-        changes = self._store.changes(
-            large.revision - 1, sub=large.sub, limit_rows=1, previous=large.previous, cut=LARGE
-        )
-        if changes and changes[0].revision == large.revision:
-            self._gather(large, changes)
-            return True
-        self._large = None
-        probe("large revision gathered")
-        told, past = self._behind.gathered(large)
-        self._deliver(told, large.revision)
-        return self._passed(large.revision, past)
-
-    def _gather(self, large: Large, changes: Sequence[Change]) -> None:
-        for watcher in self._behind.gather(large, changes):
-            probe("watch given up for a revision too large")
-            self._behind.discard(watcher)
-            watcher.give_up()
-
-    def _deliver(self, told: Iterable[tuple[Watcher, EventBatch]], revision: int) -> None:
-        """Give out what history has at `revision`."""
+    def _deliver(self, told: Iterable[tuple[Watcher, EventBatch]], revision: int, sub: int) -> None:
+        """Give out what history has at `revision`, or has there below `sub`."""
         for watcher, batch in told:
-            if not watcher.deliver(batch):
-                watcher.cursor = revision  # everything below it was delivered or isn't wanted
+            if not watcher.deliver(batch, sub):
+                watcher.reach((revision, 0))
                 self._stick(watcher)
 
-    def _passed(self, through: int, watchers: Iterable[Watcher]) -> bool:
+    def _passed(self, through: tuple[int, int], watchers: Iterable[Watcher]) -> bool:
         """History was walked up to `through`, for these; whether anybody is behind still."""
-        self._swept = through + 1
+        self._swept = through
         for watcher in watchers:
             if watcher in self._behind:
-                watcher.cursor = max(watcher.cursor, through + 1)
+                watcher.reach(through)
                 self._settle(watcher)
         return len(self._behind) > 0
 
@@ -271,7 +241,7 @@ class WatchHub:
 
     def _fall_back(self, watcher: Watcher, revision: int = 0) -> None:
         """Out of the live feed, to be fed from `revision`, or from what comes after the feed's last."""
-        watcher.cursor = max(watcher.cursor, revision or self._revision + 1)
+        watcher.reach((revision or self._revision + 1, 0))
         watcher.lagging = True
         self._live.discard(watcher)
         if watcher.full:
@@ -293,3 +263,8 @@ class WatchHub:
 
 def _revision(change: Change) -> int:
     return change.record.main
+
+
+def _has_large(events: Sequence[Change]) -> bool:
+    """Whether one of the revisions is too large to be told at once."""
+    return len(events) > LARGE and any(sum(1 for _ in its) > LARGE for _, its in groupby(events, _revision))

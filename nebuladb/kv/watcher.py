@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Final, NamedTuple
 
 from nebuladb.kv.answer import KeyValue
@@ -11,7 +11,7 @@ from nebuladb.storage.share import Share
 
 OUTBOX_EVENTS: Final = 1024
 OUTBOX_BYTES: Final = 4 << 20
-"""What may wait for a watcher's consumer. A revision larger than that is taken whole where nothing else waits."""
+"""What may wait for a watcher's consumer. A batch larger than that is taken where nothing else waits."""
 
 EVENT_OVERHEAD: Final = 64
 
@@ -26,15 +26,17 @@ class Event(NamedTuple):
 
 
 class EventBatch:
-    """All events of one revision that a watch wants; never part of them (etcd 37). Those who want the same share it."""
+    """Events of one revision that a watch wants: all, or of a large revision a part, of which no two need be in memory
+    at once. Those who want the same share it."""
 
-    __slots__ = ("events", "revision", "size", "wire")
+    __slots__ = ("events", "more", "revision", "size", "wire")
 
-    def __init__(self, revision: int, events: tuple[Event, ...], size: int = -1) -> None:
-        """`size` if it is known."""
+    def __init__(self, revision: int, events: tuple[Event, ...], *, more: bool = False) -> None:
         self.revision = revision
         self.events = events
-        self.size = size if size >= 0 else size_of(events)
+        self.more = more
+        """The next batch has more of the revision; the last of them may be empty."""
+        self.size = size_of(events)
         """Bytes, about."""
         self.wire: tuple[bytes, ...] | None = None
         """What the api has made of `events`, once for all who are told them."""
@@ -53,8 +55,9 @@ def size_of(events: Iterable[Event]) -> int:
 class Watcher:
     """Made by `WatchHub.watch`, and fed by it.
 
-    `cursor`: every event of a revision below it was put into the outbox, or isn't wanted; none of a revision at or
-    above it was. It never goes back, which is what makes the watch ordered, without gaps and without repeats.
+    `position`, a revision and a number of changes in it: every event below it was put into the outbox, or isn't wanted;
+    none at or above it was. It never goes back, which is what makes the watch ordered, without gaps and without
+    repeats.
     """
 
     def __init__(
@@ -70,11 +73,10 @@ class Watcher:
         outbox_bytes: int = OUTBOX_BYTES,
         share: Share | None = None,
         on_ready: Callable[[], None] | None = None,
-        most: int = 0,
     ) -> None:
         self.key = key
         self.end = end
-        self.cursor = cursor
+        self.position = cursor, 0
         self.prev_kv = prev_kv
         self.lagging = True
         """Fed from history, not from the live feed."""
@@ -84,11 +86,7 @@ class Watcher:
         """Nothing comes any more, after what `take` still holds."""
         self.compact_revision = 0
         """Why, if not 0: revisions that it wanted are compacted; this is the oldest that can be had (etcd 36)."""
-        self.most = most
-        """Bytes of keys and values that it takes of one revision; 0: any."""
-        self.too_large = False
-        """Why it is canceled: a revision has more than `most`, and has not been told."""
-        self.kind = key, end, prev_kv, no_put, no_delete, most
+        self.kind = key, end, prev_kv, no_put, no_delete
         """Those that have it in common want the same."""
         self._no_put = no_put
         self._no_delete = no_delete
@@ -101,7 +99,14 @@ class Watcher:
         self._count = 0
         self._size = 0
         self._blocked = False
-        """The next revision doesn't fit."""
+        """The next batch doesn't fit."""
+        self.amid = False
+        """The last batch that was put into the outbox says that there is more of its revision."""
+
+    @property
+    def cursor(self) -> int:
+        """The first revision that it wasn't told all of."""
+        return self.position[0]
 
     @property
     def full(self) -> bool:
@@ -117,11 +122,6 @@ class Watcher:
     def count(self) -> int:
         """Events that `take` would give."""
         return self._count
-
-    @property
-    def outbox(self) -> Sequence[EventBatch]:
-        """What `take` would give."""
-        return self._outbox
 
     def take(self) -> list[EventBatch]:
         """Everything that waits, in order; the outbox is empty then. If it lags, the hub must get a `catch_up` now."""
@@ -142,30 +142,39 @@ class Watcher:
         """Whether a change of its range passes its filters (etcd 39)."""
         return not (self._no_delete if change.deleted else self._no_put)
 
-    def deliver(self, batch: EventBatch) -> bool:
-        """Put the wanted changes of a revision into the outbox; False, and nothing is done, if they don't fit."""
-        first = not self._outbox
-        # An empty outbox takes any revision: else one larger than the bounds could never be told.
-        if not first and (
+    def deliver(self, batch: EventBatch, sub: int = 0) -> bool:
+        """Put the wanted changes of a revision into the outbox; False, and nothing is done, if they don't fit. `sub`:
+        where in the revision a part ends."""
+        # An empty outbox takes anything: else what is larger than the bounds could never be told.
+        if self._outbox and (
             self._count + len(batch.events) > self._events_limit
             or self._size + batch.size > self._bytes_limit
             or not self._share.fits(batch.size)
         ):
             self._blocked = True
             return False
+        if self.amid:
+            self.reach((batch.revision, 0))
+        self.amid = batch.more
+        self.position = (batch.revision, sub) if batch.more else (batch.revision + 1, 0)
+        self._put(batch)
+        return True
+
+    def reach(self, position: tuple[int, int]) -> None:
+        """Everything below `position` was delivered, or isn't wanted."""
+        if position > self.position:
+            if self.amid and position[0] > self.position[0]:
+                self.amid = False
+                self._put(EventBatch(self.position[0], ()))  # nothing else of what it was told a part of is wanted
+            self.position = position
+
+    def _put(self, batch: EventBatch) -> None:
         self._outbox.append(batch)
         self._count += len(batch.events)
         self._size += batch.size
         self._share.take(batch.size)
-        self.cursor = batch.revision + 1
-        if first:
+        if len(self._outbox) == 1:
             self._wake()
-        return True
-
-    def give_up(self) -> None:
-        """A revision is too large for it."""
-        self.too_large = True
-        self.cancel(0)
 
     def cancel(self, compact_revision: int) -> None:
         """No more events after what waits."""

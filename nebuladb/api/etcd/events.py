@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from typing import Final
 
 from nebuladb.api.etcd.wire import WORD, key_value, message_field, number_field
@@ -17,84 +16,100 @@ FRAGMENT_BYTES: Final = MAX_REQUEST_BYTES + (512 << 10)
 """Of a larger one a watch with `fragment` is told in pieces of this size at most (as etcd: a request and 512 KiB)."""
 MAX_MESSAGE_BYTES: Final = 64 << 20
 """A revision that is larger can be told in fragments only. (etcd's own bound is 2 GiB.)"""
-SLICE_EVENTS: Final = 1_000
-"""Encoded in one turn of the loop, about: of a revision of more `encode` makes so many at a time."""
 CHUNK_BYTES: Final = 64 << 10
-"""Events of such a revision are joined up to here, once for all who are told them."""
+"""A revision's events are joined up to here, once for all who are told them: one by one they take twice as much."""
 
 _FRAGMENT: Final = b"\x38\x01"
 
 
-async def encode(batches: Iterable[EventBatch], turns: asyncio.Lock) -> None:
-    """What `responses` would encode of large revisions, in slices; others have a turn between two. Who shares `turns`
-    does so one after the other."""
-    for batch in batches:
-        if batch.wire is None and len(batch.events) > SLICE_EVENTS:
-            async with turns:
-                if batch.wire is None:  # nobody has done it meanwhile
-                    batch.wire = await _sliced(batch.events)
+class Telling:
+    """What a watch is told, as responses. A revision that comes in parts is gathered, or with `fragment` told as it
+    comes: a piece of it is kept until it is known whether more follows, so that the last one isn't empty."""
+
+    __slots__ = ("_count", "_fragment", "_who", "_wires", "size")
+
+    def __init__(self, watch_id: int, *, fragment: bool) -> None:
+        self._who = number_field(b"\x10", watch_id & WORD)
+        self._fragment = fragment
+        self._wires: list[bytes] = []
+        self._count = 0
+        self.size = 0
+        """Bytes that are kept of a revision whose end hasn't come."""
+
+    def responses(self, batches: Iterable[EventBatch], through: int) -> Iterator[tuple[int, bytes]]:
+        """`batches` as responses: each one's revision for the header, and its bytes behind the header.
+
+        A revision is never split, unless with `fragment`. The header of the last one says `through`, up to which the
+        watch has been told everything then; of those before, their last event's: who resumes after it misses nothing.
+        """
+        pack: list[bytes] = []
+        size = count = revision = 0
+        for batch in batches:
+            wires = _encoded(batch)
+            weight, events = self.size + sum(map(len, wires)), self._count + len(batch.events)
+            if pack and (batch.more or size + weight > PACK_BYTES or count + events > PACK_EVENTS):
+                yield from self._pieces(revision, pack, size)
+                pack, size, count = [], 0, 0
+            if batch.more:
+                self._wires += wires
+                self.size, self._count = weight, events
+                if self._fragment:
+                    yield from self._ahead(batch.revision)
+                continue
+            pack += self._wires
+            pack += wires
+            self._wires, self.size, self._count = [], 0, 0
+            count += events
+            size += weight
+            revision = batch.revision
+        if pack:
+            yield from self._pieces(max(through, revision), pack, size)
+
+    def _ahead(self, revision: int) -> Iterator[tuple[int, bytes]]:
+        """Pieces of what has come of a revision, but for the last."""
+        *pieces, self._wires = _cut(self._wires)
+        self.size = sum(map(len, self._wires))
+        for piece in pieces:
+            yield revision, b"".join((self._who, _FRAGMENT, *piece))
+
+    def _pieces(self, revision: int, wires: list[bytes], size: int) -> Iterator[tuple[int, bytes]]:
+        if self._fragment and size >= FRAGMENT_BYTES:
+            *pieces, wires = _cut(wires)
+            for piece in pieces:
+                yield revision, b"".join((self._who, _FRAGMENT, *piece))
+        yield revision, b"".join((self._who, *wires))
 
 
-async def _sliced(told: Sequence[Event]) -> tuple[bytes, ...]:
-    chunks: list[bytes] = []
-    for start in range(0, len(told), SLICE_EVENTS):
+def _cut(wires: Iterable[bytes]) -> list[list[bytes]]:
+    """In pieces of less than `FRAGMENT_BYTES`, or of one wire."""
+    pieces: list[list[bytes]] = [[]]
+    size = 0
+    for wire in wires:
+        if pieces[-1] and size + len(wire) >= FRAGMENT_BYTES:
+            pieces.append([])
+            size = 0
+        pieces[-1].append(wire)
+        size += len(wire)
+    return pieces
+
+
+def _encoded(batch: EventBatch) -> tuple[bytes, ...]:
+    """The events of `batch`, in chunks."""
+    if batch.wire is None:
+        chunks: list[bytes] = []
         chunk: list[bytes] = []
         size = 0
-        for wire in _wires(told[start : start + SLICE_EVENTS]):
+        for event in batch.events:
+            wire = message_field(b"\x5a", _event(event))
             if chunk and size + len(wire) > CHUNK_BYTES:
                 chunks.append(b"".join(chunk))
                 chunk, size = [], 0
             chunk.append(wire)
             size += len(wire)
-        chunks.append(b"".join(chunk))
-        await asyncio.sleep(0)
-    return tuple(chunks)
-
-
-def _wires(told: Iterable[Event]) -> tuple[bytes, ...]:
-    return tuple(message_field(b"\x5a", _event(event)) for event in told)
-
-
-def responses(
-    watch_id: int, batches: Sequence[EventBatch], through: int, *, fragment: bool
-) -> Iterator[tuple[int, bytes]]:
-    """`batches` as responses: each one's revision for the header, and its bytes behind the header.
-
-    A revision is never split, unless `fragment`. The header of the last one says `through`, up to which the watch has
-    been told everything then; of those before, their last event's: who resumes after it misses nothing.
-    """
-    who = number_field(b"\x10", watch_id & WORD)
-    pack: list[bytes] = []
-    size = count = revision = 0
-    for batch in batches:
-        wire = batch.wire
-        if wire is None:
-            wire = batch.wire = _wires(batch.events)
-        weight = sum(map(len, wire))
-        if pack and (size + weight > PACK_BYTES or count + len(batch.events) > PACK_EVENTS):
-            yield from _pieces(revision, who, pack, size, fragment=fragment)
-            pack, size, count = [], 0, 0
-        pack += wire
-        count += len(batch.events)
-        size += weight
-        revision = batch.revision
-    if pack:
-        yield from _pieces(max(through, revision), who, pack, size, fragment=fragment)
-
-
-def _pieces(revision: int, who: bytes, wires: list[bytes], size: int, *, fragment: bool) -> Iterator[tuple[int, bytes]]:
-    if not fragment or size < FRAGMENT_BYTES:
-        yield revision, b"".join((who, *wires))
-        return
-    piece: list[bytes] = []
-    size = 0
-    for wire in wires:
-        if piece and size + len(wire) >= FRAGMENT_BYTES:
-            yield revision, b"".join((who, _FRAGMENT, *piece))
-            piece, size = [], 0
-        piece.append(wire)
-        size += len(wire)
-    yield revision, b"".join((who, *piece))
+        if chunk:
+            chunks.append(b"".join(chunk))
+        batch.wire = tuple(chunks)
+    return batch.wire
 
 
 def _event(event: Event) -> bytes:

@@ -64,6 +64,8 @@ class Line:
         self._due = False
         self._loop = asyncio.get_running_loop()
         self._watcher = hub.watch(*span, revision + 1, on_ready=self._ready)
+        self._part: list[Event] = []
+        """Of a revision that isn't told to its end: by half of it the first may be one who is gone, too."""
         self._broken = False
 
     @property
@@ -120,8 +122,11 @@ class Line:
             return
         canceled = self._watcher.canceled
         for batch in self._watcher.take():
-            for event in batch.events:
-                self._tell(event)
+            self._part += batch.events
+            if not batch.more:
+                for event in self._part:
+                    self._tell(event)
+                self._part.clear()
         if self._watcher.lagging:
             self._work()
         if canceled or len(self._entries) > MAX_ENTRIES:

@@ -37,18 +37,25 @@ TOO_LARGE: Final = "etcdserver: a revision is too large for one message; watch w
 class Watch:
     """One watch of a stream."""
 
-    __slots__ = ("dead", "elide", "fragment", "id", "notify", "start", "watcher")
+    __slots__ = ("dead", "elide", "fragment", "id", "notify", "start", "telling", "watcher")
 
     def __init__(self, watch_id: int, request: pb.WatchCreateRequest) -> None:
         self.id = watch_id
         self.start = request.start_revision
         self.fragment = request.fragment
+        self.telling = events.Telling(watch_id, fragment=request.fragment)
         self.notify = request.progress_notify
         self.elide = False
         """It was told something since the last notification was due."""
         self.watcher: Watcher
         self.dead = False
         """The client was told that it is canceled; its id is not free before the client cancels it, too."""
+
+    @property
+    def due(self) -> int:
+        """Bytes, about, that it is told next."""
+        gathering = self.watcher.amid and not self.fragment
+        return self.watcher.waiting + (0 if gathering else self.telling.size)
 
 
 class WatchStream:
@@ -64,12 +71,14 @@ class WatchStream:
         self._control: deque[bytes] = deque()
         self._ready: deque[Watch] = deque()
         """Those whose outboxes hold something, or that were canceled."""
+        self._amid: Watch | None = None
+        """It was told fragments of a revision, and not the last one. Until then nothing else is said: etcd's client in
+        Go loses what comes in between, or the fragments."""
         self._asked = 0
         """Progress requests that are not answered yet."""
         self._failure: BaseException | None = None
         self._news = asyncio.Event()
         self._delivery = face.backend.deliveries.stream(self._news, end)
-        self._turns = face.backend.deliveries.turns
         self._room = asyncio.Event()
         # Jitter, so that streams that began together don't speak together (as etcd).
         self._interval = face.progress_seconds * (1 + Random().random() / 10)
@@ -151,7 +160,6 @@ class WatchStream:
             no_put=pb.WatchCreateRequest.NOPUT in request.filters,
             no_delete=pb.WatchCreateRequest.NODELETE in request.filters,
             on_ready=ready,
-            most=0 if request.fragment else events.MAX_MESSAGE_BYTES,
         )
         if watch.watcher.canceled:
             ready()
@@ -176,31 +184,44 @@ class WatchStream:
         """Responses as bytes: of each watch `created` first, then its events in order. Ends by raising only."""
         while True:
             # A watch is announced before it is told anything (etcd 31).
-            while self._control:
+            while self._control and self._amid is None:
                 yield self._control.popleft()
-            self._room.set()
+            if not self._control:
+                self._room.set()
             if self._failure is not None:
                 raise self._failure
-            if self._ready:
+            if self._any_ready():
                 # All that were there: between two looks there is room for many answers, and one for each would let what
                 # has something to say gather here as long as watches are made, the events of others behind it.
                 for _ in range(len(self._ready)):
-                    watcher = self._ready[0].watcher
-                    if watcher.count > events.SLICE_EVENTS:
-                        await events.encode(watcher.outbox, self._turns)  # before it holds room that others want
-                    if not self._delivery.admits(watcher.waiting):
+                    if not self._any_ready():
+                        break
+                    if not self._delivery.admits(self._ready[0].due):
                         await self._news.wait()  # or for something to say, or the end
                         self._news.clear()
                         break
-                    for response in self._told(self._ready.popleft()):
+                    watch = self._ready.popleft()
+                    for response in self._told(watch):
                         yield response
+                    self._amid = watch if watch.fragment and watch.telling.size and not watch.dead else None
                     self._delivery.give()
-            elif (progress := self._progress()) is not None:
+            elif self._amid is None and (progress := self._progress()) is not None:
                 for response in progress:
                     yield response
             else:
                 await self._news.wait()
                 self._news.clear()
+
+    def _any_ready(self) -> bool:
+        """Whether anybody is to be told something now; who it is comes first."""
+        amid = self._amid
+        if amid is None or not self._ready or self._ready[0] is amid:
+            return bool(self._ready)
+        if amid not in self._ready:
+            return False
+        self._ready.remove(amid)
+        self._ready.appendleft(amid)
+        return True
 
     def _told(self, watch: Watch) -> Iterator[bytes]:
         """What waits for a watch, and whether it has ended."""
@@ -213,15 +234,15 @@ class WatchStream:
             through = watcher.cursor - 1
             self._face.backend.pump.work()  # what was taken has made room
         watch.elide = watch.elide or bool(batches)
-        for revision, rest in events.responses(watch.id, batches, through, fragment=watch.fragment):
+        for revision, rest in watch.telling.responses(batches, through):
             if len(rest) > events.MAX_MESSAGE_BYTES:
                 yield self._too_large(watch)
                 return
             yield self._face.prefix(self._shard.group, revision) + rest
-        if not canceled:
-            return
-        if watcher.too_large:
+        if watch.telling.size > events.MAX_MESSAGE_BYTES:
             yield self._too_large(watch)
+            return
+        if not canceled:
             return
         if not watcher.compact_revision:
             raise self._gone()
@@ -292,6 +313,8 @@ class WatchStream:
 
     def _end(self, watch: Watch) -> None:
         watch.dead = True
+        if self._amid is watch:
+            self._amid = None
         self._hub.remove(watch.watcher)
         watch.watcher.on_ready = None  # it knows the watch and this stream: they would be left to the collector
 

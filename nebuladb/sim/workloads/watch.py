@@ -7,7 +7,7 @@ from typing import Final
 
 from nebuladb.errors import NebulaError
 from nebuladb.kv.watch import WatchHub
-from nebuladb.kv.watcher import Watcher
+from nebuladb.kv.watcher import Event, EventBatch, Watcher
 from nebuladb.node.applier import GroupData
 from nebuladb.node.node import Node
 from nebuladb.sim.actor import Actor
@@ -46,6 +46,8 @@ class Observer(Actor):
         """The group is no more."""
         self._changes: Changes = board.changes
         self._watch: tuple[Machine, Node, WatchHub, Watcher] | None = None
+        self._parts: tuple[Event, ...] = ()
+        """Of a revision that it wasn't told to its end."""
 
     def _begin(self) -> None:
         if self._watch is None or self._watch[0].node is not self._watch[1]:
@@ -76,6 +78,7 @@ class Observer(Actor):
         if now:
             self.after = hub.revision
         self._watch = machine, machine.node, hub, watcher
+        self._parts = ()
         machine.work()
         self._ok(TAKE_MS)
 
@@ -86,7 +89,11 @@ class Observer(Actor):
         data = node.groups.get(self.group)
         where = f"watch {self.name} on {machine.name}"
         batches = watcher.take()
-        for batch in batches:
+        for part in batches:
+            self._parts += part.events
+            if part.more:
+                continue
+            batch, self._parts = EventBatch(part.revision, self._parts), ()
             self._no_gap(batch.revision, self.after + 1, where)
             floor = data.store.floor if data else NO_HISTORY
             self._changes.told(self.group, batch, self.after, self._asked, floor, where)

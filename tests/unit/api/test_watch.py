@@ -19,6 +19,7 @@ from nebuladb.client import AsyncClient
 from nebuladb.client.watch import WatchPlan
 from nebuladb.errors import InvalidArgument, NoLeader, Unavailable, WrongShard
 from nebuladb.ids import DEFAULT_GROUP
+from nebuladb.kv import watch as hubs
 from nebuladb.kv.answer import KeyValue
 from nebuladb.kv.watcher import Event, EventBatch
 from nebuladb.pb.nebula.v1 import kv_pb2
@@ -35,7 +36,7 @@ def batch(revision: int, sizes: list[int]) -> EventBatch:
 @given(st.lists(st.lists(st.sampled_from([1, 100_000, 700_000, 1_200_000]), min_size=1, max_size=5), max_size=6))
 def test_every_event_comes_once_in_order_and_a_revision_is_cut_only_with_a_mark(revisions: list[list[int]]) -> None:
     batches = [batch(revision, sizes) for revision, sizes in enumerate(revisions, 2)]
-    responses = list(_responses(batches))
+    responses = list(_responses(batches, []))
     told = [(e.kv.mod_revision, e.kv.key, len(e.kv.value)) for response in responses for e in response.events]
     assert told == [(b.revision, e.kv.key, len(e.kv.value)) for b in batches for e in b.events]
     for response, following in pairwise(responses):
@@ -47,8 +48,37 @@ def test_every_event_comes_once_in_order_and_a_revision_is_cut_only_with_a_mark(
 
 
 def test_a_huge_revision_comes_in_responses_of_bounded_count() -> None:
-    responses = list(_responses([batch(2, [1] * (3 * MAX_RESPONSE_EVENTS + 1))]))
+    responses = list(_responses([batch(2, [1] * (3 * MAX_RESPONSE_EVENTS + 1))], []))
     assert [len(response.events) for response in responses] == [MAX_RESPONSE_EVENTS] * 3 + [1]
+
+
+def test_of_a_revision_in_parts_the_last_response_has_events_and_no_mark() -> None:
+    whole = batch(2, [1] * 5)
+    parts = [EventBatch(2, whole.events[:3], more=True), EventBatch(2, whole.events[3:], more=True), EventBatch(2, ())]
+    held: list[Event] = []
+    told = [[(len(r.events), r.fragment) for r in _responses([part], held)] for part in (batch(1, [1]), *parts)]
+    assert told == [[(1, False)], [(2, True)], [(2, True)], [(1, False)]]
+    together = list(_responses([batch(1, [1]), *parts, batch(3, [1])], held))
+    assert [(response.events[0].kv.mod_revision, response.fragment) for response in together] == [
+        (1, False), (2, True), (2, True), (2, False),
+    ]  # fmt: skip
+    assert [len(response.events) for response in together] == [1, 2, 2, 2], "what follows it shares the last one"
+
+
+async def test_a_client_is_told_a_revision_that_comes_in_parts_whole(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hubs, "LARGE", 3)
+    keys = {b"k%02d" % number: b"" for number in range(20)}
+    async with AsyncClient([served.address], timeout=SECONDS) as client:
+        await client.batch(keys)
+        before = (await client.put(b"k", b"")).revision
+        deleted = await client.delete(b"k0", b"k2")
+        again = await client.put(b"k05", b"")
+        async with asyncio.timeout(SECONDS), aclosing(client.watch(b"k", b"l", start_revision=before)) as events:
+            told = [await anext(events) for _ in range(22)]
+    assert [event.kv.key for event in told] == [b"k", *keys, b"k05"]
+    assert {event.kv.mod_revision for event in told[1:21]} == {deleted.revision} == {again.revision - 1}
 
 
 async def test_an_event_that_comes_as_the_time_for_progress_is_up_is_told_first(

@@ -13,6 +13,8 @@ from nebuladb.kv.change import Applied
 from nebuladb.kv.command import Command, Kind, Work
 from nebuladb.kv.limits import DEFAULT_LIMITS, Limits
 from nebuladb.kv.store import Store
+from nebuladb.kv.watch import WatchHub
+from nebuladb.kv.watcher import EventBatch, Watcher
 from nebuladb.pb.nebula.v1 import kv_pb2, lease_pb2, session_pb2
 from nebuladb.storage.engine import Engine
 from nebuladb.storage.memory import MemoryEngine
@@ -110,6 +112,37 @@ def open_session(**header: int) -> Command:
 
 def close_session(session: int) -> Command:
     return _command(Kind.SESSION_CLOSE, session_pb2.SessionCloseRequest(id=session))
+
+
+class Told:
+    """What a watcher was told, parts put together; a revision that isn't whole yet is left out."""
+
+    def __init__(self) -> None:
+        self.batches: list[EventBatch] = []
+        self.parts: list[EventBatch] = []
+
+    def add(self, batches: Sequence[EventBatch]) -> None:
+        for batch in batches:
+            assert all(part.revision == batch.revision for part in self.parts), "the end of a revision was told"
+            assert batch.events or self.parts, "a part has events, and so has what is whole"
+            self.parts.append(batch)
+            if not batch.more:
+                self.batches.append(
+                    EventBatch(batch.revision, tuple(event for part in self.parts for event in part.events))
+                )
+                self.parts = []
+
+
+def taken(hub: WatchHub, *watchers: Watcher) -> list[list[EventBatch]]:
+    """What each is told until nobody lags, parts put together."""
+    told = [Told() for _ in watchers]
+    on = True
+    while on:
+        on = hub.catch_up(256)
+        for watcher, its in zip(watchers, told, strict=True):
+            its.add(watcher.take())
+        on = on or any(watcher.lagging and not watcher.canceled for watcher in watchers)
+    return [its.batches for its in told]
 
 
 HASH = Command(Kind.HASH, b"")

@@ -22,6 +22,7 @@ from nebuladb.pb.nebula.v1 import kv_pb2
 from tests.unit.kv.helpers import (
     HASH,
     Log,
+    Told,
     compact,
     delete,
     drain,
@@ -181,6 +182,55 @@ def test_rows_are_fetched_few_at_a_time_where_they_are_large(revoked: bool) -> N
     assert sum(sizes) <= 300 + FIRST_ROWS + 40, "and none twice"
 
 
+def loans_at_most(made: Cold, size: int) -> None:
+    """`made` fetches as a node does, and never has more on loan."""
+    loans = made.store._source.loans
+
+    def fetch(rows: list[bytes], between: Callable[[], None] = lambda: None) -> None:
+        made.store.borrow(rows)
+        made._held += rows
+        made.store.supply(rows, made.store.fetch(rows))
+        assert sum(map(len, filter(None, loans.rows.values()))) <= size
+
+    made.fetch = fetch  # type: ignore[method-assign]
+
+
+def test_large_rows_behind_small_ones_are_not_all_fetched_at_once() -> None:
+    """Nothing told how large they were: hundreds of MiB on every replica."""
+    made, log = cold(600, VALUE)
+    made.apply([log.work(*(put(b"small%05d" % number) for number in range(10_000)))])
+    loans_at_most(made, FETCH_BYTES + 16 * MIB)
+    made.apply([log.work(*(put(b"new%05d" % n) for n in range(384)), *(put(b"k%03d" % n) for n in range(600)))])
+    assert made.store.size < 600 * MIB // 10
+
+
+def test_what_misses_row_after_row_does_not_bring_others_along_each_time() -> None:
+    """What is fetched for a command stays until that is done: of later commands, as many rows at each miss again."""
+    made, log = cold(400, VALUE)
+    old = made.store.revision
+    made.apply([log.work(*(put(b"k%03d" % number, VALUE) for number in range(200)))])
+    reads = kv_pb2.TxnRequest(
+        success=[Op(put=P(key=b"a")), *(Op(range=R(key=b"k%03d" % n, revision=old, count_only=True)) for n in range(20))]
+    )
+    loans_at_most(made, 2 * 20 * MIB + FETCH_BYTES + 8 * MIB)
+    made.apply([log.work(txn_command(reads), *(put(b"k%03d" % number) for number in range(20, 400)))])
+
+
+def test_what_a_branch_reads_that_is_not_taken_is_not_fetched_with_each_row_of_the_other() -> None:
+    made, log = cold(200, VALUE)
+    reads = kv_pb2.TxnRequest(
+        compare=[kv_pb2.Compare(key=b"none", target=kv_pb2.Compare.VERSION, number=1)],
+        success=[Op(range=R(key=b"k%03d" % n, count_only=True)) for n in range(100)],
+        failure=[Op(range=R(key=b"k%03d" % n, count_only=True)) for n in range(100, 130)],
+    )
+    loans_at_most(made, 30 * MIB + 2 * FETCH_BYTES + 4 * MIB)
+    assert made.patient(lambda: made.store.read(reads)).results
+    commands = [txn_command(kv_pb2.TxnRequest(compare=reads.compare, success=reads.success, failure=[
+        *reads.failure, Op(put=P(key=b"a"))
+    ]))]  # fmt: skip
+    made.apply([log.work(*commands)])
+
+
 def test_small_rows_are_fetched_ever_more_at_a_time() -> None:
     made, log = cold(900, b"v")
     work = log.work(*(put(b"k%03d" % number) for number in range(900)))
@@ -203,12 +253,12 @@ def test_a_scan_ends_a_stretch_where_it_has_looked_at_so_many_bytes() -> None:
             assert (pages > 10) == bool(revision)
 
 
-def watched(sizes: list[int], count: int, **fields: Any) -> tuple[WatchHub, Store, Any, list[Any]]:
+def watched(sizes: list[int], count: int) -> tuple[WatchHub, Store, Any, list[Any]]:
     """A hub with a lagging watch on `count` keys of a MiB, deleted at one revision; and what it reads goes to the
     list."""
     store, log = filled(count)
     hub = WatchHub(store)
-    watcher = hub.watch(b"k", b"l", prev_kv=True, **fields)
+    watcher = hub.watch(b"k", b"l", prev_kv=True)
     feed(store, hub, log, delete(b"k", b"l"))
     feed(store, hub, log, put(b"k"))
     read = store.changes
@@ -222,63 +272,24 @@ def watched(sizes: list[int], count: int, **fields: Any) -> tuple[WatchHub, Stor
     return hub, store, watcher, sizes
 
 
-def test_a_large_deletion_is_gathered_in_stretches_of_so_many_bytes_and_told_whole() -> None:
+def test_a_large_deletion_is_told_in_parts_of_so_many_bytes() -> None:
     hub, store, watcher, sizes = watched([], 20)
     other = hub.watch(b"k005", b"k007", start_revision=store.revision - 1)
-    stretches = 0
-    while hub.catch_up(256):
-        stretches += 1
+    told, others = Told(), Told()
+    while watcher.lagging:
+        hub.catch_up(256)
+        batches = watcher.take()
+        assert sum(batch.size for batch in batches) <= 3 * MIB
+        told.add(batches)
+        others.add(other.take())
     assert max(sizes) <= 2 * MIB
-    assert stretches >= 10
-    told = watcher.take()
-    while hub.catch_up(256):
-        pass
-    told += watcher.take()
-    assert [(batch.revision, len(batch.events)) for batch in told] == [(store.revision - 1, 20), (store.revision, 1)]
-    assert [event.kv.key for event in told[0].events] == [b"k%03d" % number for number in range(20)]
-    assert all(event.previous is not None and event.previous.value == VALUE for event in told[0].events)
-    assert [len(batch.events) for batch in other.take()] == [2]
-
-
-def test_who_does_not_take_a_revision_of_so_many_bytes_is_given_up_and_others_are_not() -> None:
-    hub, store, watcher, sizes = watched([], 20, most=5 * MIB)
-    others = [hub.watch(b"k", b"k003", prev_kv=True, start_revision=store.revision - 1, most=5 * MIB)]
-    while not watcher.canceled:
-        assert hub.catch_up(256)
-    assert len(sizes) <= 7, "it is told as soon as it is known"
-    assert (watcher.too_large, watcher.compact_revision, watcher.take()) == (True, 0, [])
-    others.append(hub.watch(b"k", b"l", start_revision=store.revision - 1))
-    while hub.catch_up(256):
-        pass
-    told = [each.take() for each in others]
-    while hub.catch_up(256):
-        pass
-    told = [batches + each.take() for each, batches in zip(others, told, strict=True)]
-    assert [[len(batch.events) for batch in batches] for batches in told] == [[3, 1], [20, 1]]
-    assert len(hub) == 2
-
-
-def test_of_a_large_revision_is_remembered_what_somebody_is_told() -> None:
-    hub, store, watcher, _ = watched([], 20, most=5 * MIB)
-    hub.watch(b"k003", prev_kv=True, start_revision=store.revision - 1)
-    rest = hub.watch(b"k", b"l", start_revision=store.revision - 1)
-    while not watcher.canceled:
-        assert hub.catch_up(256)
-    assert hub._large is not None
-    assert set(hub._large.first) == {b"k003"}
-    while hub.catch_up(256):
-        assert hub._large is None or set(hub._large.first) == {b"k003"}
-    assert [len(batch.events) for batch in rest.take()] == [20, 1]
-
-
-def test_what_nobody_is_told_is_not_read() -> None:
-    hub, store, watcher, sizes = watched([], 20, most=5 * MIB)
-    rest = hub.watch(b"k", b"l", start_revision=store.revision - 1)
-    while hub.catch_up(256):
-        pass
-    assert watcher.too_large
-    assert sum(sizes) <= 7 * MIB
-    assert [len(batch.events) for batch in rest.take()] == [20, 1]
+    assert len(sizes) >= 10
+    assert [(batch.revision, len(batch.events)) for batch in told.batches] == [
+        (store.revision - 1, 20), (store.revision, 1),
+    ]  # fmt: skip
+    assert [event.kv.key for event in told.batches[0].events] == [b"k%03d" % number for number in range(20)]
+    assert all(event.previous is not None and event.previous.value == VALUE for event in told.batches[0].events)
+    assert [len(batch.events) for batch in others.batches] == [2]
 
 
 def test_watches_are_not_moved_to_an_older_state() -> None:

@@ -16,10 +16,10 @@ from nebuladb.kv.change import Applied
 from nebuladb.kv.limits import Limits
 from nebuladb.kv.store import Store
 from nebuladb.kv.watch import WatchHub
-from nebuladb.kv.watcher import EventBatch, Watcher
+from nebuladb.kv.watcher import Watcher
 from nebuladb.pb.nebula.v1 import kv_pb2
 from nebuladb.storage.share import Share
-from tests.unit.kv.helpers import GENERATION, GROUP, NODE, Log, compact, delete, finish, fresh, put, txn
+from tests.unit.kv.helpers import GENERATION, GROUP, NODE, Log, Told, compact, delete, finish, fresh, put, txn
 from tests.unit.kv.model import Model, ModelEvent, inside
 from tests.unit.kv.programs import ENDS, KEYS, build, program
 
@@ -48,7 +48,7 @@ class Consumer:
             self.key, self.end, start, prev_kv=self.prev_kv, no_put=self.no_put, no_delete=self.no_delete,
             outbox_events=events, outbox_bytes=size, on_ready=self._wake,
         )  # fmt: skip
-        self.told: list[EventBatch] = []
+        self.told = Told()
 
     def _wake(self) -> None:
         self.woken += 1
@@ -56,7 +56,8 @@ class Consumer:
     def take(self) -> None:
         batches = self.watcher.take()
         assert not batches or self.woken > 0
-        self.told += batches
+        assert all(len(batch.events) <= watch.LARGE for batch in batches)
+        self.told.add(batches)
 
     def check(self, events: list[ModelEvent], *, whole: bool) -> None:
         """What was told is what happened from the start on; all of it, or of a canceled watch a first part."""
@@ -67,13 +68,15 @@ class Consumer:
             and inside(event.key, self.key, self.end)
             and not (self.no_put if event.kv else self.no_delete)
         ]
-        told = [(batch.revision, event) for batch in self.told for event in batch.events]
+        batches = self.told.batches
+        told = [(batch.revision, event) for batch in batches for event in batch.events]
         assert whole or self.watcher.canceled
         if not whole:
-            revisions = [batch.revision for batch in self.told]
+            revisions = [batch.revision for batch in batches]
             wanted = [event for event in wanted if revisions and event.revision <= revisions[-1]]
         assert len(told) == len(wanted)
-        assert len({batch.revision for batch in self.told}) == len(self.told)
+        assert len({batch.revision for batch in batches}) == len(batches)
+        assert not (whole and self.told.parts)
         before: dict[tuple[int, bytes], KeyValue | None] = {}
         for each in events:
             before.setdefault((each.revision, each.key), each.previous)

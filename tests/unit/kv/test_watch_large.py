@@ -1,4 +1,4 @@
-"""Revisions too large to be read in one go, and hubs whose shard has left."""
+"""Revisions too large to be told at once, and hubs whose shard has left."""
 
 from __future__ import annotations
 
@@ -7,12 +7,25 @@ from typing import Any
 import pytest
 
 from nebuladb.errors import Unavailable
+from nebuladb.kv import watch
 from nebuladb.kv import watcher as module
 from nebuladb.kv.limits import Limits
-from nebuladb.kv.watch import WatchHub
-from nebuladb.kv.watcher import Event, EventBatch
-from tests.unit.kv.helpers import Log, delete, fresh, put
+from nebuladb.kv.store import Store
+from nebuladb.kv.watch import LARGE, WatchHub
+from nebuladb.kv.watcher import Event
+from nebuladb.pb.nebula.v1 import kv_pb2
+from tests.unit.kv.helpers import Log, Told, delete, fresh, put, taken, txn
 from tests.unit.kv.test_watch import feed
+
+KEYS = [b"k%05d" % number for number in range(5000)]
+
+
+def filled() -> tuple[Store, WatchHub, Log]:
+    store, _ = fresh(Limits(slice_rows=64))
+    hub, log = WatchHub(store), Log()
+    feed(store, hub, log, *map(put, KEYS[:2500]))
+    feed(store, hub, log, *map(put, KEYS[2500:]))
+    return store, hub, log
 
 
 def test_a_closed_hub_takes_no_watch_that_nobody_would_feed() -> None:
@@ -23,55 +36,63 @@ def test_a_closed_hub_takes_no_watch_that_nobody_would_feed() -> None:
         hub.watch(b"a")
 
 
-def test_a_huge_revision_is_read_in_pieces_and_told_whole() -> None:
-    store, _ = fresh(Limits(slice_rows=64))
-    hub, log = WatchHub(store), Log()
-    keys = [b"k%05d" % i for i in range(5000)]
-    feed(store, hub, log, *[put(key) for key in keys[:2500]])
-    feed(store, hub, log, *[put(key) for key in keys[2500:]])
-    one, all_ = hub.watch(keys[17]), hub.watch(b"k", b"l", prev_kv=True)
+def test_a_huge_revision_is_told_in_parts_as_they_are_taken() -> None:
+    store, hub, log = filled()
+    one, all_ = hub.watch(KEYS[17]), hub.watch(b"k", b"l", prev_kv=True)
     feed(store, hub, log, delete(b"k", b"l"))
     feed(store, hub, log, put(b"k"))
-    stretches = 0
-    read = store.changes
-    most = 0
-
-    def counted(*args: Any, **fields: Any) -> Any:
-        nonlocal most
-        found = read(*args, **fields)
-        most = max(most, len(found))
-        return found
-
-    store.changes = counted  # type: ignore[method-assign]
-    late = None
-    while hub.catch_up(256):
-        stretches += 1
-        if stretches == 2:
-            late = hub.watch(keys[4999], start_revision=store.revision - 1)
-            again = hub.watch(keys[17], start_revision=2)
-    assert late is not None
-    assert most <= 1024
-    told = all_.take()
-    while hub.catch_up(256):
-        pass
-    told += all_.take()
-    assert [len(batch.events) for batch in told] == [5000, 1]
-    assert all(event.previous is not None for event in told[0].events)
-    assert [len(batch.events) for batch in one.take()] == [1]
-    assert [len(batch.events) for batch in late.take()] == [1]
-    assert [batch.revision for batch in again.take()] == [2 + 17, store.revision - 1]
+    told = Told()
+    for number in range(5):
+        while hub.catch_up(256):
+            pass
+        assert 0 < all_.count <= LARGE, "nothing more is read before that is taken"
+        batches = all_.take()
+        assert [batch.more for batch in batches] == ([False, False] if number == 4 else [True])
+        told.add(batches)
+    assert [len(batch.events) for batch in told.batches] == [5000, 1]
+    assert [event.kv.key for event in told.batches[0].events] == KEYS
+    assert all(event.previous is not None for event in told.batches[0].events)
+    assert [(len(batch.events), batch.more) for batch in one.take()] == [(1, True), (0, False)]
+    assert not hub.lagging
 
 
-def test_the_events_of_a_huge_revision_are_made_in_pieces_once_for_all_who_want_the_same(
+def test_who_comes_amid_a_huge_revision_is_told_it_from_its_beginning() -> None:
+    store, hub, log = filled()
+    first = hub.watch(b"k", b"l")
+    feed(store, hub, log, delete(b"k", b"l"))
+    told = Told()
+    assert hub.catch_up(256) is False
+    told.add(first.take())
+    late = hub.watch(KEYS[4999], start_revision=store.revision)
+    again = hub.watch(KEYS[17], start_revision=2)
+    second = hub.watch(b"k", b"l", start_revision=store.revision)
+    others = taken(hub, first, late, again, second)
+    assert [event.kv.key for batch in (*told.parts, *others[0]) for event in batch.events] == KEYS
+    assert [[(batch.revision, len(batch.events)) for batch in its] for its in others[1:]] == [
+        [(store.revision, 1)],
+        [(2 + 17, 1), (store.revision, 1)],
+        [(store.revision, 5000)],
+    ]
+
+
+def test_who_wants_a_huge_revision_again_and_again_keeps_nobody_from_its_end() -> None:
+    store, hub, log = filled()
+    watcher = hub.watch(b"k", b"l")
+    feed(store, hub, log, delete(b"k", b"l"))
+    told = Told()
+    for _ in range(20):
+        hub.watch(b"k", b"l", start_revision=store.revision)
+        hub.catch_up(256)
+        told.add(watcher.take())
+    assert [len(batch.events) for batch in told.batches] == [5000]
+
+
+def test_the_events_of_a_huge_revision_are_made_once_for_all_who_want_the_same(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A turn is no longer than a piece; all at once they kept the loop for half a second, and the leader changed."""
-    store, _ = fresh(Limits(slice_rows=64))
-    hub, log = WatchHub(store), Log()
-    feed(store, hub, log, *[put(b"k%05d" % i) for i in range(5000)])
+    store, hub, log = filled()
     wide = [hub.watch(b"k", b"l"), hub.watch(b"a", b"z"), hub.watch(b"k", b"l", no_put=True)]
-    one, half = hub.watch(b"k00017"), hub.watch(b"k", b"k02500")
-    past = hub.watch(b"k", b"l", prev_kv=True)
+    half, past = hub.watch(b"k", KEYS[2500]), hub.watch(b"k", b"l", prev_kv=True)
     made = 0
 
     def counted(*args: Any) -> Event:
@@ -81,19 +102,56 @@ def test_the_events_of_a_huge_revision_are_made_in_pieces_once_for_all_who_want_
 
     monkeypatch.setattr(module, "Event", counted)
     feed(store, hub, log, delete(b"k", b"l"))
-    most = total = 0
+    told = [Told() for _ in (*wide, half, past)]
     on = True
-    while on:
-        assert not any(watcher.waiting for watcher in (*wide, one, half, past)), "none is told a part"
+    while on or hub.lagging:
         made = 0
         on = hub.catch_up(256)
-        most, total = max(most, made), total + made
-    assert most <= 3 * 1024 + 1
-    assert total == 5000 + 5000 + 1 + half.count - 2 * 1024, "the first pieces of the half are the others', too"
-    batches = [watcher.take() for watcher in wide]
-    assert batches[0][0] is batches[1][0] is batches[2][0]
-    assert [event.kv.key for event in batches[0][0].events] == [b"k%05d" % i for i in range(5000)]
-    assert batches[0][0].size == EventBatch(1, batches[0][0].events).size
-    assert [event.kv.key for event in half.take()[0].events] == [b"k%05d" % i for i in range(2500)]
-    assert [event.kv.key for event in one.take()[0].events] == [b"k00017"]
-    assert [event.previous is not None for event in past.take()[0].events] == [True] * 5000
+        assert made <= 3 * LARGE
+        batches = [watcher.take() for watcher in (*wide, half, past)]
+        assert all(one is two is three for one, two, three in zip(*batches[:3], strict=True))
+        for its, watcher_told in zip(batches, told, strict=True):
+            watcher_told.add(its)
+    assert [[len(batch.events) for batch in its.batches] for its in told] == [[5000]] * 3 + [[2500], [5000]]
+    assert [event.previous is not None for event in told[4].batches[0].events] == [True] * 5000
+
+
+def test_a_transaction_of_many_changes_is_told_in_parts() -> None:
+    store, hub, log = filled()
+    watcher, small = hub.watch(b"k", b"l", prev_kv=True), hub.watch(b"z")
+    request = kv_pb2.TxnRequest()
+    request.success.add().delete.CopyFrom(kv_pb2.TxnDelete(key=b"k", range_end=b"l"))
+    request.success.add().put.CopyFrom(kv_pb2.TxnPut(key=b"z"))
+    feed(store, hub, log, txn(request))
+    assert watcher.lagging
+    [told], [other] = taken(hub, watcher, small)
+    assert [event.kv.key for event in told.events] == KEYS
+    assert [event.kv.key for event in other.events] == [b"z"]
+
+
+OLD, OTHER = (b"a", b"old"), (b"b", b"other")
+
+
+@pytest.mark.parametrize(
+    ("first", "expected"),
+    [
+        ("delete", [(*OLD, True), (*OTHER, True), (b"a", None, False), (b"b", None, False)]),
+        ("put", [(*OLD, False), (*OTHER, False), (*OLD, True), (*OTHER, True)]),
+    ],
+)
+def test_what_a_key_was_is_told_of_each_of_its_changes_though_they_are_in_two_parts(
+    monkeypatch: pytest.MonkeyPatch, first: str, expected: list[tuple[bytes, bytes | None, bool]]
+) -> None:
+    """etcd 38: what it was before the revision."""
+    monkeypatch.setattr(watch, "LARGE", 2)
+    store, _ = fresh()
+    hub, log = WatchHub(store), Log()
+    feed(store, hub, log, put(*OLD), put(*OTHER))
+    watcher = hub.watch(b"\0", b"\0", prev_kv=True)
+    deletion = kv_pb2.Operation(delete=kv_pb2.TxnDelete(key=b"a", range_end=b"\0"))
+    puts = [kv_pb2.Operation(put=kv_pb2.TxnPut(key=key, value=b"new")) for key in (b"a", b"b")]
+    feed(store, hub, log, txn(kv_pb2.TxnRequest(success=[deletion, *puts] if first == "delete" else [*puts, deletion])))
+    [[told]] = taken(hub, watcher)
+    assert [
+        (event.kv.key, event.previous.value if event.previous else None, event.deleted) for event in told.events
+    ] == expected

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from itertools import pairwise
 
 import pytest
@@ -20,23 +19,52 @@ leases = st.integers(-(1 << 63), (1 << 63) - 1)
 data = st.binary(max_size=40)
 key_values = st.builds(KeyValue, data, numbers, numbers, numbers, leases, data)
 told = st.builds(Event, key_values, st.booleans(), st.none() | key_values)
-batches = st.lists(st.lists(told, min_size=1, max_size=4), max_size=5)
+revisions_of = st.lists(st.lists(st.lists(told, min_size=1, max_size=3), min_size=1, max_size=4), max_size=5)
+"""Of each revision its parts."""
 
 
 def message(kv: KeyValue) -> mvcc_pb2.KeyValue:
     return mvcc_pb2.KeyValue(**kv._asdict())
 
 
-@given(batches, leases, st.booleans(), st.sampled_from([1, 60, 300, 1 << 20]), st.sampled_from([50, 200, 1 << 20]))
-def test_they_say_every_event_once_and_never_split_a_revision(
-    revisions: list[list[Event]], watch_id: int, fragment: bool, pack: int, piece: int
+@given(
+    revisions_of,
+    leases,
+    st.booleans(),
+    st.sampled_from([1, 60, 300, 1 << 20]),
+    st.sampled_from([50, 200, 1 << 20]),
+    st.sampled_from([1, 100, 1 << 20]),
+    st.lists(st.integers(1, 4)),
+    st.booleans(),
+)
+def test_they_say_every_event_once_and_split_no_revision_but_into_fragments(
+    parts_of: list[list[list[Event]]],
+    watch_id: int,
+    fragment: bool,
+    pack: int,
+    piece: int,
+    chunk: int,
+    takes: list[int],
+    empty: bool,
 ) -> None:
-    given_out = [EventBatch(number, tuple(its)) for number, its in enumerate(revisions, 2)]
+    given_out = []
+    for number, its in enumerate(parts_of, 2):
+        trailing = empty and len(its) > 1  # the last part may be empty
+        given_out += [EventBatch(number, tuple(part), more=trailing or part is not its[-1]) for part in its]
+        given_out += [EventBatch(number, ())] * trailing
+    revisions = [[event for part in its for event in part] for its in parts_of]
     through = len(revisions) + 10
+    parts: list[tuple[int, bytes]] = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(events, "PACK_BYTES", pack)
         patch.setattr(events, "FRAGMENT_BYTES", piece)
-        parts = list(events.responses(watch_id, given_out, through, fragment=fragment))
+        patch.setattr(events, "CHUNK_BYTES", chunk)
+        telling = events.Telling(watch_id, fragment=fragment)
+        while given_out:
+            count = takes.pop() if takes else len(given_out)
+            taken, given_out = given_out[:count], given_out[count:]
+            parts += telling.responses(taken, through if not given_out else taken[-1].revision - taken[-1].more)
+    assert telling.size == 0
     responses = [pb.WatchResponse.FromString(data) for _, data in parts]
     said = [event for response in responses for event in response.events]
     expected = [event for its in revisions for event in its]
@@ -60,41 +88,20 @@ def test_they_say_every_event_once_and_never_split_a_revision(
 def test_what_is_encoded_once_is_told_again() -> None:
     kv = KeyValue(b"k", 2, 2, 1, 0, b"v")
     batch = EventBatch(2, (Event(kv, deleted=False),))
-    first = list(events.responses(1, [batch], 2, fragment=False))
+    first = list(events.Telling(1, fragment=False).responses([batch], 2))
     wire = batch.wire
     assert wire is not None
-    assert list(events.responses(1, [batch], 2, fragment=False)) == first
+    assert list(events.Telling(1, fragment=False).responses([batch], 2)) == first
     assert batch.wire is wire
 
 
-async def test_a_large_revision_is_encoded_in_slices_once_and_others_have_turns_between() -> None:
-    """All at once 200,000 events kept the leader's loop until it was none."""
-    many = 10 * events.SLICE_EVENTS + 1
-    given_out = EventBatch(
-        2, tuple(Event(KeyValue(b"k%d" % number, 0, 2, 0, 0, b""), deleted=True) for number in range(many))
-    )
-    turns = asyncio.Lock()
-    plain = list(events.responses(1, [EventBatch(2, given_out.events)], 2, fragment=False))
-    made: list[int] = []
-    with pytest.MonkeyPatch.context() as patch:
-        event = events._event
-
-        def counted(one: Event) -> bytes:
-            made[-1] += 1
-            return event(one)
-
-        patch.setattr(events, "_event", counted)
-        waiting = [asyncio.create_task(events.encode([given_out], turns)) for _ in range(3)]
-        made.append(0)
-        while not all(task.done() for task in waiting):
-            await asyncio.sleep(0)
-            made.append(0)
-    assert max(made) <= events.SLICE_EVENTS
-    assert sum(made) == many
-    assert given_out.wire is not None
-    assert list(events.responses(1, [given_out], 2, fragment=False)) == plain
-    small = EventBatch(3, given_out.events[:1])
-    told = list(events.responses(1, [small, given_out, small], 3, fragment=False))
-    assert [len(pb.WatchResponse.FromString(data).events) for _, data in told] == [1, many, 1]
-    await events.encode([small], turns)
-    assert turns.locked() is False
+def test_of_a_revision_in_parts_is_told_with_fragment_what_is_known_not_to_be_the_end() -> None:
+    kv = KeyValue(b"k", 2, 2, 1, 0, bytes(events.FRAGMENT_BYTES // 2))
+    part, end = EventBatch(2, (Event(kv, deleted=False),) * 3, more=True), EventBatch(2, ())
+    telling = events.Telling(1, fragment=True)
+    pieces = [pb.WatchResponse.FromString(data) for _, data in telling.responses([part], 1)]
+    assert [(len(piece.events), piece.fragment) for piece in pieces] == [(1, True), (1, True)]
+    assert telling.size > events.FRAGMENT_BYTES // 2
+    [(revision, data)] = telling.responses([end], 7)
+    last = pb.WatchResponse.FromString(data)
+    assert (revision, len(last.events), last.fragment, telling.size) == (7, 1, False, 0)

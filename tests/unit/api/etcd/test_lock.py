@@ -13,6 +13,7 @@ from nebuladb.errors import UnknownOutcome
 from nebuladb.kv.answer import Answer, RangeResult
 from nebuladb.kv.command import Command, Kind
 from nebuladb.kv.store import Store
+from nebuladb.kv.watcher import EventBatch
 from nebuladb.pb.etcd import kv_pb2, lease_pb2
 from nebuladb.pb.etcd import lock_pb2 as pb
 from nebuladb.shard import Descriptor
@@ -138,9 +139,16 @@ async def test_more_news_at_once_than_a_watch_keeps_is_taken_from_history(etcd: 
     hub = etcd.node.groups[GROUP].hub
     [watcher] = hub._live
     watcher._events_limit = 8
-    fell: list[object] = []
+    fell: list[EventBatch] = []
     deliver = watcher.deliver
-    watcher.deliver = lambda batch: deliver(batch) or bool(fell.append(batch))  # type: ignore[func-returns-value, method-assign]
+
+    def counted(batch: EventBatch, sub: int = 0) -> bool:
+        delivered = deliver(batch, sub)
+        if not delivered:
+            fell.append(batch)
+        return delivered
+
+    watcher.deliver = counted  # type: ignore[method-assign]
     await asyncio.gather(*(etcd.call("Txn", txn) for txn in txns))
     assert fell
     (third,) = await waiting(etcd, 3)

@@ -13,6 +13,7 @@ from nebuladb.api import leadership
 from nebuladb.api.etcd import events, watch_stream
 from nebuladb.api.etcd.watch_stream import WatchStream
 from nebuladb.kv import watch as hubs
+from nebuladb.kv.watcher import Event as Told
 from nebuladb.kv.watcher import Watcher
 from nebuladb.pb.etcd import kv_pb2
 from nebuladb.pb.etcd import watch_pb2 as pb
@@ -205,30 +206,69 @@ async def test_a_revision_is_never_split_unless_fragments_are_asked_for(etcd: Fa
     assert {response.header.revision for response in pieces} == {whole[0].header.revision}
 
 
-async def test_a_revision_of_many_events_is_encoded_in_slices_once_for_all(
+async def test_a_revision_that_comes_in_parts_is_encoded_once_for_all_and_told_whole(
     etcd: Faced, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     keys = [b"k%02d" % number for number in range(20)]
     for key in keys:
         await etcd.set(key)
-    sliced: list[int] = []
-    slices = events._sliced
+    made_once: list[bytes] = []
+    event = events._event
 
-    async def counted(told: Any) -> Any:
-        sliced.append(len(told))
-        return await slices(told)
+    def counted(one: Told) -> bytes:
+        made_once.append(one.kv.key)
+        return event(one)
 
-    monkeypatch.setattr(events, "_sliced", counted)
-    monkeypatch.setattr(events, "SLICE_EVENTS", 3)
+    monkeypatch.setattr(events, "_event", counted)
+    monkeypatch.setattr(hubs, "LARGE", 3)
     async with watching(etcd) as one, watching(etcd) as other:
         assert await made(one, create(b"k", b"l"), create(b"k", b"l", fragment=True)) == [0, 1]
         assert await made(other, create(b"a", b"z")) == [0]
         await etcd.call("DeleteRange", kv_pb2.DeleteRangeRequest(key=b"k", range_end=b"l"))
         told = [await one.next(), await one.next(), await other.next()]
+        assert made_once == keys
         await etcd.set(b"k")
         assert [len((await stream.next()).events) for stream in (one, one, other)] == [1, 1, 1]
     assert [[event.kv.key for event in response.events] for response in told] == [keys] * 3
-    assert sliced == [20]
+
+
+async def test_nothing_comes_between_the_fragments_of_a_revision(etcd: Faced, monkeypatch: pytest.MonkeyPatch) -> None:
+    """etcd's client in Go puts together what comes one after the other."""
+    monkeypatch.setattr(events, "FRAGMENT_BYTES", 3_000)
+    monkeypatch.setattr(hubs, "LARGE", 3)
+    for number in range(40):
+        await etcd.set(b"k%02d" % number, bytes(1000))
+    async with watching(etcd) as stream:
+        assert await made(stream, create(b"k", b"l", fragment=True, prev_kv=True), create(b"z")) == [0, 1]
+        await etcd.call("DeleteRange", kv_pb2.DeleteRangeRequest(key=b"k", range_end=b"l"))
+        told = [await stream.next()]
+        assert (told[0].watch_id, told[0].fragment) == (0, True)
+        await etcd.set(b"z")
+        stream.send(pb.WatchRequest(progress_request=pb.WatchProgressRequest()))
+        stream.send(create(b"x"))
+        while {response.watch_id for response in told} != {0, 1, 2, -1}:
+            told.append(await stream.next())
+    last = next(place for place, response in enumerate(told) if not response.fragment)
+    assert {response.watch_id for response in told[: last + 1]} == {0}
+    assert sum(len(response.events) for response in told[: last + 1]) == 40
+
+
+async def test_a_watch_that_is_canceled_amid_fragments_lets_the_others_speak(
+    etcd: Faced, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(events, "FRAGMENT_BYTES", 3_000)
+    monkeypatch.setattr(hubs, "LARGE", 3)
+    for number in range(40):
+        await etcd.set(b"k%02d" % number, bytes(1000))
+    async with watching(etcd) as stream:
+        assert await made(stream, create(b"k", b"l", fragment=True, prev_kv=True), create(b"z")) == [0, 1]
+        await etcd.call("DeleteRange", kv_pb2.DeleteRangeRequest(key=b"k", range_end=b"l"))
+        assert (await stream.next()).fragment
+        stream.send(pb.WatchRequest(cancel_request=pb.WatchCancelRequest(watch_id=0)))
+        while not (await stream.next()).canceled:
+            pass
+        await etcd.set(b"z")
+        assert (await stream.next()).watch_id == 1
 
 
 async def test_a_revision_too_large_for_a_message_ends_the_watch_that_wants_no_fragments(
@@ -255,21 +295,22 @@ async def test_a_revision_that_history_has_too_much_of_ends_the_watch_before_all
     for number in range(40):
         await etcd.set(b"k%02d" % number, bytes(1000))
     deleted = await etcd.call("DeleteRange", kv_pb2.DeleteRangeRequest(key=b"k", range_end=b"l"))
-    given_up: list[Watcher] = []
-    give_up = Watcher.give_up
+    encoded = 0
+    event = events._event
 
-    def counted(watcher: Watcher) -> None:
-        given_up.append(watcher)
-        give_up(watcher)
+    def counted(one: Told) -> bytes:
+        nonlocal encoded
+        encoded += 1
+        return event(one)
 
-    monkeypatch.setattr(Watcher, "give_up", counted)
+    monkeypatch.setattr(events, "_event", counted)
     async with watching(etcd) as stream:
         ranges: dict[str, Any] = {"prev_kv": True, "start": deleted.header.revision}
         assert await made(stream, create(b"k", b"l", **ranges)) == [0]
         canceled = await stream.next()
         assert canceled.canceled
         assert "too large for one message" in canceled.cancel_reason
-        assert len(given_up) == 1
+        assert encoded <= 10 + 2 * 3
         assert await made(stream, create(b"k", b"l", fragment=True, **ranges)) == [1]
         pieces = [await stream.next()]
         while pieces[-1].fragment:
