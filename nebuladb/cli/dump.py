@@ -6,13 +6,13 @@ import hashlib
 import os
 import stat
 import sys
-import tempfile
 from collections import Counter
 from contextlib import suppress
-from typing import IO, Final
+from typing import Final
 
 import click
 
+from nebuladb.cli.draft import Draft
 from nebuladb.cli.files import META, Meta, parse_key
 from nebuladb.cli.load import finish
 from nebuladb.cli.output import printable
@@ -31,15 +31,14 @@ class Part:
         """Raises OSError."""
         self.path = path
         self._target = target
-        descriptor, self._name = tempfile.mkstemp(prefix=b".nebula-dump-", dir=os.path.dirname(target))
-        self._file: IO[bytes] = os.fdopen(descriptor, "wb")
+        self._draft = Draft(target)
         self._digest = hashlib.sha256()
         self.chunks = 0
         self._size = 0
 
     def add(self, chunk: bytes) -> None:
         """The next chunk."""
-        self._file.write(chunk)
+        self._draft.write(chunk)
         self._digest.update(chunk)
         self._size += len(chunk)
         self.chunks += 1
@@ -50,16 +49,12 @@ class Part:
             raise ValueError("its content DIFFERS from what was loaded")
         if os.path.lexists(self._target) and stat.S_IFMT(os.lstat(self._target).st_mode) not in REPLACED:
             raise ValueError("something that is no file has its name; it is not written")
-        os.fchmod(self._file.fileno(), meta.mode & 0o777)
-        self._file.close()
-        os.replace(self._name, self._target)
+        self._draft.finish(meta.mode & 0o777)
         return self._size
 
     def discard(self) -> None:
         """Leave nothing behind."""
-        self._file.close()
-        with suppress(FileNotFoundError):
-            os.unlink(self._name)
+        self._draft.discard()
 
 
 class Restorer:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 import subprocess
 import sys
 from pathlib import Path
@@ -86,6 +87,29 @@ def test_a_value_goes_into_a_file_as_it_is(cli: Cli, tmp_path: Path) -> None:
     assert nowhere.stderr == f"nebula-cli: {tmp_path}/none/out: No such file or directory\n"
 
 
+def test_a_file_is_replaced_by_a_whole_one_only(cli: Cli, nodes: list[Node], tmp_path: Path) -> None:
+    """It was emptied before the first byte was written."""
+    file, link, pipe, new = (tmp_path / name for name in ("file", "link", "pipe", "new"))
+    file.write_bytes(b"before")
+    file.chmod(0o640)
+    link.symlink_to("file")
+    cli("put", "k", "-", stdin=bytes(100_000))
+    for place in (file, link, new):
+        assert _run(nodes, f"get k --file {place}", "", "ulimit -f 8;") == (1, f"nebula-cli: {place}: File too large\n")
+    assert file.read_bytes() == b"before"
+    assert sorted(os.listdir(tmp_path)) == ["file", "link"]
+    for place in (link, new):
+        assert _run(nodes, f"get k --file {place}", "", "umask 027;") == (0, "")
+        assert place.read_bytes() == bytes(100_000)
+    assert link.is_symlink()
+    assert {stat.S_IMODE(place.stat().st_mode) for place in (file, new)} == {0o640}
+    os.mkfifo(pipe)
+    with subprocess.Popen(["cat", pipe], stdout=subprocess.PIPE) as reader:
+        assert cli("get", "k", "--file", str(pipe)).exit_code == 0
+        assert reader.communicate()[0] == bytes(100_000)
+    assert pipe.is_fifo()
+
+
 def test_dump_into_what_is_no_directory(cli: Cli) -> None:
     answer = cli("dump", "/proc/nothing")
     assert (answer.exit_code, answer.stderr) == (1, "nebula-cli: /proc/nothing: No such file or directory\n")
@@ -118,9 +142,9 @@ def test_help_that_cannot_be_written(nodes: list[Node], words: str) -> None:
     assert _run(nodes, words, ">/dev/full") == (1, "nebula-cli: input or output: No space left on device\n")
 
 
-def _run(nodes: list[Node], words: str, redirection: str) -> tuple[int, str]:
+def _run(nodes: list[Node], words: str, redirection: str, before: str = "") -> tuple[int, str]:
     """Exit code and stderr of a process of its own."""
-    program = f"exec {sys.executable} -c 'from nebuladb.cli.main import main; main()' {words} {redirection}"
+    program = f"{before} exec {sys.executable} -c 'from nebuladb.cli.main import main; main()' {words} {redirection}"
     environ = {**os.environ, "NEBULA_ENDPOINTS": nodes[0].address}
     ran = subprocess.run(["sh", "-c", program], env=environ, stderr=subprocess.PIPE, check=False, text=True)
     return ran.returncode, ran.stderr

@@ -1,0 +1,37 @@
+"""A file that appears whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from contextlib import suppress
+from typing import IO, Final
+
+PREFIX: Final = b".nebula-draft-"
+
+
+class Draft:
+    """What is written beside `target`, under a name of its own, until `finish` gives it that one."""
+
+    def __init__(self, target: bytes) -> None:
+        """Raises OSError."""
+        self._target = target
+        descriptor, self._name = tempfile.mkstemp(prefix=PREFIX, dir=os.path.dirname(target) or b".")
+        self._file: IO[bytes] = os.fdopen(descriptor, "wb")
+
+    def write(self, data: bytes) -> None:
+        """Add `data`. Raises OSError."""
+        self._file.write(data)
+
+    def finish(self, mode: int) -> None:
+        """Take the place of the target, with these permissions. Raises OSError."""
+        os.fchmod(self._file.fileno(), mode)
+        self._file.close()
+        os.replace(self._name, self._target)
+
+    def discard(self) -> None:
+        """Leave nothing behind; nothing happens after `finish`."""
+        with suppress(OSError):  # it holds what can't be written
+            self._file.close()
+        with suppress(FileNotFoundError):
+            os.unlink(self._name)
