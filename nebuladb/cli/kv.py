@@ -27,7 +27,11 @@ from nebuladb.cli.settings import (
     spread,
 )
 from nebuladb.client import AsyncClient, DeleteResult, Event, KeyValue, PutResult, RangeResult
-from nebuladb.errors import WrongShard
+from nebuladb.client.transport import MAX_REQUEST
+from nebuladb.errors import RequestTooLarge, WrongShard
+
+MAX_TEXT: Final = 5 * MAX_REQUEST
+"""Bytes of a transaction's text: of the largest one with each of its bytes as \\xHH, and comments."""
 
 
 @click.command()
@@ -50,9 +54,9 @@ def put(settings: Settings, key: str, value: str | None, file: IO[bytes] | None,
         raise click.UsageError("give a VALUE (- for stdin) or --file, one of them")
     name = key_bytes(key, hexadecimal)
     if file is not None:
-        content = file.read()
+        content = _read(file, MAX_REQUEST)
     elif value == "-":
-        content = sys.stdin.buffer.read()
+        content = _read(sys.stdin.buffer, MAX_REQUEST)
     else:
         content = key_bytes(value or "")
     answer = settings.run(lambda client: client.put(name, content, lease=lease))
@@ -284,7 +288,7 @@ def txn(settings: Settings, file: IO[bytes]) -> None:
       .
     """
     try:
-        request = txntext.parse(file.read().decode())
+        request = txntext.parse(_read(file, MAX_TEXT).decode())
     except UnicodeDecodeError as error:
         raise click.UsageError(
             f'the transaction is not UTF-8 at byte {error.start}; write such bytes as \\xHH, in "quotes"'
@@ -303,6 +307,17 @@ def txn(settings: Settings, file: IO[bytes]) -> None:
                 _print_result(output, part)
 
     settings.run(work)
+
+
+def _read(file: IO[bytes], limit: int) -> bytes:
+    """All of it. Raises `RequestTooLarge` for more than `limit` bytes, of which no more are read."""
+    content = file.read(limit + 1)
+    if len(content) > limit:
+        name = "stdin" if file is sys.stdin.buffer else file.name
+        raise RequestTooLarge(
+            f"{name} has more than {limit:,} bytes; at most {MAX_REQUEST:,} (1.5 MiB) go in a request"
+        )
+    return content
 
 
 def _write(place: str, value: bytes) -> None:

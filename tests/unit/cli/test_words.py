@@ -136,6 +136,18 @@ def test_without_stdin_nothing_is_read_from_it(cli: Cli, nodes: list[Node], word
     assert cli("get", "k").exit_code == 1
 
 
+@pytest.mark.parametrize(
+    ("words", "name"), [("put k -", "stdin"), ("put k --file /dev/zero", "/dev/zero"), ("txn", "stdin")]
+)
+def test_no_more_is_read_than_a_request_may_have(cli: Cli, nodes: list[Node], words: str, name: str) -> None:
+    """It read until there was no memory left."""
+    code, error = _run(nodes, words, "</dev/zero", "ulimit -v 2000000;")
+    assert (code, error.count("\n")) == (1, 1)
+    assert error.startswith(f"nebula-cli: {name} has more than ")
+    assert error.endswith("at most 1,572,864 (1.5 MiB) go in a request\n")
+    assert cli("get", "k").exit_code == 1
+
+
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
 @pytest.mark.parametrize("words", ["--help", "--version", "put --help", "snapshot --help", "snapshot save --help"])
 def test_help_that_cannot_be_written(nodes: list[Node], words: str) -> None:
