@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
 import struct
 import time
 from collections.abc import Coroutine, Iterable, Iterator
+from itertools import chain, islice
+from operator import length_hint
 from typing import TYPE_CHECKING, Any, Final, cast
 
 import grpc
@@ -38,6 +39,12 @@ from nebuladb.rpc.status import OK_TRAILERS, UNDONE, StatusError
 if TYPE_CHECKING:
     from nebuladb.rpc.serving.lifecycle import Server
 
+SMALL_READ: Final = 4 << 10
+"""Octets that are handled as they come: at most 140 requests. More waits for the turns that all connections share."""
+SLICE: Final = 32 << 10
+"""Octets of a larger read that are taken apart together: with less of them, frames of data are copied more often."""
+UNTIMED: Final = 8
+"""Events of it that are handled between two looks at the clock."""
 MAX_TAKEN_UP: Final = 256
 """Requests that waited and are begun in one turn: about as many as come in one read."""
 _PREFIX: Final = struct.Struct(">BI").unpack_from
@@ -49,28 +56,67 @@ _BUSY: Final = refusal(
 class ServerConnection(Outgoing):
     """The protocol of a connection that speaks HTTP/2: what comes in, and what is done about it."""
 
-    __slots__ = ("_backlog", "_later")
+    __slots__ = ("_backlog", "_input", "_input_at", "_later")
 
     def __init__(self, server: Server, transport: asyncio.Transport, now: float) -> None:
         super().__init__(server, transport, now)
+        self._input = b""
+        """What was read and waits for its turn, from `_input_at` on. Nothing more is read meanwhile."""
+        self._input_at = 0
         self._backlog: Iterator[Event] | None = None
-        """Events that wait until the peer reads."""
+        """Events that wait for a turn, or until the peer reads."""
         self._later: dict[Call, tuple[Route, bytes]] = {}
         """Unary requests that wait until it has taken answers."""
 
     # --- the transport ---------------------------------------------------------------------------------------------
 
     def data_received(self, data: bytes) -> None:
+        if len(data) > SMALL_READ or self._backlog is not None or self._input:
+            self._input = self._input[self._input_at :] + data
+            self._input_at = 0
+            self._transport.pause_reading()
+            self.server.turns.add(self)
+            return
         now = time.monotonic()
         self._active = now
         self._pinged = 0.0
-        events: Iterable[Event] = self.http2.receive(data, now)
-        if self._backlog is not None:
-            events = itertools.chain(self._backlog, events)
-        self._handle(events, now)
+        self._backlog = self._handle(self.http2.receive(data, now), now)
 
-    def _handle(self, events: Iterable[Event], now: float) -> None:
-        """Do what the events say, and send what comes of it at once."""
+    def proceed(self, until: float) -> bool:
+        """Handle a slice of what waits, or less if the time is up (`Turns`)."""
+        if self.paused or self._transport.is_closing():
+            return False  # `resume_writing` takes it up; or nobody will
+        now = time.monotonic()
+        events = self._backlog
+        if events is None:
+            at = self._input_at
+            data = self._input[at : at + SLICE]
+            self._input_at = at + len(data)
+            if self._input_at == len(self._input):
+                self._input, self._input_at = b"", 0
+            self._active, self._pinged = now, 0.0
+            events = self._backlog = iter(self.http2.receive(data, now))
+        self._handle(chain.from_iterable(self._timely(events, until)), now)
+        if self.paused or self._transport.is_closing():
+            return False
+        if self._backlog is None and not self._input:
+            self._transport.resume_reading()
+            return False
+        return True
+
+    def _timely(self, events: Iterator[Event], until: float) -> Iterator[Iterator[Event]]:
+        """The backlog as far as there is time, a few events between two looks at the clock."""
+        while True:
+            yield islice(events, UNTIMED)
+            if not length_hint(events):
+                self._backlog = None
+                return
+            if time.monotonic() >= until:
+                return
+
+    def _handle(self, events: Iterable[Event], now: float) -> Iterator[Event] | None:
+        """Do what the events say, and send what comes of it at once. Those that are left, when the peer must read
+        first."""
         # Until the flush below nobody needs to schedule one.
         self._touched = True
         http2, server, most, later = self.http2, self.server, self.limits.message_bytes, self._later
@@ -97,9 +143,6 @@ class ServerConnection(Outgoing):
                 break
         else:
             rest = None
-        # A thousand requests in one read may ask for a thousand large answers: the rest waits until the peer has taken
-        # those that there are.
-        self._backlog = rest
         if self._later:
             self._take_up()
         self._touched = False
@@ -110,17 +153,21 @@ class ServerConnection(Outgoing):
             self.close(now)
         elif http2.going_away:
             self._close_if_done()
+        # A thousand requests in one read may ask for a thousand large answers: the rest waits until the peer has taken
+        # those that there are.
+        return rest if rest is not None and length_hint(rest) else None
 
     def _go_on(self) -> None:
-        """With what waited until the peer read."""
-        if (self._backlog is not None or self._later) and not self.paused and not self._transport.is_closing():
-            self._handle(self._backlog or (), time.monotonic())
+        """With requests that waited until the peer read."""
+        if self._later and not self.paused and not self._transport.is_closing():
+            self._handle((), time.monotonic())
 
     def eof_received(self) -> bool | None:
         return None
 
     def connection_lost(self, error: Exception | None) -> None:
         backlog, self._backlog = self._backlog, None
+        self._input, self._input_at = b"", 0
         for event in backlog or ():
             if isinstance(event, StreamReset):
                 self._rare(event)  # its stream is none of `http2.streams` any more
@@ -145,8 +192,11 @@ class ServerConnection(Outgoing):
         self._count_unread()
         self._active, self._pinged = time.monotonic(), 0.0  # it reads: it lives
         if not self._transport.is_closing():
-            self._transport.resume_reading()
-            if self._backlog is not None or self._later:
+            if self._backlog is not None or self._input:
+                self.server.turns.add(self)  # which reads on when that is done
+            else:
+                self._transport.resume_reading()
+            if self._later:
                 self.server.loop.call_soon(self._go_on)
         self._wake()
 
@@ -268,6 +318,8 @@ class ServerConnection(Outgoing):
             self._later.pop(cast(Call, call), None)
 
     def sweep(self, now: float) -> None:
+        if self._input or self._backlog is not None:
+            self._active, self._pinged = now, 0.0  # its pong may be behind what waits here
         super().sweep(now)
         if self._later:
             self._go_on()  # others may have made room

@@ -23,6 +23,7 @@ from nebuladb.rpc.serving.outgoing import Outgoing
 from nebuladb.rpc.serving.ports import bind
 from nebuladb.rpc.serving.routes import Handler, Routes
 from nebuladb.rpc.serving.sniffer import Sniffer
+from nebuladb.rpc.serving.turns import Turns
 from nebuladb.rpc.tls import ServerCredentials
 
 LOG: Final = logging.getLogger("nebuladb.rpc")
@@ -68,6 +69,7 @@ class Server(grpc.aio.Server):
         self.stopping = False
         self.loop: asyncio.AbstractEventLoop
         self.carriers: Carriers
+        self.turns: Turns
         self._reuse_port = reuse_port
         self._sockets: list[tuple[socket.socket, ServerCredentials | None]] = []
         self._listeners: list[asyncio.Server] = []
@@ -131,6 +133,7 @@ class Server(grpc.aio.Server):
         self._descriptors = _descriptors(self.limits.descriptors_left)
         self.loop = asyncio.get_running_loop()
         self.carriers = Carriers(self.loop)
+        self.turns = Turns(self.loop)
         self._quiet = asyncio.Event()
         self._stopped = asyncio.Event()
         for listening, credentials in self._sockets:
