@@ -26,11 +26,15 @@ from nebuladb.rpc.channel.settings import Options, Settings
 from nebuladb.rpc.channel.target import parse
 from nebuladb.rpc.compression import compressor
 from nebuladb.rpc.http2 import Limits
+from nebuladb.rpc.http2.frames import MAX_WINDOW
 from nebuladb.rpc.tls import ChannelCredentials
 
 Serializer = Callable[[Any], bytes] | None
 Deserializer = Callable[[bytes], Any] | None
 
+LIMITS: Final = Limits(connection_window=MAX_WINDOW)
+"""Of a connection. What an application leaves unread is bounded stream by stream: a window that all of them share would
+be used up by a few watches whose readers are busy, and hold every other call to the server."""
 KINDS: Final = (
     grpc.aio.UnaryUnaryClientInterceptor,
     grpc.aio.UnaryStreamClientInterceptor,
@@ -69,7 +73,7 @@ class Channel(grpc.aio.Channel):
         self._encoding = encoding_of(compression) or settings.compression
         if self._encoding:
             compressor(self._encoding)
-        limits = replace(limits or Limits(), header_list=settings.max_metadata)
+        limits = replace(limits or LIMITS, header_list=settings.max_metadata)
         tls = None if credentials is None else (credentials, settings.server_name or where.host)
         authority = settings.authority or where.authority
         self._base = base_fields("http" if credentials is None else "https", authority, settings.user_agent)

@@ -13,6 +13,7 @@ import pytest
 
 from nebuladb import rpc
 from nebuladb.rpc.framing import frame
+from nebuladb.rpc.http2 import Limits
 from nebuladb.rpc.http2.events import HeadersReceived
 from nebuladb.rpc.http2.stream import State
 from tests.unit.rpc.channel.echo import SECONDS, SERVICE, status_of, unary, until
@@ -84,6 +85,32 @@ async def test_a_call_that_fails_over_what_came_with_its_end(channels: Any) -> N
         assert await unary(channel)(b"small") == b"answer"
         assert len(server.peers) == 1, "the connection is the same"
         assert connection_of(channel)._h2._unread == 0
+
+
+async def test_answers_that_nobody_reads_keep_no_other_call() -> None:
+    """Watches whose readers are busy, say: each is held at its own window, and all others go on."""
+
+    def script(peer: Peer, event: Any) -> None:
+        if isinstance(event, HeadersReceived) and event.data == frame(b"many"):
+            peer.h2.send_headers(event.stream, HEADERS)
+            peer.h2.send_data(event.stream, frame(PIECE) * 2 * PIECES)
+        elif isinstance(event, HeadersReceived):
+            peer.answer(event.stream)
+
+    async with Scripted(script) as server, rpc.insecure_channel(server.address) as channel:
+        calls = [channel.unary_stream(f"/{SERVICE}/Many")(b"many") for _ in range(CALLS)]
+        for call in calls:
+            assert await call.read() == PIECE
+        assert await unary(channel)(b"small", timeout=SECONDS / 4) == b"answer"
+        held = connection_of(channel)._h2
+        await until(lambda: held._unread >= CALLS * (PIECES - 1) * len(PIECE))
+        assert held._unread <= CALLS * Limits().stream_window
+        for call in calls:
+            for _ in range(2 * PIECES - 1):
+                assert await call.read() == PIECE
+            call.cancel()
+        assert len(server.peers) == 1
+        held.check()
 
 
 async def returns(requests: AsyncIterator[bytes], context: Any) -> bytes:
