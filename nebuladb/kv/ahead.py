@@ -17,9 +17,14 @@ LOOK_AHEAD: Final = 1024
 """Commands looked at when one has missed: two slices of puts. Each is decoded and looked up, some 4 us."""
 
 
-def rows_ahead(source: EngineSource, commands: Iterable[Command], most: int) -> list[bytes]:
+def rows_ahead(source: EngineSource, commands: Iterable[Command], most: int, missed: bytes) -> list[bytes]:
     """Point look-ups only, about `most`: what a range holds is known when it is read. A guess: a wrong one costs a
-    fetch."""
+    fetch.
+
+    Only those that follow `missed`, the row that the first command lacks, and none where it is no such look-up. What
+    comes before it and isn't here is of a branch that isn't taken; and all that is fetched is held until that command
+    is done, so that one which misses a hundred rows one by one may not bring others' along each time.
+    """
     rows: dict[bytes, None] = {}
     for count, command in enumerate(commands):
         if count == LOOK_AHEAD or len(rows) >= most:
@@ -34,13 +39,15 @@ def rows_ahead(source: EngineSource, commands: Iterable[Command], most: int) -> 
                     rows[row] = None
         except DecodeError:
             continue  # the command will be refused for it
-    return list(rows)
+    found = list(rows)
+    return found[found.index(missed) :] if missed in rows else []
 
 
 def foreseen(source: EngineSource, request: kv_pb2.TxnRequest, misses: Misses) -> Misses:
     """What a transaction missed, with what it will miss next: one by one, each would be met only when the ones before
     it are here."""
-    ahead = rows_ahead(source, [Command(Kind.TXN, request.SerializeToString())], source.loans.ahead)
+    command = Command(Kind.TXN, request.SerializeToString())
+    ahead = rows_ahead(source, [command], source.loans.ahead, misses.rows[0])
     return Misses(list(dict.fromkeys((*misses.rows, *ahead))))
 
 

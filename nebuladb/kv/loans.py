@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Final
 
 from nebuladb.storage.engine import DELETE_RANGE, PUT, Batch
@@ -11,8 +11,12 @@ FIRST_ROWS: Final = 128
 MOST_ROWS: Final = 1024
 """Rows asked for at once: the first time, and where those have turned out to be small."""
 FETCH_BYTES: Final = 4 << 20
-"""Bytes that are asked for at once, as far as that can be told before they are here: what a slice may supersede
-(`Limits.slice_bytes`), since what it leaves over is given back with the rest."""
+"""Bytes after which a fetch ends, and which are asked for at once as far as that can be told before they are here: what
+a slice may supersede (`Limits.slice_bytes`), since what it leaves over is given back with the rest."""
+FIRST_READ: Final = 4
+MOST_READ: Final = 16
+"""Rows that are read in one go, the first time, and where those before were small: nothing tells how large one is
+before it is here, and this many of the largest are 24 MiB."""
 
 
 class Misses(Exception):
@@ -24,6 +28,35 @@ class Misses(Exception):
     def __init__(self, rows: Sequence[bytes]) -> None:
         super().__init__(f"{len(rows)} rows are on the disk only")
         self.rows = rows
+
+
+class Room:
+    """For the bytes of one fetch."""
+
+    def __init__(self) -> None:
+        self.left = FETCH_BYTES
+        """Below 0: more has come."""
+
+    def spend(self, size: int) -> int:
+        """So many bytes have come; how many more may."""
+        self.left -= size
+        return self.left
+
+
+def fetched(
+    get_many: Callable[[Sequence[bytes]], Sequence[bytes | None]], rows: Sequence[bytes], spend: Callable[[int], int]
+) -> list[bytes | None]:
+    """The values of the first of `rows`, one at least, as far as there is room: `spend` is told of the bytes that have
+    come, and says how many more may."""
+    values: list[bytes | None] = []
+    count, left = FIRST_READ, 1
+    while len(values) < len(rows) and left > 0:
+        some = get_many(rows[len(values) : len(values) + count])
+        values += some
+        size = sum(map(len, filter(None, some)))
+        left = spend(size)
+        count = max(1, min(2 * count, MOST_READ, left * len(some) // (size + 1)))
+    return values
 
 
 class Loans:
@@ -55,13 +88,14 @@ class Loans:
             counts[row] = counts.get(row, 0) + 1
 
     def supply(self, rows: Sequence[bytes], values: Sequence[bytes | None]) -> None:
-        """What a fetch that began after `borrow` has found. What was written meanwhile is newer."""
+        """What a fetch that began after `borrow` has found, of the first of `rows` if it ended before the others: those
+        are missed again. What was written meanwhile is newer."""
         size, count = sum(map(len, filter(None, values))), len(values)
         if size > FETCH_BYTES:
             self.ahead = max(1, count * FETCH_BYTES // size)
         elif size <= FETCH_BYTES // 2:
             self.ahead = max(self.ahead, min(2 * count, MOST_ROWS))
-        for row, value in zip(rows, values, strict=True):
+        for row, value in zip(rows, values, strict=False):
             if row in self._counts:
                 self.rows.setdefault(row, value)
 

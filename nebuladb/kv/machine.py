@@ -130,7 +130,8 @@ class Machine:
             if work.index >= begun
             for command in (work.commands[state.place :] if work.index == begun else work.commands)
         )
-        applied.wanted = list(dict.fromkeys((*applied.wanted, *rows_ahead(self._source, later, self._ahead))))
+        ahead = rows_ahead(self._source, later, self._ahead, applied.wanted[0])
+        applied.wanted = list(dict.fromkeys((*applied.wanted, *ahead)))
 
     @property
     def _ahead(self) -> int:

@@ -18,7 +18,7 @@ from nebuladb.kv.deletion import Deletion
 from nebuladb.kv.draft import Draft
 from nebuladb.kv.hashing import HashJob, hash_spans
 from nebuladb.kv.limits import DEFAULT_LIMITS, MAX_RESULT_BYTES, MAX_TXN_ROWS, TOMBSTONE_BYTES, Limits
-from nebuladb.kv.loans import Misses
+from nebuladb.kv.loans import Misses, Room, fetched
 from nebuladb.kv.machine import Machine
 from nebuladb.kv.pin import Pin
 from nebuladb.kv.rows import KEY_AT, POSITION, Keys, decode_lease, group_span, is_lease_id
@@ -229,12 +229,12 @@ class Store:
         self._source.loans.borrow(rows)
 
     def supply(self, rows: Sequence[bytes], values: Sequence[bytes | None]) -> None:
-        """They are fetched: reads and apply find them until they are given back."""
+        """The first of them are fetched: reads and apply find those until they are given back."""
         self._source.loans.supply(rows, values)
 
     def fetch(self, rows: Sequence[bytes]) -> Sequence[bytes | None]:
-        """Read rows from the disk; for who has nothing else to do meanwhile."""
-        return self._engine.get_many(rows)
+        """Read the first of `rows` from the disk, for `supply`; for who has nothing else to do meanwhile."""
+        return fetched(self._engine.get_many, rows, Room().spend)
 
     def give_back(self, rows: Sequence[bytes]) -> None:
         """Whoever borrowed them has done its work, or given up."""

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from queue import SimpleQueue
 from typing import Final
 
+from nebuladb.kv.loans import Room, fetched
 from nebuladb.storage.engine import Engine
 
 THREADS: Final = 4
@@ -19,25 +20,54 @@ Values = list[bytes | None]
 
 
 class _Request:
-    """Rows that come in parts; the last part to come hands them over."""
+    """Rows that are read in parts; the last part to come hands them over."""
 
     def __init__(self, rows: Sequence[bytes], done: Callable[[Values | BaseException], object]) -> None:
         self.rows = rows
-        self.values: Values = [None] * len(rows)
-        self.left = -(-len(rows) // ROWS_AT_ONCE)
+        self.parts: list[Values] = [[] for _ in range(0, len(rows), ROWS_AT_ONCE)]
+        """What was read of each, perhaps not all of it, or nothing."""
+        self.left = len(self.parts)
         self.done = done
+        self._room = Room()
+        self._counting = threading.Lock()
+
+    def spend(self, size: int) -> int:
+        """Bytes have come; how many more may, of all parts together."""
+        with self._counting:
+            return self._room.spend(size)
+
+    def ended(self, problem: BaseException | None) -> bool:
+        """A part has come, or failed; whether that is what `done` waits for."""
+        with self._counting:
+            if problem is None:
+                self.left -= 1
+                return self.left == 0
+            first = self.left > 0
+            self.left = 0
+            return first
+
+    @property
+    def values(self) -> Values:
+        """Of the first rows: up to the first that wasn't read."""
+        values: Values = []
+        for place, part in enumerate(self.parts):
+            values += part
+            if len(values) < min((place + 1) * ROWS_AT_ONCE, len(self.rows)):
+                break
+        return values
 
 
 class Fetcher:
     """Reads with `Engine.get_many`. `done` of a request is called once, in one of the threads: with the values, in
-    order, or with what went wrong. What is asked for is bounded by those who ask: slices, and reads in progress."""
+    order, of its first rows, one at least, after which about `FETCH_BYTES` have come; or with what went wrong. Who asks
+    again for the others asks for as much as it can hold. What is asked for is bounded by those who ask: slices, and
+    reads in progress."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         # One part wakes one thread; with a `Condition` all four would come and ask the loop for the interpreter.
         self._parts: SimpleQueue[tuple[_Request, int] | None] = SimpleQueue()
         """(request, where the part begins); None: a thread ends."""
-        self._counting = threading.Lock()
         self._threads: list[threading.Thread] = []
 
     def fetch(self, rows: Sequence[bytes], done: Callable[[Values | BaseException], object]) -> None:
@@ -65,17 +95,12 @@ class Fetcher:
     def _run(self) -> None:
         while (part := self._parts.get()) is not None:
             request, start = part
-            rows = request.rows[start : start + ROWS_AT_ONCE]
             problem: BaseException | None = None
             try:
-                request.values[start : start + len(rows)] = self._engine.get_many(rows)
+                if not start or request.spend(0) > 0:
+                    rows = request.rows[start : start + ROWS_AT_ONCE]
+                    request.parts[start // ROWS_AT_ONCE] = fetched(self._engine.get_many, rows, request.spend)
             except BaseException as error:
                 problem = error
-            with self._counting:
-                first_problem = problem is not None and request.left > 0
-                request.left = 0 if problem is not None else request.left - 1
-                last = problem is None and request.left == 0
-            if problem is not None and first_problem:
-                request.done(problem)
-            elif last:
-                request.done(request.values)
+            if request.ended(problem):
+                request.done(request.values if problem is None else problem)

@@ -210,7 +210,10 @@ def test_what_misses_row_after_row_does_not_bring_others_along_each_time() -> No
     old = made.store.revision
     made.apply([log.work(*(put(b"k%03d" % number, VALUE) for number in range(200)))])
     reads = kv_pb2.TxnRequest(
-        success=[Op(put=P(key=b"a")), *(Op(range=R(key=b"k%03d" % n, revision=old, count_only=True)) for n in range(20))]
+        success=[
+            Op(put=P(key=b"a")),
+            *(Op(range=R(key=b"k%03d" % n, revision=old, count_only=True)) for n in range(20)),
+        ]
     )
     loans_at_most(made, 2 * 20 * MIB + FETCH_BYTES + 8 * MIB)
     made.apply([log.work(txn_command(reads), *(put(b"k%03d" % number) for number in range(20, 400)))])

@@ -10,7 +10,7 @@ import pytest
 
 from nebuladb.errors import Corruption, TooManyRequests, Unavailable
 from nebuladb.kv.limits import Limits
-from nebuladb.kv.loans import Misses
+from nebuladb.kv.loans import MOST_READ, Misses
 from nebuladb.kv.store import Store
 from nebuladb.node import looks as looks_module
 from nebuladb.node.fetcher import ROWS_AT_ONCE, THREADS, Fetcher, Values
@@ -27,6 +27,7 @@ class Disk(MemoryEngine):
         self.gate = threading.Event()
         self.parts: list[int] = []
         self.reading = threading.Semaphore(0)
+        self.values: Callable[[bytes], bytes] = bytes
 
     def get_many(self, keys: Sequence[bytes]) -> list[bytes | None]:
         self.parts.append(len(keys))
@@ -34,7 +35,7 @@ class Disk(MemoryEngine):
         self.gate.wait()
         if b"bad" in keys:
             raise Corruption("bad")
-        return list(keys)
+        return [self.values(key) for key in keys]
 
 
 def collector() -> tuple[list[Values | BaseException], Callable[[Values | BaseException], None], threading.Semaphore]:
@@ -58,7 +59,34 @@ def test_a_large_request_is_divided_and_comes_back_whole() -> None:
     assert ready.acquire(timeout=30)
     fetcher.stop()
     assert got == [rows]
-    assert sorted(disk.parts) == [5, *[ROWS_AT_ONCE] * 3]
+    assert sum(disk.parts) == len(rows)
+    assert max(disk.parts) == MOST_READ
+
+
+@pytest.mark.parametrize("small", [0, 6, 70])
+def test_a_request_ends_with_the_rows_that_so_many_bytes_go_to(small: int) -> None:
+    """All were read at once, however large: 64 of 1.5 MiB in each thread."""
+    disk = Disk()
+    disk.gate.set()
+    disk.values = lambda key: bytes(1 << 20 if int(key) >= small else 1)
+    fetcher = Fetcher(disk)
+    rows = [b"%d" % number for number in range(5 * ROWS_AT_ONCE)]
+    asked = 0
+    while rows:
+        got, done, ready = collector()
+        fetcher.fetch(rows, done)
+        assert ready.acquire(timeout=30)
+        [values] = got
+        assert isinstance(values, list)
+        assert values == [disk.values(row) for row in rows[: len(values)]]
+        assert 0 < len(values) <= small + 4 + MOST_READ
+        rows = rows[len(values) :]
+        asked += 1
+    fetcher.stop()
+    assert asked >= 5 * ROWS_AT_ONCE // (4 + MOST_READ) - small
+    assert max(disk.parts) <= MOST_READ
+    # What other threads had begun is read twice, and no more.
+    assert sum(disk.parts) <= 5 * ROWS_AT_ONCE + asked * (THREADS - 1) * MOST_READ
 
 
 def test_a_slow_read_does_not_hold_the_others_up() -> None:
