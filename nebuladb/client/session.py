@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from typing import Final, Self, TypeVar
@@ -41,7 +41,8 @@ class Window:
         self.session = session
         self._next = 1
         self._used: set[int] = set()
-        self._freed = asyncio.Condition()
+        self._waiting: deque[asyncio.Future[int]] = deque()
+        """For a number, in order. If the next number fits nobody waits but who was cancelled."""
 
     @property
     def lowest(self) -> int:
@@ -51,21 +52,37 @@ class Window:
     @asynccontextmanager
     async def number(self) -> AsyncIterator[common_pb2.SessionRef]:
         """The next number, once it fits; in use until the block ends."""
-        async with self._freed:
-            await self._freed.wait_for(lambda: self._next < self.lowest + WINDOW)
-            sequence = self._next
-            self._next += 1
-            self._used.add(sequence)
-            reference = common_pb2.SessionRef(id=self.session, sequence=sequence, lowest_unanswered=self.lowest)
+        sequence = self._take() if self._next < self.lowest + WINDOW else await self._wait()
         try:
-            yield reference
+            yield common_pb2.SessionRef(id=self.session, sequence=sequence, lowest_unanswered=self.lowest)
         finally:
-            self._used.discard(sequence)
-            await asyncio.shield(self._notify())
+            self._free(sequence)
 
-    async def _notify(self) -> None:
-        async with self._freed:
-            self._freed.notify_all()
+    def _take(self) -> int:
+        sequence = self._next
+        self._next += 1
+        self._used.add(sequence)
+        return sequence
+
+    async def _wait(self) -> int:
+        waiter: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        self._waiting.append(waiter)
+        try:
+            return await waiter
+        except asyncio.CancelledError:
+            if not waiter.cancelled():  # it had been given its number by then
+                self._free(waiter.result())
+            raise
+
+    def _free(self, sequence: int) -> None:
+        """As many as there is room for now get their numbers. To wake all that wait for each one that is freed would
+        take the square of their number."""
+        self._used.discard(sequence)
+        end = self.lowest + WINDOW
+        while self._waiting and self._next < end:
+            waiter = self._waiting.popleft()
+            if not waiter.done():  # else it was cancelled
+                waiter.set_result(self._take())
 
 
 class _Opening:

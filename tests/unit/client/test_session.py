@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import AsyncExitStack
 
 import pytest
 from hypothesis import given, settings
@@ -113,6 +114,56 @@ async def test_a_canceled_write_frees_its_number() -> None:
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
     assert window.lowest == 2
+
+
+async def test_who_waits_for_a_number_gets_it_in_order_and_costs_the_others_nothing() -> None:
+    """All were woken by each that was freed, which took the square of their number."""
+
+    class Counted(Window):
+        looks = 0
+
+        @property
+        def lowest(self) -> int:
+            self.looks += 1
+            return super().lowest
+
+    window = Counted(2, 5)
+    begun: list[int] = []
+    inside: set[int] = set()
+
+    async def write(number: int) -> None:
+        async with window.number() as reference:
+            inside.add(reference.sequence)
+            assert reference.sequence < min(inside) + WINDOW
+            assert reference.lowest_unanswered <= min(inside)
+            begun.append(number)
+            await asyncio.sleep(0)
+            inside.remove(reference.sequence)
+
+    writes = 50 * WINDOW
+    await asyncio.gather(*map(write, range(writes)))
+    assert begun == list(range(writes))
+    assert window.looks <= 4 * writes
+
+
+async def test_a_number_that_is_given_to_who_is_cancelled_goes_back() -> None:
+    window = Window(2, 5)
+    async with AsyncExitStack() as first, AsyncExitStack() as second, AsyncExitStack() as rest:
+        for stack in (first, second, *(rest,) * (WINDOW - 2)):
+            await stack.enter_async_context(window.number())
+        given, waiting, after = (asyncio.ensure_future(window.number().__aenter__()) for _ in range(3))
+        await asyncio.sleep(0)
+        waiting.cancel()
+        await asyncio.sleep(0)
+        await first.aclose()
+        given.cancel()
+        await asyncio.wait((given,))
+        await second.aclose()
+        async with asyncio.timeout(10):
+            reference = await after
+        assert [task.cancelled() for task in (given, waiting)] == [True, True]
+        assert (reference.sequence, reference.lowest_unanswered) == (WINDOW + 2, 3)
+    assert window.lowest == WINDOW + 2, "the others are free"
 
 
 @settings(deadline=None, max_examples=60)
