@@ -48,13 +48,15 @@ class Pace:
     def _rest(self) -> None:
         if not self._resting:
             self._resting = True
-            loop = asyncio.get_running_loop()
-            if self._spent < STRETCH_SECONDS:
-                loop.call_soon(self._go_on)
-            else:
-                loop.call_later(self._spent * REST, self._go_on)
+            asyncio.get_running_loop().call_soon(self._go_on, 0.0)
 
-    def _go_on(self) -> None:
+    def _go_on(self, rested: float) -> None:
+        """The next one's turn, once all that was spent is rested for; for `rested` seconds of it that was done. There
+        may be more: of stretches that ended in the same turn, or that had begun before and ended in the rest."""
+        owed = self._spent - rested
+        if owed > STRETCH_SECONDS:
+            asyncio.get_running_loop().call_later(owed * REST, self._go_on, self._spent)
+            return
         self._resting, self._spent = False, 0.0
         while self._waiting:
             turn = self._waiting.popleft()
