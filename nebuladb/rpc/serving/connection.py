@@ -204,8 +204,8 @@ class ServerConnection(Outgoing):
 
     def _headers(self, event: HeadersReceived, now: float) -> None:
         stream, block = event.stream, event.headers
-        if stream.owner is not None:
-            # Trailers of a request: gRPC has none, HTTP may.
+        if stream.owner is not None or stream.answered:
+            # Trailers of a request: gRPC has none, HTTP may. A call whose answer waits for its window is nobody's.
             self._data(DataReceived(stream, b"", ended=True))
             return
         request: Request = block.memo or self._request(block)

@@ -115,11 +115,19 @@ class Wired:
         await self.hear(self.client.take())
 
     async def hear(self, data: bytes) -> None:
-        """The server reads `data`; in a callback, as transports read."""
+        """The server reads `data`; in a callback, as transports read. Raises what it raises, which would end it."""
         loop = asyncio.get_running_loop()
         done = loop.create_future()
-        loop.call_soon(self.connection.data_received, data)
-        loop.call_soon(done.set_result, None)
+
+        def receive() -> None:
+            try:
+                self.connection.data_received(data)
+            except Exception as error:
+                done.set_exception(error)
+            else:
+                done.set_result(None)
+
+        loop.call_soon(receive)
         await done
 
     def _say(self) -> None:
