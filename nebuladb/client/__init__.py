@@ -7,8 +7,8 @@
 
 `Client` is the same without ``async``: every call waits.
 
-What a caller owes it: any one living node among the endpoints, one event loop (`Client`: one process), and
-``close``, or ``with``; after that a client raises `ClientClosed`.
+What a caller owes it: any one living node among the endpoints, one process and one event loop (`Client` has its own),
+and ``close``, or ``with``; after that, and elsewhere, a client raises `ClientClosed`.
 
 What it raises: only `nebuladb.errors`. Of a failed call a caller may conclude from ``error.outcome``: FAILED, it
 changed nothing; UNKNOWN, it may have taken effect or still may. A deadline or a lost connection after a write had been

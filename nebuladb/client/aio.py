@@ -47,10 +47,11 @@ def staleness(seconds: float) -> int:
 
 
 class AsyncClient(Writes):
-    """A cluster, seen from one keyspace. Safe to share by the tasks of one event loop.
+    """A cluster, seen from one keyspace. Safe to share by the tasks of one event loop, that of its first call.
 
     After `close` every call raises `ClientClosed`; what was under way then does, too, or if it may have written
-    something, `UnknownOutcome`.
+    something, `UnknownOutcome`. In another loop and in a forked child every call raises `ClientClosed`, too, and
+    `close` does nothing.
     """
 
     def __init__(
@@ -79,7 +80,7 @@ class AsyncClient(Writes):
         await self.close()
 
     async def close(self) -> None:
-        """End every connection. Idempotent."""
+        """End every connection. Idempotent; does nothing in another loop than the client's, or in a forked child."""
         await self._transport.close()
 
     @property

@@ -40,6 +40,10 @@ TOO_LARGE: Final = "larger than max"
 """What gRPC says of an answer over the channel's limit."""
 
 
+FORKED: Final = "this client is another process's; make one after the fork"
+OTHER_LOOP: Final = "this client is another event loop's; make one in each loop"
+
+
 class Failure(NamedTuple):
     """Why one attempt failed. ``error.outcome`` says whether the request may have taken effect."""
 
@@ -78,9 +82,10 @@ def silent(address: str) -> Failure:
     return Failure(DeadlineExceeded(f"{address} gave no answer in time"), retryable=True, lost=True)
 
 
-def closed() -> Failure:
-    """The client was closed before anything was sent, or what was asked for would have changed nothing."""
-    return Failure(ClientClosed(), retryable=False)
+def closed(why: str = "") -> Failure:
+    """The client was closed before anything was sent, or what was asked for would have changed nothing. `why`: it is
+    not closed, but can't be used by who asks."""
+    return Failure(ClientClosed(why), retryable=False)
 
 
 def closed_amid(address: str, *, writes: bool) -> Failure:

@@ -19,6 +19,7 @@ from functools import wraps
 from typing import Any, Concatenate, Final, Generic, ParamSpec, Self, TypeVar
 
 from nebuladb.client.aio import AsyncClient
+from nebuladb.client.errors import FORKED
 from nebuladb.client.items import Items, SyncItems, Work
 from nebuladb.client.lease import LeaseKeeper
 from nebuladb.client.scan import Rows, SyncRows
@@ -144,7 +145,7 @@ class _Thread:
     def _elsewhere(self) -> NebulaError | None:
         """Why nothing may be waited for where we are."""
         if os.getpid() != self._process:
-            return ClientClosed("this client is another process's; make one after the fork")
+            return ClientClosed(FORKED)
         if sys.is_finalizing():  # daemon threads run no more, and what is handed over would be waited for for ever
             return ClientClosed("the interpreter is at its end, and so is the client's thread; close the client before")
         if threading.current_thread() is self._thread:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import random
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Final, Generic
@@ -13,7 +14,16 @@ from google.protobuf.message import Message
 
 from nebuladb.client.clock import boottime
 from nebuladb.client.endpoints import Endpoints
-from nebuladb.client.errors import Failure, closed, closed_amid, failure_of, not_sent, silent
+from nebuladb.client.errors import (
+    FORKED,
+    OTHER_LOOP,
+    Failure,
+    closed,
+    closed_amid,
+    failure_of,
+    not_sent,
+    silent,
+)
 from nebuladb.client.methods import Answer, Method
 from nebuladb.client.retry import Attempts, Kind, Try
 from nebuladb.env import Rng
@@ -103,6 +113,9 @@ class Transport:
     """Sends requests to a cluster.
 
     At most one channel an address that was ever asked. That to a member of before stays: calls may be under way on it.
+
+    The process and the loop that make the first have all of them. A forked child's frames would go into the midst of
+    its parent's, on the same socket; so elsewhere nothing is sent, and closing closes nothing.
     """
 
     def __init__(
@@ -125,6 +138,8 @@ class Transport:
         self.rng: Rng = rng or random.Random()
         self._engine = engine or engine_of()
         self._links: dict[str, Link] = {}
+        self._home: tuple[int, asyncio.AbstractEventLoop] | None = None
+        """The process and the loop of the links, once there is one."""
         self._closed = False
 
     async def call(
@@ -166,18 +181,35 @@ class Transport:
         return Stream(self, method, request, step, patience)
 
     async def close(self) -> None:
-        """End every connection, and the calls that are under way. Idempotent."""
+        """End every connection, and the calls that are under way; where they aren't ours, nothing. Idempotent."""
+        if self.elsewhere():
+            return
         self._closed = True
         links, self._links = self._links, {}
         for link in links.values():
             await link.channel.close()
 
-    def link(self, address: str) -> Link | None:
-        """The channel to `address`; None after `close`."""
+    def elsewhere(self) -> str:
+        """Why this process or loop may not touch the links; empty if it may."""
+        if self._home is None:
+            return ""
+        process, loop = self._home
+        if process != os.getpid():
+            return FORKED
+        try:
+            return "" if loop is asyncio.get_running_loop() else OTHER_LOOP
+        except RuntimeError:  # what nobody runs any more is being closed
+            return ""
+
+    def link(self, address: str) -> Link | Failure:
+        """The channel to `address`; a Failure after `close`, and elsewhere than where the first was made."""
         if self._closed:
-            return None
+            return closed()
+        if why := self.elsewhere():
+            return closed(why)
         link = self._links.get(address)
         if link is None:
+            self._home = self._home or (os.getpid(), asyncio.get_running_loop())
             link = self._links[address] = Link(address, self._engine)
         return link
 
@@ -188,8 +220,8 @@ class Transport:
 
     async def _attempt(self, method: Method[Answer], request: Message, kind: Kind, step: Try) -> Answer | Failure:
         link = self.link(step.address)
-        if link is None:
-            return closed()
+        if isinstance(link, Failure):
+            return link
         began = self.clock()
         if not await link.connected(step.connect):
             return not_sent(step.address)
@@ -226,18 +258,21 @@ class Stream(Generic[Answer]):
 
     async def __aenter__(self) -> Callable[[], Awaitable[Answer | None]]:
         link = self._transport.link(self._step.address)
-        if link is None:
-            raise StreamBroken(closed())
+        if isinstance(link, Failure):
+            raise StreamBroken(link)
         if not await link.connected(self._step.connect):
             raise StreamBroken(not_sent(self._step.address))
         self._call = link.stream(self._method, self._request)
         return self._read
 
     async def __aexit__(self, *_: object) -> None:
-        self._call.cancel()
+        if not self._transport.elsewhere():
+            self._call.cancel()
 
     async def _read(self) -> Answer | None:
         address = self._step.address
+        if why := self._transport.elsewhere():
+            raise StreamBroken(closed(why))
         try:
             async with asyncio.timeout(self._patience):
                 message = await self._call.read()
