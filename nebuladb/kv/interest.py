@@ -39,6 +39,11 @@ class Interest:
     def __len__(self) -> int:
         return len(self._members)
 
+    @property
+    def ranges(self) -> int:
+        """How many that differ, but for single keys: at worst a change lies in all of them."""
+        return len(self._spans)
+
     def __iter__(self) -> Iterator[Watcher]:
         return iter(self._members)
 

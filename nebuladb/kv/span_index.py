@@ -34,8 +34,9 @@ class SpanIndex(Generic[T]):
         self._reach: list[bytes] | None = []
         """The greatest end of each block; None: to be made anew."""
 
-    def __bool__(self) -> bool:
-        return bool(self._holders)
+    def __len__(self) -> int:
+        """Ranges, equal ones once."""
+        return len(self._holders)
 
     def add(self, start: bytes, end: bytes, holder: T) -> None:
         """`holder` wants the keys of [start, end), which isn't empty."""

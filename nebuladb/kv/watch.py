@@ -28,7 +28,10 @@ MAX_WATCHERS: Final = 50_000
 """Of one shard on one node. An idle one is less than a KiB."""
 
 MAX_DELIVERIES: Final = 20_000
-"""Batches that one stretch of history gives out, about: some 30 ms."""
+"""Batches that one stretch of history gives out, about, and changes times ranges that it looks at: some 30 ms."""
+
+MAX_LIVE: Final = 100_000
+"""Likewise of what one apply publishes; the rest is told out of history."""
 
 LARGE: Final = 1024
 """Changes of one revision that are told at once, unless they are too many bytes for that; of more than that, so many at
@@ -120,7 +123,7 @@ class WatchHub:
         """The state was replaced by a newer one: everyone goes on from its cursor, out of the new history (S26)."""
         # Who falls back goes on behind `_revision`: what an older store published up to there would be passed over.
         invariant(store.revision >= self._revision, "a state that watches were told of is replaced by an older one")
-        self._all_fall_back()
+        self._all_fall_back(self._revision + 1)
         self._store = store
         self._revision = store.revision
 
@@ -136,19 +139,28 @@ class WatchHub:
 
     def publish(self, applied: Applied) -> None:
         """Give what an apply call published to those in step."""
-        if applied.missing or _has_large(applied.events):
+        if applied.missing:
             probe("watchers sent to history")
-            self._all_fall_back()
+            self._all_fall_back(self._revision + 1)
         elif len(self._live):
-            for revision, changes in groupby(applied.events, _revision):
-                self._feed(revision, changes)
+            self._feed(applied.events)
         self._revision = max(self._revision, applied.revision)
 
-    def _feed(self, revision: int, changes: Iterable[Change]) -> None:
-        for watcher, batch in self._live.told(revision, changes):
-            if not watcher.deliver(batch):
-                probe("watcher fell behind")
-                self._fall_back(watcher, revision)
+    def _feed(self, events: Sequence[Change]) -> None:
+        deliveries = 0
+        for revision, its in groupby(events, _revision):
+            changes = list(its)
+            large = len(changes) > 1 and (len(changes) > LARGE or len(changes) * self._live.ranges > MAX_DELIVERIES)
+            if large or deliveries >= MAX_LIVE:
+                probe("more published than is told at once")
+                self._all_fall_back(revision)
+                return
+            told = self._live.told(revision, changes)
+            deliveries += len(told)
+            for watcher, batch in told:
+                if not watcher.deliver(batch):
+                    probe("watcher fell behind")
+                    self._fall_back(watcher, revision)
 
     # --- the walk over history
 
@@ -168,7 +180,10 @@ class WatchHub:
             start = min(watcher.position for watcher in behind)
         previous = any(watcher.prev_kv for watcher in behind)
         revision, sub = start
-        changes = self._store.changes(revision - 1, sub=sub, limit_rows=budget, previous=previous, cut=LARGE)
+        most = max(1, MAX_DELIVERIES // (1 + self._behind.ranges))
+        changes = self._store.changes(
+            revision - 1, sub=sub, limit_rows=min(budget, most), previous=previous, cut=min(LARGE, most)
+        )
         last = changes[-1].record if changes else None
         through = (last.main if last is not None else self._store.revision) + 1, 0
         if last is not None and changes.cut:
@@ -195,10 +210,10 @@ class WatchHub:
     def _passed(self, through: tuple[int, int], watchers: Iterable[Watcher]) -> bool:
         """History was walked up to `through`, for these; whether anybody is behind still."""
         self._swept = through
-        for watcher in watchers:
-            if watcher in self._behind:
-                watcher.reach(through)
-                self._settle(watcher)
+        passed = [watcher for watcher in watchers if watcher in self._behind]
+        for watcher in passed:
+            watcher.reach(through)
+        self._settle(passed)
         return len(self._behind) > 0
 
     def _with_room(self) -> list[Watcher]:
@@ -209,20 +224,29 @@ class WatchHub:
                 probe("watch compacted")
                 self._behind.discard(watcher)
                 watcher.cancel(floor)
-            else:
-                self._settle(watcher)
+        self._settle(self._behind)
         return list(self._behind)
 
     # --- who is where
 
-    def _settle(self, watcher: Watcher) -> None:
-        """Let one that is behind join the live feed if no published revision is left that it might want, or wait if it
-        has no room."""
-        if watcher.cursor > self._store.revision:
-            self._behind.discard(watcher)
-            self._join(watcher)
-        elif watcher.full:
-            self._stick(watcher)
+    def _settle(self, watchers: Iterable[Watcher]) -> None:
+        """Let those of these, which are behind, join the live feed that want no published revision any more; others
+        wait, if they have no room."""
+        newest = self._store.revision
+        joining: list[Watcher] = []
+        for watcher in list(watchers):
+            if watcher.cursor > newest:
+                joining.append(watcher)
+            elif watcher.full:
+                self._stick(watcher)
+        if len(joining) == len(self._behind) and not len(self._live):
+            self._live, self._behind = self._behind, self._live
+        else:
+            for watcher in joining:
+                self._behind.discard(watcher)
+                self._live.add(watcher)
+        for watcher in joining:
+            watcher.lagging = False
 
     def _join(self, watcher: Watcher) -> None:
         watcher.lagging = False
@@ -239,9 +263,9 @@ class WatchHub:
         self._behind.add(watcher)
         self._on_lag()
 
-    def _fall_back(self, watcher: Watcher, revision: int = 0) -> None:
-        """Out of the live feed, to be fed from `revision`, or from what comes after the feed's last."""
-        watcher.reach((revision or self._revision + 1, 0))
+    def _fall_back(self, watcher: Watcher, revision: int) -> None:
+        """Out of the live feed, to be fed from `revision`."""
+        watcher.reach((revision, 0))
         watcher.lagging = True
         self._live.discard(watcher)
         if watcher.full:
@@ -250,9 +274,21 @@ class WatchHub:
             self._behind.add(watcher)
             self._on_lag()
 
-    def _all_fall_back(self) -> None:
+    def _all_fall_back(self, revision: int) -> None:
+        falling = list(self._live)
+        if len(falling) > len(self._behind):
+            # One by one, ten thousands of ranges take seconds to be put from one index into the other.
+            self._live, self._behind = self._behind, self._live
         for watcher in list(self._live):
-            self._fall_back(watcher)
+            self._live.discard(watcher)
+            self._behind.add(watcher)
+        for watcher in falling:
+            watcher.reach((revision, 0))
+            watcher.lagging = True
+            if watcher.full:
+                self._stick(watcher)
+        if falling:
+            self._on_lag()
 
     def _drop(self, watcher: Watcher) -> None:
         if watcher in self._stuck:
@@ -263,8 +299,3 @@ class WatchHub:
 
 def _revision(change: Change) -> int:
     return change.record.main
-
-
-def _has_large(events: Sequence[Change]) -> bool:
-    """Whether one of the revisions is too large to be told at once."""
-    return len(events) > LARGE and any(sum(1 for _ in its) > LARGE for _, its in groupby(events, _revision))
