@@ -16,6 +16,7 @@ from nebuladb.kv.loans import Misses
 from nebuladb.kv.rows import DELETION_ROW, FORMAT, KEY_AT, POSITION, decode_record, decode_row
 from nebuladb.kv.source import EngineSource, close
 from nebuladb.storage.engine import Batch
+from nebuladb.storage.spans import Spans
 
 MIN_RUN: Final = 16
 """Rows side by side that are worth a range tombstone: each of those costs every later read a little."""
@@ -37,6 +38,8 @@ class Deletion:
         self._source = source
         self._target, self._main, self._sub = 0, 1, 0
         self._pace = FIRST_ROWS
+        self.deleted = Spans(KEY_AT)
+        """Where rows were deleted, or overwritten long ago; whoever makes the room of them good takes them away."""
         if data is not None:
             if len(data) != DELETION_ROW.size or data[0] != FORMAT:
                 raise Corruption("the deletion row is damaged")
@@ -81,6 +84,7 @@ class Deletion:
             raise Misses(missing)
         self._pace = pace
         self._bury(batch, dead)
+        self.deleted.deleted(batch)
         batch.put(keys.deletion, DELETION_ROW.pack(FORMAT, *position))
         return batch, position
 
@@ -126,6 +130,7 @@ class Deletion:
         # What a revision at the floor changed twice stays with it: a watch that starts there is told all of it.
         if record.past_main and not record.past_deleted and (below or record.past_main < record.main):
             batch.delete(keys.record_key(record.past_main, record.past_sub))
+            self.deleted.add(keys.current + key, keys.current + key + b"\0")
         if record.version == 0 and below:
             batch.delete(row)
             newest = self._source.get(keys.current + key)

@@ -66,6 +66,7 @@ class Store:
         self._patient = SnapshotSource(engine, self._keys)
         self._sessions = Sessions(self._source)
         self._deletion = Deletion(self._source, engine.get(self._keys.deletion))
+        self.deleted = self._deletion.deleted
         self.deleted_bytes = 0
         """Written by background deletion; whoever counts what the engine holds unflushed takes it away."""
         self._pending: tuple[Machine, Batch] | None = None

@@ -18,6 +18,7 @@ from nebuladb.kv.loans import Misses
 from nebuladb.kv.store import Store
 from nebuladb.kv.watch import WatchHub
 from nebuladb.node.output import Slice
+from nebuladb.storage.spans import Spans
 
 TURN_ROWS: Final = 2_048
 """Rows that one turn writes or looks at before other groups' slices wait for the next: 10 ms of puts."""
@@ -46,10 +47,14 @@ class Fetch(NamedTuple):
 class Applier:
     """Invariant: slices of a group run in the order they were handed out, and none while rows for one are fetched."""
 
-    def __init__(self, groups: dict[int, GroupData], applied: Callable[[Slice, GroupData, Applied], None]) -> None:
-        """`applied` is told of each slice that was run, or of the part of it that was."""
+    def __init__(
+        self, groups: dict[int, GroupData], applied: Callable[[Slice, GroupData, Applied], None], deleted: Spans
+    ) -> None:
+        """`applied` is told of each slice that was run, or of the part of it that was; `deleted`, where physical
+        deletion has been."""
         self._groups = groups
         self._applied = applied
+        self._deleted = deleted
         self._slices: deque[Slice] = deque()
         self._fetching: dict[int, Fetch] = {}
         """By group: what its next slice waits for."""
@@ -185,6 +190,8 @@ class Applier:
             self._again |= data.store.background(BACKGROUND_ROWS)
             self.deleted_bytes += data.store.deleted_bytes
             data.store.deleted_bytes = 0
+            for span in data.store.deleted.take():
+                self._deleted.add(*span)
             self.hashed += [(group, *hashed) for hashed in data.store.hashed]
             data.store.hashed.clear()
             self._return(group, data.store)

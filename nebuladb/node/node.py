@@ -40,6 +40,7 @@ from nebuladb.node.starting import check_home, open_replica
 from nebuladb.node.surgeon import Surgeon
 from nebuladb.node.turn import Flush, Turn
 from nebuladb.node.upkeep import Upkeep
+from nebuladb.node.vacuum import Vacuum
 from nebuladb.raft import Configuration
 from nebuladb.shard import Descriptor, preferred
 from nebuladb.storage.engine import Engine
@@ -91,10 +92,11 @@ class Node:
         """Called when this node's picture of meta changed."""
         self._requests = (incarnation & 0xFFFF_FFFF) << 32
         self._unwritten: deque[LogBatch] = deque()
-        self._applier = Applier(self.groups, self._slice_applied)
+        self.vacuum = Vacuum(data)
+        self._applier = Applier(self.groups, self._slice_applied, self.vacuum.deleted)
         self._applied = 0
         registry = {int(group): RegistryRow.decode(row) for group, row in log.registry().items()}
-        self.reconciler = Reconciler(identity.node, self.host, data, registry)
+        self.reconciler = Reconciler(identity.node, self.host, self.vacuum.destroy, registry)
         options = options or NodeOptions()
         self.host.tail_limits = options.tail
         self._lease_reads = options.lease_reads
@@ -136,7 +138,7 @@ class Node:
         for held in generations:
             if held not in wanted:
                 probe("orphan generation removed")
-                Store.destroy(self.data, *held)
+                self.vacuum.destroy(*held)
         for group, row in registry:
             if row.state in (GroupState.NORMAL, GroupState.INSTALLING):
                 self._start(group, row)
@@ -393,7 +395,8 @@ class Node:
     def flush_wanted(self) -> bool:
         """Whether enough was applied that the data store should be flushed."""
         full = self._unflushed >= self._flush_bytes
-        return full or self.host.flush_due or self.snapshots.flush_wanted
+        vacuum = self.vacuum.wants_flush(self.host.disk.space, self.host.now)
+        return full or self.host.flush_due or self.snapshots.flush_wanted or vacuum
 
     def begin_flush(self) -> Flush:
         """What `Engine.flush` makes durable. One at a time: when it has succeeded comes `end_flush`, then a turn."""
@@ -401,13 +404,15 @@ class Node:
         self._unflushed = 0
         self.host.flush_due = False
         applied = {group: data.store.index for group, data in self.groups.items()}
-        return Flush(applied, self.snapshots.to_flush())
+        deleted = self.vacuum.take(self.host.disk.space, self.host.now)
+        return Flush(applied, self.snapshots.to_flush(), deleted)
 
     def end_flush(self, flush: Flush) -> None:
         """The flush that `begin_flush` preceded is done."""
         probe("data flush done")
         self.host.flushed(flush.applied)
         self.snapshots.flushed(flush.installs)
+        self.vacuum.flushed(flush.deleted)
 
     def background(self) -> bool:
         """See `Applier.background`."""

@@ -39,6 +39,7 @@ from nebuladb.node.outgoing import Outgoing
 from nebuladb.node.output import TICK_MS
 from nebuladb.node.ports import Answers, Links, Meter
 from nebuladb.node.reclaims import Reclaims
+from nebuladb.node.tables import Tables
 from nebuladb.node.turn import Turn
 from nebuladb.node.unreadable import Unreadable
 from nebuladb.raft import StateRole
@@ -101,7 +102,7 @@ class Pump:
         """Compactions whose clients wait for the deletion."""
         self._unreadable = Unreadable(node.alarms_now)
         self._last_tick = clock.monotonic()
-        self._flush: asyncio.Task[None] | None = None
+        self._tables = Tables(node, self.wake, self.fail)
 
     def start(self) -> None:
         """Begin to tick and to turn."""
@@ -121,8 +122,7 @@ class Pump:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        if self._flush is not None:
-            await asyncio.wait([self._flush])  # its thread is in the engine, which is closed next
+        await self._tables.stop()
         await self._flusher.stop()
         await asyncio.to_thread(self._fetcher.stop)
         self.node.snapshots.close()
@@ -287,8 +287,7 @@ class Pump:
             self._loop.call_later(seconds * REST, self._go_on)
         if turn.stalled:
             self._loop.call_later(RETRY_SECONDS, self.wake)
-        if self.node.flush_wanted and self._flush is None and not self._stopped:
-            self._flush = self._loop.create_task(self._flush_data(), name="flush")
+        self._tables.look()
         return turn.more
 
     def _send(self, frames: Sequence[tuple[int, bytes]]) -> None:
@@ -418,17 +417,6 @@ class Pump:
                     raise
                 self.fail(error)
                 return
-
-    async def _flush_data(self) -> None:
-        try:
-            flush = self.node.begin_flush()
-            await asyncio.to_thread(self.node.data.flush)
-            self.node.end_flush(flush)
-            self.wake()
-        except Exception as error:
-            self.fail(error)
-        finally:
-            self._flush = None
 
     # --- completions and endings -----------------------------------------------------------------------------------
 

@@ -11,19 +11,17 @@ removed before it was made here, since meta's log, read again after a crash, lis
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Final
 
 from nebuladb.env import probe
 from nebuladb.ids import Generation, GroupId
-from nebuladb.kv.store import Store
 from nebuladb.node.host import Host
 from nebuladb.node.meta import Removal
 from nebuladb.node.registry import GroupState, RegistryRow, first_row
 from nebuladb.raft import Configuration
 from nebuladb.shard import Descriptor, Role
 from nebuladb.shard.layout import INITIAL
-from nebuladb.storage.engine import Engine
 
 NOTHING: Final = 0
 """In the place of a generation: there is no data to destroy. The first generation is 1."""
@@ -32,10 +30,17 @@ NOTHING: Final = 0
 class Reconciler:
     """See the module. Invariant: a group is at most one of: to be started, to be destroyed."""
 
-    def __init__(self, node: int, host: Host, data: Engine, registry: Mapping[int, RegistryRow]) -> None:
+    def __init__(
+        self,
+        node: int,
+        host: Host,
+        destroy: Callable[[GroupId, Generation], None],
+        registry: Mapping[int, RegistryRow],
+    ) -> None:
+        """`destroy` removes a group's data; it raises `WriteStalled`."""
         self._node = node
         self._host = host
-        self._data = data
+        self._destroy = destroy
         self.rows = dict(registry)
         """What the registry has, or is about to have."""
         self._starting: dict[int, int] = {}
@@ -145,7 +150,7 @@ class Reconciler:
         for group in ready:
             _, generation = self._doomed[group]
             if generation != NOTHING:
-                Store.destroy(self._data, GroupId(group), Generation(generation))
+                self._destroy(GroupId(group), Generation(generation))
             del self._doomed[group]
         return bool(ready)
 

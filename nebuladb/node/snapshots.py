@@ -20,7 +20,6 @@ from nebuladb.ids import META_GROUP, Generation, GroupId
 from nebuladb.kv.chunk import CHUNK_BYTES, content_size
 from nebuladb.kv.export import Exporter
 from nebuladb.kv.importer import Importer
-from nebuladb.kv.store import Store
 from nebuladb.node.alarms import AlarmKind
 from nebuladb.node.disk import CRITICAL_BIT, Space
 from nebuladb.node.frame import Envelope, HostMessageType
@@ -445,7 +444,7 @@ class Snapshots:
         flipping |= self._suspended.keys()
         try:
             for doomed in [doomed for doomed in self._doomed if doomed[0] not in flipping]:
-                Store.destroy(self._node.data, GroupId(doomed[0]), Generation(doomed[1]))
+                self._node.vacuum.destroy(GroupId(doomed[0]), Generation(doomed[1]))
                 self._doomed.remove(doomed)
                 probe("generation without use removed")
         except WriteStalled:

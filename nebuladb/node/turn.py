@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from nebuladb.node.applier import Fetch
     from nebuladb.node.incoming import Incoming
     from nebuladb.node.outgoing import Outgoing
+    from nebuladb.storage.spans import Span
 
 
 @dataclass(slots=True)
@@ -45,3 +46,5 @@ class Flush:
     """Group → applied index."""
     installs: list[Incoming]
     """Snapshots all of whose rows are written."""
+    deleted: list[Span]
+    """Where rows were deleted whose room is wanted (``node.vacuum``)."""

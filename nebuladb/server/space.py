@@ -160,7 +160,7 @@ class SpaceWatch:
             )
         return self._bytes, (
             f"{room.free >> 20} MiB of {room.total >> 20} MiB are free on the disk of {self._directory}, less than "
-            f"{low >> 20} MiB: read-only; make room, or delete keys and run `nebula-cli compact`"
+            f"{low >> 20} MiB: read-only; make room there, delete keys and run `nebula-cli compact`, or drop a keyspace"
         )
 
     def _lay_in(self, size: int) -> None:

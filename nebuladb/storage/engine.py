@@ -6,7 +6,7 @@ it; ``conformance.py`` is the suite that both must pass.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Final, Protocol
 
 PUT: Final = 0
@@ -72,8 +72,8 @@ class Snapshot(Reader, Protocol):
 
 
 class Engine(Reader, Protocol):
-    """An open database. All methods but `flush`, `sync` and `get_many` are called from one thread. Those don't wait for
-    the disk to write; `get` and scans may wait for it to read."""
+    """An open database. All methods but `flush`, `compact`, `sync` and `get_many` are called from one thread. They
+    don't wait for the disk to write; `get` and scans may wait for it to read."""
 
     @property
     def identity(self) -> bytes:
@@ -106,6 +106,12 @@ class Engine(Reader, Protocol):
     def flush(self) -> None:
         """Write every write that returned before this call began into tables and make those durable. Blocking; for a
         thread. This is what makes an engine without WAL durable."""
+        ...
+
+    def compact(self, spans: Sequence[tuple[bytes, bytes]], stop: Callable[[], bool]) -> bool:
+        """Rewrite what was flushed of `spans`, [low, high) each, so that what was deleted there takes no room any more.
+        Blocking, and for long; for a thread, one at a time. It goes step by step, each of which needs room for what it
+        rewrites, until `stop` says so; False: something is left, for that or for want of room."""
         ...
 
     def snapshot(self, spans: Sequence[tuple[bytes, bytes]] = ()) -> Snapshot:

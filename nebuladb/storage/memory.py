@@ -121,6 +121,10 @@ class MemoryEngine:
         self._check()
         self._persist(Fault.FLUSH)
 
+    def compact(self, spans: Sequence[tuple[bytes, bytes]], stop: Callable[[], bool]) -> bool:
+        self._check()
+        return not stop()
+
     def snapshot(self, spans: Sequence[tuple[bytes, bytes]] = ()) -> MemorySnapshot:
         self._check()
         return MemorySnapshot(self, self._table)

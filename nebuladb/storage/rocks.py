@@ -7,7 +7,7 @@ on: by `sync` in a thread, or by the kernel, which is told the file (`storage.wa
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from hashlib import blake2b
 from pathlib import Path
@@ -18,11 +18,11 @@ from rocksdict import (
     BlockBasedIndexType,
     BlockBasedOptions,
     Cache,
+    CompactOptions,
     DBCompressionType,
     DBRecoveryMode,
     Options,
     Rdict,
-    RdictIter,
     ReadOptions,
     WriteBatch,
     WriteBufferManager,
@@ -31,12 +31,14 @@ from rocksdict import (
 from rocksdict import Snapshot as RocksView
 
 from nebuladb.env import probe
-from nebuladb.errors import Corruption, DataDamaged, InvariantViolation, StoreClosed, StoreError
+from nebuladb.errors import Corruption, DataDamaged, DiskFull, InvariantViolation, StoreClosed, StoreError
+from nebuladb.storage.cursor import Cursor
 from nebuladb.storage.engine import DELETE, IDENTITY_BYTES, PUT, Batch
 from nebuladb.storage.files import sync_directory, temporary_directory, unwritten
 from nebuladb.storage.log_keys import STAMP_KEY, Stamp, decode_stamp
 from nebuladb.storage.preallocation import Preallocation
 from nebuladb.storage.rocks_errors import classify
+from nebuladb.storage.spans import pieces
 from nebuladb.storage.wal import Found, cut, examine, wal_files
 from nebuladb.storage.wal_file import WalFile
 
@@ -64,6 +66,8 @@ PEEK_CACHE_BYTES: Final = 1 << 20
 BACKGROUND_JOBS: Final = 2
 COMPACTION_READAHEAD_BYTES: Final = 256 << 10
 """For each table that a compaction reads, of which there may be dozens; RocksDB's 2 MiB are for spinning disks."""
+COMPACTION_BYTES: Final = 256 << 20
+"""That one step of `compact` rewrites, about: what it needs as room, and how long a node that stops waits for it."""
 SCAN_READAHEAD_BYTES: Final = 64 << 10
 """An iterator waits for the disk with the interpreter's lock held, so it should wait seldom: 1,024 cold rows of 300
 bytes took 78 reads of a block, and 6 of this size, in the same CPU time. Ten rows then read 220 KiB instead of 15."""
@@ -94,54 +98,6 @@ class RocksMemory:
         return self.buffers.get_usage()
 
 
-class _Cursor:
-    """An iterator, which one scan or those of one snapshot take in turns.
-
-    `close` takes it away from them: RocksDB stays open as long as an iterator lives.
-    """
-
-    __slots__ = ("scan", "steps")
-
-    def __init__(self, steps: RdictIter) -> None:
-        self.steps: RdictIter | None = steps
-        self.scan: object = None
-        """The scan that it stands at the last key of."""
-
-    def open(self) -> RdictIter:
-        """The iterator, not to be held across a `yield`."""
-        if self.steps is None:
-            raise StoreClosed("the snapshot or the database was closed")
-        return self.steps
-
-    def walk(self, low: bytes, high: bytes, *, reverse: bool) -> Iterator[tuple[bytes, bytes]]:
-        """See `Reader.scan`."""
-        scan, key = object(), b""
-        seek = RdictIter.seek_for_prev if reverse else RdictIter.seek
-        step = RdictIter.prev if reverse else RdictIter.next
-        begun = False
-        while True:
-            steps = self.open()
-            if self.scan is scan:
-                step(steps)
-            else:  # at the beginning, and where another scan moved it
-                self.scan = scan
-                seek(steps, key if begun else high if reverse else low)
-                if begun or (reverse and steps.valid() and steps.key() == high):
-                    if not steps.valid():
-                        break
-                    step(steps)  # to step an invalid iterator is a segmentation fault
-                begun = True
-            if not steps.valid():
-                break
-            key = steps.key()
-            if not low <= key < high:
-                break
-            pair = key, steps.value()
-            del steps
-            yield pair
-        steps.status()  # an iterator that meets a damaged block just ends
-
-
 class RocksEngine:
     """See `Engine`. Open one with `open_log` or `open_data`."""
 
@@ -154,7 +110,7 @@ class RocksEngine:
         self._options = WriteOptions()
         self._options.no_slowdown = True  # S32: a stall comes back as an error instead of stopping the interpreter
         self._options.disable_wal = not wal  # type: ignore[method-assign, assignment]  # the stub is wrong: a property
-        self._cursors: set[_Cursor] = set()
+        self._cursors: set[Cursor] = set()
         self._snapshots: set[RocksSnapshot] = set()
         self._open = True
 
@@ -262,7 +218,7 @@ class RocksEngine:
             return
         cursor = None
         try:
-            cursor = _Cursor(self._db.iter(_below(high)))
+            cursor = Cursor(self._db.iter(_below(high)))
             self._cursors.add(cursor)
             yield from cursor.walk(low, high, reverse=reverse)
         except StoreError:
@@ -312,11 +268,33 @@ class RocksEngine:
         except Exception as error:
             raise self._damaged(error) from error
 
+    def compact(self, spans: Sequence[tuple[bytes, bytes]], stop: Callable[[], bool]) -> bool:
+        options = CompactOptions()
+        options.set_exclusive_manual_compaction(False)  # else RocksDB's own wait for it, and writes then stall
+        try:
+            tables = [(one["start_key"], one["end_key"], one["size"]) for one in self._db.live_files()]
+            errors = self._background_errors()
+            for low, high in pieces(tables, spans, COMPACTION_BYTES):
+                if stop():
+                    return False
+                self._db.compact_range(low, high, options)
+                if self._background_errors() != errors:
+                    return False  # of a lack of room, say; RocksDB doesn't always tell the caller
+        except Exception as error:
+            found = self._damaged(error)
+            if isinstance(found, DiskFull):
+                return False
+            raise found from error
+        return True
+
+    def _background_errors(self) -> int | None:
+        return self._db.property_int_value("rocksdb.background-errors")
+
     def snapshot(self, spans: Sequence[tuple[bytes, bytes]] = ()) -> RocksSnapshot:
         try:
-            cursors = {span: _Cursor(self._db.iter(_below(span[1]))) for span in spans}
+            cursors = {span: Cursor(self._db.iter(_below(span[1]))) for span in spans}
             if not spans:
-                cursors[b"", b""] = _Cursor(self._db.iter())
+                cursors[b"", b""] = Cursor(self._db.iter())
             snapshot = RocksSnapshot(self, self._db.snapshot(), cursors)
         except Exception as error:
             raise self._error(error) from error
@@ -359,7 +337,7 @@ class RocksSnapshot:
     made. So those that serve the scans are made together with it: one for each span, or one for everything.
     """
 
-    def __init__(self, engine: RocksEngine, view: RocksView, cursors: dict[tuple[bytes, bytes], _Cursor]) -> None:
+    def __init__(self, engine: RocksEngine, view: RocksView, cursors: dict[tuple[bytes, bytes], Cursor]) -> None:
         self._engine = engine
         self._view: RocksView | None = view
         self._cursors = cursors
@@ -393,7 +371,7 @@ class RocksSnapshot:
             cursor.steps = None
         self._engine._snapshots.discard(self)
 
-    def _cursor_of(self, low: bytes, high: bytes) -> _Cursor:
+    def _cursor_of(self, low: bytes, high: bytes) -> Cursor:
         for (first, end), cursor in self._cursors.items():
             if first <= low and (high <= end or not end):
                 return cursor

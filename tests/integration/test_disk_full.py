@@ -164,6 +164,33 @@ def test_all_disks_full_and_then_room_again_needs_no_operator(tmp_path: Path) ->
             hashes_agree(cluster)
 
 
+@pytest.mark.parametrize("how", ["compact", "drop"])
+def test_what_is_deleted_on_a_full_disk_gives_its_room_back(tmp_path: Path, how: str) -> None:
+    """Large values, of which a few KiB of deletions, in no table yet, are the end: for lack of another write nothing
+    ever flushed them."""
+    with small_disks(tmp_path, 1), Cluster(tmp_path, 1, ENVIRON) as cluster:
+        cluster.start()
+        cluster.wait_ready()
+
+        async def change(*, made: bool) -> None:
+            async with AsyncClient(cluster.endpoints) as client:
+                await (client.create_keyspace("big", "range") if made else client.drop_keyspace("big"))
+
+        asyncio.run(change(made=True))
+        fill(cluster, 0, LOW_MIB + 100)
+        with Client(cluster.endpoints, timeout=SECONDS, keyspace="big" if how == "drop" else "default") as client:
+            with pytest.raises(NoSpace):
+                puts(client, "filling", 2_000)
+            cluster.wait_for(lambda: alarmed(cluster, 0), "an alarm")
+            if how == "drop":
+                asyncio.run(change(made=False))
+            else:
+                compact(cluster, client.delete(b"filling/", b"filling0").revision)
+        cluster.wait_for(lambda: not alarmed(cluster, 0), "no alarm", SECONDS)
+        with Client(cluster.endpoints, timeout=SECONDS) as client:
+            client.put(b"again", VALUE)
+
+
 def test_a_node_that_met_the_end_of_its_disk_comes_back_by_itself(tmp_path: Path) -> None:
     """Somebody takes all of the disk at once: the log's error stops the node, and it waits for room to start again."""
     with small_disks(tmp_path, 3), Cluster(tmp_path, environ={**ENVIRON, "NEBULA_BALLAST": "0"}) as cluster:

@@ -18,6 +18,7 @@ from nebuladb.node.output import Slice
 from nebuladb.pb.nebula.v1 import kv_pb2
 from nebuladb.storage.log import LogStore
 from nebuladb.storage.memory import MemoryEngine
+from nebuladb.storage.spans import Spans
 from tests.unit.kv.helpers import Log
 from tests.unit.node.lone import PUT, SECONDS, Lone
 
@@ -32,7 +33,7 @@ class Stores:
     def __init__(self) -> None:
         self.engine = engine = MemoryEngine(wal=False)
         self.groups: dict[int, GroupData] = {}
-        self.applier = Applier(self.groups, lambda work, data, applied: data.hub.publish(applied))
+        self.applier = Applier(self.groups, lambda work, data, applied: data.hub.publish(applied), Spans(13))
         self.logs = {group: Log() for group in range(1, GROUPS + 1)}
         for group in self.logs:
             Store.initialise(engine, GroupId(group), Generation(1), index=0, term=0, configuration=b"c")

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping
+from functools import partial
 
+from nebuladb.kv.store import Store
 from nebuladb.node.host import Host
 from nebuladb.node.meta import Removal
 from nebuladb.node.reconciler import Reconciler
@@ -23,7 +25,7 @@ class Life:
     def __init__(self, registry: Mapping[int, RegistryRow] | None = None) -> None:
         self.host = Host(7, NODE, 1, 1, random.Random(1))
         self.data = MemoryEngine(wal=False)
-        self.reconciler = Reconciler(NODE, self.host, self.data, registry or {})
+        self.reconciler = Reconciler(NODE, self.host, partial(Store.destroy, self.data), registry or {})
 
     def sync(self) -> None:
         """What was asked for is durable, and what follows from that is done."""

@@ -86,8 +86,8 @@ def test_the_text_says_every_size_in_mib(tmp_path: Path) -> None:
     fixed = Reserves(Amount(0, 300 * MIB), Amount(0, 0))
     watch = SpaceWatch(tmp_path, fixed, lambda space, text: None, lambda _: Room(1_000 * MIB, 200 * MIB))
     assert watch.look()[1] == (
-        f"200 MiB of 1000 MiB are free on the disk of {tmp_path}, less than 300 MiB: read-only; make room, or delete "
-        "keys and run `nebula-cli compact`"
+        f"200 MiB of 1000 MiB are free on the disk of {tmp_path}, less than 300 MiB: read-only; make room there, "
+        "delete keys and run `nebula-cli compact`, or drop a keyspace"
     )
 
 

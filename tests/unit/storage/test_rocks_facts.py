@@ -95,6 +95,45 @@ def test_interpreter_runs_during(call: str, tmp_path: Path) -> None:
         engine.close()
 
 
+def test_interpreter_runs_during_a_compaction_which_gives_back_what_was_deleted(tmp_path: Path) -> None:
+    """A few bytes of deletions, flushed, leave tables as they are: RocksDB compacts when there are four such."""
+    engine = RocksEngine.open_data(tmp_path)
+    value = os.urandom(1 << 20)
+    for row in range(40):
+        engine.write(batch_of((b"%02d" % row, value)))
+    engine.flush()
+    gone = Batch()
+    gone.delete_range(b"00", b"30")
+    engine.write(gone)
+    engine.flush()
+
+    def size() -> int:
+        return sum(file.stat().st_size for file in tmp_path.glob("*.sst")) >> 20
+
+    assert size() == 40
+    done, whole = threading.Event(), list[bool]()
+
+    def work() -> None:
+        whole.append(engine.compact([(b"00", b"30")], lambda: False))
+        done.set()
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1000)
+    try:
+        thread = threading.Thread(target=work)
+        thread.start()
+        alive = not done.is_set()
+        thread.join()
+    finally:
+        sys.setswitchinterval(interval)
+    assert alive
+    assert whole == [True]
+    assert size() == 10
+    assert not engine.compact([(b"00", b"99")], lambda: True), "it was to stop before its first step"
+    assert len(list(engine.scan(b"", b"x"))) == 10
+    engine.close()
+
+
 def test_stall_consumes_nothing_of_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """`no_slowdown` refuses instead of blocking; RocksDB's batch is gone then, ours can be written again."""
     monkeypatch.setattr("nebuladb.storage.rocks.LOG_MEMTABLE_BYTES", 1 << 16)
