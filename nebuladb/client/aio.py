@@ -172,8 +172,12 @@ class AsyncClient(Writes):
     ) -> Items[Event]:
         """Every change of `key`, or of [key, range_end), from `start_revision` on (0: from now on), once, in order.
 
-        Over several shards `start_revisions` says for each where to begin; one that it leaves out begins now. Behind a
-        scan that is what `Rows.revisions` says; behind an event its own ``mod_revision``, since others may share it.
+        "Now" is when the first event is asked for, and the request has come to a node: not when this is called. To miss
+        nothing of what comes behind a write, begin at its ``revision + 1``; behind a scan, at what `Rows.revisions`
+        says, each plus 1.
+
+        Over several shards `start_revisions` says for each where to begin; one that it leaves out begins now. Behind an
+        event go on at its own ``mod_revision``, since others may share it.
 
         It goes on over broken connections, dead nodes and changes of leader, and leaves a node that is cut off from the
         majority; it raises `Compacted` where events are lost for good, and the last error if no node serves it for

@@ -199,6 +199,15 @@ async def test_watch_misses_and_repeats_nothing_over_breaks(nodes: list[Node]) -
         assert [e.type for e in seen[5:]] == [EventType.DELETE, EventType.PUT]
 
 
+async def test_a_watch_behind_a_write_misses_nothing_until_it_is_first_asked(node: Node) -> None:
+    async with AsyncClient([node.address]) as client:
+        written = await client.put(b"k", b"1")
+        events = client.watch(b"k", start_revision=written.revision + 1)
+        await client.put(b"k", b"2")
+        assert node.count("Watch") == 0
+        assert (await anext(events)).kv.value == b"2"
+
+
 async def test_watch_says_that_events_are_gone(node: Node) -> None:
     node.store.floor = 7
     async with AsyncClient([node.address]) as client:
