@@ -51,6 +51,11 @@ _PREFIX: Final = struct.Struct(">BI").unpack_from
 _BUSY: Final = refusal(
     grpc.StatusCode.RESOURCE_EXHAUSTED, "as many calls as this server takes are in progress; try again later", UNDONE
 )
+_HEADERS: Final = refusal(
+    grpc.StatusCode.RESOURCE_EXHAUSTED,
+    "the headers of the calls in progress take too much memory; try again later, or send fewer",
+    UNDONE,
+)
 
 
 class ServerConnection(Outgoing):
@@ -214,6 +219,8 @@ class ServerConnection(Outgoing):
             self.refuse(stream, request.answer)
         elif server.calls >= server.max_calls:
             self.refuse(stream, _BUSY)
+        elif server.headers > self.limits.headers_total and request.cost > self.limits.headers_each:
+            self.refuse(stream, _HEADERS)
         else:
             route = request.route
             call = Call(self, stream, request, route, now)
@@ -226,10 +233,10 @@ class ServerConnection(Outgoing):
                 # The message follows, nearly always whole. Until then the call is not counted: streams that wait for
                 # the rest of their requests, or pretend to, are bounded by connection, and must not keep out others.
                 stream.owner = call
-                self.gather(call, event.headers.size)
+                self.gather(call, 0)
 
     def _request(self, block: HeaderBlock) -> Request:
-        request = block.memo = Request(block.fields, self.server.routes)
+        request = block.memo = Request(block.fields, block.size, self.server.routes)
         return request
 
     def _direct(self, call: Call, route: Route, body: bytes) -> None:
@@ -281,6 +288,7 @@ class ServerConnection(Outgoing):
         call.counted = True
         self.server.calls += 1
         self.calls += 1
+        self.keep(call.request)
 
     def _begin(self, call: Call, route: Route, body: bytes) -> None:
         """Run a unary request whose body is here, or let it wait until its answer has room."""

@@ -64,6 +64,8 @@ class Server(grpc.aio.Server):
         """In progress, of all connections."""
         self.unfinished = 0
         """Bytes of requests that have not come whole, of all connections."""
+        self.headers = 0
+        """What headers of calls take that are in progress or have not come whole, bytes, likewise."""
         self.unread = 0
         """Bytes of answers that wait for clients to take them, likewise."""
         self.stopping = False

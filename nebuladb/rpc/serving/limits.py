@@ -31,12 +31,18 @@ class ServerLimits:
     """In progress at once, until their handlers have returned (a client that resets its calls frees nothing by it);
     further ones are answered RESOURCE_EXHAUSTED. `maximum_concurrent_rpcs` overrides it."""
     unfinished_bytes: int = 64 << 20
-    """Of one connection's unary requests, and messages of its streams, that have not come whole, headers and a KiB for
-    each included, however many streams they are on: a burst of 20,000 calls whose bodies follow their headers is 30 MiB
+    """Of one connection's unary requests, and messages of its streams, that have not come whole, a KiB for each
+    included, however many streams they are on: a burst of 20,000 calls whose bodies follow their headers is 30 MiB
     for a moment, forty puts of the largest values are 60. The former count as no calls; one that goes over it is
     answered RESOURCE_EXHAUSTED."""
     unfinished_total: int = 128 << 20
     """Of such bytes of all connections, however many somebody opens: a machine of 1 GiB bears it on top."""
+    headers_total: int = 64 << 20
+    """That headers of calls of all connections take in memory which are in progress or have not come whole, objects
+    included; the same list, of a connection, counts once. Past it requests whose headers take more than `headers_each`
+    are answered RESOURCE_EXHAUSTED: 22,000 streams with 125 fields of five octets would be 850 MB."""
+    headers_each: int = 4 << 10
+    """Some ten fields of the usual length."""
     message_bytes: int = 4 << 20
     """Of a request message, also when inflated."""
     response_bytes: int = 64 << 20

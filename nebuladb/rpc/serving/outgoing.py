@@ -16,6 +16,7 @@ from nebuladb.rpc.http2.stream import Stream
 from nebuladb.rpc.metadata import Fields
 from nebuladb.rpc.serving.exchange import Exchange
 from nebuladb.rpc.serving.limits import ServerLimits
+from nebuladb.rpc.serving.request import Request
 from nebuladb.rpc.status import UNDONE, StatusError
 from nebuladb.rpc.tls import identity
 
@@ -214,6 +215,7 @@ class Outgoing(asyncio.Protocol):
             if self._gathering is None:
                 self._gathering = {}
             self._gathering[call] = (self._active, size)
+            self.keep(call.request)
         call.gathered += size
         self.unfinished += size
         server.unfinished += size
@@ -230,6 +232,7 @@ class Outgoing(asyncio.Protocol):
             self.unfinished -= call.gathered
             self.server.unfinished -= call.gathered
             call.gathered = 0
+            self.leave(call.request)
             if self._gathering is not None:
                 self._gathering.pop(call, None)
 
@@ -260,7 +263,20 @@ class Outgoing(asyncio.Protocol):
     def released(self, call: Exchange) -> None:
         """A call's handler has returned."""
         self.calls -= 1
+        self.leave(call.request)
         self.server.released()
+
+    def keep(self, request: Request) -> None:
+        """A call holds these headers, others with the same maybe as well."""
+        request.holders += 1
+        if request.holders == 1:
+            self.server.headers += request.cost
+
+    def leave(self, request: Request) -> None:
+        """It holds them no more."""
+        request.holders -= 1
+        if not request.holders:
+            self.server.headers -= request.cost
 
     def close(self, now: float) -> None:
         """Close the transport when what was written has left; `sweep` aborts it if that takes too long."""

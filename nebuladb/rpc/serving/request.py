@@ -16,6 +16,8 @@ from nebuladb.rpc.status import StatusError
 CONTENT_TYPE: Final = (b"content-type", b"application/grpc")
 OK: Final[Fields] = ((b":status", b"200"), CONTENT_TYPE, (b"grpc-accept-encoding", compression.ACCEPTED))
 """The head of every answer. One object, so that the header encoder knows it."""
+FIELD_OBJECTS: Final = 120
+"""What a header field takes in memory beside its octets and the 32 that RFC 7541 counts: a tuple, and its strings."""
 NO_TIME: Final = 1e-6
 """Seconds of a ``grpc-timeout`` in which nothing can be done."""
 _METHOD_NOT_ALLOWED: Final[Fields] = ((b":status", b"405"), (b"allow", b"POST"))
@@ -30,11 +32,28 @@ def refusal(code: grpc.StatusCode, details: str, metadata: Iterable[tuple[str, V
 class Request:
     """A parsed header block. Shared by all calls that came with it: nothing here changes."""
 
-    __slots__ = ("_fields", "_metadata", "accepts", "answer", "direct", "inflate", "path", "route", "timeout")
+    __slots__ = (
+        "_fields",
+        "_metadata",
+        "accepts",
+        "answer",
+        "cost",
+        "direct",
+        "holders",
+        "inflate",
+        "path",
+        "route",
+        "timeout",
+    )
 
-    def __init__(self, fields: Fields, routes: Routes) -> None:
+    def __init__(self, fields: Fields, size: int, routes: Routes) -> None:
+        """`size`: octets of the fields, as RFC 7541 4.1 counts them."""
         self._fields = fields
         self._metadata: tuple[tuple[str, Value], ...] | None = None
+        self.cost = 2 * (size + FIELD_OBJECTS * len(fields))
+        """About what it takes in memory, octets, once its metadata was asked for."""
+        self.holders = 0
+        """Calls that are in progress with it, or have not come whole."""
         self.path = ""
         self.route: Route | None = None
         """None where `Routes.resolve` must be asked."""

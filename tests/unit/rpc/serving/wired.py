@@ -111,8 +111,10 @@ class Wired:
         return self.client.open(self.fields(method))
 
     async def say(self) -> None:
-        """Everything that the client has to say, in one read of the server's."""
+        """Everything that the client has to say, in one read of the server's, in as many turns as that takes."""
         await self.hear(self.client.take())
+        one = self.connection
+        await until(lambda: one.paused or self.wire.aborted or not (one._input or one._backlog is not None))
 
     async def hear(self, data: bytes) -> None:
         """The server reads `data`; in a callback, as transports read. Raises what it raises, which would end it."""
