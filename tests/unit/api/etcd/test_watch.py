@@ -232,15 +232,20 @@ async def test_a_revision_that_comes_in_parts_is_encoded_once_for_all_and_told_w
     assert [[event.kv.key for event in response.events] for response in told] == [keys] * 3
 
 
-async def test_nothing_comes_between_the_fragments_of_a_revision(etcd: Faced, monkeypatch: pytest.MonkeyPatch) -> None:
-    """etcd's client in Go puts together what comes one after the other."""
+async def amid_fragments(etcd: Faced, stream: Both, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Watch 0 of the stream is about to be told a revision of 40 KiB in fragments; watch 1 is on another key."""
     monkeypatch.setattr(events, "FRAGMENT_BYTES", 3_000)
     monkeypatch.setattr(hubs, "LARGE", 3)
     for number in range(40):
         await etcd.set(b"k%02d" % number, bytes(1000))
+    assert await made(stream, create(b"k", b"l", fragment=True, prev_kv=True), create(b"z")) == [0, 1]
+    await etcd.call("DeleteRange", kv_pb2.DeleteRangeRequest(key=b"k", range_end=b"l"))
+
+
+async def test_nothing_comes_between_the_fragments_of_a_revision(etcd: Faced, monkeypatch: pytest.MonkeyPatch) -> None:
+    """etcd's client in Go puts together what comes one after the other."""
     async with watching(etcd) as stream:
-        assert await made(stream, create(b"k", b"l", fragment=True, prev_kv=True), create(b"z")) == [0, 1]
-        await etcd.call("DeleteRange", kv_pb2.DeleteRangeRequest(key=b"k", range_end=b"l"))
+        await amid_fragments(etcd, stream, monkeypatch)
         told = [await stream.next()]
         assert (told[0].watch_id, told[0].fragment) == (0, True)
         await etcd.set(b"z")
@@ -256,13 +261,8 @@ async def test_nothing_comes_between_the_fragments_of_a_revision(etcd: Faced, mo
 async def test_a_watch_that_is_canceled_amid_fragments_lets_the_others_speak(
     etcd: Faced, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(events, "FRAGMENT_BYTES", 3_000)
-    monkeypatch.setattr(hubs, "LARGE", 3)
-    for number in range(40):
-        await etcd.set(b"k%02d" % number, bytes(1000))
     async with watching(etcd) as stream:
-        assert await made(stream, create(b"k", b"l", fragment=True, prev_kv=True), create(b"z")) == [0, 1]
-        await etcd.call("DeleteRange", kv_pb2.DeleteRangeRequest(key=b"k", range_end=b"l"))
+        await amid_fragments(etcd, stream, monkeypatch)
         assert (await stream.next()).fragment
         stream.send(pb.WatchRequest(cancel_request=pb.WatchCancelRequest(watch_id=0)))
         while not (await stream.next()).canceled:
