@@ -20,12 +20,13 @@ from nebuladb.ids import META_GROUP, Generation, GroupId
 from nebuladb.kv.chunk import CHUNK_BYTES, content_size
 from nebuladb.kv.export import Exporter
 from nebuladb.kv.importer import Importer
-from nebuladb.node.alarms import AlarmKind
+from nebuladb.node.alarms import Alarm, AlarmKind
 from nebuladb.node.disk import CRITICAL_BIT, Space
 from nebuladb.node.frame import Envelope, HostMessageType
 from nebuladb.node.incoming import Incoming, Stage
 from nebuladb.node.outgoing import Outgoing, TransferOutcome
 from nebuladb.node.output import TICK_MS
+from nebuladb.node.pauses import Pauses
 from nebuladb.node.registry import GroupState, RegistryRow
 from nebuladb.raft import Configuration, Message, StateRole
 
@@ -84,6 +85,7 @@ class Snapshots:
         """Generations that nobody refers to any more."""
         self._suspended: dict[int, int] = {}
         """Group whose data is damaged → the batch that says so."""
+        self._pauses = Pauses()
         self._number = 0
         self._posted = False
         """Messages wait for the next frames."""
@@ -115,6 +117,7 @@ class Snapshots:
                 self._drop(group)
             elif incoming.stage is Stage.RECEIVING and self._full:
                 probe("snapshot dropped for want of space")
+                self._alarm(group, incoming)
                 self._drop(group)
         if self.lost and self._ticks % WANT_TICKS == 0:
             self._ask()
@@ -166,6 +169,7 @@ class Snapshots:
         """The group leaves this node."""
         self.lost.pop(group, None)
         self._node.alarms_now.cleared(AlarmKind.DATA_LOST, group)
+        self._node.alarms_now.cleared(AlarmKind.NO_SPACE, group)
         self._suspended.pop(group, None)
         self._drop(group)
 
@@ -231,8 +235,9 @@ class Snapshots:
                 del self._wanted[group, receiver]
             elif replica is None or replica.raft.role is not StateRole.LEADER or peer is None or not peer.connected:
                 del self._wanted[group, receiver]
+                self._pauses.forget((group, receiver))
                 self._finished(group, receiver, 0)
-            elif peer.status & CRITICAL_BIT:
+            elif peer.status & CRITICAL_BIT or self._pauses.last((group, receiver), self._host.now):
                 continue  # it has no room for one
             elif len(self.outgoing) < self._limits.outgoing and replica.applied >= index:
                 try:
@@ -274,6 +279,12 @@ class Snapshots:
         done = outgoing.outcome is TransferOutcome.INSTALLED
         probe("snapshot sent" if done else "snapshot not sent")
         self.counts["sent" if done else "failed"] += 1
+        peer = self._host.peers.get(outgoing.node)
+        if done:
+            self._pauses.forget(key)
+        elif peer is not None and peer.status & CRITICAL_BIT:
+            probe("snapshot didn't fit")
+            self._pauses.failed(key, self._host.now)
         self._finished(group, receiver, outgoing.index if done else 0)
 
     def _finished(self, group: int, receiver: int, index: int) -> None:
@@ -310,6 +321,7 @@ class Snapshots:
             return  # one is nearly in; then it will be seen whether another is needed
         if _has(replica, message.index, message.log_term):
             probe("snapshot is no news")
+            self._node.alarms_now.cleared(AlarmKind.NO_SPACE, group)
             self._drop(group)
             self._tell(node, replica, message.sender, message.context, index=message.index)
             return
@@ -404,6 +416,7 @@ class Snapshots:
             return
         if _has(replica, head.index, head.term):
             probe("log overtook the snapshot")
+            self._node.alarms_now.cleared(AlarmKind.NO_SPACE, group)
             self._tell(incoming.node, replica, incoming.sender, incoming.name[1], index=head.index)
             self._drop(group)
             return
@@ -425,12 +438,23 @@ class Snapshots:
         del self.incoming[group]
         self.lost.pop(group, None)
         self._node.alarms_now.cleared(AlarmKind.DATA_LOST, group)
+        self._node.alarms_now.cleared(AlarmKind.NO_SPACE, group)
         self._node.restart_group(group)
         self.counts["received"] += 1
         self.counts["received_bytes"] += incoming.received
         self.counts["received_ms"] += self._host.now - incoming.since
         replica = self._host.replicas[group]
         self._tell(incoming.node, replica, incoming.sender, incoming.name[1], index=incoming.head.index)
+
+    def _alarm(self, group: int, incoming: Incoming) -> None:
+        """Room that comes back when it is dropped hides that it doesn't fit: this alarm stays until one is in."""
+        written = incoming.importer.written >> 20
+        text = (
+            f"{self._node.identity.name}: a snapshot of shard {group} doesn't fit on the disk, which was full after "
+            f"{written} MiB of it; it comes again, later each time: make room there, delete keys and run "
+            "`nebula-cli compact`, or drop a keyspace"
+        )
+        self._node.alarms_now.raised(Alarm(AlarmKind.NO_SPACE, text, group))
 
     def _drop(self, group: int) -> None:
         """Give up what is coming in for `group`, if anything is."""

@@ -1,0 +1,55 @@
+"""A snapshot that doesn't fit on its receiver's disk comes again, but ever later; the receiver's operator is told."""
+
+from __future__ import annotations
+
+from nebuladb.ids import DEFAULT_GROUP
+from nebuladb.node.alarms import AlarmKind
+from nebuladb.node.disk import Space
+from nebuladb.node.pauses import FIRST_MS, LONGEST_MS, Pauses
+from tests.unit.node.test_snapshots import away, founded, level
+from tests.unit.node.trio import Trio
+
+
+def told(trio: Trio, place: int) -> list[str]:
+    return [alarm.text for alarm in trio.node(place).alarms_now.all() if alarm.kind is AlarmKind.NO_SPACE]
+
+
+def test_a_snapshot_that_does_not_fit_is_sent_again_later_each_time() -> None:
+    trio = founded()
+    leader, follower = away(trio, size=60_000)
+    trio.start(follower)
+    began: list[int] = []
+    for turn in range(3):
+        trio.run(turn * FIRST_MS - 1_000)
+        trio.until(lambda: DEFAULT_GROUP in trio.node(follower).snapshots.incoming, "on its way")
+        began.append(trio.time)
+        trio.node(follower).space(Space.CRITICAL, "its rows fill the disk")
+        trio.until(lambda: not trio.node(leader).snapshots.outgoing, "given up")
+        trio.node(follower).space(Space.PLENTY, "")  # for its rows are gone
+        assert len(told(trio, follower)) == 1
+        assert "doesn't fit" in told(trio, follower)[0], "that there is room again says nothing"
+    first, second = began[1] - began[0], began[2] - began[1]
+    assert FIRST_MS <= first < FIRST_MS + 2_000
+    assert 2 * FIRST_MS <= second < 2 * FIRST_MS + 2_000
+    trio.run(4 * FIRST_MS)
+    trio.until(level(trio), "level")
+    assert not told(trio, follower)
+    assert trio.node(leader).snapshots.counts["sent"] == 1
+
+
+def test_pauses_grow_to_a_bound_and_end_with_a_success() -> None:
+    pauses, key, now = Pauses(), (1, 2), 0
+    assert not pauses.last(key, now)
+    spans = []
+    for _ in range(7):
+        pauses.failed(key, now)
+        begun = now
+        while pauses.last(key, now):
+            now += FIRST_MS
+        spans.append(now - begun)
+    assert spans == [min(FIRST_MS << turn, LONGEST_MS) for turn in range(7)]
+    assert not pauses.last((1, 3), 0)
+    pauses.forget(key)
+    pauses.forget(key)
+    pauses.failed(key, now)
+    assert not pauses.last(key, now + FIRST_MS)
