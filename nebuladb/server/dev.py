@@ -168,7 +168,7 @@ def run(nodes: int, data_dir: Path, base_port: int, command: Sequence[str] = STA
             if not _until_ready(children, alarm):
                 return 0 if alarm.rung else 1
             endpoints = ",".join(child.member.config.client_addr for child in children if not child.removed)
-            print(f"cluster ready endpoints={endpoints}", flush=True)
+            _tell(f"cluster ready endpoints={endpoints}")
             while not alarm.wait(None):
                 _report(children)
             return 0
@@ -257,6 +257,19 @@ def _ending(code: int) -> str:
     with contextlib.suppress(ValueError):
         return f"was ended by {signal.Signals(-code).name}"
     return f"was ended by signal {-code}"
+
+
+def _tell(line: str) -> None:
+    """On stdout. If nobody can hear it there that is no reason to end a cluster that serves."""
+    if sys.stdout is None:
+        _say(f"stdout is closed; {line}")
+        return
+    try:
+        print(line, flush=True)
+    except OSError as error:
+        _say(f"stdout: {error.strerror}; {line}")
+        # Else it would be tried, and complained about, once more at the end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _say(text: str) -> None:

@@ -7,6 +7,7 @@ import select
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -126,6 +127,35 @@ def test_it_says_ready_once_and_stops_all(tmp_path: Path, base: int) -> None:
         assert (process.returncode, rest) == (0, "")
         assert "fake n1 started" in errors
         assert all(gone(pid) for pid in nodes)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+@pytest.mark.parametrize(
+    ("redirection", "why"),
+    [(">/dev/full", "stdout: No space left on device"), ("", "stdout: Broken pipe"), (">&-", "stdout is closed")],
+)
+def test_a_line_that_nobody_hears_ends_no_cluster(tmp_path: Path, base: int, redirection: str, why: str) -> None:
+    script = f'exec "$@" {redirection}'
+    command = [sys.executable, "-c", PROGRAM, "3", str(tmp_path), str(base), str(FAKE)]
+    reader, writer = os.pipe()
+    os.close(reader)
+    process = subprocess.Popen(["sh", "-c", script, "sh", *command], stdout=writer, stderr=subprocess.PIPE, text=True)
+    os.close(writer)
+    late = threading.Timer(SECONDS, process.kill)
+    late.start()
+    try:
+        assert process.stderr is not None
+        told = f"nebulad dev: {why}; cluster ready endpoints=127.0.0.1:{base},"
+        while not (line := process.stderr.readline()).startswith(told):
+            assert line, "nothing was said"
+        assert len(children(process)) == 3
+    finally:
+        process.terminate()
+        _, rest = process.communicate(timeout=SECONDS)
+        late.cancel()
+    assert process.returncode == 0
+    assert "stdout" not in rest
+    assert "Traceback" not in rest
 
 
 def test_a_dead_child_stays_dead_and_the_rest_run_on(tmp_path: Path, base: int) -> None:
