@@ -29,7 +29,7 @@ def lease_length(election_ticks: int) -> int:
 
 
 class ReadLease:
-    """One replica's, of whichever term it leads."""
+    """One replica's, of whichever term it leads: all that it holds by is of the round that was confirmed last."""
 
     def __init__(self, length: int) -> None:
         """`length` in ms; 0: it never holds."""
@@ -49,9 +49,8 @@ class ReadLease:
     def confirmed(self, context: int) -> None:
         """A majority has answered that round."""
         if context in self._asked:
-            boottime, term, self._configuration = self._asked.pop(context)
-            self._until = boottime + self._length if term >= self._term else self._until
-            self._term = max(term, self._term)
+            boottime, self._term, self._configuration = self._asked.pop(context)
+            self._until = boottime + self._length
 
     def holds(self, boottime: int, term: int, configuration: Configuration) -> bool:
         """Whether nobody else led at `boottime`. Not after a change of members: others may have elected."""

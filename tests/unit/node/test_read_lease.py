@@ -7,7 +7,7 @@ from nebuladb.ids import DEFAULT_GROUP
 from nebuladb.kv.answer import Answer
 from nebuladb.kv.command import Command, Kind
 from nebuladb.node.options import NodeOptions
-from nebuladb.node.read_lease import ReadLease, lease_length
+from nebuladb.node.read_lease import MAX_ASKED, ReadLease, lease_length
 from nebuladb.raft import Configuration, StateRole
 from tests.unit.node.trio import Trio
 from tests.unit.node.wire import put_request
@@ -52,6 +52,16 @@ def test_each_round_of_a_term_makes_it_longer() -> None:
     confirmed(lease, 2, 1_300)
     assert lease.holds(1_300 + LENGTH - 1, 3, ONE)
     assert not lease.holds(1_300 + LENGTH, 3, ONE)
+
+
+def test_so_many_rounds_are_remembered() -> None:
+    lease = ReadLease(LENGTH)
+    for context in range(MAX_ASKED + 1):
+        lease.asked(context, 1_000, 3, ONE)
+    lease.confirmed(0)
+    assert not lease.holds(1_001, 3, ONE), "it is forgotten: the oldest one of too many"
+    lease.confirmed(1)
+    assert lease.holds(1_001, 3, ONE)
 
 
 def test_switched_off_it_never_holds() -> None:
