@@ -130,7 +130,7 @@ async def _compact(
     async with slots:
         try:
             newest = (await client.txn().get(key, keys_only=True).commit()).revision
-            revision = plan.revision or newest - plan.keep  # below 1 if there are fewer: then that is compacted already
+            revision = plan.revision or max(newest - plan.keep, 0)  # 0, where there are fewer, is compacted already
             try:
                 await client.compact(revision, group=group)
             except Compacted as error:

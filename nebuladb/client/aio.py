@@ -17,6 +17,7 @@ from nebuladb.client.items import Items
 from nebuladb.client.lease import LeaseKeeper
 from nebuladb.client.many import Many
 from nebuladb.client.methods import Method
+from nebuladb.client.requests import built
 from nebuladb.client.scan import Rows, ScanPlan
 from nebuladb.client.session import Session
 from nebuladb.client.transport import StreamBroken, Transport, check_size
@@ -41,9 +42,15 @@ STEADY: Final = 1.0
 """Seconds after which a watch that said nothing counts as served: nodes that only begin one must not keep us busy."""
 
 
+LONGEST: Final = 1e12
+"""Seconds: older than this nothing is."""
+
+
 def staleness(seconds: float) -> int:
-    """Milliseconds, as a request has them; at least one if it is more than 0."""
-    return max(math.ceil(seconds * 1000), 0)
+    """Milliseconds, as a request has them; at least one if it is more than 0. Raises `InvalidArgument`."""
+    if not 0 <= seconds < math.inf:
+        raise InvalidArgument(f"max_staleness is {seconds}; give seconds, 0 or more (0: as it is now)")
+    return math.ceil(min(seconds, LONGEST) * 1000)
 
 
 class AsyncClient(Writes):
@@ -94,8 +101,9 @@ class AsyncClient(Writes):
         self, key: bytes, *, revision: int = 0, serializable: bool = False, max_staleness: float = 0.0
     ) -> KeyValue | None:
         """`key` now, or at `revision`; None if it isn't there. `serializable`: perhaps an old one, from any node;
-        `max_staleness`, in seconds: at most so old."""
-        request = kv_pb2.GetRequest(
+        `max_staleness`, in seconds: at most so old. Raises `InvalidArgument` for a number that can't be either."""
+        request = built(
+            kv_pb2.GetRequest,
             keyspace=self.keyspace,
             key=key,
             revision=revision,
@@ -124,7 +132,8 @@ class AsyncClient(Writes):
         """The keys of [start, end) in order; no end: to the last. Of each shard all are of one revision, also over a
         change of nodes; `Rows.revisions` says which."""
         plan = ScanPlan(
-            kv_pb2.ScanRequest(
+            built(
+                kv_pb2.ScanRequest,
                 keyspace=self.keyspace,
                 key=start,
                 range_end=end,
@@ -183,7 +192,8 @@ class AsyncClient(Writes):
         majority; it raises `Compacted` where events are lost for good, and the last error if no node serves it for
         `patience` seconds. An event that is waited for with a timeout is not lost (`Items`).
         """
-        request = kv_pb2.WatchRequest(
+        request = built(
+            kv_pb2.WatchRequest,
             keyspace=self.keyspace,
             key=key,
             range_end=range_end,
@@ -193,7 +203,7 @@ class AsyncClient(Writes):
             no_delete=no_delete,
         )
         for shard, revision in (start_revisions or {}).items():
-            request.start_revisions.add(group=shard, revision=revision)
+            request.start_revisions.append(built(kv_pb2.ShardRevision, group=shard, revision=revision))
         return Items(self._watch(WatchPlan(request), patience))
 
     async def _watch(self, plan: WatchPlan, patience: float) -> AsyncGenerator[list[Event], None]:
@@ -237,7 +247,7 @@ class AsyncClient(Writes):
 
     async def compact(self, revision: int, *, group: int = 0) -> None:
         """Make what was superseded at or before `revision` unreadable, in shard `group` (0: the only one)."""
-        request = kv_pb2.CompactRequest(keyspace=self.keyspace, revision=revision, group=group)
+        request = built(kv_pb2.CompactRequest, keyspace=self.keyspace, revision=revision, group=group)
         await self._transport.call(methods.COMPACT, request)
 
     # Leases
@@ -248,7 +258,7 @@ class AsyncClient(Writes):
 
     async def time_to_live(self, lease: int, *, keys: bool = False) -> LeaseInfo:
         """What is left of a lease, and its keys if asked for; raises `LeaseNotFound`."""
-        request = lease_pb2.LeaseTimeToLiveRequest(keyspace=self.keyspace, id=lease, keys=keys)
+        request = built(lease_pb2.LeaseTimeToLiveRequest, keyspace=self.keyspace, id=lease, keys=keys)
         found = await self._transport.call(methods.LEASE_TIME_TO_LIVE, request)
         if found.ttl < 0:
             raise LeaseNotFound(f"lease {lease} doesn't exist: it was never granted, was revoked, or has expired")
@@ -256,7 +266,7 @@ class AsyncClient(Writes):
 
     async def leases(self) -> tuple[int, ...]:
         """The ids of all leases."""
-        request = lease_pb2.LeaseListRequest(keyspace=self.keyspace)
+        request = built(lease_pb2.LeaseListRequest, keyspace=self.keyspace)
         return tuple((await self._transport.call(methods.LEASE_LIST, request)).ids)
 
     # The cluster. `endpoint` asks that node and no other, and fails at once if it is away
@@ -267,7 +277,7 @@ class AsyncClient(Writes):
 
     async def describe_keyspace(self, name: str) -> keyspace_pb2.KeyspaceInfo:
         """One keyspace; raises `KeyspaceNotFound`."""
-        request = keyspace_pb2.KeyspaceDescribeRequest(name=name)
+        request = built(keyspace_pb2.KeyspaceDescribeRequest, name=name)
         return (await self._transport.call(methods.KEYSPACE_DESCRIBE, request)).keyspace
 
     async def create_keyspace(
@@ -286,14 +296,18 @@ class AsyncClient(Writes):
         """
         if partitioning not in PARTITIONINGS:
             raise InvalidArgument(f"partitioning is {partitioning!r}; give one of {', '.join(PARTITIONINGS)}")
-        request = keyspace_pb2.KeyspaceCreateRequest(
-            name=name, partitioning=PARTITIONINGS[partitioning], shards=shards, split_keys=split_at
+        request = built(
+            keyspace_pb2.KeyspaceCreateRequest,
+            name=name,
+            partitioning=PARTITIONINGS[partitioning],
+            shards=shards,
+            split_keys=split_at,
         )
         return (await self._transport.call(methods.KEYSPACE_CREATE, request, timeout=timeout)).keyspace
 
     async def drop_keyspace(self, name: str, *, timeout: float = CHANGE_PATIENCE) -> bool:
         """Destroy a keyspace with all its keys, and wait until nobody can read or write it. False: there was none."""
-        request = keyspace_pb2.KeyspaceDropRequest(name=name)
+        request = built(keyspace_pb2.KeyspaceDropRequest, name=name)
         with suppress(KeyspaceNotFound):  # it may be half made, or half dropped
             found = await self.describe_keyspace(name)
             request.group = min(shard.group for shard in found.shards)
@@ -301,7 +315,7 @@ class AsyncClient(Writes):
 
     async def shards(self, keyspace: str = "") -> Sequence[tuple[common_pb2.ShardDescriptor, int]]:
         """Each shard with its leader's node id (0: unknown), of one keyspace or of all."""
-        request = cluster_pb2.ShardsRequest(keyspace=keyspace)
+        request = built(cluster_pb2.ShardsRequest, keyspace=keyspace)
         found = await self._transport.call(methods.SHARDS, request)
         leaders = (*found.leaders, *(0,) * (len(found.shards) - len(found.leaders)))
         return tuple(zip(found.shards, leaders, strict=False))
@@ -315,17 +329,19 @@ class AsyncClient(Writes):
     ) -> cluster_pb2.Member:
         """Issue an id to a node that is then started with ``--join``. `learner`: it votes when it is promoted only.
         `replaces`: the node whose place it takes. Raises `ChangeRefused` with the reason."""
-        request = cluster_pb2.MemberAddRequest(name=name, peer_address=peer_address, learner=learner, replaces=replaces)
+        request = built(
+            cluster_pb2.MemberAddRequest, name=name, peer_address=peer_address, learner=learner, replaces=replaces
+        )
         return (await self._transport.call(methods.MEMBER_ADD, request)).member
 
     async def promote_member(self, name: str, *, timeout: float = CHANGE_PATIENCE) -> cluster_pb2.Member:
         """Let a node that was added as a learner vote, and wait until it does."""
-        request = cluster_pb2.MemberPromoteRequest(name=name)
+        request = built(cluster_pb2.MemberPromoteRequest, name=name)
         return (await self._transport.call(methods.MEMBER_PROMOTE, request, timeout=timeout)).member
 
     async def remove_member(self, name: str, *, timeout: float = CHANGE_PATIENCE) -> None:
         """Remove a node, and wait until it is no member any more. Raises `ChangeRefused` if that is not safe now."""
-        request = cluster_pb2.MemberRemoveRequest(name=name)
+        request = built(cluster_pb2.MemberRemoveRequest, name=name)
         await self._transport.call(methods.MEMBER_REMOVE, request, timeout=timeout)
 
     async def discover(self) -> tuple[str, ...]:
@@ -340,14 +356,14 @@ class AsyncClient(Writes):
 
     async def order_hash(self, group: int) -> int:
         """Make a log entry at which every replica of a shard takes the hash of its state (S28); its index."""
-        found = await self._transport.call(methods.STATE_HASH, cluster_pb2.StateHashRequest(group=group))
+        found = await self._transport.call(methods.STATE_HASH, built(cluster_pb2.StateHashRequest, group=group))
         return found.index
 
     async def state_hash(self, group: int, index: int = 0, endpoint: str = "", *, timeout: float = 0.0) -> StateHash:
         """A node's hash of a shard's state at the index of an order; 0 orders one first. It may take as long as a scan
         of the shard: whoever has run out of `timeout` may ask for the same index again. Raises `HashNotFound` if the
         node lost it; order another then."""
-        request = cluster_pb2.StateHashRequest(group=group, index=index or await self.order_hash(group))
+        request = built(cluster_pb2.StateHashRequest, group=group, index=index or await self.order_hash(group))
         found = await self._transport.call(methods.STATE_HASH, request, pinned=endpoint, timeout=timeout)
         return StateHash(found.header.node_id, found.index, found.hash)
 
@@ -379,7 +395,7 @@ class AsyncClient(Writes):
 
     async def transfer_leadership(self, group: int, node_id: int) -> None:
         """Ask a shard's leader to hand over to `node_id`."""
-        request = cluster_pb2.TransferLeadershipRequest(group=group, node_id=node_id)
+        request = built(cluster_pb2.TransferLeadershipRequest, group=group, node_id=node_id)
         await self._transport.call(methods.TRANSFER, request)
 
     async def _write(self, method: Method[Answer], request: WriteRequest, key: bytes, group: int = 0) -> Answer:

@@ -23,6 +23,12 @@ class Endpoints:
 
     def __init__(self, addresses: Sequence[str]) -> None:
         """`addresses`: each HOST:PORT. The first is asked first. Raises `ConfigurationError`."""
+        if isinstance(addresses, str) or not isinstance(addresses, Iterable):
+            raise ConfigurationError(f"endpoints is {addresses!r}; give a list of addresses, e.g. ['127.0.0.1:7379']")
+        addresses = list(addresses)
+        for address in addresses:
+            if not isinstance(address, str):
+                raise ConfigurationError(f"endpoint {address!r} is no text; give HOST:PORT, e.g. '127.0.0.1:7379'")
         self.addresses = list(dict.fromkeys(a.strip() for a in addresses if a.strip()))
         if not self.addresses:
             raise ConfigurationError("no endpoints; name at least one node's client address, e.g. 127.0.0.1:7379")

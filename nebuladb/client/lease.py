@@ -7,6 +7,7 @@ from contextlib import suppress
 from typing import Final, Self
 
 from nebuladb.client import methods
+from nebuladb.client.requests import built
 from nebuladb.client.transport import Transport
 from nebuladb.errors import KeyspaceNotFound, LeaseNotFound, NebulaError, WrongShard
 from nebuladb.pb.nebula.v1 import lease_pb2
@@ -32,7 +33,7 @@ class LeaseKeeper:
         """Seconds, as the last renewal said."""
         self.lost = asyncio.Event()
         self._transport = transport
-        self._request = lease_pb2.LeaseKeepAliveRequest(keyspace=keyspace, id=lease)
+        self._request = built(lease_pb2.LeaseKeepAliveRequest, keyspace=keyspace, id=lease)
         self._until = 0.0
         self._task: asyncio.Task[None] | None = None
 

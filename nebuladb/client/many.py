@@ -9,6 +9,7 @@ from typing import Final
 
 from nebuladb.client import methods
 from nebuladb.client.methods import Method
+from nebuladb.client.requests import built
 from nebuladb.client.shardmap import ShardMap
 from nebuladb.client.transport import Transport
 from nebuladb.client.txn import txn_result, written
@@ -157,7 +158,7 @@ class Many:
 
     async def _shards(self) -> ShardMap:
         if self._map is None:
-            request = keyspace_pb2.KeyspaceDescribeRequest(name=self._keyspace)
+            request = built(keyspace_pb2.KeyspaceDescribeRequest, name=self._keyspace)
             self._map = ShardMap((await self._transport.call(methods.KEYSPACE_DESCRIBE, request)).keyspace)
         return self._map
 

@@ -12,6 +12,7 @@ from google.protobuf.message import Message
 
 from nebuladb.client import methods
 from nebuladb.client.methods import Method
+from nebuladb.client.requests import built
 from nebuladb.client.retry import Kind
 from nebuladb.client.shardmap import ShardMap
 from nebuladb.client.transport import RoutedRequest, Transport
@@ -183,6 +184,6 @@ class Session(Writes):
 
     async def _group(self, key: bytes, named: int) -> int:
         if self._map is None:
-            request = keyspace_pb2.KeyspaceDescribeRequest(name=self.keyspace)
+            request = built(keyspace_pb2.KeyspaceDescribeRequest, name=self.keyspace)
             self._map = ShardMap((await self._transport.call(methods.KEYSPACE_DESCRIBE, request)).keyspace)
         return self._map.named(named, key)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from typing import Final, Literal, Self, cast
 
+from nebuladb.client.requests import built
 from nebuladb.client.types import DeleteResult, PutResult, RangeResult, TxnResult, key_value
 from nebuladb.errors import InvalidArgument
 from nebuladb.pb.nebula.v1 import kv_pb2
@@ -37,11 +38,9 @@ def compare(target: Target, key: bytes, relation: Relation, to: int | bytes, ran
         raise InvalidArgument(f"relation is {relation!r}; give one of {' '.join(RELATIONS)}")
     if (target == "value") is not isinstance(to, bytes):
         raise InvalidArgument(f"{target} compares with {'bytes' if target == 'value' else 'a number'}, not {to!r}")
-    condition = kv_pb2.Compare(result=RELATIONS[relation], target=TARGETS[target], key=key, range_end=range_end)
-    if isinstance(to, bytes):
-        condition.value = to
-    else:
-        condition.number = to
+    condition = built(kv_pb2.Compare, value=to) if isinstance(to, bytes) else built(kv_pb2.Compare, number=to)
+    condition.result, condition.target = RELATIONS[relation], TARGETS[target]
+    condition.key, condition.range_end = key, range_end
     return condition
 
 
@@ -68,7 +67,7 @@ class TxnBuilder:
 
     def put(self, key: bytes, value: bytes, *, lease: int = 0, prev_kv: bool = False, branch: Branch = "then") -> Self:
         """Gives a `PutResult`. Raises TypeError for a value that isn't bytes."""
-        operation = kv_pb2.TxnPut(key=key, value=written(value), lease=lease, prev_kv=prev_kv)
+        operation = built(kv_pb2.TxnPut, key=key, value=written(value), lease=lease, prev_kv=prev_kv)
         self._add(branch, kv_pb2.Operation(put=operation))
         return self
 
@@ -76,7 +75,7 @@ class TxnBuilder:
         self, key: bytes, range_end: bytes = b"", *, limit: int = 0, keys_only: bool = False, branch: Branch = "then"
     ) -> Self:
         """Gives a `RangeResult`, of what the operations before it left."""
-        operation = kv_pb2.RangeRequest(key=key, range_end=range_end, limit=limit, keys_only=keys_only)
+        operation = built(kv_pb2.RangeRequest, key=key, range_end=range_end, limit=limit, keys_only=keys_only)
         self._add(branch, kv_pb2.Operation(range=operation))
         return self
 

@@ -9,6 +9,7 @@ from google.protobuf.message import Message
 
 from nebuladb.client import methods
 from nebuladb.client.methods import Method
+from nebuladb.client.requests import built
 from nebuladb.client.txn import Txn, compare, first_key, txn_result, writes, written
 from nebuladb.client.types import CasResult, DeleteResult, LeaseInfo, PutResult, RangeResult, TxnResult, key_value
 from nebuladb.errors import InvalidArgument
@@ -42,7 +43,9 @@ class Writes(ABC):
     async def put(self, key: bytes, value: bytes, *, lease: int = 0, prev_kv: bool = False) -> PutResult:
         """Set `key`; with `lease`, until that ends. `prev_kv`: answer what it was. Raises TypeError for a value that
         isn't bytes."""
-        request = kv_pb2.PutRequest(keyspace=self.keyspace, key=key, value=written(value), lease=lease, prev_kv=prev_kv)
+        request = built(
+            kv_pb2.PutRequest, keyspace=self.keyspace, key=key, value=written(value), lease=lease, prev_kv=prev_kv
+        )
         response = await self._write(methods.PUT, request, key)
         return PutResult(
             response.header.revision, key_value(response.prev_kv) if response.HasField("prev_kv") else None
@@ -50,7 +53,7 @@ class Writes(ABC):
 
     async def delete(self, key: bytes, range_end: bytes = b"", *, prev_kv: bool = False) -> DeleteResult:
         r"""Delete `key`, or every key in [key, range_end); the end b"\0" means no end."""
-        request = kv_pb2.DeleteRequest(keyspace=self.keyspace, key=key, range_end=range_end, prev_kv=prev_kv)
+        request = built(kv_pb2.DeleteRequest, keyspace=self.keyspace, key=key, range_end=range_end, prev_kv=prev_kv)
         response = await self._write(methods.DELETE, request, key)
         return DeleteResult(response.header.revision, response.deleted, tuple(map(key_value, response.prev_kvs)))
 
@@ -77,13 +80,13 @@ class Writes(ABC):
 
     async def grant_lease(self, ttl: int, *, key: bytes = b"", lease: int = 0) -> LeaseInfo:
         """A lease of `ttl` seconds (at least 2) in `key`'s shard. `lease`: its id; 0 = the server picks one."""
-        request = lease_pb2.LeaseGrantRequest(keyspace=self.keyspace, ttl=ttl, id=lease, key=key)
+        request = built(lease_pb2.LeaseGrantRequest, keyspace=self.keyspace, ttl=ttl, id=lease, key=key)
         response = await self._write(methods.LEASE_GRANT, request, key)
         return LeaseInfo(response.id, response.ttl, response.ttl, ())
 
     async def revoke_lease(self, lease: int) -> None:
         """End a lease, and delete the keys attached to it."""
-        request = lease_pb2.LeaseRevokeRequest(keyspace=self.keyspace, id=lease)
+        request = built(lease_pb2.LeaseRevokeRequest, keyspace=self.keyspace, id=lease)
         await self._write(methods.LEASE_REVOKE, request, b"", lease_group(lease))
 
     async def _commit(self, request: kv_pb2.TxnRequest) -> TxnResult:
