@@ -21,8 +21,8 @@ switched off.
 What it won't do: cache values, or hide that a scan over several shards is not one instant (S25).
 
 Inside: ``retry`` decides and never waits; ``endpoints`` chooses the node; ``transport`` is the thin driver that sends;
-``scan`` and ``watch`` know how to go on after a break; ``items`` is what a caller reads of them; ``errors`` is the one
-place where a status becomes an exception.
+``scan`` and ``watch`` know how to go on after a break; ``items`` is what a caller reads of them; ``requests`` is the
+one place where arguments become a message, ``errors`` the one where a status becomes an exception.
 """
 
 from nebuladb.client.aio import AsyncClient
