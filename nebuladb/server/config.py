@@ -189,8 +189,7 @@ def _validated(settings: Mapping[str, _Setting]) -> Config:
             f"{name.text!r} is not a name: up to {MAX_NODE_NAME} letters, digits, dots, dashes and underscores, "
             "a letter or digit first"
         )
-    if not settings["data-dir"].text:
-        raise settings["data-dir"].wrong("must not be empty")
+    _check_directory(settings["data-dir"])
     listen = {key: _address(settings[key]) for key in ("client-addr", "peer-addr", "admin-addr")}
     owner: dict[str, str] = {}
     for key, address in listen.items():
@@ -215,6 +214,19 @@ def _validated(settings: Mapping[str, _Setting]) -> Config:
         log_level=_choice(settings["log-level"], LOG_LEVELS),
         options=_options(settings),
     )
+
+
+def _check_directory(setting: _Setting) -> None:
+    """That it can be a directory's name. RocksDB takes one in UTF-8 only."""
+    if not setting.text:
+        raise setting.wrong("must not be empty")
+    if "\0" in setting.text:
+        raise setting.wrong(f"{setting.text!r} has a NUL, which no directory has in its name")
+    try:
+        os.path.abspath(setting.text).encode()
+    except UnicodeEncodeError as error:
+        name = os.fsencode(os.path.abspath(setting.text))
+        raise setting.wrong(f"{name!r} is not UTF-8; name a directory whose whole path is") from error
 
 
 def _options(settings: Mapping[str, _Setting]) -> tuple[tuple[str, str], ...]:

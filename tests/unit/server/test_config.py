@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import tomllib
 from pathlib import Path
 
@@ -79,6 +80,8 @@ def test_a_cluster_may_be_a_table(tmp_path: Path) -> None:
         ({"name": "a b"}, "is not a name"),
         ({"name": "x" * 65}, "is not a name"),
         ({"data-dir": ""}, "data-dir (flag --data-dir): must not be empty"),
+        ({"data-dir": "a\0b"}, "data-dir (flag --data-dir): 'a\\x00b' has a NUL"),
+        ({"data-dir": os.fsdecode(b"/a/\xff")}, "data-dir (flag --data-dir): b'/a/\\xff' is not UTF-8; name"),
         ({"initial-cluster": "n2=h:1"}, "this node's name 'n1' is not in it; it lists n2"),
         ({"initial-cluster": "n1"}, "'n1' is not NAME=HOST:PORT"),
         ({"initial-cluster": "n1=h:1,n1=h:2"}, "n1 stands there twice"),
