@@ -17,6 +17,7 @@ from nebuladb.server.process import EXIT_REMOVED
 
 EXIT_FAILED = 1
 EXIT_USAGE = 2
+STDERR = 2
 
 _FLAGS = {
     "name": "The node's name, a label for people.",
@@ -163,12 +164,22 @@ def recover_command(data_dir: Path, accepted: bool) -> None:
 def main() -> None:
     """Entry point. Exit code 0: done; 1: the node couldn't start or had to stop; 2: a wrong flag or setting; 3: the
     node was removed from its cluster."""
+    _open_closed()
     try:
         nebulad()
     except NebulaError as error:
         _refuse(error, EXIT_USAGE if isinstance(error, ConfigurationError) else EXIT_FAILED)
     finally:
         _flush()
+
+
+def _open_closed() -> None:
+    """Let what was closed (`2>&-`) lead nowhere: the node's next file would be it, and get the log."""
+    while (nowhere := os.open(os.devnull, os.O_RDWR)) <= STDERR:
+        os.set_inheritable(nowhere, True)  # noqa: FBT003
+    os.close(nowhere)
+    if sys.stderr is None:
+        sys.stderr = open(STDERR, "w", encoding="utf-8", errors="backslashreplace", closefd=False)  # noqa: SIM115
 
 
 def _say(text: str) -> None:

@@ -5,11 +5,16 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
 from nebuladb import __version__
+from nebuladb.server.dev import _fetch
+from tests.integration.cluster import Ports
+
+ADDRESSES = ("client", "peer", "admin")
 
 
 def nebulad(*words: str, **environ: str) -> subprocess.CompletedProcess[str]:
@@ -92,3 +97,35 @@ def test_help_that_cannot_be_written_is_no_success(words: str) -> None:
         program = f"exec {sys.executable} -m nebuladb.server.main {words} {redirection}"
         done = subprocess.run(["sh", "-c", program], stderr=subprocess.PIPE, text=True, timeout=30, check=False)
         assert (done.returncode, done.stderr) == (1, told)
+
+
+def test_a_directory_that_cannot_be_one_is_named(tmp_path: Path) -> None:
+    """The one was a traceback, the other an error of RocksDB's."""
+    file = tmp_path / "nebulad.toml"
+    file.write_text('data-dir = "a\\u0000b"\n')
+    for words in (["--config", str(file)], ["--data-dir", os.fsdecode(bytes(tmp_path) + b"/\xff")]):
+        done = nebulad("start", *words)
+        assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+        assert done.stderr.startswith("nebulad: data-dir (")
+    assert os.listdir(tmp_path) == ["nebulad.toml"]
+
+
+@pytest.mark.parametrize("closed", ["2>&-", "<&- 2>&-"])
+def test_a_closed_stderr_is_a_log_that_goes_nowhere(tmp_path: Path, closed: str) -> None:
+    """It was an AttributeError that nobody heard. And no file of the node's gets the log into it."""
+    ports = Ports(1)
+    toml = "".join(f'{key}-addr = "127.0.0.1:{ports.base + place}"\n' for place, key in enumerate(ADDRESSES))
+    (tmp_path / "nebulad.toml").write_text(f'data-dir = "data"\n{toml}')
+    program = f'exec {sys.executable} -m nebuladb.server.main start --config "$0" {closed}'
+    process = subprocess.Popen(["sh", "-c", program, tmp_path / "nebulad.toml"], stderr=subprocess.DEVNULL)
+    try:
+        deadline = time.monotonic() + 30
+        while _fetch(f"http://127.0.0.1:{ports.base + 2}/readyz") is None:
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+        assert os.readlink(f"/proc/{process.pid}/fd/2") == os.devnull
+    finally:
+        process.terminate()
+        process.wait(30)
+        ports.close()
+    assert process.returncode == 0
