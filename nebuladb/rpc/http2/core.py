@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Final
 
 from nebuladb.errors import invariant
@@ -39,7 +40,7 @@ class Core:
       former).
     - The peer may send `_connection_window - _unread - _taken` octets more, and we `_window`.
     - A stream is in `_sendable` if and only if octets of it wait and its own window is open. If `_window` is open as
-      well, `_sendable` is empty between calls.
+      well, `_sendable` is empty between calls, or `held_back` is set.
     """
 
     __slots__ = (
@@ -53,6 +54,7 @@ class Core:
         "_last_in",
         "_next_id",
         "_out",
+        "_pumped",
         "_refused",
         "_resets",
         "_sendable",
@@ -62,9 +64,11 @@ class Core:
         "_unread",
         "_updates_earned",
         "_window",
+        "at_once",
         "client",
         "closed",
         "going_away",
+        "held_back",
         "limits",
         "peer",
         "ready",
@@ -90,6 +94,10 @@ class Core:
         """Octets of all streams that wait for the peer's windows."""
         self.whole_responses = False
         """A client's owner sets it to get `ResponseReceived`."""
+        self.at_once = sys.maxsize
+        """Octets of what waited that may go into the output at once; the owner sets it, and `pump`s for the rest."""
+        self.held_back = False
+        """Octets wait for `pump` alone."""
         self._encoder = HeaderEncoder()
         self._decoder = HeaderDecoder(limits)
         self._events: list[Event] = []
@@ -104,6 +112,8 @@ class Core:
         self._refused = False
         """`open` raised StreamLimit, so that StreamsAllowed is owed."""
         self._sendable: dict[int, Stream] = {}
+        self._pumped = 0
+        """Octets of what waited that went into the output since the last `pump`."""
         self._frame_out = MIN_FRAME_SIZE
         self._window = DEFAULT_WINDOW
         # Until the peer has acknowledged our settings it may count with the defaults.
@@ -205,7 +215,9 @@ class Core:
         invariant(0 <= self._unread + self._taken <= self._connection_window, "the peer has more than its window")
         sendable = {key for key, stream in streams.items() if stream.waiting and window + stream.credit > 0}
         invariant(self.closed or self._sendable.keys() == sendable, "a stream is wrongly held as sendable, or not held")
-        invariant(self.closed or not sendable or self._window <= 0, "octets wait in front of open windows")
+        invariant(
+            self.closed or not sendable or self._window <= 0 or self.held_back, "octets wait in front of open windows"
+        )
         for stream in streams.values():
             queued = sum(len(piece) for piece in stream.queue or ())
             invariant(stream.waiting == queued, "a stream's waiting octets are miscounted")

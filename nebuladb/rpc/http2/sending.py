@@ -8,7 +8,7 @@ from typing import Final
 from nebuladb.errors import invariant
 from nebuladb.rpc.http2.core import Core
 from nebuladb.rpc.http2.errors import ErrorCode, LocalProtocolError, StreamLimit
-from nebuladb.rpc.http2.events import Writable
+from nebuladb.rpc.http2.events import Event, Writable
 from nebuladb.rpc.http2.frames import (
     DATA,
     END_HEADERS,
@@ -279,10 +279,23 @@ class Sending(Core):
         else:
             self._sendable.pop(stream.id, None)
 
+    def pump(self) -> list[Event]:
+        """Let go more of what is `held_back`, as much as `at_once`; what that brings. The output has been taken."""
+        self._pumped = 0
+        self._pump()
+        events, self._events = self._events, []
+        return events
+
     def _pump(self) -> None:
-        """Let go what waits, a frame a stream in turn, until the connection's window or every stream's is used up."""
+        """Let go what waits, a frame a stream in turn, until the connection's window or every stream's is used up, or
+        the owner must take the output first: of hundreds of MiB that wait all would be there once more, and in what
+        `take` joins again."""
         sendable = self._sendable
+        self.held_back = False
         while sendable and self._window > 0:
+            if self._pumped >= self.at_once:
+                self.held_back = True
+                return
             stream_id = next(iter(sendable))
             stream = sendable.pop(stream_id)
             queue = stream.queue
@@ -297,6 +310,7 @@ class Sending(Core):
                 queue[0] = piece[size:]
             stream.waiting -= size
             self.waiting -= size
+            self._pumped += size
             tail = stream.tail
             self._write(stream, piece[:size], end=tail is True and not queue)
             if not queue:

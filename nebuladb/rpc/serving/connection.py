@@ -203,6 +203,8 @@ class ServerConnection(Outgoing):
                 self._transport.resume_reading()
             if self._later:
                 self.server.loop.call_soon(self._go_on)
+            if self.http2.held_back:
+                self.touched()
         self._wake()
 
     # --- what comes in ---------------------------------------------------------------------------------------------

@@ -69,6 +69,7 @@ class Outgoing(asyncio.Protocol):
         self.server = server
         self.limits: ServerLimits = server.limits
         self.http2 = Connection(client=False, limits=server.limits.http2)
+        self.http2.at_once = server.limits.transport_bytes
         self.calls = 0
         """In progress: their handlers have not returned."""
         self.unfinished = 0
@@ -175,7 +176,20 @@ class Outgoing(asyncio.Protocol):
             self._sent += len(out)
             self._transport.write(out)
         if self.http2.waiting or self.paused or self.unread:
+            if self.http2.held_back and not self.paused:
+                self._pump()
             self._count_unread()
+
+    def _pump(self) -> None:
+        """The peer's windows have room for more than one write, and the transport has room: the next follows a turn
+        later."""
+        for event in self.http2.pump():
+            self._rare(event)
+        self.touched()
+
+    def _rare(self, event: object) -> None:
+        """What is said of streams without a message."""
+        raise NotImplementedError
 
     def _taken(self) -> int:
         """Bytes of what was sent that the peer, or the kernel for it, has taken."""

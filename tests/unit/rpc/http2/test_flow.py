@@ -91,6 +91,42 @@ def test_trailers_wait_behind_the_data() -> None:
     assert not server.streams
 
 
+def test_what_waited_leaves_as_the_owner_takes_it() -> None:
+    server = window_of(0)
+    stream = server.streams[1]
+    server.at_once = 3 * wire.MIN_FRAME_SIZE
+    server.send_headers(stream, RESPONSE)
+    server.send_data(stream, bytes(65_000))
+    server.send_headers(stream, TRAILERS, end=True)
+    server.take()
+    for size in (1, 64_999):  # of what has come before it is pumped the former counts, too
+        assert not server.held_back
+        assert server.receive(wire.window_update_frame(1, size), 0.0) == []
+    server.check()
+    assert server.held_back
+    assert sum(len(frame[3]) for frame in split(server.take())) == server.at_once
+    assert server.held_back
+    assert (server.pump(), server.held_back) == ([Writable(stream)], False)
+    kinds = [kind for kind, _, _, _ in split(server.take())]
+    assert kinds == [wire.DATA, wire.HEADERS]
+    assert not server.streams
+    assert server.pump() == []
+
+
+def test_what_is_held_back_goes_with_its_stream() -> None:
+    server = window_of(0)
+    stream = server.streams[1]
+    server.at_once = 1
+    server.send_headers(stream, RESPONSE)
+    server.send_data(stream, bytes(65_000))
+    server.receive(wire.window_update_frame(1, 65_000), 0.0)
+    assert server.held_back
+    server.reset(stream, ErrorCode.CANCEL)
+    server.check()
+    assert server.pump() == []
+    assert not server.held_back
+
+
 def test_the_last_of_what_waits_ends_the_stream() -> None:
     server = window_of(3)
     stream = server.streams[1]

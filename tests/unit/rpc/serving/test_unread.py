@@ -267,3 +267,31 @@ async def test_a_connection_that_drains_ends_with_its_last_answer(calls: int) ->
         assert wired.wire.aborted, "closed"
         wired.wire.lose()
         await stop
+
+
+async def test_no_more_of_what_waited_is_written_than_the_transport_takes() -> None:
+    handlers = Handlers()
+    async with serving(LIMITS, handlers.all()) as server:
+        wired = stuck(server)
+        for _ in range(7):
+            wired.call("Later")
+        await settle(wired)
+        handlers.gate.set()
+        await until(lambda: server.calls == 0)
+        wired.read()
+        assert wired.connection.http2.waiting == 7 * (SIZE + 5)
+        await wired.hear(update())
+        writes = 0
+        while wired.connection.http2.waiting:
+            await until(lambda: wired.connection.paused or not wired.connection.http2.waiting)
+            assert len(wired.wire.written) <= 3 * LIMITS.transport_bytes
+            held = len(wired.wire.written) + wired.connection.http2.waiting
+            assert server.unread >= held - 10_000
+            wired.read()
+            writes += 1
+        await until(lambda: len(wired.wire.written) > 0 or len(wired.statuses()) == 7)
+        wired.read()
+        assert writes >= 2
+        assert ended(wired) == [grpc.StatusCode.OK] * 7
+        assert not wired.connection.http2.streams
+        assert server.unread == 0
