@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any, Final, Protocol, runtime_checkable
 
 import grpc
 import grpc.aio
+from google.protobuf.message import DecodeError
 
 from nebuladb.env import Rng, probe
 from nebuladb.errors import ConfigurationError, IdentityError
@@ -18,6 +20,7 @@ from nebuladb.rpc.engine import Engine
 from nebuladb.rpc.serving.ports import why_not
 from nebuladb.rpc.status import StatusError
 
+LOG: Final = logging.getLogger("nebuladb.rpc")
 SERVICE: Final = "nebula.peer.v1.Peer"
 MAX_FRAME_BYTES: Final = 16 << 20
 MAX_QUEUE_BYTES: Final = 64 << 20
@@ -204,8 +207,19 @@ class _Link:
             self._deliver(self.node, message.frame)
 
     def _arrived(self, message: bytes) -> None:
-        if not self.replaced.is_set():
-            self._deliver(self.node, unpacked(message))
+        if self.replaced.is_set():
+            return
+        try:
+            frame = unpacked(message)
+        except DecodeError:
+            LOG.warning(
+                "node %016x sent %d bytes that are no message of a link; the link ends, and is made anew",
+                self.node,
+                len(message),
+            )
+            self.replaced.set()
+            return
+        self._deliver(self.node, frame)
 
 
 class PeerTransport:

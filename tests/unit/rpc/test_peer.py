@@ -106,6 +106,27 @@ async def test_frames_pass_both_ways_in_order(ends: tuple[End, End]) -> None:
     assert one.frames == [(2, b"%d" % number) for number in range(100)]
 
 
+@pytest.mark.parametrize("dialled", [True, False])
+@pytest.mark.parametrize("ends", ["nebula"], indirect=True)
+async def test_what_does_not_parse_costs_the_link_and_one_line(
+    ends: tuple[End, End], caplog: pytest.LogCaptureFixture, dialled: bool
+) -> None:
+    one, other = ends
+    await linked(one, other)
+    sender, node = (other, 1) if dialled else (one, 2)
+    link = sender.transport._links[node]
+    link._stream.put_bytes(b"\xff\xff\xff")
+    link._stream.put_bytes(b"\xff\xff\xff")
+    link._stream.flush()
+    await until(lambda: one.links == ["up 2", "down 2", "up 2"] and other.links == ["up 1", "down 1", "up 1"])
+    await linked(one, other)
+    sender.transport.send(node, b"again")
+    sender.transport.flush()
+    await until(lambda: bool(one.frames or other.frames))
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert f"node {3 - node:016x} sent 3 bytes that are no message of a link" in caplog.text
+
+
 async def test_without_a_link_a_frame_is_lost(ends: tuple[End, End]) -> None:
     ends[0].transport.send(2, b"frame")
 
