@@ -66,6 +66,10 @@ class Applier:
         """Groups whose last slice ended within a command."""
         self.paused = False
         """Whether they wait, so that all others get the loop, and others the core; whoever says so ends it, too."""
+        self.stalled = False
+        """The last run did nothing, for the engine refused it for now."""
+        self.applied = 0
+        """Slices, or parts of one, that were run."""
         self._awaited: set[int] = set()
         """Groups whose background work waits for rows."""
         self._busy: dict[int, None] = {}
@@ -94,7 +98,7 @@ class Applier:
 
     def run(self) -> tuple[bool, bool]:
         """Run slices, at most about `TURN_ROWS`: (something was done or is left that can be, an engine stalled)."""
-        rows = 0
+        rows, applied = 0, self.applied
         more = stalled = False
         for _ in range(len(self._slices)):
             if not self._slices:
@@ -113,7 +117,7 @@ class Applier:
                 more = True
                 continue
             try:
-                applied = data.store.apply(work.works)
+                done = data.store.apply(work.works)
             except WriteStalled:
                 probe("data write stalled")
                 self._slices.append(work)
@@ -123,16 +127,18 @@ class Applier:
                 self.damaged.append((work.group, error))
                 more = True
                 continue
-            rows += applied.examined
+            rows += done.examined
             more = True
-            if applied.midway:
+            self.applied += 1
+            if done.midway:
                 self._midway.add(work.group)
             else:
                 self._midway.discard(work.group)
-            self._settle(work.group, data.store, applied)
-            self._applied(work, data, applied)
+            self._settle(work.group, data.store, done)
+            self._applied(work, data, done)
             if data.hub.lagging or data.store.busy:
                 self._busy[work.group] = None
+        self.stalled = stalled and applied == self.applied
         return more, stalled
 
     @property

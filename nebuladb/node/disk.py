@@ -51,7 +51,9 @@ class DiskState:
     def __init__(self) -> None:
         self.space = Space.PLENTY
         self.stalled = False
-        """The log's disk hangs, or the data's fails reads."""
+        """The log's disk hangs, the data's fails reads, or the data store is stuck."""
+        self.stuck = False
+        """The data store takes no writes: what is committed isn't applied here."""
         self.sync_age = 0
         """Milliseconds, in ticks, for which the oldest log batch has been on its way to the disk."""
         self.strained = False
@@ -68,6 +70,8 @@ class DiskState:
     def admit(self, request: Request, replica: Replica, peers: Mapping[int, Peer]) -> None:
         """Raise `NoSpace` for a client's write that needs space which this node or a majority of the others lacks;
         `Unavailable` for any whose answer would have to come from what this node won't have."""
+        if self.stuck and request.group != META_GROUP:
+            raise Unavailable("this node's data store takes no writes, so nothing was done: ask another node")
         short = self.space is not Space.PLENTY or most_full(replica, peers, own=False)
         if short and request.group != META_GROUP and wire_grows(request.wire):
             where = "this node's disk" if self.space is not Space.PLENTY else "the disks of most nodes"

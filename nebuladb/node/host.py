@@ -227,7 +227,7 @@ class Host:
     def request(self, request: Request) -> None:
         """A write. Raises `Unavailable`, `TooManyRequests` or `NoSpace` if it was not taken; else an answer comes."""
         replica = self._replica(request.group)
-        if self.disk.space or self.disk.strained:
+        if self.disk.status or self.disk.strained:
             self.disk.admit(request, replica, self.peers)
         replica.proposals.add(request)
         self._dirty[request.group] = None

@@ -106,7 +106,7 @@ class Node:
         self._asked: dict[int, Callable[[NebulaError | None], None]] = {}
         """Request → who waits for this read of the node's own."""
         self.host.gone = lambda group, replica: self.meta.gone(group, replica)
-        self._upkeep = Upkeep(self, options)
+        self._upkeep = Upkeep(self, options, self._applier)
         self._eager: dict[int, int] = {}
         """New groups whose home is here → when to stand for election, ms."""
         self.alarms_now = Alarms()

@@ -8,6 +8,7 @@ from nebuladb.env import probe
 from nebuladb.errors import NebulaError
 from nebuladb.kv.command import Command, Kind
 from nebuladb.node.alarms import Alarm, AlarmKind
+from nebuladb.node.applier import Applier
 from nebuladb.node.consistency import Consistency, Verdict, hash_messages
 from nebuladb.node.disk import Space, heir
 from nebuladb.node.options import NodeOptions
@@ -26,12 +27,17 @@ class Upkeep:
     """Compacts by rule, has replicas compared, and watches the disk. One a process; `step` is called with the node's
     housekeeping."""
 
-    def __init__(self, node: Node, options: NodeOptions) -> None:
+    def __init__(self, node: Node, options: NodeOptions, applier: Applier) -> None:
         self._node = node
         self._compactor = Compactor(options.retention, node.host.now)
         self._stall = options.stall
         self._hangs = False
-        """The log's disk does; `disk.stalled` also says that the data's can't be read."""
+        """The log's disk does; `disk.stalled` also says that the data's can't be read, or takes no writes."""
+        self._applier = applier
+        self._stuck: tuple[int, int] | None = None
+        """Since when nothing was applied because the data store refused it, and how much was before."""
+        self._alarm = ""
+        """The text that is raised of one or the other."""
         self._consistency = Consistency(options.check, node.host.now)
 
     def step(self) -> None:
@@ -59,16 +65,33 @@ class Upkeep:
 
     def _look_at_disk(self) -> None:
         node, disk = self._node, self._node.host.disk
-        before = self._hangs
+        stuck, name = disk.stuck, self._name(node.identity.node)
         self._hangs = bool(self._stall) and disk.sync_age >= self._stall
-        disk.stalled = self._hangs or node.alarms_now.stands(AlarmKind.UNREADABLE)
+        disk.stuck = self._is_stuck()
+        disk.stalled = self._hangs or disk.stuck or node.alarms_now.stands(AlarmKind.UNREADABLE)
+        before = self._alarm
         if self._hangs:
-            text = f"{self._name(node.identity.node)}: the log's disk has not answered for {self._stall} ms or more"
-            node.alarms_now.raised(Alarm(AlarmKind.STALLED, text))
+            self._alarm = f"{name}: the log's disk has not answered for {self._stall} ms or more"
+        elif not disk.stuck:
+            self._alarm = ""
+        elif not stuck:
+            why = node.data.trouble() or "its background work is too slow, or met an error"
+            self._alarm = f"{name}: the data store has taken no writes for {self._stall} ms or more: {why}"
+        if self._alarm:
+            node.alarms_now.raised(Alarm(AlarmKind.STALLED, self._alarm))
         elif before:
             node.alarms_now.cleared(AlarmKind.STALLED)
         if disk.status:
             self._give_away()
+
+    def _is_stuck(self) -> bool:
+        """Whether entries wait for a data store that has refused them, all of them, for the time of a stall."""
+        applier, now = self._applier, self._node.host.now
+        if not (self._stall and applier.works and applier.stalled):
+            self._stuck = None
+        elif self._stuck is None or self._stuck[1] != applier.applied:
+            self._stuck = now, applier.applied
+        return self._stuck is not None and now - self._stuck[0] >= self._stall
 
     def _give_away(self) -> None:
         """Every group to a node that is well. While the log's disk hangs nothing can be said that waits for it (S3),

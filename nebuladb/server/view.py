@@ -62,6 +62,8 @@ class NodeView:
         others = pump.node.host.peers.values()
         if pump.node.alarms_now.stands(AlarmKind.UNREADABLE) and any(peer.well for peer in others):
             return False, "reads of this node's data store fail, and another node is well"
+        if pump.node.host.disk.stuck:
+            return False, "the data store takes no writes; the alarm says why"
         for group in (DEFAULT_GROUP, ETCD_GROUP):
             try:
                 await pump.confirm(group, CONFIRM_SECONDS)

@@ -114,6 +114,10 @@ class Engine(Reader, Protocol):
         rewrites, until `stop` says so; False: something is left, for that or for want of room."""
         ...
 
+    def trouble(self) -> str:
+        """What its background work met last that may be why it takes no writes; empty: nothing that is known."""
+        ...
+
     def snapshot(self, spans: Sequence[tuple[bytes, bytes]] = ()) -> Snapshot:
         """A consistent view of now. With `spans`, [low, high) each, every scan must lie within one of them: then none
         walks over what was deleted behind its end. (An empty range before 150,000 tombstones took 280 ms.)"""

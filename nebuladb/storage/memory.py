@@ -125,6 +125,9 @@ class MemoryEngine:
         self._check()
         return not stop()
 
+    def trouble(self) -> str:
+        return ""
+
     def snapshot(self, spans: Sequence[tuple[bytes, bytes]] = ()) -> MemorySnapshot:
         self._check()
         return MemorySnapshot(self, self._table)

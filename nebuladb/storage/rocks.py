@@ -37,7 +37,7 @@ from nebuladb.storage.engine import DELETE, IDENTITY_BYTES, PUT, Batch
 from nebuladb.storage.files import sync_directory, temporary_directory, unwritten
 from nebuladb.storage.log_keys import STAMP_KEY, Stamp, decode_stamp
 from nebuladb.storage.preallocation import Preallocation
-from nebuladb.storage.rocks_errors import classify
+from nebuladb.storage.rocks_errors import INFO_LOG, background_problem, classify
 from nebuladb.storage.spans import pieces
 from nebuladb.storage.wal import Found, cut, examine, wal_files
 from nebuladb.storage.wal_file import WalFile
@@ -286,6 +286,9 @@ class RocksEngine:
                 return False
             raise found from error
         return True
+
+    def trouble(self) -> str:
+        return background_problem(Path(self._db.path()) / INFO_LOG) if self._background_errors() else ""
 
     def _background_errors(self) -> int | None:
         return self._db.property_int_value("rocksdb.background-errors")

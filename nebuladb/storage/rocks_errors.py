@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
 from typing import Final
 
 from nebuladb.errors import Corruption, DiskFull, StoreError, WriteStalled
@@ -18,6 +20,25 @@ _UNOPENED: Final = "Invalid argument: Found options incompatible with filesystem
 _UNOPENED_ONCE: Final = "Invalid argument: Direct I/O is not supported"
 """RocksDB takes it for a matter of its options that it can't open a database's CURRENT; and if it can at a second try,
 for one of direct I/O, which we don't ask for."""
+
+
+INFO_LOG: Final = "LOG"
+"""RocksDB's own, in the directory of a database."""
+_TAIL_BYTES: Final = 64 << 10
+_BACKGROUND: Final = re.compile(rb"(?:background \w+ error: |Background IO error )(.+?)(?:, Accumulated [^\n]*)?\n")
+"""How it tells what a flush or a compaction of its own met; nobody whom it could raise is there."""
+
+
+def background_problem(log: Path) -> str:
+    """What RocksDB's info log says last of its background work's errors; empty if it can't be told."""
+    try:
+        with log.open("rb") as file:
+            file.seek(max(0, file.seek(0, 2) - _TAIL_BYTES))
+            found = _BACKGROUND.findall(file.read())
+    except OSError:
+        return ""
+    known = [one for one in found if one.startswith((b"IO error", b"Corruption"))] or found
+    return known[-1].decode(errors="replace") if known else ""
 
 
 def classify(error: Exception) -> StoreError:

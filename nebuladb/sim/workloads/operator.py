@@ -116,10 +116,8 @@ class Operator(Actor):
     def _space(self, machine: Machine, node: Node) -> None:
         """A node says that it is short of space as long as it is. Then it takes what makes room, and nothing else."""
         short = node.host.disk.space is not Space.PLENTY
-        own = [
-            alarm for alarm in node.alarms_now.all() if not alarm.group
-        ]  # one of a group: a snapshot that didn't fit
-        said = any(alarm.kind is AlarmKind.NO_SPACE for alarm in own)
+        # One of a group is of a snapshot that didn't fit.
+        said = any(alarm.kind is AlarmKind.NO_SPACE and not alarm.group for alarm in node.alarms_now.all())
         require(said is short, f"{machine.name}: is short of space: {short}, says so: {said}")
         # An alarm of the cluster refuses before the disk is asked: `Declarer` looks at that.
         if short and self.group in node.host.replicas and not node.meta.alarmed:

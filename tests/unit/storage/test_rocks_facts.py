@@ -15,7 +15,7 @@ from rocksdict import Options, Rdict, WriteBatch, WriteOptions
 from nebuladb.errors import Corruption, DiskFull, StoreError, WriteStalled
 from nebuladb.storage.engine import Batch
 from nebuladb.storage.rocks import RocksEngine
-from nebuladb.storage.rocks_errors import classify
+from nebuladb.storage.rocks_errors import background_problem, classify
 
 
 def batch_of(*rows: tuple[bytes, bytes]) -> Batch:
@@ -295,4 +295,24 @@ def test_without_wal_a_kill_leaves_an_exact_prefix(memtable: int, tmp_path: Path
     first, second = ([key[1:] for key, _ in engine.scan(row, row + b"\xff")] for row in (b"a", b"z"))
     assert first == second == [b"%09d" % number for number in range(len(first))]
     assert len(first) == 500 if memtable > 1 << 20 else len(first) >= 500
+    engine.close()
+
+
+def test_what_background_work_met_stands_in_the_info_log_only(tmp_path: Path) -> None:
+    log = tmp_path / "LOG"
+    assert background_problem(log) == ""
+    log.write_text("2026/11/27 [INFO] nothing\n")
+    assert background_problem(log) == ""
+    full = "IO error: No space left on device: While appending to file: /d/43.sst: No space left on device"
+    log.write_text(
+        f"… [WARN] [db/error_handler.cc:393] Background IO error {full}\n"
+        f"… [ERROR] [db/db_impl.cc:3455] Waiting after background compaction error: {full}, Accumulated background "
+        "error counts: 1\n"
+        "… [ERROR] [db/db_impl.cc:3455] Waiting after background compaction error: Compaction too large: , Accumulated "
+        "background error counts: 2\n"
+        "… more\n"
+    )
+    assert background_problem(log) == full
+    engine = RocksEngine.open_data(tmp_path / "data")
+    assert engine.trouble() == ""
     engine.close()
