@@ -11,7 +11,7 @@ import click
 from nebuladb.cli.settings import NUMBER, Settings, complain
 from nebuladb.client import AsyncClient
 from nebuladb.client.shardmap import ShardMap
-from nebuladb.errors import Compacted, NebulaError, WrongShard
+from nebuladb.errors import Compacted, NebulaError, Unavailable, UnknownOutcome, WrongShard
 from nebuladb.pb.nebula.v1 import common_pb2, keyspace_pb2
 
 JOBS: Final = 32
@@ -132,14 +132,32 @@ async def _compact(
             newest = (await client.txn().get(key, keys_only=True).commit()).revision
             revision = plan.revision or max(newest - plan.keep, 0)  # 0, where there are fewer, is compacted already
             try:
-                await client.compact(revision, group=group)
+                if plan.revision:
+                    await client.compact(revision, group=group)
+                else:
+                    await _to_newest(client, revision, group)
             except Compacted as error:
                 if plan.revision:
                     raise
                 return _Done(newest, error.floor, compacted=False)
+        except (UnknownOutcome, Unavailable) as error:
+            error.args = (f"{error.message}; run the same command again, which does no harm twice",)
+            return error
         except NebulaError as error:
             return error
     return _Done(newest, revision, compacted=True)
+
+
+async def _to_newest(client: AsyncClient, revision: int, group: int) -> None:
+    """Compact, and once more if it is unknown whether that was done. Raises `NebulaError`."""
+    try:
+        await client.compact(revision, group=group)
+    except UnknownOutcome:
+        try:
+            await client.compact(revision, group=group)
+        except Compacted as error:
+            if error.floor != revision:
+                raise  # else it was done the first time
 
 
 COMMANDS: Final = (compact,)

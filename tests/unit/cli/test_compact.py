@@ -12,7 +12,7 @@ from click.testing import CliRunner, Result
 
 from nebuladb.cli.main import main
 from nebuladb.client import AsyncClient
-from nebuladb.errors import TooManyRequests
+from nebuladb.errors import NebulaError, TooManyRequests, UnknownOutcome
 from tests.unit.api.etcd.faced import Faced
 from tests.unit.node.lone import SECONDS
 
@@ -123,3 +123,24 @@ async def test_a_shard_that_fails_keeps_none_from_the_others(run: Run, monkeypat
     assert answer.exit_code == 1
     assert answer.stderr == f"nebula-cli: shard {groups[1]}: too much to do\n"
     assert [row["group"] for row in rows(answer)] == [groups[0], groups[2]]
+
+
+@pytest.mark.parametrize("words", [(), ("3",)], ids=["newest", "revision"])
+async def test_a_leader_that_dies_meanwhile(run: Run, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...]) -> None:
+    """It was done, and nobody said so: without a REVISION it is asked once more."""
+    compact = AsyncClient.compact
+    answers: list[type[NebulaError]] = [UnknownOutcome]
+
+    async def lost(self: AsyncClient, revision: int, *, group: int = 0) -> None:
+        await compact(self, revision, group=group)
+        if answers:
+            raise answers.pop()("the leader may or may not have done it")
+
+    monkeypatch.setattr(AsyncClient, "compact", lost)
+    answer = await run("-o", "json", "--keyspace", "one", "compact", *words)
+    if words:
+        assert answer.exit_code == 1
+        assert "have done it; run the same command again, which does no harm twice\n" in answer.stderr
+    else:
+        assert (answer.exit_code, answer.stderr) == (0, "")
+        assert [row["compacted"] for row in rows(answer)] == [True]
