@@ -15,7 +15,7 @@ from nebuladb.cli.etcd_source import EtcdSource, Security
 from nebuladb.cli.output import printable
 from nebuladb.cli.parallel import in_parallel
 from nebuladb.cli.progress import Progress
-from nebuladb.cli.settings import TEXT, Commands, Settings
+from nebuladb.cli.settings import TEXT, Commands, Settings, complain
 from nebuladb.client import AsyncClient, Session
 from nebuladb.errors import ChangeRefused, LeaseNotFound, NebulaError, RequestTooLarge, ResultTooLarge
 from nebuladb.pb.etcd.mvcc_pb2 import KeyValue
@@ -98,10 +98,14 @@ def import_command(
                 "revisions: create it with `--partitioning single`"
             )
         settings.run(work, PATIENCE)
-    except NebulaError as error:
+    except (NebulaError, KeyboardInterrupt) as error:
         if importer.begun:
             again = "run the same command again" if force else "run the command again with --merge"
-            error.args = (f"stopped: {error.message}; what was copied stays: {again} to go on",)
+            again = f"what was copied stays: {again} to go on"
+            if isinstance(error, NebulaError):
+                error.args = (f"stopped: {error.message}; {again}",)
+            else:
+                complain(f"stopped; {again}")
         raise
     finally:
         importer.progress.close()

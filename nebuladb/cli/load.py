@@ -17,7 +17,7 @@ from nebuladb.cli.files import CHUNK, Meta, meta_key
 from nebuladb.cli.output import printable
 from nebuladb.cli.parallel import Budget, in_parallel
 from nebuladb.cli.progress import Progress
-from nebuladb.cli.settings import Settings, pass_settings, spread
+from nebuladb.cli.settings import Settings, complain, pass_settings, spread
 from nebuladb.cli.tree import Fate, Found, open_file, walk
 from nebuladb.client import AsyncClient, Session
 from nebuladb.errors import ChangeRefused, InvalidArgument, NebulaError, ResultTooLarge
@@ -30,6 +30,8 @@ HELD: Final = 16 * CHUNK
 
 PATIENCE: Final = 60.0
 """Seconds a request may take at least: a load goes on by itself after a leader's death."""
+
+AGAIN: Final = "what was done stays: run the same command again to go on"
 
 
 class Changed(Exception):
@@ -273,7 +275,10 @@ def finish(
     try:
         settings.run(work, PATIENCE)
     except NebulaError as error:
-        error.args = (f"stopped: {error.message}; what was done stays: run the same command again to go on",)
+        error.args = (f"stopped: {error.message}; {AGAIN}",)
+        raise
+    except KeyboardInterrupt:
+        complain(f"stopped; {AGAIN}")
         raise
     finally:
         with settings.output() as output:

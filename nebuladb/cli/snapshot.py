@@ -6,7 +6,7 @@ import fcntl
 import os
 import stat
 import sys
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import IO, Final
 
@@ -14,9 +14,9 @@ import click
 
 from nebuladb.cli.output import Output, named
 from nebuladb.cli.progress import Progress
-from nebuladb.cli.settings import TEXT, Commands, Settings, pass_settings
+from nebuladb.cli.settings import TEXT, Commands, Settings, complain, pass_settings
 from nebuladb.client import AsyncClient
-from nebuladb.errors import ConfigurationError, Corruption
+from nebuladb.errors import ConfigurationError, Corruption, NebulaError
 from nebuladb.node.backup import BackupReader, ShardPart, check
 from nebuladb.pb.nebula.v1 import cluster_pb2
 from nebuladb.storage.files import sync_directory
@@ -67,7 +67,7 @@ def save(settings: Settings, file: Path, since: Path | None) -> None:
         request.since.extend(
             cluster_pb2.ShardPoint(group=part.descriptor.group, revision=part.revision) for part in parts
         )
-    progress = Progress(sys.stderr, "saved")
+    progress = Progress(sys.stderr, "saved", noun="shards")
 
     async def work(client: AsyncClient) -> None:
         out.seek(0)
@@ -79,7 +79,7 @@ def save(settings: Settings, file: Path, since: Path | None) -> None:
         with open(draft, "ab", opener=_secret) as out:
             _alone(out, draft)
             try:
-                settings.run(work, PATIENCE)
+                _run(settings, work, out)
                 reader, parts = _checked(draft)
                 draft.replace(file)
                 sync_directory(file.absolute().parent)
@@ -90,6 +90,20 @@ def save(settings: Settings, file: Path, since: Path | None) -> None:
     finally:
         progress.close()
     _print(settings, reader, parts, file.stat().st_size)
+
+
+def _run(settings: Settings, work: Callable[[AsyncClient], Awaitable[None]], out: IO[bytes]) -> None:
+    """Have the backup sent. What ends amid it is said to be begun anew: nothing of it is left."""
+    again = "nothing is saved: run the same command again"
+    try:
+        settings.run(work, PATIENCE)
+    except NebulaError as error:
+        if out.tell():
+            error.args = (f"stopped: {error.message}; {again}",)
+        raise
+    except KeyboardInterrupt:
+        complain(f"stopped; {again}")
+        raise
 
 
 def _secret(path: str, flags: int) -> int:

@@ -178,35 +178,46 @@ def _import(files: Sequence[Path], data: Engine, progress: Progress) -> tuple[Ba
     """The rows of all files, each file on top of the one before; the last one, and what is in it."""
     before, held = "", dict[int, int]()
     for path in files:
-        with path.open("rb") as file:
-            reader = BackupReader(file, progress)
-            if reader.manifest.since not in ("", before):
-                raise Corruption(f"{path.name} doesn't build on the file before it; name all, the oldest first")
-            parts = []
-            for part, chunks in reader.shards():
-                group = GroupId(part.descriptor.group)
-                importer = Importer(_target(data, part, held.get(group, 0), path), group, FIRST_GENERATION)
-                for chunk in chunks:
-                    importer.feed(chunk)
-                    probe("restore: chunk written")
-                compare(part, importer)
-                probe("restore: shard written")
-                parts.append(part)
-        written = held.keys() | {part.descriptor.group for part in parts}
-        parts = reader.kept(parts)
+        try:
+            reader, parts = _import_file(path, before, held, data, progress)
+        except Corruption as error:
+            raise Corruption(f"{path}: {error.message}") from error
         held = {part.descriptor.group: part.revision for part in parts}
-        for gone in sorted(written - held.keys()):
-            Store.destroy(data, GroupId(gone), FIRST_GENERATION)
         before = reader.name
     return reader, parts
 
 
-def _target(data: Engine, part: ShardPart, held: int, path: Path) -> Target:
+def _import_file(
+    path: Path, before: str, held: Mapping[int, int], data: Engine, progress: Progress
+) -> tuple[BackupReader, list[ShardPart]]:
+    """The rows of one file on top of those of the file named `before`, which brought shards to the revisions `held`."""
+    with path.open("rb") as file:
+        reader = BackupReader(file, progress)
+        if reader.manifest.since not in ("", before):
+            raise Corruption("it doesn't build on the file before it; name all, the oldest first")
+        parts = []
+        for part, chunks in reader.shards():
+            group = GroupId(part.descriptor.group)
+            importer = Importer(_target(data, part, held.get(group, 0)), group, FIRST_GENERATION)
+            for chunk in chunks:
+                importer.feed(chunk)
+                probe("restore: chunk written")
+            compare(part, importer)
+            probe("restore: shard written")
+            parts.append(part)
+    written = held.keys() | {part.descriptor.group for part in parts}
+    parts = reader.kept(parts)
+    for gone in sorted(written - {part.descriptor.group for part in parts}):
+        Store.destroy(data, GroupId(gone), FIRST_GENERATION)
+    return reader, parts
+
+
+def _target(data: Engine, part: ShardPart, held: int) -> Target:
     """Where a shard's rows go: to nothing, or on top of what an earlier file brought."""
     group = GroupId(part.descriptor.group)
     if not part.after:
         Store.destroy(data, group, FIRST_GENERATION)
         return data
     if held != part.after:
-        raise Corruption(f"{path.name} builds on revision {part.after} of shard {group}; there is {held}")
+        raise Corruption(f"it builds on revision {part.after} of shard {group}; there is {held}")
     return IncrementTarget(data, group, FIRST_GENERATION)

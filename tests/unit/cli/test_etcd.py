@@ -325,6 +325,18 @@ async def test_an_interruption_says_how_to_go_on(pair: Pair, monkeypatch: pytest
     assert await pair.content(pair.target) == await pair.content(pair.source)
 
 
+async def test_ctrl_c_says_how_to_go_on(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def pressed(self: command.Importer, *_: object) -> None:
+        raise KeyboardInterrupt
+
+    await pair.source.set(b"a")
+    monkeypatch.setattr(command.Importer, "_write", pressed)
+    for words, again in (("", "run the command again with --merge"), ("--force", "run the same command again")):
+        result = await pair.run("---", words)
+        assert (result.exit_code, counts(result)["keys"]) == (1, 0)
+        assert f"nebula-cli: stopped; what was copied stays: {again} to go on\n" in result.stderr
+
+
 async def test_what_cannot_be_asked_for(pair: Pair) -> None:
     nobody = await pair.run(source="127.0.0.1:1")
     assert (nobody.exit_code, nobody.stdout) == (1, "")

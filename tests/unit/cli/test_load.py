@@ -3,12 +3,14 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from nebuladb import errors
 from nebuladb.cli import tree
 from nebuladb.cli.files import CHUNK, Meta
+from nebuladb.cli.settings import Settings
 from tests.unit.cli.conftest import Cli
 from tests.unit.client.fake import LOST, PASS, Fault, Node
 
@@ -274,3 +276,22 @@ def test_load_tells_soon_what_is_wrong(cli: Cli, tmp_path: Path) -> None:
     away = cli("--endpoints", "127.0.0.1:1", "--timeout", "0.1", "load", str(tmp_path))
     assert (away.exit_code, away.stdout) == (1, "")
     assert cli("load", str(tmp_path / "none")).exit_code == 2
+
+
+@pytest.mark.parametrize("command", ["load", "dump"])
+def test_ctrl_c_says_how_to_go_on(
+    cli: Cli, tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    run = Settings.run
+
+    def pressed(self: Settings, work: Any, timeout: float = 0.0) -> Any:
+        if timeout:
+            raise KeyboardInterrupt
+        return run(self, work, timeout)
+
+    monkeypatch.setattr(Settings, "run", pressed)
+    answer = cli(command, str(tree if command == "load" else tmp_path / "out"))
+    assert answer.exit_code == 1
+    assert answer.stdout.startswith("files=0 ")
+    assert "nebula-cli: stopped; what was done stays: run the same command again to go on\n" in answer.stderr
+    assert "Aborted!" in answer.stderr

@@ -14,11 +14,14 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-from nebuladb.cli import snapshot
+from nebuladb.cli import progress, snapshot
 from nebuladb.cli.main import main
+from nebuladb.client import AsyncClient
+from nebuladb.errors import Unavailable
 from nebuladb.ids import GroupId
 from nebuladb.kv.rows import Keys
 from nebuladb.node.backup import BackupReader, BackupWriter
+from nebuladb.pb.nebula.v1.cluster_pb2 import SnapshotRequest, SnapshotResponse
 from nebuladb.server import site
 from nebuladb.server.site import FIRST_GENERATION, MAX_REVISION
 from nebuladb.storage.rocks import RocksEngine
@@ -243,3 +246,39 @@ async def test_a_revision_that_is_beyond_the_bound_already_is_kept(
     refused = await restore(tmp_path / "raised", "--bump-revision", 1)
     assert refused.exit_code == 2
     assert "by at most 0" in refused.stderr
+
+
+async def test_a_file_that_is_refused_is_named(save: Save, restore: Restore, tmp_path: Path) -> None:
+    cut, more, base = tmp_path / "cut", tmp_path / "more", tmp_path / "base"
+    assert (await save(base)).exit_code == 0
+    assert (await save(more, "--since", base)).exit_code == 0
+    cut.write_bytes(base.read_bytes()[:-1])
+    for file in (cut, more):
+        arguments = ["snapshot", "restore", str(file), "--data-dir", str(tmp_path / "n1")]
+        refused = await asyncio.to_thread(CliRunner().invoke, main, arguments)
+        assert (refused.exit_code, refused.stderr.count("\n")) == (1, 1)
+        assert refused.stderr.startswith(f"nebula-cli: {file}: ")
+
+
+async def test_progress_is_told_in_shards(save: Save, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(progress, "LINE_EVERY", 0.0)
+    assert "saved 2 of 2 shards, " in (await save(tmp_path / "file")).stderr
+
+
+@pytest.mark.parametrize("ends", [Unavailable("the node is lost"), KeyboardInterrupt()], ids=["node", "ctrl-c"])
+async def test_what_ends_amid_it_is_begun_anew(
+    save: Save, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ends: BaseException
+) -> None:
+    snapshot_of = AsyncClient.snapshot
+
+    async def dies(self: AsyncClient, request: SnapshotRequest) -> AsyncIterator[SnapshotResponse]:
+        async for response in snapshot_of(self, request):
+            yield response
+            raise ends
+
+    monkeypatch.setattr(AsyncClient, "snapshot", dies)
+    failed = await save(tmp_path / "file")
+    assert failed.exit_code == 1
+    assert failed.stderr.startswith("nebula-cli: stopped")
+    assert "; nothing is saved: run the same command again\n" in failed.stderr
+    assert not os.listdir(tmp_path)
