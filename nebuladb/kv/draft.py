@@ -134,15 +134,13 @@ class Draft:
         self.rows[row] = None
         self.size += len(row)
 
-    def put(self, main: int, sub: int, key: bytes, value: bytes, lease: int) -> Record | None:
-        """Give `key` a value at (main, sub); returns the record that it had, if it existed.
+    def put(self, previous: Record | None, main: int, sub: int, key: bytes, value: bytes, lease: int) -> Record | None:
+        """Give `key`, whose newest record is `previous`, a value at (main, sub); returns the record that it had, if it
+        existed.
 
         The caller has seen that the lease exists. Two rows, key new or old (speed.md 2), built inline: this is the hot
         path of the whole database.
         """
-        previous = self.records.get(key)
-        if previous is None:
-            previous = self._newest(key)
         if previous is not None and previous.version == 0 and previous.main < self.floor:
             self.forgotten = max(self.forgotten, previous.main)
             previous = None  # a replica may have deleted that tombstone already, so no replica may see it (S28)

@@ -235,7 +235,7 @@ class Machine:
         if kept:
             value, lease = draft.kept(request)
         main = state.revision + 1
-        previous = draft.put(main, 0, key, value, lease)
+        previous = draft.put(draft.newest(key), main, 0, key, value, lease)
         state.revision = main
         if previous is None or not request.prev_kv:
             return NO_PREVIOUS
@@ -354,12 +354,11 @@ class Machine:
         request = kv_pb2.TxnRequest.FromString(command.body)
         check.txn(request)
         draft, state = self.draft, self.state
-        txn = Txn(Draft(draft, state.floor), state.revision + 1, bounded=command.bounded)
+        txn = Txn(draft, state.revision + 1, bounded=command.bounded)
         try:
             result = txn.run(request)
         finally:
             self._examined += txn.budget.examined
-        draft.merge(txn.draft)
         if txn.sub:
             state.revision += 1
         return result

@@ -96,7 +96,7 @@ class _Chosen(NamedTuple):
 
 
 class Txn:
-    """One transaction over `draft`, which the caller merges if `run` returns and drops if it raises.
+    """One transaction over `draft`, in which nothing is changed if `run` raises.
 
     `main` is the revision that its writes get, one above the published one. Where a half-done deletion may lie under
     that, as for a reader between two slices, `seen` is the published one, and nothing newer is looked at. `ranges` is
@@ -115,6 +115,8 @@ class Txn:
             self.budget.unbind()
         self._seen = seen or main
         self._ranges: Source = draft if ranges is None else ranges
+        self._known: dict[bytes, Record | None] = {}
+        """Newest records before it, of keys that it has looked at."""
         self._doubtful: list[tuple[str, Any]] = []
         """Chosen operations that the state may refuse, by kind and in their order, nested ones too."""
 
@@ -126,7 +128,15 @@ class Txn:
         if self._doubtful:
             self._check_puts()
             self._check_ranges()
-        return self._apply(chosen)
+        if len(chosen.operations) == 1 and chosen.operations[0][0] != "txn":
+            return self._apply(chosen)  # an operation that is refused has written nothing
+        outer = self.draft
+        self.draft = Draft(outer, outer.floor)
+        if self._ranges is outer:
+            self._ranges = self.draft
+        result = self._apply(chosen)
+        outer.merge(self.draft)
+        return result
 
     def _decide(self, request: kv_pb2.TxnRequest | kv_pb2.NestedTxn) -> _Chosen:
         succeeded = True
@@ -190,16 +200,19 @@ class Txn:
             except KeyNotFound:
                 probe("put keeps what its transaction deleted")  # a deletion up to `\0` went before it (etcd 64)
                 raise
-        previous = self.draft.put(self.main, self.sub, key, value, lease)
+        newest = self.draft.records.get(key)
+        if newest is None:
+            newest = self._known[key] if key in self._known else self.draft.newest(key)
+        # All that may raise, before anything is written.
+        size = 0 if newest is None else len(newest.value)
+        self.budget.spend(rows, 0, size)
+        shown = None
+        if request.prev_kv and newest is not None and newest.version:
+            self.budget.spend(0, len(key) + size + ROW_OVERHEAD)
+            shown = key_value(key, newest)
+        self.draft.put(newest, self.main, self.sub, key, value, lease)
         self.sub += 1
-        if previous is None:
-            self.budget.spend(rows, 0)
-            return NO_PREVIOUS
-        self.budget.spend(rows, 0, len(previous.value))
-        if not request.prev_kv:
-            return NO_PREVIOUS
-        self.budget.spend(0, len(key) + len(previous.value) + ROW_OVERHEAD)
-        return PutResult(key_value(key, previous))
+        return NO_PREVIOUS if shown is None else PutResult(shown)
 
     def delete(self, key: bytes, end: bytes, *, prev_kv: bool) -> DeleteResult:
         """Delete a range, of at most `MAX_RESULT_ROWS` keys: only a delete that stands alone can be sliced."""
@@ -243,6 +256,8 @@ class Txn:
     def _now(self, key: bytes, rows: int, revision: int = MAX_REVISION) -> Record | None:
         """A key as it was at `revision`, if it existed; charged as `rows` and what it took."""
         newest = self.draft.newest(key)
+        if not self.sub:
+            self._known[key] = newest
         record, steps, read = at(self.draft, key, newest, revision)
         self.budget.spend(rows + steps, 0, read if newest is None else read + len(newest.value))
         return record

@@ -86,6 +86,13 @@ TOO_MUCH = {
     "parts": txn_command(
         kv_pb2.TxnRequest(compare=[compared(b"k", b"k050").compare[0]], success=[deleting(b"k050", b"l").success[0]])
     ),
+    "last": txn_command(
+        kv_pb2.TxnRequest(
+            compare=[compared(b"k", b"k063").compare[0]],
+            success=[Op(put=P(key=b"k000"))],
+            failure=[Op(put=P(key=b"k000"))],
+        )
+    ),
     "puts": txn_command(kv_pb2.TxnRequest(success=[Op(put=P(key=b"k%03d" % n)) for n in range(100)])),
     "kept": txn_command(
         kv_pb2.TxnRequest(success=[Op(put=P(key=b"k%03d" % n, value=b"", ignore_lease=True)) for n in range(100)])
