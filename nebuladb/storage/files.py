@@ -12,6 +12,8 @@ from nebuladb.errors import DiskFull, StoreError
 
 DRAFT: Final = ".tmp"
 """What `write_durably` puts behind the name of a file that isn't whole yet."""
+FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
+"""Of errors that mean that there is no room: of the disk, or of whoever asks."""
 TEMPORARY: Final = "nebuladb-"
 """How the names of temporary directories begin."""
 
@@ -32,7 +34,7 @@ def write_durably(path: Path, data: bytes) -> None:
 
 def unwritten(path: Path, error: OSError) -> StoreError:
     """What to raise for a small file of a data directory that can't be written: `DiskFull` if there is no room."""
-    kind = DiskFull if error.errno == errno.ENOSPC else StoreError
+    kind = DiskFull if error.errno in FULL else StoreError
     return kind(f"data-dir: can't write {path}: {error.strerror}")
 
 
@@ -53,7 +55,7 @@ def temporary_directory(beside: Path) -> TemporaryDirectory[str]:
         try:
             return TemporaryDirectory(prefix=TEMPORARY, dir=beside)
         except OSError as error:
-            kind = DiskFull if error.errno == errno.ENOSPC else StoreError
+            kind = DiskFull if error.errno in FULL else StoreError
             raise kind(
                 f"can't make a temporary directory, neither where the system has them nor in {beside} "
                 f"({error.strerror}); set TMPDIR to a directory that can be written"

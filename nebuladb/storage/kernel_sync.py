@@ -7,7 +7,6 @@ write a tenth of its time, and the nodes a sixth of their CPU time (docs/adr/000
 
 from __future__ import annotations
 
-import errno
 import os
 from functools import cache
 from importlib.machinery import PathFinder
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from nebuladb.env import probe
 from nebuladb.errors import DiskFull, StoreError
+from nebuladb.storage.files import FULL
 
 if TYPE_CHECKING:
     from caio.linux_aio import Context, Operation
@@ -84,7 +84,7 @@ class KernelSync:
             return result is not None
         error = (1 << 64) - result  # negative, as the kernel says it, in 64 bits
         text = f"IO error: While fdatasync of the log: {os.strerror(error)}"
-        raise DiskFull(text) if error == errno.ENOSPC else StoreError(text)
+        raise DiskFull(text) if error in FULL else StoreError(text)
 
     def _completed(self, result: int) -> None:
         self._result = result

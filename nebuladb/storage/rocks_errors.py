@@ -12,9 +12,12 @@ _BEGINNINGS: Final[tuple[tuple[str, type[StoreError]], ...]] = (
     ("Result incomplete: Write stall", WriteStalled),
     ("Corruption", Corruption),
     ("No space left on device", DiskFull),  # of what rocksdict itself writes
+    ("Disk quota exceeded", DiskFull),
 )
 _NO_SPACE: Final = "IO error: No space left on device"
 """While a database opens, this comes behind what could not be done for it, which is an "IO error" as well."""
+_NO_QUOTA: Final = ": Disk quota exceeded"
+"""Which is the end of an "IO error" like any other: RocksDB doesn't take it for a lack of room."""
 
 _UNOPENED: Final = "Invalid argument: Found options incompatible with filesystem: "
 _UNOPENED_ONCE: Final = "Invalid argument: Direct I/O is not supported"
@@ -49,6 +52,6 @@ def classify(error: Exception) -> StoreError:
     for beginning, kind in _BEGINNINGS:
         if text.startswith(beginning):
             return kind(text)
-    if text.startswith("IO error") and _NO_SPACE in text:
+    if text.startswith("IO error") and (_NO_SPACE in text or _NO_QUOTA in text):
         return DiskFull(text)
     return StoreError(text or type(error).__name__)

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from nebuladb.errors import StoreError
-from nebuladb.storage.files import temporary_directory, write_durably
+from nebuladb.errors import DiskFull, StoreError
+from nebuladb.storage.files import temporary_directory, unwritten, write_durably
 from nebuladb.storage.rocks import RocksEngine
 
 
@@ -48,6 +48,13 @@ def test_failed_sync_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.Mon
     with pytest.raises(OSError, match="Input/output"):
         write_durably(path, b"new")
     assert path.read_bytes() == b"old"
+
+
+@pytest.mark.parametrize(
+    ("number", "kind"), [(errno.ENOSPC, DiskFull), (errno.EDQUOT, DiskFull), (errno.EIO, StoreError)]
+)
+def test_a_quota_that_is_used_up_is_a_full_disk(number: int, kind: type[StoreError], tmp_path: Path) -> None:
+    assert type(unwritten(tmp_path, OSError(number, os.strerror(number)))) is kind
 
 
 def no_directory() -> str:

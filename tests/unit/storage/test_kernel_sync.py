@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import platform
 import select
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from nebuladb.errors import DiskFull, StoreError
 from nebuladb.storage import kernel_sync
 from nebuladb.storage.kernel_sync import KernelSync
 
@@ -57,6 +60,19 @@ def test_what_has_no_disk_beneath_is_refused(kernel: KernelSync) -> None:
 
 def test_children_dont_inherit_it(kernel: KernelSync) -> None:
     assert not os.get_inheritable(kernel.fileno)
+
+
+@pytest.mark.parametrize(
+    ("number", "kind"), [(errno.ENOSPC, DiskFull), (errno.EDQUOT, DiskFull), (errno.EIO, StoreError)]
+)
+def test_what_a_failed_sync_means(
+    kernel: KernelSync, number: int, kind: type[StoreError], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers = SimpleNamespace(poll=lambda: None, process_events=lambda: kernel._completed((1 << 64) - number))
+    monkeypatch.setattr(kernel, "_context", answers)
+    with pytest.raises(kind) as raised:
+        kernel.finished()
+    assert type(raised.value) is kind
 
 
 def test_without_the_module_there_is_none(monkeypatch: pytest.MonkeyPatch) -> None:

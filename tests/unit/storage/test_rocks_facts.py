@@ -45,6 +45,10 @@ def test_errors_are_classified_by_their_first_words() -> None:
         "IO error: DB::Open() failed --- Unable to persist Options file: IO error: Unable to persist options.: "
         "IO error: No space left on device: While appending to file: OPTIONS-7: No space left on device": DiskFull,
         "No space left on device (os error 28)": DiskFull,
+        "IO error: While appending to file: /d/000004.log: Disk quota exceeded": DiskFull,
+        "IO error: DB::Open() failed --- Unable to persist Options file: IO error: Unable to persist options.: "
+        "IO error: While appending to file: OPTIONS-7: Disk quota exceeded": DiskFull,
+        "Disk quota exceeded (os error 122)": DiskFull,
         "Corruption: block checksum mismatch: stored = 1, computed = 2": Corruption,
         "IO error: While fsync: Input/output error": StoreError,
         "Result incomplete: Too many internal keys skipped": StoreError,
