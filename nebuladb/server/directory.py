@@ -29,7 +29,7 @@ from nebuladb.node.joined import JOINED_FILE, Joined
 from nebuladb.node.memory import MemoryPlan
 from nebuladb.server.lifecycle import PidFile
 from nebuladb.server.space import BALLAST_FILE
-from nebuladb.storage.files import read, sync_directory, unwritten, write_durably
+from nebuladb.storage.files import FULL, exists, read, sync_directory, unwritten, write_durably
 from nebuladb.storage.lock import DirectoryLock
 from nebuladb.storage.log import LogStore
 from nebuladb.storage.owner import check_access, unusable
@@ -64,13 +64,13 @@ class DataDirectory:
 
     def __init__(self, path: Path) -> None:
         """Raises `ConfigurationError` if the directory, or a part of it, can't be used, `IdentityError` if another
-        nebulad has it."""
+        nebulad has it, `DiskFull` where there is no room for it."""
         self.path = path
         try:
             path.mkdir(parents=True, exist_ok=True)
             self._lock = DirectoryLock(path)
         except OSError as error:
-            raise unusable(path, error) from error
+            raise (unwritten(path, error) if error.errno in FULL else unusable(path, error)) from error
         self._pid = PidFile(path)
         try:
             check_access(path)
@@ -85,7 +85,7 @@ class DataDirectory:
             self._pid.write()
         except DiskFull:
             ballast = self.path / BALLAST_FILE
-            if not ballast.exists():
+            if not exists(ballast):
                 raise
             structlog.get_logger("nebulad").warning("ballast given up", why="the disk is full at the start")
             ballast.unlink()
@@ -94,7 +94,7 @@ class DataDirectory:
     @property
     def founded(self) -> bool:
         """Whether the node was told of its cluster, though the document may be lost."""
-        return any((self.path / name).exists() for name in (FOUNDING_FILE, JOINED_FILE, VOTING, "raft", "data"))
+        return any(exists(self.path / name) for name in (FOUNDING_FILE, JOINED_FILE, VOTING, "raft", "data"))
 
     def identity(self, name: str) -> Identity:
         """Who this node is; a fresh directory gets a random id, fsynced before anyone is told (S14).
@@ -102,11 +102,11 @@ class DataDirectory:
         Raises `IdentityError` if the directory is another node's, or if a part of it is missing.
         """
         file = self.path / IDENTITY_FILE
-        if not file.exists():
-            if any((self.path / name).exists() for name in ("raft", "data", FOUNDING_FILE, JOINED_FILE, VOTING)):
+        if not exists(file):
+            if any(exists(self.path / name) for name in ("raft", "data", FOUNDING_FILE, JOINED_FILE, VOTING)):
                 raise IdentityError(f"{self.path} has data but no identity.json; restore it, or use an empty directory")
             identity = Identity(secrets.randbits(63) | 1, name)
-            write_durably(file, identity.encode())
+            self._write(file, identity.encode())
             sync_directory(self.path.parent)
             return identity
         identity = Identity.decode(read(file))
@@ -115,14 +115,14 @@ class DataDirectory:
                 f"{self.path} belongs to node {identity.name!r}, not {name!r}; give each node a directory of its own, "
                 f"or start this one with --name {identity.name}"
             )
-        if not (self.path / "raft").exists() and any((self.path / one).exists() for one in ("data", VOTING)):
+        if not exists(self.path / "raft") and any(exists(self.path / one) for one in ("data", VOTING)):
             # raft/ is opened first. Without it the node has forgotten its votes (S15).
             raise IdentityError(
                 f"the log in {self.path / 'raft'} is gone; restore it, or empty the directory and replace the member: "
                 f"`nebula-cli member replace {name}`"
             )
         joined = self.joined()
-        if identity.cluster and joined is None and not (self.path / FOUNDING_FILE).exists():
+        if identity.cluster and joined is None and not exists(self.path / FOUNDING_FILE):
             raise IdentityError(
                 f"{self.path} has lost {FOUNDING_FILE} (the same on all founding nodes: copy it from one), or "
                 f"{JOINED_FILE}, which a node that joined later has instead (restore it); or empty the directory and "
@@ -140,18 +140,18 @@ class DataDirectory:
         joined = self.joined()
         if joined is not None:
             return joined.founding
-        return Founding.decode(read(file)) if file.exists() else None
+        return Founding.decode(read(file)) if exists(file) else None
 
     def joined(self) -> Joined | None:
         """What this node was told when it joined, if it isn't one of the founders."""
         file = self.path / JOINED_FILE
-        return Joined.decode(read(file)) if file.exists() else None
+        return Joined.decode(read(file)) if exists(file) else None
 
     def join(self, identity: Identity, joined: Joined) -> Identity:
         """Keep what a member said, durably, before anyone acts on it; the identity that follows from it."""
-        write_durably(self.path / JOINED_FILE, joined.encode())
+        self._write(self.path / JOINED_FILE, joined.encode())
         identity = Identity(joined.node, identity.name, joined.founding.cluster)
-        write_durably(self.path / IDENTITY_FILE, identity.encode())
+        self._write(self.path / IDENTITY_FILE, identity.encode())
         return identity
 
     def found(self, identity: Identity, founding: Founding) -> Identity:
@@ -165,10 +165,10 @@ class DataDirectory:
                 f"{founding.cluster:016x}; one directory, one cluster"
             )
         if known is None:
-            write_durably(self.path / FOUNDING_FILE, founding.encode())
+            self._write(self.path / FOUNDING_FILE, founding.encode())
         if not identity.cluster:
             identity = identity._replace(cluster=founding.cluster)
-            write_durably(self.path / IDENTITY_FILE, identity.encode())
+            self._write(self.path / IDENTITY_FILE, identity.encode())
         return identity
 
     def open_log(self, plan: MemoryPlan, memory: RocksMemory) -> LogStore:
@@ -179,7 +179,7 @@ class DataDirectory:
         try:
             if log.registry():
                 self.mark_voting()
-            elif (self.path / VOTING).exists():
+            elif exists(self.path / VOTING):
                 raise IdentityError(
                     f"the log in {self.path / 'raft'} is empty, and was in use: this node forgot its votes and must "
                     "not come back as it is; restore the log, or empty the directory and replace the member: "
@@ -193,24 +193,24 @@ class DataDirectory:
     def mark_voting(self) -> None:
         """From now on the log holds votes: keep that it does, durably, beside it. The registry's first row must be
         durable before, so that no crash leaves the one without the other. Raises `StoreError` or `DiskFull`."""
-        if not (self.path / VOTING).exists():
-            self._write_voting(b"")
+        if not exists(self.path / VOTING):
+            self._write(self.path / VOTING, b"")
 
     def life(self) -> int:
         """Which life of the cluster this node was in last, as far as it knows; else 0. Its data may not say so yet: it
         is behind, until somebody tells this node what is committed, and who may is the question."""
         file = self.path / VOTING
-        text = read(file) if file.exists() else b""
+        text = read(file) if exists(file) else b""
         if (life := life_in(text)) is None:
             raise IdentityError(f"{file} is damaged; {ANOTHER_VOTING}")
         return life
 
     def keep_life(self, life: int) -> None:
         """Keep, durably, which life of the cluster this node is in, for `life`. Raises `StoreError` or `DiskFull`."""
-        self._write_voting(b"%016x\n" % life)
+        self._write(self.path / VOTING, b"%016x\n" % life)
 
-    def _write_voting(self, data: bytes) -> None:
-        file = self.path / VOTING
+    def _write(self, file: Path, data: bytes) -> None:
+        """Durably. Raises `StoreError` or `DiskFull`."""
         try:
             write_durably(file, data)
         except OSError as error:

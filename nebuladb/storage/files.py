@@ -38,6 +38,18 @@ def unwritten(path: Path, error: OSError) -> StoreError:
     return kind(f"data-dir: can't write {path}: {error.strerror}")
 
 
+def exists(path: Path) -> bool:
+    """Whether there is a file or directory at `path`. Raises `StoreError` if that can't be told: `Path.exists` takes it
+    for a no, from Python 3.14 on of any error."""
+    try:
+        os.stat(path)
+    except FileNotFoundError:
+        return False
+    except OSError as error:
+        raise StoreError(f"data-dir: can't look at {path}: {error.strerror}") from error
+    return True
+
+
 def read(path: Path) -> bytes:
     """What the small file `path` of a data directory holds. Raises `StoreError` if it can't be read."""
     try:

@@ -34,8 +34,12 @@ class DirectoryLock:
                 f"the data directory {path} is in use by another nebulad ({who}); stop that one, or give this one a "
                 "directory of its own with --data-dir"
             ) from error
-        os.ftruncate(self._descriptor, 0)
-        os.pwrite(self._descriptor, b"%d\n" % os.getpid(), 0)
+        try:
+            os.ftruncate(self._descriptor, 0)
+            os.pwrite(self._descriptor, b"%d\n" % os.getpid(), 0)
+        except OSError:
+            self.release()
+            raise
 
     def release(self) -> None:
         """Let others have it. Idempotent."""

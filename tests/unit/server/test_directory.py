@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import errno
+import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-from nebuladb.errors import DiskFull, IdentityError
+from nebuladb.errors import DiskFull, IdentityError, StoreError
 from nebuladb.ids import META_GROUP, BatchId, GroupId
 from nebuladb.node.identity import Founder, Founding, Identity
 from nebuladb.node.joined import Joined
@@ -246,3 +247,46 @@ def with_data(tmp_path: Path, value: bytes) -> None:
     engine.flush()
     engine.close()
     directory.close()
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+@pytest.mark.parametrize("what", ["LOCK", "identity", "founding", "joined", "voting"])
+def test_a_first_start_on_a_full_disk_is_one_that_can_wait(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str, number: int
+) -> None:
+    """`DiskFull` is what the process waits for room after; anything else ended it, some with a traceback."""
+
+    def full(*_: object) -> int:
+        raise OSError(number, os.strerror(number))
+
+    if what == "LOCK":
+        monkeypatch.setattr(os, "pwrite", full)
+        for _ in range(2):  # the first one leaves no lock behind
+            with pytest.raises(DiskFull, match=f"can't write {tmp_path}"):
+                DataDirectory(tmp_path)
+        return
+    with opened(tmp_path) as directory:
+        identity = Identity(11, "n1") if what == "identity" else directory.identity("n1")
+        joined = Joined(founding_of(identity), 12, meta_shard(founding_of(identity)), ())
+        monkeypatch.setattr("nebuladb.server.directory.write_durably", full)
+        acts: dict[str, Callable[[], object]] = {
+            "identity": lambda: directory.identity("n1"),
+            "founding": lambda: directory.found(identity, founding_of(identity)),
+            "joined": lambda: directory.join(identity, joined),
+            "voting": directory.mark_voting,
+        }
+        with pytest.raises(DiskFull, match="can't write"):
+            acts[what]()
+    monkeypatch.undo()
+    with opened(tmp_path) as directory:
+        assert directory.identity("n1").name == "n1", "nothing is left that keeps the next start"
+
+
+def test_what_cannot_be_looked_at_is_not_taken_for_gone(tmp_path: Path) -> None:
+    """`Path.exists` says no: the node would have been told that its log is gone, and to be replaced."""
+    with opened(tmp_path) as directory:
+        directory.identity("n1")
+        directory.mark_voting()
+        (tmp_path / "raft").symlink_to(tmp_path / "raft")
+        with pytest.raises(StoreError, match=r"can't look at .*raft"):
+            directory.identity("n1")
