@@ -176,10 +176,15 @@ class SpaceWatch:
                 draft.unlink()
 
 
+def _enough(low: int) -> int:
+    """With this much free it isn't critical any more."""
+    return low // 2 + low // 8
+
+
 def _judge(was: Space, free: int, low: int) -> Space:
     """What so much free space is, after what it was."""
     calm = low // 4
-    if free < low // 2 or (was is Space.CRITICAL and free < low // 2 + calm // 2):
+    if free < low // 2 or (was is Space.CRITICAL and free < _enough(low)):
         return Space.CRITICAL
     if free < low or (was is not Space.PLENTY and free < low + calm):
         return Space.LOW
@@ -195,7 +200,14 @@ def wait_and_restart(directory: Path, reserves: Reserves, why: str) -> NoReturn:
     before = os.environ.get(LIVES, "")
     lives = 1 + int(before if before.isdecimal() else 0) if time.monotonic() - _BEGUN < SHORT_SECONDS else 0
     pause = LOOK_SECONDS * 2 ** min(lives, MAX_DOUBLINGS)
-    log.error("the disk is full: waiting for room, then starting again", directory=str(directory), error=why)
+    with contextlib.suppress(OSError):
+        (directory / BALLAST_FILE).unlink()
+    room = _room_at(directory)
+    needed = needed_room(room, reserves)
+    log.error(
+        "the disk is full: waiting for room, then starting again", directory=str(directory), error=why,
+        free=room.free, needed=needed.free, inodes_free=room.inodes_free, inodes_needed=needed.inodes_free,
+    )  # fmt: skip
     while not has_room(directory, reserves):
         time.sleep(LOOK_SECONDS)
     log.warning("there is room, as far as can be seen: starting again", seconds=pause)
@@ -204,11 +216,23 @@ def wait_and_restart(directory: Path, reserves: Reserves, why: str) -> NoReturn:
     os.execv(sys.executable, sys.orig_argv)
 
 
+def _room_at(directory: Path) -> Room:
+    """Of a directory that there may not be yet: it was to be made, and there was no room."""
+    while not directory.exists() and directory != directory.parent:
+        directory = directory.parent
+    return room_of(directory)
+
+
 def has_room(directory: Path, reserves: Reserves) -> bool:
-    """Whether a node that met the end of its disk may start again. The ballast, if it is still there, is given up."""
-    with contextlib.suppress(OSError):
-        (directory / BALLAST_FILE).unlink()
-    room = room_of(directory)
+    """Whether a node that met the end of its disk may start again."""
+    room = _room_at(directory)
+    needed = needed_room(room, reserves)
+    return room.free >= needed.free and room.inodes_free >= needed.inodes_free
+
+
+def needed_room(room: Room, reserves: Reserves) -> Room:
+    """What must be free on a disk like `room` for it: what is not critical for a node that runs, or no longer is, and
+    enough to open its databases."""
     low = reserves.low.of(room.total)
-    inodes = (LOW_INODES if low else START_INODES).of(room.inodes)
-    return room.free >= max(low, START_ROOM.of(room.total)) and room.inodes_free >= inodes
+    inodes = _enough(LOW_INODES.of(room.inodes)) if low else START_INODES.of(room.inodes)
+    return Room(room.total, max(_enough(low), START_ROOM.of(room.total)), room.inodes, inodes)

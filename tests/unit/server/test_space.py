@@ -20,6 +20,7 @@ from nebuladb.server.space import (
     LOOK_SECONDS,
     MAX_DOUBLINGS,
     SHORT_SECONDS,
+    START_ROOM,
     Amount,
     Reserves,
     Room,
@@ -192,6 +193,19 @@ def test_a_node_is_not_started_again_on_a_full_disk_that_has_no_watermark(
     assert has_room(tmp_path, NOTHING_KEPT) is enough
 
 
+@pytest.mark.parametrize(("free", "enough"), [(LOW // 2 + LOW // 8 - 1, False), (LOW // 2 + LOW // 8, True)])
+def test_what_a_running_node_would_not_call_critical_is_enough_to_start_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, free: int, *, enough: bool
+) -> None:
+    """Its operator may have no more: a node that runs can delete and compact, and one that waits can't."""
+    monkeypatch.setattr(space, "room_of", lambda directory: Room(TOTAL, free))
+    kept = Reserves(Amount(0, LOW), Amount(0, 0))
+    assert has_room(tmp_path, kept) is enough
+    running = SpaceWatch(tmp_path, kept, lambda *_: None, lambda _: Room(TOTAL, free))
+    running._bytes = Space.CRITICAL
+    assert (running.look()[0] is not Space.CRITICAL) is enough
+
+
 class Started(Exception):
     """In place of a new process."""
 
@@ -210,6 +224,7 @@ def test_short_lives_are_further_and_further_apart(tmp_path: Path, monkeypatch: 
         with capture_logs() as logs, pytest.raises(Started):
             wait_and_restart(tmp_path, NOTHING_KEPT, "IO error: No space left on device")
         assert logs[0]["error"] == "IO error: No space left on device"
+        assert (logs[0]["free"], logs[0]["needed"]) == (TOTAL, START_ROOM.of(TOTAL))
         return sum(slept)
 
     monkeypatch.setattr("os.execv", start)
