@@ -71,7 +71,7 @@ class Server(grpc.aio.Server):
         self.stopping = False
         self.loop: asyncio.AbstractEventLoop
         self.carriers: Carriers
-        self.turns: Turns
+        self.turns = Turns()
         self._reuse_port = reuse_port
         self._sockets: list[tuple[socket.socket, ServerCredentials | None]] = []
         self._listeners: list[asyncio.Server] = []
@@ -135,7 +135,6 @@ class Server(grpc.aio.Server):
         self._descriptors = _descriptors(self.limits.descriptors_left)
         self.loop = asyncio.get_running_loop()
         self.carriers = Carriers(self.loop)
-        self.turns = Turns(self.loop)
         self._quiet = asyncio.Event()
         self._stopped = asyncio.Event()
         for listening, credentials in self._sockets:

@@ -31,8 +31,7 @@ class Taker(Protocol):
 class Turns:
     """Who waits for a turn: in line, a slice each, until the time is used."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._loop = loop
+    def __init__(self) -> None:
         self._waiting: dict[Taker, None] = {}
         self._scheduled = False
 
@@ -44,7 +43,7 @@ class Turns:
     def _schedule(self) -> None:
         if not self._scheduled:
             self._scheduled = True
-            self._loop.call_soon(self._turn)
+            asyncio.get_running_loop().call_soon(self._turn)
 
     def _turn(self) -> None:
         self._scheduled = False

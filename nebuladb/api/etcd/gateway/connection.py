@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import email.utils
 import logging
+import math
 import socket
 import time
 from contextlib import suppress
@@ -38,6 +39,9 @@ PROBE_SECONDS: Final = 15
 it. A client that waits in a stream need not say anything: nothing else would ever tell that it is gone."""
 PROBES: Final = 4
 """Without an answer, then the connection is lost."""
+SMALL_READ: Final = 4 << 10
+"""Bytes that are taken apart as they come. More waits for turns that all connections share: in chunks of one byte each
+8 MiB, which libuv may read of one socket in a turn of the loop, would be a minute in which nobody else is served."""
 LINGER_SECONDS: Final = 2.0
 """That a client which is refused may take to read why, and to stop sending."""
 
@@ -69,6 +73,8 @@ class Connection(asyncio.Protocol):
         """The answer's head is out."""
         self._refused = False
         self._streaming = False
+        self._behind = False
+        """What came waits for its turn, and nothing more is read."""
         self._held = 0
         """Bytes of the body that the gateway holds for us."""
         self.peer = ""
@@ -88,24 +94,49 @@ class Connection(asyncio.Protocol):
             self._transport.abort()
 
     def data_received(self, data: bytes) -> None:
-        if not self._refused:
-            self._http.receive_data(data)
+        if self._refused:
+            return
+        self._http.receive_data(data)
+        if self._behind or len(data) > SMALL_READ:
+            self._line_up()
+        else:
             self._advance()
 
-    def _advance(self) -> None:
-        """Take events until one has to wait."""
+    def _line_up(self) -> None:
+        self._behind = True
+        self._transport.pause_reading()
+        self._gateway.turns.add(self)
+
+    def proceed(self, until: float) -> bool:
+        """Take of what came as much as there is time for, and read on when that is done (`Turns`)."""
+        if self._advance(until):
+            return True
+        self._behind = False
+        if not self._transport.is_closing():
+            self._transport.resume_reading()
+            self._look_behind()
+        return False
+
+    def _advance(self, until: float = math.inf) -> bool:
+        """Take events until one has to wait. True: until the time was up, monotonic seconds."""
         while self._task is None and not (self._refused or self._transport.is_closing()):
             try:
                 event = self._http.next_event()
                 if event is h11.NEED_DATA:
                     self._encourage()
-                    return
+                    return False
                 if event is h11.PAUSED:
                     break
                 self._take(event)
             except h11.RemoteProtocolError as error:
                 self._refuse(error.error_status_hint, "Bad Request")
-                return
+                return False
+            if time.monotonic() >= until:
+                return True
+        self._look_behind()
+        return False
+
+    def _look_behind(self) -> None:
         # While it is answered, one read more may wait here: without an end it would be the client's to fill us.
         # A little of it doesn't stop the reading: only that tells of a client that has gone while its call waits.
         if self._task is not None and len(self._http.trailing_data[0]) > MAX_HEAD_BYTES:
@@ -190,6 +221,9 @@ class Connection(asyncio.Protocol):
             return
         self._http.start_next_cycle()
         self._wait(IDLE_SECONDS)
+        if len(self._http.trailing_data[0]) > SMALL_READ:
+            self._line_up()
+            return
         self._transport.resume_reading()
         self._advance()
 

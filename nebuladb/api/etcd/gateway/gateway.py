@@ -25,6 +25,7 @@ from nebuladb.api.etcd.gateway.routes import PATHS, normal
 from nebuladb.api.etcd.gateway.worker import Worker
 from nebuladb.api.etcd.requests import MAX_RECEIVED_BYTES
 from nebuladb.errors import InvalidArgument
+from nebuladb.rpc.serving.turns import Turns
 
 LOG: Final = logging.getLogger("nebuladb.gateway")
 MAX_CONNECTIONS: Final = 4096
@@ -62,6 +63,7 @@ class Gateway:
         self._turned_away: dict[Connection, None] = {}
         self._warned = -WARN_SECONDS
         self._worker = Worker()
+        self.turns = Turns()
         self._held = 0
         self.stopping = False
 

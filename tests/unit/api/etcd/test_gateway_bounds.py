@@ -21,6 +21,7 @@ from nebuladb.api.etcd.gateway.worker import LARGE_BYTES
 from nebuladb.api.etcd.ranges import Ranges
 from nebuladb.pb.etcd import kv_pb2 as pb
 from nebuladb.pb.etcd import lease_pb2
+from nebuladb.rpc.serving import turns
 from tests.unit.api.etcd.faced import Faced
 from tests.unit.api.etcd.http import Http, connected, get, post
 from tests.unit.api.etcd.streams import GROUP
@@ -80,6 +81,38 @@ async def test_others_are_answered_while_much_json_is_made(etcd: Faced, slow: Sl
             assert base64.b64decode(found["value"]) == bytes(2 * LARGE_BYTES)
             assert "etcdserver" in (await http.response()).json()
     assert (slow.begun, slow.most) == (2, 1)
+
+
+async def test_a_body_in_very_many_chunks_is_taken_apart_over_turns(
+    etcd: Faced, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken, most = 0, 0
+    take = connection.Connection._take
+
+    def counted(one: connection.Connection, event: object) -> None:
+        nonlocal taken
+        taken += 1
+        take(one, event)
+
+    def tick(before: int) -> None:
+        nonlocal most, ticking
+        most = max(most, taken - before)
+        ticking = asyncio.get_running_loop().call_soon(tick, taken)
+
+    monkeypatch.setattr(connection.Connection, "_take", counted)
+    monkeypatch.setattr(turns, "TURN_SECONDS", 0.0)
+    chunks = b"".join(b"1\r\n%c\r\n" % octet for octet in padded(ALL, 5_000).encode())
+    ticking = asyncio.get_running_loop().call_soon(tick, 0)
+    async with connected(etcd.address) as http:
+        for _ in range(2):
+            http.send("POST", "/v3/kv/range", Transfer_Encoding="chunked")
+            http.writer.write(chunks + b"0\r\n\r\n")
+        assert [(await http.response()).status for _ in range(2)] == [200, 200]
+        http.send("GET", "/version")
+        assert (await http.response()).status == 200
+    ticking.cancel()
+    assert taken > 10_000
+    assert most < 2 * connection.SMALL_READ // len(b"1\r\nx\r\n")
 
 
 async def test_large_bodies_are_read_apart_and_refused_as_small_ones_are(
