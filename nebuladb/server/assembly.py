@@ -161,7 +161,7 @@ async def _assemble(config: Config, shutdown: Shutdown, stack: AsyncExitStack) -
     )
     node.on_first_start = directory.mark_voting
     node.alarms_now.subscribe(lambda alarm: log.error("alarm", kind=str(alarm.kind), text=alarm.text))
-    room = SpaceWatch(config.data_dir, options.reserves(dict(config.options)), node.space)
+    room = SpaceWatch(config.data_dir, options.reserves(dict(config.options)), node.space, gone=shutdown.fail)
     metrics.read_room_from(room)
     watching = asyncio.create_task(room.run(), name="space")
     stack.callback(watching.cancel)

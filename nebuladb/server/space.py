@@ -14,7 +14,7 @@ from typing import Final, NamedTuple, NoReturn
 
 import structlog
 
-from nebuladb.errors import ConfigurationError
+from nebuladb.errors import ConfigurationError, StoreError
 from nebuladb.node.disk import Space
 
 LOOK_SECONDS: Final = 0.25
@@ -25,6 +25,8 @@ MAX_DOUBLINGS: Final = 8
 """Of `LOOK_SECONDS`, to a minute."""
 LIVES: Final = "NEBULAD_SHORT_LIVES"
 """The variable that tells a process how many short lives there were before it."""
+BALLAST_SECONDS: Final = 60.0
+"""Between two tries to lay in a ballast that can't be."""
 BALLAST_FILE: Final = "ballast"
 SIZES: Final[Mapping[str, int]] = {"B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
 _AMOUNT: Final = re.compile(r"(\d{1,15}) ?([KMG]iB|B)|(\d{1,2}(?:\.\d{1,3})?)%|0")
@@ -102,11 +104,14 @@ class SpaceWatch:
         reserves: Reserves,
         tell: Callable[[Space, str], None],
         room: Callable[[Path], Room] = room_of,
+        gone: Callable[[StoreError], None] = lambda error: None,
     ) -> None:
+        """`gone` is told, once, when there is no such directory any more; nothing is looked at then."""
         self._directory = directory
         self._reserves = reserves
         self._tell = tell
         self._room = room
+        self._gone = gone
         self._ballast = directory / BALLAST_FILE
         self._log = structlog.get_logger("space")
         self.space = Space.PLENTY
@@ -114,6 +119,8 @@ class SpaceWatch:
         """What each of them was at the last look."""
         self._failed = False
         """The last look did, which is said once."""
+        self._bare_until = 0.0
+        """Not 0: a ballast couldn't be laid in, which was said, and is tried again then."""
         self.seen: tuple[Room, int] | None = None
         """At the last look: the room there was, and the free bytes below which the node is read-only."""
 
@@ -122,6 +129,10 @@ class SpaceWatch:
         while True:
             try:
                 space, text = await asyncio.to_thread(self.look)
+            except FileNotFoundError:
+                path = self._directory
+                self._gone(StoreError(f"data-dir: {path} is gone: somebody removed it, or its disk, under the node"))
+                return
             except OSError as error:
                 if not self._failed:
                     self._failed = True
@@ -146,8 +157,9 @@ class SpaceWatch:
             with contextlib.suppress(FileNotFoundError):
                 self._ballast.unlink()
             room = self._room(self._directory)
-        elif ballast and not self._ballast.exists() and room.free - ballast >= low + low // 4:
-            self._lay_in(ballast)
+        elif ballast and room.free - ballast >= low + low // 4 and not self._ballast.exists():
+            if time.monotonic() >= self._bare_until:
+                self._lay_in(ballast)
             room = self._room(self._directory)
         files = LOW_INODES.of(room.inodes) if low else 0
         self._bytes = _judge(self._bytes, room.free, low)
@@ -170,8 +182,11 @@ class SpaceWatch:
             with draft.open("wb") as file:
                 os.posix_fallocate(file.fileno(), 0, size)
             draft.replace(self._ballast)
+            self._bare_until = 0.0
         except OSError as error:
-            self._log.warning("no ballast", error=str(error))
+            if not self._bare_until:
+                self._log.warning("no ballast", error=str(error), again_every=BALLAST_SECONDS)
+            self._bare_until = time.monotonic() + BALLAST_SECONDS
             with contextlib.suppress(OSError):
                 draft.unlink()
 

@@ -9,13 +9,14 @@ from pathlib import Path
 import pytest
 from structlog.testing import capture_logs
 
-from nebuladb.errors import ConfigurationError
+from nebuladb.errors import ConfigurationError, StoreError
 from nebuladb.node.disk import Space
 from nebuladb.server import space
 from nebuladb.server.options import DEFAULTS, reserves
 from nebuladb.server.space import (
     AUTO_LOW,
     BALLAST_FILE,
+    BALLAST_SECONDS,
     LIVES,
     LOOK_SECONDS,
     MAX_DOUBLINGS,
@@ -113,6 +114,46 @@ async def test_the_watch_outlives_what_a_look_meets(tmp_path: Path, monkeypatch:
     assert watch.space is Space.LOW
     assert len([line for line in logs if line["log_level"] == "warning"]) == 1, "it says so once"
     assert not disk.told
+
+
+def test_a_ballast_that_cannot_be_laid_in_is_said_once_and_tried_now_and_then(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where a quota is all but used up; it was said four times a second."""
+    disk, tries, now = Disk(tmp_path), 0, 1_000.0
+
+    def refused(*_: int) -> None:
+        nonlocal tries
+        tries += 1
+        raise OSError(errno.EDQUOT, "Disk quota exceeded")
+
+    monkeypatch.setattr("os.posix_fallocate", refused)
+    monkeypatch.setattr("time.monotonic", lambda: now)
+    with capture_logs() as logs:
+        for _ in range(10):
+            assert disk.look(TOTAL) is Space.PLENTY
+        assert tries == 1
+        for _ in range(3):
+            now += BALLAST_SECONDS
+            disk.look(TOTAL)
+        assert tries == 4
+    assert [line["event"] for line in logs] == ["no ballast"]
+    monkeypatch.undo()
+    monkeypatch.setattr("time.monotonic", lambda: now + BALLAST_SECONDS)
+    disk.look(TOTAL)
+    assert (tmp_path / BALLAST_FILE).exists()
+
+
+async def test_a_directory_that_is_gone_ends_the_watch_and_the_node(tmp_path: Path) -> None:
+    """An idle node went on without one, with a warning: nothing that it is told would be kept."""
+    failures: list[StoreError] = []
+    path = tmp_path / "gone"
+    watch = SpaceWatch(path, Reserves(Amount(0, LOW), Amount(0, BALLAST)), lambda *_: None, gone=failures.append)
+    async with asyncio.timeout(10):
+        await watch.run()
+    assert [error.message for error in failures] == [
+        f"data-dir: {path} is gone: somebody removed it, or its disk, under the node"
+    ]
 
 
 def test_a_ballast_that_went_by_itself_is_no_error(tmp_path: Path) -> None:
