@@ -88,6 +88,7 @@ async def test_a_body_in_very_many_chunks_is_taken_apart_over_turns(
 ) -> None:
     taken, most = 0, 0
     take = connection.Connection._take
+    ticking = asyncio.get_running_loop().call_soon(lambda: tick(0))
 
     def counted(one: connection.Connection, event: object) -> None:
         nonlocal taken
@@ -102,7 +103,6 @@ async def test_a_body_in_very_many_chunks_is_taken_apart_over_turns(
     monkeypatch.setattr(connection.Connection, "_take", counted)
     monkeypatch.setattr(turns, "TURN_SECONDS", 0.0)
     chunks = b"".join(b"1\r\n%c\r\n" % octet for octet in padded(ALL, 5_000).encode())
-    ticking = asyncio.get_running_loop().call_soon(tick, 0)
     async with connected(etcd.address) as http:
         for _ in range(2):
             http.send("POST", "/v3/kv/range", Transfer_Encoding="chunked")
