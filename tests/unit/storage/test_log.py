@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from copy import deepcopy
 from dataclasses import dataclass, field
+from functools import partial
 from random import Random
 
 import pytest
@@ -183,6 +184,10 @@ def test_what_a_caller_must_not_do_changes_nothing() -> None:
     batch = LogBatch(BatchId(2))
     batch.cut(GROUPS[0], 4, 1)
     refused(batch)
+    batch = LogBatch(BatchId(2))
+    batch.drop(GROUPS[0])
+    batch.write(write_of(encode_entry(9, 1, 0, b"")))
+    refused(batch)
     for low, high in ((5, 6), (6, 6), (6, 10)):
         with pytest.raises(InvariantViolation):
             store.reader(GROUPS[0]).entries(low, high, 1)
@@ -278,10 +283,22 @@ def test_drop_takes_back_what_the_batch_held() -> None:
     batch.create(GROUPS[1], 1, 1)
     batch.drop(GROUPS[1])
     assert bool(batch)
+    assert batch.dropped == [GROUPS[0]], "the other was never there"
     store.write(batch, BatchId(0))
     assert store.groups() == []
     with pytest.raises(InvariantViolation):
         store.reader(GROUPS[0])
+
+
+def test_drop_takes_back_nothing_of_other_groups() -> None:
+    batch = LogBatch(BatchId(1))
+    batch.write(write_of(encode_entry(7, 2, 0, b"")))
+    batch.cut(GROUPS[0], 6, 1)
+    batch.create(GROUPS[1], 1, 1)
+    batch.drop(GROUPS[2])
+    assert [write.group for write in batch.writes] == [GROUPS[0]]
+    assert batch.cuts == [(GROUPS[0], 6, 1)]
+    assert batch.created == [(GROUPS[1], 1, 1)]
 
 
 def test_size_grows_with_what_is_added() -> None:
@@ -289,8 +306,27 @@ def test_size_grows_with_what_is_added() -> None:
     assert (batch.size, bool(batch)) == (0, False)
     batch.write(write_of(encode_entry(7, 2, 0, bytes(1000))))
     assert 1000 < batch.size < 1200
-    before = batch.size
-    batch.register(GROUPS[0], bytes(50))
-    batch.create(GROUPS[0], 1, 1)
-    batch.cut(GROUPS[0], 1, 1)
-    assert batch.size > before + 50
+    for add, least in (
+        (partial(batch.register, GROUPS[0], bytes(50)), 50),
+        (partial(batch.create, GROUPS[0], 1, 1), 1),
+        (partial(batch.cut, GROUPS[0], 1, 1), 1),
+        (partial(batch.drop, GROUPS[1]), 1),
+    ):
+        before = batch.size
+        add()
+        assert batch.size >= before + least
+
+
+def test_what_is_overwritten_or_cut_leaves_memory() -> None:
+    _, store = founded(1)
+    for number, entries in enumerate((range(7, 10), range(7, 8)), 2):
+        batch = LogBatch(BatchId(number))
+        batch.write(write_of(*(encode_entry(index, number, 0, b"") for index in entries)))
+        store.write(batch, BatchId(0))
+    assert [index for index in range(7, 11) if store.recent.get(GROUPS[0], index)] == [7]
+    shape = store._groups[GROUPS[0]].shape
+    assert shape.runs == [(5, 1), (7, 3)]
+    batch = LogBatch(BatchId(4))
+    batch.cut(GROUPS[0], 7, 3)
+    store.write(batch, BatchId(0))
+    assert store._groups[GROUPS[0]].shape.runs == [(7, 3)]
