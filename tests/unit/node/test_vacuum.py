@@ -179,7 +179,7 @@ async def test_a_stopping_node_breaks_a_compaction_off(alone: Lone) -> None:
     alone.pump.wake()
     await alone.until(lambda: bool(found.spans))
     stopping = asyncio.create_task(alone.pump.stop())
-    await asyncio.sleep(0)
+    await alone.until(lambda: alone.pump._tables._stopped)
     assert not stopping.done()
     found.gate.set()
     await asyncio.wait_for(stopping, SECONDS)
