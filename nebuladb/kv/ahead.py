@@ -8,7 +8,7 @@ from typing import Final
 from google.protobuf.message import DecodeError
 
 from nebuladb.kv.command import Command, Kind
-from nebuladb.kv.loans import Misses
+from nebuladb.kv.loans import FIRST_ROWS, Misses
 from nebuladb.kv.rows import is_lease_id
 from nebuladb.kv.source import EngineSource
 from nebuladb.pb.nebula.v1 import kv_pb2, lease_pb2
@@ -47,7 +47,7 @@ def foreseen(source: EngineSource, request: kv_pb2.TxnRequest, misses: Misses) -
     """What a transaction missed, with what it will miss next: one by one, each would be met only when the ones before
     it are here."""
     command = Command(Kind.TXN, request.SerializeToString())
-    ahead = rows_ahead(source, [command], source.loans.ahead, misses.rows[0])
+    ahead = rows_ahead(source, [command], FIRST_ROWS, misses.rows[0])
     return Misses(list(dict.fromkeys((*misses.rows, *ahead))))
 
 

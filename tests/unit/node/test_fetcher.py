@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import tracemalloc
 from collections.abc import Callable, Sequence
 
 import pytest
 
 from nebuladb.errors import Corruption, TooManyRequests, Unavailable
+from nebuladb.kv.answer import RangeResult
 from nebuladb.kv.limits import Limits
-from nebuladb.kv.loans import MOST_READ, Misses
+from nebuladb.kv.loans import FETCH_BYTES, MOST_READ, Misses
 from nebuladb.kv.store import Store
 from nebuladb.node import looks as looks_module
 from nebuladb.node.fetcher import ROWS_AT_ONCE, THREADS, Fetcher, Values
-from nebuladb.node.looks import Looks
+from nebuladb.node.looks import LOOK_BYTES, Looks
+from nebuladb.pb.nebula.v1.kv_pb2 import Operation, RangeRequest, TxnRequest
 from nebuladb.storage.memory import MemoryEngine
 from tests.unit.kv.helpers import Log, fresh, put, reopen, run
 
@@ -168,3 +171,93 @@ async def test_damage_is_the_reader_s_error() -> None:
         await looks.look(7, misses.value, lambda store: store.get(b"k"))
     assert store.borrowed == 0
     await asyncio.to_thread(fetcher.stop)
+
+
+MIB = 1 << 20
+
+
+def large_store(count: int) -> tuple[Store, MemoryEngine]:
+    """Keys of which none is in memory, with values of a MiB."""
+    store, engine = fresh()
+    assert isinstance(engine, MemoryEngine)
+    log, value = Log(), bytes(MIB)
+    run(store, log, *(put(b"k%03d" % number, value) for number in range(count)))
+    store = reopen(engine, Limits(cache_bytes=0))
+    engine.chill(lambda _: True)
+    return store, engine
+
+
+def together(keys: range) -> TxnRequest:
+    """All of `keys` in one transaction, which says only which are there."""
+    return TxnRequest(
+        success=[Operation(range=RangeRequest(key=b"k%03d" % number, count_only=True)) for number in keys]
+    )
+
+
+@pytest.mark.parametrize("each", [1, 7, 50])
+async def test_what_reads_hold_together_is_bounded_and_the_first_one_goes_on(each: int) -> None:
+    """All held what they had got until they had all, those of 50 MiB more than the bound each alone."""
+    store, engine = large_store(300)
+    fetcher = Fetcher(engine)
+    looks = Looks(fetcher, lambda _: store)
+    most, done, loans = 0, [], store._source.loans
+    supply = store.supply
+
+    def supplied(rows: Sequence[bytes], values: Sequence[bytes | None]) -> None:
+        nonlocal most
+        supply(rows, values)
+        most = max(most, sum(map(len, filter(None, loans.rows.values()))), looks.size)
+
+    store.supply = supplied  # type: ignore[method-assign]
+
+    async def read(number: int) -> None:
+        keys = range(number * each, (number + 1) * each)
+        _, found = await looks.read(7, store, lambda store: store.read(together(keys)))
+        assert all(isinstance(result, RangeResult) and result.count == 1 for result in found.results)
+        done.append(number)
+
+    async with asyncio.timeout(60):
+        await asyncio.gather(*map(read, range(300 // each)))
+    await asyncio.to_thread(fetcher.stop)
+    assert most <= LOOK_BYTES + FETCH_BYTES + max(each, MOST_READ) * 2 * MIB
+    assert (store.borrowed, looks.waiting, looks.size) == (0, 0, 0)
+    assert each < 50 or done == sorted(done), "as they came"
+
+
+async def test_a_read_that_waits_holds_nothing_of_what_it_found_or_others_fetch() -> None:
+    store, engine = large_store(60)
+    log_row = store._keys.current + b"k059"
+    engine.chill(lambda row: row == log_row)
+    disk = Disk()
+    looks = Looks(Fetcher(disk), lambda _: store)
+    tracemalloc.start()
+    try:
+        reads = [
+            asyncio.create_task(looks.read(7, store, lambda store: store.read(together(range(60))))) for _ in range(10)
+        ]
+        for _ in range(3):
+            await asyncio.sleep(0)
+        assert tracemalloc.get_traced_memory()[0] < 10 * MIB
+    finally:
+        tracemalloc.stop()
+    for task in reads:
+        task.cancel()
+    await asyncio.gather(*reads, return_exceptions=True)
+    disk.gate.set()
+    assert (store.borrowed, looks.waiting) == (0, 0)
+    await asyncio.to_thread(looks._fetcher.stop)
+
+
+async def test_damage_is_nobody_else_s_error() -> None:
+    """A fetch that failed failed for all who shared it, and their replicas got their data anew."""
+    store, engine = large_store(10)
+    engine.flip(store._keys.current + b"k003", 3, detected=True)
+    fetcher = Fetcher(engine)
+    looks = Looks(fetcher, lambda _: store)
+    reads = (looks.read(7, store, lambda store, key=b"k%03d" % number: store.get(key)) for number in range(10))  # type: ignore[misc]
+    found = await asyncio.gather(*reads, return_exceptions=True)
+    assert [number for number, result in enumerate(found) if isinstance(result, Corruption)] == [3]
+    assert sum(isinstance(result, tuple) for result in found) == 9
+    await asyncio.to_thread(fetcher.stop)
+    await asyncio.sleep(0)
+    assert (store.borrowed, looks.waiting, looks.size) == (0, 0, 0)
