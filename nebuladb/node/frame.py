@@ -28,10 +28,11 @@ from nebuladb.errors import Corruption
 from nebuladb.raft import APPEND, Message
 from nebuladb.raft.entry import decode_entry
 
-FRAME_VERSION: Final = 3
+FRAME_VERSION: Final = 4
 """Of frames, and of what they ask for: builds whose state machines make something else of the same command must not be
 in one cluster (S22), so they don't understand each other. 2: nested transactions, puts that keep value or lease, leases
-of any id. 3: what a transaction may look at counts no tombstone below the floor; a session's id is drawn."""
+of any id. 3: what a transaction may look at counts no tombstone below the floor; a session's id is drawn. 4: entries
+have payload version 2, at which a build of before stops."""
 MAX_FRAME_BYTES: Final = 512 << 10
 """A frame takes no further message past this size; one message is at most an append of about 2.5 MiB. A frame is whole
 when its end has come: on a slow link heartbeats of other groups wait no longer behind what is large."""

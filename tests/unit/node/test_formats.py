@@ -16,8 +16,15 @@ from hypothesis import strategies as st
 
 from nebuladb.errors import Corruption, IdentityError, InvariantViolation
 from nebuladb.kv.command import Command, Kind
-from nebuladb.node.entry import command_kind, decode_payload, encode_command, encode_payload, with_chosen
-from nebuladb.node.frame import Address, Envelope, HostMessageType, encode_frame
+from nebuladb.node.entry import (
+    PAYLOAD_VERSION,
+    command_kind,
+    decode_payload,
+    encode_command,
+    encode_payload,
+    with_chosen,
+)
+from nebuladb.node.frame import FRAME_VERSION, Address, Envelope, HostMessageType, encode_frame
 from nebuladb.node.identity import Founder, Founding, Identity, initial_cluster_hash
 from nebuladb.node.record import NodeRecord, NodeState
 from nebuladb.node.registry import GroupState, RegistryRow, first_row
@@ -147,8 +154,15 @@ def test_a_payload_cut_short_or_too_long_stops_the_replica() -> None:
 
 
 def test_an_unknown_payload_version_stops_the_replica() -> None:
-    with pytest.raises(InvariantViolation, match="version 3"):
+    with pytest.raises(
+        InvariantViolation, match=r"version 3, this build knows 1 and 2: .*install that one, or restore"
+    ):
         decode_payload(b"\x03" + PAYLOAD_BYTES[1:] + COMMAND_BYTES + CLOCK_BYTES, 0)
+
+
+def test_who_would_stop_at_an_entry_is_not_sent_any() -> None:
+    """The version of entries rose alone: a build of before took them, and stopped, node after node."""
+    assert (PAYLOAD_VERSION, FRAME_VERSION) == (2, 4)
 
 
 # --- peer frame ------------------------------------------------------------------------------------------------------
@@ -166,7 +180,7 @@ ENVELOPES = [
 ]
 
 FRAME_HEAD = hexed("""
-    03 00 0000          # version, flags, reserved
+    04 00 0000          # version, flags, reserved
     00000001            # cluster version
     00000000000000c1    # cluster
     00000000000000a1    # sending node
