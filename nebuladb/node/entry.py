@@ -83,8 +83,8 @@ def decode_payload(record: bytes, position: int) -> tuple[int, list[Command]]:
         version, _, count, clock = _HEAD.unpack_from(record, position)
         if version not in (PAYLOAD_VERSION, OLD_VERSION):
             raise InvariantViolation(
-                f"an entry has payload version {version}, this build knows {OLD_VERSION} and {PAYLOAD_VERSION}: another "
-                "build wrote it; install that one, or restore a backup"
+                f"an entry has payload version {version}, this build knows {OLD_VERSION} and {PAYLOAD_VERSION}: "
+                "another build wrote it; install that one, or restore a backup"
             )
         position += _HEAD.size
         commands = []
