@@ -38,14 +38,15 @@ class Pin:
         max_rows: int = 4096,
         keys_only: bool = False,
         keep: Callable[[Record], bool] | None = None,
+        max_read: int = STRETCH_BYTES,
     ) -> Page:
-        """As `Store.scan`, at the pinned revision, and no further than some `STRETCH_BYTES` looked at: to count a
+        """As `Store.scan`, at the pinned revision, and no further than some `max_read` bytes looked at: to count a
         thousand keys is to read their values. Raises `Unavailable` or `Corruption`."""
         if self.closed:
             raise Unavailable("the scan took too long; start it again from its last key")
         return page(
             self._source, self._source.keys.span(key, end), self.revision, limit=limit, max_bytes=max_bytes,
-            max_rows=max_rows, keys_only=keys_only, keep=keep, max_read=STRETCH_BYTES,
+            max_rows=max_rows, keys_only=keys_only, keep=keep, max_read=max_read,
         )  # fmt: skip
 
     def forget(self, revision: int) -> None:

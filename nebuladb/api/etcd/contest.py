@@ -16,7 +16,7 @@ from typing import Any, Final, NamedTuple
 from nebuladb.api.drive import Due
 from nebuladb.api.etcd.errors import EtcdError, translate
 from nebuladb.api.etcd.face import Face
-from nebuladb.api.etcd.line import Place, entries
+from nebuladb.api.etcd.line import Place, standing
 from nebuladb.env import probe
 from nebuladb.errors import NebulaError, Reason
 from nebuladb.kv import check
@@ -64,12 +64,6 @@ def worded(error: NebulaError) -> NebulaError:
 def create_is(key: bytes, revision: int) -> kv_pb2.Compare:
     """Whether `key` was created at `revision`; 0: whether it does not exist."""
     return kv_pb2.Compare(result=kv_pb2.Compare.EQUAL, target=kv_pb2.Compare.CREATE, key=key, number=revision)
-
-
-def first(store: Store, name: bytes) -> KeyValue | None:
-    """The owner's key under `name`."""
-    kvs = store.range(*entries(name), keys_only=True).kvs
-    return min(kvs, key=lambda kv: kv.create_revision) if kvs else None
 
 
 class Contests:
@@ -216,10 +210,13 @@ class Contest:
         everything that was before it."""
         waited, place, lines = False, Place.UNKNOWN, self._contests.face.lines
         while place is Place.UNKNOWN:
-            line = lines.join(self._shard, self._name, self._create)
+            line = lines.join(self._shard, self._name)
             if line is None:
-                self._require(self._backend.pump.store(self._shard.group), expired)
-                break
+                found = await standing(self._backend, self._shard, self._name)
+                if not any(kv.create_revision < self._create for kv in found.entries):
+                    self._require(self._backend.pump.store(self._shard.group), expired)
+                    break
+                line = lines.begin(self._shard, self._name, found)
             try:
                 while (place := line.place(self.key, self._create)) is Place.BEHIND:
                     waited = True

@@ -7,9 +7,9 @@ from collections.abc import AsyncIterator
 from typing import Any, Final
 
 from nebuladb.api.backend import key_value
-from nebuladb.api.etcd.contest import Contest, Contests, create_is, first, refused, resignation
+from nebuladb.api.etcd.contest import Contest, Contests, create_is, refused, resignation
 from nebuladb.api.etcd.face import Face
-from nebuladb.api.etcd.line import entries
+from nebuladb.api.etcd.line import entries, standing
 from nebuladb.api.etcd.requests import received
 from nebuladb.errors import NebulaError
 from nebuladb.kv.answer import KeyValue
@@ -64,10 +64,10 @@ class ElectionService:
     async def Leader(self, raw: bytes, context: Any) -> bytes:
         request = received(pb.LeaderRequest, raw)
         shard = self._face.shard(context)
-        store, kv = await self._now(shard, request.name, context)
+        revision, kv = await self._now(shard, request.name, context)
         if kv is None:
             raise refused(NO_LEADER)
-        return self._response(shard, store.revision, kv)
+        return self._response(shard, revision, kv)
 
     async def Observe(self, raw: bytes, context: Any) -> AsyncIterator[bytes]:
         """What the leaders proclaim, one after the other; not every value, but always the last one."""
@@ -76,8 +76,7 @@ class ElectionService:
         follow = _Follow(self._face, shard)
         with self._face.leadership.required(context, shard.group, follow.fail):
             while True:
-                store, kv = await self._now(shard, request.name, context)
-                revision = store.revision
+                revision, kv = await self._now(shard, request.name, context)
                 if kv is None:
                     async for event in follow.events(*entries(request.name), revision + 1):
                         if not event.deleted:
@@ -104,15 +103,16 @@ class ElectionService:
             raise refused(NOT_LEADER)
         return answer.revision
 
-    async def _now(self, shard: Descriptor, name: bytes, context: Any) -> tuple[Store, KeyValue | None]:
-        """The leader's key, as of now."""
+    async def _now(self, shard: Descriptor, name: bytes, context: Any) -> tuple[int, KeyValue | None]:
+        """The leader's key, as of now, and the revision at which it is that, or at which there was none."""
         backend = self._face.backend
-        store = await backend.current(shard, self._face.timeout(context))
-        while (leader := first(store, name)) is not None:
-            store, kv = await self._get(shard, store, leader.key)
+        await backend.current(shard, self._face.timeout(context))
+        while (found := await standing(backend, shard, name)).entries:
+            leader = min(found.entries, key=lambda kv: kv.create_revision)
+            store, kv = await self._get(shard, backend.pump.store(shard.group), leader.key)
             if kv is not None and kv.create_revision == leader.create_revision:
-                return store, kv
-        return store, None
+                return store.revision, kv
+        return found.revision, None
 
     async def _get(self, shard: Descriptor, store: Store, key: bytes) -> tuple[Store, KeyValue | None]:
         """A key, of this store or, where that takes the disk, of what is there then."""

@@ -11,10 +11,11 @@ import asyncio
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from enum import Enum
-from typing import Final
+from typing import Final, NamedTuple
 
 from nebuladb.api.backend import Backend
 from nebuladb.env import probe
+from nebuladb.errors import ResultTooLarge
 from nebuladb.kv.answer import KeyValue
 from nebuladb.kv.limits import MAX_RESULT_ROWS
 from nebuladb.kv.watch import WatchHub
@@ -22,12 +23,46 @@ from nebuladb.kv.watcher import Event
 from nebuladb.shard import Descriptor
 
 MAX_ENTRIES: Final = MAX_RESULT_ROWS
-"""Of one name; a name that has more can't be read in one go, and waiting under it is refused for that."""
+"""Of one name; waiting under a name that has more is refused."""
+FEW_ENTRIES: Final = 64
+FEW_BYTES: Final = 64 << 10
+"""So many are read without waiting for long reads: some 100 us, unless a single one is larger."""
 
 
 def entries(name: bytes) -> tuple[bytes, bytes]:
     """The range of the keys under `name`: from its first to the end, which is not in it."""
     return name + b"/", name + b"0"  # "0" follows "/"
+
+
+class Standing(NamedTuple):
+    """What there is under a name."""
+
+    revision: int
+    entries: list[KeyValue]
+    """Without their values."""
+
+
+async def standing(backend: Backend, shard: Descriptor, name: bytes) -> Standing:
+    """The entries under a name as they are now. Few small ones are read at once; of others, whose values go by as well,
+    a stretch at a time, as `Scan` does it, or calls that look at once would keep the loop for all of them.
+
+    Raises `ResultTooLarge` for more than `MAX_ENTRIES`, `TooManyRequests`, or `Unavailable`.
+    """
+    cursor, end = entries(name)
+    pin = backend.pump.store(shard.group).pin()
+    try:
+        page = pin.scan(cursor, end, keys_only=True, limit=FEW_ENTRIES, max_rows=FEW_ENTRIES, max_read=FEW_BYTES)
+        found = list(page.kvs)
+        while page.cursor:
+            probe("etcd: entries are read in stretches")
+            async with backend.pace:
+                page = pin.scan(page.cursor, end, keys_only=True)
+            found += page.kvs
+            if len(found) > MAX_ENTRIES:
+                raise ResultTooLarge(f"there are more than {MAX_ENTRIES} entries under this name")
+    finally:
+        pin.close()
+    return Standing(pin.revision, found)
 
 
 class Place(Enum):
@@ -168,22 +203,22 @@ class Lines:
         """Calls that wait."""
         return sum(line.users for line in self._lines.values())
 
-    def join(self, shard: Descriptor, name: bytes, create: int) -> Line | None:
-        """The line of a name, to be given back with `leave`; None if no entry under it is older than `create`.
-
-        Raises `ResultTooLarge` for a name with more entries than can be read at once, and `TooManyRequests`.
-        """
-        place = shard.group, name
-        line = self._lines.get(place)
+    def join(self, shard: Descriptor, name: bytes) -> Line | None:
+        """The line of a name, to be given back with `leave`; None if there is none."""
+        line = self._lines.get((shard.group, name))
         if line is None or line.broken:
-            pump = self._backend.pump
-            store = pump.store(shard.group)
-            span = entries(name)
-            found = store.range(*span, keys_only=True).kvs
-            if not any(kv.create_revision < create for kv in found):
-                return None
-            line = self._lines[place] = Line(self._backend.hub(shard), span, found, store.revision, pump.work)
+            return None
         line.users += 1
+        return line
+
+    def begin(self, shard: Descriptor, name: bytes, standing: Standing) -> Line:
+        """As `join`, a new one if there is none still, of the entries that were found. Raises `TooManyRequests`."""
+        line = self.join(shard, name)
+        if line is None:
+            hub, work = self._backend.hub(shard), self._backend.pump.work
+            line = Line(hub, entries(name), standing.entries, standing.revision, work)
+            self._lines[shard.group, name] = line
+            line.users += 1
         return line
 
     def leave(self, shard: Descriptor, name: bytes, line: Line) -> None:

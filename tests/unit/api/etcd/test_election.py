@@ -9,7 +9,10 @@ import grpc.aio
 import pytest
 from grpc import StatusCode
 
-from nebuladb.api import leadership
+from nebuladb.api import leadership, pace
+from nebuladb.api.etcd import line
+from nebuladb.kv.pin import Pin
+from nebuladb.kv.view import Page
 from nebuladb.pb.etcd import election_pb2 as pb
 from nebuladb.pb.etcd import lease_pb2
 from tests.unit.api.etcd.faced import Faced
@@ -162,3 +165,59 @@ async def test_an_observer_that_wants_a_leader_of_the_cluster_is_sent_away_witho
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await asyncio.wait_for(anext(told), SECONDS)
     assert (caught.value.code(), caught.value.details()) == (StatusCode.UNAVAILABLE, "etcdserver: no leader")
+
+
+@pytest.fixture
+async def turns(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Long reads have a row a stretch, and a turn each; in which turns of the loop they came."""
+    monkeypatch.setattr(line, "FEW_ENTRIES", 1, raising=False)
+    monkeypatch.setattr(pace, "STRETCH_SECONDS", 0.0)
+    turn, scan = 0, Pin.scan
+    found: list[int] = []
+
+    def count() -> None:
+        nonlocal turn
+        turn += 1
+        loop.call_soon(count)
+
+    def scanned(pin: Pin, *args: Any, **options: Any) -> Page:
+        if "limit" not in options:
+            found.append(turn)
+        return scan(pin, *args, **{**options, "limit": 1})
+
+    monkeypatch.setattr(Pin, "scan", scanned)
+    loop = asyncio.get_running_loop()
+    count()
+    return found
+
+
+async def test_who_leads_among_many_is_looked_for_in_stretches(etcd: Faced, turns: list[int]) -> None:
+    """Each call looked at all entries at once, with their values, and all calls in one turn."""
+    for number in (5, 1, 9, 2):
+        await etcd.set(b"E/%d" % number, b"%d" % number)
+    told = await asyncio.gather(*(ask(etcd, LEADER) for _ in range(10)))
+    assert {response.kv.value for response in told} == {b"5"}
+    assert len(turns) == len(set(turns)) == 30
+    assert all(pin.closed for pin in etcd.pump.store(GROUP)._pins)
+
+
+async def test_who_leaves_while_the_line_is_read_in_stretches_is_missed(etcd: Faced, turns: list[int]) -> None:
+    await leases(etcd, 1, 2, 3)
+    first = await ask(etcd, campaign(1))
+    second, third = (asyncio.create_task(ask(etcd, campaign(lease))) for lease in (2, 3))
+    await etcd.until(lambda: bool(turns))
+    await ask(etcd, pb.ResignRequest(leader=first.leader))
+    done, _ = await asyncio.wait((second, third), timeout=SECONDS, return_when=asyncio.FIRST_COMPLETED)
+    assert len(done) == 1
+    led = (await done.pop()).leader
+    assert (await ask(etcd, LEADER)).kv.key == led.key
+    await ask(etcd, pb.ResignRequest(leader=led))
+    assert {(await call).leader.lease for call in (second, third)} == {2, 3}
+
+
+async def test_an_election_with_too_many_entries_is_refused(etcd: Faced, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(line, "MAX_ENTRIES", 2)
+    monkeypatch.setattr(line, "FEW_ENTRIES", 1)
+    for number in range(3):
+        await etcd.set(b"E/%d" % number)
+    assert "more than 2 entries" in (await refused(etcd, LEADER))[1]
