@@ -80,7 +80,7 @@ class ShardWatch:
         """
         told, self._told = self._told, False
         watcher = self.watcher
-        return None if told or watcher.lagging or watcher.waiting or watcher.canceled else self._empty()
+        return None if told or watcher.lagging or watcher.waiting or watcher.canceled or self._held else self._empty()
 
     def close(self) -> None:
         """Forget it."""

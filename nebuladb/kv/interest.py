@@ -41,8 +41,8 @@ class Interest:
 
     @property
     def ranges(self) -> int:
-        """How many that differ, but for single keys: at worst a change lies in all of them."""
-        return len(self._spans)
+        """In how many that differ a change lies at worst, but for single keys."""
+        return self._spans.depth
 
     def __iter__(self) -> Iterator[Watcher]:
         return iter(self._members)
@@ -87,7 +87,7 @@ class Interest:
         """Who wants which of a revision's changes, of those that were told all before `since`. Those who want the same
         get the same batch. `more`: the revision has more than these."""
         wanted: dict[_Alike, list[Change]] = {}
-        self._sort(before_the_revision(changes), wanted)
+        self._sort(changes, wanted)
         batches: dict[tuple[bool, tuple[int, ...]], EventBatch] = {}
 
         def batch_of(mine: list[Change], previous: bool) -> EventBatch:

@@ -22,7 +22,7 @@ class SpanIndex(Generic[T]):
     that is n / `BLOCK` comparisons. A change moves two lists by one, in C; the next look-up finds blocks' ends anew.
     """
 
-    __slots__ = ("_ends", "_holders", "_open", "_reach", "_spans")
+    __slots__ = ("_depth", "_ends", "_holders", "_open", "_reach", "_spans")
 
     def __init__(self) -> None:
         self._holders: dict[tuple[bytes, bytes], dict[T, None]] = {}
@@ -33,10 +33,26 @@ class SpanIndex(Generic[T]):
         """Sorted starts of those that go to the last key."""
         self._reach: list[bytes] | None = []
         """The greatest end of each block; None: to be made anew."""
+        self._depth: int | None = 0
+        """In how many of `_spans` a key lies at most; None: to be counted anew."""
 
     def __len__(self) -> int:
         """Ranges, equal ones once."""
         return len(self._holders)
+
+    @property
+    def depth(self) -> int:
+        """A bound on how many ranges a key lies in, equal ones once: all where they are few, and all without an end."""
+        if len(self._holders) <= BLOCK:
+            return len(self._holders)
+        if self._depth is None:
+            self._depth = ended = 0
+            ends = sorted(self._ends)
+            for begun, (start, _) in enumerate(self._spans, 1):
+                while ends[ended] <= start:
+                    ended += 1
+                self._depth = max(self._depth, begun - ended)
+        return self._depth + len(self._open)
 
     def add(self, start: bytes, end: bytes, holder: T) -> None:
         """`holder` wants the keys of [start, end), which isn't empty."""
@@ -50,7 +66,7 @@ class SpanIndex(Generic[T]):
                 place = bisect_left(self._spans, span)
                 self._spans.insert(place, span)
                 self._ends.insert(place, end)
-                self._reach = None
+                self._reach = self._depth = None
         holders[holder] = None
 
     def discard(self, start: bytes, end: bytes, holder: T) -> None:
@@ -67,7 +83,7 @@ class SpanIndex(Generic[T]):
             else:
                 place = bisect_left(self._spans, span)
                 del self._spans[place], self._ends[place]
-                self._reach = None
+                self._reach = self._depth = None
 
     def holding(self, key: bytes) -> Iterator[T]:
         """Holders of the ranges that `key` lies in; nothing may be added or discarded until it ends."""

@@ -19,7 +19,7 @@ from nebuladb.env import probe
 from nebuladb.errors import InvalidArgument, TooManyRequests, Unavailable, invariant
 from nebuladb.kv.change import Applied, Change
 from nebuladb.kv.check import TO_THE_LAST
-from nebuladb.kv.interest import BEGINNING, Interest
+from nebuladb.kv.interest import BEGINNING, Interest, before_the_revision
 from nebuladb.kv.store import Store
 from nebuladb.kv.watcher import OUTBOX_BYTES, OUTBOX_EVENTS, EventBatch, Watcher
 from nebuladb.storage.share import Share
@@ -33,9 +33,12 @@ MAX_DELIVERIES: Final = 20_000
 MAX_LIVE: Final = 100_000
 """Likewise of what one apply publishes; the rest is told out of history."""
 
-LARGE: Final = 1024
-"""Changes of one revision that are told at once, unless they are too many bytes for that; of more than that, so many at
-a time, out of history."""
+LARGE: Final = 256
+"""Changes of one revision that history tells at once, unless they are too many bytes for that; of more, so many at a
+time. An outbox has room for many such parts, so that watches which are taken from at other paces share what is read."""
+
+FEED: Final = 4
+"""The feed, which has them in memory as it is, tells so many times as many at once."""
 
 
 class WatchHub:
@@ -150,12 +153,13 @@ class WatchHub:
         deliveries = 0
         for revision, its in groupby(events, _revision):
             changes = list(its)
-            large = len(changes) > 1 and (len(changes) > LARGE or len(changes) * self._live.ranges > MAX_DELIVERIES)
+            count = len(changes)
+            large = count > 1 and (count > FEED * LARGE or count * self._live.ranges > MAX_DELIVERIES)
             if large or deliveries >= MAX_LIVE:
                 probe("more published than is told at once")
                 self._all_fall_back(revision)
                 return
-            told = self._live.told(revision, changes)
+            told = self._live.told(revision, before_the_revision(changes))
             deliveries += len(told)
             for watcher, batch in told:
                 if not watcher.deliver(batch):

@@ -9,11 +9,12 @@ from nebuladb.kv.answer import KeyValue
 from nebuladb.kv.change import Change
 from nebuladb.storage.share import Share
 
-OUTBOX_EVENTS: Final = 1024
+OUTBOX_EVENTS: Final = 4096
 OUTBOX_BYTES: Final = 4 << 20
 """What may wait for a watcher's consumer. A batch larger than that is taken where nothing else waits."""
 
-EVENT_OVERHEAD: Final = 64
+EVENT_OVERHEAD: Final = 256
+"""Bytes that an event takes beside its key and values."""
 
 
 class Event(NamedTuple):

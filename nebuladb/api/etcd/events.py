@@ -44,10 +44,11 @@ class Telling:
         """
         pack: list[bytes] = []
         size = count = revision = 0
+        alone = False
         for batch in batches:
             wires = _encoded(batch)
             weight, events = self.size + sum(map(len, wires)), self._count + len(batch.events)
-            if pack and (batch.more or size + weight > PACK_BYTES or count + events > PACK_EVENTS):
+            if pack and (alone or batch.more or size + weight > PACK_BYTES or count + events > PACK_EVENTS):
                 yield from self._pieces(revision, pack, size)
                 pack, size, count = [], 0, 0
             if batch.more:
@@ -56,6 +57,7 @@ class Telling:
                 if self._fragment:
                     yield from self._ahead(batch.revision)
                 continue
+            alone = self._fragment and bool(self._wires)  # the header of the first of its pieces is that of all
             pack += self._wires
             pack += wires
             self._wires, self.size, self._count = [], 0, 0
@@ -64,6 +66,10 @@ class Telling:
             revision = batch.revision
         if pack:
             yield from self._pieces(max(through, revision), pack, size)
+
+    def forget(self) -> None:
+        """The watch has ended: an end of what was kept won't come."""
+        self._wires, self.size, self._count = [], 0, 0
 
     def _ahead(self, revision: int) -> Iterator[tuple[int, bytes]]:
         """Pieces of what has come of a revision, but for the last."""

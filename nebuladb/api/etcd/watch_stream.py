@@ -205,6 +205,8 @@ class WatchStream:
                         yield response
                     self._amid = watch if watch.fragment and watch.telling.size and not watch.dead else None
                     self._delivery.give()
+                    if watch.dead and self._watches.get(watch.id) is not watch:
+                        break  # that it is canceled comes next: what follows its fragments would be lost with them
             elif self._amid is None and (progress := self._progress()) is not None:
                 for response in progress:
                     yield response
@@ -235,6 +237,8 @@ class WatchStream:
             self._face.backend.pump.work()  # what was taken has made room
         watch.elide = watch.elide or bool(batches)
         for revision, rest in watch.telling.responses(batches, through):
+            if self._watches.get(watch.id) is not watch:
+                return  # canceled while the one before was sent
             if len(rest) > events.MAX_MESSAGE_BYTES:
                 yield self._too_large(watch)
                 return
@@ -247,6 +251,7 @@ class WatchStream:
         if not watcher.compact_revision:
             raise self._gone()
         watch.dead = True
+        watch.telling.forget()
         compact = pb.WatchResponse(watch_id=watch.id, canceled=True, compact_revision=watcher.compact_revision)
         yield self._encoded(compact, revision=0)  # as etcd: the revision that it was told of is none
 
@@ -313,6 +318,7 @@ class WatchStream:
 
     def _end(self, watch: Watch) -> None:
         watch.dead = True
+        watch.telling.forget()
         if self._amid is watch:
             self._amid = None
         self._hub.remove(watch.watcher)

@@ -16,6 +16,7 @@ from nebuladb.api import watch as module
 from nebuladb.api.backend import Backend
 from nebuladb.api.watch import MAX_RESPONSE_BYTES, MAX_RESPONSE_EVENTS, ShardWatch, _responses
 from nebuladb.client import AsyncClient
+from nebuladb.client.errors import Failure
 from nebuladb.client.watch import WatchPlan
 from nebuladb.errors import InvalidArgument, NoLeader, Unavailable, WrongShard
 from nebuladb.ids import DEFAULT_GROUP
@@ -63,6 +64,30 @@ def test_of_a_revision_in_parts_the_last_response_has_events_and_no_mark() -> No
         (1, False), (2, True), (2, True), (2, False),
     ]  # fmt: skip
     assert [len(response.events) for response in together] == [1, 2, 2, 2], "what follows it shares the last one"
+
+
+async def test_progress_does_not_pass_over_an_event_that_is_held(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The end of a large revision may have nothing for a watch, and lie in its outbox without a byte."""
+    monkeypatch.setattr(hubs, "LARGE", 1)
+    backend = Backend(served.pump)
+    async with AsyncClient([served.address], timeout=SECONDS) as client:
+        await client.batch(dict.fromkeys((b"a", b"b", b"c", b"d", b"e"), b""))
+        part = ShardWatch(backend, backend.route("", b"a"), kv_pb2.WatchRequest(key=b"a"), 0, lambda _: None)
+        plan = WatchPlan(kv_pb2.WatchRequest(key=b"a"))
+        assert plan.absorb(part.created) == []
+        await client.delete(b"a", b"f")
+    hub = served.pump.hub(DEFAULT_GROUP)
+    while not part.watcher.count:
+        hub.catch_up()
+    assert list(part.take()) == [], "it may be the last of its revision"
+    while part.watcher.lagging:
+        hub.catch_up()
+    assert part.progress() is None
+    told = [plan.absorb(response) for response in part.take()]
+    assert [[event.kv.key for event in its] for its in told if not isinstance(its, Failure)] == [[b"a"]]
+    part.close()
 
 
 async def test_a_client_is_told_a_revision_that_comes_in_parts_whole(

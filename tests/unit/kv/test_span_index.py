@@ -40,6 +40,10 @@ def test_a_key_finds_the_holders_of_all_ranges_that_hold_it(
             found = list(index.holding(key))
             assert len(found) == len(set(found))
             assert set(found) == {one for one in there if in_range(key, *one[0])}
+            ranges = {one[0] for one in there}
+            ended = [one for one in ranges if one[1] != TO_THE_LAST]
+            most = max((sum(in_range(start, *one) for one in ended) for start, _ in ended), default=0)
+            assert index.depth == (most + len(ranges) - len(ended) if len(ranges) > block else len(ranges))
         assert bool(index) is bool(there)
     finally:
         span_index.BLOCK = before  # type: ignore[misc]

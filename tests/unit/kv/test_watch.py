@@ -56,7 +56,7 @@ class Consumer:
     def take(self) -> None:
         batches = self.watcher.take()
         assert not batches or self.woken > 0
-        assert all(len(batch.events) <= watch.LARGE for batch in batches)
+        assert all(len(batch.events) <= watch.FEED * watch.LARGE for batch in batches)
         self.told.add(batches)
 
     def check(self, events: list[ModelEvent], *, whole: bool) -> None:

@@ -105,3 +105,20 @@ def test_of_a_revision_in_parts_is_told_with_fragment_what_is_known_not_to_be_th
     [(revision, data)] = telling.responses([end], 7)
     last = pb.WatchResponse.FromString(data)
     assert (revision, len(last.events), last.fragment, telling.size) == (7, 1, False, 0)
+
+
+def test_what_follows_a_revision_in_fragments_is_not_of_their_response(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A client takes the first fragment's header for that of all that it puts together."""
+    monkeypatch.setattr(events, "FRAGMENT_BYTES", 1_000)
+    monkeypatch.setattr(events, "CHUNK_BYTES", 1)
+    one, *later = [
+        EventBatch(
+            revision, (Event(KeyValue(b"k", 2, revision, 1, 0, bytes(600)), deleted=False),) * 3, more=revision == 2
+        )
+        for revision in (2, 3, 4)
+    ]
+    told = list(events.Telling(1, fragment=True).responses([one, EventBatch(2, ()), *later], 4))
+    assert [
+        (revision, [event.kv.mod_revision for event in pb.WatchResponse.FromString(data).events])
+        for revision, data in told
+    ][:4] == [(2, [2]), (2, [2]), (2, [2]), (4, [3])]

@@ -11,6 +11,7 @@ from grpc import StatusCode
 
 from nebuladb.api import leadership
 from nebuladb.api.etcd import events, watch_stream
+from nebuladb.api.etcd.face import Face
 from nebuladb.api.etcd.watch_stream import WatchStream
 from nebuladb.kv import watch as hubs
 from nebuladb.kv.watcher import Event as Told
@@ -269,6 +270,52 @@ async def test_a_watch_that_is_canceled_amid_fragments_lets_the_others_speak(
             pass
         await etcd.set(b"z")
         assert (await stream.next()).watch_id == 1
+
+
+async def test_nothing_comes_between_fragments_and_that_their_watch_is_canceled(
+    etcd: Faced, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The client asked for that while a fragment was written."""
+    monkeypatch.setattr(events, "FRAGMENT_BYTES", 3_000)
+    monkeypatch.setattr(events, "CHUNK_BYTES", 1_000)
+    for number in range(40):
+        await etcd.set(b"k%02d" % number, bytes(1000))
+    face = Face(etcd.backend)
+    stream = WatchStream(face, face.backend.routing.shards("etcd")[0])
+    responses = stream.responses()
+
+    async def told() -> pb.WatchResponse:
+        return pb.WatchResponse.FromString(await asyncio.wait_for(anext(responses), 10))
+
+    stream._take(create(b"k", b"l", fragment=True, prev_kv=True))
+    stream._take(create(b"z"))
+    assert [(await told()).created for _ in range(2)] == [True, True]
+    await etcd.call("DeleteRange", kv_pb2.DeleteRangeRequest(key=b"k", range_end=b"l"))
+    await etcd.set(b"z")
+    assert (await told()).fragment
+    stream._take(cancel(0))
+    order = [await told()]
+    while order[-1].watch_id == 0:
+        order.append(await told())
+    assert [response.canceled for response in order[:-1]] == [False] * (len(order) - 2) + [True]
+    assert [event.kv.key for event in order[-1].events] == [b"z"]
+    stream.close()
+
+
+async def test_what_was_gathered_goes_with_its_watch(etcd: Faced, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(events, "MAX_MESSAGE_BYTES", 20_000)
+    monkeypatch.setattr(hubs, "LARGE", 3)
+    for number in range(40):
+        await etcd.set(b"k%02d" % number, bytes(1000))
+    face = Face(etcd.backend)
+    stream = WatchStream(face, face.backend.routing.shards("etcd")[0])
+    stream._take(create(b"k", b"l", prev_kv=True))
+    responses = stream.responses()
+    assert pb.WatchResponse.FromString(await anext(responses)).created
+    await etcd.call("DeleteRange", kv_pb2.DeleteRangeRequest(key=b"k", range_end=b"l"))
+    assert pb.WatchResponse.FromString(await asyncio.wait_for(anext(responses), 10)).canceled
+    assert [watch.telling.size for watch in stream._watches.values()] == [0]
+    stream.close()
 
 
 async def test_a_revision_too_large_for_a_message_ends_the_watch_that_wants_no_fragments(
