@@ -16,15 +16,8 @@ from hypothesis import strategies as st
 
 from nebuladb.errors import Corruption, IdentityError, InvariantViolation
 from nebuladb.kv.command import Command, Kind
-from nebuladb.node.entry import (
-    PAYLOAD_VERSION,
-    command_kind,
-    decode_payload,
-    encode_command,
-    encode_payload,
-    with_chosen,
-)
-from nebuladb.node.frame import FRAME_VERSION, Address, Envelope, HostMessageType, encode_frame
+from nebuladb.node.entry import command_kind, decode_payload, encode_command, encode_payload, with_chosen
+from nebuladb.node.frame import Address, Envelope, HostMessageType, encode_frame
 from nebuladb.node.identity import Founder, Founding, Identity, initial_cluster_hash
 from nebuladb.node.record import NodeRecord, NodeState
 from nebuladb.node.registry import GroupState, RegistryRow, first_row
@@ -162,7 +155,7 @@ def test_an_unknown_payload_version_stops_the_replica() -> None:
 
 def test_who_would_stop_at_an_entry_is_not_sent_any() -> None:
     """The version of entries rose alone: a build of before took them, and stopped, node after node."""
-    assert (PAYLOAD_VERSION, FRAME_VERSION) == (2, 4)
+    assert (encode_payload(0, [])[0], encode_frame(bytes(40), [])[0]) == (2, 4)
 
 
 # --- peer frame ------------------------------------------------------------------------------------------------------
