@@ -153,11 +153,6 @@ def test_an_unknown_payload_version_stops_the_replica() -> None:
         decode_payload(b"\x03" + PAYLOAD_BYTES[1:] + COMMAND_BYTES + CLOCK_BYTES, 0)
 
 
-def test_who_would_stop_at_an_entry_is_not_sent_any() -> None:
-    """The version of entries rose alone: a build of before took them, and stopped, node after node."""
-    assert (encode_payload(0, [])[0], encode_frame(bytes(40), [])[0]) == (2, 4)
-
-
 # --- peer frame ------------------------------------------------------------------------------------------------------
 
 ADDRESS = Address(0xC1, 0xA1, 0xA2, 0xB1, 0xB2)
@@ -173,7 +168,7 @@ ENVELOPES = [
 ]
 
 FRAME_HEAD = hexed("""
-    04 00 0000          # version, flags, reserved
+    04 00 0000          # version (which rises with that of payloads), flags, reserved
     00000001            # cluster version
     00000000000000c1    # cluster
     00000000000000a1    # sending node
