@@ -23,8 +23,9 @@ class Draft:
         """Add `data`. Raises OSError."""
         self._file.write(data)
 
-    def finish(self, mode: int) -> None:
-        """Take the place of the target, with these permissions. Raises OSError."""
+    def finish(self, mode: int, group: int = -1) -> None:
+        """Take the place of the target, with these permissions and of this group (-1: ours). Raises OSError."""
+        os.fchown(self._file.fileno(), -1, group)  # before the mode, of which it may take something
         os.fchmod(self._file.fileno(), mode)
         self._file.close()
         os.replace(self._name, self._target)

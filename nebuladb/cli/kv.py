@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import errno
-import os
 import re
-import stat
 import sys
 from contextlib import suppress
 from typing import IO, Final
@@ -13,8 +10,8 @@ from typing import IO, Final
 import click
 
 from nebuladb.cli import txntext
-from nebuladb.cli.draft import Draft
 from nebuladb.cli.output import Field, Output, named
+from nebuladb.cli.place import write
 from nebuladb.cli.settings import (
     LEASE,
     NUMBER,
@@ -83,7 +80,9 @@ def get(
 ) -> None:
     """Print the value of KEY and a newline. Of a missing key it prints nothing, writes no file, and exits 1.
 
-    --file writes the value as it is, with nothing added, and prints nothing else. A file appears whole or not at all.
+    --file writes the value as it is, with nothing added, and prints nothing else. A new file appears whole or not at
+    all, and so does one that takes the place of a file of yours; another user's, one with several names (hard links),
+    one whose directory takes no other file, and what is no file are written in place.
 
     \b
     Example:
@@ -321,41 +320,14 @@ def _read(file: IO[bytes], limit: int) -> bytes:
 
 
 def _write(place: str, value: bytes) -> None:
-    """Into a file whole or not at all; into stdout or a device as far as it goes."""
     try:
-        if place != "-" and _is_file(place):
-            _replace(os.path.realpath(os.fsencode(place)), value)
-            return
-        with click.open_file(place, "wb") as file:
-            file.write(value)
-            file.flush()
+        if place == "-":
+            sys.stdout.buffer.write(value)
+            sys.stdout.buffer.flush()
+        else:
+            write(place, value)
     except OSError as error:
         raise named(error, "stdout" if place == "-" else place) from error
-
-
-def _is_file(place: str) -> bool:
-    """Whether it is a regular file, or one that will be."""
-    return os.path.isfile(place) or not os.path.exists(place)
-
-
-def _replace(target: bytes, value: bytes) -> None:
-    if os.path.exists(target) and not os.access(target, os.W_OK):
-        raise OSError(errno.EACCES, os.strerror(errno.EACCES))  # though its directory would let us
-    draft = Draft(target)
-    try:
-        draft.write(value)
-        draft.finish(_mode(target))
-    finally:
-        draft.discard()
-
-
-def _mode(target: bytes) -> int:
-    """The permissions of a file: those that it has, or that a new one gets."""
-    with suppress(FileNotFoundError):
-        return stat.S_IMODE(os.stat(target).st_mode)
-    mask = os.umask(0)
-    os.umask(mask)
-    return 0o666 & ~mask
 
 
 def _fields(kv: KeyValue) -> dict[str, Field]:
