@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import time
@@ -18,6 +19,9 @@ READY_SECONDS: Final = 60.0
 STOP_SECONDS: Final = 20.0
 POLL_SECONDS: Final = 0.05
 LOG_TAIL: Final = 2000
+PANIC_BYTES: Final = 500
+DYING: Final = re.compile(r'panic|"level":"fatal"|fatal error')
+END_SECONDS: Final = 2.0
 
 ETCD: Final = shutil.which("etcd")
 """Its binary; None: it isn't installed here."""
@@ -95,6 +99,17 @@ class RealEtcd:
     def log(self) -> str:
         """The ends of the logs."""
         return "\n".join(path.read_text(errors="replace")[-LOG_TAIL:] for path in self.directory.glob("*.log"))
+
+    def panic(self) -> str:
+        """Why a member has ended by itself, or is about to; empty: none has, or it didn't say."""
+        deadline = time.monotonic() + END_SECONDS
+        while all(process.poll() is None for process in self.processes):
+            if time.monotonic() > deadline:
+                return ""
+            time.sleep(POLL_SECONDS)
+        logs = (path.read_text(errors="replace") for path in self.directory.glob("*.log"))
+        lines = (line for log in logs for line in log.splitlines())
+        return next((line[:PANIC_BYTES] for line in lines if DYING.search(line[:PANIC_BYTES])), "")
 
 
 class Nebula(Cluster):

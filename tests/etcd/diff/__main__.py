@@ -36,8 +36,10 @@ def attempt(seed: int, numbers: Sequence[int], options: argparse.Namespace) -> t
         try:
             run.run(numbers)
         except Difference as difference:
-            if any(process.poll() is not None for process in reference.processes):
-                print(reference.log(), file=sys.stderr)
+            if isinstance(difference.reference, str):
+                difference.panic = reference.panic()
+            if difference.panic:
+                return run.tally, difference
             if not options.etcd_twice:
                 print(other.log_tails(), file=sys.stderr)
             return run.tally, difference
@@ -64,7 +66,7 @@ def self_test(options: argparse.Namespace) -> int:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run seeds; 1 if there was a difference."""
+    """Run seeds; 1 if there was a difference. A seed of which etcd dies ends there, and is counted apart."""
     parser = argparse.ArgumentParser(prog="python -m tests.etcd.diff", description=__doc__)
     parser.add_argument("--seed", type=int, default=1, help="the first seed")
     parser.add_argument("--seeds", type=int, default=1, help="how many")
@@ -83,13 +85,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     if options.self_test:
         return self_test(options)
-    total, wrong, operations, differences = Counter[str](), Counter[str](), 0, 0
+    total, wrong, operations, differences, panics = Counter[str](), Counter[str](), 0, 0, 0
     for seed in range(options.seed, options.seed + options.seeds):
         numbers = [int(number) for number in options.only.split(",")] if options.only else list(range(options.ops))
         tally, difference = attempt(seed, numbers, options)
         total, wrong, operations = total + tally.requests, wrong + tally.wrong, operations + tally.operations
         if difference is None:
             print(f"seed {seed}: {tally.operations} operations, {tally.share_wrong:.0%} wrong", file=sys.stderr)
+            continue
+        if difference.panic:
+            panics += 1
+            print(f"seed {seed}: etcd died at {difference}\n{difference.panic}\n", file=sys.stderr)
             continue
         differences += 1
         numbers = [number for number in numbers if number <= difference.operation]
@@ -106,7 +112,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     share = wrong.total() / max(1, total.total())
     print(
         f"seeds={options.seeds} operations={operations} requests={total.total()} wrong={share:.3f} "
-        f"differences={differences}"
+        f"differences={differences} etcd_panics={panics}"
     )
     return 1 if differences else 0
 

@@ -82,6 +82,8 @@ class Difference(Exception):
     step: object
     reference: object
     other: object
+    panic: str = ""
+    """Not empty: there was nothing to compare with, since the reference died, and of what."""
 
     def __str__(self) -> str:
         return (
@@ -211,7 +213,8 @@ class Run:
             return
         for stream, number in zip(streams, before, strict=True):
             if not stream.wait(partial(_created, stream, number), DUE_SECONDS):
-                raise Difference(self._number, step, *(dict(stream.came) for stream in streams))
+                one, other = (dict(stream.came) for stream in streams)
+                raise Difference(self._number, step, one, other)
         if streams[0].refused():
             self.tally.wrong["a watch that was refused"] += 1
         elif step.late:

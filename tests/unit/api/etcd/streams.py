@@ -129,3 +129,11 @@ def lose_leader(etcd: Faced) -> None:
     """From now on the node knows of no leader."""
     etcd.node.host.step_down(GROUP)
     assert not etcd.backend.leader(GROUP)
+
+
+async def made(stream: Both, *requests: pb.WatchRequest) -> list[int]:
+    """The ids of watches, of which nothing is to be told yet."""
+    stream.send(*requests)
+    responses = [await stream.next() for _ in requests]
+    assert all(response.created and not response.canceled and not response.events for response in responses)
+    return [response.watch_id for response in responses]
