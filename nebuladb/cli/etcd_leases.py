@@ -18,6 +18,8 @@ RENEWALS: Final = 3
 """Of a TTL, as a client's."""
 KEEP_EVERY: Final = 0.5
 """Seconds between two looks for leases to renew: within a third of the shortest TTL."""
+RENEWAL: Final = 2.0
+"""Seconds for one renewal while others wait: with the client's patience a node that hangs would cost each short lease."""
 JOBS: Final = 8
 """Renewals at a time."""
 
@@ -95,7 +97,7 @@ class Leases:
 
         async def renew(lease: int) -> None:
             with suppress(NebulaError):
-                await self._kept(lease)
+                await self._kept(lease, RENEWAL)
 
         await in_parallel(iter([lease for lease, due in self._due.items() if due <= now]), JOBS, renew)
 
@@ -103,16 +105,17 @@ class Leases:
         """Renew all once more: from now on each has its whole TTL, and `lost` is right. Raises `NebulaError`."""
         await in_parallel(iter(list(self._due)), JOBS, self._kept)
 
-    async def _kept(self, lease: int) -> None:
+    async def _kept(self, lease: int, timeout: float = 0.0) -> None:
         try:
-            await self._renew(lease)
+            await self._renew(lease, timeout)
         except LeaseNotFound:
             self._due.pop(lease, None)
             self.lost.add(lease)
 
-    async def _renew(self, lease: int) -> int:
-        """Its TTL in seconds. Raises `NebulaError`, `LeaseNotFound` if it has ended."""
+    async def _renew(self, lease: int, timeout: float = 0.0) -> int:
+        """Its TTL in seconds, in `timeout` seconds (0: the client's). Raises `NebulaError`, `LeaseNotFound` if it has
+        ended."""
         keeper, sent = self._client.keep_alive(lease), self._clock()
-        await keeper.renew()
+        await keeper.renew(timeout)
         self._due[lease] = sent + keeper.ttl / RENEWALS
         return keeper.ttl
