@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from typing import Final, Self
 
 from nebuladb.cli.etcd_source import Lease
@@ -17,9 +16,11 @@ MIN_TTL: Final = 2
 RENEWALS: Final = 3
 """Of a TTL, as a client's."""
 KEEP_EVERY: Final = 0.5
-"""Seconds between two looks for leases to renew: within a third of the shortest TTL."""
+"""Seconds between two looks for leases to renew, and two tries of one: within a third of the shortest TTL."""
 RENEWAL: Final = 2.0
-"""Seconds for one renewal while others wait: with the client's patience a node that hangs would cost each short lease."""
+"""Seconds for one renewal while others wait: with the client's patience one that hangs would cost all short leases."""
+AT_ONCE: Final = 256
+"""Renewals between two looks: a lease that ends soon must not wait for thousands that have time."""
 JOBS: Final = 8
 """Renewals at a time."""
 
@@ -41,6 +42,7 @@ class Leases:
         self._merge = merge
         self._clock = clock
         self._due: dict[int, float] = {}
+        self._ends: dict[int, float] = {}
         self.lost: set[int] = set()
 
     async def __aenter__(self) -> Self:
@@ -70,7 +72,7 @@ class Leases:
     async def _grant(self, lease: Lease) -> None:
         ttl, sent = max(lease.granted, MIN_TTL), self._clock()
         await self._session.grant_lease(ttl, lease=lease.id)
-        self._due[lease.id] = sent + ttl / RENEWALS
+        self._granted(lease.id, sent, ttl)
 
     async def _take_over(self, lease: Lease) -> None:
         """What an earlier import granted, with as much time as it can have; anew if it ends in that moment."""
@@ -88,18 +90,23 @@ class Leases:
 
     async def _keep(self) -> None:
         while True:
-            await asyncio.sleep(KEEP_EVERY)
-            await self.renew_due()
+            if not await self.renew_due():
+                await asyncio.sleep(KEEP_EVERY)
 
-    async def renew_due(self) -> None:
-        """Renew those of which a third of the TTL has passed. Whoever can't be renewed now is tried again."""
+    async def renew_due(self) -> bool:
+        """Renew those of which a third of the TTL has passed, `AT_ONCE` at most, first the one that ends first.
+        Whoever can't be renewed now is tried again, after the others. Returns whether more are due."""
         now = self._clock()
+        late = sorted((lease for lease, due in self._due.items() if due <= now), key=self._ends.__getitem__)
 
         async def renew(lease: int) -> None:
-            with suppress(NebulaError):
+            try:
                 await self._kept(lease, RENEWAL)
+            except NebulaError:
+                self._due[lease] = self._clock() + KEEP_EVERY
 
-        await in_parallel(iter([lease for lease, due in self._due.items() if due <= now]), JOBS, renew)
+        await in_parallel(iter(late[:AT_ONCE]), JOBS, renew)
+        return len(late) > AT_ONCE
 
     async def finish(self) -> None:
         """Renew all once more: from now on each has its whole TTL, and `lost` is right. Raises `NebulaError`."""
@@ -110,6 +117,7 @@ class Leases:
             await self._renew(lease, timeout)
         except LeaseNotFound:
             self._due.pop(lease, None)
+            self._ends.pop(lease, None)
             self.lost.add(lease)
 
     async def _renew(self, lease: int, timeout: float = 0.0) -> int:
@@ -117,5 +125,8 @@ class Leases:
         ended."""
         keeper, sent = self._client.keep_alive(lease), self._clock()
         await keeper.renew(timeout)
-        self._due[lease] = sent + keeper.ttl / RENEWALS
+        self._granted(lease, sent, keeper.ttl)
         return keeper.ttl
+
+    def _granted(self, lease: int, sent: float, ttl: int) -> None:
+        self._due[lease], self._ends[lease] = sent + ttl / RENEWALS, sent + ttl

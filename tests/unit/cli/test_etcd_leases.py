@@ -7,7 +7,7 @@ from typing import Any, cast
 
 import pytest
 
-from nebuladb.cli.etcd_leases import RENEWAL, Leases
+from nebuladb.cli.etcd_leases import AT_ONCE, KEEP_EVERY, RENEWAL, Leases
 from nebuladb.cli.etcd_source import Lease
 from nebuladb.client import AsyncClient, Session
 from nebuladb.errors import LeaseNotFound, Unavailable
@@ -50,7 +50,7 @@ def shard() -> Shard:
 
 
 async def test_a_node_that_hangs_does_not_have_the_others_wait(shard: Shard) -> None:
-    """Each renewal had the client's patience, of which a third went to such a node: all short leases ended meanwhile."""
+    """Each renewal had the client's patience, a third of it for such a node: all short leases ended."""
     leases = shard.leases()
     await leases.grant([Lease(1, 60, 60)])
     shard.time = 25.0
@@ -58,3 +58,30 @@ async def test_a_node_that_hangs_does_not_have_the_others_wait(shard: Shard) -> 
     assert shard.timeouts == {RENEWAL}
     await leases.finish()
     assert shard.timeouts == {RENEWAL, 0.0}, "in the end there is all the time that the client has"
+
+
+async def test_who_ends_soonest_is_renewed_first(shard: Shard) -> None:
+    """In the order of their granting three short leases waited for thousands of long ones, and ended."""
+    leases = shard.leases()
+    long, short = range(2 * AT_ONCE), range(9_000, 9_003)
+    await leases.grant([*(Lease(one, 60, 60) for one in long), *(Lease(one, 3, 3) for one in short)])
+    shard.time = 20.0
+    assert await leases.renew_due(), "more are due"
+    assert shard.renewed == [*short, *long[: AT_ONCE - 3]]
+    shard.time = 21.0
+    assert await leases.renew_due()
+    assert shard.renewed[AT_ONCE:] == [*short, *long[AT_ONCE - 3 : -6]]
+
+
+async def test_who_cannot_be_renewed_leaves_the_others_their_turn(shard: Shard) -> None:
+    leases = shard.leases()
+    every = [Lease(one, 60, 60) for one in range(AT_ONCE + 1)]
+    await leases.grant(every)
+    shard.away = set(range(AT_ONCE))
+    shard.time = 20.0
+    assert await leases.renew_due()
+    assert not await leases.renew_due()
+    assert shard.renewed[AT_ONCE:] == [AT_ONCE]
+    shard.time += KEEP_EVERY
+    assert not await leases.renew_due()
+    assert len(shard.renewed) == 2 * AT_ONCE + 1
