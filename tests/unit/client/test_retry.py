@@ -74,8 +74,16 @@ def test_a_node_that_hangs_gets_a_share_of_the_time() -> None:
     assert attempts.next(200.0).seconds > 0
 
 
-@pytest.mark.parametrize("addresses", [("a:1",), ("a:1", "b:1", "c:1")])
-@pytest.mark.parametrize("kind", [Kind.READ, Kind.ONCE, Kind.AGAIN])
+ONE, TWO, THREE = (("a:1",), ("a:1", "b:1"), ("a:1", "b:1", "c:1"))
+
+
+@pytest.mark.parametrize(
+    ("kind", "addresses"),
+    [
+        *((Kind.READ, addresses) for addresses in (ONE, TWO)),
+        *((kind, addresses) for kind in (Kind.ONCE, Kind.AGAIN) for addresses in (ONE, TWO, THREE)),
+    ],
+)
 def test_of_what_is_slow_everywhere_the_second_try_has_the_rest_of_the_time(
     kind: Kind, addresses: tuple[str, ...]
 ) -> None:
@@ -84,6 +92,33 @@ def test_of_what_is_slow_everywhere_the_second_try_has_the_rest_of_the_time(
     first = attempts.next(100.0)
     assert first.seconds == pytest.approx(2.0)
     pause = attempts.failed(first.address, silent("a:1") if kind is Kind.READ else LOST, 102.0)
+    assert attempts.next(102.0 + pause).seconds == pytest.approx(4.0 - pause)
+
+
+@pytest.mark.parametrize("size", [3, 5])
+def test_of_three_nodes_or_five_two_may_hang_and_the_third_is_asked_for_a_read(size: int) -> None:
+    """The second had all that the first had left."""
+    addresses = [f"{number}:1" for number in range(size)]
+    attempts, now, asked = _attempts(Kind.READ, *addresses, timeout=6.0), 100.0, []
+    for _ in range(2):
+        step = attempts.next(now)
+        asked.append(step.address)
+        now += step.seconds
+        now += attempts.failed(step.address, silent(step.address), now)
+    assert now == pytest.approx(104.0)
+    last = attempts.next(now)
+    assert last.seconds == pytest.approx(2.0)
+    assert [*asked, last.address] == addresses[:3]
+
+
+def test_a_reads_share_grows_where_nobody_else_is_left_to_ask() -> None:
+    attempts = _attempts(Kind.READ, timeout=6.0)
+    attempts.failed("a:1", not_sent("a:1"), 100.0)
+    assert attempts.next(100.0).seconds == pytest.approx(2.0)
+    attempts.failed("b:1", silent("b:1"), 102.0)
+    assert attempts.next(102.0).seconds == pytest.approx(4.0)
+    pause = attempts.failed("c:1", not_sent("c:1"), 102.0)
+    assert pause, "a round is over"
     assert attempts.next(102.0 + pause).seconds == pytest.approx(4.0 - pause)
 
 
