@@ -6,6 +6,8 @@ The cluster is another one than the one that was backed up: its nodes must not t
 
 from __future__ import annotations
 
+import fcntl
+import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
@@ -24,7 +26,7 @@ from nebuladb.server.directory import VOTING
 from nebuladb.server.site import FIRST_GENERATION, MAX_REVISION, Site, derived_id, restored_id
 from nebuladb.storage.engine import Engine
 from nebuladb.storage.files import DRAFT, sync_directory, write_durably
-from nebuladb.storage.lock import DirectoryLock
+from nebuladb.storage.lock import PID_BYTES, DirectoryLock
 from nebuladb.storage.log import LogStore
 from nebuladb.storage.owner import DATABASES, DOCUMENTS, LOCK_FILE, give, unusable
 from nebuladb.storage.rocks import RocksEngine
@@ -110,9 +112,34 @@ def _locked(directory: Path) -> tuple[bool, DirectoryLock]:
             made = True
         except FileExistsError:
             made = False
+            _check_lockable(directory)
         return made, DirectoryLock(directory, give=True)
     except OSError as error:
         raise unusable(directory, error) from error
+
+
+def _check_lockable(directory: Path) -> None:
+    """Refuse one that isn't empty before anything is written there, unless who holds it is the better reason."""
+    try:
+        _check_empty(directory)
+    except ConfigurationError:
+        if not _held(directory / LOCK_FILE):
+            raise
+
+
+def _held(lock: Path) -> bool:
+    """Whether a node, or another restore, holds it. Leaves it as it is."""
+    try:
+        descriptor = os.open(lock, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:  # there is none
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        return False
+    except OSError as error:
+        return isinstance(error, BlockingIOError)
+    finally:
+        os.close(descriptor)
 
 
 def _remove_made(directory: Path) -> None:
@@ -127,12 +154,23 @@ def _remove_made(directory: Path) -> None:
 
 def _check_empty(directory: Path) -> None:
     found = {entry.name for entry in directory.iterdir()} - NOTHING
+    lock = directory / LOCK_FILE
+    if lock.is_symlink() or (lock.exists() and not _is_lock(lock)):
+        found.add(LOCK_FILE)
     if "data" in found and IDENTITY_FILE not in found:
         raise ConfigurationError(
             f"data-dir: {directory} has what an interrupted restore left, which no node starts from: empty it first"
         )
     if found:
         raise ConfigurationError(f"data-dir: {directory} is not empty; name a new one")
+
+
+def _is_lock(path: Path) -> bool:
+    """Whether it is what a `DirectoryLock` leaves: with anything else in it, it is somebody's file."""
+    if not path.is_file() or path.stat().st_size > PID_BYTES:
+        return False
+    content = path.read_bytes().strip()
+    return not content or content.isdigit()
 
 
 def _make(files: Sequence[Path], directory: Path, wanted: Wanted, progress: Progress) -> list[ShardPart]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 from click.testing import CliRunner
 
 from nebuladb.cli.main import main
-from nebuladb.errors import IdentityError
+from nebuladb.errors import ConfigurationError, IdentityError
 from nebuladb.ids import ETCD_GROUP, META_GROUP, GroupId, NodeId
 from nebuladb.kv.command import Command, Kind
 from nebuladb.kv.rows import Keys, LeaseRow, decode_lease
@@ -151,6 +152,49 @@ async def test_what_it_did_not_make_stays(backup: Path, tmp_path: Path) -> None:
     with pytest.raises(OSError, match="no more"):
         await asyncio.to_thread(restore, [backup], directory, wanted, other)
     assert sorted(entry.name for entry in directory.iterdir()) == ["LOCK", "other"]
+
+
+@pytest.mark.parametrize(
+    "before",
+    [
+        {"other": b"1"},
+        {"LOCK": b"under the mat"},
+        {"other": b"1", "LOCK": b""},
+        {"data": b"", "LOCK": b"1\n"},
+    ],
+    ids=["file", "lock", "both", "restore"],
+)
+def test_what_is_refused_stays_as_it_was(tmp_path: Path, before: dict[str, bytes]) -> None:
+    """Its pid was in LOCK then, which was somebody's file."""
+    for name, content in before.items():
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(ConfigurationError, match="empty"):
+        restore([], tmp_path, Wanted("n1", MEMBERS))
+    assert {entry.name: entry.read_bytes() for entry in tmp_path.iterdir()} == before
+
+
+@pytest.mark.parametrize("kind", ["pipe", "link", "directory"])
+def test_a_lock_is_a_file(tmp_path: Path, kind: str) -> None:
+    directory, lock = tmp_path / "n1", tmp_path / "n1" / "LOCK"
+    directory.mkdir()
+    if kind == "pipe":
+        os.mkfifo(lock)
+    elif kind == "link":
+        lock.symlink_to(tmp_path / "elsewhere")
+    else:
+        lock.mkdir()
+    with pytest.raises(ConfigurationError, match="is not empty"):
+        restore([], directory, Wanted("n1", MEMBERS))
+    assert os.listdir(tmp_path) == ["n1"]
+
+
+@pytest.mark.parametrize("content", [b"", b"123\n"])
+async def test_a_lock_that_was_left_is_no_hindrance(backup: Path, tmp_path: Path, content: bytes) -> None:
+    directory = tmp_path / "n1"
+    directory.mkdir()
+    (directory / "LOCK").write_bytes(content)
+    await asyncio.to_thread(restore, [backup], directory, Wanted("n1", MEMBERS))
+    assert identity(directory).name == "n1"
 
 
 async def test_a_file_system_may_begin_there(backup: Path, tmp_path: Path) -> None:
