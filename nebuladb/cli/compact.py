@@ -158,6 +158,8 @@ async def _to_newest(client: AsyncClient, revision: int, group: int) -> None:
         except Compacted as error:
             if error.floor != revision:
                 raise  # else it was done the first time
+        except NebulaError as error:
+            raise UnknownOutcome(f"it may have been done; asked once more: {error.message}") from error
 
 
 COMMANDS: Final = (compact,)

@@ -144,3 +144,17 @@ async def test_a_leader_that_dies_meanwhile(run: Run, monkeypatch: pytest.Monkey
     else:
         assert (answer.exit_code, answer.stderr) == (0, "")
         assert [row["compacted"] for row in rows(answer)] == [True]
+
+
+async def test_it_may_have_been_done_before_it_failed(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the second try says was all that was said."""
+    answers = [TooManyRequests("too much to do"), UnknownOutcome("nobody knows")]
+
+    async def lost(_: AsyncClient, __: int, *, group: int = 0) -> None:
+        raise answers.pop()
+
+    monkeypatch.setattr(AsyncClient, "compact", lost)
+    answer = await run("--keyspace", "one", "compact")
+    assert (answer.exit_code, answer.stdout) == (1, "")
+    doubt, advice = "it may have been done; asked once more: ", "; run the same command again, which does no harm twice\n"
+    assert answer.stderr.endswith(f": {doubt}too much to do{advice}")
