@@ -156,5 +156,4 @@ async def test_it_may_have_been_done_before_it_failed(run: Run, monkeypatch: pyt
     monkeypatch.setattr(AsyncClient, "compact", lost)
     answer = await run("--keyspace", "one", "compact")
     assert (answer.exit_code, answer.stdout) == (1, "")
-    doubt, advice = "it may have been done; asked once more: ", "; run the same command again, which does no harm twice\n"
-    assert answer.stderr.endswith(f": {doubt}too much to do{advice}")
+    assert ": it may have been done; asked once more: too much to do; run the same command again" in answer.stderr
