@@ -12,7 +12,7 @@ from typing import Final
 
 import click
 
-from nebuladb.cli.draft import Draft
+from nebuladb.cli.draft import Draft, tidy_end
 from nebuladb.cli.files import META, Meta, parse_key
 from nebuladb.cli.load import finish
 from nebuladb.cli.output import printable
@@ -157,7 +157,8 @@ def dump(settings: Settings, destination: bytes, prefix: str, revision: int) -> 
         finally:
             restorer.abandon()
 
-    finish(settings, restorer.tally, ("files", "failed", "bytes"), work)
+    with tidy_end():
+        finish(settings, restorer.tally, ("files", "failed", "bytes"), work)
 
 
 COMMANDS: Final = (dump,)

@@ -8,7 +8,7 @@ import stat
 from contextlib import suppress
 from typing import IO, Final
 
-from nebuladb.cli.draft import Draft
+from nebuladb.cli.draft import Draft, tidy_end
 
 MAX_LINKS: Final = 40
 """As many as the kernel follows."""
@@ -63,12 +63,13 @@ def _replaceable(name: str) -> bool:
 
 
 def _replace(name: str, value: bytes) -> None:
-    draft = Draft(os.fsencode(name))
-    try:
-        draft.write(value)
-        draft.finish(*_mode(name))
-    finally:
-        draft.discard()
+    with tidy_end():
+        draft = Draft(os.fsencode(name))
+        try:
+            draft.write(value)
+            draft.finish(*_mode(name))
+        finally:
+            draft.discard()
 
 
 def _mode(name: str) -> tuple[int, int]:

@@ -2,6 +2,9 @@ from __future__ import annotations
 
 import json
 import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -295,3 +298,27 @@ def test_ctrl_c_says_how_to_go_on(
     assert answer.stdout.startswith("files=0 ")
     assert "nebula-cli: stopped; what was done stays: run the same command again to go on\n" in answer.stderr
     assert "Aborted!" in answer.stderr
+
+
+ENDED = """
+import os, signal
+from nebuladb.cli.draft import Draft
+from nebuladb.cli.main import main
+write = Draft.write
+Draft.write = lambda *given: (write(*given), os.kill(os.getpid(), signal.SIGTERM))
+main()
+"""
+
+
+@pytest.mark.parametrize("words", ["dump {}", "get k --file {}/value"])
+def test_a_signal_leaves_no_draft_behind(cli: Cli, nodes: list[Node], tree: Path, tmp_path: Path, words: str) -> None:
+    cli("load", str(tree / "sub" / "dir"))
+    cli("put", "k", "v")
+    place = tmp_path / "out"
+    place.mkdir()
+    environ = {**os.environ, "NEBULA_ENDPOINTS": nodes[0].address}
+    command = [sys.executable, "-c", ENDED, *words.format(place).split()]
+    ran = subprocess.run(command, env=environ, check=False, capture_output=True)
+    assert ran.returncode == 128 + signal.SIGTERM, ran.stderr
+    assert os.listdir(place) == []
+    assert b"Traceback" not in ran.stderr
