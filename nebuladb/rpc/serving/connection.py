@@ -40,7 +40,8 @@ if TYPE_CHECKING:
     from nebuladb.rpc.serving.lifecycle import Server
 
 SMALL_READ: Final = 4 << 10
-"""Octets that are handled as they come: at most 140 requests. More waits for the turns that all connections share."""
+"""Octets that are handled as they come: at most 140 requests. More takes of the time that all connections share in a
+turn of the loop, and waits for a later one if that is used."""
 SLICE: Final = 32 << 10
 """Octets of a larger read that are taken apart together: with less of them, frames of data are copied more often."""
 UNTIMED: Final = 8
@@ -77,10 +78,12 @@ class ServerConnection(Outgoing):
 
     def data_received(self, data: bytes) -> None:
         if len(data) > SMALL_READ or self._backlog is not None or self._input:
+            first = self._backlog is None and not self._input
             self._input = self._input[self._input_at :] + data
             self._input_at = 0
-            self._transport.pause_reading()
-            self.server.turns.add(self)
+            if not (first and self.server.turns.at_once(self)):
+                self._transport.pause_reading()
+                self.server.turns.add(self)
             return
         now = time.monotonic()
         self._active = now

@@ -34,6 +34,25 @@ class Turns:
     def __init__(self) -> None:
         self._waiting: dict[Taker, None] = {}
         self._scheduled = False
+        self._until = 0.0
+        """When the time of the present turn is used, monotonic seconds; 0: none of it is."""
+
+    def at_once(self, one: Taker) -> bool:
+        """Let `one` handle what it has just read, if nobody waits and this turn has time left; whether that was all."""
+        if self._waiting:
+            return False
+        now = time.monotonic()
+        if not self._until:
+            self._until = now + TURN_SECONDS
+            asyncio.get_running_loop().call_soon(self._over)
+        while now < self._until:
+            if not one.proceed(self._until):
+                return True
+            now = time.monotonic()
+        return False
+
+    def _over(self) -> None:
+        self._until = 0.0
 
     def add(self, one: Taker) -> None:
         """`one` has something to handle; it may wait already."""

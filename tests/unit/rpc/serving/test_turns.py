@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from functools import partial
 from typing import Any, Final
 
 import pytest
@@ -74,6 +75,23 @@ async def test_a_usual_read_is_handled_as_it_comes() -> None:
             wired.call("Note", b"x")
         await wired.say()
         assert len(note.seen) == 2 * UNTIMED
+
+
+async def test_a_large_read_is_handled_as_it_comes_where_the_turn_has_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some hundred calls in flight come in one read: to put each off would cost two calls of the system."""
+    monkeypatch.setattr(turns, "TURN_SECONDS", 60.0)
+    note = Handler()
+    async with serving(LIMITS, {"Note": unary(note)}) as server:
+        one, other = Wired(server), Wired(server)
+        paused: list[Wired] = []
+        for wired in (one, other):
+            wired.wire.pause_reading = partial(paused.append, wired)  # type: ignore[method-assign]
+        await one.hear(flooded(one))
+        assert (len(note.seen), paused) == (CALLS, [])
+        monkeypatch.setattr(server.turns, "_until", 1.0)  # long ago
+        await other.hear(flooded(other))
+        assert paused == [other], "the time is all connections' together"
+        await until(lambda: len(note.seen) == 2 * CALLS)
 
 
 async def test_nothing_is_read_until_that_is_handled() -> None:
