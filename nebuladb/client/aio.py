@@ -381,7 +381,7 @@ class AsyncClient(Writes):
         while True:
             step = attempts.next(transport.clock())
             try:
-                async with transport.open(methods.SNAPSHOT, request, step, step.seconds) as read:
+                async with transport.open(methods.SNAPSHOT, request, step, transport.timeout) as read:
                     while (response := await read()) is not None:
                         begun = True
                         attempts.worked(step.address, transport.clock())

@@ -15,12 +15,12 @@ LONGEST_PAUSE: Final = 0.5
 """Seconds between two rounds over the endpoints: doubled each time, and half of it random."""
 
 SHARES: Final = 3
-"""A request that may be repeated gives one node this part of the time: one that hangs must not use it all up. Each try
-that took all of its time gives the next one a share more: a read that takes longer than one share would never end, and
-where every disk is slow, who asks with no more patience than before only makes another log entry each time, which takes
-as long again. With a single endpoint it is the same: where a frame between two nodes was lost, the try may only end
-with its time, and the next one finds its way. A read's share only grows for the last node that wasn't asked yet, and
-from then on: any node may answer it, and of three, or of five, two may hang."""
+READ_SHARES: Final = 6
+"""A request that may be repeated gives one node this part of the time, a read the smaller one: one that hangs must not
+use it all up. Each try that took all of its time gives the next one a share more: what takes longer than one share would
+never end, and where every disk is slow, who asks with no more patience than before only makes another log entry each
+time, which takes as long again. So a read has three tries, of a sixth, a third and half of its time, and reaches the one
+node of three, or of five, that answers where two hang."""
 SILENT: Final = 0.8
 """A try took all of its time if it took this part of it."""
 
@@ -105,8 +105,6 @@ class Attempts:
         self._failed = False
         self._silent = 0
         """Tries that took all of their time."""
-        self._round = False
-        """Everyone has been asked."""
         self._seconds = 0.0
         """That of the present try."""
         self._patience = 0.0
@@ -121,7 +119,8 @@ class Attempts:
         left = max(self._deadline - now, 0.001)
         address = self._pinned or self._endpoints.pick(self._tried, now)
         repeatable = self._kind is not Kind.WRITE and not self._pinned
-        seconds = min(left, self._timeout / SHARES * (1 + self._grown(address))) if repeatable else left
+        shares = READ_SHARES if self._kind is Kind.READ else SHARES
+        seconds = min(left, self._timeout / shares * (1 + self._silent)) if repeatable else left
         self._seconds = seconds
         self._patience = now + seconds * SILENT
         return Try(address, seconds, min(seconds, CONNECT), self._least())
@@ -131,7 +130,6 @@ class Attempts:
         self._endpoints.worked(address, after_failure=self._failed and not self._pinned)
         self._failed = False
         self._silent = 0
-        self._round = False
         self.waited(now)
         self._tried.clear()
         self._pause = FIRST_PAUSE
@@ -145,7 +143,6 @@ class Attempts:
     def failed(self, address: str, failure: Failure, now: float) -> float:
         """Seconds to pause before `next`; raises the final `NebulaError` if there shall be none."""
         self._tried.add(address)
-        self._round |= self._endpoints.all_tried(self._tried)
         self._failed = True
         self._silent += now >= self._patience
         if failure.lost:
@@ -165,11 +162,6 @@ class Attempts:
                 self._endpoints.lost(address, now)
             raise self._final(failure)
         return pause
-
-    def _grown(self, address: str) -> int:
-        """By how many shares more a try there is longer."""
-        others = self._kind is Kind.READ and not self._round and not self._endpoints.all_tried({*self._tried, address})
-        return 0 if others else self._silent
 
     def _least(self) -> float:
         """What is in doubt already can't become worse by another try."""
