@@ -16,11 +16,11 @@ LONGEST_PAUSE: Final = 0.5
 
 SHARES: Final = 3
 READ_SHARES: Final = 6
-"""A request that may be repeated gives one node this part of the time, a read the smaller one: one that hangs must not
-use it all up. Each try that took all of its time gives the next one a share more: what takes longer than one share would
-never end, and where every disk is slow, who asks with no more patience than before only makes another log entry each
-time, which takes as long again. So a read has three tries, of a sixth, a third and half of its time, and reaches the one
-node of three, or of five, that answers where two hang."""
+"""A request that may be repeated gives one node this part of the time, a read the smaller one: one that hangs must
+not use it all up. Each try that took all of its time gives the next one a share more: what takes longer than one share
+would never end, and where every disk is slow, who asks with no more patience than before only makes another log entry
+each time, which takes as long again. So a read has three tries, of a sixth, a third and half of its time, and reaches
+the one node of three, or of five, that answers where two hang."""
 SILENT: Final = 0.8
 """A try took all of its time if it took this part of it."""
 
