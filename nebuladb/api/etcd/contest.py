@@ -212,11 +212,14 @@ class Contest:
         while place is Place.UNKNOWN:
             line = lines.join(self._shard, self._name)
             if line is None:
-                found = await standing(self._backend, self._shard, self._name)
-                if not any(kv.create_revision < self._create for kv in found.entries):
-                    self._require(self._backend.pump.store(self._shard.group), expired)
-                    break
-                line = lines.begin(self._shard, self._name, found)
+                async with lines.reading(self._shard, self._name):
+                    line = lines.join(self._shard, self._name)  # of who has read meanwhile
+                    if line is None:
+                        found = await standing(self._backend, self._shard, self._name)
+                        if not any(kv.create_revision < self._create for kv in found.entries):
+                            self._require(self._backend.pump.store(self._shard.group), expired)
+                            break
+                        line = lines.begin(self._shard, self._name, found)
             try:
                 while (place := line.place(self.key, self._create)) is Place.BEHIND:
                     waited = True

@@ -12,6 +12,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from enum import Enum
 from typing import Final, NamedTuple
+from weakref import WeakValueDictionary
 
 from nebuladb.api.backend import Backend
 from nebuladb.env import probe
@@ -198,6 +199,7 @@ class Lines:
     def __init__(self, backend: Backend) -> None:
         self._backend = backend
         self._lines: dict[tuple[int, bytes], Line] = {}
+        self._readings: WeakValueDictionary[tuple[int, bytes], asyncio.Lock] = WeakValueDictionary()
 
     def __len__(self) -> int:
         """Calls that wait."""
@@ -210,6 +212,10 @@ class Lines:
             return None
         line.users += 1
         return line
+
+    def reading(self, shard: Descriptor, name: bytes) -> asyncio.Lock:
+        """To be held while a new one is made: a thousand that wait would else all read what one of them has to."""
+        return self._readings.setdefault((shard.group, name), asyncio.Lock())
 
     def begin(self, shard: Descriptor, name: bytes, standing: Standing) -> Line:
         """As `join`, a new one if there is none still, of the entries that were found. Raises `TooManyRequests`."""

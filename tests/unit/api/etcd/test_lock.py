@@ -9,10 +9,14 @@ import grpc.aio
 import pytest
 from grpc import StatusCode
 
+from nebuladb.api import pace
+from nebuladb.api.etcd import line
 from nebuladb.errors import UnknownOutcome
 from nebuladb.kv.answer import Answer, RangeResult
 from nebuladb.kv.command import Command, Kind
+from nebuladb.kv.pin import Pin
 from nebuladb.kv.store import Store
+from nebuladb.kv.view import Page
 from nebuladb.kv.watcher import EventBatch
 from nebuladb.pb.etcd import kv_pb2, lease_pb2
 from nebuladb.pb.etcd import lock_pb2 as pb
@@ -128,6 +132,38 @@ async def test_those_whose_watch_loses_its_history_go_on_waiting(etcd: Faced) ->
     assert not third.done()
     await ask(etcd, pb.UnlockRequest(key=b"L/2"))
     await third
+
+
+async def test_of_many_that_wait_one_reads_the_line_anew(etcd: Faced, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A thousand that did were a million rows, and had a pin each: who found none left lost its place."""
+    monkeypatch.setattr(line, "FEW_ENTRIES", 2)
+    many = range(2, 22)
+    await leases(etcd, 1, *many)
+    await ask(etcd, lock(1))
+    tasks = await waiting(etcd, *many)
+    hub = etcd.node.groups[GROUP].hub
+    [watcher] = hub._live
+    read = 0
+    scan = Pin.scan
+
+    def counted(pin: Pin, *args: Any, **fields: Any) -> Page:
+        nonlocal read
+        page = scan(pin, *args, **fields)
+        read += len(page.kvs)
+        return page
+
+    monkeypatch.setattr(Pin, "scan", counted)
+    monkeypatch.setattr(pace, "STRETCH_SECONDS", 0.0)  # each stretch waits for the one before
+    hub.remove(watcher)
+    watcher.cancel(5)
+    await etcd.until(lambda: len(hub) == 1 and watcher not in hub._live and len(etcd.api.face.lines) == len(many))
+    assert read == 1 + len(many)
+    assert not any(task.done() for task in tasks)
+    await ask(etcd, pb.UnlockRequest(key=b"L/1"))
+    assert (await tasks[0]).key == b"L/2"
+    for task in tasks[1:]:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
 
 
 async def test_more_news_at_once_than_a_watch_keeps_is_taken_from_history(etcd: Faced) -> None:
