@@ -279,6 +279,10 @@ class Sending(Core):
         else:
             self._sendable.pop(stream.id, None)
 
+    def sendable(self, stream: Stream) -> bool:
+        """Whether octets of it wait, and its own window is open."""
+        return stream.id in self._sendable
+
     def pump(self) -> list[Event]:
         """Let go more of what is `held_back`, as much as `at_once`; what that brings. The output has been taken."""
         self._pumped = 0

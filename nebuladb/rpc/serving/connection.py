@@ -34,6 +34,7 @@ from nebuladb.rpc.serving.exchange import LARGE, Exchange
 from nebuladb.rpc.serving.outgoing import LAST_STREAM, Outgoing
 from nebuladb.rpc.serving.request import OK, Request, refusal
 from nebuladb.rpc.serving.routes import Route
+from nebuladb.rpc.serving.turns import MOST_HELD
 from nebuladb.rpc.status import OK_TRAILERS, UNDONE, StatusError
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ if TYPE_CHECKING:
 SMALL_READ: Final = 4 << 10
 """Octets that are handled as they come: at most 140 requests. More takes of the time that all connections share in a
 turn of the loop, and waits for a later one if that is used."""
-SLICE: Final = 32 << 10
+SLICE: Final = 64 << 10
 """Octets of a larger read that are taken apart together: with less of them, frames of data are copied more often."""
 UNTIMED: Final = 8
 """Events of it that are handled between two looks at the clock."""
@@ -77,13 +78,15 @@ class ServerConnection(Outgoing):
     # --- the transport ---------------------------------------------------------------------------------------------
 
     def data_received(self, data: bytes) -> None:
-        if len(data) > SMALL_READ or self._backlog is not None or self._input:
+        turns = self.server.turns
+        if (len(data) > SMALL_READ and turns.held < MOST_HELD) or self._backlog is not None or self._input:
             first = self._backlog is None and not self._input
             self._input = self._input[self._input_at :] + data
             self._input_at = 0
-            if not (first and self.server.turns.at_once(self)):
+            turns.held += len(data)
+            if not (first and turns.at_once(self)):
                 self._transport.pause_reading()
-                self.server.turns.add(self)
+                turns.add(self)
             return
         now = time.monotonic()
         self._active = now
@@ -100,6 +103,7 @@ class ServerConnection(Outgoing):
             at = self._input_at
             data = self._input[at : at + SLICE]
             self._input_at = at + len(data)
+            self.server.turns.held -= len(data)
             if self._input_at == len(self._input):
                 self._input, self._input_at = b"", 0
             self._active, self._pinged = now, 0.0
@@ -154,9 +158,12 @@ class ServerConnection(Outgoing):
         if self._later:
             self._take_up()
         self._touched = False
-        if self._writers:
-            self._push()
-        self._send()
+        if self._input and not (self.paused or http2.closed):
+            self.touched()  # the next slice follows: what answers both leaves in one write
+        else:
+            if self._writers:
+                self._push()
+            self._send()
         if http2.closed:
             self.close(now)
         elif http2.going_away:
@@ -175,6 +182,7 @@ class ServerConnection(Outgoing):
 
     def connection_lost(self, error: Exception | None) -> None:
         backlog, self._backlog = self._backlog, None
+        self.server.turns.held -= len(self._input) - self._input_at
         self._input, self._input_at = b"", 0
         for event in backlog or ():
             if isinstance(event, StreamReset):

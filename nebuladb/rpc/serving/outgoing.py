@@ -371,6 +371,8 @@ class Outgoing(asyncio.Protocol):
         for stream, (since, waiting) in list(held.items()):
             if not stream.waiting:
                 del held[stream]
+            elif self.http2.held_back and self.http2.sendable(stream):
+                held[stream] = (now, stream.waiting)  # for us, not for the peer; the transport's progress is its bound
             elif now - since > patience:
                 if waiting - stream.waiting >= self.limits.held_progress:
                     held[stream] = (now, stream.waiting)

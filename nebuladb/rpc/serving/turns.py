@@ -13,6 +13,9 @@ LOG: Final = logging.getLogger("nebuladb.rpc")
 TURN_SECONDS: Final = 0.01
 """That the large reads of all connections may take of a turn. libuv reads one socket up to 32 times, 256 KiB each,
 before it looks at another: 8 MiB of small requests are seconds in which nobody else would be served."""
+MOST_HELD: Final = 32 << 20
+"""Octets of all connections that may wait for a turn. What is read past it is handled at once: thousands of connections
+that each had a read of libuv's wait here would be gigabytes."""
 
 
 class Taker(Protocol):
@@ -34,6 +37,8 @@ class Turns:
     def __init__(self) -> None:
         self._waiting: dict[Taker, None] = {}
         self._scheduled = False
+        self.held = 0
+        """Octets that wait, as those who wait count them."""
         self._until = 0.0
         """When the time of the present turn is used, monotonic seconds; 0: none of it is."""
 

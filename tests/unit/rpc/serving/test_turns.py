@@ -11,7 +11,7 @@ import pytest
 
 from nebuladb.rpc import ServerLimits
 from nebuladb.rpc.http2 import ErrorCode
-from nebuladb.rpc.serving import turns
+from nebuladb.rpc.serving import connection, turns
 from nebuladb.rpc.serving.connection import SMALL_READ, UNTIMED
 from tests.unit.rpc.serving.wired import LATER, Wired, serving, unary, until
 
@@ -92,6 +92,25 @@ async def test_a_large_read_is_handled_as_it_comes_where_the_turn_has_time(monke
         await other.hear(flooded(other))
         assert paused == [other], "the time is all connections' together"
         await until(lambda: len(note.seen) == 2 * CALLS)
+
+
+async def test_what_waits_has_a_bound_and_past_it_a_read_is_handled_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Six thousand connections with a read each were a gigabyte."""
+    note = Handler()
+    async with serving(LIMITS, {"Note": unary(note)}) as server:
+        one, other, gone = Wired(server), Wired(server), Wired(server)
+        data = flooded(one)
+        monkeypatch.setattr(connection, "MOST_HELD", len(data))
+        monkeypatch.setattr(connection, "SLICE", 100)
+        await gone.hear(flooded(gone))
+        await one.hear(data)
+        assert server.turns.held > len(data)
+        before = len(note.seen)
+        await other.hear(flooded(other, b"other"))
+        assert [name[:5] for name in note.seen].count(b"other") == CALLS
+        assert len(note.seen) - CALLS - before <= 4 * UNTIMED
+        gone.wire.lose()
+        await until(lambda: len(note.seen) >= 2 * CALLS and not server.turns.held)
 
 
 async def test_nothing_is_read_until_that_is_handled() -> None:

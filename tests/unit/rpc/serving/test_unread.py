@@ -295,3 +295,30 @@ async def test_no_more_of_what_waited_is_written_than_the_transport_takes() -> N
         assert ended(wired) == [grpc.StatusCode.OK] * 7
         assert not wired.connection.http2.streams
         assert server.unread == 0
+
+
+async def test_an_answer_that_waits_for_our_transport_only_is_not_given_up() -> None:
+    """Its client has opened all windows, and reads; it is our turn."""
+    handlers = Handlers()
+    async with serving(LIMITS, handlers.all()) as server:
+        wired = stuck(server)
+        for _ in range(7):
+            wired.call("Later")
+        await settle(wired)
+        handlers.gate.set()
+        await until(lambda: server.calls == 0)
+        now = time.monotonic()
+        wired.connection.sweep(now)
+        await wired.hear(update())
+        await until(lambda: wired.connection.paused)
+        assert wired.connection.http2.waiting
+        for _ in range(3):
+            now += LIMITS.held_seconds + 1
+            wired.wire.took(LIMITS.held_progress)
+            wired.connection.sweep(now)
+        while wired.connection.http2.waiting:
+            await until(lambda: wired.connection.paused or not wired.connection.http2.waiting)
+            wired.read()
+        await until(lambda: len(wired.wire.written) > 0 or len(wired.statuses()) == 7)
+        wired.read()
+        assert ended(wired) == [grpc.StatusCode.OK] * 7
