@@ -36,6 +36,8 @@ class Upkeep:
         self._applier = applier
         self._stuck: tuple[int, int] | None = None
         """Since when nothing was applied because the data store refused it, and how much was before."""
+        self._why = ""
+        """What the data store said when it was found stuck."""
         self._alarm = ""
         """The text that is raised of one or the other."""
         self._consistency = Consistency(options.check, node.host.now)
@@ -65,18 +67,21 @@ class Upkeep:
 
     def _look_at_disk(self) -> None:
         node, disk = self._node, self._node.host.disk
-        stuck, name = disk.stuck, self._name(node.identity.node)
+        name = self._name(node.identity.node)
         self._hangs = bool(self._stall) and disk.sync_age >= self._stall
         disk.stuck = self._is_stuck()
+        if not disk.stuck:
+            self._why = ""
+        elif not self._why:
+            self._why = node.data.trouble() or "its background work is too slow, or met an error"
         disk.stalled = self._hangs or disk.stuck or node.alarms_now.stands(AlarmKind.UNREADABLE)
         before = self._alarm
         if self._hangs:
             self._alarm = f"{name}: the log's disk has not answered for {self._stall} ms or more"
-        elif not disk.stuck:
+        elif disk.stuck:
+            self._alarm = f"{name}: the data store has taken no writes for {self._stall} ms or more: {self._why}"
+        else:
             self._alarm = ""
-        elif not stuck:
-            why = node.data.trouble() or "its background work is too slow, or met an error"
-            self._alarm = f"{name}: the data store has taken no writes for {self._stall} ms or more: {why}"
         if self._alarm:
             node.alarms_now.raised(Alarm(AlarmKind.STALLED, self._alarm))
         elif before:

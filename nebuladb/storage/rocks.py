@@ -7,6 +7,7 @@ on: by `sync` in a thread, or by the kernel, which is told the file (`storage.wa
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from hashlib import blake2b
@@ -68,6 +69,9 @@ COMPACTION_READAHEAD_BYTES: Final = 256 << 10
 """For each table that a compaction reads, of which there may be dozens; RocksDB's 2 MiB are for spinning disks."""
 COMPACTION_BYTES: Final = 256 << 20
 """That one step of `compact` rewrites, about: what it needs as room, and how long a node that stops waits for it."""
+ROOM_PART: Final = 4
+"""And one in so many bytes of the room that there is, but so much in any case:"""
+LEAST_STEP: Final = 1 << 20
 SCAN_READAHEAD_BYTES: Final = 64 << 10
 """An iterator waits for the disk with the interpreter's lock held, so it should wait seldom: 1,024 cold rows of 300
 bytes took 78 reads of a block, and 6 of this size, in the same CPU time. Ten rows then read 220 KiB instead of 15."""
@@ -274,7 +278,7 @@ class RocksEngine:
         try:
             tables = [(one["start_key"], one["end_key"], one["size"]) for one in self._db.live_files()]
             errors = self._background_errors()
-            for low, high in pieces(tables, spans, COMPACTION_BYTES):
+            for low, high in pieces(tables, spans, self._step()):
                 if stop():
                     return False
                 self._db.compact_range(low, high, options)
@@ -286,6 +290,14 @@ class RocksEngine:
                 return False
             raise found from error
         return True
+
+    def _step(self) -> int:
+        """Bytes that one step of `compact` may rewrite in the room there is. RocksDB's own compactions, which become
+        due behind it, get no more either, or they would take what is left."""
+        free = shutil.disk_usage(self._db.path()).free
+        most = max(min(COMPACTION_BYTES, free // ROOM_PART), LEAST_STEP)
+        self._db.set_options({"max_compaction_bytes": str(most)})
+        return most
 
     def trouble(self) -> str:
         return background_problem(Path(self._db.path()) / INFO_LOG) if self._background_errors() else ""

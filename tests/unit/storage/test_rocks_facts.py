@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import threading
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from rocksdict import Options, Rdict, WriteBatch, WriteOptions
 
 from nebuladb.errors import Corruption, DiskFull, StoreError, WriteStalled
+from nebuladb.storage import rocks
 from nebuladb.storage.engine import Batch
 from nebuladb.storage.rocks import RocksEngine
 from nebuladb.storage.rocks_errors import background_problem, classify
+from nebuladb.storage.spans import pieces
 
 
 def batch_of(*rows: tuple[bytes, bytes]) -> Batch:
@@ -97,6 +102,31 @@ def test_interpreter_runs_during(call: str, tmp_path: Path) -> None:
     finally:
         sys.setswitchinterval(interval)
         engine.close()
+
+
+def test_a_compaction_takes_no_more_room_at_a_time_than_a_part_of_what_there_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither do those that RocksDB finds due behind it: a disk that was to get room was filled to the last byte."""
+    free = 8 << 20
+    steps: list[int] = []
+
+    def counted(tables: Any, spans: Any, most: int) -> Any:
+        steps.append(most)
+        return pieces(tables, spans, most)
+
+    monkeypatch.setattr(rocks, "pieces", counted)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=free))
+    engine = RocksEngine.open_data(tmp_path)
+    engine.write(batch_of((b"a", b"v")))
+    engine.flush()
+    assert engine.compact([(b"a", b"b")], lambda: False)
+    free = 1 << 50
+    assert engine.compact([(b"a", b"b")], lambda: False)
+    assert steps == [2 << 20, rocks.COMPACTION_BYTES]
+    said = [line for line in (tmp_path / "LOG").read_text().splitlines() if "] max_compaction_bytes: " in line]
+    assert [int(line.rsplit(" ", 1)[1].rstrip(";")) for line in said] == steps
+    engine.close()
 
 
 def test_interpreter_runs_during_a_compaction_which_gives_back_what_was_deleted(tmp_path: Path) -> None:
