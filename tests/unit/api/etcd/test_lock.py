@@ -12,11 +12,10 @@ from grpc import StatusCode
 from nebuladb.api import pace
 from nebuladb.api.etcd import line
 from nebuladb.errors import UnknownOutcome
-from nebuladb.kv.answer import Answer, RangeResult
+from nebuladb.kv.answer import Answer
 from nebuladb.kv.command import Command, Kind
 from nebuladb.kv.pin import Pin
 from nebuladb.kv.store import Store
-from nebuladb.kv.view import Page
 from nebuladb.kv.watcher import EventBatch
 from nebuladb.pb.etcd import kv_pb2, lease_pb2
 from nebuladb.pb.etcd import lock_pb2 as pb
@@ -80,27 +79,35 @@ async def test_it_goes_to_those_who_wait_in_their_order_and_the_fencing_token_ri
     assert len(etcd.node.groups[GROUP].hub) == 0
 
 
+class Reads:
+    """Counts the keys that stores and their pins read of ranges."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.keys = 0
+        for kind, name in ((Store, "range"), (Pin, "scan")):
+            monkeypatch.setattr(kind, name, self._counted(getattr(kind, name)))
+
+    def _counted(self, read: Any) -> Any:
+        def counting(*arguments: Any, **options: Any) -> Any:
+            found = read(*arguments, **options)
+            self.keys += len(found.kvs)
+            return found
+
+        return counting
+
+
 async def test_a_release_costs_the_same_however_many_wait(etcd: Faced, monkeypatch: pytest.MonkeyPatch) -> None:
     """It was n: a hundred that wait read five thousand entries until the last had it."""
     count = 100
     await leases(etcd, *range(1, count + 1))
     await ask(etcd, lock(1))
-    read = 0
-    scan = Store.range
-
-    def counting(store: Store, *arguments: Any, **options: Any) -> RangeResult:
-        nonlocal read
-        found = scan(store, *arguments, **options)
-        read += len(found.kvs)
-        return found
-
-    monkeypatch.setattr(Store, "range", counting)
+    reads = Reads(monkeypatch)
     tasks = await waiting(etcd, *range(2, count + 1))
     assert len(etcd.node.groups[GROUP].hub) == 1, "one watch for all of them"
     for holder in range(1, count):
         await ask(etcd, pb.UnlockRequest(key=b"L/%x" % holder))
         await tasks[holder - 1]
-    assert read <= 3 * count
+    assert reads.keys <= 3 * count
     assert (len(etcd.api.face.lines), len(etcd.node.groups[GROUP].hub)) == (0, 0)
 
 
@@ -143,21 +150,12 @@ async def test_of_many_that_wait_one_reads_the_line_anew(etcd: Faced, monkeypatc
     tasks = await waiting(etcd, *many)
     hub = etcd.node.groups[GROUP].hub
     [watcher] = hub._live
-    read = 0
-    scan = Pin.scan
-
-    def counted(pin: Pin, *args: Any, **fields: Any) -> Page:
-        nonlocal read
-        page = scan(pin, *args, **fields)
-        read += len(page.kvs)
-        return page
-
-    monkeypatch.setattr(Pin, "scan", counted)
+    reads = Reads(monkeypatch)
     monkeypatch.setattr(pace, "STRETCH_SECONDS", 0.0)  # each stretch waits for the one before
     hub.remove(watcher)
     watcher.cancel(5)
     await etcd.until(lambda: len(hub) == 1 and watcher not in hub._live and len(etcd.api.face.lines) == len(many))
-    assert read == 1 + len(many)
+    assert reads.keys == 1 + len(many)
     assert not any(task.done() for task in tasks)
     await ask(etcd, pb.UnlockRequest(key=b"L/1"))
     assert (await tasks[0]).key == b"L/2"
