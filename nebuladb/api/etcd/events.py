@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from typing import Final
 
 from nebuladb.api.etcd.wire import WORD, key_value, message_field, number_field
@@ -60,7 +60,7 @@ class Telling:
             alone = self._fragment and bool(self._wires)  # the header of the first of its pieces is that of all
             pack += self._wires
             pack += wires
-            self._wires, self.size, self._count = [], 0, 0
+            self.forget()
             count += events
             size += weight
             revision = batch.revision
@@ -68,22 +68,25 @@ class Telling:
             yield from self._pieces(max(through, revision), pack, size)
 
     def forget(self) -> None:
-        """The watch has ended: an end of what was kept won't come."""
+        """Keep nothing: it has been told, or the watch has ended."""
         self._wires, self.size, self._count = [], 0, 0
 
     def _ahead(self, revision: int) -> Iterator[tuple[int, bytes]]:
         """Pieces of what has come of a revision, but for the last."""
-        *pieces, self._wires = _cut(self._wires)
+        self._wires = yield from self._fragments(revision, self._wires)
         self.size = sum(map(len, self._wires))
-        for piece in pieces:
-            yield revision, b"".join((self._who, _FRAGMENT, *piece))
 
     def _pieces(self, revision: int, wires: list[bytes], size: int) -> Iterator[tuple[int, bytes]]:
         if self._fragment and size >= FRAGMENT_BYTES:
-            *pieces, wires = _cut(wires)
-            for piece in pieces:
-                yield revision, b"".join((self._who, _FRAGMENT, *piece))
+            wires = yield from self._fragments(revision, wires)
         yield revision, b"".join((self._who, *wires))
+
+    def _fragments(self, revision: int, wires: list[bytes]) -> Generator[tuple[int, bytes], None, list[bytes]]:
+        """All pieces of `wires` but the last, which is returned."""
+        *pieces, last = _cut(wires)
+        for piece in pieces:
+            yield revision, b"".join((self._who, _FRAGMENT, *piece))
+        return last
 
 
 def _cut(wires: Iterable[bytes]) -> list[list[bytes]]:

@@ -269,15 +269,21 @@ async def test_a_connection_that_drains_ends_with_its_last_answer(calls: int) ->
         await stop
 
 
+async def answered(server: Any, handlers: Handlers, count: int) -> Wired:
+    """A client whose window is full, and for which so many answers wait."""
+    wired = stuck(server)
+    for _ in range(count):
+        wired.call("Later")
+    await settle(wired)
+    handlers.gate.set()
+    await until(lambda: server.calls == 0)
+    return wired
+
+
 async def test_no_more_of_what_waited_is_written_than_the_transport_takes() -> None:
     handlers = Handlers()
     async with serving(LIMITS, handlers.all()) as server:
-        wired = stuck(server)
-        for _ in range(7):
-            wired.call("Later")
-        await settle(wired)
-        handlers.gate.set()
-        await until(lambda: server.calls == 0)
+        wired = await answered(server, handlers, 7)
         wired.read()
         assert wired.connection.http2.waiting == 7 * (SIZE + 5)
         await wired.hear(update())
@@ -301,12 +307,7 @@ async def test_an_answer_that_waits_for_our_transport_only_is_not_given_up() -> 
     """Its client has opened all windows, and reads; it is our turn."""
     handlers = Handlers()
     async with serving(LIMITS, handlers.all()) as server:
-        wired = stuck(server)
-        for _ in range(7):
-            wired.call("Later")
-        await settle(wired)
-        handlers.gate.set()
-        await until(lambda: server.calls == 0)
+        wired = await answered(server, handlers, 7)
         now = time.monotonic()
         wired.connection.sweep(now)
         await wired.hear(update())
