@@ -129,8 +129,13 @@ class Core:
             self._out.append(window_update_frame(0, self._connection_window - DEFAULT_WINDOW))
 
     def take(self) -> bytes:
-        """The octets to send now; b"" if there are none."""
+        """The octets to send now; b"" if there are none. The connection's window goes back with them, when half of it
+        has come together that isn't held by those who read nothing."""
         out = self._out
+        taken = self._taken
+        if taken and taken >= (self._connection_window - self._unread) // 2 and not self.closed:
+            out.append(window_update_frame(0, taken))
+            self._taken = 0
         if not out:
             return b""
         self._answers = 0
@@ -147,7 +152,8 @@ class Core:
         self._out.append(frame)
 
     def consumed(self, stream: Stream, size: int) -> None:
-        """The owner took `size` octets of the stream's data; the peer is told when half a window has come together.
+        """The owner took `size` octets of the stream's data; the peer is told when half a window has come together:
+        of the stream's window here, of the connection's by `take`.
 
         Raises:
             LocalProtocolError: it never got so many.
@@ -164,15 +170,6 @@ class Core:
             if stream.taken >= self._stream_window_low:
                 self._out.append(window_update_frame(stream.id, stream.taken))
                 stream.taken = 0
-        self._announce()
-
-    def _announce(self) -> None:
-        """Give the connection's window back, when half of it has come together that isn't held by those who read
-        nothing."""
-        if self._taken < max(1, (self._connection_window - self._unread) // 2):
-            return
-        self._out.append(window_update_frame(0, self._taken))
-        self._taken = 0
 
     def reset(self, stream: Stream, code: ErrorCode) -> None:
         """RST_STREAM; what waited is dropped. Nothing happens to a stream that is over."""
@@ -198,7 +195,6 @@ class Core:
         self._unread -= stream.unread
         self._taken += stream.unread
         stream.unread = 0
-        self._announce()
         self._finish(stream)
 
     def check(self) -> None:

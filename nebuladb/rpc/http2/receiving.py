@@ -86,6 +86,29 @@ class Receiving(Control):
         else:
             stream.state = state
 
+    def _part(self, stream_id: int, payload: bytes) -> bool:
+        """DATA without flags from the middle of a body, with nothing to check. False: it isn't that, and not handled.
+
+        (A stream whose headers were heard says that SETTINGS came before them.)
+        """
+        stream = self.streams.get(stream_id)
+        size = len(payload)
+        if (
+            stream is None
+            or not size
+            or not stream.heard
+            or stream.expected >= 0
+            or not (stream.state is OPEN or stream.state is HALF_CLOSED_LOCAL)
+            or stream.unread + stream.taken + size > self._stream_window
+            or self._unread + self._taken + size > self._connection_window
+            or self._fragment is not None
+        ):
+            return False
+        stream.unread += size
+        self._unread += size
+        self._events.append(DataReceived(stream, payload, ended=False))
+        return True
+
     def _on_data(self, flags: int, stream_id: int, payload: bytes) -> None:
         size = len(payload)
         if self._unread + self._taken + size > self._connection_window:
@@ -94,19 +117,6 @@ class Receiving(Control):
         if stream is None:
             self._taken += size
             self._check_closed(stream_id)
-            return
-        if (
-            not flags
-            and size
-            and stream.heard
-            and stream.expected < 0
-            and (stream.state is OPEN or stream.state is HALF_CLOSED_LOCAL)
-            and stream.unread + stream.taken + size <= self._stream_window
-        ):
-            # The middle of a body, with nothing to check: most frames of a stream.
-            stream.unread += size
-            self._unread += size
-            self._events.append(DataReceived(stream, payload, ended=False))
             return
         # All octets of the frame count, padding and those of a frame that is wrong too; but nobody will consume these.
         self._taken += size

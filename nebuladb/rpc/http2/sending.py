@@ -147,10 +147,25 @@ class Sending(Core):
         """
         if stream.reset or self.closed:
             return
+        size = len(data)
+        window = self._window - size
+        if (
+            (stream.state is OPEN or stream.state is HALF_CLOSED_REMOTE)
+            and stream.answered
+            and not (stream.waiting or end)
+            and window >= 0
+            and 0 < size <= self._frame_out
+            and size <= self.peer.stream_window + stream.credit
+        ):
+            # A frame that the windows have room for, with more to follow: a message of a stream.
+            self._window = window
+            stream.credit -= size
+            self._updates_earned += UPDATES_A_FRAME
+            self._out += (HEAD.pack(size << 8 | DATA, 0, stream.id), data)
+            return
         self._check_sendable(stream)
         if not stream.answered:
             raise LocalProtocolError(f"data before headers on stream {stream.id}")
-        size = len(data)
         if stream.waiting:
             if size:
                 self._wait(stream, data)
