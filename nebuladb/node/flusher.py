@@ -43,8 +43,9 @@ class Flusher:
         self._begun = 0.0
         self._ended = False
         """No further sync begins."""
+        self._stopping = False
+        """`stop` waits for `_rests`: that no sync runs."""
         self._rests = asyncio.Event()
-        self._rests.set()
 
     def start(self) -> None:
         """Begin."""
@@ -54,10 +55,20 @@ class Flusher:
 
     def sync(self, batch: int) -> None:
         """Batches up to `batch` are written; make them durable soon."""
-        if not self._ended:
-            self._written = batch
-            if not self._syncing:
-                self._begin()
+        if self._ended:
+            return
+        self._written = batch
+        if self._syncing:
+            return
+        self._syncing, self._begun = batch, time.perf_counter()
+        kernel = self._kernel
+        try:
+            file = self._log.sync_file() if kernel is not None else None
+            if kernel is None or file is None or not kernel.begin(file):
+                self._work.put(SYNC)
+        except BaseException:
+            self._end()
+            raise
 
     @property
     def by_kernel(self) -> bool:
@@ -68,7 +79,9 @@ class Flusher:
         """End when what is outstanding is synced. Idempotent."""
         if self._thread.ident is None:
             return  # it never began
-        while not self._rests.is_set():
+        self._stopping = True
+        while self._syncing:
+            self._rests.clear()
             await self._rests.wait()
         self._ended = True
         if self._thread.is_alive():
@@ -77,19 +90,6 @@ class Flusher:
         if self._kernel is not None:
             self._loop.remove_reader(self._kernel.fileno)
             self._kernel = None
-
-    def _begin(self) -> None:
-        self._syncing = self._written
-        self._begun = time.perf_counter()
-        self._rests.clear()
-        kernel = self._kernel
-        try:
-            file = self._log.sync_file() if kernel is not None else None
-            if kernel is None or file is None or not kernel.begin(file):
-                self._work.put(SYNC)
-        except BaseException:
-            self._end()
-            raise
 
     def _look(self) -> None:
         """The kernel says that something is over."""
@@ -100,23 +100,20 @@ class Flusher:
         except BaseException as error:
             self._fail(error)
             return
-        self._over(None)
+        self._over()
 
-    def _over(self, error: BaseException | None) -> None:
+    def _over(self) -> None:
         """The sync is over. What it made durable stays so, whatever happens to the next one."""
-        if error is not None:
-            self._fail(error)
-            return
         batch, seconds = self._syncing, time.perf_counter() - self._begun
         self._syncing = 0
-        if self._written == batch:
-            self._rests.set()
-        else:
+        if self._written != batch:
             try:
-                self._begin()
+                self.sync(self._written)
             except BaseException as problem:
                 self._failed(problem)
                 return
+        elif self._stopping:
+            self._rests.set()
         self._done(batch, seconds)
 
     def _fail(self, error: BaseException) -> None:
@@ -129,9 +126,9 @@ class Flusher:
 
     def _run(self) -> None:
         while self._work.get() == SYNC:
-            problem: BaseException | None = None
             try:
                 self._log.sync()
             except BaseException as error:
-                problem = error
-            self._loop.call_soon_threadsafe(self._over, problem)
+                self._loop.call_soon_threadsafe(self._fail, error)
+            else:
+                self._loop.call_soon_threadsafe(self._over)

@@ -43,8 +43,8 @@ class KernelSync:
         self._context: Context = _module().Context(max_requests=1)
         self._context.process_events()  # a sandbox may forbid this call alone
         os.set_inheritable(self._context.fileno, False)  # noqa: FBT003
-        self._result: int | None = None
-        """Of the sync that is over and that nobody was told of."""
+        self._results: list[int] = []
+        """Of the sync that is over and that nobody was told of; one at most."""
 
     @classmethod
     def open(cls) -> KernelSync | None:
@@ -63,8 +63,8 @@ class KernelSync:
         """Begin to make durable what has been written to `file`. Returns at once; False: the kernel doesn't take it,
         and nothing has begun."""
         operation = self._operation.fdsync(file)
-        operation.set_callback(self._completed)
-        self._result = None
+        operation.set_callback(self._results.append)
+        self._results.clear()
         try:
             return self._context.submit(operation) == 1
         except (OverflowError, ValueError, SystemError):
@@ -78,13 +78,12 @@ class KernelSync:
             self._context.poll()
         except BlockingIOError:
             return False
-        self._context.process_events()
-        result, self._result = self._result, None
+        self._context.process_events(1)
+        if not self._results:
+            return False
+        result = self._results.pop()
         if not result:
-            return result is not None
+            return True
         error = (1 << 64) - result  # negative, as the kernel says it, in 64 bits
         text = f"IO error: While fdatasync of the log: {os.strerror(error)}"
         raise DiskFull(text) if error in FULL else StoreError(text)
-
-    def _completed(self, result: int) -> None:
-        self._result = result

@@ -17,12 +17,12 @@ from nebuladb.storage.log_keys import (
     REGISTRY_ROW,
     STAMP_KEY,
     START_ROW,
-    Stamp,
     decode_hard_state,
     decode_stamp,
     decode_start,
     encode_hard_state,
     encode_pair,
+    encode_stamp,
     entries_end,
     entry_key,
     group_key,
@@ -46,6 +46,8 @@ class LogStore:
         Read everything and check it: each log contiguous, each entry's CRC right (S34, S35), terms ascending, and
         nothing missing that the hard state says was there."""
         self._engine = engine
+        self.sync_file = engine.sync_file
+        """A file of which an `fdatasync`, begun now, is as good as `sync`; None: there is none now. See `Engine`."""
         self.recent = RecentEntries(recent_bytes)
         self._groups: dict[GroupId, GroupLog] = {}
         self._registry: dict[GroupId, bytes] = {}
@@ -79,8 +81,25 @@ class LogStore:
             raise InvariantViolation(f"batch {batch.id}, with {flushed} flushed, after {self.last_batch}")
         rows = Batch()
         # First: the WAL scan looks for it there.
-        rows.put(STAMP_KEY, Stamp(batch.id, flushed, self._engine.identity).encode())
-        shapes = self._plan(batch, rows)
+        rows.put(STAMP_KEY, encode_stamp(batch.id, flushed, self._engine.identity))
+        # The logs' shapes after it. Nothing of ours changes before the engine took it, so that it may refuse.
+        shapes: dict[GroupId, LogShape] = {}
+        if batch.dropped or batch.created:
+            self._begin(batch, rows, shapes)
+        for write in batch.writes:
+            group, entries, state = write.group, write.entries, write.hard_state
+            shape = shapes.get(group) or self._shape(batch, group)
+            if entries:
+                shapes[group] = shape.appended(entries)
+                low, high = entries[0].index, shape.last[0] + 1
+                if low < high:  # a kept tail would come back as entries once the log grew up to it
+                    rows.delete_range(entry_key(group, low), entry_key(group, high))
+                for entry in entries:
+                    rows.put(entry_key(group, entry.index), entry.record)
+            if state is not None:
+                rows.put(group_key(HARD_STATE_ROW, group), encode_hard_state(*state))
+        if batch.cuts or batch.registry:
+            self._end(batch, rows, shapes)
         self._engine.write(rows)
         self.last_batch = batch.id
         self._accept(batch, shapes)
@@ -89,77 +108,64 @@ class LogStore:
         """Make every batch durable whose `write` returned before this call. Blocks; for a thread."""
         self._engine.sync()
 
-    def sync_file(self) -> int | None:
-        """A file of which an `fdatasync`, begun now, is as good as `sync`; None: there is none now. See `Engine`."""
-        return self._engine.sync_file()
-
     def close(self) -> None:
         """Close the engine."""
         self._engine.close()
 
-    def _plan(self, batch: LogBatch, rows: Batch) -> dict[GroupId, LogShape]:
-        """Fill `rows`; return the logs' shapes after them. Changes nothing else, so that a refused write may return."""
-        shapes: dict[GroupId, LogShape] = {}
+    def _begin(self, batch: LogBatch, rows: Batch, shapes: dict[GroupId, LogShape]) -> None:
+        """What a batch does before its writes: groups go and come."""
         for group in batch.dropped:
             rows.delete_range(entry_key(group, 0), entries_end(group))
             rows.delete(group_key(START_ROW, group))
             rows.delete(group_key(HARD_STATE_ROW, group))
         for group, index, term in batch.created:
             invariant(group not in self._groups or group in batch.dropped, f"group {group} has a log already")
-            shapes[group] = LogShape(index, term)
+            shapes[group] = LogShape((index, term))
             rows.put(group_key(START_ROW, group), encode_pair(index, term))
-        for write in batch.writes:
-            group = write.group
-            if write.entries:
-                low, high = self._edit(batch, shapes, group).append(write.entries)
-                if low < high:  # a kept tail would come back as entries once the log grew up to it
-                    rows.delete_range(entry_key(group, low), entry_key(group, high))
-                for entry in write.entries:
-                    rows.put(entry_key(group, entry.index), entry.record)
-            if write.hard_state is not None:
-                self._edit(batch, shapes, group)
-                rows.put(group_key(HARD_STATE_ROW, group), encode_hard_state(write.hard_state))
+
+    def _end(self, batch: LogBatch, rows: Batch, shapes: dict[GroupId, LogShape]) -> None:
+        """What it does behind them: cuts, and the registry."""
         for group, index, term in batch.cuts:
-            low, high = self._edit(batch, shapes, group).cut(index, term)
+            shape = shapes.get(group) or self._shape(batch, group)
+            shapes[group], high = shape.cut(index, term)
             # By range: 300,000 single tombstones cost one seek 169 ms.
-            rows.delete_range(entry_key(group, low), entry_key(group, high))
+            rows.delete_range(entry_key(group, shape.start[0] + 1), entry_key(group, high))
             rows.put(group_key(START_ROW, group), encode_pair(index, term))
         for group, row in batch.registry:
             key = group_key(REGISTRY_ROW, group)
             rows.delete(key) if row is None else rows.put(key, row)
-        return shapes
 
-    def _edit(self, batch: LogBatch, shapes: dict[GroupId, LogShape], group: GroupId) -> LogShape:
-        shape = shapes.get(group)
-        if shape is None:
-            if group not in self._groups or group in batch.dropped:
-                raise InvariantViolation(f"group {group} has no log here")
-            shape = shapes[group] = self._groups[group].shape.copy()
-        return shape
+    def _shape(self, batch: LogBatch, group: GroupId) -> LogShape:
+        """That of a log which `batch` finds, as it finds it."""
+        if group not in self._groups or group in batch.dropped:
+            raise InvariantViolation(f"group {group} has no log here")
+        return self._groups[group].shape
 
     def _accept(self, batch: LogBatch, shapes: dict[GroupId, LogShape]) -> None:
         """The engine has taken `batch`: so do the books."""
-        recent = self.recent
+        groups, recent = self._groups, self.recent
         for group in batch.dropped:
-            if (log := self._groups.pop(group, None)) is not None:
+            if (log := groups.pop(group, None)) is not None:
                 recent.forget(group, log.shape.start[0] + 1, log.shape.last[0] + 1)
         for group, index, term in batch.created:
-            self._groups[group] = GroupLog(group, LogShape(index, term), self._engine, recent)
-        ends = {group: self._groups[group].shape.last[0] for group in shapes}
+            groups[group] = GroupLog(group, LogShape((index, term)), self._engine, recent)
+        ends: dict[GroupId, int] = {}
         for write in batch.writes:
-            group = write.group
-            if write.entries:
-                recent.forget(group, write.entries[0].index, ends[group] + 1)
-                recent.add(group, write.entries)
-                ends[group] = write.entries[-1].index
+            group, entries = write.group, write.entries
+            log = groups[group]
+            if entries:
+                first, end = entries[0].index, ends.get(group, log.shape.last[0])
+                if first <= end:
+                    recent.forget(group, first, end + 1)
+                recent.add(group, entries)
+                ends[group] = entries[-1].index
             if write.hard_state is not None:
-                self._groups[group].hard_state = write.hard_state
-        for group, shape in shapes.items():
-            self._groups[group].shape = shape
+                log.hard_state = write.hard_state
         for group, index, _ in batch.cuts:
-            shape = shapes[group]
-            high = ends[group] if shape.last == shape.start else min(index, ends[group])
-            recent.forget(group, 0, high + 1)
+            shape, end = shapes[group], ends.get(group, groups[group].shape.last[0])
+            recent.forget(group, 0, (end if shape.last == shape.start else min(index, end)) + 1)
+        for group, shape in shapes.items():
+            groups[group].shape = shape
         for group, row in batch.registry:
             if row is None:
                 self._registry.pop(group, None)
@@ -170,7 +176,7 @@ class LogStore:
         engine = self._engine
         for key, value in engine.scan(*rows_of(START_ROW)):
             group = group_of(key)
-            self._groups[group] = GroupLog(group, LogShape(*decode_start(value)), engine, self.recent)
+            self._groups[group] = GroupLog(group, LogShape(decode_start(value)), engine, self.recent)
         for key, value in engine.scan(*rows_of(REGISTRY_ROW)):
             self._registry[group_of(key)] = value
         for key, value in engine.scan(*rows_of(HARD_STATE_ROW)):
@@ -188,6 +194,7 @@ class LogStore:
             entry = check_entry(group, shape.last[0] + 1, key, record)
             if entry.term < shape.last[1]:
                 raise Corruption(f"group {group}: log entry {entry.index} has an older term than the one before")
-            shape.append([entry])
+            shape = shape.appended([entry])
+        log.shape = shape
         if state.term < shape.last[1] or state.commit > shape.last[0]:
             raise Corruption(f"group {group}: the log ends at {shape.last}, yet its hard state is {state}")

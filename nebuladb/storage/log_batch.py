@@ -48,7 +48,10 @@ class LogBatch:
     def write(self, write: GroupWrite) -> None:
         """Append a Ready."""
         self.writes.append(write)
-        self.size += ROW_OVERHEAD + sum(len(entry.record) + ROW_OVERHEAD for entry in write.entries)
+        size = ROW_OVERHEAD
+        for entry in write.entries:
+            size += ROW_OVERHEAD + len(entry.record)
+        self.size += size
 
     def cut(self, group: GroupId, index: int, term: int) -> None:
         """Start the log behind (`index`, `term`): a compaction, or a snapshot that took the log's place."""

@@ -10,6 +10,8 @@
 from __future__ import annotations
 
 import struct
+from collections.abc import Callable
+from functools import partial
 from typing import Final, NamedTuple
 
 from nebuladb.errors import Corruption
@@ -35,9 +37,15 @@ STAMP_SIZES: Final = {ROW_VERSION: _PAIR.size, STAMP_VERSION: _STAMP.size}
 """Version of a stamp -> its bytes."""
 
 
-def entry_key(group: int, index: int) -> bytes:
-    """Key of the entry at `index`."""
-    return _ENTRY_KEY.pack(ENTRY_ROW, group, index)
+# Calls of `struct` alone, with no function of Python's between: every write to the log needs them.
+entry_key: Final[Callable[[int, int], bytes]] = partial(_ENTRY_KEY.pack, ENTRY_ROW)
+"""(group, index) -> the key of that entry."""
+group_key: Final[Callable[[bytes, int], bytes]] = _GROUP_KEY.pack
+"""(row type, group) -> the key of the group's hard state, start or registry row."""
+encode_hard_state: Final[Callable[[int, int, int], bytes]] = partial(_HARD_STATE.pack, ROW_VERSION)
+"""The fields of a `HardState` -> the bytes above."""
+encode_stamp: Final[Callable[[int, int, bytes], bytes]] = partial(_STAMP.pack, STAMP_VERSION)
+"""The fields of a `Stamp` -> the row's value."""
 
 
 def entries_end(group: int) -> bytes:
@@ -49,11 +57,6 @@ def index_of(key: bytes) -> int:
     """The index in an entry's key."""
     index: int = _ENTRY_KEY.unpack(key)[2]
     return index
-
-
-def group_key(row: bytes, group: int) -> bytes:
-    """Key of a group's hard state, start or registry row."""
-    return _GROUP_KEY.pack(row, group)
 
 
 def group_of(key: bytes) -> GroupId:
@@ -68,20 +71,15 @@ def rows_of(row: bytes) -> tuple[bytes, bytes]:
     return row, bytes([row[0] + 1])
 
 
-def encode_hard_state(state: HardState) -> bytes:
-    """The bytes above."""
-    return _HARD_STATE.pack(ROW_VERSION, *state)
+def encode_pair(first: int, second: int) -> bytes:
+    """The bytes of a log start, (index, term); a stamp of version 1, (batch, flushed), had the same layout."""
+    return _PAIR.pack(ROW_VERSION, first, second)
 
 
 def decode_hard_state(value: bytes) -> HardState:
     """Raises `Corruption`."""
     _check(value, _HARD_STATE, "a hard state")
     return HardState(*_HARD_STATE.unpack(value)[1:])
-
-
-def encode_pair(first: int, second: int) -> bytes:
-    """The bytes of a log start, (index, term); a stamp of version 1, (batch, flushed), had the same layout."""
-    return _PAIR.pack(ROW_VERSION, first, second)
 
 
 def decode_start(value: bytes) -> tuple[int, int]:
@@ -101,10 +99,6 @@ class Stamp(NamedTuple):
     identity: bytes = b""
     """Of the database (`Engine.identity`), so that whoever stores a log's bytes in a database can't speak for its own
     log (S34). Empty in version 1, which had none."""
-
-    def encode(self) -> bytes:
-        """The row's value."""
-        return _STAMP.pack(STAMP_VERSION, *self)
 
 
 def decode_stamp(value: bytes | None) -> Stamp:

@@ -30,26 +30,23 @@ class RecentEntries:
     def __init__(self, limit: int = RECENT_BYTES) -> None:
         self.size = 0
         self.limit = limit
-        self._records: OrderedDict[tuple[int, int], bytes] = OrderedDict()
+        self.records: OrderedDict[tuple[int, int], bytes] = OrderedDict()
+        """(group, index) -> record; for `GroupLog` to read."""
 
     def add(self, group: int, entries: list[Entry]) -> None:
         """Remember `entries`, which were just appended to the group's log; `forget` what they replace before."""
+        records = self.records
         for entry in entries:
-            self._records[group, entry.index] = entry.record
+            records[group, entry.index] = entry.record
             self.size += len(entry.record) + RECENT_OVERHEAD
         while self.size > self.limit:
-            _, record = self._records.popitem(last=False)
+            _, record = records.popitem(last=False)
             self.size -= len(record) + RECENT_OVERHEAD
-
-    def get(self, group: int, index: int) -> Entry | None:
-        """The entry, if it is remembered."""
-        record = self._records.get((group, index))
-        return None if record is None else entry_of(record)
 
     def forget(self, group: int, low: int, high: int) -> None:
         """Drop what is remembered of [low, high); `high` - 1 is the last index of the log, or the log is being cut."""
         for index in range(high - 1, low - 1, -1):
-            record = self._records.pop((group, index), None)
+            record = self.records.pop((group, index), None)
             if record is None:
                 return  # the invariant: nothing older is there either
             self.size -= len(record) + RECENT_OVERHEAD
@@ -81,15 +78,15 @@ class GroupLog:
         if not shape.start[0] < low < high <= shape.last[0] + 1:
             raise InvariantViolation(f"group {self.group}: entries {low} to {high} were asked of the log {shape}")
         found: list[Entry] = []
-        size, get, group = 0, self._recent.get, self.group
+        size, records, group = 0, self._recent.records, self.group
         for index in range(low, high):
-            entry = get(group, index)
-            if entry is None:
+            record = records.get((group, index))
+            if record is None:
                 break
-            size += len(entry.record)
+            size += len(record)
             if size > max_bytes and found:
                 break
-            found.append(entry)
+            found.append(entry_of(record))
         return found or self._stored(low, high, max_bytes)
 
     def _stored(self, low: int, high: int, max_bytes: int) -> list[Entry]:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from bisect import bisect_right
 
-from nebuladb.errors import InvariantViolation, invariant
+from nebuladb.errors import InvariantViolation
 from nebuladb.raft.entry import Entry
 
 
 class LogShape:
-    """A log from behind `start` to `last`, both (index, term); equal when it is empty.
+    """A log from behind `start` to `last`, both (index, term); equal when it is empty. It never changes: what a batch
+    makes of it is another one, so that a write which is refused leaves the log's shape as it is.
 
     Invariant: `runs` is [(index where a term begins, the term)], ascending in both; the first one begins at `start`.
     So the term of any entry is known without the disk, in memory that grows with elections and not with entries.
@@ -17,17 +18,13 @@ class LogShape:
 
     __slots__ = ("last", "runs", "start")
 
-    def __init__(self, index: int, term: int) -> None:
-        self.start = (index, term)
-        self.last = (index, term)
-        self.runs = [(index, term)]
-
-    def copy(self) -> LogShape:
-        """One to try changes on."""
-        copy = LogShape(*self.start)
-        copy.last = self.last
-        copy.runs = self.runs.copy()
-        return copy
+    def __init__(
+        self, start: tuple[int, int], last: tuple[int, int] | None = None, runs: tuple[tuple[int, int], ...] = ()
+    ) -> None:
+        """With `start` alone, an empty log."""
+        self.start = start
+        self.last = last or start
+        self.runs = runs or (start,)
 
     def term(self, index: int) -> int:
         """Term of the entry at `index`, start <= index <= last."""
@@ -35,46 +32,37 @@ class LogShape:
             raise InvariantViolation(f"index {index} is outside of the log {self}")
         return self.runs[bisect_right(self.runs, index, key=lambda run: run[0]) - 1][1]
 
-    def append(self, entries: list[Entry]) -> tuple[int, int]:
-        """Replace everything from `entries[0].index` on with `entries`; they are contiguous, and so is the result.
-
-        Returns the indexes [low, high) that were there before and are to be deleted, the overwritten ones too.
-        """
-        first, old_last = entries[0].index, self.last[0]
-        if not self.start[0] < first <= old_last + 1:
+    def appended(self, entries: list[Entry]) -> LogShape:
+        """The shape with `entries` in place of everything from `entries[0].index` on; they are contiguous, and so is
+        the result."""
+        first = entries[0].index
+        (index, term), runs = self.last, self.runs
+        if not self.start[0] < first <= index + 1:
             raise InvariantViolation(f"entry {first} doesn't continue the log {self}")
-        if first <= old_last:
-            self.last = (first - 1, self.term(first - 1))
-            while self.runs[-1][0] >= first:
-                self.runs.pop()
-        index, term = self.last
+        if first <= index:
+            index, term = first - 1, self.term(first - 1)
+            runs = tuple([run for run in runs if run[0] < first])
         for entry in entries:
             index += 1
             if entry.index != index or entry.term < term:  # the text only when it is needed: this runs for every entry
                 raise InvariantViolation(f"entry {entry[:2]} after {(index - 1, term)}")
             if entry.term != term:
                 term = entry.term
-                self.runs.append((index, term))
-        self.last = (index, term)
-        return first, old_last + 1
+                runs = (*runs, (index, term))
+        return LogShape(self.start, (index, term), runs)
 
-    def cut(self, index: int, term: int) -> tuple[int, int]:
-        """Let the log start behind (`index`, `term`). Returns the indexes [low, high) that are to be deleted.
+    def cut(self, index: int, term: int) -> tuple[LogShape, int]:
+        """The log from behind (`index`, `term`) on, and the index below which everything is to be deleted.
 
         A log that doesn't hold that entry (too short, or another term there) contradicts the snapshot that the cut
         comes from, and nothing of it stays (paper, figure 13, step 7).
         """
-        low = self.start[0] + 1
-        invariant(index >= self.start[0], f"a cut at {index} of the log {self}")
+        if index < self.start[0]:
+            raise InvariantViolation(f"a cut at {index} of the log {self}")
+        start = (index, term)
         if index > self.last[0] or self.term(index) != term:
-            high = self.last[0] + 1
-            self.last = (index, term)
-            self.runs = [(index, term)]
-        else:
-            high = index + 1
-            self.runs = [(index, term)] + [run for run in self.runs if run[0] > index]
-        self.start = (index, term)
-        return low, high
+            return LogShape(start), self.last[0] + 1
+        return LogShape(start, self.last, (start, *(run for run in self.runs if run[0] > index))), index + 1
 
     def __repr__(self) -> str:
         return f"{self.start}..{self.last}"

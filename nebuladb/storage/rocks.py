@@ -75,6 +75,8 @@ LEAST_STEP: Final = 1 << 20
 SCAN_READAHEAD_BYTES: Final = 64 << 10
 """An iterator waits for the disk with the interpreter's lock held, so it should wait seldom: 1,024 cold rows of 300
 bytes took 78 reads of a block, and 6 of this size, in the same CPU time. Ten rows then read 220 KiB instead of 15."""
+VERSION: Final = "rocksdb.current-super-version-number"
+"""The property that says whether the WAL is the same file as before; see `WalFile`."""
 INFO_LOGS: Final = 4
 INFO_LOG_BYTES: Final = 8 << 20
 
@@ -109,7 +111,8 @@ class RocksEngine:
         self.wal = wal
         self.identity = identity
         self._ahead = Preallocation(Path(db.path())) if wal else None
-        self._file = WalFile(Path(db.path()), self._version) if wal else None
+        self._file = WalFile(Path(db.path()), partial(db.property_int_value, VERSION)) if wal else None
+        self.sync_file = self._file.descriptor if self._file is not None else _no_file
         self._db = db
         self._options = WriteOptions()
         self._options.no_slowdown = True  # S32: a stall comes back as an error instead of stopping the interpreter
@@ -259,12 +262,6 @@ class RocksEngine:
             self._file.sync(partial(self._db.flush_wal, sync=True))
         except Exception as error:
             raise self._error(error) from error
-
-    def sync_file(self) -> int | None:
-        return self._file.descriptor() if self._file is not None else None
-
-    def _version(self) -> int | None:
-        return self._db.property_int_value("rocksdb.current-super-version-number")
 
     def flush(self) -> None:
         try:
@@ -438,6 +435,11 @@ def _tables_stamp(path: Path) -> Stamp:
         except Exception as error:
             raise classify(error) from error
     return decode_stamp(stamp)
+
+
+def _no_file() -> int | None:
+    """`Engine.sync_file` of one without WAL."""
+    return None
 
 
 def _open(path: Path, options: Options, access: AccessType | None = None) -> Rdict:

@@ -54,8 +54,9 @@ class WalFile:
         return current.file if current is not None and current.version == self._version() else None
 
     def close(self) -> None:
-        """Nobody syncs any more."""
+        """Nobody syncs any more, and the database is asked no more."""
         old, self._current = self._current, None
+        self._version = _unknown
         _close(old)
 
     def _look(self) -> Look | None:
@@ -73,6 +74,10 @@ class WalFile:
             _close(look)
             return None
         return look
+
+
+def _unknown() -> None:
+    """The version of a database that is closed."""
 
 
 def _close(look: Look | None) -> None:

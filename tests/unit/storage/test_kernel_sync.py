@@ -68,7 +68,7 @@ def test_children_dont_inherit_it(kernel: KernelSync) -> None:
 def test_what_a_failed_sync_means(
     kernel: KernelSync, number: int, kind: type[StoreError], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    answers = SimpleNamespace(poll=lambda: None, process_events=lambda: kernel._completed((1 << 64) - number))
+    answers = SimpleNamespace(poll=lambda: None, process_events=lambda _: kernel._results.append((1 << 64) - number))
     monkeypatch.setattr(kernel, "_context", answers)
     with pytest.raises(kind) as raised:
         kernel.finished()

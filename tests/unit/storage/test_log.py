@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from nebuladb.errors import Corruption, InvariantViolation, StoreError, WriteStalled
 from nebuladb.ids import BatchId, GroupId
-from nebuladb.raft.entry import Entry, encode_entry
+from nebuladb.raft.entry import Entry, encode_entry, entry_of
 from nebuladb.raft.ready import HardState, LogReader
 from nebuladb.storage.engine import Batch
 from nebuladb.storage.log import LogStore
@@ -38,8 +38,8 @@ class Model:
 def check(store: LogStore, models: dict[GroupId, Model], rng: Random) -> None:
     assert store.groups() == sorted(models)
     recent = store.recent
-    assert recent.size == sum(len(record) + RECENT_OVERHEAD for record in recent._records.values())
-    assert all(recent.get(*at) in models[GroupId(at[0])].entries for at in recent._records)
+    assert recent.size == sum(len(record) + RECENT_OVERHEAD for record in recent.records.values())
+    assert all(entry_of(record) in models[GroupId(group)].entries for (group, _), record in recent.records.items())
     for group, model in models.items():
         reader = store.reader(group)
         assert (reader.start(), reader.last()) == (model.start, model.last())
@@ -260,8 +260,8 @@ def test_memory_of_recent_entries_is_bounded() -> None:
     for index in range(1, 1000):
         recent.add(index % 3, [encode_entry(index, 1, 0, bytes(100))])
         assert recent.size <= 5000
-    assert recent.get(999 % 3, 999)
-    assert not recent.get(1, 1)
+    assert (999 % 3, 999) in recent.records
+    assert (1, 1) not in recent.records
 
 
 def test_a_reader_stays_valid() -> None:
@@ -323,10 +323,10 @@ def test_what_is_overwritten_or_cut_leaves_memory() -> None:
         batch = LogBatch(BatchId(number))
         batch.write(write_of(*(encode_entry(index, number, 0, b"") for index in entries)))
         store.write(batch, BatchId(0))
-    assert [index for index in range(7, 11) if store.recent.get(GROUPS[0], index)] == [7]
+    assert [index for index in range(7, 11) if (GROUPS[0], index) in store.recent.records] == [7]
     shape = store._groups[GROUPS[0]].shape
-    assert shape.runs == [(5, 1), (7, 3)]
+    assert shape.runs == ((5, 1), (7, 3))
     batch = LogBatch(BatchId(4))
     batch.cut(GROUPS[0], 7, 3)
     store.write(batch, BatchId(0))
-    assert store._groups[GROUPS[0]].shape.runs == [(7, 3)]
+    assert store._groups[GROUPS[0]].shape.runs == ((7, 3),)

@@ -12,7 +12,7 @@ import pytest
 from nebuladb.errors import WriteStalled
 from nebuladb.ids import BatchId
 from nebuladb.storage.engine import Batch
-from nebuladb.storage.log_keys import STAMP_KEY, Stamp
+from nebuladb.storage.log_keys import STAMP_KEY, Stamp, encode_stamp
 from nebuladb.storage.preallocation import LOW, ZEROS, Preallocation
 from nebuladb.storage.rocks import RocksEngine
 from nebuladb.storage.wal import examine, wal_files
@@ -21,7 +21,7 @@ from tests.unit.storage.test_wal import as_killed
 
 def batch(engine: RocksEngine, number: int, size: int) -> Batch:
     rows = Batch()
-    rows.put(STAMP_KEY, Stamp(BatchId(number), BatchId(number - 1), engine.identity).encode())
+    rows.put(STAMP_KEY, encode_stamp(number, number - 1, engine.identity))
     rows.put(b"key %d" % number, b"x" * size)
     return rows
 

@@ -19,7 +19,7 @@ from nebuladb.ids import BatchId
 from nebuladb.raft.entry import encode_entry
 from nebuladb.storage.engine import Batch
 from nebuladb.storage.log import LogStore
-from nebuladb.storage.log_keys import STAMP_KEY, Stamp, decode_stamp
+from nebuladb.storage.log_keys import STAMP_KEY, decode_stamp, encode_stamp
 from nebuladb.storage.rocks import RocksEngine, examine_log
 from nebuladb.storage.wal import BLOCK, crc32c, wal_files
 
@@ -259,7 +259,7 @@ def test_an_inspection_sees_what_the_next_start_keeps(tmp_path: Path) -> None:
         engine = RocksEngine.open_log(path)
         for number, filling in enumerate(fillings, 1):
             rows = Batch()
-            rows.put(STAMP_KEY, Stamp(BatchId(number), BatchId(0), engine.identity).encode())
+            rows.put(STAMP_KEY, encode_stamp(number, 0, engine.identity))
             rows.put(b"f", b"x" * filling)
             engine.write(rows)
         return engine
@@ -420,7 +420,7 @@ def test_stamp_cut_by_the_end_of_a_block(size: int, tmp_path: Path, monkeypatch:
 
     def put(batch: int, filling: int) -> int:
         rows = Batch()
-        rows.put(STAMP_KEY, Stamp(BatchId(batch), BatchId(batch - 1), engine.identity).encode())
+        rows.put(STAMP_KEY, encode_stamp(batch, batch - 1, engine.identity))
         rows.put(b"f", bytes(filling))
         engine.write(rows)
         engine.sync()

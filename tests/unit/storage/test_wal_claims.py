@@ -14,7 +14,7 @@ from nebuladb.raft.entry import NORMAL, encode_entry
 from nebuladb.raft.ready import HardState
 from nebuladb.storage.log import LogStore
 from nebuladb.storage.log_batch import GroupWrite, LogBatch
-from nebuladb.storage.log_keys import STAMP_KEY, Stamp, encode_pair
+from nebuladb.storage.log_keys import STAMP_KEY, Stamp, encode_pair, encode_stamp
 from nebuladb.storage.rocks import RocksEngine
 from nebuladb.storage.wal import crc32c, examine, masked, wal_files
 from tests.unit.storage.test_wal import BATCHES, as_killed, flip, live, opened, write
@@ -23,7 +23,7 @@ IDENTITY = b"identity"
 
 
 def record(batch: int, flushed: int, identity: bytes = IDENTITY) -> bytes:
-    stamp = Stamp(BatchId(batch), BatchId(flushed), identity).encode() if identity else encode_pair(batch, flushed)
+    stamp = encode_stamp(batch, flushed, identity) if identity else encode_pair(batch, flushed)
     row = bytes([1, 1, *STAMP_KEY, len(stamp)]) + stamp
     body = b"\x01" + struct.pack("<QI", batch, 1) + row
     return struct.pack("<IH", masked(crc32c(body)), len(body) - 1) + body
