@@ -72,25 +72,21 @@ class MessageReader:
     queue up it must be lazy: a window of 64 KiB holds 400 zstd messages of 4 MiB each.
     """
 
-    __slots__ = ("_buffer", "_inflate", "_lazy", "_max_size", "_need")
+    __slots__ = ("_inflate", "_lazy", "_max_size", "_need", "buffer")
 
     def __init__(self, max_size: int, inflate: Inflate | None = None, *, lazy: bool = False) -> None:
         self._max_size = max_size
         self._inflate = inflate
         self._lazy = lazy
         # One growing buffer, and not a list of chunks: two-byte chunks of a 4 MiB message would be 80 MiB of objects.
-        self._buffer = bytearray()
+        self.buffer = bytearray()
+        """The part that is here of a message whose rest has not come."""
         self._need = PREFIX_BYTES
         """Bytes that the buffer must hold before there is something to decide: the prefix, then prefix and message."""
 
-    @property
-    def held(self) -> int:
-        """Bytes of a message whose rest has not come."""
-        return len(self._buffer)
-
     def drop(self) -> None:
-        """Forget them: nothing more is fed."""
-        self._buffer = bytearray()
+        """Forget that part: nothing more is fed."""
+        self.buffer = bytearray()
 
     def feed(self, data: bytes) -> list[bytes]:
         """Messages that are complete with `data`, inflated, in order.
@@ -100,24 +96,25 @@ class MessageReader:
         after it.
         """
         messages: list[bytes] = []
-        at, end = self._complete(data, messages) if self._buffer else 0, len(data)
+        at, end = self._complete(data, messages) if self.buffer else 0, len(data)
         while end - at >= PREFIX_BYTES:
-            size = int.from_bytes(data[at + 1 : at + PREFIX_BYTES], "big")
-            if data[at] or size > self._max_size:
-                _checked(data[at], size, self._max_size, self._inflate)
+            flag, size = data[at], int.from_bytes(data[at + 1 : at + PREFIX_BYTES], "big")
+            if flag or size > self._max_size:
+                _checked(flag, size, self._max_size, self._inflate)
             stop = at + PREFIX_BYTES + size
             if stop > end:
                 self._need = PREFIX_BYTES + size
                 break
-            messages.append(self._message(data[at], data[at + PREFIX_BYTES : stop]))
+            body = data[at + PREFIX_BYTES : stop]
+            messages.append(self._compressed(body) if flag else body)
             at = stop
         if at < end:
-            self._buffer += data[at:] if at else data
+            self.buffer += data[at:] if at else data
         return messages
 
     def _complete(self, data: bytes, messages: list[bytes]) -> int:
         """Finish the message that the buffer began; where the next one begins in `data`."""
-        buffer, at = self._buffer, 0
+        buffer, at = self.buffer, 0
         while True:
             missing = self._need - len(buffer)
             if len(data) - at < missing:
@@ -131,14 +128,13 @@ class MessageReader:
                 if size:
                     self._need = PREFIX_BYTES + size
                     continue
-            messages.append(self._message(buffer[0], bytes(memoryview(buffer)[PREFIX_BYTES:])))
+            body = bytes(memoryview(buffer)[PREFIX_BYTES:])
+            messages.append(self._compressed(body) if buffer[0] else body)
             # A fresh one: a stream that once carried a large message must not keep its room.
-            self._buffer, self._need = bytearray(), PREFIX_BYTES
+            self.buffer, self._need = bytearray(), PREFIX_BYTES
             return at
 
-    def _message(self, flag: int, body: bytes) -> bytes:
-        if not flag:
-            return body
+    def _compressed(self, body: bytes) -> bytes:
         packed = Packed(body)
         return packed if self._lazy else self.unpack(packed)
 
@@ -149,5 +145,5 @@ class MessageReader:
 
     def ended(self) -> None:
         """The body is over. Raises `StatusError` INTERNAL if that cut a message."""
-        if self._buffer:
+        if self.buffer:
             raise StatusError(grpc.StatusCode.INTERNAL, "the stream ended in the middle of a message")

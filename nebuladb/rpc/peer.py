@@ -6,7 +6,7 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Mapping
-from typing import Any, Final, Protocol, runtime_checkable
+from typing import Any, Final, Protocol
 
 import grpc
 import grpc.aio
@@ -99,15 +99,22 @@ class PeerEvents(Protocol):
         ...
 
 
-@runtime_checkable
-class Direct(Protocol):
-    """A stream of our own engine, which carries messages as bytes and without a task of ours (``rpc.channel``,
-    ``rpc.serving``)."""
+class Flushes(Protocol):
+    """A connection."""
 
+    def flush(self) -> None:
+        """Write what was put."""
+
+
+class Direct(Protocol):
+    """What is behind a stream of our own engine, as its `direct` (``rpc.channel``, ``rpc.serving``): it carries
+    messages as bytes and without a task of ours."""
+
+    @property
+    def connection(self) -> Flushes | None: ...
     def put_bytes(self, message: bytes) -> bool: ...
     async def room(self) -> None: ...
     def deliver_to(self, listener: Callable[[bytes], None]) -> None: ...
-    def flush(self) -> None: ...
 
 
 def packed(frame: bytes) -> bytes:
@@ -140,19 +147,33 @@ class _Link:
         self._queue: deque[bytes] = deque()
         self._size = 0
         self._filled = asyncio.Event()
-        self.replaced = asyncio.Event()
-        """A newer link to the same node stands, or it was dropped."""
+        self.left = asyncio.Event()
+        """Set by `leave`, for who waits."""
+        self._left = False
         self.ended = asyncio.Event()
         self._stream = stream
-        self._direct: Direct | None = stream if isinstance(stream, Direct) else None
+        self._direct: Direct | None = getattr(stream, "direct", None)
         self._full = self._direct is None
         """The stream takes nothing now, or not without a task: frames wait for `carry`."""
-        self._unflushed = False
+        self.unflushed = False
+        """Something was put that was not written."""
 
     def send(self, frame: bytes) -> None:
-        if not self._full:
-            self._put(frame)
+        """Put a frame on the stream, or behind those that wait for that."""
+        direct = self._direct
+        if self._full or direct is None:
+            self._wait(frame)
             return
+        try:
+            self._full = direct.put_bytes(packed(frame))
+            self.unflushed = True
+        except (*CALL_ERRORS, asyncio.InvalidStateError, asyncio.CancelledError):
+            probe("frame lost with its link")  # which `read` ends, if it has
+            return
+        if self._full:
+            self._filled.set()
+
+    def _wait(self, frame: bytes) -> None:
         if self._size + len(frame) > MAX_QUEUE_BYTES:
             probe("peer queue full, frame dropped")
             return
@@ -162,20 +183,15 @@ class _Link:
 
     def flush(self) -> None:
         """Write what was put."""
-        if self._unflushed and self._direct is not None:
-            self._unflushed = False
-            self._direct.flush()
+        self.unflushed = False
+        connection = self._direct.connection if self._direct is not None else None
+        if connection is not None:
+            connection.flush()
 
-    def _put(self, frame: bytes) -> None:
-        assert self._direct is not None
-        try:
-            self._full = self._direct.put_bytes(packed(frame))
-            self._unflushed = True
-        except (*CALL_ERRORS, asyncio.InvalidStateError, asyncio.CancelledError):
-            probe("frame lost with its link")  # which `read` ends, if it has
-            return
-        if self._full:
-            self._filled.set()
+    def leave(self) -> None:
+        """End it: a newer link to the same node stands, or it was dropped."""
+        self._left = True
+        self.left.set()
 
     async def carry(self) -> None:
         """Write what waits, for ever."""
@@ -189,8 +205,9 @@ class _Link:
             await self._direct.room()
             self._full = False
             while self._queue and not self._full:
-                self._put(self._next())
-            self.flush()
+                self.send(self._next())
+            if self.unflushed:
+                self.flush()
 
     def _next(self) -> bytes:
         frame = self._queue.popleft()
@@ -202,12 +219,12 @@ class _Link:
         if self._direct is not None:
             self._direct.deliver_to(self._arrived)
         while (message := await self._stream.read()) is not grpc.aio.EOF:
-            if self.replaced.is_set():
+            if self._left:
                 return
             self._deliver(self.node, message.frame)
 
     def _arrived(self, message: bytes) -> None:
-        if self.replaced.is_set():
+        if self._left:
             return
         try:
             frame = unpacked(message)
@@ -217,7 +234,7 @@ class _Link:
                 self.node,
                 len(message),
             )
-            self.replaced.set()
+            self.leave()
             return
         self._deliver(self.node, frame)
 
@@ -283,7 +300,8 @@ class PeerTransport:
     def flush(self) -> None:
         """Write what was sent, as far as links take it at once; the rest leaves when it can."""
         for link in self._links.values():
-            link.flush()
+            if link.unflushed:
+                link.flush()
 
     def connect_to(self, addresses: Mapping[int, str]) -> None:
         """Keep a link to each of these nodes (id → peer address), and dial no other; those with a lower id should dial
@@ -305,7 +323,7 @@ class PeerTransport:
         """End the link to `node`, if there is one. Whoever dials again has its handshake checked again."""
         link = self._links.get(node)
         if link is not None:
-            link.replaced.set()
+            link.leave()
 
     async def hello(self, address: str, request: pb.HelloRequest) -> pb.HelloResponse:
         """Ask the node at `address` who it is. Raises ``grpc.aio.AioRpcError``."""
@@ -420,11 +438,11 @@ class PeerTransport:
         older = self._links.get(node)
         if older is not None:
             probe("link replaced")
-            older.replaced.set()
+            older.leave()
             self._events.peer_down(node)
         self._links[node] = link
         self._events.peer_up(handshake)
-        work = link.read(), link.carry(), link.replaced.wait()
+        work = link.read(), link.carry(), link.left.wait()
         tasks = [asyncio.get_running_loop().create_task(part, name=f"link {node:016x}") for part in work]
         try:
             ended, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)

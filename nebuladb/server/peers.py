@@ -311,10 +311,11 @@ class Peers:
         if self.pump is not None:
             self.pump.peer_down(node)
 
-    def frame(self, node: int, frame: bytes) -> None:
-        """A frame came."""
-        if self.pump is not None:
-            self.pump.frame(node, frame)
+    @property
+    def frame(self) -> Callable[[int, bytes], None]:
+        """Where the frames of a link go: no handshake passes `check` before there is a pump."""
+        assert self.pump is not None
+        return self.pump.frame
 
     async def lags_elsewhere(self, transport: PeerTransport, node: int) -> list[Lag]:
         """What the other nodes say of how far `node` is behind; who doesn't answer in time says nothing."""

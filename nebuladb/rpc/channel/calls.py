@@ -294,24 +294,8 @@ class StreamStreamCall(
         self._rpc = rpc
         self._begin(requests)
 
-    # Without a task, and as bytes, for who has many small messages to carry (``rpc.peer``); not in grpc.aio. Servers'
-    # calls have the same four methods.
-
-    def put_bytes(self, message: bytes) -> bool:
-        """Put a message that is serialized, once a first one was written; `flush` writes it. True: `room` must be
-        awaited before the next one. Raises as `write`."""
-        return self._rpc.put(message)
-
-    async def room(self) -> None:
-        """Wait until what was sent has left."""
-        await self._rpc.room()
-
-    def deliver_to(self, listener: Callable[[bytes], None]) -> None:
-        """Give `listener` each message, as it is on the wire, when it comes; those that are here at once. `read` tells
-        of the end only. The listener writes nothing: `flush` it, or a task, does."""
-        self._rpc.deliver_to(listener)
-
-    def flush(self) -> None:
-        """Write what was put."""
-        if self._rpc.connection is not None:
-            self._rpc.connection.flush()
+    @property
+    def direct(self) -> StreamStreamRpc:
+        """What carries messages as bytes, and without a task, for who has many small ones (``rpc.peer.Direct``); not in
+        grpc.aio. This call must be held as long."""
+        return self._rpc

@@ -82,8 +82,8 @@ class Connection(asyncio.Protocol):
         self._loop = loop
         self._settings = settings
         self._owner = owner
-        self._h2 = http2.Connection(client=True, limits=limits)
-        self._h2.whole_responses = True
+        self.http2 = http2.Connection(client=True, limits=limits)
+        self.http2.whole_responses = True
         self.endpoint = endpoint
         self.calls: dict[Rpc, None] = {}
         self.waiting: dict[Rpc, None] = {}
@@ -157,7 +157,7 @@ class Connection(asyncio.Protocol):
 
     def unary(self, rpc: Rpc, headers: Fields, data: bytes) -> Stream:
         """A stream with its whole request. Raises `LocalProtocolError`."""
-        stream = self._h2.call(headers, data)
+        stream = self.http2.call(headers, data)
         stream.owner = rpc
         self._fresh.append(rpc)
         if stream.reset:
@@ -169,11 +169,11 @@ class Connection(asyncio.Protocol):
 
     def takes(self, headers: Fields) -> bool:
         """Whether the list is within what the server said it takes (RFC 9113, 6.5.2)."""
-        return sum([len(name) + len(value) + FIELD_OVERHEAD for name, value in headers]) <= self._h2.peer.header_list
+        return sum([len(name) + len(value) + FIELD_OVERHEAD for name, value in headers]) <= self.http2.peer.header_list
 
     def open(self, rpc: Rpc, headers: Fields) -> Stream:
         """A stream whose messages come later. Raises `LocalProtocolError`."""
-        stream = self._h2.open(headers)
+        stream = self.http2.open(headers)
         stream.owner = rpc
         self._fresh.append(rpc)
         if not self._scheduled:
@@ -188,7 +188,7 @@ class Connection(asyncio.Protocol):
 
     def put(self, rpc: Rpc, stream: Stream, data: bytes, *, end: bool = False) -> bool:
         """`send`, where the caller will `flush`."""
-        self._h2.send_data(stream, data, end=end)
+        self.http2.send_data(stream, data, end=end)
         if stream.reset and stream.owner is rpc:
             self._refuse(rpc)
             return True
@@ -214,12 +214,11 @@ class Connection(asyncio.Protocol):
             return True
         return bool(stream.waiting)
 
-    def consumed(self, stream: Stream, size: int, *, later: bool = True) -> None:
-        """The call has taken so many bytes of the answer. Not `later`: in `data_received`, at whose end all leaves."""
+    def consumed(self, stream: Stream, size: int) -> None:
+        """The call has taken so many bytes of the answer."""
         if not self.closed:
-            self._h2.consumed(stream, size)
-            if later:
-                self._schedule()
+            self.http2.consumed(stream, size)
+            self._schedule()
 
     def leave(self, rpc: Rpc, stream: Stream | None, code: ErrorCode | None) -> None:
         """The call is over; with a `code` its stream is reset."""
@@ -229,7 +228,7 @@ class Connection(asyncio.Protocol):
         if stream is not None:
             stream.owner = None
             if code is not None and not self.closed:
-                self._h2.reset(stream, code)
+                self.http2.reset(stream, code)
                 self._schedule()
             if stream.unread:
                 # The application hasn't read that yet, and then says nothing of it: the call has no stream any more.
@@ -243,7 +242,7 @@ class Connection(asyncio.Protocol):
         """Say goodbye and end; calls that are left fail with UNAVAILABLE."""
         if self.closed:
             return
-        self._h2.close(ErrorCode.NO_ERROR, why)
+        self.http2.close(ErrorCode.NO_ERROR, why)
         self._end(why or "the channel closed the connection")
 
     async def gone(self) -> None:
@@ -275,13 +274,13 @@ class Connection(asyncio.Protocol):
         self._heard = now = monotonic()
         handlers = self._handlers
         woken = False
-        for event in self._h2.receive(data, now):
+        for event in self.http2.receive(data, now):
             if type(event) is DataReceived and (rpc := event.stream.owner) is not None and rpc.listener is not None:
                 rpc.data(event.data, event.ended)
             else:
                 woken = True
                 handlers[type(event)](event)
-        if not self._ready and self._h2.ready and not self.closed:
+        if not self._ready and self.http2.ready and not self.closed:
             woken = True
             self._settle()
         if not woken:
@@ -343,7 +342,7 @@ class Connection(asyncio.Protocol):
             return
         self._unsent = 0
         self._fresh.clear()
-        data = self._h2.take()
+        data = self.http2.take()
         if data:
             transport.write(data)
 
@@ -363,7 +362,7 @@ class Connection(asyncio.Protocol):
         rpc = event.stream.owner
         if rpc is None:
             # A call that ended here; what the server sent before it knew still counts for the connection's window.
-            self._h2.consumed(event.stream, min(len(event.data), event.stream.unread))
+            self.http2.consumed(event.stream, min(len(event.data), event.stream.unread))
         else:
             rpc.data(event.data, event.ended)
 
@@ -431,7 +430,7 @@ class Connection(asyncio.Protocol):
             if self.calls or self._settings.keepalive_without_calls:
                 self._pinged = now
                 pause = self._settings.keepalive_timeout
-                self._h2.ping(KEEPALIVE)
+                self.http2.ping(KEEPALIVE)
                 self._schedule()
         self._watch = self._loop.call_later(pause, self._look)
 

@@ -47,8 +47,18 @@ class StreamResponse(Rpc):
         except StatusError as error:
             self._broken(error)
             return
-        if self.listener is not None:
-            self._tell(self.listener, messages, len(data))
+        listener = self.listener
+        if listener is not None:
+            if connection is not None and stream is not None:
+                connection.http2.consumed(stream, len(data))  # this is `data_received`, at whose end all leaves
+            for message in messages:
+                if isinstance(message, Packed):
+                    try:
+                        message = reader.unpack(message)
+                    except StatusError as error:
+                        self._broken(error)
+                        return
+                listener(message)
         elif messages:
             self.messages.extend(messages)
             self._parts.append([len(messages), len(data)])
@@ -61,23 +71,11 @@ class StreamResponse(Rpc):
             self.fail(grpc.StatusCode.INTERNAL, "the server ended the call without a status")
 
     def deliver_to(self, listener: Callable[[bytes], None]) -> None:
-        """Give it all messages from now on; nobody may `take` any."""
+        """Give it each message from now on, as it is on the wire, when it comes, and those that are here at once;
+        nobody may `take` any. The listener writes nothing: the connection's `flush` does, or a task."""
         while (message := self.take()) is not None:
             listener(message)
         self.listener = listener
-
-    def _tell(self, listener: Callable[[bytes], None], messages: list[bytes], size: int) -> None:
-        connection, stream = self.connection, self.stream
-        if connection is not None and stream is not None:
-            connection.consumed(stream, size, later=False)
-        for message in messages:
-            if isinstance(message, Packed) and self._reader is not None:
-                try:
-                    message = self._reader.unpack(message)
-                except StatusError as error:
-                    self._broken(error)
-                    return
-            listener(message)
 
     def _whole(self, successful: bool) -> bool:
         if successful and self._reader is not None:
@@ -170,15 +168,18 @@ class RequestStream(Rpc):
         if not self._send(message):
             await self.room()
 
-    def put(self, message: bytes) -> bool:
-        """Put a message of a stream that stands; the connection's `flush` writes it. True: `room` must be awaited
-        before the next. Raises as `write`."""
-        self._check(message)
+    def put_bytes(self, message: bytes) -> bool:
+        """Put a message of a stream that stands, once a first one was written; the connection's `flush` writes it.
+        True: `room` must be awaited before the next. Raises as `write`."""
         connection, stream = self.connection, self.stream
+        size = len(message)
+        if self.over or self._half_closed or size > self.core.settings.max_send_message:
+            self._check(message)
         if connection is None or stream is None:
             raise self._finished()
         self._wrote = True
-        return not connection.put(self, stream, self._framed(message))
+        data = self._framed(message) if self.encoding else b"\0" + size.to_bytes(4, "big") + message
+        return not connection.put(self, stream, data)
 
     def _check(self, message: bytes) -> None:
         if self.over:

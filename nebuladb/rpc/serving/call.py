@@ -34,16 +34,17 @@ class Call(Exchange, grpc.aio.ServicerContext[Any, Any]):
             message = self.take()
         return self.decode(message)
 
+    @property
+    def direct(self) -> Call:
+        """What carries a stream's messages as bytes, and without a task (``rpc.peer.Direct``); not in grpc.aio."""
+        return self
+
     def deliver_to(self, listener: Callable[[bytes], None]) -> None:
         """Give `listener` each message, as it is on the wire, when it comes; those that are here at once. `read` tells
         of the end only."""
         while (message := self.take()) is not None:
             listener(message)
         self._listener = listener
-
-    def flush(self) -> None:
-        """Write what was put."""
-        self.connection.flush()
 
     async def write(self, message: Any) -> None:
         """Send a response of a stream. Waits while the peer doesn't take what was sent before."""

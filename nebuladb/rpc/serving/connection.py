@@ -148,7 +148,11 @@ class ServerConnection(Outgoing):
                         continue
                 self._headers(event, now)
             elif type(event) is DataReceived:
-                self._data(event)
+                call = event.stream.owner
+                if call is not None and call.counted and not call.over:
+                    call.feed(event.data, ended=event.ended)  # of a stream, mostly
+                else:
+                    self._data(event)
             else:
                 self._rare(event)
             if self.paused:

@@ -92,7 +92,7 @@ class Exchange:
             self.end()
         else:
             try:
-                data = self._framed(value)
+                data = self._framed(value, route.serialize)
                 if self.connection.overfull(len(data)):
                     raise StatusError(grpc.StatusCode.UNAVAILABLE, _NO_ROOM)
             except StatusError as error:
@@ -275,11 +275,14 @@ class Exchange:
         if self.counted:
             if messages and self.gathered:
                 self.connection.ungather(self)
-            part = reader.held if messages else len(data)
+            part = len(reader.buffer) if messages else len(data)
             if part and not self.connection.gather(self, part):
                 return
-        if self._listener is not None:
-            self._tell(self._listener, messages, size)
+        listener = self._listener
+        if listener is not None:
+            self.connection.http2.consumed(self.stream, size)
+            for message in messages:
+                listener(reader.unpack(message) if isinstance(message, Packed) else message)
             messages = []
         elif messages:
             # The window opens again when the handler takes them: this is the bound on what waits here.
@@ -296,11 +299,6 @@ class Exchange:
         self._peer_ended = ended
         if (messages or ended) and self._arrival is not None and not self._arrival.done():
             self._arrival.set_result(None)
-
-    def _tell(self, listener: Callable[[bytes], None], messages: list[bytes], size: int) -> None:
-        self.connection.http2.consumed(self.stream, size)
-        for message in messages:
-            listener(self._reader.unpack(message) if isinstance(message, Packed) and self._reader else message)
 
     def take(self) -> bytes | None:
         """The next message that is here. Raises `StatusError` for one that doesn't inflate."""
@@ -355,20 +353,14 @@ class Exchange:
 
     # --- messages that go out --------------------------------------------------------------------------------------
 
-    def _framed(self, response: Any) -> bytes:
-        """Bytes of a response. Raises `StatusError`."""
-        assert self.route is not None
-        serialize = self.route.serialize
+    def _framed(self, response: Any, serialize: Callable[[Any], bytes] | None) -> bytes:
+        """Bytes of a response, behind their prefix; without `serialize` it is bytes. Raises `StatusError`."""
         if serialize is not None:
             try:
                 response = serialize(response)
             except Exception as error:
                 LOG.error("a response of %s does not serialize", self.request.path, exc_info=error)
                 raise StatusError(grpc.StatusCode.INTERNAL, "the response does not serialize") from None
-        return self._prefixed(response)
-
-    def _prefixed(self, response: Any) -> bytes:
-        """Bytes of a message that is serialized. Raises `StatusError`."""
         if not isinstance(response, bytes):
             LOG.error("a response of %s is %s, not bytes", self.request.path, type(response).__name__)
             raise StatusError(grpc.StatusCode.INTERNAL, "the response does not serialize")
@@ -392,19 +384,19 @@ class Exchange:
                 fields += ((b"grpc-encoding", self._encoding.encode()),)
             self.connection.http2.send_headers(self.stream, fields + initial if initial else fields)
 
-    def _check(self) -> None:
-        if self.over:
-            if self._cancelled:
-                raise asyncio.CancelledError
-            raise grpc.aio.UsageError("the call is over")
+    def _too_late(self) -> BaseException:
+        """What it means to write when the call is over."""
+        return asyncio.CancelledError() if self._cancelled else grpc.aio.UsageError("the call is over")
 
     def put(self, response: Any) -> bool:
         """Send a message with this turn's write. True: `room` must be awaited before the next one.
 
         Raises `StatusError` for one that doesn't serialize or is too large.
         """
-        self._check()
-        data = self._framed(response)
+        if self.over:
+            raise self._too_late()
+        assert self.route is not None
+        data = self._framed(response, self.route.serialize)
         outbox = self._outbox
         if outbox is None:
             outbox = self._outbox = []
@@ -417,8 +409,9 @@ class Exchange:
     def put_bytes(self, message: bytes) -> bool:
         """Put a message of a stream that is serialized, once a first one was written; the connection's `flush` writes
         it. True: `room` must be awaited before the next one. Raises as `put`."""
-        self._check()
-        data = self._prefixed(message)
+        if self.over:
+            raise self._too_late()
+        data = self._framed(message, None)
         if self._outbox:
             self.push()
         connection, stream = self.connection, self.stream

@@ -117,7 +117,7 @@ def test_a_reader_keeps_no_more_than_one_message() -> None:
     reader = MessageReader(LIMIT)
     for byte in frame(bytes(LIMIT)) * 3:
         reader.feed(bytes((byte,)))
-        assert len(reader._buffer) < LIMIT + framing.PREFIX_BYTES
+        assert len(reader.buffer) < LIMIT + framing.PREFIX_BYTES
 
 
 @pytest.mark.parametrize("encoding", ["gzip", "deflate", "zstd"])

@@ -275,6 +275,12 @@ class _Slow:
 class _SlowDirect(_Slow):
     """The same of our own engine: it takes a message, and says that it has no room for the next."""
 
+    connection = None
+
+    @property
+    def direct(self) -> _SlowDirect:
+        return self
+
     def put_bytes(self, message: bytes) -> bool:
         self.sent.append(module.unpacked(message))
         return not self.opened.is_set()
@@ -283,8 +289,6 @@ class _SlowDirect(_Slow):
         await self.opened.wait()
 
     def deliver_to(self, listener: Callable[[bytes], None]) -> None: ...
-
-    def flush(self) -> None: ...
 
 
 @pytest.mark.parametrize(("kind", "taken"), [(_Slow, 0), (_SlowDirect, 1)])
@@ -312,7 +316,7 @@ async def test_flushed_frames_are_with_the_system_at_once(ends: tuple[End, End])
     for end, node in ((one, 2), (other, 1)):
         direct: Any = end.transport._links[node]._direct
         end.transport.send(node, b"frame")
-        sender = direct._rpc.connection if hasattr(direct, "_rpc") else direct.connection
+        sender = direct.connection
         writes: list[bytes] = []
         wire, sender._transport = sender._transport, _Wire(sender._transport, writes)
         end.transport.flush()
@@ -454,7 +458,7 @@ async def test_bytes_that_are_no_message_end_the_link_and_the_next_one_comes(
     direct: Any = sender.transport._links[receiver.node]._direct
     for _ in range(2):
         direct.put_bytes(b"\xff\xff")
-    direct.flush()
+    direct.connection.flush()
     await until(lambda: receiver.links[:2] == [f"up {sender.node}", f"down {sender.node}"])
     await until(lambda: ends[0].transport.connected == [2] and ends[1].transport.connected == [1])
     sender.transport.send(receiver.node, b"frame")

@@ -138,9 +138,9 @@ def idle(channel: Any) -> bool:
         return True
     core = channel._core
     connections = [c for sub in core._subchannels.values() for c in sub.connections()]
-    assert all(set(c.calls) == {s.owner for s in c._h2.streams.values()} for c in connections)
+    assert all(set(c.calls) == {s.owner for s in c.http2.streams.values()} for c in connections)
     timed = any(core.deadlines._slots.values())
-    return not (core.live() or any(c._h2.streams or c._blocked for c in connections) or timed)
+    return not (core.live() or any(c.http2.streams or c._blocked for c in connections) or timed)
 
 
 async def until(condition: Any) -> None:

@@ -347,14 +347,14 @@ async def test_room_that_came_before_somebody_asked_for_it_is_there(world: World
     await call.write(b"wait")
     await world.echo.started.wait()
     sent = 1
-    while not call.put_bytes(bytes(1 << 16)):
+    while not call.direct.put_bytes(bytes(1 << 16)):
         sent += 1
         assert sent < 300
         await asyncio.sleep(0)
     world.echo.release.set()
     for _ in range(sent + 1):
         assert await call.read() is not grpc.aio.EOF
-    await until(lambda: not call._rpc.stream.waiting)
+    await until(lambda: not call.direct.stream.waiting)
     async with asyncio.timeout(SECONDS):
-        await call.room()
+        await call.direct.room()
     call.cancel()

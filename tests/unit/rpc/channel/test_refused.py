@@ -57,7 +57,7 @@ async def test_for_what_waits_for_the_servers_window(channels: Any) -> None:
         channel = channels(server.address)
         await ready(channel)
         (connection,) = channel._core._ready
-        connection._h2.limits = dataclasses.replace(connection._h2.limits, waiting_bytes=10_000)
+        connection.http2.limits = dataclasses.replace(connection.http2.limits, waiting_bytes=10_000)
         first = unary(channel)(bytes(8_000))
         assert "too much waits" in await refused(unary(channel)(bytes(8_000)))
         first.cancel()
@@ -100,7 +100,7 @@ async def test_a_stream_whose_messages_were_put_is_not_begun_again(channels: Any
         call = channel.stream_stream(f"/{SERVICE}/Chat")()
         await call.wait_for_connection()
         await until(lambda: begun)
-        call.put_bytes(b"message")
-        call.flush()
+        call.direct.put_bytes(b"message")
+        call.direct.connection.flush()
         assert await status_of(call.read()) is grpc.StatusCode.UNAVAILABLE
         assert len(begun) == 1

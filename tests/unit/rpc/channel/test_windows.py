@@ -47,9 +47,9 @@ async def test_an_answer_that_is_read_after_its_end(channels: Any) -> None:
         for _ in range(CALLS):
             call = channel.unary_stream(f"/{SERVICE}/Many")(b"")
             await until(lambda call=call: call._rpc.over)
-            assert connection_of(channel)._h2._unread == 0
+            assert connection_of(channel).http2._unread == 0
             assert [message async for message in call] == [PIECE] * PIECES
-        connection_of(channel)._h2.check()
+        connection_of(channel).http2.check()
 
 
 async def test_an_answer_that_is_cancelled_after_its_end(channels: Any) -> None:
@@ -60,8 +60,8 @@ async def test_an_answer_that_is_cancelled_after_its_end(channels: Any) -> None:
             await until(lambda call=call: call._rpc.over)
             assert await call.read() == PIECE
             assert call.cancel()
-        assert connection_of(channel)._h2._unread == 0
-        connection_of(channel)._h2.check()
+        assert connection_of(channel).http2._unread == 0
+        connection_of(channel).http2.check()
 
 
 async def test_a_call_that_fails_over_what_came_with_its_end(channels: Any) -> None:
@@ -84,7 +84,7 @@ async def test_a_call_that_fails_over_what_came_with_its_end(channels: Any) -> N
         assert await status_of(unary(channel)(b"large")) is grpc.StatusCode.RESOURCE_EXHAUSTED
         assert await unary(channel)(b"small") == b"answer"
         assert len(server.peers) == 1, "the connection is the same"
-        assert connection_of(channel)._h2._unread == 0
+        assert connection_of(channel).http2._unread == 0
 
 
 async def test_answers_that_nobody_reads_keep_no_other_call() -> None:
@@ -102,7 +102,7 @@ async def test_answers_that_nobody_reads_keep_no_other_call() -> None:
         for call in calls:
             assert await call.read() == PIECE
         assert await unary(channel)(b"small", timeout=SECONDS / 4) == b"answer"
-        held = connection_of(channel)._h2
+        held = connection_of(channel).http2
         await until(lambda: held._unread >= CALLS * (PIECES - 1) * len(PIECE))
         assert held._unread <= CALLS * Limits().stream_window
         for call in calls:
