@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
@@ -44,7 +43,7 @@ class InFlight:
 class Batches:
     """Invariant: batches become durable in the order of their ids."""
 
-    __slots__ = ("_current", "_inflight", "_next", "durable", "limit", "unsynced")
+    __slots__ = ("_inflight", "_next", "durable", "gathering", "limit", "unsynced")
 
     def __init__(self, first: int, limit: int) -> None:
         self.durable = BatchId(first - 1)
@@ -54,18 +53,14 @@ class Batches:
         self.unsynced = 0
         """How many there are."""
         self._next = first
-        self._current: LogBatch | None = None
+        self.gathering: LogBatch | None = None
+        """What will be written next; None while nothing is."""
         self._inflight: deque[InFlight] = deque()
-
-    @property
-    def open(self) -> bool:
-        """Whether something gathers."""
-        return self._current is not None
 
     @property
     def full(self) -> bool:
         """Whether what gathers takes no further entries."""
-        return self._current is not None and self._current.size > MAX_BATCH_BYTES
+        return self.gathering is not None and self.gathering.size > MAX_BATCH_BYTES
 
     @property
     def flooded(self) -> bool:
@@ -75,15 +70,15 @@ class Batches:
 
     def current(self, tick: int) -> LogBatch:
         """The batch that gathers; a new one is of `tick`."""
-        if self._current is None:
-            self._current = LogBatch(BatchId(self._next))
+        if self.gathering is None:
+            self.gathering = LogBatch(BatchId(self._next))
             self._inflight.append(InFlight(self._next, tick, 0, [], []))
             self._next += 1
-        return self._current
+        return self.gathering
 
     def take(self) -> LogBatch | None:
         """What gathered, to be written."""
-        batch, self._current = self._current, None
+        batch, self.gathering = self.gathering, None
         if batch is not None:
             self._inflight[-1].size = batch.size
             self.unsynced += batch.size
@@ -116,12 +111,16 @@ class Batches:
         if self.unsynced > self.limit:
             return True
         # The one that gathers isn't on its way: it takes the writes of all groups.
-        return len(self._inflight) - self.open >= MAX_BATCHES_IN_FLIGHT and self.age(tick) < HOLD_TICKS
+        under_way = len(self._inflight) - (self.gathering is not None)
+        return under_way >= MAX_BATCHES_IN_FLIGHT and self.age(tick) < HOLD_TICKS
 
-    def finished(self, batch: int) -> Iterator[InFlight]:
+    def finished(self, batch: int) -> list[InFlight]:
         """A sync that began after `batch` was written is done: what waited for it and for those before."""
+        finished = []
         while self._inflight and self._inflight[0].batch <= batch:
             done = self._inflight.popleft()
             self.unsynced -= done.size
-            yield done
-        self.durable = BatchId(max(self.durable, batch))
+            finished.append(done)
+        if batch > self.durable:
+            self.durable = BatchId(batch)
+        return finished

@@ -7,7 +7,7 @@ compactions, revokes, keep-alives and configurations go through at all times: th
 linearizable read through it that would wait for what it doesn't append is refused at once, so that clients ask another;
 so is a write, which would be done, and never applied here, by which it is answered.
 
-Each frame says how the sender is (``frame.frame_status``), so that nobody hands leadership to one that can't use it.
+Each frame says how the sender is (``frame.decode_frame``), so that nobody hands leadership to one that can't use it.
 """
 
 from __future__ import annotations

@@ -42,6 +42,8 @@ _FRAME: Final = struct.Struct(">BBHI40sQII")
 _ADDRESS: Final = struct.Struct(">5Q")
 _MESSAGE: Final = struct.Struct(">BBHI11QI")
 _LENGTH: Final = struct.Struct(">I")
+ADDRESS: Final = slice(8, 48)
+"""Where a frame says who speaks to whom (`Address`); of anything that is no frame, something else than any address."""
 
 
 class HostMessageType(IntEnum):
@@ -84,14 +86,6 @@ class Envelope(NamedTuple):
     message: Message
     commands: Sequence[bytes] = ()
 
-    def weight(self) -> int:
-        """About how many bytes it takes in a frame."""
-        _, message, commands = self
-        size = _MESSAGE.size
-        for entry in message.entries:
-            size += len(entry.record)
-        return size + sum(map(len, commands)) if commands else size
-
 
 class Address(NamedTuple):
     """Who speaks to whom: a frame that names another cluster, node or incarnation is dropped (S16, S18)."""
@@ -107,19 +101,27 @@ class Address(NamedTuple):
         return _ADDRESS.pack(*self)
 
 
-def encode_frame(address: bytes, envelopes: Sequence[Envelope], status: int = 0) -> bytes:
-    """One frame; entries and commands go in as the bytes that they are. `address`: encoded; `status`: how our disk is
-    (``node.disk``)."""
-    parts = []
+def encode_frames(address: bytes, envelopes: Sequence[Envelope], status: int = 0) -> list[bytes]:
+    """One frame, or several where one would exceed `MAX_FRAME_BYTES`; entries and commands go in as the bytes that they
+    are. `address`: encoded; `status`: how our disk is (``node.disk``)."""
+    frames = []
+    parts: list[bytes] = []
+    size = count = 0
     for group, message, commands in envelopes:
         items: Sequence[bytes] = [entry.record for entry in message.entries] if message.entries else commands
-        size = sum(map(len, items)) + 4 * len(items) if items else 0
+        length = sum(map(len, items)) if items else 0
+        if count and size + _MESSAGE.size + length > MAX_FRAME_BYTES:
+            frames.append(_sealed(address, status, count, parts))
+            parts = []
+            size = count = 0
+        size += _MESSAGE.size + length
+        count += 1
         parts.append(
             _MESSAGE.pack(
                 message.type,
                 message.reject,
                 0,
-                size,
+                length + _LENGTH.size * len(items),
                 group,
                 message.sender,
                 message.receiver,
@@ -136,41 +138,21 @@ def encode_frame(address: bytes, envelopes: Sequence[Envelope], status: int = 0)
         )
         for item in items:
             parts += (_LENGTH.pack(len(item)), item)
-    rest = b"".join(parts)
-    head = _FRAME.pack(FRAME_VERSION, 0, status, CLUSTER_VERSION, address, 0, len(envelopes), crc32(rest))
-    return head + rest
-
-
-def encode_frames(address: bytes, envelopes: Sequence[Envelope], status: int) -> list[bytes]:
-    """One frame, or several where one would exceed `MAX_FRAME_BYTES`."""
-    if len(envelopes) < 2:
-        return [encode_frame(address, envelopes, status)]
-    frames = []
-    size = start = 0
-    for position, envelope in enumerate(envelopes):
-        weight = envelope.weight()
-        if size and size + weight > MAX_FRAME_BYTES:
-            frames.append(encode_frame(address, envelopes[start:position], status))
-            size, start = 0, position
-        size += weight
-    frames.append(encode_frame(address, envelopes[start:] if start else envelopes, status))
+    frames.append(_sealed(address, status, count, parts))
     return frames
 
 
-def frame_status(frame: bytes) -> int:
-    """How the disk of a whole frame's sender is."""
-    return frame[2] << 8 | frame[3]
+def _sealed(address: bytes, status: int, count: int, parts: Sequence[bytes]) -> bytes:
+    """The frame of `count` messages whose bytes are `parts`."""
+    rest = b"".join(parts)
+    return _FRAME.pack(FRAME_VERSION, 0, status, CLUSTER_VERSION, address, 0, count, crc32(rest)) + rest
 
 
-def frame_address(frame: bytes) -> bytes:
-    """Who speaks to whom, encoded; of anything that is no frame, something else than any address."""
-    return frame[8:48]
-
-
-def decode_messages(frame: bytes) -> list[Envelope]:
-    """Read a frame. Raises `Corruption` for all that `encode_frame` doesn't write; entries' CRCs are checked (S35)."""
+def decode_frame(frame: bytes) -> tuple[int, list[Envelope]]:
+    """How the disk of the frame's sender is, and its messages. Raises `Corruption` for all that `encode_frames` doesn't
+    write; entries' CRCs are checked (S35)."""
     try:
-        version, flags, _, _, _, _, count, crc = _FRAME.unpack_from(frame)
+        version, flags, status, _, _, _, count, crc = _FRAME.unpack_from(frame)
         if version != FRAME_VERSION or flags:
             raise Corruption(f"a peer frame has version {version}, flags {flags}; this build knows {FRAME_VERSION}, 0")
         if crc32(memoryview(frame)[_FRAME.size :]) != crc:
@@ -184,7 +166,7 @@ def decode_messages(frame: bytes) -> list[Envelope]:
         raise Corruption("a peer frame is cut short") from error
     if position != len(frame):
         raise Corruption("a peer frame has bytes behind its last message")
-    return envelopes
+    return status, envelopes
 
 
 def _decode_message(frame: bytes, position: int) -> tuple[Envelope, int]:

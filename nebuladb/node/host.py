@@ -12,6 +12,7 @@ from nebuladb.kv.change import Applied
 from nebuladb.node.batches import MAX_UNSYNCED_BYTES, Batches
 from nebuladb.node.disk import STALLED_BIT, DiskState
 from nebuladb.node.frame import (
+    ADDRESS,
     FORWARD,
     FORWARD_REPLY,
     GONE,
@@ -19,10 +20,8 @@ from nebuladb.node.frame import (
     SNAPSHOT_CHUNK,
     Address,
     Envelope,
-    decode_messages,
+    decode_frame,
     encode_frames,
-    frame_address,
-    frame_status,
 )
 from nebuladb.node.memory import MemoryPlan
 from nebuladb.node.output import TICK_MS, Output, Request
@@ -178,15 +177,15 @@ class Host:
     def receive(self, node: int, frame: bytes) -> None:
         """A frame came over the link to `node`. A damaged or misdirected one is dropped, as if lost (S16)."""
         peer = self.peers.get(node)
-        if peer is None or frame_address(frame) != peer.to_us:
+        if peer is None or frame[ADDRESS] != peer.to_us:
             probe("misaddressed frame dropped")
             return
         try:
-            envelopes = decode_messages(frame)
+            status, envelopes = decode_frame(frame)
         except Corruption:
             probe("damaged frame dropped")
             return
-        if (status := frame_status(frame)) & STALLED_BIT & ~peer.status:
+        if status & STALLED_BIT & ~peer.status:
             self._wake(node)  # it leads nothing any more, and can't say so to the groups that rest
         peer.heard, peer.silent, peer.status = self.now, False, status
         replicas = self.replicas
@@ -209,7 +208,7 @@ class Host:
     def _step_in(self, replica: Replica, peer: Peer, node: int, envelope: Envelope) -> None:
         message = envelope.message
         if message.type < FORWARD:
-            if not self.disk.refuses(replica, message, self.peers, self.batches.flooded):
+            if not message.entries or not self.disk.refuses(replica, message, self.peers, self.batches.flooded):
                 replica.raft.step(message)
             if message.type not in REPLIES or replica.stirs:  # of a majority's, the last ask for nothing
                 self._dirty[envelope.group] = None
@@ -246,9 +245,11 @@ class Host:
                     replica.raft.durable(mark)
                     if replica.stirs or replica.waits:
                         self._dirty[group] = None
-            self.send(done.held)
-            self._dirty.update(self._held)
-            self._held.clear()
+            if done.held:
+                self.send(done.held)
+            if self._held:
+                self._dirty.update(self._held)
+                self._held.clear()
 
     def applied(self, group: int, generation: int, applied: Applied) -> None:
         """The store applied (a part of) the slice that was out."""
@@ -372,7 +373,7 @@ class Host:
     @property
     def works(self) -> bool:
         """Whether `poll` would look at a group or hand anything out."""
-        return bool(self._dirty or self._envelopes or self.batches.open or self._output)
+        return bool(self._dirty or self._envelopes or self.batches.gathering is not None or self._output)
 
     def results(self) -> tuple[Outcomes, ReadOutcomes]:
         """Answers and reads that `applied` brought since the last poll: they needn't wait for the next one."""
@@ -394,20 +395,21 @@ class Host:
             replica = replicas.get(group)
             if replica is None:
                 continue
-            if batches.full and not replica.urgent:
+            if batches.gathering is not None and batches.full and not replica.urgent:
                 probe("log batch full")
                 self._dirty[group] = None
                 self._output.more = True
                 continue
             self._step(replica)
         output, self._output = self._output, Output()
-        output.batch = batches.take()
+        if batches.gathering is not None:
+            output.batch = batches.take()
         if self._envelopes:
             status = self.disk.status
             for node, envelopes in self._envelopes.items():
-                if self._reaches(node):  # else the link fell since they were addressed
-                    for frame in encode_frames(self.peers[node].to_it, envelopes, status):
-                        output.frames.append((node, frame))
+                peer = self.peers[node]
+                if peer.connected:  # else the link fell since they were addressed
+                    output.frames += [(node, frame) for frame in encode_frames(peer.to_it, envelopes, status)]
             self._envelopes = {}
         return output
 
@@ -420,7 +422,7 @@ class Host:
                 self._forward_number += 2
                 crowd = len(self.stepped) >= CROWD
                 self.send(replica.propose(self.boottime, self._reaches, self._forward_number, crowd=crowd))
-        if replica.reads.wants_round:
+        if replica.reads.queue:
             self._output.reads += replica.start_read_round(self.boottime)
         raft = replica.raft
         # Once: a second Ready could have nothing, for what is done with the first asks nothing of Raft.
@@ -436,7 +438,8 @@ class Host:
                 self.batches.mark(replica.group, ready.mark)
             if ready.held and not self.batches.hold(held := self._address(replica, ready.held)):
                 self.send(held)
-            self._output.snapshots += [(replica.group, receiver) for receiver in ready.snapshots]
+            if ready.snapshots:
+                self._output.snapshots += [(replica.group, receiver) for receiver in ready.snapshots]
             for read in ready.reads:
                 if read.nonce == self.incarnation:
                     self._output.reads += replica.read_confirmed(read.context, read.index)
@@ -466,15 +469,21 @@ class Host:
         if not peer.first_time(message.context):
             probe("repeated forward dropped")
             return
-        forward = Forward(node, message.sender, message.context, message.term, list(envelope.commands))
+        commands = envelope.commands
+        size = sum(map(len, commands))
+        forward = Forward(node, message.sender, message.context, message.term, list(commands), size)
         if not replica.forwarded(forward):
             self.send([replica.refuse(forward)])
 
     def _address(self, replica: Replica, messages: list[Message]) -> list[tuple[int, Envelope]]:
         """A replica that a configuration names may be one that this node hasn't heard of, or that is gone: what is sent
         to it is lost."""
-        group, home = replica.group, replica.home
-        return [(node, Envelope(group, message)) for message in messages if (node := home(message.receiver))]
+        group, nodes, home = replica.group, replica.nodes, replica.home
+        return [
+            (node, Envelope(group, message))
+            for message in messages
+            if (node := nodes.get(message.receiver) or home(message.receiver))
+        ]
 
     def _reaches(self, node: int) -> bool:
         peer = self.peers.get(node)

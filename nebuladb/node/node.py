@@ -276,7 +276,7 @@ class Node:
             self._write(turn)
             if sync is not None and turn.written:
                 sync(turn.written)
-        if self.reconciler.busy:
+        if restructures := self.reconciler.busy:
             self._start_new(turn)
             self.reconciler.moved()
         if self.host.removed:
@@ -287,7 +287,7 @@ class Node:
             self._applier.add(output.slices)
         if self._applier.works:
             self._apply(turn)
-        if self.reconciler.busy:
+        if restructures:
             self._destroy(turn)
         for group, message in output.hashes:
             self._upkeep.reported(group, message.sender, message.index, hash_of(message))
@@ -360,7 +360,8 @@ class Node:
             # Who waits for what was applied needn't wait for another turn, which is needed only if there is more to do.
             answers, reads = self.host.results()
             turn.answers += answers
-            self._take_reads(turn, reads)
+            if reads:
+                self._take_reads(turn, reads)
             turn.more |= self.host.works or self._applier.waits
 
     def _slice_applied(self, work: Slice, data: GroupData, applied: Applied) -> None:

@@ -15,7 +15,7 @@ class Peer:
 
     incarnation: int
     to_it: bytes
-    """The address of our frames to it (`frame_address`)."""
+    """The address of our frames to it (`frame.ADDRESS`)."""
     to_us: bytes
     """That of its frames."""
     connected: bool = True

@@ -111,16 +111,6 @@ class Proposals:
         """Log indexes at which writes wait for what is applied here."""
         return len(self._placed)
 
-    @property
-    def waiting(self) -> bool:
-        """Whether anything is in the queue."""
-        return bool(self.queue or self.control_queue)
-
-    @property
-    def urgent(self) -> bool:
-        """Whether control commands are."""
-        return bool(self.control_queue)
-
     def add(self, request: Request) -> None:
         """Queue a write. Raises `TooManyRequests`, with nothing queued, past the bounds."""
         pending = Pending(request)
@@ -150,10 +140,13 @@ class Proposals:
 
         Control commands come first; with `urgent` nothing else does.
         """
-        taken, self.control_queue = self.control_queue[:max_commands], self.control_queue[max_commands:]
+        taken: list[Pending] = []
+        size = count = 0
+        if self.control_queue:
+            taken, self.control_queue = self.control_queue[:max_commands], self.control_queue[max_commands:]
+            size = sum(len(pending.request.wire) for pending in taken)
         if urgent or self.control_queue:
             return taken
-        size, count = sum(len(pending.request.wire) for pending in taken), 0
         room = max_commands - len(taken)
         for pending in self.queue:
             size += len(pending.request.wire)

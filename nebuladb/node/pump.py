@@ -287,7 +287,6 @@ class Pump:
             self._loop.call_later(seconds * REST, self._go_on)
         if turn.stalled:
             self._loop.call_later(RETRY_SECONDS, self.wake)
-        self._tables.look()
         return turn.more
 
     def _send(self, frames: Sequence[tuple[int, bytes]]) -> None:
@@ -388,6 +387,7 @@ class Pump:
             try:
                 self._unreadable.look(now)
                 self.node.tick(now, self._clock.boottime())
+                self._tables.look()
                 if self.node.background_waits:
                     self._idle.set()  # a write that stalled is tried again, and a restarted node goes on deleting
             except BaseException as error:

@@ -25,7 +25,8 @@ class Reads:
     """A read waits in the queue, then in a round (asked for), then for an index (confirmed, not yet applied)."""
 
     def __init__(self) -> None:
-        self._queue: _Batch = []
+        self.queue: _Batch = []
+        """Those that no round is asked for yet; for others to look whether there are any."""
         self._rounds: dict[int, _Batch] = {}
         self._confirmed: list[tuple[int, _Batch]] = []
         self._count = 0
@@ -37,17 +38,17 @@ class Reads:
         """Queue a read. Raises `TooManyRequests` past the bound."""
         if self._count >= MAX_READS:
             raise TooManyRequests("this node has too many reads in flight; back off and try again")
-        self._queue.append((request, deadline))
+        self.queue.append((request, deadline))
         self._count += 1
 
     @property
     def wants_round(self) -> bool:
         """Whether a round should start now."""
-        return bool(self._queue) and len(self._rounds) < MAX_ROUNDS
+        return bool(self.queue) and len(self._rounds) < MAX_ROUNDS
 
     def start(self, context: int) -> None:
         """All that wait in the queue go with round `context`."""
-        self._rounds[context], self._queue = self._queue, []
+        self._rounds[context], self.queue = self.queue, []
 
     def confirmed(self, context: int, index: int, applied: int) -> ReadOutcomes:
         """Round `context` says: serve at `applied` >= `index`; a negative index: it failed, so ask again."""
@@ -56,7 +57,7 @@ class Reads:
             return []
         if index < 0:
             probe("read round failed")
-            self._queue[:0] = batch  # a read may always be asked again
+            self.queue[:0] = batch  # a read may always be asked again
             return []
         if index <= applied:
             return self._serve(batch)
@@ -97,7 +98,7 @@ class Reads:
                 late.extend((read[0], NoLeader(LATE)) for read in batch if read[1] <= now)
             return kept
 
-        self._queue = keep(self._queue)
+        self.queue = keep(self.queue)
         self._rounds = {context: kept for context, batch in self._rounds.items() if (kept := keep(batch))}
         self._confirmed = [(index, kept) for index, batch in self._confirmed if (kept := keep(batch))]
         self._count -= len(late)

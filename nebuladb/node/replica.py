@@ -31,6 +31,8 @@ MAX_ENTRIES_IN_FLIGHT: Final = 2
 """Entries of this leader not yet committed; later commands gather for the next (speed: fewer, larger entries)."""
 MAX_SLICE_BYTES: Final = 1 << 20
 """Entries decoded for the store at once. What it has no room for stays decoded for its next slice."""
+LEFT_OPEN: Final = frozenset((Kind.SESSION_OPEN, Kind.LEASE_GRANT))
+"""Kinds of commands with a value that the leader chooses."""
 NEVER: Final = 1 << 63
 """An index that no log reaches."""
 MAX_FORWARDED: Final = 20_000
@@ -76,11 +78,8 @@ class Forward:
     number: int
     term: int
     commands: list[bytes]
-
-    @property
-    def size(self) -> int:
-        """Bytes of the commands."""
-        return sum(map(len, self.commands))
+    size: int
+    """Bytes of the commands."""
 
 
 class Replica:
@@ -228,13 +227,15 @@ class Replica:
         self._internal.clear()
         leader = self.raft.leader
         node = self.home(leader)
-        if not self.proposals.waiting or self._refused or not leader or not reaches(node):
+        proposals = self.proposals
+        waits = proposals.queue or proposals.control_queue
+        if not waits or self._refused or not leader or not reaches(node):
             return replies
         # Control commands go apart: a leader under pressure takes them and refuses the others.
-        for context, urgent in ((number, self.proposals.urgent), (number + 1, False)):
-            taken = self.proposals.take(MAX_ENTRY_COMMANDS, MAX_ENTRY_BYTES, urgent=urgent)
+        for context, urgent in ((number, bool(proposals.control_queue)), (number + 1, False)):
+            taken = proposals.take(MAX_ENTRY_COMMANDS, MAX_ENTRY_BYTES, urgent=urgent)
             if taken:
-                self.proposals.sent(taken, context, node)
+                proposals.sent(taken, context, node)
                 message = Message(FORWARD, self.id, leader, self.raft.term, context=context)
                 replies.append((node, Envelope(self.group, message, [pending.request.wire for pending in taken])))
             if not urgent:
@@ -313,7 +314,7 @@ class Replica:
     @property
     def waits(self) -> bool:
         """Whether something waits to be proposed, forwarded or asked."""
-        return self.proposes or self.reads.wants_round
+        return bool(self.reads.queue and self.reads.wants_round) or self.proposes
 
     @property
     def stirs(self) -> bool:
@@ -346,14 +347,12 @@ class Replica:
         if not self._works:
             if self.raft.commit <= self.applied:
                 return None
-            self._works = [self._decode(entry, boottime) for entry in self._committed()]
+            committed = self.raft.committed_entries(self.applied, MAX_SLICE_BYTES)
+            self._works = [self._decode(entry, boottime) for entry in committed]
             if not self._works:
                 return None
         self._slice_out = True
         return Slice(self.group, self.generation, list(self._works))
-
-    def _committed(self) -> list[Entry]:
-        return self.raft.committed_entries(self.applied, MAX_SLICE_BYTES)
 
     def _decode(self, entry: Entry, boottime: int) -> Work:
         self._observed = entry.term
@@ -424,25 +423,29 @@ class Replica:
             return replies
         committed = self.raft.commit
         self._proposed = [index for index in self._proposed if index > committed]
-        while self.proposals.waiting or self._forwards or self._internal:
-            if len(self._proposed) >= most:
-                break
-            internal, self._internal = self._internal, []
-            forwards = self._take_forwards()
-            own = self.proposals.take(MAX_ENTRY_COMMANDS, MAX_ENTRY_BYTES)
-            wires = [*internal, *(wire for forward in forwards for wire in forward.commands)]
-            wires += [pending.request.wire for pending in own]
-            payload = encode_payload(self.lessor.clock(boottime), [self._choose(wire) for wire in wires])
+        proposals = self.proposals
+        while len(self._proposed) < most and self.proposes:
+            wires, self._internal = self._internal, []
+            forwards = self._take_forwards() if self._forwards else []
+            for forward in forwards:
+                wires += forward.commands
+            own = []
+            if proposals.queue or proposals.control_queue:
+                own = proposals.take(MAX_ENTRY_COMMANDS, MAX_ENTRY_BYTES)
+                wires += [pending.request.wire for pending in own]
+            wires = [self._choose(wire) if command_kind(wire) in LEFT_OPEN else wire for wire in wires]
+            payload = encode_payload(self.lessor.clock(boottime), wires)
             try:
                 index, term = self.raft.propose(payload)
             except (NotLeader, TooManyRequests) as error:
                 probe(f"proposal refused: {type(error).__name__}")
                 self.refused_entries += 1
-                self.proposals.give_back(own)
+                proposals.give_back(own)
                 return [*replies, *(self.refuse(forward) for forward in forwards)]
             self._proposed.append(index)
             self.proposed_entries += 1
-            self.proposals.placed(own, index, term)
+            if own:
+                proposals.placed(own, index, term)
             for forward in forwards:
                 message = Message(
                     FORWARD_REPLY,
@@ -456,26 +459,24 @@ class Replica:
         return replies
 
     def _choose(self, wire: bytes) -> bytes:
-        """Values that a command leaves open are chosen here, once, by the leader (S21)."""
-        kind = command_kind(wire)
-        if kind == Kind.SESSION_OPEN:
+        """A value that a command leaves open is chosen here, once, by the leader (S21)."""
+        if command_kind(wire) == Kind.SESSION_OPEN:
             return with_chosen(wire, self._rng.randrange(1, 1 << 63))
-        if kind != Kind.LEASE_GRANT:
-            return wire
         return with_chosen(wire, self.group << LEASE_GROUP_SHIFT | self._rng.randrange(1, 1 << LEASE_GROUP_SHIFT))
 
     def _take_forwards(self) -> list[Forward]:
         """Forwards for one entry; each stays whole."""
         count = size = taken = 0
         for forward in self._forwards:
-            count += len(forward.commands)
-            size += forward.size
-            if taken and (count > MAX_ENTRY_COMMANDS or size > MAX_ENTRY_BYTES):
+            commands = len(forward.commands)
+            if taken and (count + commands > MAX_ENTRY_COMMANDS or size + forward.size > MAX_ENTRY_BYTES):
                 break
+            count += commands
+            size += forward.size
             taken += 1
         forwards, self._forwards = self._forwards[:taken], self._forwards[taken:]
-        self._forwarded -= sum(len(forward.commands) for forward in forwards)
-        self._writes.give(sum(forward.size for forward in forwards))
+        self._forwarded -= count
+        self._writes.give(size)
         return forwards
 
     def _drop_forwards(self) -> list[Forward]:

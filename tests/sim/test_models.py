@@ -9,7 +9,7 @@ import pytest
 
 from nebuladb.ids import BatchId, GroupId
 from nebuladb.kv.answer import KeyValue
-from nebuladb.node.frame import Address, Envelope, encode_frame
+from nebuladb.node.frame import Address, Envelope
 from nebuladb.raft import HardState, Message, MessageType
 from nebuladb.raft.entry import encode_entry
 from nebuladb.sim.board import Board
@@ -25,6 +25,7 @@ from nebuladb.sim.scheduler import Scheduler
 from nebuladb.sim.trace import Trace
 from nebuladb.sim.violation import Violation
 from nebuladb.storage.log_batch import GroupWrite, LogBatch
+from tests.unit.node.wire import encode_frame
 
 GROUP = GroupId(1)
 

@@ -17,13 +17,13 @@ from hypothesis import strategies as st
 from nebuladb.errors import Corruption, IdentityError, InvariantViolation
 from nebuladb.kv.command import Command, Kind
 from nebuladb.node.entry import command_kind, decode_payload, encode_command, encode_payload, with_chosen
-from nebuladb.node.frame import Address, Envelope, HostMessageType, encode_frame
+from nebuladb.node.frame import Address, Envelope, HostMessageType
 from nebuladb.node.identity import Founder, Founding, Identity, initial_cluster_hash
 from nebuladb.node.record import NodeRecord, NodeState
 from nebuladb.node.registry import GroupState, RegistryRow, first_row
 from nebuladb.raft import Configuration, Message, MessageType
 from nebuladb.raft.entry import Entry, EntryKind, decode_entry, encode_entry
-from tests.unit.node.wire import decode_frame
+from tests.unit.node.wire import decode_frame, encode_frame
 
 U16 = st.integers(0, 2**16 - 1)
 U32 = st.integers(0, 2**32 - 1)

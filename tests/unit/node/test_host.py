@@ -8,13 +8,13 @@ from nebuladb.errors import NotLeader, Outcome, UnknownOutcome
 from nebuladb.kv.answer import Answer
 from nebuladb.node import batches
 from nebuladb.node import host as host_module
-from nebuladb.node.frame import Address, HostMessageType, encode_frame
+from nebuladb.node.frame import Address, HostMessageType
 from nebuladb.node.host import EXPIRE_TICKS
 from nebuladb.node.replica import MAX_ENTRIES_IN_FLIGHT
 from nebuladb.node.tail import TailLimits
 from nebuladb.raft import StateRole
 from tests.unit.node.boxes import CLUSTER, GROUP, Box, Boxes
-from tests.unit.node.wire import decode_frame
+from tests.unit.node.wire import decode_frame, encode_frame
 
 
 def led() -> tuple[Boxes, Box, Box, Box]:

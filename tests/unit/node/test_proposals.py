@@ -118,7 +118,7 @@ def test_a_foreign_reply_is_void(number: int, node: int) -> None:
     proposals = filled(1)
     proposals.sent(take(proposals), 1, LEADER)
     assert proposals.replied(number, node, 6, 3, refused=True, applied=9) == []
-    assert not proposals.waiting
+    assert not proposals.queue
     assert told(proposals.lost(LEADER)) == {1: "UnknownOutcome"}
 
 
@@ -127,7 +127,7 @@ def test_a_repeated_reply_is_void() -> None:
     proposals.sent(take(proposals), 1, LEADER)
     proposals.replied(1, LEADER, 6, 3, refused=False, applied=0)
     assert proposals.replied(1, LEADER, 6, 3, refused=True, applied=0) == []
-    assert not proposals.waiting
+    assert not proposals.queue
 
 
 def test_past_the_deadline_what_never_left_failed_and_the_rest_is_unknown() -> None:
@@ -143,7 +143,7 @@ def test_past_the_deadline_what_never_left_failed_and_the_rest_is_unknown() -> N
     assert proposals.expire(99) == []
     assert told(proposals.expire(250)) == {1: "UnknownOutcome", 2: "UnknownOutcome"}
     assert told(proposals.expire(300)) == {3: "NoLeader"}
-    assert not proposals.waiting
+    assert not proposals.queue
     assert proposals.applied(5, [(1, Answer(2))]) == []
 
 
@@ -170,7 +170,7 @@ def test_without_a_leader_what_never_left_fails_before_its_deadline_and_nothing_
     outcomes = proposals.expire(0, leaderless=True)
     assert told(outcomes) == {3: "NoLeader", 4: "NoLeader"}
     assert all(isinstance(error, NebulaError) and error.outcome is Outcome.FAILED for _, error in outcomes)
-    assert not proposals.waiting
+    assert not proposals.queue
     assert proposals.forwards == 1
     assert told(proposals.applied(5, [(1, Answer(2)), (2, Answer(2))])) == {1: "Answer", 2: "Answer"}
 
@@ -193,7 +193,7 @@ def test_the_end_of_a_replica_tells_everyone() -> None:
     assert isinstance(outcomes[1], UnknownOutcome)
     assert isinstance(outcomes[2], Unavailable)
     assert len(proposals) == 0
-    assert not proposals.waiting
+    assert not proposals.queue
 
 
 def test_taking_is_bounded_by_count_and_bytes_but_takes_one() -> None:
@@ -310,18 +310,18 @@ class TheLog(RuleBasedStateMachine):
             self.issued += 1
             self.proposals.add(request(self.issued, self.now + patience))
 
-    @precondition(lambda self: self.proposals.waiting)
+    @precondition(lambda self: bool(self.proposals.queue or self.proposals.control_queue))
     @rule()
     def propose(self) -> None:
         taken = self.proposals.take(2, 10_000)
         self.proposals.placed(taken, self.append([p.request.request for p in taken]), self.term)
 
-    @precondition(lambda self: self.proposals.waiting)
+    @precondition(lambda self: bool(self.proposals.queue or self.proposals.control_queue))
     @rule()
     def give_back(self) -> None:
         self.proposals.give_back(self.proposals.take(2, 10_000))
 
-    @precondition(lambda self: self.proposals.waiting)
+    @precondition(lambda self: bool(self.proposals.queue or self.proposals.control_queue))
     @rule()
     def forward(self) -> None:
         taken = self.proposals.take(2, 10_000)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import struct
+from collections.abc import Sequence
 
-from nebuladb.node.frame import Address, Envelope, decode_messages, frame_address
+from nebuladb.node import frame as frames
+from nebuladb.node.frame import ADDRESS, Address, Envelope
 from nebuladb.pb.nebula.v1 import kv_pb2
 
 
@@ -14,6 +16,12 @@ def put_request(key: bytes, value: bytes) -> bytes:
 
 
 def decode_frame(frame: bytes) -> tuple[Address, list[Envelope]]:
-    """All of a frame; raises as `decode_messages`."""
-    envelopes = decode_messages(frame)
-    return Address(*struct.unpack(">5Q", frame_address(frame))), envelopes
+    """All of a frame but its status; raises as the package's own."""
+    _, envelopes = frames.decode_frame(frame)
+    return Address(*struct.unpack(">5Q", frame[ADDRESS])), envelopes
+
+
+def encode_frame(address: bytes, envelopes: Sequence[Envelope]) -> bytes:
+    """What fits into one frame."""
+    [frame] = frames.encode_frames(address, envelopes)
+    return frame
