@@ -261,7 +261,8 @@ class Host:
             replica.lessor.changed(change.lease, change.expires, change.renewal)
         replica.slice_applied(applied.index, applied.configuration)
         self._output.answers += replica.proposals.applied(applied.index, applied.answers)
-        self._output.reads += replica.reads.applied(applied.index)
+        if replica.reads.awaited:
+            self._output.reads += replica.reads.applied(applied.index)
         self.stepped[group] = None
         if replica.waits or replica.raft.commit > applied.index or applied.configuration:
             self._dirty[group] = None
@@ -392,8 +393,7 @@ class Host:
         self.stepped = dirty
         replicas, batches = self.replicas, self.batches
         for group in dirty:
-            replica = replicas.get(group)
-            if replica is None:
+            if (replica := replicas.get(group)) is None:
                 continue
             if batches.gathering is not None and batches.full and not replica.urgent:
                 probe("log batch full")

@@ -28,7 +28,8 @@ class Reads:
         self.queue: _Batch = []
         """Those that no round is asked for yet; for others to look whether there are any."""
         self._rounds: dict[int, _Batch] = {}
-        self._confirmed: list[tuple[int, _Batch]] = []
+        self.awaited: list[tuple[int, _Batch]] = []
+        """Confirmed, with the index that is to be applied first; likewise."""
         self._count = 0
 
     def __len__(self) -> int:
@@ -61,30 +62,28 @@ class Reads:
             return []
         if index <= applied:
             return self._serve(batch)
-        self._confirmed.append((index, batch))
+        self.awaited.append((index, batch))
         return []
 
     def applied(self, index: int) -> ReadOutcomes:
         """Everything confirmed at or below `index` is ready."""
-        if not self._confirmed:
-            return []
         ready: ReadOutcomes = []
         waiting = []
-        for needed, batch in self._confirmed:
+        for needed, batch in self.awaited:
             if needed <= index:
                 ready += self._serve(batch)
             else:
                 waiting.append((needed, batch))
-        self._confirmed = waiting
+        self.awaited = waiting
         return ready
 
     def give_up(self, index: int) -> ReadOutcomes:
         """Those confirmed above `index` fail: what they wait for isn't taken here, for want of space."""
-        given_up = [request for needed, batch in self._confirmed if needed > index for request, _ in batch]
+        given_up = [request for needed, batch in self.awaited if needed > index for request, _ in batch]
         if not given_up:
             return []
         probe("read refused for want of space")
-        self._confirmed = [confirmed for confirmed in self._confirmed if confirmed[0] <= index]
+        self.awaited = [confirmed for confirmed in self.awaited if confirmed[0] <= index]
         self._count -= len(given_up)
         return [(request, Unavailable(FULL)) for request in given_up]
 
@@ -100,7 +99,7 @@ class Reads:
 
         self.queue = keep(self.queue)
         self._rounds = {context: kept for context, batch in self._rounds.items() if (kept := keep(batch))}
-        self._confirmed = [(index, kept) for index, batch in self._confirmed if (kept := keep(batch))]
+        self.awaited = [(index, kept) for index, batch in self.awaited if (kept := keep(batch))]
         self._count -= len(late)
         return late
 
