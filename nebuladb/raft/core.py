@@ -9,11 +9,11 @@ from nebuladb.errors import NotLeader, invariant
 from nebuladb.raft.confchange import Change
 from nebuladb.raft.configuration import Configuration
 from nebuladb.raft.election import TRANSFER, Election
-from nebuladb.raft.entry import CONFIGURATION, Entry
+from nebuladb.raft.entry import CONFIGURATION, NORMAL, Entry
 from nebuladb.raft.following import Following
 from nebuladb.raft.log import RaftLog
 from nebuladb.raft.membership import Membership
-from nebuladb.raft.message import APPEND, APPEND_REPLY, HEARTBEAT, HEARTBEAT_REPLY, Message, MessageType
+from nebuladb.raft.message import APPEND_REPLY, HEARTBEAT_REPLY, LEADERS_OWN, Message, MessageType
 from nebuladb.raft.outbox import Outbox
 from nebuladb.raft.quorum import VoteResult
 from nebuladb.raft.reads import ForwardedReads, LeaderReads
@@ -23,7 +23,7 @@ from nebuladb.raft.state import CANDIDATE, FOLLOWER, LEADER, PRE_CANDIDATE, Conf
 from nebuladb.raft.transfer import Transfer
 
 
-class Raft:
+class Raft(State):
     """See the package's docstring for what the caller owes it.
 
     Invariants, checked where they could break and by `check`: one leader a term; a leader only appends; what is
@@ -31,8 +31,8 @@ class Raft:
     """
 
     __slots__ = (
-        "_config", "_election", "_following", "_forwarded", "_handlers", "_idle", "_log", "_outbox", "_quiet", "_reads",
-        "_replication", "_saved", "_state", "_transfer", "membership",
+        "_config", "_election", "_forwarded", "_handlers", "_idle", "_outbox", "_reads", "_replication", "_saved",
+        "_tracker", "_transfer", "log", "membership",
     )  # fmt: skip
 
     def __init__(
@@ -48,30 +48,31 @@ class Raft:
 
         Raises `InvariantViolation` if these contradict each other: something durable was lost (S15).
         """
+        super().__init__(config.replica, hard_state.term, hard_state.vote, durable_term=hard_state.term)
         self._config = config
-        self._state = State(config.replica, hard_state.term, hard_state.vote, hard_state.term)
         self._saved = (hard_state.term, hard_state.vote)
-        self._log = RaftLog(log, hard_state.commit, applied)
-        self._outbox = Outbox(self._state)
-        self._replication = Replication(config, self._state, self._log, self._outbox)
-        self._replication.tracker.configure(configuration, self._log.last + 1)
-        self.membership = Membership(self._state, self._log, self._replication)
+        self.log = RaftLog(log, hard_state.commit, applied)
+        """Its log: what of it is durable, committed and applied. To be looked at only."""
+        self._outbox = Outbox(self)
+        self._replication = Replication(config, self, self.log, self._outbox)
+        self._tracker = self._replication.tracker
+        self._tracker.configure(configuration, self.log.last + 1)
+        self.membership = Membership(self, self.log, self._replication)
         """What a leader knows of its members and their changes."""
-        self._following = Following(self._state, self._log, self._outbox)
-        self._election = Election(config, self._state, self._log, self._outbox, self._replication.tracker, rng)
-        self._reads = LeaderReads(self._state, self._log, self._outbox, self._replication)
-        self._forwarded = ForwardedReads(self._state, self._outbox, config.heartbeat_ticks)
-        self._transfer = Transfer(self._state, self._log, self._outbox, self._replication)
-        self._quiet = False
+        following = Following(self, self.log, self._outbox)
+        self._election = Election(config, self, self.log, self._outbox, self._tracker, rng)
+        self._reads = LeaderReads(self, self.log, self._outbox, self._replication)
+        self._forwarded = ForwardedReads(self, self._outbox, config.heartbeat_ticks)
+        self._transfer = Transfer(self, self.log, self._outbox, self._replication)
         self._idle = 0  # a leader's ticks without anything to do
         self._handlers: dict[int, Callable[[Message], None]] = {
             MessageType.PRE_VOTE: self._election.on_request,
             MessageType.PRE_VOTE_REPLY: self._on_vote_reply,
             MessageType.VOTE: self._election.on_request,
             MessageType.VOTE_REPLY: self._on_vote_reply,
-            MessageType.APPEND: self._on_append,
-            MessageType.APPEND_REPLY: self._on_append_reply,
-            MessageType.HEARTBEAT: self._on_heartbeat,
+            MessageType.APPEND: following.on_append,
+            MessageType.APPEND_REPLY: self._replication.on_append_reply,
+            MessageType.HEARTBEAT: following.on_heartbeat,
             MessageType.HEARTBEAT_REPLY: self._on_heartbeat_reply,
             MessageType.READ_INDEX: self._on_read_index,
             MessageType.READ_INDEX_REPLY: self._forwarded.on_reply,
@@ -82,81 +83,42 @@ class Raft:
     # What it knows.
 
     @property
-    def replica(self) -> int:
-        """Our own replica id."""
-        return self._state.replica
-
-    @property
-    def role(self) -> StateRole:
-        """Our role in `term`."""
-        return self._state.role
-
-    @property
-    def leader(self) -> int:
-        """Replica id of the leader of `term` as far as we know, else 0."""
-        return self._state.leader
-
-    @property
-    def term(self) -> int:
-        """The current term."""
-        return self._state.term
-
-    @property
-    def vote(self) -> int:
-        """Replica id that has our vote in `term`, else 0."""
-        return self._state.vote
-
-    @property
     def commit(self) -> int:
         """Last index known to be committed; possibly not durable here."""
-        return self._log.commit
+        return self.log.commit
 
     @property
     def applied(self) -> int:
         """Last index that the caller reported as applied."""
-        return self._log.applied
+        return self.log.applied
 
     @property
     def last_index(self) -> int:
         """Index of the log's last entry."""
-        return self._log.last
+        return self.log.last
 
     @property
     def last_term(self) -> int:
         """Term of the log's last entry."""
-        return self._log.last_term
+        return self.log.last_term
 
     @property
     def durable_index(self) -> int:
         """The log is durable here up to this index."""
-        return self._log.durable
-
-    @property
-    def floor(self) -> int:
-        """No replica of the group will be sent entries up to here, as far as we know; for the cut (S6)."""
-        return self._state.floor
+        return self.log.durable
 
     @property
     def configuration(self) -> Configuration:
         """The configuration in force."""
-        return self._replication.tracker.configuration
+        return self._tracker.configuration
 
     @property
     def stirs(self) -> bool:
         """Whether `ready` may have something."""
-        state = self._state
-        leads = state.role is LEADER and (self._reads.any or self._replication.unsent())
-        return leads or bool(self._outbox) or self._log.untaken or self._saved != (state.term, state.vote)
-
-    @property
-    def quiet(self) -> bool:
-        """Whether no time passes here until `wake` (S11)."""
-        return self._quiet
-
-    @property
-    def transferee(self) -> int:
-        """Replica that leadership is being handed to, else 0."""
-        return self._transfer.to
+        log = self.log
+        if self._outbox or log.taken != log.last or self._saved != (self.term, self.vote):
+            return True
+        return self.role is LEADER and bool(self._reads.waiting or self._reads.running or self._replication.unsent())
 
     @property
     def uncommitted_bytes(self) -> int:
@@ -165,24 +127,23 @@ class Raft:
 
     def release(self, index: int) -> None:
         """On a leader: the log up to `index`, if committed, is kept for nobody. Who lacks it then gets a snapshot."""
-        self._state.floor = max(self._state.floor, min(index, self._log.commit))
+        self.floor = max(self.floor, min(index, self.log.commit))
 
     def active_voters(self) -> list[int]:
         """On a leader, the voters heard from in the running check-quorum period (or before it rests), ascending."""
-        tracker = self._replication.tracker
+        tracker = self._tracker
         peers = tracker.peers if self.role is LEADER else ()
-        return [replica for replica, peer in peers if (peer.active or self._quiet) and tracker.votes(replica)]
+        return [replica for replica, peer in peers if (peer.active or self.quiet) and tracker.votes(replica)]
 
     def check(self) -> None:
         """Raise `InvariantViolation` unless the invariants hold."""
-        state = self._state
-        self._log.check()
-        invariant(state.term >= self._saved[0], f"the term went back from {self._saved[0]} to {state.term}")
-        invariant(state.durable_term <= state.term, "a later term than ours is durable")
-        invariant((state.role is LEADER) == (state.leader == state.replica), "leader in name only")
-        if state.role is LEADER:
-            invariant(state.vote == state.replica, "a leader that didn't vote for itself")
-            self._replication.tracker.check(self._log.last)
+        self.log.check()
+        invariant(self.term >= self._saved[0], f"the term went back from {self._saved[0]} to {self.term}")
+        invariant(self.durable_term <= self.term, "a later term than ours is durable")
+        invariant((self.role is LEADER) == (self.leader == self.replica), "leader in name only")
+        if self.role is LEADER:
+            invariant(self.vote == self.replica, "a leader that didn't vote for itself")
+            self._tracker.check(self.log.last)
 
     # What the caller asks for.
 
@@ -192,13 +153,13 @@ class Raft:
         Raises `NotLeader` (with the leader's replica id, 0 also while leadership is handed over) or `TooManyRequests`;
         then the entry certainly was not appended.
         """
-        self._leads_on()
-        return self._replication.propose(payload)
+        self._leads(on=True)
+        return self._replication.append(NORMAL, payload)
 
     def propose_change(self, changes: Iterable[Change]) -> tuple[int, int]:
         """Likewise, the entry that changes the group's members: with more than one voter changed by way of a joint
         configuration, which the leader leaves by itself. Raises `ChangeRefused` or `InvalidArgument`, too."""
-        self._leads_on()
+        self._leads(on=True)
         return self.membership.propose(changes)
 
     def snapshot_finished(self, replica: int, index: int) -> None:
@@ -208,9 +169,9 @@ class Raft:
     def read_index(self, nonce: int, context: int) -> None:
         """Ask for a linearizable read; exactly one `ReadState` with (nonce, context) follows in a Ready, maybe a failed
         one. `nonce` is random for a process, `context` never repeats in it."""
-        if self._state.role is LEADER:
+        if self.role is LEADER:
             self.wake()
-            self._reads.add(self._state.replica, nonce, context)
+            self._reads.add(self.replica, nonce, context)
         else:
             self._forwarded.add(nonce, context)
 
@@ -223,12 +184,12 @@ class Raft:
 
     def step_down(self) -> None:
         """Lead no more, in this term; followers will elect another."""
-        if self._state.role is LEADER:
-            self._become_follower(self._state.term, 0)
+        if self.role is LEADER:
+            self._become_follower(self.term, 0)
 
     def campaign(self, *, transfer: bool = False) -> None:
         """Stand for election now. `transfer`: because the leader asked for it, hence without a pre-vote."""
-        if self._state.role is LEADER or not self._promotable() or self._log.change_unapplied():
+        if self.role is LEADER or not self._promotable() or self.log.change_unapplied():
             return  # a committed configuration may count by another majority than ours (S4)
         if self._config.pre_vote and not transfer:
             self._become_pre_candidate()
@@ -239,69 +200,81 @@ class Raft:
         """On a leader: fall quiet, if nothing has happened for `rest_ticks` and every replica has the whole log. One
         heartbeat tells the others; who misses it will ask for votes, which wakes us. Returns `quiet`. A quiet group
         must be woken when the leader's node goes silent, or on the leader any other's (S11)."""
-        busy = self._state.role is not LEADER or self._transfer.to or self._reads.any
-        if not (busy or self._quiet or self._idle < self._config.rest_ticks) and self._replication.settled():
-            self._quiet = True
+        busy = self.role is not LEADER or self.transferee or self._reads.waiting or self._reads.running
+        if not (busy or self.quiet or self._idle < self._config.rest_ticks) and self._replication.settled():
+            self.quiet = True
             self._replication.broadcast_heartbeat(0, timed=True, hint=REST)
-        return self._quiet
+        return self.quiet
 
     def wake(self) -> None:
         """Time passes again: a leader sends heartbeats, a follower waits for them."""
         self._idle = 0
-        if self._quiet:
-            self._quiet = False
+        if self.quiet:
+            self.quiet = False
             self._election.restart()
             self._replication.elapsed = self._config.heartbeat_ticks
 
     def tick(self) -> None:
         """One tick of time has passed."""
-        if self._state.role is LEADER:
-            if not self._quiet:
+        if self.role is LEADER:
+            if not self.quiet:
                 self._tick_leader()
             return
         self._forwarded.tick()
-        if not self._quiet and self._election.tick():
+        if not self.quiet and self._election.tick():
             if self._promotable():
                 self.campaign()
             else:
-                self._become_follower(self._state.term, 0)
-                self._election.campaign(MessageType.PRE_VOTE, self._state.term, 0)
+                self._become_follower(self.term, 0)
+                self._election.campaign(MessageType.PRE_VOTE, self.term, 0)
 
     def step(self, message: Message) -> None:
         """Take a message. Lost, repeated, late or reordered ones do no harm."""
-        state, kind, term = self._state, message.type, message.term
+        kind, term = message.type, message.term
         handler = self._handlers.get(kind)
-        if handler is None or message.receiver != state.replica:
+        if handler is None or message.receiver != self.replica:
             probe("message not for this replica")
             return
-        if kind != HEARTBEAT_REPLY:
+        if kind != HEARTBEAT_REPLY and (self.quiet or self._idle):
             self.wake()  # also for a vote that we won't give: its sender misses a leader
-        if term > state.term:
+        if term > self.term:
             if kind in (MessageType.VOTE, MessageType.PRE_VOTE) and message.hint != TRANSFER and self._election.loyal():
                 return
             # A pre-vote asks, or was granted, for a term that nobody has entered yet.
             granted = kind == MessageType.PRE_VOTE_REPLY and not message.reject
             if kind != MessageType.PRE_VOTE and not granted:
                 self._become_follower(term, 0)
-        elif term < state.term:
+        elif term < self.term:
             self._on_stale(message)
             return
+        if kind in LEADERS_OWN:
+            if self.leader != message.sender or self.role is not FOLLOWER:
+                self._follow(message.sender)
+            self._election.elapsed = 0
+            self.floor = max(self.floor, message.floor)
         handler(message)
+        if kind == APPEND_REPLY and self.transferee == message.sender:
+            self._transfer.hand_over()
 
     def ready(self) -> Ready | None:
         """What is to be made durable, sent and answered since the last call; None if there is nothing."""
-        state, log, outbox = self._state, self._log, self._outbox
-        if state.role is LEADER:
-            self._reads.begin()
+        log, outbox = self.log, self._outbox
+        if self.role is LEADER:
+            if self._reads.waiting:
+                self._reads.begin()
             self._replication.send_appends()
-        entries, hard_state, mark = log.take(), None, None
-        if entries or self._saved != (state.term, state.vote):
-            hard_state = HardState(state.term, state.vote, log.commit)
-            mark = DurableMark(state.term, state.vote, log.last, log.last_term)
-            self._saved = (state.term, state.vote)
+        entries: list[Entry] = []
+        hard_state = mark = None
+        if log.taken != log.last or self._saved != (self.term, self.vote):
+            entries = log.take()
+            hard_state = HardState(self.term, self.vote, log.commit)
+            mark = DurableMark(self.term, self.vote, log.last, log.last_term)
+            self._saved = (self.term, self.vote)
         elif not outbox:
             return None
-        return Ready(hard_state, entries, mark, *outbox.take())
+        ready = Ready(hard_state, entries, mark, outbox.messages, outbox.held, outbox.reads, outbox.snapshots)
+        outbox.messages, outbox.held, outbox.reads, outbox.snapshots = [], [], [], []
+        return ready
 
     def durable(self, mark: DurableMark) -> None:
         """The batch with `mark` is durable, and so are all before it.
@@ -309,22 +282,21 @@ class Raft:
         A mark of an earlier term is void: its entries may have been overwritten and come back since, with the last of
         these writes still under way (S2). The Ready that brought the new term has a mark for the same entries.
         """
-        state = self._state
-        if mark.term != state.term:
-            invariant(mark.term < state.term, f"durable in term {mark.term}, which is later than ours, {state.term}")
+        if mark.term != self.term:
+            invariant(mark.term < self.term, f"durable in term {mark.term}, which is later than ours, {self.term}")
             probe("durable mark of an earlier term")
             return
-        state.durable_term = mark.term
-        if self._log.made_durable(mark.index, mark.log_term) and state.role is LEADER:
+        self.durable_term = mark.term
+        if self.log.made_durable(mark.index, mark.log_term) and self.role is LEADER:
             self._replication.own_durable()
-        if state.role is CANDIDATE and mark.vote == state.replica:
-            self._tally(self._election.count(state.replica, True))
+        if self.role is CANDIDATE and mark.vote == self.replica:
+            self._tally(self._election.count(self.replica, True))
 
     def committed_entries(self, after: int, max_bytes: int) -> list[Entry]:
         """Entries behind `after` that are committed and durable here (S1), at least one if there is any, in order.
         A configuration is the last of them, for it takes effect before the next entry (S4)."""
-        high = min(self._log.commit, self._log.durable)
-        entries = self._log.slice(after + 1, high, max_bytes) if high > after else []
+        high = min(self.log.commit, self.log.durable)
+        entries = self.log.slice(after + 1, high, max_bytes) if high > after else []
         for position, entry in enumerate(entries, 1):
             if entry.kind == CONFIGURATION:
                 return entries[:position]
@@ -332,79 +304,71 @@ class Raft:
 
     def applied_to(self, index: int, configuration: Configuration | None = None) -> None:
         """Everything up to `index` was applied; that entry brought `configuration`, if one is given: it is in force."""
-        self._log.applied_to(index)
+        self.log.applied_to(index)
         if configuration is not None:
             self._reconfigure(configuration)
-        if self._state.role is LEADER and not self._transfer.to:
+        if self._tracker.configuration.auto_leave and self.role is LEADER and not self.transferee:
             self.membership.leave()
 
     def cut(self, index: int) -> None:
         """The log up to `index` was cut, or is about to be: the core won't ask for it again. S6 is the caller's."""
-        self._log.cut(index)
+        self.log.cut(index)
 
     # Transitions.
 
-    def _leads_on(self) -> None:
-        """Raise `NotLeader` unless we lead and mean to go on."""
-        self._leads()
-        if self._transfer.to:
-            raise NotLeader(f"replica {self._state.replica} is handing leadership over")
-
-    def _leads(self) -> None:
-        """Raise `NotLeader` unless we lead; what is asked of a leader wakes the group."""
-        state = self._state
-        if state.role is not LEADER:
-            raise NotLeader(f"replica {state.replica} does not lead its group", leader=state.leader)
-        self.wake()
+    def _leads(self, *, on: bool = False) -> None:
+        """Raise `NotLeader` unless we lead, and mean to lead `on`; what is asked of a leader wakes the group."""
+        if self.role is not LEADER:
+            raise NotLeader(f"replica {self.replica} does not lead its group", leader=self.leader)
+        if self.quiet or self._idle:
+            self.wake()
+        if on and self.transferee:
+            raise NotLeader(f"replica {self.replica} is handing leadership over")
 
     def _reconfigure(self, configuration: Configuration) -> None:
         """Take what was applied. Who votes no more leads no more (thesis §4.2.2)."""
-        state, tracker = self._state, self._replication.tracker
-        tracker.configure(configuration, self._log.last)  # a newcomer is probed with the last entry, at once
-        if state.role is not FOLLOWER and not tracker.votes(state.replica):
+        tracker = self._tracker
+        tracker.configure(configuration, self.log.last)  # a newcomer is probed with the last entry, at once
+        if self.role is not FOLLOWER and not tracker.votes(self.replica):
             probe("leader or candidate votes no more")
-            self._become_follower(state.term, 0)
-        elif state.role is LEADER:
+            self._become_follower(self.term, 0)
+        elif self.role is LEADER:
             for part in (self._transfer, self.membership, self._replication, self._reads):
                 part.reconfigured()
 
     def _promotable(self) -> bool:
-        return self._config.campaigns and self._replication.tracker.votes(self._state.replica)
+        return self._config.campaigns and self._tracker.votes(self.replica)
 
     def _leave(self, role: StateRole, leader: int) -> None:
         """Enter `role`: reads that asked the former leader fail, and a transfer ends."""
-        state = self._state
-        if state.role is LEADER:
+        if self.role is LEADER:
             self._reads.fail()
         self._forwarded.fail()
-        self._transfer.to = self._idle = 0
-        self._quiet = False
-        state.role, state.leader = role, leader
+        self.transferee = self._idle = 0
+        self.quiet = False
+        self.role, self.leader = role, leader
 
     def _become_follower(self, term: int, leader: int) -> None:
-        state = self._state
-        invariant(term >= state.term, f"the term went back from {state.term} to {term}")
+        invariant(term >= self.term, f"the term went back from {self.term} to {term}")
         self._leave(FOLLOWER, leader)
-        if term > state.term:
-            state.term, state.vote = term, 0
+        if term > self.term:
+            self.term, self.vote = term, 0
         self._election.restart()
 
     def _become_pre_candidate(self) -> None:
         """Ask whether an election could be won, before a new term disturbs anybody (thesis §9.6)."""
-        state = self._state
         self._leave(PRE_CANDIDATE, 0)
-        self._election.campaign(MessageType.PRE_VOTE, state.term + 1, 0)
-        self._tally(self._election.count(state.replica, True))
+        self._election.campaign(MessageType.PRE_VOTE, self.term + 1, 0)
+        self._tally(self._election.count(self.replica, True))
 
     def _become_candidate(self, hint: int) -> None:
         """Enter a new term and vote for ourselves; that vote counts once it is durable (S3)."""
-        state = self._state
         self._leave(CANDIDATE, 0)
-        state.term, state.vote = state.term + 1, state.replica
-        self._election.campaign(MessageType.VOTE, state.term, hint)
+        self.term, self.vote = self.term + 1, self.replica
+        self._election.campaign(MessageType.VOTE, self.term, hint)
 
     def _become_leader(self) -> None:
-        self._leave(LEADER, self._state.replica)
+        self._leave(LEADER, self.replica)
         self._election.restart()
         self._replication.start()
         self.membership.start()
@@ -412,12 +376,12 @@ class Raft:
     def _tally(self, result: VoteResult) -> None:
         """Go on as the vote says."""
         if result is VoteResult.WON:
-            if self._state.role is PRE_CANDIDATE:
+            if self.role is PRE_CANDIDATE:
                 self._become_candidate(0)
             else:
                 self._become_leader()
         elif result is VoteResult.LOST:
-            self._become_follower(self._state.term, 0)
+            self._become_follower(self.term, 0)
 
     def _tick_leader(self) -> None:
         election, config = self._election, self._config
@@ -427,9 +391,9 @@ class Raft:
             election.elapsed = 0
             self._transfer.give_up()
             self.membership.leave()  # a joint configuration that came into force meanwhile
-            if not self._replication.tracker.quorum_active() and config.check_quorum:
+            if not self._tracker.quorum_active() and config.check_quorum:
                 probe("leader without quorum steps down")
-                self._become_follower(self._state.term, 0)
+                self._become_follower(self.term, 0)
                 return
         self._replication.elapsed += 1
         if self._replication.elapsed >= config.heartbeat_ticks:
@@ -441,58 +405,39 @@ class Raft:
 
     def _on_stale(self, message: Message) -> None:
         """A message of an earlier term: whoever leads or stands in it must learn of ours (paper §5.1)."""
-        kind, state = message.type, self._state
+        kind = message.type
         if kind in (MessageType.VOTE, MessageType.PRE_VOTE):
             self._election.refuse(message)
-        elif kind in (APPEND, HEARTBEAT):
+        elif kind in LEADERS_OWN:
             # Without this answer a replica that was in an election by itself could neither follow nor be heard.
-            self._outbox.send(Message(APPEND_REPLY, state.replica, message.sender, state.term, reject=True))
+            self._outbox.send(Message(APPEND_REPLY, self.replica, message.sender, self.term, reject=True))
 
-    def _follow(self, message: Message) -> None:
-        """An append or heartbeat: its sender leads our term."""
-        state, leader = self._state, message.sender
-        if state.leader != leader or state.role is not FOLLOWER:
-            invariant(state.role is not LEADER, f"replica {leader} leads term {state.term} beside us")
-            invariant(state.leader in (0, leader), f"replicas {state.leader} and {leader} both lead term {state.term}")
-            self._become_follower(state.term, leader)
-        self._election.elapsed = 0
-        state.floor = max(state.floor, message.floor)
-
-    def _on_append(self, message: Message) -> None:
-        self._follow(message)
-        self._following.on_append(message)
-
-    def _on_heartbeat(self, message: Message) -> None:
-        self._follow(message)
-        if self._following.on_heartbeat(message):
-            self._quiet = True
-
-    def _on_append_reply(self, message: Message) -> None:
-        if self._state.role is LEADER:
-            self._replication.on_append_reply(message)
-            if self._transfer.to == message.sender:
-                self._transfer.hand_over()
+    def _follow(self, leader: int) -> None:
+        """Somebody leads our term whom we have not followed in it yet."""
+        invariant(self.role is not LEADER, f"replica {leader} leads term {self.term} beside us")
+        invariant(self.leader in (0, leader), f"replicas {self.leader} and {leader} both lead term {self.term}")
+        self._become_follower(self.term, leader)
 
     def _on_heartbeat_reply(self, message: Message) -> None:
-        if self._state.role is LEADER:
+        if self.role is LEADER:
             self._replication.on_heartbeat_reply(message)
             self._reads.on_heartbeat_reply(message)
 
     def _on_vote_reply(self, message: Message) -> None:
-        state, granted = self._state, not message.reject
+        granted = not message.reject
         pre = message.type == MessageType.PRE_VOTE_REPLY
         stands = PRE_CANDIDATE if pre else CANDIDATE
-        if state.role is stands and message.term == state.term + (pre and granted):
+        if self.role is stands and message.term == self.term + (pre and granted):
             self._tally(self._election.count(message.sender, granted))
 
     def _on_read_index(self, message: Message) -> None:
-        if self._state.role is LEADER:
+        if self.role is LEADER:
             self._reads.add(message.sender, message.nonce, message.context)
         else:
             self._forwarded.refuse(message)
 
     def _on_timeout_now(self, message: Message) -> None:
         """The leader wants us to succeed it (thesis §3.10)."""
-        if self._state.role is FOLLOWER:
+        if self.role is FOLLOWER:
             probe("campaign by transfer")
             self.campaign(transfer=True)

@@ -26,7 +26,7 @@ class Following:
         if index < log.commit:
             # An old append. What is committed is the leader's log as well, so this says more than it asked for.
             self._outbox.acknowledge(message.sender, log.commit)
-        elif not log.matches(index, message.log_term):
+        elif not (log.start <= index <= log.last and log.term(index) == message.log_term):
             hint, hint_term = log.find_conflict_by_term(index, message.log_term)
             state = self._state
             self._outbox.send(
@@ -45,8 +45,8 @@ class Following:
             if entries or message.hint != TOLD:
                 self._outbox.acknowledge(message.sender, index)
 
-    def on_heartbeat(self, message: Message) -> bool:
-        """Answer it, unless it is the last one for a while: returns whether the group rests now (S11).
+    def on_heartbeat(self, message: Message) -> None:
+        """Answer it, unless it is the last one for a while: then the group rests (S11).
 
         The leader names no more than we acknowledged to it. If our log ends below that, we lost what we promised to
         keep: `commit_to` raises, for such a replica may neither vote nor acknowledge any more (S15).
@@ -54,6 +54,6 @@ class Following:
         state = self._state
         self._log.commit_to(message.commit)
         if message.hint == REST and self._log.last == message.commit:
-            return True
+            state.quiet = True
+            return
         self._outbox.send(Message(HEARTBEAT_REPLY, state.replica, message.sender, state.term, context=message.context))
-        return False

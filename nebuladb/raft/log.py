@@ -1,17 +1,14 @@
-"""A replica's log: what is durable behind a `LogReader`, and in memory what isn't yet, and the recent rest."""
+"""A replica's log: what is durable behind a `LogReader`, and in memory what isn't durable, committed or applied yet."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final
 
 from nebuladb.env import probe
 from nebuladb.errors import InvariantViolation, invariant
 from nebuladb.raft.entry import CONFIGURATION, Entry
 from nebuladb.raft.ready import LogReader
-
-LOG_CACHE_BYTES: Final = 0
-"""Records of committed, durable entries that stay here: none, for the log store keeps the recent entries of all groups
-under one bound (``storage.log_reader``), and so many bytes a group would have none where groups are many."""
 
 CONFLICT_SCAN: Final = 4096
 """Entries that the search for a conflicting term walks back at most; a longer conflict takes more than one round."""
@@ -29,26 +26,28 @@ FORGOTTEN: Final = (
 class RaftLog:
     """Invariants: start <= commit <= last, applied <= commit, durable <= last; what is committed never changes.
 
-    Every entry above `durable` is in memory. The caller writes entries in the order that `take` returns them.
+    Every entry above `durable` or `commit` that came since the start is in memory. What is committed and durable leaves
+    it when it is applied, or when more comes: the log store keeps the recent entries of all groups under one bound
+    (``storage.log_reader``). The caller writes entries in the order that `take` returns them.
     """
 
     __slots__ = (
-        "_cached_after", "_changes", "_entries", "_reader", "_size", "_taken", "_unscanned",
-        "applied", "cache_bytes", "commit", "durable", "last", "last_term", "start", "start_term",
+        "_cached_after", "_cached_term", "_changes", "_entries", "_reader", "_unscanned",
+        "applied", "commit", "durable", "last", "last_term", "start", "start_term", "taken",
     )  # fmt: skip
 
-    def __init__(self, reader: LogReader, commit: int, applied: int, cache_bytes: int = LOG_CACHE_BYTES) -> None:
+    def __init__(self, reader: LogReader, commit: int, applied: int) -> None:
         self._reader = reader
-        self.cache_bytes = cache_bytes
         self.start, self.start_term = reader.start()
         self.last, self.last_term = reader.last()
         self.commit = max(commit, applied, self.start)
         self.applied = applied
         self.durable = self.last
-        self._taken = self.last  # the entries up to here were handed out to be written
+        self.taken = self.last
+        """The entries up to here were handed out to be written."""
         self._entries: list[Entry] = []
-        self._cached_after = self.last  # `_entries` are those after this index
-        self._size = 0
+        self._cached_after = self.last  # `_entries` are those after this index, whose entry has the term
+        self._cached_term = self.last_term
         self._changes: list[int] = []  # configurations among the entries that came since the start
         self._unscanned = self.last  # those before came earlier, and nobody has looked yet
         if self.commit > self.last:
@@ -60,14 +59,17 @@ class RaftLog:
         invariant(self.start <= self.applied, f"applied {self.applied} lies before the log's start {self.start}")
         invariant(self.applied <= self.commit, f"applied {self.applied} beyond commit {self.commit}")
         invariant(self.commit <= self.last, f"commit {self.commit} beyond the log's last index {self.last}")
-        invariant(self.durable <= self._taken <= self.last, f"durable {self.durable} beyond {self._taken}, {self.last}")
+        invariant(self.durable <= self.taken <= self.last, f"durable {self.durable} beyond {self.taken}, {self.last}")
         invariant(self._cached_after <= self.durable, "an entry that isn't durable left the memory")
+        invariant(self.applied <= self._cached_after, "an applied entry is still in memory")
         invariant(self._cached_after + len(self._entries) == self.last, "the entries in memory don't end the log")
 
     def term(self, index: int) -> int:
         """Term of the entry at `index`, start <= index <= last."""
         if index == self.last:
             return self.last_term
+        if index == self._cached_after:
+            return self._cached_term
         position = index - self._cached_after - 1
         if position >= 0 and index < self.last:
             return self._entries[position].term
@@ -75,10 +77,6 @@ class RaftLog:
             return self.start_term
         invariant(self.start < index < self.last, f"term of {index} asked of a log of {self.start} to {self.last}")
         return self._reader.term(index)
-
-    def matches(self, index: int, term: int) -> bool:
-        """Whether the log holds an entry of `term` at `index`."""
-        return self.start <= index <= self.last and self.term(index) == term
 
     def covers(self, index: int, term: int) -> bool:
         """Whether a log that ends with (`index`, `term`) is at least as up to date as this one (paper §5.4.1)."""
@@ -102,14 +100,15 @@ class RaftLog:
 
     def append(self, entry: Entry) -> None:
         """Append the next entry: a leader's own way (it never overwrites, paper §5.3)."""
+        if self._entries:
+            self._evict(min(self.commit, self.durable))
         self._entries.append(entry)
-        self._size += len(entry.record)
         if entry.kind == CONFIGURATION:
             self._changes.append(entry.index)
         self.last = entry.index
         self.last_term = entry.term
 
-    def splice(self, entries: list[Entry]) -> None:
+    def splice(self, entries: Sequence[Entry]) -> None:
         """Make the log hold `entries`, which follow an entry that matches; cut it only where it conflicts with them.
 
         (An append that overtook a later one must not take away what the later one brought.)
@@ -120,13 +119,14 @@ class RaftLog:
                 return
             if entries[0].index <= self.last:
                 self._truncate(entries[0].index)
+        if self._entries:
+            self._evict(min(self.commit, self.durable))
         self._entries.extend(entries)
-        self._size += sum(len(entry.record) for entry in entries)
         self._changes += [entry.index for entry in entries if entry.kind == CONFIGURATION]
         self.last = entries[-1].index
         self.last_term = entries[-1].term
 
-    def _missing(self, entries: list[Entry]) -> list[Entry]:
+    def _missing(self, entries: Sequence[Entry]) -> Sequence[Entry]:
         for position, entry in enumerate(entries):
             if entry.index > self.last or self.term(entry.index) != entry.term:
                 return entries[position:]
@@ -139,36 +139,26 @@ class RaftLog:
         self.last = index - 1
         position = self.last - self._cached_after
         if position >= 0:
-            self._size -= sum(len(entry.record) for entry in self._entries[position:])
             del self._entries[position:]
         else:
             self._entries.clear()
-            self._size = 0
-            self._cached_after = self.last
-        self._taken = min(self._taken, self.last)
+            self._cached_after, self._cached_term = self.last, self.last_term
+        self.taken = min(self.taken, self.last)
         self.durable = min(self.durable, self.last)
         self._changes = [change for change in self._changes if change <= self.last]
         self._unscanned = min(self._unscanned, self.last)
 
-    @property
-    def untaken(self) -> bool:
-        """Whether there are entries that `take` would return."""
-        return self._taken != self.last
-
     def take(self) -> list[Entry]:
         """Entries that are to be written and weren't taken yet."""
-        if self._taken == self.last:
-            return []
-        entries = self._entries[self._taken - self._cached_after :]
-        self._taken = self.last
+        entries = self._entries[self.taken - self._cached_after :]
+        self.taken = self.last
         return entries
 
     def made_durable(self, index: int, term: int) -> bool:
         """The log is durable up to (`index`, `term`), unless that was overwritten since (S2). Returns if it's news."""
-        if index <= self.durable or index > self._taken or self.term(index) != term:
+        if index <= self.durable or index > self.taken or self.term(index) != term:
             return False
         self.durable = index
-        self._evict()
         return True
 
     def commit_to(self, index: int) -> bool:
@@ -178,7 +168,6 @@ class RaftLog:
         if index > self.last:
             raise self._forgot(index)
         self.commit = index
-        self._evict()
         return True
 
     def _forgot(self, index: int) -> InvariantViolation:
@@ -194,6 +183,8 @@ class RaftLog:
             where = f"committed {self.commit}, durable {self.durable}, applied {self.applied}"
             raise InvariantViolation(f"{index} was applied, but {where}")
         self.applied = index
+        if self._entries:
+            self._evict(index)
         if self._changes and self._changes[0] <= index:
             self._changes = [change for change in self._changes if change > index]
 
@@ -220,15 +211,17 @@ class RaftLog:
         invariant(index <= self.applied, f"cut at {index}, applied is {self.applied}")
         self.start_term = self.term(index)
         self.start = index
-        if index > self._cached_after:
-            self._drop(index - self._cached_after)
 
     def slice(self, low: int, high: int, max_bytes: int) -> list[Entry]:
-        """Entries low..high, both included: at least one, then as many as fit in `max_bytes` and lie together."""
+        """Entries low..high, both included: at least one, then as many as fit in `max_bytes` and are committed and
+        durable, or aren't, as the first is."""
         after = self._cached_after
+        settled = max(after, min(self.commit, self.durable))
+        if low <= settled:
+            high = min(high, settled)
         if low <= after:
             invariant(low > self.start, f"entry {low} was cut; the log starts at {self.start}")
-            return self._reader.entries(low, min(high, after) + 1, max_bytes)
+            return self._reader.entries(low, high + 1, max_bytes)
         entries = self._entries[low - after - 1 : high - after]
         room = max_bytes
         for position, entry in enumerate(entries):
@@ -240,23 +233,13 @@ class RaftLog:
     def size(self, low: int, high: int) -> int:
         """Bytes of the records low..high, both included, all of which are in memory."""
         after = self._cached_after
-        invariant(low > after, "an uncommitted entry is not in memory")
-        return sum(len(entry.record) for entry in self._entries[low - after - 1 : high - after])
+        if low <= after:
+            raise InvariantViolation(f"entry {low}, uncommitted, is not in memory")
+        return sum([len(entry.record) for entry in self._entries[low - after - 1 : high - after]])
 
-    def _evict(self) -> None:
-        """Keep the memory within its bound; with one, a quarter at a time, for each costs a move of what stays."""
-        if self._size <= self.cache_bytes:
-            return
-        allowed = min(self.commit, self.durable) - self._cached_after
-        excess = self._size - self.cache_bytes * 3 // 4
-        count = 0
-        while count < allowed and excess > 0:
-            excess -= len(self._entries[count].record)
-            count += 1
-        if count:
-            self._drop(count)
-
-    def _drop(self, count: int) -> None:
-        self._size -= sum(len(entry.record) for entry in self._entries[:count])
-        del self._entries[:count]
-        self._cached_after += count
+    def _evict(self, index: int) -> None:
+        """The entries up to `index`, which are committed and durable, may leave the memory."""
+        count = index - self._cached_after
+        if count > 0:
+            self._cached_after, self._cached_term = index, self._entries[count - 1].term
+            del self._entries[:count]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from enum import IntEnum
 from typing import Final
 
@@ -34,6 +35,8 @@ HEARTBEAT_REPLY: Final = MessageType.HEARTBEAT_REPLY
 READ_INDEX: Final = MessageType.READ_INDEX
 READ_INDEX_REPLY: Final = MessageType.READ_INDEX_REPLY
 """The frequent ones (see `LEADER`)."""
+LEADERS_OWN: Final = (APPEND, HEARTBEAT)
+"""Only the leader of their term sends these."""
 REPLIES: Final = (APPEND_REPLY, HEARTBEAT_REPLY)
 """Of them, what a leader hears all the time, mostly without anything that follows from it (`Raft.stirs`)."""
 
@@ -64,4 +67,4 @@ class Message:
     hint: int = 0
     nonce: int = 0
     context: int = 0
-    entries: list[Entry] = field(default_factory=list)
+    entries: Sequence[Entry] = ()

@@ -64,9 +64,3 @@ class Outbox:
 
     def __bool__(self) -> bool:
         return bool(self.messages or self.held or self.reads or self.snapshots)
-
-    def take(self) -> tuple[list[Message], list[Message], list[ReadState], list[int]]:
-        """Empty the outbox."""
-        taken = self.messages, self.held, self.reads, self.snapshots
-        self.messages, self.held, self.reads, self.snapshots = [], [], [], []
-        return taken

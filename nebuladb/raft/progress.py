@@ -21,57 +21,27 @@ SNAPSHOT: Final = ProgressState.SNAPSHOT
 """See `LEADER`."""
 
 
-class Inflights:
-    """Appends on their way, bounded by count and by bytes; the last one that is let in may exceed the bytes."""
-
-    __slots__ = ("_sent", "max_bytes", "max_count", "size")
-
-    def __init__(self, max_count: int, max_bytes: int) -> None:
-        self.max_count = max_count
-        self.max_bytes = max_bytes
-        self.size = 0
-        """Bytes of entries that are on their way."""
-        self._sent: deque[tuple[int, int]] = deque()
-
-    def __len__(self) -> int:
-        return len(self._sent)
-
-    def full(self) -> bool:
-        """Whether nothing more may be sent now."""
-        return len(self._sent) >= self.max_count or self.size >= self.max_bytes
-
-    def add(self, last: int, size: int) -> None:
-        """An append was sent that ends at index `last` and holds `size` bytes."""
-        self._sent.append((last, size))
-        self.size += size
-
-    def free(self, index: int) -> None:
-        """Everything up to `index` has arrived."""
-        sent = self._sent
-        while sent and sent[0][0] <= index:
-            self.size -= sent.popleft()[1]
-
-    def clear(self) -> None:
-        """Forget all."""
-        self._sent.clear()
-        self.size = 0
-
-
 class Progress:
     """One replica as its leader sees it. Invariant: match < next."""
 
     __slots__ = (
-        "_round", "_seen", "active", "caught_up", "inflights", "match", "next", "paused", "pending_snapshot",
-        "sent_commit", "stalled", "state", "was_active",
+        "_inflights", "_max_bytes", "_max_count", "_round", "_seen", "active", "caught_up", "inflight_bytes", "match",
+        "next", "paused", "pending_snapshot", "sent_commit", "stalled", "state", "was_active",
     )  # fmt: skip
 
-    def __init__(self, following: int, inflights: Inflights) -> None:
+    def __init__(self, following: int, max_count: int, max_bytes: int) -> None:
+        """`following`: see `next`. Appends on their way to it are bounded by count and by bytes of entries; the last
+        one that is let in may exceed the bytes."""
         self.match = 0
         """Last index that this replica is known to hold durably."""
         self.next = following
         """Index of the next entry to send."""
         self.state: ProgressState = PROBE
-        self.inflights = inflights
+        self._inflights: deque[tuple[int, int]] = deque()  # (last index, bytes of entries) of each append on its way
+        self._max_count = max_count
+        self._max_bytes = max_bytes
+        self.inflight_bytes = 0
+        """Of entries that are on their way."""
         self.active = False
         """Heard from since the last check of the quorum."""
         self.was_active = False
@@ -79,7 +49,8 @@ class Progress:
         self.caught_up = False
         """It took what the log held within an election timeout, so that its vote wouldn't stop the group (S13)."""
         self.paused = False
-        """PROBE: an append is out, and the next waits for its answer, or for a heartbeat to say that it was lost."""
+        """No entry may be sent to it now. PROBE: an append is out, and the next waits for its answer, or for a
+        heartbeat to say that it was lost; REPLICATE: as much is on its way as may be; SNAPSHOT: always."""
         self.pending_snapshot = 0
         self.sent_commit = 0
         """Highest commit index that it was told."""
@@ -92,12 +63,6 @@ class Progress:
     def lives(self) -> bool:
         """Whether it was heard from in this period or the one before."""
         return self.active or self.was_active
-
-    def blocked(self) -> bool:
-        """Whether no entry may be sent to it now."""
-        if self.state is REPLICATE:
-            return self.inflights.full()
-        return self.state is SNAPSHOT or self.paused
 
     def unproven(self) -> bool:
         """Whether it is taken to hold what a snapshot brought and hasn't said so: it is asked, even if nothing new is
@@ -114,7 +79,9 @@ class Progress:
             self.paused = True
         elif size:
             self.next = last + 1
-            self.inflights.add(last, size)
+            self._inflights.append((last, size))
+            self.inflight_bytes += size
+            self.paused = len(self._inflights) >= self._max_count or self.inflight_bytes >= self._max_bytes
 
     def acknowledged(self, index: int) -> bool:
         """It holds the log up to `index`. Returns whether that is news. Repeated and late calls change nothing."""
@@ -123,10 +90,13 @@ class Progress:
         news = index > self.match
         self.match = index
         self.next = max(self.next, index + 1)
-        if self.state is PROBE or (self.state is SNAPSHOT and index >= self.pending_snapshot):
+        if self.state is REPLICATE:
+            sent = self._inflights
+            while sent and sent[0][0] <= index:
+                self.inflight_bytes -= sent.popleft()[1]
+            self.paused = len(sent) >= self._max_count or self.inflight_bytes >= self._max_bytes
+        elif self.state is PROBE or index >= self.pending_snapshot:
             self.become_replicate()
-        else:
-            self.inflights.free(index)
         return news
 
     def rejected(self, index: int, hint: int) -> bool:
@@ -184,7 +154,9 @@ class Progress:
 
     def _become(self, state: ProgressState) -> None:
         self.state = state
-        self.paused = self.stalled = False
+        self.paused = state is SNAPSHOT
+        self.stalled = False
         self.pending_snapshot = 0
         self._seen = -1
-        self.inflights.clear()
+        self._inflights.clear()
+        self.inflight_bytes = 0

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from enum import Enum
 from typing import Final
 
 from nebuladb.raft.configuration import Configuration
+from nebuladb.raft.progress import Progress
 
 UNBOUNDED: Final = 2**64 - 1
 """What the empty set of voters has committed: everything, so that it doesn't hold back the other half of a joint
@@ -25,20 +26,20 @@ WON: Final = VoteResult.WON
 """See `LEADER`."""
 
 
-def majority_committed(voters: tuple[int, ...], match: Callable[[int], int]) -> int:
-    """The highest index that a majority of `voters` holds; `match` gives each one's, 0 where it isn't known."""
+def majority_committed(voters: tuple[int, ...], progress: Mapping[int, Progress]) -> int:
+    """The highest index that a majority of `voters` holds, each of which has its `progress`."""
     if not voters:
         return UNBOUNDED
-    indexes = [match(voter) for voter in voters]
+    indexes = [progress[voter].match for voter in voters]
     indexes.sort()
     return indexes[(len(indexes) - 1) // 2]
 
 
-def committed(configuration: Configuration, match: Callable[[int], int]) -> int:
+def committed(configuration: Configuration, progress: Mapping[int, Progress]) -> int:
     """The highest index that every majority of `configuration` holds."""
-    index = majority_committed(configuration.voters, match)
+    index = majority_committed(configuration.voters, progress)
     if configuration.outgoing:
-        index = min(index, majority_committed(configuration.outgoing, match))
+        index = min(index, majority_committed(configuration.outgoing, progress))
     return index
 
 

@@ -28,7 +28,7 @@ class LeaderReads:
     next leader may have committed a write in between.)
     """
 
-    __slots__ = ("_acks", "_index", "_log", "_outbox", "_replication", "_round", "_running", "_state", "_waiting")
+    __slots__ = ("_acks", "_index", "_log", "_outbox", "_replication", "_round", "_state", "running", "waiting")
 
     def __init__(self, state: State, log: RaftLog, outbox: Outbox, replication: Replication) -> None:
         self._state = state
@@ -38,18 +38,15 @@ class LeaderReads:
         self._round = 0  # never repeats in this process's life, as the term can't be led by another process of ours
         self._index = 0
         self._acks: dict[int, bool] = {}
-        self._running: dict[tuple[int, int, int], None] = {}
-        self._waiting: dict[tuple[int, int, int], None] = {}
+        self.running: dict[tuple[int, int, int], None] = {}
+        """Reads of the round under way: (replica that asked, nonce, context)."""
+        self.waiting: dict[tuple[int, int, int], None] = {}
+        """Those that wait for the next."""
 
     @property
     def context(self) -> int:
         """The round under way, which heartbeats carry; 0 if there is none."""
-        return self._round if self._running else 0
-
-    @property
-    def any(self) -> bool:
-        """Whether a read waits for a round, or for the end of one."""
-        return bool(self._running or self._waiting)
+        return self._round if self.running else 0
 
     def add(self, requester: int, nonce: int, context: int) -> None:
         """A replica's read arrived. A repeated one is answered once or twice, rightly each time.
@@ -60,17 +57,17 @@ class LeaderReads:
         state = self._state
         if requester != state.replica and self._settled and self._confirmed({state.replica: True, requester: True}):
             self._answer(requester, nonce, context, self._log.commit)
-        elif len(self._waiting) >= MAX_WAITING_READS:
+        elif len(self.waiting) >= MAX_WAITING_READS:
             probe("too many reads")
             self._answer(requester, nonce, context, FAILED)
         else:
-            self._waiting[requester, nonce, context] = None
+            self.waiting[requester, nonce, context] = None
 
     def begin(self) -> None:
         """Start a round for the reads that wait, unless one is under way or our term has committed nothing yet."""
-        if not self._waiting or self._running or not self._settled:
+        if not self.waiting or self.running or not self._settled:
             return
-        self._running, self._waiting = self._waiting, {}
+        self.running, self.waiting = self.waiting, {}
         self._round += 1
         self._index = self._log.commit
         self._acks = {self._state.replica: True}
@@ -85,7 +82,7 @@ class LeaderReads:
 
     def reconfigured(self) -> None:
         """Other replicas decide now: those that have answered may be enough."""
-        if self._running:
+        if self.running:
             self._finish()
 
     @property
@@ -102,7 +99,7 @@ class LeaderReads:
         """Answer the round's reads if a quorum has confirmed it."""
         if not self._confirmed(self._acks):
             return False
-        running, self._running = self._running, {}
+        running, self.running = self.running, {}
         for requester, nonce, context in running:
             self._answer(requester, nonce, context, self._index)
         return True
@@ -122,7 +119,7 @@ class LeaderReads:
     def fail(self) -> None:
         """We don't lead any more. Other replicas' reads fail there, when they hear of the new term or ask again."""
         own = self._state.replica
-        for reads in (self._running, self._waiting):
+        for reads in (self.running, self.waiting):
             for requester, nonce, context in reads:
                 if requester == own:
                     self._outbox.answer_read(nonce, context, FAILED)

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final
 
 from nebuladb.env import probe
 from nebuladb.errors import InvariantViolation, TooManyRequests
-from nebuladb.raft.entry import ENTRY_HEADER, NORMAL, EntryKind, encode_entry
+from nebuladb.raft.entry import ENTRY_HEADER, NORMAL, Entry, EntryKind, encode_entry
 from nebuladb.raft.log import FORGOTTEN, RaftLog
 from nebuladb.raft.message import APPEND, HEARTBEAT, Message
 from nebuladb.raft.outbox import Outbox
 from nebuladb.raft.progress import PROBE, REPLICATE, SNAPSHOT, Progress
-from nebuladb.raft.state import Config, State
+from nebuladb.raft.quorum import committed
+from nebuladb.raft.state import LEADER, Config, State
 from nebuladb.raft.tracker import ProgressTracker
 
 REST: Final = 1
@@ -52,15 +54,12 @@ class Replication:
         self.append(NORMAL, b"")
         self.own_durable()
 
-    def propose(self, payload: bytes) -> tuple[int, int]:
-        """Append an entry; returns its (index, term). Raises `TooManyRequests` if too much is uncommitted already."""
-        size = self.uncommitted + ENTRY_HEADER + len(payload)
-        if size > self._config.max_uncommitted_bytes and self.uncommitted:
-            raise TooManyRequests("too many bytes of proposals wait for a majority")
-        return self.append(NORMAL, payload)
-
     def append(self, kind: EntryKind, payload: bytes) -> tuple[int, int]:
-        """Append an entry whatever is uncommitted: a change of members must get through when writes don't."""
+        """Append an entry; returns its (index, term). Raises `TooManyRequests` if too much is uncommitted already; a
+        change of members gets through even then."""
+        size = self.uncommitted + ENTRY_HEADER + len(payload)
+        if size > self._config.max_uncommitted_bytes and self.uncommitted and kind == NORMAL:
+            raise TooManyRequests("too many bytes of proposals wait for a majority")
         log, term = self._log, self._state.term
         entry = encode_entry(log.last + 1, term, kind, payload)
         log.append(entry)
@@ -82,7 +81,7 @@ class Replication:
     def _advance_commit(self) -> None:
         """Commit what a quorum holds, if it is of our own term (paper §5.4.2, figure 8)."""
         log = self._log
-        index = self.tracker.committed()
+        index = committed(self.tracker.configuration, self.tracker.progress)
         if index > log.commit and index >= self.first_own:
             self.uncommitted -= log.size(max(log.commit + 1, self.first_own), index)
             log.commit_to(index)
@@ -91,9 +90,11 @@ class Replication:
         """Whether `send_appends` would send anything."""
         last, commit = self._log.last, self._log.commit
         for _, progress in self.tracker.peers:
-            if progress.next <= last and not progress.blocked():
+            if progress.next <= last and not progress.paused:
                 return True
-            if progress.unproven() or progress.untold(commit):
+            if progress.sent_commit < commit and progress.untold(commit):
+                return True
+            if progress.state is PROBE and progress.unproven():
                 return True
         return False
 
@@ -102,7 +103,7 @@ class Replication:
         log = self._log
         last, commit = log.last, log.commit
         for replica, progress in self.tracker.peers:
-            while progress.next <= last and not progress.blocked():
+            while progress.next <= last and not progress.paused:
                 if not self._send(replica, progress, with_entries=True):
                     break
             if progress.sent_commit < commit and progress.untold(commit):
@@ -121,7 +122,8 @@ class Replication:
                 progress.become_snapshot(log.start)
                 self._outbox.snapshots.append(replica)
             return False
-        last, size, entries = previous, 0, []
+        last, size = previous, 0
+        entries: Sequence[Entry] = ()
         if with_entries:
             entries = log.slice(progress.next, log.last, self._config.max_append_bytes)
             last = entries[-1].index
@@ -195,9 +197,9 @@ class Replication:
             self._send(message.sender, progress, with_entries=False)
 
     def on_append_reply(self, message: Message) -> None:
-        """A peer took an append, or refused it."""
+        """A peer took an append, or refused it. What holds no more than is committed changes nothing about that."""
         progress = self.tracker.progress.get(message.sender)
-        if progress is None:
+        if progress is None or self._state.role is not LEADER:
             return
         progress.active = True
         log = self._log
@@ -216,5 +218,5 @@ class Replication:
                 f"acknowledged. {FORGOTTEN}: stop it, and run `nebula-cli member replace` with its name; if the others "
                 "have no leader then, `nebulad recover` the one of the highest indexes"
             )
-        if progress.acknowledged(message.index):
+        if progress.acknowledged(message.index) and message.index > log.commit:
             self._advance_commit()

@@ -62,18 +62,27 @@ class Config:
             raise ConfigurationError("a limit of Raft's must be positive")
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class State:
-    """Term, vote and role. Changed by `Raft`'s transitions alone, but for a vote that `Election` grants."""
+    """Where a replica stands: the base of `Raft`, and all that its parts see of it. Changed by `Raft`'s transitions
+    alone, but for a vote that `Election` grants, a leader's `floor` and `transferee`, and a follower's rest."""
 
     replica: int
+    """Our own replica id."""
     term: int
+    """The current term."""
     vote: int
+    """Replica id that has our vote in `term`, else 0."""
     durable_term: int
     """The latest term that is known to be durable here; below `term` while that is on its way to disk."""
     role: StateRole = FOLLOWER
+    """Our role in `term`."""
     leader: int = 0
-    """Who leads `term` as far as we know, or 0."""
+    """Replica id of the leader of `term` as far as we know, else 0."""
     floor: int = 0
-    """Index that every replica of the group holds durably, as far as we know, or for which none is waited; never goes
-    back (S6)."""
+    """Index that every replica of the group holds durably, as far as we know, or for which none is waited: none will be
+    sent entries up to here. Never goes back (S6)."""
+    quiet: bool = False
+    """Whether no time passes here until `wake` (S11)."""
+    transferee: int = 0
+    """On a leader: the replica that leadership is being handed to, else 0; meanwhile nothing is proposed."""

@@ -5,8 +5,8 @@ from __future__ import annotations
 from nebuladb.errors import invariant
 from nebuladb.raft.confchange import check, replicas
 from nebuladb.raft.configuration import Configuration
-from nebuladb.raft.progress import Inflights, Progress
-from nebuladb.raft.quorum import WON, committed, vote_result
+from nebuladb.raft.progress import Progress
+from nebuladb.raft.quorum import WON, vote_result
 
 
 class ProgressTracker:
@@ -29,7 +29,7 @@ class ProgressTracker:
         self.configuration = check(configuration)
         known = self.progress
         self.progress = {
-            replica: known.get(replica) or Progress(max(following, 1), Inflights(self._max_count, self._max_bytes))
+            replica: known.get(replica) or Progress(max(following, 1), self._max_count, self._max_bytes)
             for replica in replicas(configuration)
         }
         self.peers = tuple(item for item in self.progress.items() if item[0] != self.replica)
@@ -46,14 +46,6 @@ class ProgressTracker:
     def votes(self, replica: int) -> bool:
         """Whether `replica` is a voter, of either half."""
         return replica in self.configuration.voters or replica in self.configuration.outgoing
-
-    def match(self, replica: int) -> int:
-        """The index that `replica` is known to hold."""
-        return self.progress[replica].match
-
-    def committed(self) -> int:
-        """The highest index that a quorum holds."""
-        return committed(self.configuration, self.match)
 
     def lowest_match(self) -> int:
         """The index that every replica, learners included, is known to hold."""

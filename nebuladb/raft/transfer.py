@@ -12,38 +12,36 @@ from nebuladb.raft.state import State
 
 
 class Transfer:
-    """A leader's: while `to` is not 0, nothing is proposed, so that the successor's log can become as long as ours."""
+    """A leader's: while there is a transferee, nothing is proposed, so that its log can become as long as ours."""
 
-    __slots__ = ("_log", "_outbox", "_replication", "_state", "to")
+    __slots__ = ("_log", "_outbox", "_replication", "_state")
 
     def __init__(self, state: State, log: RaftLog, outbox: Outbox, replication: Replication) -> None:
         self._state = state
         self._log = log
         self._outbox = outbox
         self._replication = replication
-        self.to = 0
-        """The successor, if there is to be one."""
 
     def begin(self, to: int) -> None:
         """Make `to` the successor. Raises `InvalidArgument` if it can't lead."""
         if to == self._state.replica or not self._replication.tracker.votes(to):
             raise InvalidArgument(f"replica {to} is not another voter of the group")
-        self.to = to
+        self._state.transferee = to
         self.hand_over()
 
     def give_up(self) -> None:
         """It took too long: lead on."""
-        if self.to:
+        if self._state.transferee:
             probe("leadership transfer given up")
-            self.to = 0
+            self._state.transferee = 0
 
     def reconfigured(self) -> None:
         """Other replicas vote now."""
-        if self.to and not self._replication.tracker.votes(self.to):
-            self.to = 0
+        if self._state.transferee and not self._replication.tracker.votes(self._state.transferee):
+            self._state.transferee = 0
 
     def hand_over(self) -> None:
         """Tell the successor to campaign at once, if there is one and it has our whole log."""
-        state, to = self._state, self.to
-        if to and self._replication.tracker.match(to) == self._log.last:
+        state, to = self._state, self._state.transferee
+        if to and self._replication.tracker.progress[to].match == self._log.last:
             self._outbox.send(Message(MessageType.TIMEOUT_NOW, state.replica, to, state.term))

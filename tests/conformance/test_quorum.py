@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from nebuladb.raft.configuration import Configuration
+from nebuladb.raft.progress import Progress
 from nebuladb.raft.quorum import UNBOUNDED, VoteResult, committed, majority_committed, majority_vote, vote_result
 
 SHARED = Path(os.environ.get("NEBULA_SHARED", Path(__file__).parents[3] / "shared"))
@@ -62,12 +63,14 @@ def test_quorum_case(command: str, expected: list[str]) -> None:
             assert majority_vote(voters, votes) is result
     else:
         assert command.startswith("committed")
-        match = {r: int(value) for r, value in spread(given.get("idx", []), voters, outgoing).items()}
+        progress = {replica: Progress(1, 1, 1) for replica in (*voters, *outgoing)}
+        for replica, value in spread(given.get("idx", []), voters, outgoing).items():
+            progress[replica].match = int(value)
         index = UNBOUNDED if expected[-1].endswith("∞") else int(expected[-1])
-        assert committed(configuration, lambda replica: match.get(replica, 0)) == index
-        assert committed(Configuration(outgoing, voters), lambda replica: match.get(replica, 0)) == index
+        assert committed(configuration, progress) == index
+        assert committed(Configuration(outgoing, voters), progress) == index
         if not outgoing:
-            assert majority_committed(voters, lambda replica: match.get(replica, 0)) == index
+            assert majority_committed(voters, progress) == index
 
 
 @pytest.mark.skipif(not CASES, reason=f"no conformance data at {DATA}; set NEBULA_SHARED")

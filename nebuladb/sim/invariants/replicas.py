@@ -97,8 +97,8 @@ class Replicas:
                 continue
             # Their fields, and not the properties that tell them: this runs for every group that a turn has stepped.
             raft, store = replica.raft, data.store
-            state, log, stored = raft._state, raft._log, store._state
-            picture = (state.role, state.term, log.commit, log.last, replica.log.last(), stored.index)
+            log, stored = raft.log, store._state
+            picture = (raft.role, raft.term, log.commit, log.last, replica.log.last(), stored.index)
             seen = known.get(group)
             if seen is None:
                 seen = known[group] = _Seen(index=stored.index)

@@ -49,19 +49,39 @@ def test_commit_and_applied_keep_within_their_bounds() -> None:
             wrong()
 
 
-def test_the_memory_keeps_to_its_bound_and_the_rest_is_read_back() -> None:
-    disk = Disk()
-    log = RaftLog(disk, 0, 0, cache_bytes=1000)
+def log_of_a_leader(disk: Disk) -> RaftLog:
+    """A hundred entries, written but not durable."""
+    log = RaftLog(disk, 0, 0)
     for index in range(1, 101):
-        log.append(entry(index, 1, b"x" * 26))  # records of 50 bytes
-    assert log._size == 5000, "what isn't durable can't be anywhere else"
+        log.append(entry(index, 1, b"x" * 26))
     disk.log.extend(log.take())
+    return log
+
+
+def test_what_is_applied_leaves_the_memory_and_is_read_back() -> None:
+    disk = Disk()
+    log = log_of_a_leader(disk)
     log.made_durable(100, 1)
-    assert log._size == 5000, "what isn't committed may have to be counted, and is bounded by the leader"
-    log.commit_to(100)
-    assert 500 < log._size <= 1000
+    log.commit_to(90)
+    assert len(log._entries) == 100, "what isn't applied is asked for soon"
+    log.applied_to(80)
+    assert len(log._entries) == 20
     assert log.slice(50, 100, BIG)[0].index == 50
-    assert log.term(3) == 1
+    assert (log.term(3), log.term(80), log.term(81)) == (1, 1, 1)
+    log.check()
+
+
+def test_the_memory_has_a_bound_whatever_is_applied() -> None:
+    log = log_of_a_leader(Disk())
+    log.commit_to(95)
+    log.append(entry(101, 1))
+    assert len(log._entries) == 101, "what isn't durable can't be anywhere else"
+    log.made_durable(97, 1)
+    log.splice([entry(102, 1)])
+    assert len(log._entries) == 7, "the log store has what is committed and durable"
+    log.made_durable(100, 1)
+    log.append(entry(103, 1))
+    assert len(log._entries) == 8, "what isn't committed may have to be counted, and is bounded by the leader"
     log.check()
 
 
@@ -78,6 +98,7 @@ STEPS = st.lists(
         st.tuples(st.just("overwrite"), st.integers(0, 6), st.integers(0, 4)),
         st.tuples(st.just("write"), st.integers(0, 3)),
         st.tuples(st.just("commit"), st.integers(0, 5)),
+        st.tuples(st.just("apply"), st.integers(0, 5)),
         st.tuples(st.just("cut"), st.integers(0, 5)),
     ),
     max_size=40,
@@ -88,7 +109,7 @@ STEPS = st.lists(
 @given(STEPS)
 def test_the_log_is_a_list_whatever_is_in_memory(steps: list[tuple[str, int] | tuple[str, int, int]]) -> None:
     disk = Disk()
-    log = RaftLog(disk, 0, 0, cache_bytes=120)
+    log = RaftLog(disk, 0, 0)
     model: list[Entry] = []
     term = 1
     for what, number, *more in steps:
@@ -110,7 +131,8 @@ def test_the_log_is_a_list_whatever_is_in_memory(steps: list[tuple[str, int] | t
             log.made_durable(index, log.term(index))
         elif what == "commit":
             log.commit_to(min(log.commit + number, log.last))
-            log.applied_to(max(log.applied, min(log.commit, log.durable)))
+        elif what == "apply":
+            log.applied_to(max(log.applied, min(log.commit, log.durable, log.applied + number)))
         else:
             index = min(log.start + number, log.applied)
             log.cut(index)
@@ -123,4 +145,3 @@ def test_the_log_is_a_list_whatever_is_in_memory(steps: list[tuple[str, int] | t
         while log.start + len(read) < log.last:
             read.extend(log.slice(log.start + len(read) + 1, log.last, 100))
         assert read == model[log.start :]
-        assert log._size == sum(len(e.record) for e in log._entries)

@@ -35,5 +35,5 @@ def test_who_has_all_entries_is_told_the_commit_index_and_asked_nothing() -> Non
     told = [message for message in leader.take() if message.type == T.APPEND]
     assert {message.receiver for message in told} == {2, 3}
     assert all(
-        (message.index, message.commit, message.hint, message.entries) == (last, last, TOLD, []) for message in told
+        (message.index, message.commit, message.hint, message.entries) == (last, last, TOLD, ()) for message in told
     )

@@ -11,40 +11,22 @@ from hypothesis import strategies as st
 from nebuladb.errors import InvalidArgument, InvariantViolation
 from nebuladb.raft import Configuration
 from nebuladb.raft.confchange import Change, Changer, ChangeType, check
-from nebuladb.raft.progress import Inflights, Progress, ProgressState
+from nebuladb.raft.progress import Progress, ProgressState
 from nebuladb.raft.quorum import VoteResult, committed, vote_result
 from nebuladb.raft.tracker import ProgressTracker
 
 
-def progress(following: int = 5) -> Progress:
-    return Progress(following, Inflights(3, 100))
-
-
-class TestInflights:
-    def test_bounded_by_count(self) -> None:
-        inflights = Inflights(2, 100)
-        inflights.add(1, 10)
-        assert not inflights.full()
-        inflights.add(2, 10)
-        assert inflights.full()
-        inflights.free(1)
-        assert (len(inflights), inflights.size, inflights.full()) == (1, 10, False)
-
-    def test_bounded_by_bytes(self) -> None:
-        inflights = Inflights(9, 100)
-        inflights.add(1, 500)
-        assert inflights.full()
-        inflights.free(1)
-        assert (inflights.size, inflights.full()) == (0, False)
+def progress(following: int = 5, max_count: int = 3, max_bytes: int = 100) -> Progress:
+    return Progress(following, max_count, max_bytes)
 
 
 class TestProgress:
     def test_a_probe_pauses_after_one_append_and_turns_into_a_stream_when_it_is_answered(self) -> None:
         one = progress(5)
         one.sent(9, 10)
-        assert one.blocked()
+        assert one.paused
         assert one.acknowledged(9)
-        assert (one.state, one.match, one.next, one.blocked()) == (ProgressState.REPLICATE, 9, 10, False)
+        assert (one.state, one.match, one.next, one.paused) == (ProgressState.REPLICATE, 9, 10, False)
 
     def test_a_probe_that_is_answered_with_the_match_streams_too(self) -> None:
         one = progress(1)
@@ -52,14 +34,32 @@ class TestProgress:
         assert not one.acknowledged(0)
         assert one.state is ProgressState.REPLICATE
 
+    def test_a_stream_is_bounded_by_count(self) -> None:
+        one = progress(1, max_count=2)
+        one.acknowledged(0)
+        one.sent(1, 10)
+        assert (one.inflight_bytes, one.paused) == (10, False)
+        one.sent(2, 10)
+        assert (one.inflight_bytes, one.paused) == (20, True)
+        one.acknowledged(1)
+        assert (one.inflight_bytes, one.paused) == (10, False)
+
+    def test_a_stream_is_bounded_by_bytes(self) -> None:
+        one = progress(1)
+        one.acknowledged(0)
+        one.sent(1, 500)
+        assert (one.inflight_bytes, one.paused) == (500, True)
+        one.acknowledged(1)
+        assert (one.inflight_bytes, one.paused) == (0, False)
+
     def test_a_stream_is_optimistic_and_falls_back_to_its_match(self) -> None:
         one = progress(5)
         one.acknowledged(4)
         for last in (5, 6, 7):
             one.sent(last, 10)
-        assert (one.next, one.blocked()) == (8, True)
+        assert (one.next, one.paused) == (8, True)
         assert one.rejected(7, 3)
-        assert (one.state, one.next, len(one.inflights)) == (ProgressState.PROBE, 5, 0)
+        assert (one.state, one.next, one.inflight_bytes) == (ProgressState.PROBE, 5, 0)
 
     def test_stale_answers_change_nothing(self) -> None:
         one = progress(5)
@@ -80,10 +80,10 @@ class TestProgress:
     def test_a_snapshot_stops_the_stream_until_it_is_in(self) -> None:
         one = progress(5)
         one.become_snapshot(20)
-        assert one.blocked()
+        assert one.paused
         assert not one.rejected(4, 0)
         assert one.acknowledged(7)
-        assert one.blocked()
+        assert one.paused
         assert one.acknowledged(20)
         assert (one.state, one.next) == (ProgressState.REPLICATE, 21)
 
@@ -139,7 +139,8 @@ class TestTracker:
         tracker.configure(Configuration((1, 2, 3), outgoing=(3, 4, 5)), 1)
         for replica, match in {1: 9, 2: 8, 3: 7, 4: 2, 5: 1}.items():
             tracker.progress[replica].acknowledged(match)
-        assert (tracker.committed(), tracker.lowest_match()) == (2, 1)
+        assert committed(tracker.configuration, tracker.progress) == 2
+        assert tracker.lowest_match() == 1
 
     def test_check_finds_a_follower_beyond_the_log(self) -> None:
         tracker = ProgressTracker(1, 3, 100)
@@ -169,7 +170,10 @@ def test_committed_is_what_some_majority_of_each_half_holds(
         return not half or any(all(match.get(r, 0) >= index for r in some) for some in majorities(half))
 
     expected = max(index for index in range(6) if held(voters, index) and held(outgoing, index))
-    assert committed(Configuration(voters, outgoing), lambda r: match.get(r, 0)) == expected
+    known = {replica: progress() for replica in REPLICAS}
+    for replica, index in match.items():
+        known[replica].match = index
+    assert committed(Configuration(voters, outgoing), known) == expected
 
 
 @settings(deadline=None)
