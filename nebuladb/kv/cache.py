@@ -6,7 +6,7 @@ them whenever it came by: 15 ms of the loop at once for 45,000 records, 60 for 2
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Final
 
 from nebuladb.kv.rows import RECORD_FLAGS, TOMBSTONE
@@ -83,12 +83,16 @@ class RecordCache:
         if share.room < 0:
             share.turn()
 
-    def update(self, records: Iterable[tuple[bytes, bytes]]) -> None:
-        """Take over what an apply wrote, keys with their newest records; deleted ones are forgotten."""
+    def update(self, keys: Iterable[bytes], rows: Mapping[bytes, bytes | None], current: bytes) -> None:
+        """Take over what an apply wrote: of each of `keys` the newest record, which is in `rows` under `current` + key;
+        deleted ones are forgotten."""
         young = self.young
         share = self._share
         room = share.room
-        for key, data in records:
+        for key in keys:
+            data = rows[current + key]
+            if data is None:
+                continue
             if not data[RECORD_FLAGS] & TOMBSTONE:
                 known = young.get(key)
                 young[key] = data

@@ -90,6 +90,8 @@ class Applied:
     leases: list[LeaseChange] = field(default_factory=list)
     configuration: bytes = b""
     """The configuration that was applied, if any; then it was the last entry of this call."""
+    background: bool = False
+    """`Store.background` has got something to do by it: a compaction, or a hash."""
     size: int = 0
     """Bytes written to the engine."""
     examined: int = 0

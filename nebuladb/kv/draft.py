@@ -42,14 +42,13 @@ class Draft:
     """
 
     __slots__ = (
-        "_current", "_fresh", "_newest", "_record", "_sorted", "_source", "added", "events", "floor", "forgotten",
+        "_current", "_fresh", "_record", "_sorted", "_source", "added", "events", "floor", "forgotten",
         "grown", "held", "keys", "leases", "records", "rows", "size",
     )  # fmt: skip
 
     def __init__(self, source: Source, floor: int) -> None:
         self._source = source
         self.keys = source.keys
-        self._newest = source.newest
         self._current = source.keys.current
         self._record = source.keys.record
         self.floor = floor
@@ -250,14 +249,6 @@ class Draft:
         self.forgotten = max(self.forgotten, other.forgotten)
         self.size += other.size
         self.held += other.held
-
-    def newest_rows(self) -> Iterator[tuple[bytes, bytes]]:
-        """The keys that changed, each with its newest record, encoded."""
-        rows, current = self.rows, self._current
-        for key in self.records:
-            data = rows[current + key]
-            if data is not None:
-                yield key, data
 
     def batch(self) -> Batch:
         """Everything as one engine batch."""

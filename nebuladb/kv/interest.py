@@ -27,17 +27,18 @@ class _Alike:
 class Interest:
     """A set of watchers. What a change costs is what its watchers cost, however many others there are."""
 
-    __slots__ = ("_alike", "_keys", "_members", "_spans")
+    __slots__ = ("_alike", "_keys", "_spans", "members")
 
     def __init__(self) -> None:
-        self._members: dict[Watcher, None] = {}
+        self.members: dict[Watcher, None] = {}
+        """For who asks whether there are any; all else goes through the methods."""
         self._alike: dict[tuple[bytes, bytes, bool, bool, bool], _Alike] = {}
         self._keys: dict[bytes, dict[_Alike, None]] = {}
         """Those of one key each. Dicts as ordered sets."""
         self._spans: SpanIndex[_Alike] = SpanIndex()
 
     def __len__(self) -> int:
-        return len(self._members)
+        return len(self.members)
 
     @property
     def ranges(self) -> int:
@@ -45,14 +46,14 @@ class Interest:
         return self._spans.depth
 
     def __iter__(self) -> Iterator[Watcher]:
-        return iter(self._members)
+        return iter(self.members)
 
     def __contains__(self, watcher: Watcher) -> bool:
-        return watcher in self._members
+        return watcher in self.members
 
     def add(self, watcher: Watcher) -> None:
         """One that isn't here yet."""
-        self._members[watcher] = None
+        self.members[watcher] = None
         alike = self._alike.get(watcher.kind)
         if alike is None:
             alike = self._alike[watcher.kind] = _Alike(watcher)
@@ -64,9 +65,9 @@ class Interest:
 
     def discard(self, watcher: Watcher) -> bool:
         """Whether it was here."""
-        if watcher not in self._members:
+        if watcher not in self.members:
             return False
-        del self._members[watcher]
+        del self.members[watcher]
         alike = self._alike[watcher.kind]
         del alike.members[watcher]
         if alike.members:

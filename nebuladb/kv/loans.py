@@ -65,25 +65,22 @@ class Loans:
     (A fetch sees x = 1; before it is back, background work deletes x; without this the reader would see x = 1.)
     """
 
-    __slots__ = ("_counts", "ahead", "rows")
+    __slots__ = ("ahead", "counts", "rows")
 
     def __init__(self) -> None:
         self.ahead = FIRST_ROWS
         """Rows that may be asked for at once. Nothing tells how large they are but those that came last."""
         self.rows: dict[bytes, bytes | None] = {}
         """What is known of borrowed rows; a missing one is still being fetched."""
-        self._counts: dict[bytes, int] = {}
+        self.counts: dict[bytes, int] = {}
+        """How many have borrowed each; empty: nothing is on loan."""
 
     def __len__(self) -> int:
-        return len(self._counts)
-
-    def calm(self) -> None:
-        """Apply misses nothing any more: what it misses next may be of another kind."""
-        self.ahead = min(self.ahead, FIRST_ROWS)
+        return len(self.counts)
 
     def borrow(self, rows: Iterable[bytes]) -> None:
         """Before the fetch begins. Each row may be borrowed by many."""
-        counts = self._counts
+        counts = self.counts
         for row in rows:
             counts[row] = counts.get(row, 0) + 1
 
@@ -96,26 +93,24 @@ class Loans:
         elif size <= FETCH_BYTES // 2:
             self.ahead = max(self.ahead, min(2 * count, MOST_ROWS))
         for row, value in zip(rows, values, strict=False):
-            if row in self._counts:
+            if row in self.counts:
                 self.rows.setdefault(row, value)
 
     def give_back(self, rows: Iterable[bytes]) -> None:
         """One borrower needs them no more."""
         for row in rows:
-            left = self._counts.get(row, 0) - 1
+            left = self.counts.get(row, 0) - 1
             if left > 0:
-                self._counts[row] = left
-            elif self._counts.pop(row, None) is not None:
+                self.counts[row] = left
+            elif self.counts.pop(row, None) is not None:
                 self.rows.pop(row, None)
 
     def written(self, batch: Batch) -> None:
-        """The engine has taken `batch`."""
-        if not self._counts:
-            return
+        """The engine has taken `batch`. For who has seen that something is on loan."""
         for kind, row, value in batch.operations:
             if kind == DELETE_RANGE:
-                for borrowed in self._counts:
+                for borrowed in self.counts:
                     if row <= borrowed < value:
                         self.rows[borrowed] = None
-            elif row in self._counts:
+            elif row in self.counts:
                 self.rows[row] = value if kind == PUT else None

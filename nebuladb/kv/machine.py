@@ -22,7 +22,6 @@ from nebuladb.errors import (
     NebulaError,
     StoreError,
     WrongEpoch,
-    invariant,
 )
 from nebuladb.kv import check
 from nebuladb.kv.ahead import rows_ahead
@@ -41,7 +40,7 @@ from nebuladb.kv.command import Command, Kind, Work
 from nebuladb.kv.draft import Draft
 from nebuladb.kv.leases import Leases
 from nebuladb.kv.limits import MAX_COMMANDS, MAX_REQUEST_BYTES, Limits
-from nebuladb.kv.loans import FETCH_BYTES, Misses
+from nebuladb.kv.loans import FETCH_BYTES, FIRST_ROWS, Misses
 from nebuladb.kv.rows import KEY_AT, Record, decode_record
 from nebuladb.kv.sessions import Sessions
 from nebuladb.kv.source import EngineSource, close
@@ -71,13 +70,12 @@ class Machine:
 
     def __init__(self, source: EngineSource, state: State, sessions: Sessions, node: int, limits: Limits) -> None:
         self.state = state.copy()
-        self.draft = Draft(source, state.floor)
-        self.applied = Applied()
+        self.draft = draft = Draft(source, state.floor)
+        self.applied = Applied(events=draft.events, leases=draft.leases)
         self.hash_index = 0
         """Not 0: a HASH of this entry came last; what the engine holds after the call is to be hashed (S28)."""
         self._source = source
         self._sessions = sessions
-        self._leases = Leases(self.draft, self.state)
         self._node = node
         self._limits = limits
         self._index = 0
@@ -87,11 +85,12 @@ class Machine:
 
     def run(self, works: Sequence[Work]) -> None:
         """Apply as much of `works` as a slice may hold; those at or below the applied index are passed over."""
-        state, applied = self.state, self.applied
+        state, applied, last = self.state, self.applied, works[-1].index
         for work in works:
             if work.index <= state.index:
                 continue
-            invariant(work.index == state.index + 1, f"entry {work.index} follows entry {state.index}")
+            if work.index != state.index + 1:
+                raise InvariantViolation(f"entry {work.index} follows entry {state.index}")
             self._index = work.index
             clock = state.clock
             if work.clock > clock:
@@ -108,14 +107,13 @@ class Machine:
             if work.configuration:
                 state.configuration = applied.configuration = work.configuration
                 break
-            if self.hash_index or self._full():
+            if self.hash_index or (work.index < last and self._full()):
                 break
-        if not applied.wanted:
-            self._source.loans.calm()
+        loans = self._source.loans
+        if loans.ahead > FIRST_ROWS and not applied.wanted:
+            loans.ahead = FIRST_ROWS  # what it misses next may be of another kind
         applied.midway = bool(state.cursor)
         applied.index, applied.term, applied.revision = state.index, state.term, state.revision
-        applied.events = self.draft.events
-        applied.leases = self.draft.leases
         applied.examined = len(self.draft.rows) + self._examined
         state.keys += self.draft.added
         state.size += self.draft.grown
@@ -140,11 +138,6 @@ class Machine:
         average = self.state.size // max(self.state.keys, 1) + 1
         return max(1, min(self._source.loans.ahead, FETCH_BYTES // average))
 
-    @property
-    def idle(self) -> bool:
-        """Whether it misses rows and has written none; commands before those may have been answered."""
-        return bool(self.applied.wanted) and not self.draft.rows
-
     def _full(self) -> bool:
         limits, draft = self._limits, self.draft
         rows, size = len(draft.rows) + self._examined, draft.size + draft.held // 2
@@ -153,7 +146,8 @@ class Machine:
     def _commands(self, commands: Sequence[Command]) -> bool:
         """Run an entry's commands from `state.place` on; False if the slice ended before the entry did."""
         count = len(commands)
-        invariant(count <= MAX_COMMANDS, f"entry {self._index} has {count} commands")
+        if count > MAX_COMMANDS:
+            raise InvariantViolation(f"entry {self._index} has {count} commands")
         state, draft, limits = self.state, self.draft, self._limits
         rows = draft.rows
         self._hashed = state.place > 0 and any(command.kind == Kind.HASH for command in commands[: state.place])
@@ -375,6 +369,10 @@ class Machine:
         return None
 
     # --- leases
+
+    @property
+    def _leases(self) -> Leases:
+        return Leases(self.draft, self.state)
 
     def _lease_grant(self, command: Command) -> Result:
         request = lease_pb2.LeaseGrantRequest.FromString(command.body)

@@ -6,7 +6,7 @@ from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 
 from nebuladb.env import probe
-from nebuladb.errors import Corruption, StoreError, TooManyRequests, Unavailable, WriteStalled, invariant
+from nebuladb.errors import Corruption, InvariantViolation, StoreError, TooManyRequests, Unavailable, WriteStalled
 from nebuladb.ids import Generation, GroupId, NodeId
 from nebuladb.kv import check
 from nebuladb.kv.ahead import foreseen
@@ -70,7 +70,8 @@ class Store:
         self.deleted_bytes = 0
         """Written by background deletion; whoever counts what the engine holds unflushed takes it away."""
         self._pending: tuple[Machine, Batch] | None = None
-        self._dead = False
+        self.failed = False
+        """Whether it can't be used any more: it met damage or another error of the engine, or was closed."""
         self._jobs: list[HashJob] = []
         self._pins: list[Pin] = []
         """Oldest first."""
@@ -186,25 +187,29 @@ class Store:
         entries at or below `index` are passed over. Raises `WriteStalled`: nothing has changed; the batch is kept, and
         the next call, with the same works, writes it.
         """
-        invariant(not self._dead, "a store is used after it failed")
+        if self.failed:
+            raise InvariantViolation("a store is used after it failed")
         if self._pending is None:
             state = self._state
             if not works or works[-1].index <= state.index:
                 return Applied(state.index, state.term, self.partial, revision=state.revision)
-            self._dead = True  # until it has come to its end
+            self.failed = True  # until it has come to its end
             machine = Machine(self._source, state, self._sessions, self._node, self._limits)
             machine.run(works)
-            if machine.idle and (machine.state.index, machine.state.place) == (state.index, state.place):
-                self._dead = False
+            missed = machine.applied.wanted and not machine.draft.rows  # commands before it may have been answered
+            if missed and (machine.state.index, machine.state.place) == (state.index, state.place):
+                self.failed = False
                 return machine.applied  # the first command has missed: nothing was done
-            machine.draft.write(self._keys.state, machine.state.encode())
-            self._pending = machine, machine.draft.batch()
-            self._dead = False
+            batch = machine.draft.batch()
+            batch.put(self._keys.state, machine.state.encode())
+            self._pending = machine, batch
+            self.failed = False
         machine, batch = self._pending
         self._write(batch)
         self._pending = None
+        machine.applied.background = machine.state.floor > self._state.floor or machine.hash_index > 0
         self._state = machine.state
-        self._cache.update(machine.draft.newest_rows())
+        self._cache.update(machine.draft.records, machine.draft.rows, self._keys.current)
         for pin in self._pins:
             pin.forget(machine.draft.forgotten)
         if machine.hash_index:
@@ -215,12 +220,13 @@ class Store:
     def _write(self, batch: Batch) -> None:
         try:
             self._engine.write(batch)
-            self._source.loans.written(batch)
+            if self._source.loans.counts:
+                self._source.loans.written(batch)
         except WriteStalled:
             probe("apply stalled")
             raise
         except StoreError:
-            self._dead = True
+            self.failed = True
             raise
 
     # --- rows that are on the disk only
@@ -297,7 +303,8 @@ class Store:
 
         Raises `Misses` for keys that stand alone and are on the disk only, and what `Txn.run` raises.
         """
-        invariant(not check.writes(request), "a transaction that writes is read")
+        if check.writes(request):
+            raise InvariantViolation("a transaction that writes is read")
         revision = self._state.revision
         draft = Draft(self._source, self._state.floor)
         try:
@@ -411,15 +418,10 @@ class Store:
         """Whether `background` has anything to do, though pins may hold it back for now."""
         return bool(self._jobs) or self._deletion.behind(self.floor)
 
-    @property
-    def failed(self) -> bool:
-        """Whether it can't be used any more: it met damage or another error of the engine, or was closed."""
-        return self._dead
-
     def reclaimed(self, revision: int) -> bool:
         """Whether all is deleted that a compaction at `revision`, at or below the floor, superseded. Raises
         `Unavailable` of a store that is not in use any more."""
-        if self._dead:
+        if self.failed:
             raise Unavailable("the shard's data was replaced; try again")
         return self._deletion.passed(revision)
 
@@ -434,7 +436,8 @@ class Store:
         Raises `WriteStalled` (call again later), `Misses` (when they are supplied), `Corruption` or `StoreError`, which
         end the store's life: a hash would go on behind what it couldn't read.
         """
-        invariant(not self._dead, "a store is used after it failed")
+        if self.failed:
+            raise InvariantViolation("a store is used after it failed")
         self._drop_old_snapshots()
         try:
             if self._jobs:
@@ -442,7 +445,7 @@ class Store:
             elif self._deletion.behind(floor := self._deletable):
                 self._delete(floor, budget)
         except Corruption:
-            self._dead = True
+            self.failed = True
             raise
         return bool(self._jobs) or self._deletion.behind(self._deletable)
 
@@ -486,7 +489,7 @@ class Store:
 
     def close(self) -> None:
         """Let go of the engine, which stays open. Idempotent."""
-        self._dead = True
+        self.failed = True
         for job in self._jobs:
             job.close()
         for pin in self._pins:

@@ -68,7 +68,7 @@ class WatchHub:
     @property
     def lagging(self) -> bool:
         """Whether any watcher can be fed from history now."""
-        return len(self._behind) > 0
+        return bool(self._behind.members)
 
     @property
     def revision(self) -> int:
@@ -145,7 +145,7 @@ class WatchHub:
         if applied.missing:
             probe("watchers sent to history")
             self._all_fall_back(self._revision + 1)
-        elif len(self._live):
+        elif self._live.members:
             self._feed(applied.events)
         self._revision = max(self._revision, applied.revision)
 

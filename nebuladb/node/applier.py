@@ -59,7 +59,7 @@ class Applier:
         self._fetching: dict[int, Fetch] = {}
         """By group: what its next slice waits for."""
         self._held: dict[int, list[bytes]] = {}
-        """By group: what its slices have borrowed, until one got on."""
+        """By group: what its slices have borrowed, until one got on; never empty."""
         self._lent: dict[int, list[bytes]] = {}
         """By group: what its background work has borrowed."""
         self._midway: set[int] = set()
@@ -134,9 +134,10 @@ class Applier:
                 self._midway.add(work.group)
             else:
                 self._midway.discard(work.group)
-            self._settle(work.group, data.store, done)
+            if done.wanted or work.group in self._held:
+                self._settle(work.group, data.store, done)
             self._applied(work, data, done)
-            if data.hub.lagging or data.store.busy:
+            if done.background:  # of a watch that lags its hub tells us
                 self._busy[work.group] = None
         self.stalled = stalled and applied == self.applied
         return more, stalled
@@ -144,6 +145,8 @@ class Applier:
     @property
     def waits(self) -> bool:
         """Whether a slice waits for its turn, and for nothing else."""
+        if not self._slices:
+            return False
         held = self._midway if self.paused else ()
         return any(work.group not in self._fetching and work.group not in held for work in self._slices)
 

@@ -22,6 +22,10 @@ def fill(cache: RecordCache, count: int) -> None:
         cache.put(b"%03d" % number, record(number + 1))
 
 
+def take_over(cache: RecordCache, records: dict[bytes, bytes]) -> None:
+    cache.update(records, {b"C" + key: data for key, data in records.items()}, b"C")
+
+
 def held(cache: RecordCache, count: int) -> int:
     """How many are there, without the promotion that `get` does."""
     return sum(b"%03d" % number in generation for number in range(count) for generation in (cache.young, cache._old))
@@ -43,7 +47,7 @@ def test_all_shards_together_keep_to_the_bound() -> None:
         assert sum(held(each, 60) for each in caches) <= 100
         assert share.used <= share.limit + SIZE
     assert held(caches[0], 60) == 0
-    caches[9].update({b"000": record(99), b"059": record(100, version=0)}.items())
+    take_over(caches[9], {b"000": record(99), b"059": record(100, version=0)})
     assert caches[9].get(b"000") == record(99)
     assert caches[9].get(b"059") is None
 
@@ -53,10 +57,10 @@ def test_an_overwrite_takes_no_more_room_than_its_value() -> None:
     cache = RecordCache(share)
     fill(cache, 30)
     for main in range(100, 200):
-        cache.update((b"%03d" % number, record(main)) for number in range(30))
+        take_over(cache, {b"%03d" % number: record(main) for number in range(30)})
     assert held(cache, 30) == 30
     assert share.used == 30 * SIZE
-    cache.update([(b"000", record(300, size=700))])
+    take_over(cache, {b"000": record(300, size=700)})
     assert share.used == 30 * SIZE + 600
 
 
