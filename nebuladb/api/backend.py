@@ -138,7 +138,7 @@ class Backend:
 
     async def propose(self, shard: Descriptor, command: Command, timeout: float) -> Answer:
         """The answer of a command that was done. Raises the error of one that was refused, failed or is unknown."""
-        alarmed = self.meta.alarmed
+        alarmed = self.node.meta.alarmed
         if alarmed and shard.group != META_GROUP and (error := forbidden(alarmed, command)):
             raise error
         if shard.roles and departs(shard, self.id, self._configuration(shard.group)):

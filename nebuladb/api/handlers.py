@@ -78,7 +78,7 @@ class Handlers:
     def _unary(self, path: str, function: Unary, translate: Translate, weight: int) -> Unary:
         async def call(raw: bytes, context: Any) -> bytes:
             begun, code = time.perf_counter(), "INTERNAL"
-            meta = self._backend.meta
+            meta = self._backend.node.meta
             self._ordinary += weight
             try:
                 if weight and self._ordinary > MAX_ORDINARY:

@@ -64,7 +64,11 @@ class Metrics:
 
     def __init__(self) -> None:
         self.fsync_seconds = Buckets(SECONDS)
+        self.log_fsync = self.fsync_seconds.observe
+        """The log was flushed to disk once, in so many seconds."""
         self.batch_bytes = Buckets(BYTES)
+        self.log_batch = self.batch_bytes.observe
+        """A log batch of so many bytes was written."""
         self.apply_seconds = Buckets(SECONDS)
         self.applied_entries = 0
         self.late_seconds: dict[str, float] = {}
@@ -87,14 +91,6 @@ class Metrics:
     def read_room_from(self, room: SpaceWatch) -> None:
         """From now on take the disk's numbers from `room`."""
         self._room = room
-
-    def log_fsync(self, seconds: float) -> None:
-        """The log was flushed to disk once."""
-        self.fsync_seconds.observe(seconds)
-
-    def log_batch(self, size: int) -> None:
-        """A log batch of `size` bytes was written."""
-        self.batch_bytes.observe(size)
 
     def applied(self, entries: int, seconds: float) -> None:
         """A slice of committed entries was applied."""

@@ -42,7 +42,7 @@ class Face:
     def shard(self, context: Any) -> Descriptor:
         """The one shard of the call's keyspace. Raises `KeyspaceNotFound`, `InvalidArgument`, `Unavailable`, and
         `NoLeader` if there is none and the call wants one (etcd 44)."""
-        metadata, meta = context.invocation_metadata(), self.backend.meta
+        metadata, meta = context.invocation_metadata(), self.backend.node.meta
         asked, then, shard, leader = self._known
         if asked is metadata and then is meta and shard is not None:
             if leader:

@@ -19,7 +19,7 @@ _RANGE: Final = "etcdserverpb.KV/Range"
 
 def learns(backend: Backend) -> bool:
     """Whether this node is a learner that nobody has promoted."""
-    record = backend.meta.nodes.get(backend.id)
+    record = backend.node.meta.nodes.get(backend.id)
     return record is not None and record.learner
 
 
