@@ -90,7 +90,8 @@ class Call(Exchange, grpc.aio.ServicerContext[Any, Any]):
 
     def invocation_metadata(self) -> Any:
         """The client's metadata: a tuple of (name, value), shared by calls that came with the same."""
-        return self.request.metadata()
+        decoded = self.request.decoded
+        return self.request.metadata() if decoded is None else decoded
 
     def set_code(self, code: grpc.StatusCode) -> None:
         self.plain = False

@@ -95,27 +95,20 @@ class _Seat:
         except BaseException as error:
             _leave(loop, task)
             self.coroutine = self.work = self.first = work.task = None
-            if isinstance(error, StopIteration):
-                self.carriers.put_back(self)
-            else:
-                task.cancel()
-            _end(work, error)
+            try:
+                if isinstance(error, StopIteration):
+                    self.carriers.put_back(self)
+                    work.finish(error.value)
+                else:
+                    task.cancel()
+                    work.fail(error)
+            except Exception:
+                LOG.exception("a call could not be ended")
+            if isinstance(error, SystemExit | KeyboardInterrupt):
+                raise
         else:
             _leave(loop, task)
             self.wait(first)
-
-
-def _end(work: Work, error: BaseException) -> None:
-    """Tell `work` how its coroutine ended: by StopIteration if it returned."""
-    try:
-        if isinstance(error, StopIteration):
-            work.finish(error.value)
-        else:
-            work.fail(error)
-    except Exception:
-        LOG.exception("a call could not be ended")
-    if isinstance(error, SystemExit | KeyboardInterrupt):
-        raise error
 
 
 async def _carrier(seat: _Seat, loop: asyncio.AbstractEventLoop) -> None:
@@ -200,24 +193,25 @@ class Carriers:
         except StopIteration as stop:
             _leave(self.loop, task)
             if seat.context != seat.pristine or task.cancelling():
-                self._take()
-                task.cancel()
+                self._discard(task)
             return stop.value
         except BaseException:
             _leave(self.loop, task)
-            self._take()
-            task.cancel()
+            self._discard(task)
             raise
         _leave(self.loop, task)
-        self._take()
+        if self._free:  # else the step has closed all this
+            self._free.pop()
         work.task = task
         seat.coroutine, seat.work = coroutine, work
         seat.wait(first)
         return WAITS
 
-    def _take(self) -> None:
+    def _discard(self, task: asyncio.Task[None]) -> None:
+        """The carrier that made a step goes to waste."""
         if self._free:  # else the step has closed all this
             self._free.pop()
+        task.cancel()
 
     def put_back(self, seat: _Seat) -> None:
         """Its coroutine is over, and the carrier free, if it can be used again."""

@@ -289,7 +289,8 @@ class ServerConnection(Outgoing):
         except Exception:
             data = b""
         size = len(data)
-        if data and call.plain and size <= self.limits.response_bytes and (size <= LARGE or not self.overfull(size)):
+        crowded = self.server.crowded and size > LARGE and self.overfull(size)
+        if data and call.plain and size <= self.limits.response_bytes and not crowded:
             call.over = True
             self.http2.respond(call.stream, OK, data, OK_TRAILERS)
             if size > LARGE:
@@ -302,10 +303,13 @@ class ServerConnection(Outgoing):
 
     def _count(self, call: Call) -> None:
         """A call is in progress, until it is `released`."""
+        server, request = self.server, call.request
         call.counted = True
-        self.server.calls += 1
+        server.calls += 1
         self.calls += 1
-        self.keep(call.request)
+        request.holders += 1
+        if request.holders == 1:
+            server.headers += request.cost
 
     def _begin(self, call: Call, route: Route, body: bytes) -> None:
         """Run a unary request whose body is here, or let it wait until its answer has room."""

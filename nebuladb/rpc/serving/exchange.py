@@ -93,27 +93,23 @@ class Exchange:
         else:
             try:
                 data = self._framed(value, route.serialize)
-                if self.connection.overfull(len(data)):
+                if self.connection.server.crowded and self.connection.overfull(len(data)):
                     raise StatusError(grpc.StatusCode.UNAVAILABLE, _NO_ROOM)
             except StatusError as error:
                 self.refuse(error)
             else:
-                self._respond(data)
+                connection, stream, plain = self.connection, self.stream, self.plain
+                self._over()
+                if plain:
+                    connection.http2.respond(stream, OK, data, status.OK_TRAILERS)
+                else:
+                    self._head()
+                    connection.http2.send_data(stream, data)
+                    connection.http2.send_headers(stream, self._trailers(), end=True)
+                if len(data) > LARGE:
+                    connection.answered(len(data))
+                connection.sent(stream)
         self._release()
-
-    def _respond(self, data: bytes) -> None:
-        plain = self.plain
-        self._over()
-        connection, stream = self.connection, self.stream
-        if plain:
-            connection.http2.respond(stream, OK, data, status.OK_TRAILERS)
-        else:
-            self._head()
-            connection.http2.send_data(stream, data)
-            connection.http2.send_headers(stream, self._trailers(), end=True)
-        if len(data) > LARGE:
-            connection.answered(len(data))
-        connection.sent(self, stream)
 
     def fail(self, error: BaseException) -> None:
         """The handler raised. Its text is not the client's business."""
@@ -154,7 +150,7 @@ class Exchange:
         else:
             trailers = OK + trailers
         connection.http2.send_headers(stream, trailers, end=True)
-        connection.sent(self, stream)
+        connection.sent(stream)
 
     def _trailers(self) -> Fields:
         fields = status.trailers(self._code, self._details)
@@ -195,7 +191,8 @@ class Exchange:
             self.connection.ungather(self)
             if self._reader is not None:
                 self._reader.drop()
-        self.disarm()
+        if self._timer is not None:
+            self.disarm()
         if self._arrival is not None and not self._arrival.done():
             self._arrival.cancel()
         if self._callbacks is not None:
@@ -218,11 +215,6 @@ class Exchange:
                 self.connection.released(self)
             if self.stream.state is State.CLOSED:
                 self.stream.owner = None  # nothing more comes of it; each would keep the other for the collector
-
-    @property
-    def unread(self) -> bool:
-        """Whether the client may still send."""
-        return self.stream.state in (State.OPEN, State.HALF_CLOSED_LOCAL)
 
     def arm(self) -> None:
         """Mind the deadline from now on; a call that never waits needs no timer."""

@@ -68,6 +68,8 @@ class Server(grpc.aio.Server):
         """What headers of calls take that are in progress or have not come whole, bytes, likewise."""
         self.unread = 0
         """Bytes of answers that wait for clients to take them, likewise."""
+        self.crowded = False
+        """They are more than may be (`ServerLimits.unread_total`)."""
         self.stopping = False
         self.loop: asyncio.AbstractEventLoop
         self.carriers: Carriers
@@ -178,7 +180,7 @@ class Server(grpc.aio.Server):
         if self._deadline is None or deadline < self._deadline:
             self._deadline = deadline
             self.loop.call_later(max(0.0, deadline - time.monotonic()), self._cut)
-        self._look()
+        self.look()
         await self._quiet.wait()
         self._finish()
 
@@ -242,27 +244,17 @@ class Server(grpc.aio.Server):
             self._addresses[address] = count
         else:
             self._addresses.pop(address, None)
-        self._look()
+        self.look()
 
-    @property
-    def crowded(self) -> bool:
-        """There are as many answers that clients don't take as may be."""
-        return self.unread > self.limits.unread_total
-
-    def released(self) -> None:
-        """A handler has returned."""
-        self.calls -= 1
-        if self.stopping:
-            self._look()
-
-    def _look(self) -> None:
+    def look(self) -> None:
+        """See whether all is over, while it stops: a connection is gone, or a handler has returned."""
         if self.stopping and not self._connections and not self.calls:
             self._quiet.set()
 
     def touched(self, connection: Outgoing) -> None:
         """It has something to write: once, when this turn's callbacks have run."""
         if not self._touched and not self._held:
-            self.loop.call_soon(self._flush)
+            self.loop.call_soon(self.flush)
         self._touched.append(connection)
 
     def hold(self) -> None:
@@ -272,10 +264,6 @@ class Server(grpc.aio.Server):
     def flush(self) -> None:
         """Write what connections have to write, now and not a turn of the loop later."""
         self._held = False
-        if self._touched:
-            self._flush()
-
-    def _flush(self) -> None:
         touched, self._touched = self._touched, []
         for connection in touched:
             try:

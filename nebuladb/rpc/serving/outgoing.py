@@ -12,7 +12,7 @@ import grpc
 from nebuladb.env import probe
 from nebuladb.rpc.http2.connection import Connection
 from nebuladb.rpc.http2.errors import ErrorCode
-from nebuladb.rpc.http2.stream import Stream
+from nebuladb.rpc.http2.stream import HALF_CLOSED_LOCAL, OPEN, Stream
 from nebuladb.rpc.metadata import Fields
 from nebuladb.rpc.serving.exchange import Exchange
 from nebuladb.rpc.serving.limits import ServerLimits
@@ -113,7 +113,7 @@ class Outgoing(asyncio.Protocol):
         self.http2.send_headers(stream, answer, end=True)
         self.http2.reset(stream, ErrorCode.NO_ERROR)
 
-    def sent(self, call: Exchange, stream: Stream) -> None:
+    def sent(self, stream: Stream) -> None:
         """A call's status is out, or waits behind its data."""
         if stream.unread:
             self.http2.consumed(stream, stream.unread)  # the handler has not read it, and won't
@@ -121,7 +121,7 @@ class Outgoing(asyncio.Protocol):
             self.hold(stream)
             # What waits are bytes: the call, and its request's headers, need not.
             stream.owner = None
-        elif call.unread:
+        elif stream.state is OPEN or stream.state is HALF_CLOSED_LOCAL:
             # RFC 9113, 8.1: the answer is complete without the rest of the request; the client may stop sending it.
             self.http2.reset(stream, ErrorCode.NO_ERROR)
         if not self._touched:
@@ -136,8 +136,9 @@ class Outgoing(asyncio.Protocol):
             self._send()
 
     def overfull(self, size: int) -> bool:
-        """All peers together leave so much unread, and this one some of it, that no answer of `size` more may be."""
-        return self.server.crowded and self.unread + size > self.limits.unread_each
+        """Where the server is `crowded`: this peer leaves some of that unread, so that no answer of `size` more may
+        be."""
+        return self.unread + size > self.limits.unread_each
 
     def touched(self) -> None:
         """There may be something to send at the end of this turn."""
@@ -199,7 +200,9 @@ class Outgoing(asyncio.Protocol):
         unread = self.http2.waiting
         if self.paused:
             unread += self._transport.get_write_buffer_size()
-        self.server.unread += unread - self.unread
+        server = self.server
+        server.unread += unread - self.unread
+        server.crowded = server.unread > server.limits.unread_total
         self.unread = unread
 
     def hold(self, stream: Stream) -> None:
@@ -276,9 +279,14 @@ class Outgoing(asyncio.Protocol):
 
     def released(self, call: Exchange) -> None:
         """A call's handler has returned."""
+        server, request = self.server, call.request
         self.calls -= 1
-        self.leave(call.request)
-        self.server.released()
+        server.calls -= 1
+        request.holders -= 1
+        if not request.holders:
+            server.headers -= request.cost
+        if server.stopping:
+            server.look()
 
     def keep(self, request: Request) -> None:
         """A call holds these headers, others with the same maybe as well."""

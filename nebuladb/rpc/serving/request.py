@@ -34,10 +34,10 @@ class Request:
 
     __slots__ = (
         "_fields",
-        "_metadata",
         "accepts",
         "answer",
         "cost",
+        "decoded",
         "direct",
         "holders",
         "inflate",
@@ -49,7 +49,8 @@ class Request:
     def __init__(self, fields: Fields, size: int, routes: Routes) -> None:
         """`size`: octets of the fields, as RFC 7541 4.1 counts them."""
         self._fields = fields
-        self._metadata: tuple[tuple[str, Value], ...] | None = None
+        self.decoded: tuple[tuple[str, Value], ...] | None = None
+        """`metadata`, if somebody has asked for it."""
         self.cost = 2 * (size + FIELD_OBJECTS * len(fields))
         """About what it takes in memory, octets, once its metadata was asked for."""
         self.holders = 0
@@ -113,9 +114,9 @@ class Request:
 
     def metadata(self) -> tuple[tuple[str, Value], ...]:
         """The client's metadata, decoded when first asked for."""
-        if self._metadata is None:
-            self._metadata = tuple(decode_metadata(self._fields))
-        return self._metadata
+        if self.decoded is None:
+            self.decoded = tuple(decode_metadata(self._fields))
+        return self.decoded
 
     def takes(self, encoding: str) -> Codec | None:
         """What compresses for this client, if it can inflate `encoding`."""

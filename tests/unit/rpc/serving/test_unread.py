@@ -204,7 +204,7 @@ async def test_what_is_given_up_with_its_transport_counts_no_more() -> None:
         server.sweep(time.monotonic() + LIMITS.held_seconds + 1)
         assert wired.wire.aborted
         wired.wire.lose()
-        server._flush()
+        server.flush()
         assert server.unread == 0
 
 
