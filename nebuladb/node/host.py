@@ -264,7 +264,7 @@ class Host:
         if replica.reads.awaited:
             self._output.reads += replica.reads.applied(applied.index)
         self.stepped[group] = None
-        if replica.waits or replica.raft.commit > applied.index or applied.configuration:
+        if replica.waits or replica.raft.log.commit > applied.index or applied.configuration:
             self._dirty[group] = None
 
     @property
@@ -430,7 +430,7 @@ class Host:
             if ready.messages:
                 self.send(self._address(replica, ready.messages))
             if ready.hard_state is not None and ready.mark is not None:
-                replica.saved = (ready.hard_state.term, ready.hard_state.vote, raft.last_index)
+                replica.saved = (ready.mark.term, ready.mark.vote, ready.mark.index)
                 batch = self.batches.current(self._ticks)
                 batch.write(GroupWrite(GroupId(replica.group), ready.hard_state, ready.entries))
                 if ready.entries:

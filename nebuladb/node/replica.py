@@ -319,7 +319,7 @@ class Replica:
     @property
     def stirs(self) -> bool:
         """Whether Raft may have something to hand out, or the store something to apply."""
-        return self.raft.commit > self.applied or self.raft.stirs
+        return self.raft.log.commit > self.applied or self.raft.stirs
 
     @property
     def urgent(self) -> bool:
@@ -345,7 +345,7 @@ class Replica:
         if self._slice_out or self.lost:
             return None
         if not self._works:
-            if self.raft.commit <= self.applied:
+            if self.raft.log.commit <= self.applied:
                 return None
             committed = self.raft.committed_entries(self.applied, MAX_SLICE_BYTES)
             self._works = [self._decode(entry, boottime) for entry in committed]
@@ -421,7 +421,7 @@ class Replica:
         replies: list[tuple[int, Envelope]] = []
         if self._observed != self.raft.term:
             return replies
-        committed = self.raft.commit
+        committed = self.raft.log.commit
         self._proposed = [index for index in self._proposed if index > committed]
         proposals = self.proposals
         while len(self._proposed) < most and self.proposes:
