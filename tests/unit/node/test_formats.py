@@ -254,7 +254,12 @@ messages = st.builds(
     *[U64] * 3,
 )
 appends = st.builds(
-    Message, st.just(MessageType.APPEND), *[U64] * 7, st.booleans(), *[U64] * 3, entries=st.lists(entries, max_size=3)
+    Message,
+    st.just(MessageType.APPEND),
+    *[U64] * 7,
+    st.booleans(),
+    *[U64] * 3,
+    entries=st.just(()) | st.lists(entries, min_size=1, max_size=3),
 )
 envelopes = st.one_of(
     st.builds(Envelope, U64, st.one_of(messages, appends), st.just(())),
