@@ -150,6 +150,7 @@ class _Link:
         self.left = asyncio.Event()
         """Set by `leave`, for who waits."""
         self._left = False
+        """Nothing of it is handed over any more."""
         self.ended = asyncio.Event()
         self._stream = stream
         self._direct: Direct | None = getattr(stream, "direct", None)

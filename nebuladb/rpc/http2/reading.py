@@ -121,9 +121,11 @@ class Reading(Receiving):
             if after > end:
                 break
             payload = data[start:after]
-            if head & 0xFF or flags or not self._part(stream_id, payload):
-                self._frame(head & 0xFF, flags, stream_id & MAX_STREAM_ID, payload)
             at = after
+            if not (head & 0xFF or flags) and self._part(stream_id, payload):
+                window -= len(payload)
+                continue
+            self._frame(head & 0xFF, flags, stream_id & MAX_STREAM_ID, payload)
             # Whatever it was may have changed any of these.
             short = self.ready and self._fragment is None
             known = decoder.known

@@ -403,7 +403,11 @@ class Exchange:
         it. True: `room` must be awaited before the next one. Raises as `put`."""
         if self.over:
             raise self._too_late()
-        data = self._framed(message, None)
+        size = len(message)
+        if self._codec is None and size <= self.connection.limits.response_bytes:
+            data = b"\0" + size.to_bytes(4, "big") + message
+        else:
+            data = self._framed(message, None)
         if self._outbox:
             self.push()
         connection, stream = self.connection, self.stream

@@ -276,10 +276,7 @@ class _SlowDirect(_Slow):
     """The same of our own engine: it takes a message, and says that it has no room for the next."""
 
     connection = None
-
-    @property
-    def direct(self) -> _SlowDirect:
-        return self
+    direct = property(lambda self: self)
 
     def put_bytes(self, message: bytes) -> bool:
         self.sent.append(module.unpacked(message))
@@ -314,9 +311,9 @@ async def test_flushed_frames_are_with_the_system_at_once(ends: tuple[End, End])
     one, other = ends
     await linked(one, other)
     for end, node in ((one, 2), (other, 1)):
-        direct: Any = end.transport._links[node]._direct
+        link: Any = end.transport._links[node]
         end.transport.send(node, b"frame")
-        sender = direct.connection
+        sender = link._direct.connection
         writes: list[bytes] = []
         wire, sender._transport = sender._transport, _Wire(sender._transport, writes)
         end.transport.flush()
@@ -345,8 +342,7 @@ async def test_a_frame_is_handed_over_in_the_read_that_brings_it(ends: tuple[End
     await linked(one, other)
     tasks = len(asyncio.all_tasks())
     seen: list[asyncio.Task[Any] | None] = []
-    other.transport._events.frame = lambda node, frame: seen.append(asyncio.current_task())  # type: ignore[method-assign]
-    one.transport._links[2]._deliver = other.transport._links[1]._deliver = other.transport._events.frame
+    one.transport._links[2]._deliver = other.transport._links[1]._deliver = lambda *_: seen.append(asyncio.current_task())
     for _ in range(100):
         one.transport.send(2, b"frame")
         other.transport.send(1, b"frame")
