@@ -311,9 +311,8 @@ async def test_flushed_frames_are_with_the_system_at_once(ends: tuple[End, End])
     one, other = ends
     await linked(one, other)
     for end, node in ((one, 2), (other, 1)):
-        link: Any = end.transport._links[node]
         end.transport.send(node, b"frame")
-        sender = link._direct.connection
+        sender: Any = end.transport._links[node]._direct.connection  # type: ignore[union-attr]
         writes: list[bytes] = []
         wire, sender._transport = sender._transport, _Wire(sender._transport, writes)
         end.transport.flush()
@@ -342,7 +341,8 @@ async def test_a_frame_is_handed_over_in_the_read_that_brings_it(ends: tuple[End
     await linked(one, other)
     tasks = len(asyncio.all_tasks())
     seen: list[asyncio.Task[Any] | None] = []
-    one.transport._links[2]._deliver = other.transport._links[1]._deliver = lambda *_: seen.append(asyncio.current_task())
+    links = one.transport._links | other.transport._links
+    links[1]._deliver = links[2]._deliver = lambda *_: seen.append(asyncio.current_task())
     for _ in range(100):
         one.transport.send(2, b"frame")
         other.transport.send(1, b"frame")
