@@ -115,8 +115,10 @@ class Raft(State):
     @property
     def stirs(self) -> bool:
         """Whether `ready` may have something."""
-        log = self.log
-        if self._outbox or log.taken != log.last or self._saved != (self.term, self.vote):
+        log, outbox = self.log, self._outbox
+        if log.taken != log.last or self._saved != (self.term, self.vote):
+            return True
+        if outbox.messages or outbox.held or outbox.reads or outbox.snapshots:
             return True
         return self.role is LEADER and bool(self._reads.waiting or self._reads.running or self._replication.unsent())
 
@@ -270,7 +272,7 @@ class Raft(State):
             hard_state = HardState(self.term, self.vote, log.commit)
             mark = DurableMark(self.term, self.vote, log.last, log.last_term)
             self._saved = (self.term, self.vote)
-        elif not outbox:
+        elif not (outbox.messages or outbox.held or outbox.reads or outbox.snapshots):
             return None
         ready = Ready(hard_state, entries, mark, outbox.messages, outbox.held, outbox.reads, outbox.snapshots)
         outbox.messages, outbox.held, outbox.reads, outbox.snapshots = [], [], [], []

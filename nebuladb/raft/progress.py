@@ -69,10 +69,6 @@ class Progress:
         to be sent."""
         return self.state is PROBE and not self.paused and self.match < self.next - 1
 
-    def untold(self, commit: int) -> bool:
-        """Whether it holds, or is about to, what it doesn't know to be committed."""
-        return self.state is REPLICATE and self.sent_commit < min(commit, self.next - 1)
-
     def sent(self, last: int, size: int) -> None:
         """An append was sent that ends at index `last` and holds `size` bytes of entries, none if 0."""
         if self.state is not REPLICATE:

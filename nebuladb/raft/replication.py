@@ -92,9 +92,10 @@ class Replication:
         for _, progress in self.tracker.peers:
             if progress.next <= last and not progress.paused:
                 return True
-            if progress.sent_commit < commit and progress.untold(commit):
-                return True
-            if progress.state is PROBE and progress.unproven():
+            if progress.state is REPLICATE:
+                if progress.sent_commit < min(commit, progress.next - 1):
+                    return True
+            elif progress.unproven():
                 return True
         return False
 
@@ -106,9 +107,11 @@ class Replication:
             while progress.next <= last and not progress.paused:
                 if not self._send(replica, progress, with_entries=True):
                     break
-            if progress.sent_commit < commit and progress.untold(commit):
-                self._send(replica, progress, with_entries=False, hint=TOLD)
-            elif progress.state is PROBE and progress.unproven():
+            if progress.state is REPLICATE:
+                # What it holds, or is about to, and doesn't know to be committed.
+                if progress.sent_commit < min(commit, progress.next - 1):
+                    self._send(replica, progress, with_entries=False, hint=TOLD)
+            elif progress.unproven():
                 self._send(replica, progress, with_entries=False)
 
     def _send(self, replica: int, progress: Progress, *, with_entries: bool, hint: int = 0) -> bool:

@@ -49,7 +49,7 @@ class ProgressTracker:
 
     def lowest_match(self) -> int:
         """The index that every replica, learners included, is known to hold."""
-        return min((progress.match for progress in self.progress.values()), default=0)
+        return min([progress.match for progress in self.progress.values()], default=0)
 
     def quorum_active(self) -> bool:
         """Whether a quorum was heard from since the last call, which starts the next period (thesis §6.2)."""

@@ -246,21 +246,9 @@ def test_numbers_of_commands_are_in_the_log() -> None:
 
 
 entries = st.builds(encode_entry, U64, U64, st.just(EntryKind.NORMAL), st.binary(max_size=20))
-messages = st.builds(
-    Message,
-    st.sampled_from([kind for kind in MessageType if kind is not MessageType.APPEND]),
-    *[U64] * 7,
-    st.booleans(),
-    *[U64] * 3,
-)
-appends = st.builds(
-    Message,
-    st.just(MessageType.APPEND),
-    *[U64] * 7,
-    st.booleans(),
-    *[U64] * 3,
-    entries=st.just(()) | st.lists(entries, min_size=1, max_size=3),
-)
+FIELDS = (*[U64] * 7, st.booleans(), *[U64] * 3)
+messages = st.builds(Message, st.sampled_from(MessageType), *FIELDS)
+appends = st.builds(Message, st.just(MessageType.APPEND), *FIELDS, entries=st.lists(entries, min_size=1, max_size=3))
 envelopes = st.one_of(
     st.builds(Envelope, U64, st.one_of(messages, appends), st.just(())),
     st.builds(
