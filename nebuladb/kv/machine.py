@@ -165,11 +165,11 @@ class Machine:
                 state.place = place
                 return False
             # `_full`, written out: this line runs for every command there is.
-            if (
+            if place + 1 < count and (
                 len(rows) + self._examined >= limits.slice_rows
                 or draft.size + draft.held // 2 >= limits.slice_bytes
                 or self.hash_index
-            ) and place + 1 < count:
+            ):
                 state.place = place + 1
                 return False
         return True

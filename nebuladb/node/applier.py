@@ -7,7 +7,7 @@ the group's next slice runs when they have come.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
@@ -55,15 +55,16 @@ class Applier:
         self._groups = groups
         self._applied = applied
         self._deleted = deleted
-        self._slices: deque[Slice] = deque()
+        self.slices: deque[Slice] = deque()
+        """To be run, in their order; whoever gets more from Host puts them behind these."""
         self._fetching: dict[int, Fetch] = {}
         """By group: what its next slice waits for."""
         self._held: dict[int, list[bytes]] = {}
         """By group: what its slices have borrowed, until one got on; never empty."""
         self._lent: dict[int, list[bytes]] = {}
         """By group: what its background work has borrowed."""
-        self._midway: set[int] = set()
-        """Groups whose last slice ended within a command."""
+        self.midway: set[int] = set()
+        """Groups in the middle of a command, whose last slice ended there."""
         self.paused = False
         """Whether they wait, so that all others get the loop, and others the core; whoever says so ends it, too."""
         self.stalled = False
@@ -72,10 +73,11 @@ class Applier:
         """Slices, or parts of one, that were run."""
         self._awaited: set[int] = set()
         """Groups whose background work waits for rows."""
-        self._busy: dict[int, None] = {}
-        """Groups that lag or have work in their store: a thousand others cost nothing. A dict as an ordered set."""
+        self.busy: dict[int, None] = {}
+        """Groups that lag or have work in their store, though it may have to wait for something: a thousand others cost
+        nothing. A dict as an ordered set."""
         self._resting: deque[int] = deque()
-        """Those of `_busy` that have not had their stretch in this round."""
+        """Those of `busy` that have not had their stretch in this round."""
         self._again = False
         """Some that had it have more."""
         self.deleted_bytes = 0
@@ -87,40 +89,31 @@ class Applier:
         self.hashed: list[tuple[int, int, bytes]] = []
         """(group, index, hash) of states that were hashed; whoever reports them takes them away."""
 
-    def add(self, slices: Iterable[Slice]) -> None:
-        """Slices that Host handed out."""
-        self._slices += slices
-
-    @property
-    def works(self) -> bool:
-        """Whether there are slices to run, or what came of others is to be taken away."""
-        return bool(self._slices or self.fetches or self.damaged)
-
     def run(self) -> tuple[bool, bool]:
         """Run slices, at most about `TURN_ROWS`: (something was done or is left that can be, an engine stalled)."""
         rows, applied = 0, self.applied
         more = stalled = False
-        for _ in range(len(self._slices)):
-            if not self._slices:
+        for _ in range(len(self.slices)):
+            if not self.slices:
                 break  # what was applied has removed groups
-            work = self._slices.popleft()
+            work = self.slices.popleft()
             data = self._groups.get(work.group)
             if data is None or data.store.generation != work.generation or data.store.failed:
                 probe("slice for data that is gone dropped")
                 continue
-            if work.group in self._fetching or (self.paused and work.group in self._midway):
-                self._slices.append(work)
+            if work.group in self._fetching or (self.paused and work.group in self.midway):
+                self.slices.append(work)
                 continue
             if rows >= TURN_ROWS:
                 probe("turn's rows spent")
-                self._slices.append(work)
+                self.slices.append(work)
                 more = True
                 continue
             try:
                 done = data.store.apply(work.works)
             except WriteStalled:
                 probe("data write stalled")
-                self._slices.append(work)
+                self.slices.append(work)
                 stalled = True
                 continue
             except Corruption as error:
@@ -131,29 +124,22 @@ class Applier:
             more = True
             self.applied += 1
             if done.midway:
-                self._midway.add(work.group)
+                self.midway.add(work.group)
             else:
-                self._midway.discard(work.group)
+                self.midway.discard(work.group)
             if done.wanted or work.group in self._held:
                 self._settle(work.group, data.store, done)
             self._applied(work, data, done)
             if done.background:  # of a watch that lags its hub tells us
-                self._busy[work.group] = None
+                self.busy[work.group] = None
         self.stalled = stalled and applied == self.applied
         return more, stalled
 
     @property
     def waits(self) -> bool:
         """Whether a slice waits for its turn, and for nothing else."""
-        if not self._slices:
-            return False
-        held = self._midway if self.paused else ()
-        return any(work.group not in self._fetching and work.group not in held for work in self._slices)
-
-    @property
-    def midway(self) -> bool:
-        """Whether any group is in the middle of a command."""
-        return bool(self._midway)
+        held = self.midway if self.paused else ()
+        return any(work.group not in self._fetching and work.group not in held for work in self.slices)
 
     def fetched(self, fetch: Fetch, values: Sequence[bytes | None]) -> None:
         """The rows of one of `fetches` have come."""
@@ -165,20 +151,15 @@ class Applier:
 
     def look_at(self, group: int) -> None:
         """The group may have got background work otherwise than by a slice: it was started, or a watch on it lags."""
-        self._busy[group] = None
-
-    @property
-    def busy(self) -> bool:
-        """Whether any group has background work, though it may have to wait for something."""
-        return bool(self._busy)
+        self.busy[group] = None
 
     def forget(self, group: int) -> None:
         """The group's store is closed, and what was handed out for it is void: a store that takes its place starts from
         its own index, under the same generation if it stands in for one that is damaged (S5)."""
-        self._slices = deque(work for work in self._slices if work.group != group)
-        self._busy.pop(group, None)
+        self.slices = deque(work for work in self.slices if work.group != group)
+        self.busy.pop(group, None)
         self._fetching.pop(group, None)
-        self._midway.discard(group)
+        self.midway.discard(group)
         self._held.pop(group, None)
         self._lent.pop(group, None)
         self._awaited.discard(group)
@@ -189,7 +170,7 @@ class Applier:
         The groups that have such work take turns.
         """
         if not self._resting:
-            self._resting.extend(self._busy)
+            self._resting.extend(self.busy)
             self._again = False
         if (found := self._next_busy()) is None:
             return self._again
@@ -221,7 +202,7 @@ class Applier:
             group = self._resting.popleft()
             data = self._groups.get(group)
             if data is None or data.store.failed or not (data.hub.lagging or data.store.busy):
-                self._busy.pop(group, None)
+                self.busy.pop(group, None)
             elif group not in self._awaited:
                 return group, data
         return None

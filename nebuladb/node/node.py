@@ -283,9 +283,9 @@ class Node:
             self._removed_here()
         if output.snapshots or output.transfers or self.snapshots.busy:
             self.snapshots.turn(output.snapshots, output.transfers, turn)
-        if output.slices:
-            self._applier.add(output.slices)
-        if self._applier.works:
+        applier = self._applier
+        applier.slices += output.slices
+        if applier.slices or applier.fetches or applier.damaged:
             self._apply(turn)
         if restructures:
             self._destroy(turn)
@@ -362,7 +362,7 @@ class Node:
             turn.answers += answers
             if reads:
                 self._take_reads(turn, reads)
-            turn.more |= self.host.works or self._applier.waits
+            turn.more |= self.host.works or (bool(self._applier.slices) and self._applier.waits)
 
     def _slice_applied(self, work: Slice, data: GroupData, applied: Applied) -> None:
         self._applied += len(work.works)
@@ -380,7 +380,7 @@ class Node:
     @property
     def midway(self) -> bool:
         """Whether the next turn goes on with a command that is half applied; it waits while the node is paused."""
-        return self._applier.midway and not self._applier.paused
+        return bool(self._applier.midway) and not self._applier.paused
 
     def pause(self, *, paused: bool) -> None:
         """Let turns pass over commands that are half applied, or go on with them."""
@@ -429,7 +429,7 @@ class Node:
     @property
     def background_waits(self) -> bool:
         """Whether any group has background work, though it may have to wait for a consumer, or for the disk."""
-        return self._applier.busy
+        return bool(self._applier.busy)
 
     @property
     def fetches_wait(self) -> bool:

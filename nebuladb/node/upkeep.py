@@ -92,7 +92,7 @@ class Upkeep:
     def _is_stuck(self) -> bool:
         """Whether entries wait for a data store that has refused them, all of them, for the time of a stall."""
         applier, now = self._applier, self._node.host.now
-        if not (self._stall and applier.works and applier.stalled):
+        if not (self._stall and applier.slices and applier.stalled):
             self._stuck = None
         elif self._stuck is None or self._stuck[1] != applier.applied:
             self._stuck = now, applier.applied

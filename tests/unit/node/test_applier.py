@@ -43,12 +43,12 @@ class Stores:
     def apply(self, group: int, *commands: Command) -> None:
         work = self.logs[group].work(*commands)
         while self.groups[group].store.index < work.index:
-            self.applier.add([Slice(group, 1, [work])])
+            self.applier.slices.append(Slice(group, 1, [work]))
             self.applier.run()
 
 
 def background_waits(stores: Stores) -> bool:
-    return stores.applier.busy
+    return bool(stores.applier.busy)
 
 
 @pytest.fixture
@@ -141,7 +141,7 @@ def test_damage_that_a_slice_meets_ends_the_background_work_on_that_data() -> No
     stores.groups[FIRST].hub.watch(b"k", start_revision=1)  # which has history to read
     spoil(stores)
     everything = kv_pb2.DeleteRequest(key=b"\0", range_end=b"\0").SerializeToString()
-    stores.applier.add([Slice(FIRST, 1, [stores.logs[FIRST].work(Command(Kind.DELETE, everything))])])
+    stores.applier.slices.append(Slice(FIRST, 1, [stores.logs[FIRST].work(Command(Kind.DELETE, everything))]))
     stores.applier.run()
     assert [group for group, _ in stores.applier.damaged] == [FIRST]
     while stores.applier.background():
@@ -154,7 +154,7 @@ def test_a_slice_that_waited_while_damage_was_met_is_void() -> None:
     stores = Stores()
     stores.apply(FIRST, PUT, HASH)
     spoil(stores)
-    stores.applier.add([Slice(FIRST, 1, [stores.logs[FIRST].work(PUT)])])
+    stores.applier.slices.append(Slice(FIRST, 1, [stores.logs[FIRST].work(PUT)]))
     stores.applier.background()
     assert [group for group, _ in stores.applier.damaged] == [FIRST]
     assert stores.applier.run() == (False, False)
@@ -165,13 +165,13 @@ def test_a_slice_that_waited_is_not_for_the_store_that_stands_in() -> None:
     """The simulator's seed 5264: the node stopped, though its log was whole and a snapshot would have healed it."""
     stores = Stores()
     stores.apply(FIRST, PUT)
-    stores.applier.add([Slice(FIRST, 1, [stores.logs[FIRST].work(PUT)])])
+    stores.applier.slices.append(Slice(FIRST, 1, [stores.logs[FIRST].work(PUT)]))
     stores.groups[FIRST].store.close()
     elsewhere = MemoryEngine(wal=False)
     Store.initialise(elsewhere, GroupId(FIRST), Generation(1), index=0, term=0, configuration=b"c")
     stand_in = stores.groups[FIRST].store = Store(elsewhere, GroupId(FIRST), Generation(1), NodeId(1))
     stores.applier.forget(FIRST)
-    assert not stores.applier.works
+    assert not stores.applier.slices
     stores.applier.run()
     assert stand_in.index == 0
 
@@ -208,18 +208,18 @@ def test_a_paused_command_lets_others_go_on() -> None:
     applier, store = stores.applier, stores.groups[FIRST].store
 
     def slice_of_it() -> int:
-        applier.add([Slice(FIRST, 1, [work])])
+        applier.slices.append(Slice(FIRST, 1, [work]))
         applier.run()
         return store._state.deleted
 
     assert slice_of_it() == DELETION_ROWS, "a long command's slice is a chunk"
-    assert (applier.midway, applier.waits) == (True, False)
+    assert (bool(applier.midway), applier.waits) == (True, False)
     applier.paused = True
     assert slice_of_it() == DELETION_ROWS
-    assert (applier.midway, applier.waits) == (True, False)
+    assert (bool(applier.midway), applier.waits) == (True, False)
     stores.apply(SECOND, PUT)
     applier.paused = False
-    assert (applier.midway, applier.waits) == (True, True)
+    assert (bool(applier.midway), applier.waits) == (True, True)
     applier.run()
     assert store._state.deleted == 2 * DELETION_ROWS
     slice_of_it()

@@ -102,7 +102,7 @@ async def test_a_large_command_rests_between_its_slices(alone: Lone, monkeypatch
     monkeypatch.setattr(pump, "REST", 1e9)
     delete = Command(Kind.DELETE, kv_pb2.DeleteRequest(key=b"\0", range_end=b"\0").SerializeToString())
     deletion = alone.pump.propose(DEFAULT_GROUP, delete, SECONDS)
-    await alone.until(lambda: alone.node._applier.midway)
+    await alone.until(lambda: bool(alone.node._applier.midway))
     elsewhere = alone.pump.propose(ETCD_GROUP, PUT, SECONDS)
     assert isinstance(await asyncio.wait_for(elsewhere, SECONDS), Answer)
     assert not deletion.done()
