@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Final
 
 from nebuladb.env import Rng, probe
@@ -21,8 +21,8 @@ from nebuladb.node.frame import (
     Address,
     Envelope,
     decode_frame,
-    encode_frames,
 )
+from nebuladb.node.mail import Mail
 from nebuladb.node.memory import MemoryPlan
 from nebuladb.node.output import TICK_MS, Output, Request
 from nebuladb.node.peer import Peer
@@ -91,7 +91,7 @@ class Host:
         """Groups that need ticks: all but those that rest."""
         self.stepped: dict[int, None] = {}
         """Groups that the last `poll` looked at, or that applied something since: the others are as they were."""
-        self._envelopes: dict[int, list[Envelope]] = {}
+        self.mail = Mail(self.peers)
         self._output = Output()
 
     # --- in ------------------------------------------------------------------------------------------------------
@@ -121,7 +121,7 @@ class Host:
     def _watch(self, node: int) -> None:
         """What quiet groups rely on: every node hears from every other at least once a heartbeat (S11)."""
         if self._ticks % LIVENESS_TICKS == 0:
-            self._envelopes.setdefault(node, [])  # an empty frame, if there is nothing to say
+            self.mail.live(node)
         peer = self.peers[node]
         if not peer.silent and self.now - peer.heard > SILENT_MS:
             probe("peer gone silent")
@@ -201,7 +201,7 @@ class Host:
                 if self.gone(group, message.sender):
                     probe("removed replica told so")
                     told = Message(GONE, 0, message.sender, message.term)
-                    self.send([(node, Envelope(group, told))])
+                    self.mail.add([(node, Envelope(group, told))])
             else:
                 self._step_in(replica, peer, node, envelope)
 
@@ -246,7 +246,7 @@ class Host:
                     if replica.stirs or replica.waits:
                         self._dirty[group] = None
             if done.held:
-                self.send(done.held)
+                self.mail.add(done.held)
             if self._held:
                 self._dirty.update(self._held)
                 self._held.clear()
@@ -341,7 +341,7 @@ class Host:
 
     def post(self, node: int, envelope: Envelope) -> None:
         """A message of the node's own, for the next frame."""
-        self.send([(node, envelope)])
+        self.mail.add([(node, envelope)])
 
     def campaign(self, group: int) -> None:
         """Stand for election now, if nobody leads `group` and we are in no election: its home needn't wait its turn."""
@@ -374,7 +374,7 @@ class Host:
     @property
     def works(self) -> bool:
         """Whether `poll` would look at a group or hand anything out."""
-        return bool(self._dirty or self._envelopes or self.batches.gathering is not None or self._output)
+        return bool(self._dirty or self.mail.waiting or self.batches.gathering is not None or self._output)
 
     def results(self) -> tuple[Outcomes, ReadOutcomes]:
         """Answers and reads that `applied` brought since the last poll: they needn't wait for the next one."""
@@ -404,31 +404,30 @@ class Host:
         output, self._output = self._output, Output()
         if batches.gathering is not None:
             output.batch = batches.take()
-        if self._envelopes:
-            status = self.disk.status
-            for node, envelopes in self._envelopes.items():
-                peer = self.peers[node]
-                if peer.connected:  # else the link fell since they were addressed
-                    output.frames += [(node, frame) for frame in encode_frames(peer.to_it, envelopes, status)]
-            self._envelopes = {}
+        output.frames = self.frames()
         return output
+
+    def frames(self) -> list[tuple[int, bytes]]:
+        """One frame for each node to which there is anything to say by now; `poll` hands out the rest. What was held
+        needn't wait for a turn once `durable` was called."""
+        return self.mail.frames(self.disk.status) if self.mail.waiting else []
 
     def _step(self, replica: Replica) -> None:
         if replica.proposes:
             if self.batches.crowded(self._ticks):
                 self._held[replica.group] = None
-                self.send(replica.let_go())
+                self.mail.add(replica.let_go())
             else:
                 self._forward_number += 2
                 crowd = len(self.stepped) >= CROWD
-                self.send(replica.propose(self.boottime, self._reaches, self._forward_number, crowd=crowd))
+                self.mail.add(replica.propose(self.boottime, self.mail.reaches, self._forward_number, crowd=crowd))
         if replica.reads.queue:
             self._output.reads += replica.start_read_round(self.boottime)
         raft = replica.raft
         # Once: a second Ready could have nothing, for what is done with the first asks nothing of Raft.
         if (ready := raft.ready()) is not None:
             if ready.messages:
-                self.send(self._address(replica, ready.messages))
+                self.mail.add(self._address(replica, ready.messages))
             if ready.hard_state is not None and ready.mark is not None:
                 replica.saved = (ready.mark.term, ready.mark.vote, ready.mark.index)
                 batch = self.batches.current(self._ticks)
@@ -437,7 +436,7 @@ class Host:
                     replica.tail.appended(ready.entries)
                 self.batches.mark(replica.group, ready.mark)
             if ready.held and not self.batches.hold(held := self._address(replica, ready.held)):
-                self.send(held)
+                self.mail.add(held)
             if ready.snapshots:
                 self._output.snapshots += [(replica.group, receiver) for receiver in ready.snapshots]
             for read in ready.reads:
@@ -473,7 +472,7 @@ class Host:
         size = sum(map(len, commands))
         forward = Forward(node, message.sender, message.context, message.term, list(commands), size)
         if not replica.forwarded(forward):
-            self.send([replica.refuse(forward)])
+            self.mail.add([replica.refuse(forward)])
 
     def _address(self, replica: Replica, messages: list[Message]) -> list[tuple[int, Envelope]]:
         """A replica that a configuration names may be one that this node hasn't heard of, or that is gone: what is sent
@@ -484,21 +483,6 @@ class Host:
             for message in messages
             if (node := nodes.get(message.receiver) or home(message.receiver))
         ]
-
-    def _reaches(self, node: int) -> bool:
-        peer = self.peers.get(node)
-        return peer is not None and peer.connected
-
-    def send(self, addressed: Iterable[tuple[int, Envelope]]) -> None:
-        """Put messages, each with its receiver's node, into the next frames; whoever isn't reached misses them."""
-        peers, envelopes = self.peers, self._envelopes
-        for node, envelope in addressed:
-            peer = peers.get(node)
-            if peer is not None and peer.connected:
-                if node in envelopes:
-                    envelopes[node].append(envelope)
-                else:
-                    envelopes[node] = [envelope]
 
     def _replica(self, group: int) -> Replica:
         replica = self.replicas.get(group)

@@ -425,6 +425,8 @@ class Pump:
         if self._broken is None:
             try:
                 self.node.host.durable(batch)
+                if frames := self.node.host.frames():
+                    self._send(frames)
             except BaseException as error:
                 self.fail(error)
                 return

@@ -118,7 +118,7 @@ class Upkeep:
         """This node has hashed its state of `group`."""
         replica = self._node.host.replicas.get(group)
         if replica is not None:
-            self._node.host.send(hash_messages(replica, index, digest))
+            self._node.host.mail.add(hash_messages(replica, index, digest))
             self.reported(group, replica.id, index, digest)
 
     def reported(self, group: int, replica: int, index: int, digest: bytes) -> None:

@@ -12,7 +12,7 @@ from nebuladb.node.frame import Address, HostMessageType
 from nebuladb.node.host import EXPIRE_TICKS
 from nebuladb.node.replica import MAX_ENTRIES_IN_FLIGHT
 from nebuladb.node.tail import TailLimits
-from nebuladb.raft import StateRole
+from nebuladb.raft import MessageType, StateRole
 from tests.unit.node.boxes import CLUSTER, GROUP, Box, Boxes
 from tests.unit.node.wire import decode_frame, encode_frame
 
@@ -233,6 +233,19 @@ def test_nothing_is_proposed_while_too_much_is_on_its_way_to_the_disk() -> None:
     box.hung = False
     boxes.settle()
     assert {box.outcome(1), box.outcome(2)} == {"Answer"}
+
+
+def test_an_acknowledgement_waits_for_its_sync_and_for_no_turn() -> None:
+    boxes, leader, follower, _ = led()
+    follower.hung = True
+    leader.put(1)
+    boxes.settle()
+    assert not follower.host.frames(), "what it speaks of isn't durable yet (S3)"
+    follower.host.durable(follower.unsynced)
+    [(node, frame)] = follower.host.frames()
+    assert node == leader.node
+    assert [envelope.message.type for envelope in decode_frame(frame)[1]] == [MessageType.APPEND_REPLY]
+    assert not follower.host.frames()
 
 
 def test_a_vote_leaves_only_when_it_is_durable() -> None:
