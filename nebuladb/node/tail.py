@@ -7,7 +7,7 @@ snapshot that is on its way holds what follows its index, or it would be useless
 
 from __future__ import annotations
 
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Final, NamedTuple
 
@@ -73,12 +73,12 @@ class LogTail:
         """Bytes up to `index`, about, on a scale of its own."""
         if index >= self._last:
             return self._size
-        place = bisect_right(self._marks, index, key=lambda mark: mark[0]) - 1
+        place = bisect_left(self._marks, (index + 1, 0)) - 1
         return self._marks[max(place, 0)][1]
 
     def cut(self, index: int) -> None:
         """The log starts behind `index` now."""
-        place = bisect_right(self._marks, index, key=lambda mark: mark[0]) - 1
+        place = bisect_left(self._marks, (index + 1, 0)) - 1
         if place > 0:
             del self._marks[:place]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bisect import bisect_right
+from bisect import bisect_left
 
 from nebuladb.errors import InvariantViolation
 from nebuladb.raft.entry import Entry
@@ -30,7 +30,7 @@ class LogShape:
         """Term of the entry at `index`, start <= index <= last."""
         if not self.start[0] <= index <= self.last[0]:
             raise InvariantViolation(f"index {index} is outside of the log {self}")
-        return self.runs[bisect_right(self.runs, index, key=lambda run: run[0]) - 1][1]
+        return self.runs[bisect_left(self.runs, (index + 1, 0)) - 1][1]
 
     def appended(self, entries: list[Entry]) -> LogShape:
         """The shape with `entries` in place of everything from `entries[0].index` on; they are contiguous, and so is
