@@ -373,8 +373,9 @@ class Host:
 
     @property
     def works(self) -> bool:
-        """Whether `poll` would look at a group or hand anything out."""
-        return bool(self._dirty or self.mail.waiting or self.batches.gathering is not None or self._output)
+        """Whether `poll` would look at a group or hand anything out, or something came that somebody acts on."""
+        gathers = self.batches.gathering is not None
+        return bool(self._dirty or self.mail.waiting or gathers or self.removed or self._output)
 
     def results(self) -> tuple[Outcomes, ReadOutcomes]:
         """Answers and reads that `applied` brought since the last poll: they needn't wait for the next one."""

@@ -247,8 +247,7 @@ class Node:
     @property
     def works(self) -> bool:
         """Whether a turn would find anything to do; if not, what came in asks for none."""
-        host = self.host
-        return host.works or bool(host.removed or self._unwritten) or self.reconciler.busy or self.snapshots.busy
+        return self.host.works or bool(self._unwritten) or self.reconciler.busy or self.snapshots.busy
 
     def turn(
         self,

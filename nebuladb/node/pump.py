@@ -231,7 +231,7 @@ class Pump:
             except BaseException as error:
                 self.fail(error)
                 return
-            if self.node.works:
+            if self.node.host.works:
                 self.wake()
 
     # --- turns -----------------------------------------------------------------------------------------------------
