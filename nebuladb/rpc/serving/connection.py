@@ -242,7 +242,7 @@ class ServerConnection(Outgoing):
             route = request.route
             call = Call(self, stream, request, route, now)
             if route is None or route.request_streaming:
-                self._count(call)
+                call.count()
                 self._listen(call, route, event)
             elif event.ended:
                 self._begin(call, route, event.data or b"")
@@ -266,19 +266,19 @@ class ServerConnection(Outgoing):
             request = route.deserialize(message) if route.deserialize is not None else message
             coroutine = route.behaviour(request, call)
         except Exception:
-            self._count(call)
+            call.count()
             self._run(call, route, message)
             return
         try:
             response = self.server.carriers.step(coroutine, call)
         except BaseException as error:
-            self._count(call)
+            call.count()
             call.fail(error)
             if isinstance(error, SystemExit | KeyboardInterrupt):
                 raise
             return
         if response is WAITS:
-            self._count(call)
+            call.count()
             call.stream.owner = call
             if call.request.timeout is not None:
                 call.arm()
@@ -298,18 +298,8 @@ class ServerConnection(Outgoing):
             if call.stream.waiting:
                 self.hold(call.stream)
         else:
-            self._count(call)
+            call.count()
             call.finish(response)
-
-    def _count(self, call: Call) -> None:
-        """A call is in progress, until it is `released`."""
-        server, request = self.server, call.request
-        call.counted = True
-        server.calls += 1
-        self.calls += 1
-        request.holders += 1
-        if request.holders == 1:
-            server.headers += request.cost
 
     def _begin(self, call: Call, route: Route, body: bytes) -> None:
         """Run a unary request whose body is here, or let it wait until its answer has room."""
@@ -365,7 +355,7 @@ class ServerConnection(Outgoing):
         if route.direct and 0 <= size <= self.limits.message_bytes and _PREFIX(body) == (0, size):
             self._direct(call, route, body)
             return
-        self._count(call)
+        call.count()
         try:
             message = framing.unframe(body, self.limits.message_bytes, call.request.inflate)
         except StatusError as error:

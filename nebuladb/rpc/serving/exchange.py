@@ -80,6 +80,16 @@ class Exchange:
         self.route = route
         self._begun = begun
 
+    def count(self) -> None:
+        """It is in progress, until `_release`."""
+        connection, request = self.connection, self.request
+        self.counted = True
+        connection.calls += 1
+        connection.server.calls += 1
+        request.holders += 1
+        if request.holders == 1:
+            connection.server.headers += request.cost
+
     # --- the end ---------------------------------------------------------------------------------------------------
 
     def finish(self, value: Any) -> None:
@@ -207,12 +217,21 @@ class Exchange:
             LOG.exception("a done callback of %s failed", self.request.path)
 
     def _release(self) -> None:
+        """The handler has returned, or won't be started."""
         if not self._released:
             self._released = True
             if not self.over:
                 self._over()
             if self.counted:
-                self.connection.released(self)
+                connection, request = self.connection, self.request
+                server = connection.server
+                connection.calls -= 1
+                server.calls -= 1
+                request.holders -= 1
+                if not request.holders:
+                    server.headers -= request.cost
+                if server.stopping:
+                    server.look()
             if self.stream.state is State.CLOSED:
                 self.stream.owner = None  # nothing more comes of it; each would keep the other for the collector
 

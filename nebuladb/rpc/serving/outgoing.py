@@ -16,7 +16,6 @@ from nebuladb.rpc.http2.stream import HALF_CLOSED_LOCAL, OPEN, Stream
 from nebuladb.rpc.metadata import Fields
 from nebuladb.rpc.serving.exchange import Exchange
 from nebuladb.rpc.serving.limits import ServerLimits
-from nebuladb.rpc.serving.request import Request
 from nebuladb.rpc.status import UNDONE, StatusError
 from nebuladb.rpc.tls import identity
 
@@ -232,7 +231,9 @@ class Outgoing(asyncio.Protocol):
             if self._gathering is None:
                 self._gathering = {}
             self._gathering[call] = (self._active, size)
-            self.keep(call.request)
+            call.request.holders += 1
+            if call.request.holders == 1:
+                server.headers += call.request.cost
         call.gathered += size
         self.unfinished += size
         server.unfinished += size
@@ -246,10 +247,13 @@ class Outgoing(asyncio.Protocol):
     def ungather(self, call: Exchange) -> None:
         """It has come, or won't come any more."""
         if call.gathered:
+            server, request = self.server, call.request
             self.unfinished -= call.gathered
-            self.server.unfinished -= call.gathered
+            server.unfinished -= call.gathered
             call.gathered = 0
-            self.leave(call.request)
+            request.holders -= 1
+            if not request.holders:
+                server.headers -= request.cost
             if self._gathering is not None:
                 self._gathering.pop(call, None)
 
@@ -276,29 +280,6 @@ class Outgoing(asyncio.Protocol):
             self._transport.abort()
         else:
             self._reset(stream)
-
-    def released(self, call: Exchange) -> None:
-        """A call's handler has returned."""
-        server, request = self.server, call.request
-        self.calls -= 1
-        server.calls -= 1
-        request.holders -= 1
-        if not request.holders:
-            server.headers -= request.cost
-        if server.stopping:
-            server.look()
-
-    def keep(self, request: Request) -> None:
-        """A call holds these headers, others with the same maybe as well."""
-        request.holders += 1
-        if request.holders == 1:
-            self.server.headers += request.cost
-
-    def leave(self, request: Request) -> None:
-        """It holds them no more."""
-        request.holders -= 1
-        if not request.holders:
-            self.server.headers -= request.cost
 
     def close(self, now: float) -> None:
         """Close the transport when what was written has left; `sweep` aborts it if that takes too long."""

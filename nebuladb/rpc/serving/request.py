@@ -54,7 +54,8 @@ class Request:
         self.cost = 2 * (size + FIELD_OBJECTS * len(fields))
         """About what it takes in memory, octets, once its metadata was asked for."""
         self.holders = 0
-        """Calls that are in progress with it, or have not come whole."""
+        """Calls that are in progress with it, or have not come whole: the first counts its cost in `Server.headers`,
+        the last takes it back."""
         self.path = ""
         self.route: Route | None = None
         """None where `Routes.resolve` must be asked."""
