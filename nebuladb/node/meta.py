@@ -168,6 +168,8 @@ class Meta:
                 self.shards[value.group] = value
             elif isinstance(value, DeclaredAlarm):
                 self.declared.append(value)
+        self.learners = frozenset(node for node, record in self.nodes.items() if record.learner)
+        """Those that nobody has promoted."""
         self.alarmed = frozenset(alarm.kind for alarm in self.declared)
         self.told = (*((self.own,) if self.own else ()), *self.shards.values())
         """The descriptors of all groups that it tells of: its own, once that has changed, and the shards."""

@@ -58,7 +58,7 @@ class ClusterService:
             if node in meta.nodes:
                 return None
             _check_address(meta, peer)
-            if request.isLearner and any(record.learner for record in meta.nodes.values()):
+            if request.isLearner and meta.learners:
                 raise EtcdError(_REFUSED, "etcdserver: too many learner members in cluster")
             if len(meta.nodes) >= MAX_MEMBERS:
                 raise EtcdError("RESOURCE_EXHAUSTED", f"etcdserver: a cluster has at most {MAX_MEMBERS} members")

@@ -17,12 +17,6 @@ _FREE: Final = frozenset(("etcdserverpb.Maintenance/Status", "etcdserverpb.Maint
 _RANGE: Final = "etcdserverpb.KV/Range"
 
 
-def learns(backend: Backend) -> bool:
-    """Whether this node is a learner that nobody has promoted."""
-    record = backend.node.meta.nodes.get(backend.id)
-    return record is not None and record.learner
-
-
 def guarded(backend: Backend, service: Any, descriptor: ServiceDescriptor) -> Any:
     """`service`, but that a learner refuses most of its methods."""
     methods: dict[str, Any] = {}
@@ -35,9 +29,11 @@ def guarded(backend: Backend, service: Any, descriptor: ServiceDescriptor) -> An
 
 
 def _guard(backend: Backend, function: Callable[[Any, Any], Any], name: str) -> Callable[[Any, Any], Any]:
+    node, me = backend.node, backend.id
+
     def call(request: Any, context: Any) -> Any:
         # Not a coroutine itself: who isn't a learner pays for one look and no more.
-        if learns(backend) and not (name == _RANGE and received(kv_pb2.RangeRequest, request).serializable):
+        if me in node.meta.learners and not (name == _RANGE and received(kv_pb2.RangeRequest, request).serializable):
             raise EtcdError("UNAVAILABLE", "etcdserver: rpc not supported for learner")
         return function(request, context)
 

@@ -13,7 +13,6 @@ from nebuladb.api.drive import Due, until
 from nebuladb.api.etcd.alarms import alarms, change
 from nebuladb.api.etcd.errors import EtcdError
 from nebuladb.api.etcd.face import Face
-from nebuladb.api.etcd.learner import learns
 from nebuladb.api.etcd.requests import received
 from nebuladb.api.etcd.version import VERSION
 from nebuladb.errors import DeadlineExceeded, TooManyRequests
@@ -65,7 +64,7 @@ class MaintenanceService:
             raftTerm=replica.raft.term,
             raftAppliedIndex=store.index,
             errors=errors,
-            isLearner=learns(self._backend),
+            isLearner=self._backend.id in self._backend.meta.learners,
         )
         return response.SerializeToString()
 

@@ -16,7 +16,6 @@ from google.protobuf import message_factory
 from nebuladb.api import backend
 from nebuladb.api.etcd import cluster, maintenance
 from nebuladb.api.etcd.face import MAX_SECONDS
-from nebuladb.api.etcd.learner import learns
 from nebuladb.errors import NoLeader
 from nebuladb.ids import DEFAULT_GROUP, ETCD_GROUP
 from nebuladb.node.alarms import Alarm, AlarmKind
@@ -133,9 +132,7 @@ async def test_all_leaders_are_asked_before_a_learner_is_promoted(etcd: Faced, m
 
 async def test_a_learner_answers_status_and_serializable_ranges(etcd: Faced, monkeypatch: pytest.MonkeyPatch) -> None:
     await etcd.set(b"k")
-    record = etcd.node.meta.nodes[NODE]
-    monkeypatch.setitem(etcd.node.meta.nodes, NODE, record._replace(learner=True))
-    assert learns(etcd.backend)
+    monkeypatch.setattr(etcd.node.meta, "learners", frozenset((NODE,)))
     assert (await call(etcd, "Maintenance/Status")).isLearner
     assert (await etcd.range(b"k", serializable=True)).count == 1
     no = (Status.UNAVAILABLE, "etcdserver: rpc not supported for learner")
