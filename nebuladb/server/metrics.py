@@ -74,6 +74,7 @@ class Metrics:
         self.late_seconds: dict[str, float] = {}
         self.late_turns: dict[str, int] = {}
         self.worst_beat = self.worst_own = 0.0
+        """Seconds by which the loop came round late at worst; and likewise, less those for which it had no core."""
         self.rpc_seconds: dict[str, Buckets] = {}
         self.rpc_handled: dict[tuple[str, str], int] = {}
         self._samples: NodeSamples | None = None
@@ -97,15 +98,8 @@ class Metrics:
         self.applied_entries += entries
         self.apply_seconds.observe(seconds)
 
-    def loop_beat(self, late: float, own: float) -> None:
-        """The loop came round `late` seconds after it should have; `own` of them it was not without a core."""
-        if late > self.worst_beat:
-            self.worst_beat = late
-        if own > self.worst_own:
-            self.worst_own = own
-
     def loop_late(self, late: float, work: str) -> None:
-        """That was too late, because of `work`."""
+        """The loop came round `late` seconds after it should have, which is too late, because of `work`."""
         if work not in self.late_turns and len(self.late_turns) >= MAX_WORKS:
             work = OTHER_METHOD
         self.late_turns[work] = self.late_turns.get(work, 0) + 1

@@ -118,13 +118,15 @@ class Watchdog:
         now, (cpu, waited) = time.perf_counter(), core.seconds()
         late, robbed = now - self._due, waited - self._waited
         if not first:
-            self._metrics.loop_beat(late, late - robbed)
+            metrics = self._metrics
+            metrics.worst_beat = max(metrics.worst_beat, late)
+            metrics.worst_own = max(metrics.worst_own, late - robbed)
             if late > LATE_SECONDS:
                 # What took a small part of it is not what it was.
                 work = self._work if self._longest > late / 4 else NOTHING
                 if self._collected > late / 2:
                     work = COLLECTOR  # it came within other work, which is longer by a little
-                self._metrics.loop_late(late, work.partition(":")[0])
+                metrics.loop_late(late, work.partition(":")[0])
                 if now - self._logged > LOG_SECONDS:
                     self._logged = now
                     self._log.warning(
