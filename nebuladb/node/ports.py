@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Protocol
 
 
 class Links(Protocol):
     """Where frames go; a full or missing link drops them."""
 
-    def send(self, node: int, frame: bytes) -> None:
-        """Hand over a frame; never waits."""
-        ...
-
-    def flush(self) -> None:
-        """Write what was handed over, as far as it can be at once."""
+    def send(self, frames: Iterable[tuple[int, bytes]]) -> None:
+        """Write frames, each to its node, as far as it can be at once; never waits."""
         ...
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Final
 
@@ -263,7 +263,7 @@ class Pump:
 
     def _one_turn(self) -> bool:
         begun = time.perf_counter()
-        turn = self.node.turn(self._send, self._flusher.sync)
+        turn = self.node.turn(self._links.send, self._flusher.sync)
         if turn.written:
             self._meter.log_batch(turn.written_bytes)
         if turn.applied:
@@ -288,11 +288,6 @@ class Pump:
         if turn.stalled:
             self._loop.call_later(RETRY_SECONDS, self.wake)
         return turn.more
-
-    def _send(self, frames: Sequence[tuple[int, bytes]]) -> None:
-        for node, frame in frames:
-            self._links.send(node, frame)
-        self._links.flush()
 
     def _go_on(self) -> None:
         self.node.pause(paused=False)
@@ -426,7 +421,7 @@ class Pump:
             try:
                 self.node.host.durable(batch)
                 if frames := self.node.host.frames():
-                    self._send(frames)
+                    self._links.send(frames)
             except BaseException as error:
                 self.fail(error)
                 return

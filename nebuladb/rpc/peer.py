@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from typing import Any, Final, Protocol
 
 import grpc
@@ -292,15 +292,14 @@ class PeerTransport:
         await asyncio.gather(*tasks, return_exceptions=True)
         await self._server.stop(0.1)
 
-    def send(self, node: int, frame: bytes) -> None:
-        """Queue a frame for `node`, to be written by `flush`; without a link it is lost."""
-        link = self._links.get(node)
-        if link is not None:
-            link.send(frame)
-
-    def flush(self) -> None:
-        """Write what was sent, as far as links take it at once; the rest leaves when it can."""
-        for link in self._links.values():
+    def send(self, frames: Iterable[tuple[int, bytes]]) -> None:
+        """Write frames, each to its node, as far as links take them at once; the rest leaves when it can. What has no
+        link is lost."""
+        links = self._links
+        for node, frame in frames:
+            if (link := links.get(node)) is not None:
+                link.send(frame)
+        for link in links.values():
             if link.unflushed:
                 link.flush()
 

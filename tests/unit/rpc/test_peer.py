@@ -97,17 +97,15 @@ async def test_frames_pass_both_ways_in_order(ends: tuple[End, End]) -> None:
     one, other = ends
     await linked(one, other)
     for number in range(100):
-        one.transport.send(2, b"%d" % number)
-        other.transport.send(1, b"%d" % number)
-    one.transport.flush()
-    other.transport.flush()
+        one.transport.send([(2, b"%d" % number)])
+        other.transport.send([(1, b"%d" % number)])
     await until(lambda: len(one.frames) == len(other.frames) == 100)
     assert other.frames == [(1, b"%d" % number) for number in range(100)]
     assert one.frames == [(2, b"%d" % number) for number in range(100)]
 
 
 async def test_without_a_link_a_frame_is_lost(ends: tuple[End, End]) -> None:
-    ends[0].transport.send(2, b"frame")
+    ends[0].transport.send([(2, b"frame")])
 
 
 async def test_a_link_that_breaks_is_told_once_and_comes_again(ends: tuple[End, End]) -> None:
@@ -143,8 +141,7 @@ async def test_who_is_not_dialled_though_it_should_be_dials(
     other.transport.connect_to({1: one.address})
     await until(lambda: one.transport.connected == [2] and other.transport.connected == [1])
     await linked(one, other)  # now it knows
-    one.transport.send(2, b"frame")
-    one.transport.flush()
+    one.transport.send([(2, b"frame")])
     await until(lambda: bool(other.frames))
     assert (one.links, other.links) == (["up 2"], ["up 1"]), "a link that stands stays"
 
@@ -307,15 +304,14 @@ async def test_a_slow_peers_queue_is_bounded(kind: type[_Slow], taken: int, monk
 
 
 @pytest.mark.parametrize("ends", ["nebula"], indirect=True)
-async def test_flushed_frames_are_with_the_system_at_once(ends: tuple[End, End]) -> None:
+async def test_sent_frames_are_with_the_system_at_once(ends: tuple[End, End]) -> None:
     one, other = ends
     await linked(one, other)
     for end, node in ((one, 2), (other, 1)):
-        end.transport.send(node, b"frame")
         sender: Any = end.transport._links[node]._direct.connection  # type: ignore[union-attr]
         writes: list[bytes] = []
         wire, sender._transport = sender._transport, _Wire(sender._transport, writes)
-        end.transport.flush()
+        end.transport.send([(node, b"frame")])
         sender._transport = wire
         assert b"frame" in b"".join(writes)
     await until(lambda: len(one.frames) == len(other.frames) == 1)
@@ -344,10 +340,8 @@ async def test_a_frame_is_handed_over_in_the_read_that_brings_it(ends: tuple[End
     links = one.transport._links | other.transport._links
     links[1]._deliver = links[2]._deliver = lambda *_: seen.append(asyncio.current_task())
     for _ in range(100):
-        one.transport.send(2, b"frame")
-        other.transport.send(1, b"frame")
-        one.transport.flush()
-        other.transport.flush()
+        one.transport.send([(2, b"frame")])
+        other.transport.send([(1, b"frame")])
     await until(lambda: len(seen) == 200)
     assert set(seen) == {None}  # no task was woken for it
     assert len(asyncio.all_tasks()) == tasks
@@ -436,10 +430,9 @@ async def test_a_link_outlives_a_frame_that_is_too_large_or_comes_again(
     """Both ends of a real one. (No frame is ever made that large.)"""
     await linked(*ends)
     sender, receiver = (ends[at] for at in direction)
-    sender.transport.send(receiver.node, bytes(module.MAX_FRAME_BYTES + 1))
+    sender.transport.send([(receiver.node, bytes(module.MAX_FRAME_BYTES + 1))])
     while not receiver.frames:
-        sender.transport.send(receiver.node, b"next")
-        sender.transport.flush()
+        sender.transport.send([(receiver.node, b"next")])
         await asyncio.sleep(0.001)
     assert receiver.frames[0] == (sender.node, b"next")
 
@@ -457,8 +450,7 @@ async def test_bytes_that_are_no_message_end_the_link_and_the_next_one_comes(
     direct.connection.flush()
     await until(lambda: receiver.links[:2] == [f"up {sender.node}", f"down {sender.node}"])
     await until(lambda: ends[0].transport.connected == [2] and ends[1].transport.connected == [1])
-    sender.transport.send(receiver.node, b"frame")
-    sender.transport.flush()
+    sender.transport.send([(receiver.node, b"frame")])
     await until(lambda: receiver.frames == [(sender.node, b"frame")])
     (line,) = caplog.messages
     assert f"node {sender.node:016x} sent 2 bytes that are no message of a link" in line
