@@ -6,6 +6,7 @@ may come in a thousand DATA.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Final
 
 import grpc
@@ -72,7 +73,7 @@ class MessageReader:
     queue up it must be lazy: a window of 64 KiB holds 400 zstd messages of 4 MiB each.
     """
 
-    __slots__ = ("_inflate", "_lazy", "_max_size", "_need", "buffer")
+    __slots__ = ("_inflate", "_lazy", "_max_size", "_need", "buffer", "listener")
 
     def __init__(self, max_size: int, inflate: Inflate | None = None, *, lazy: bool = False) -> None:
         self._max_size = max_size
@@ -83,6 +84,25 @@ class MessageReader:
         """The part that is here of a message whose rest has not come."""
         self._need = PREFIX_BYTES
         """Bytes that the buffer must hold before there is something to decide: the prefix, then prefix and message."""
+
+        self.listener: Callable[[bytes], None] | None = None
+        """Who is given each message, if its owner says so."""
+
+    def offer(self, data: bytes) -> bool:
+        """Give the listener the message that `data` is, if it is just one, whole and plain. False: it is not, and
+        nothing has happened."""
+        size = len(data) - PREFIX_BYTES
+        if (
+            size < 0
+            or data[0]
+            or int.from_bytes(data[1:PREFIX_BYTES], "big") != size
+            or size > self._max_size
+            or self.buffer
+            or self.listener is None
+        ):
+            return False
+        self.listener(data[PREFIX_BYTES:])
+        return True
 
     def drop(self) -> None:
         """Forget that part: nothing more is fed."""

@@ -271,16 +271,19 @@ class Connection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Bytes came."""
+        http2 = self.http2
         self._heard = now = monotonic()
+        if http2.straight is not None and http2.part(data):
+            return
         handlers = self._handlers
         woken = False
-        for event in self.http2.receive(data, now):
+        for event in http2.receive(data, now):
             if type(event) is DataReceived and (rpc := event.stream.owner) is not None and rpc.listener is not None:
                 rpc.data(event.data, event.ended)
             else:
                 woken = True
                 handlers[type(event)](event)
-        if not self._ready and self.http2.ready and not self.closed:
+        if not self._ready and http2.ready and not self.closed:
             woken = True
             self._settle()
         if not woken:

@@ -76,6 +76,10 @@ class StreamResponse(Rpc):
         while (message := self.take()) is not None:
             listener(message)
         self.listener = listener
+        connection, stream, reader = self.connection, self.stream, self._reader
+        if connection is not None and stream is not None and reader is not None:
+            reader.listener = listener
+            connection.http2.go_straight(stream, reader.offer)
 
     def _whole(self, successful: bool) -> bool:
         if successful and self._reader is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Final
 
 from nebuladb.rpc.http2 import frames
@@ -11,7 +12,7 @@ from nebuladb.rpc.http2.frames import END_HEADERS, END_STREAM, HEAD, HEAD_SIZE, 
 from nebuladb.rpc.http2.headers import HeaderBlock, Kind
 from nebuladb.rpc.http2.limits import Limits
 from nebuladb.rpc.http2.receiving import Receiving
-from nebuladb.rpc.http2.stream import CLOSED, HALF_CLOSED_LOCAL, HALF_CLOSED_REMOTE, Stream
+from nebuladb.rpc.http2.stream import CLOSED, HALF_CLOSED_LOCAL, HALF_CLOSED_REMOTE, OPEN, Stream
 
 _HEADERS: Final = frames.HEADERS
 _LAST_HEADERS: Final = END_HEADERS | END_STREAM
@@ -29,9 +30,12 @@ class Reading(Receiving):
     for a frame would add a tenth. What a stream mostly brings, DATA from the middle of a body, has a way of its own,
     `_part`. Whatever differs in anything takes the long way, `_frame`, which knows all the rules; all ways must tell
     the owner the same, which the tests hold by cutting the octets anywhere.
+
+    One stream may go `straight`: of a link between nodes each message is mostly one DATA and all of a read. `part` is
+    the way of such a read. It makes no event, and no output: what would owe the peer anything goes the ways above.
     """
 
-    __slots__ = ("_preface", "_rest")
+    __slots__ = ("_offer", "_preface", "_rest", "straight")
 
     def __init__(self, *, client: bool, limits: Limits) -> None:
         super().__init__(client=client, limits=limits)
@@ -39,6 +43,39 @@ class Reading(Receiving):
         """A frame that has not come whole."""
         self._preface = b"" if client else PREFACE
         """What is still missing of the client's."""
+        self.straight: Stream | None = None
+        """The stream whose parts `part` is to take."""
+        self._offer: Callable[[bytes], bool] = bool
+
+    def go_straight(self, stream: Stream, offer: Callable[[bytes], bool]) -> None:
+        """Let `part` take reads of this stream. `offer` is given the octets of each, and says whether they were of use
+        to it, so that they count as consumed; if not, it must have done nothing."""
+        self.straight, self._offer = stream, offer
+
+    def part(self, data: bytes) -> bool:
+        """Whether `data` was one DATA from the midst of the body that goes `straight`, and was of use. If not, nothing
+        has happened, and `receive` takes it."""
+        stream = self.straight
+        size = len(data) - HEAD_SIZE
+        if stream is None or size <= 0 or self._rest or self._fragment is not None or self.closed:
+            return False
+        taken = stream.taken + size
+        if (
+            HEAD.unpack_from(data) != (size << 8, 0, stream.id)
+            or size > self.limits.frame_size
+            or not (stream.state is OPEN or stream.state is HALF_CLOSED_LOCAL)
+            or not stream.heard
+            or stream.expected >= 0
+            or stream.unread
+            # Less than half of either window is used up, so there is room, and nothing to say of it yet.
+            or taken >= self._stream_window_low
+            or self._taken + size >= (self._connection_window - self._unread) // 2
+            or not self._offer(data[HEAD_SIZE:])
+        ):
+            return False
+        stream.taken = taken
+        self._taken += size
+        return True
 
     def receive(self, data: bytes, now: float) -> list[Event]:
         """What `data` brings, in order. `now`: seconds, monotonic. Never raises for what the peer did."""

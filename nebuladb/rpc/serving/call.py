@@ -44,7 +44,9 @@ class Call(Exchange, grpc.aio.ServicerContext[Any, Any]):
         of the end only."""
         while (message := self.take()) is not None:
             listener(message)
-        self._listener = listener
+        if self._reader is not None and not self.over:
+            self._reader.listener = listener
+            self.connection.http2.go_straight(self.stream, self._reader.offer)
 
     async def write(self, message: Any) -> None:
         """Send a response of a stream. Waits while the peer doesn't take what was sent before."""

@@ -88,10 +88,11 @@ class ServerConnection(Outgoing):
                 self._transport.pause_reading()
                 turns.add(self)
             return
-        now = time.monotonic()
-        self._active = now
+        http2 = self.http2
+        self._active = now = time.monotonic()
         self._pinged = 0.0
-        self._backlog = self._handle(self.http2.receive(data, now), now)
+        if http2.straight is None or not http2.part(data):
+            self._backlog = self._handle(http2.receive(data, now), now)
 
     def proceed(self, until: float) -> bool:
         """Handle a slice of what waits, or less if the time is up (`Turns`)."""

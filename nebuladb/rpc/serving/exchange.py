@@ -65,7 +65,6 @@ class Exchange:
     _reader: MessageReader | None = None
     _inbox: deque[bytes | int]
     _arrival: asyncio.Future[None] | None = None
-    _listener: Callable[[bytes], None] | None = None
     _peer_ended: bool = True
     _outbox: list[bytes] | None = None
     _written: int = 0
@@ -203,6 +202,8 @@ class Exchange:
                 self._reader.drop()
         if self._timer is not None:
             self.disarm()
+        if self._reader is not None:
+            self._reader.listener = None
         if self._arrival is not None and not self._arrival.done():
             self._arrival.cancel()
         if self._callbacks is not None:
@@ -289,7 +290,7 @@ class Exchange:
             part = len(reader.buffer) if messages else len(data)
             if part and not self.connection.gather(self, part):
                 return
-        listener = self._listener
+        listener = reader.listener
         if listener is not None:
             self.connection.http2.consumed(self.stream, size)
             for message in messages:

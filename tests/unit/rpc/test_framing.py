@@ -185,3 +185,38 @@ def test_names() -> None:
     assert code(error) == grpc.StatusCode.UNIMPLEMENTED
     assert set(compression.ACCEPTED.decode().split(",")) == {"identity", "gzip", "deflate", "zstd"}
     assert zlib.decompressobj(31).decompress(compression._COMPRESS["gzip"](b"gzip by name")) == b"gzip by name"
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"\0\0\0",
+        frame(b"message")[:-1],
+        frame(b"message") + b"\0",
+        frame(b"message") * 2,
+        b"\1" + frame(b"message")[1:],
+        frame(bytes(101)),
+    ],
+    ids=["nothing", "no whole prefix", "cut short", "more behind it", "two", "flags", "too large"],
+)
+def test_only_one_whole_plain_message_is_offered(data: bytes) -> None:
+    heard: list[bytes] = []
+    reader = MessageReader(100)
+    assert not reader.offer(frame(b"message")), "nobody listens"
+    reader.listener = heard.append
+    assert not reader.offer(data)
+    assert not heard
+    assert not reader.buffer
+    assert reader.offer(frame(b"message"))
+    assert reader.offer(frame(b""))
+    assert heard == [b"message", b""]
+
+
+def test_a_message_is_not_offered_past_one_that_has_begun() -> None:
+    heard: list[bytes] = []
+    reader = MessageReader(100)
+    reader.listener = heard.append
+    assert reader.feed(b"\0\0") == []
+    assert not reader.offer(frame(b"message"))
+    assert not heard

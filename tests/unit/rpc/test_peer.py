@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import random
 import socket
 from collections.abc import AsyncIterator, Callable
 from typing import Any
@@ -13,66 +12,13 @@ import grpc.aio
 import pytest
 from google.protobuf.message import DecodeError
 
-from nebuladb.errors import ConfigurationError, IdentityError
+from nebuladb.errors import ConfigurationError
 from nebuladb.pb.nebula.peer.v1 import peer_pb2 as pb
 from nebuladb.rpc import peer as module
 from nebuladb.rpc.engine import DEFAULT, ENGINES, NEBULA, Engine
-from nebuladb.rpc.peer import PeerTransport
+from nebuladb.rpc.http2.reading import Reading
 from nebuladb.rpc.status import StatusError
-
-SECONDS = 20.0
-
-
-class End:
-    """One transport and what it told its owner."""
-
-    def __init__(self, node: int, engine: Engine = DEFAULT) -> None:
-        self.node = node
-        self.incarnation = node * 100
-        self.links: list[str] = []
-        self.frames: list[tuple[int, bytes]] = []
-        self.refuses = False
-        self.error: Exception | None = None
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.address = f"127.0.0.1:{probe.getsockname()[1]}"
-        self.transport = PeerTransport(node, self, random.Random(node), engine)
-
-    def hello(self, request: pb.HelloRequest) -> pb.HelloResponse:
-        return pb.HelloResponse(name=f"n{self.node}")
-
-    async def join(self, request: pb.JoinRequest) -> pb.JoinResponse:
-        return pb.JoinResponse(wait=f"n{self.node} has no room for {request.name}")
-
-    def found(self, request: pb.FoundRequest) -> bytes:
-        return b"document"
-
-    def lags(self, request: pb.LagsRequest) -> pb.LagsResponse:
-        return pb.LagsResponse(lags=[pb.Lag(group=self.node, lacks=request.node_id)])
-
-    def handshake(self, node: int) -> pb.Handshake:
-        return pb.Handshake(node_id=self.node, incarnation=self.incarnation, receiver=node)
-
-    def check(self, handshake: pb.Handshake) -> None:
-        if self.error is not None:
-            raise self.error
-        if self.refuses:
-            raise IdentityError("not one of us")
-
-    def peer_up(self, handshake: pb.Handshake) -> None:
-        self.links.append(f"up {handshake.node_id}")
-
-    def peer_down(self, node: int) -> None:
-        self.links.append(f"down {node}")
-
-    def frame(self, node: int, frame: bytes) -> None:
-        self.frames.append((node, frame))
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(SECONDS):
-        while not condition():  # noqa: ASYNC110
-            await asyncio.sleep(0)
+from tests.unit.rpc.links import End, until
 
 
 @pytest.fixture(params=["nebula", "grpcio", "nebula and grpcio", "grpcio and nebula"])
@@ -301,6 +247,30 @@ async def test_a_slow_peers_queue_is_bounded(kind: type[_Slow], taken: int, monk
     assert stream.sent == [*(b"%02d" % number for number in range(taken + 5)), b"xx"]
     carrier.cancel()
     await asyncio.gather(carrier, return_exceptions=True)
+
+
+@pytest.mark.parametrize("ends", ["nebula"], indirect=True)
+async def test_frames_that_come_one_by_one_go_straight_at_both_ends(
+    ends: tuple[End, End], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, other = ends
+    await linked(one, other)
+    straight = {True: 0, False: 0}
+    """By whether a client's end took it."""
+
+    def part(http2: Reading, data: bytes) -> bool:
+        taken = whole(http2, data)
+        straight[http2.client] += taken
+        return taken
+
+    whole = Reading.part
+    monkeypatch.setattr(Reading, "part", part)
+    for number in range(1, 21):
+        one.transport.send([(2, b"%d" % number)])
+        other.transport.send([(1, b"%d" % number)])
+        await until(lambda: len(one.frames) == len(other.frames) == number)  # noqa: B023
+    assert other.frames == [(1, b"%d" % number) for number in range(1, 21)]
+    assert min(straight.values()) >= 15
 
 
 @pytest.mark.parametrize("ends", ["nebula"], indirect=True)
