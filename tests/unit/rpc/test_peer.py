@@ -18,7 +18,7 @@ from nebuladb.rpc import peer as module
 from nebuladb.rpc.engine import DEFAULT, ENGINES, NEBULA, Engine
 from nebuladb.rpc.http2.reading import Reading
 from nebuladb.rpc.status import StatusError
-from tests.unit.rpc.links import End, until
+from tests.unit.rpc.links import SECONDS, End, until
 
 
 @pytest.fixture(params=["nebula", "grpcio", "nebula and grpcio", "grpcio and nebula"])
