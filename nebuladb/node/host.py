@@ -374,8 +374,9 @@ class Host:
     @property
     def works(self) -> bool:
         """Whether `poll` would look at a group or hand anything out, or something came that somebody acts on."""
-        gathers = self.batches.gathering is not None
-        return bool(self._dirty or self.mail.waiting or gathers or self.removed or self._output)
+        output = self._output
+        asked = self._dirty or self.mail.waiting or output.answers or output.reads
+        return bool(asked or self.batches.gathering is not None or self.removed or output)
 
     def results(self) -> tuple[Outcomes, ReadOutcomes]:
         """Answers and reads that `applied` brought since the last poll: they needn't wait for the next one."""

@@ -399,7 +399,7 @@ class Machine:
             turn = life.node.turn(frames.extend)
         except (StoreError, NodeRemoved) as error:
             # They leave before anything is written or applied.
-            self._send_all(frames, self._rng.randrange(len(frames) + 1))
+            self._send_all(frames[: self._rng.randrange(len(frames) + 1)])
             self._stopped(error)
             return
         finally:
@@ -408,11 +408,10 @@ class Machine:
         # Before anything of it leaves the node. Between turns nobody else can see what it thinks.
         self._replicas.step(self.place, life.node, turn, now)
         if self._doomed is not None and (self._doom is None or self._doom(life.node)):
-            self._send_all(frames, self._rng.randrange(len(frames) + 1))
+            self._send_all(frames[: self._rng.randrange(len(frames) + 1)])
             self.crash(power=self._doomed)
             return
-        if frames:
-            self._send_all(frames, len(frames))
+        self._send_all(frames)
         if turn.written:
             self.disk.sync(turn.written, lambda batch: self._durable(life, batch))
         self._carry_out(life, turn)
@@ -446,14 +445,17 @@ class Machine:
             life.node.pause(paused=False)
             self._wake(life)
 
-    def _send_all(self, frames: Sequence[tuple[int, bytes]], count: int) -> None:
-        for node, frame in frames[:count]:
+    def _send_all(self, frames: Sequence[tuple[int, bytes]]) -> None:
+        for node, frame in frames:
             self._send(self.place, node, frame)
 
     def _durable(self, life: Life, batch: int) -> None:
         if life is not self._life or (life.paused and self._held(self._durable, life, batch)):
             return
-        if self._copes(life.node.host.durable, batch) and life.node.works:
+        if not self._copes(life.node.host.durable, batch):
+            return
+        self._send_all(life.node.host.frames())
+        if life.node.works:
             self._wake(life)
 
     def _fetched(self, life: Life, fetch: Fetch) -> None:
