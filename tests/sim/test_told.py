@@ -28,7 +28,7 @@ from nebuladb.sim.trace import Trace
 from nebuladb.sim.violation import Violation
 from nebuladb.sim.workloads.explorer import Explorer
 from nebuladb.sim.workloads.keyspaces import Maker
-from nebuladb.sim.workloads.lease import LOCK, TTL, Lock
+from nebuladb.sim.workloads.lease import LOCK, TTL, Leaseholder, Lock
 from nebuladb.sim.workloads.watch import Observer
 from tests.unit.kv.helpers import GROUP, Log, compact, delete, finish, fresh, grant, put, revoke, run
 
@@ -215,6 +215,23 @@ def test_a_request_has_one_answer_as_long_as_its_client_says_that_it_lacks_it() 
 
 
 # --- leases ----------------------------------------------------------------------------------------------------------
+
+
+def test_who_gets_the_lock_while_another_is_sure_of_it_is_a_violation_unless_it_is_told_too_late() -> None:
+    one, other = (cast("Leaseholder", SimpleNamespace(name=name, until=1_000)) for name in ("one", "other"))
+    lock = Lock(GROUP)
+    lock.acquired(one, 5, 0, 900)
+    with pytest.raises(Violation, match="holds it with token 5"):
+        lock.acquired(other, 6, 5, 1_000)
+    # It had asked first and got it, its lease ended, and the answer came behind all that (seed 200133).
+    other.until = 899  # type: ignore[misc]
+    lock.acquired(other, 3, 0, 900)
+    with pytest.raises(Violation, match="after token 5"):
+        lock.acquired(other, 4, 5, 900)
+    third = cast("Leaseholder", SimpleNamespace(name="third", until=2_000))
+    with pytest.raises(Violation, match="holds it with token 5"):
+        lock.acquired(third, 6, 5, 1_000)
+    lock.acquired(third, 6, 5, 1_001)
 
 
 def test_recovery_waits_for_the_end_of_leases_and_finds_what_they_left() -> None:

@@ -39,6 +39,9 @@ class Lock:
     def acquired(self, who: Leaseholder, token: int, floor: int, now: int) -> None:
         """`who` is told that it holds the lock, having asked when `floor` was the greatest token."""
         require(token > floor, f"group {self._group}: {who.name} got token {token} after token {floor}")
+        self.token = max(self.token, token)
+        if now > who.until:
+            return  # told so late that its lease may have ended meanwhile, it relies on nothing
         for name, (other, holder) in sorted(self._holders.items()):
             require(
                 holder is who or now > holder.until,
@@ -46,7 +49,6 @@ class Lock:
                 f"token {other} until {holder.until} ms",
             )
         self._holders = {who.name: (token, who)}
-        self.token = max(self.token, token)
 
     def released(self, who: Leaseholder) -> None:
         """`who` doesn't rely on it any more."""
