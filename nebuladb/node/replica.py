@@ -64,6 +64,8 @@ class Start:
     """(lease, expires, renewal) of the store."""
     lease_reads: bool = False
     """Reads by the leader's lease, on all nodes (``node.read_lease``)."""
+    partial: bool = False
+    """The store has half applied the entry behind `applied`."""
     lost: bool = False
     """There is no data behind the log: the replica votes and keeps its log, and neither campaigns nor serves nor
     applies until a snapshot is in (S5, S15)."""
@@ -80,6 +82,20 @@ class Forward:
     commands: list[bytes]
     size: int
     """Bytes of the commands."""
+
+
+def _applied(start: Start) -> int:
+    """The index of the last entry that was applied, if only by half: it was committed, though the durable commit index,
+    which isn't written with the data, may be older. (Else who leads by it would wait for a majority in order to go on,
+    and until then has no whole state to send to one that needs it.) Raises `InvariantViolation` if the log ends before.
+    """
+    index, last = start.applied + start.partial, start.log.last()[0]
+    invariant(
+        index <= last,
+        f"group {start.group}: the data is at index {index}, its log ends at {last}. "
+        f"{FORGOTTEN}: if raft/ can't be put back as it was, run `nebula-cli member replace` with this node's name",
+    )
+    return index
 
 
 class Replica:
@@ -100,13 +116,7 @@ class Replica:
         """`context`: rounds of reads are numbered from here on; a late reply to another replica of this life and group
         must not be taken for ours (S8). `writes`: bytes that the commands waiting in all of the node's replicas may
         take together; `counts`: how many of its own clients' there may be."""
-        invariant(
-            start.applied <= start.log.last()[0],
-            f"group {start.group}: the data is at index {start.applied}, its log ends at {start.log.last()[0]}. "
-            f"{FORGOTTEN}: if raft/ can't be put back as it was, run `nebula-cli member replace` with this node's name",
-        )
-        # The commit index may be older than the data, which is flushed without it; what was applied was committed.
-        hard_state = start.hard_state._replace(commit=max(start.hard_state.commit, start.applied))
+        hard_state = start.hard_state._replace(commit=max(start.hard_state.commit, _applied(start)))
         self.group = start.group
         self.generation = start.generation
         self.id = start.replica

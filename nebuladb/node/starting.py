@@ -63,6 +63,7 @@ def open_replica(
         durably_applied=store.index,
         clock=store.clock,
         leases=leases,
+        partial=store.partial,
         lost=found is None,
     )
     return start, store

@@ -20,14 +20,14 @@ GROUP = GroupId(2)
 ENTRIES = 100
 
 
-def replica() -> Replica:
+def replica(committed: int = 1 + ENTRIES, *, partial: bool = False) -> Replica:
     """One whose log holds committed entries that were never applied, as after a restart."""
     log = LogStore(MemoryEngine(wal=True))
     batch = LogBatch(BatchId(1))
     batch.create(GROUP, 1, 1)
     payload = encode_payload(1, [encode_command(Command(Kind.CLOCK, b""))])
     entries = [encode_entry(index, 1, 0, payload) for index in range(2, 2 + ENTRIES)]
-    batch.write(GroupWrite(GROUP, HardState(1, 0, 1 + ENTRIES), entries))
+    batch.write(GroupWrite(GROUP, HardState(1, 0, committed), entries))
     log.write(batch, BatchId(0))
     start = Start(
         group=GROUP,
@@ -42,6 +42,7 @@ def replica() -> Replica:
         durably_applied=1,
         clock=0,
         leases=(),
+        partial=partial,
     )
     return Replica(start, 11, 1, random.Random(1), 0)
 
@@ -70,3 +71,11 @@ def test_a_half_applied_entry_is_given_again() -> None:
     first = one.next_slice(0)
     one.slice_applied(1)  # entry 2 is half applied
     assert one.next_slice(0) == first
+
+
+def test_what_is_half_applied_was_committed_whoever_knows() -> None:
+    """Who leads by it could send no snapshot of half an entry, and with nobody to commit with would never go on."""
+    assert replica(committed=1).next_slice(0) is None
+    work = replica(committed=1, partial=True).next_slice(0)
+    assert work is not None
+    assert [one.index for one in work.works] == [2]
