@@ -450,6 +450,7 @@ class PeerTransport:
             if self._links.get(node) is link:
                 del self._links[node]
                 self._events.peer_down(node)
+            link.leave()
             link.ended.set()
             for task in tasks:
                 task.cancel()

@@ -138,6 +138,12 @@ class StreamResponse(Rpc):
             self.messages.clear()
         return super().cancel(details)
 
+    def end(self, status: Status) -> None:
+        """Nothing more comes over the wire: its connection, which may live on, keeps nobody who listened."""
+        if self._reader is not None:
+            self._reader.listener = None
+        super().end(status)
+
     def settle(self, status: Status) -> None:
         """The status, if all messages were read."""
         if self.messages:

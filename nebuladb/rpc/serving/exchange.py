@@ -293,8 +293,7 @@ class Exchange:
         listener = reader.listener
         if listener is not None:
             self.connection.http2.consumed(self.stream, size)
-            for message in messages:
-                listener(reader.unpack(message) if isinstance(message, Packed) else message)
+            self._hand_over(reader, messages, listener)
             messages = []
         elif messages:
             # The window opens again when the handler takes them: this is the bound on what waits here.
@@ -311,6 +310,14 @@ class Exchange:
         self._peer_ended = ended
         if (messages or ended) and self._arrival is not None and not self._arrival.done():
             self._arrival.set_result(None)
+
+    def _hand_over(self, reader: MessageReader, messages: list[bytes], listener: Callable[[bytes], None]) -> None:
+        try:
+            for message in messages:
+                listener(reader.unpack(message) if isinstance(message, Packed) else message)
+        except StatusError as error:
+            self.refuse(error)
+            self.lost()
 
     def take(self) -> bytes | None:
         """The next message that is here. Raises `StatusError` for one that doesn't inflate."""
