@@ -75,6 +75,7 @@ def test_nodes_are_added_removed_and_replaced_under_faults() -> None:
         pytest.param(5615, 9.0, id="a keyspace dropped from an old picture of meta left a replica behind"),
         pytest.param(5702, 9.0, id="a keyspace planned from an old picture had no replica on a new member"),
         pytest.param(5532, 9.0, id="who missed a replacement heard nothing of a leader that came by it"),
+        pytest.param(200230, 10.0, id="half an entry that nobody knew to be committed was in the way of a snapshot"),
     ],
 )
 def test_seeds_that_found_something(seed: int, seconds: float) -> None:
