@@ -112,8 +112,9 @@ class Node:
         self.alarms_now = Alarms()
         self.on_first_start: Callable[[], None] = lambda: None
         """Called when the registry has its first row, durably, and before any replica runs."""
-        self._unflushed = 0
-        self._flush_bytes = self.memory.flush_bytes
+        self.unflushed = 0
+        """Bytes that were written to the data store since its last flush began."""
+        self.flush_bytes = self.memory.flush_bytes
         self._start_groups(joined)
 
     # --- start -----------------------------------------------------------------------------------------------------
@@ -198,7 +199,7 @@ class Node:
 
     def wrote(self, size: int) -> None:
         """Bytes were written to the data store beside what was applied."""
-        self._unflushed += size
+        self.unflushed += size
 
     # --- in --------------------------------------------------------------------------------------------------------
 
@@ -365,7 +366,7 @@ class Node:
 
     def _slice_applied(self, work: Slice, data: GroupData, applied: Applied) -> None:
         self._applied += len(work.works)
-        self._unflushed += applied.size
+        self.unflushed += applied.size
         self.host.applied(work.group, work.generation, applied)
         if applied.configuration:
             configuration = Configuration.decode(applied.configuration)
@@ -394,14 +395,14 @@ class Node:
     @property
     def flush_wanted(self) -> bool:
         """Whether enough was applied that the data store should be flushed."""
-        full = self._unflushed >= self._flush_bytes
+        full = self.unflushed >= self.flush_bytes
         vacuum = self.vacuum.wants_flush(self.host.disk.space, self.host.now)
         return full or self.host.flush_due or self.snapshots.flush_wanted or vacuum
 
     def begin_flush(self) -> Flush:
         """What `Engine.flush` makes durable. One at a time: when it has succeeded comes `end_flush`, then a turn."""
         probe("data flush begun")
-        self._unflushed = 0
+        self.unflushed = 0
         self.host.flush_due = False
         applied = {group: data.store.index for group, data in self.groups.items()}
         deleted = self.vacuum.take(self.host.disk.space, self.host.now)
@@ -418,7 +419,7 @@ class Node:
         """See `Applier.background`."""
         more = self._applier.background()
         self._see_to_damage()
-        self._unflushed += self._applier.deleted_bytes
+        self.unflushed += self._applier.deleted_bytes
         self._applier.deleted_bytes = 0
         hashed, self._applier.hashed = self._applier.hashed, []
         for one in hashed:

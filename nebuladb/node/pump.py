@@ -287,6 +287,8 @@ class Pump:
             self._loop.call_later(seconds * REST, self._go_on)
         if turn.stalled:
             self._loop.call_later(RETRY_SECONDS, self.wake)
+        if self.node.unflushed >= self.node.flush_bytes:
+            self._tables.look()  # all else that is due of them can wait for a tick
         return turn.more
 
     def _go_on(self) -> None:
@@ -382,7 +384,8 @@ class Pump:
             try:
                 self._unreadable.look(now)
                 self.node.tick(now, self._clock.boottime())
-                self._tables.look()
+                if self._broken is None:
+                    self._tables.look()
                 if self.node.background_waits:
                     self._idle.set()  # a write that stalled is tried again, and a restarted node goes on deleting
             except BaseException as error:

@@ -50,11 +50,30 @@ async def test_a_failed_flush_of_the_data_ends_the_node(alone: Lone, error: Exce
         raise error
 
     alone.data.flush = flush  # type: ignore[method-assign]
-    alone.node._unflushed = 1 << 40
+    alone.node.unflushed = 1 << 40
     with suppress(UnknownOutcome):  # the node may end before the write is decided
         await asyncio.wait_for(alone.put(), SECONDS)
     await asyncio.wait_for(alone.failed.wait(), SECONDS)
     assert alone.failures == [error]
+
+
+async def test_a_flush_waits_for_no_tick_when_much_was_written(alone: Lone) -> None:
+    """RocksDB would begin one by itself soon, at a moment at which nobody has looked for room."""
+    alone.pump._tasks[0].cancel()  # the ticks
+    flushes: list[int] = []
+
+    def flush() -> None:
+        flushes.append(alone.node.unflushed)
+        if len(flushes) == 1:
+            alone.node.unflushed = alone.node.flush_bytes  # written while it ran
+
+    alone.data.flush = flush  # type: ignore[method-assign]
+    alone.node.flush_bytes = alone.node.unflushed + (1 << 20)
+    await asyncio.wait_for(alone.put(), SECONDS)
+    assert not flushes, "it isn't due yet"
+    alone.node.flush_bytes = alone.node.unflushed + 1
+    await asyncio.wait_for(alone.put(), SECONDS)
+    await alone.until(lambda: len(flushes) == 2)
 
 
 async def test_stopping_waits_for_a_flush_under_way(alone: Lone) -> None:
@@ -69,7 +88,7 @@ async def test_stopping_waits_for_a_flush_under_way(alone: Lone) -> None:
             ended.append("flush")
 
     alone.data.flush = flush  # type: ignore[method-assign]
-    alone.node._unflushed = 1 << 40
+    alone.node.unflushed = 1 << 40
     await asyncio.wait_for(alone.put(), SECONDS)
     await alone.until(begun.is_set)
     stopping = asyncio.create_task(alone.pump.stop())
