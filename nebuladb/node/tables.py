@@ -47,12 +47,11 @@ class Tables:
             flush = self._node.begin_flush()
             await asyncio.to_thread(self._node.data.flush)
             self._node.end_flush(flush)
-            self._flush = None
             self._wake()
-            self.look()  # much may have been written meanwhile
         except Exception as error:
-            self._flush = None
             self._failed(error)
+        finally:
+            self._flush = None
 
     async def _compact(self) -> None:
         vacuum, host = self._node.vacuum, self._node.host
