@@ -74,8 +74,10 @@ class Pump:
         meter: Meter,
         failed: Callable[[BaseException], None],
         busy: Callable[[str, float], None] = lambda work, seconds: None,
+        writes: Callable[[], None] = lambda: None,
     ) -> None:
-        """`busy` is told of work that has kept the loop for longer than `BUSY_SECONDS`."""
+        """`busy` is told of work that has kept the loop for longer than `BUSY_SECONDS`; `writes` when much is written
+        to the disk: whenever the data store's flush begins and ends."""
         self.node = node
         self._clock = clock
         self._links = links
@@ -102,7 +104,7 @@ class Pump:
         """Compactions whose clients wait for the deletion."""
         self._unreadable = Unreadable(node.alarms_now)
         self._last_tick = clock.monotonic()
-        self._tables = Tables(node, self.wake, self.fail)
+        self._tables = Tables(node, self.wake, self.fail, writes)
 
     def start(self) -> None:
         """Begin to tick and to turn."""

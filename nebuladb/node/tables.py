@@ -12,11 +12,18 @@ from nebuladb.node.node import Node
 class Tables:
     """One flush and one compaction at a time, side by side: while much is compacted the log is cut all the same."""
 
-    def __init__(self, node: Node, wake: Callable[[], None], failed: Callable[[BaseException], None]) -> None:
-        """`wake`: a turn is to be taken."""
+    def __init__(
+        self,
+        node: Node,
+        wake: Callable[[], None],
+        failed: Callable[[BaseException], None],
+        writes: Callable[[], None],
+    ) -> None:
+        """`wake`: a turn is to be taken; `writes`: a flush begins, or has ended."""
         self._node = node
         self._wake = wake
         self._failed = failed
+        self._writes = writes
         self._loop = asyncio.get_running_loop()
         self._flush: asyncio.Task[None] | None = None
         self._compaction: asyncio.Task[None] | None = None
@@ -45,7 +52,9 @@ class Tables:
     async def _flush_data(self) -> None:
         try:
             flush = self._node.begin_flush()
+            self._writes()
             await asyncio.to_thread(self._node.data.flush)
+            self._writes()
             self._node.end_flush(flush)
             self._wake()
         except Exception as error:

@@ -166,7 +166,7 @@ async def _assemble(config: Config, shutdown: Shutdown, stack: AsyncExitStack) -
     watching = asyncio.create_task(room.run(), name="space")
     stack.callback(watching.cancel)
     watchdog = Watchdog(metrics)
-    pump = Pump(node, clock, transport, metrics, shutdown.fail, watchdog.busy)
+    pump = Pump(node, clock, transport, metrics, shutdown.fail, watchdog.busy, room.hurry)
     peers.pump = pump
     node.on_meta = partial(peers.meta_changed, transport)
     stack.push_async_callback(pump.stop)

@@ -18,7 +18,8 @@ from nebuladb.errors import ConfigurationError, StoreError
 from nebuladb.node.disk import Space
 
 LOOK_SECONDS: Final = 0.25
-"""A disk of 200 MB/s fills up by 50 MB in between; the watermark is far above."""
+"""A disk of 200 MB/s fills up by 50 MB in between; the watermark is far above, or `hurry` is called more often: with the
+data store's flushes, the more often the less memory, and so probably disk, there is."""
 SHORT_SECONDS: Final = 60.0
 """A life that met the end of its disk sooner than this has not helped: the next one is waited for twice as long."""
 MAX_DOUBLINGS: Final = 8
@@ -121,6 +122,7 @@ class SpaceWatch:
         """The last look did, which is said once."""
         self._bare_until = 0.0
         """Not 0: a ballast couldn't be laid in, which was said, and is tried again then."""
+        self._hurry = asyncio.Event()
         self.seen: tuple[Room, int] | None = None
         """At the last look: the room there was, and the free bytes below which the node is read-only."""
 
@@ -137,7 +139,7 @@ class SpaceWatch:
                 if not self._failed:
                     self._failed = True
                     self._log.warning("can't look at the room on the disk", error=str(error))
-                await asyncio.sleep(LOOK_SECONDS)
+                await self._rest()
                 continue
             self._failed = False
             if space is not self.space:
@@ -145,7 +147,17 @@ class SpaceWatch:
                 if space is Space.PLENTY:  # the alarm says the rest
                     self._log.info("there is room on the disk again")
                 self._tell(space, text)
-            await asyncio.sleep(LOOK_SECONDS)
+            await self._rest()
+
+    def hurry(self) -> None:
+        """Much is being written: look now."""
+        self._hurry.set()
+
+    async def _rest(self) -> None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(LOOK_SECONDS):
+                await self._hurry.wait()
+        self._hurry.clear()
 
     def look(self) -> tuple[Space, str]:
         """One look, with what that demands of the ballast. Blocks. Raises `OSError`."""

@@ -61,6 +61,11 @@ async def test_a_flush_waits_for_no_tick_when_much_was_written(alone: Lone) -> N
     """RocksDB would begin one by itself soon, at a moment at which nobody has looked for room."""
     alone.pump._tasks[0].cancel()  # the ticks
     flushes: list[int] = []
+    told = 0
+
+    def writes() -> None:
+        nonlocal told
+        told += 1
 
     def flush() -> None:
         flushes.append(alone.node.unflushed)
@@ -68,12 +73,14 @@ async def test_a_flush_waits_for_no_tick_when_much_was_written(alone: Lone) -> N
             alone.node.unflushed = alone.node.flush_bytes  # written while it ran
 
     alone.data.flush = flush  # type: ignore[method-assign]
+    alone.pump._tables._writes = writes
     alone.node.flush_bytes = alone.node.unflushed + (1 << 20)
     await asyncio.wait_for(alone.put(), SECONDS)
     assert not flushes, "it isn't due yet"
     alone.node.flush_bytes = alone.node.unflushed + 1
     await asyncio.wait_for(alone.put(), SECONDS)
     await alone.until(lambda: len(flushes) == 2)
+    await alone.until(lambda: told == 4)  # each begins, and ends
 
 
 async def test_stopping_waits_for_a_flush_under_way(alone: Lone) -> None:

@@ -116,6 +116,27 @@ async def test_the_watch_outlives_what_a_look_meets(tmp_path: Path, monkeypatch:
     assert not disk.told
 
 
+async def test_where_much_is_written_the_next_look_comes_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("nebuladb.server.space.LOOK_SECONDS", 3_600)
+    looks: asyncio.Queue[int] = asyncio.Queue()
+    loop = asyncio.get_running_loop()
+
+    def room(directory: Path) -> Room:
+        loop.call_soon_threadsafe(looks.put_nowait, 1)
+        return Room(TOTAL, TOTAL)
+
+    watch = SpaceWatch(tmp_path, Reserves(Amount(0, LOW), Amount(0, 0)), lambda *_: None, room)
+    running = asyncio.create_task(watch.run())
+    async with asyncio.timeout(10):
+        await looks.get()
+        for _ in range(3):
+            watch.hurry()
+            await looks.get()
+    running.cancel()
+
+
 def test_a_ballast_that_cannot_be_laid_in_is_said_once_and_tried_now_and_then(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
