@@ -18,8 +18,8 @@ from nebuladb.errors import ConfigurationError, StoreError
 from nebuladb.node.disk import Space
 
 LOOK_SECONDS: Final = 0.25
-"""A disk of 200 MB/s fills up by 50 MB in between; the watermark is far above, or `hurry` is called more often: with the
-data store's flushes, the more often the less memory, and so probably disk, there is."""
+"""A disk of 200 MB/s fills up by 50 MB in between; the watermark is far above, or `hurry` is called more often: with
+the data store's flushes, the more often the less memory, and so probably disk, there is."""
 SHORT_SECONDS: Final = 60.0
 """A life that met the end of its disk sooner than this has not helped: the next one is waited for twice as long."""
 MAX_DOUBLINGS: Final = 8
