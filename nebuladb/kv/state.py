@@ -45,6 +45,12 @@ class State:
             self.size, self.leases, self.place, self.cursor, self.deleted, self.deleted_size,
         )  # fmt: skip
 
+    def forget_half(self) -> None:
+        """The rest of the entry that is half applied is lost with the log: what it did stays done, and the next entry
+        is another one, of which nothing is."""
+        self.revision += self.deleted > 0
+        self.place, self.cursor, self.deleted, self.deleted_size = 0, b"", 0, 0
+
     def encode(self) -> bytes:
         """The row's value."""
         head = HEAD.pack(

@@ -63,7 +63,7 @@ class Raft(State):
         self._election = Election(config, self, self.log, self._outbox, self._tracker, rng)
         self._reads = LeaderReads(self, self.log, self._outbox, self._replication)
         self._forwarded = ForwardedReads(self, self._outbox, config.heartbeat_ticks)
-        self._transfer = Transfer(self, self.log, self._outbox, self._replication)
+        self._transfer = Transfer(config.election_ticks, self, self.log, self._outbox, self._replication)
         self._idle = 0  # a leader's ticks without anything to do
         self._handlers: dict[int, Callable[[Message], None]] = {
             MessageType.PRE_VOTE: self._election.on_request,
@@ -182,7 +182,6 @@ class Raft(State):
         Raises `NotLeader`, or `InvalidArgument` if `to` can't lead."""
         self._leads()
         self._transfer.begin(to)
-        self._election.elapsed = 0
 
     def step_down(self) -> None:
         """Lead no more, in this term; followers will elect another."""
@@ -388,10 +387,10 @@ class Raft(State):
     def _tick_leader(self) -> None:
         election, config = self._election, self._config
         self._idle += 1
+        self._transfer.tick()
         election.elapsed += 1
         if election.elapsed >= config.election_ticks:
             election.elapsed = 0
-            self._transfer.give_up()
             self.membership.leave()  # a joint configuration that came into force meanwhile
             if not self._tracker.quorum_active() and config.check_quorum:
                 probe("leader without quorum steps down")

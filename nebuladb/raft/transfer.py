@@ -14,9 +14,13 @@ from nebuladb.raft.state import State
 class Transfer:
     """A leader's: while there is a transferee, nothing is proposed, so that its log can become as long as ours."""
 
-    __slots__ = ("_log", "_outbox", "_replication", "_state")
+    __slots__ = ("_elapsed", "_log", "_outbox", "_patience", "_replication", "_state")
 
-    def __init__(self, state: State, log: RaftLog, outbox: Outbox, replication: Replication) -> None:
+    def __init__(self, patience: int, state: State, log: RaftLog, outbox: Outbox, replication: Replication) -> None:
+        """`patience`: ticks after which it leads on. They are counted here: a leader that is asked again and again to
+        hand over must look at its quorum all the same."""
+        self._patience = patience
+        self._elapsed = 0
         self._state = state
         self._log = log
         self._outbox = outbox
@@ -26,14 +30,16 @@ class Transfer:
         """Make `to` the successor. Raises `InvalidArgument` if it can't lead."""
         if to == self._state.replica or not self._replication.tracker.votes(to):
             raise InvalidArgument(f"replica {to} is not another voter of the group")
-        self._state.transferee = to
+        self._state.transferee, self._elapsed = to, 0
         self.hand_over()
 
-    def give_up(self) -> None:
-        """It took too long: lead on."""
+    def tick(self) -> None:
+        """A tick of the leader's. If it took too long, lead on."""
         if self._state.transferee:
-            probe("leadership transfer given up")
-            self._state.transferee = 0
+            self._elapsed += 1
+            if self._elapsed >= self._patience:
+                probe("leadership transfer given up")
+                self._state.transferee = 0
 
     def reconfigured(self) -> None:
         """Other replicas vote now."""

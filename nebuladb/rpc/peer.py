@@ -447,10 +447,10 @@ class PeerTransport:
         try:
             ended, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         finally:
+            link.leave()
             if self._links.get(node) is link:
                 del self._links[node]
                 self._events.peer_down(node)
-            link.leave()
             link.ended.set()
             for task in tasks:
                 task.cancel()

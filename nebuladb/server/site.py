@@ -90,6 +90,7 @@ class Site:
         Raises `ConfigurationError`."""
         state = self.state(shard.group)
         state.configuration = _configuration(shard).encode()
+        state.forget_half()
         if bump and bump > MAX_REVISION - state.revision:
             raise ConfigurationError(
                 f"bump-revision: shard {shard.group} is at revision {state.revision}; it can be raised by at most "

@@ -10,9 +10,16 @@ from pathlib import Path
 import pytest
 
 from nebuladb.errors import ConfigurationError, Corruption, StoreError
-from nebuladb.ids import DEFAULT_GROUP, META_GROUP, BatchId, GroupId
+from nebuladb.ids import DEFAULT_GROUP, META_GROUP, BatchId, Generation, GroupId, NodeId
+from nebuladb.kv.command import Command, Kind, Work
+from nebuladb.kv.limits import Limits
+from nebuladb.kv.store import Store
+from nebuladb.node.entry import decode_payload
 from nebuladb.node.registry import GroupState, RegistryRow
+from nebuladb.pb.nebula.v1 import kv_pb2
+from nebuladb.raft.entry import ENTRY_HEADER, Entry, EntryKind
 from nebuladb.server.recover import ASIDE, recover
+from nebuladb.server.site import apply_all
 from nebuladb.server.verify import report
 from nebuladb.storage.files import write_durably
 from nebuladb.storage.log import LogStore
@@ -54,6 +61,39 @@ def test_a_survivor_whose_log_lost_its_files_keeps_none_of_them(killed: Path) ->
     assert said.endswith("what they held is LOST")
     assert not (killed / f"raft-wal{ASIDE}").exists()
     assert report(killed, lambda _: None)
+
+
+def test_half_of_a_command_whose_rest_is_lost_with_the_log_is_nobodys(killed: Path) -> None:
+    """Else the next deletion would go on where that one stopped."""
+    log, data = LogStore(RocksEngine.open_log(killed / "raft")), RocksEngine.open_data(killed / "data")
+    group = GroupId(DEFAULT_GROUP)
+    last, term = log.reader(group).last()
+    store = Store(data, group, Generation(1), NodeId(0))
+    while store.index < last:
+        apply_all(store, [_work(entry) for entry in log.reader(group).entries(store.index + 1, last + 1, 1 << 20)])
+    store.close()
+    store = Store(data, group, Generation(1), NodeId(0), Limits(slice_rows=4, long_rows=4))
+    body = kv_pb2.DeleteRequest(key=b"k", range_end=b"l").SerializeToString()
+    while not store.partial:
+        done = store.apply([Work(last + 1, term, 0, [Command(Kind.DELETE, body)])])
+        store.supply(done.wanted, store.fetch(done.wanted))
+    revision = store.revision
+    store.close()
+    data.flush()
+    data.close()
+    log.close()
+    recover(killed, lambda _: None)
+    data = RocksEngine.open_data(killed / "data")
+    store = Store(data, group, dict(Store.generations(data))[group], NodeId(0))
+    assert not store.partial
+    assert store.revision > revision
+    store.close()
+    data.close()
+
+
+def _work(entry: Entry) -> Work:
+    clock, commands = decode_payload(entry.record, ENTRY_HEADER) if entry.kind == EntryKind.NORMAL else (0, [])
+    return Work(entry.index, entry.term, clock, commands)
 
 
 def failing(*_: object, **__: object) -> None:

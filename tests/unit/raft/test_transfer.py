@@ -109,6 +109,16 @@ def test_leadership_moves_within_one_exchange_and_without_loss() -> None:
     assert all(replica.payloads() == [b"x", b"y"] for replica in network.replicas.values())
 
 
+def test_a_leader_that_is_asked_again_and_again_to_hand_over_misses_its_quorum_all_the_same() -> None:
+    """Each request put off its look at who is still there: one who was cut off led on (seed 852)."""
+    leader = established()
+    for _ in range(8):
+        if leader.role() is StateRole.LEADER:
+            transfer(leader, 2)
+            leader.tick(3)
+    assert leader.role() is StateRole.FOLLOWER
+
+
 def test_a_transfer_to_a_dead_replica_does_not_end_the_leaders_reign() -> None:
     network = Network.of(3)
     leader = network.elect(1)

@@ -134,6 +134,8 @@ async def test_where_much_is_written_the_next_look_comes_at_once(
         for _ in range(3):
             watch.hurry()
             await looks.get()
+        while watch._hurry.is_set():  # noqa: ASYNC110 - until it has nothing to hurry for any more
+            await asyncio.sleep(0)
     running.cancel()
 
 
