@@ -6,15 +6,20 @@ import random
 
 import pytest
 
-from nebuladb.ids import BatchId, GroupId
+from nebuladb.ids import DEFAULT_GROUP, BatchId, Generation, GroupId
 from nebuladb.kv.command import Command, Kind, Work
+from nebuladb.kv.rows import Keys
+from nebuladb.kv.state import State
 from nebuladb.node.entry import encode_command, encode_payload
 from nebuladb.node.replica import Replica, Start
+from nebuladb.node.starting import open_replica
 from nebuladb.raft import Configuration, HardState
 from nebuladb.raft.entry import Entry, encode_entry
+from nebuladb.storage.engine import Batch
 from nebuladb.storage.log import LogStore
 from nebuladb.storage.log_batch import GroupWrite, LogBatch
 from nebuladb.storage.memory import MemoryEngine
+from tests.unit.node.trio import Trio
 
 GROUP = GroupId(2)
 ENTRIES = 100
@@ -79,3 +84,18 @@ def test_what_is_half_applied_was_committed_whoever_knows() -> None:
     work = replica(committed=1, partial=True).next_slice(0)
     assert work is not None
     assert [one.index for one in work.works] == [2]
+
+
+def test_a_store_in_the_midst_of_an_entry_starts_a_replica_that_knows_it() -> None:
+    trio = Trio(1)
+    trio.start()
+    trio.run(6_000)
+    node, row = trio.node(0), trio.registry(0)[DEFAULT_GROUP]
+    assert not open_replica(DEFAULT_GROUP, row, node.log, node.data, 11, node.records)[0].partial
+    keys = Keys(GroupId(DEFAULT_GROUP), Generation(row.generation))
+    state = State.decode(node.data.get(keys.state) or b"")
+    state.place = 1  # a command of the next entry is applied
+    batch = Batch()
+    batch.put(keys.state, state.encode())
+    node.data.write(batch)
+    assert open_replica(DEFAULT_GROUP, row, node.log, node.data, 11, node.records)[0].partial

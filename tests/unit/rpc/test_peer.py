@@ -175,6 +175,24 @@ async def test_a_link_begins_with_a_handshake(ends: tuple[End, End], first: pb.L
     assert other.links == []
 
 
+@pytest.mark.parametrize("ends", ["nebula"], indirect=True)
+async def test_a_link_that_fell_hands_over_nothing(ends: tuple[End, End], monkeypatch: pytest.MonkeyPatch) -> None:
+    """What came with the end is read a moment later, when its owner has been told of that."""
+    one, other = ends
+    await linked(one, other)
+    link = one.transport._links[2]
+    down = one.peer_down
+
+    def fallen(node: int) -> None:
+        down(node)
+        link._arrived(module.packed(b"late"))
+
+    monkeypatch.setattr(one, "peer_down", fallen)
+    await other.transport.stop()
+    await until(lambda: one.links[:2] == ["up 2", "down 2"])
+    assert one.frames == []
+
+
 async def test_who_says_nothing_is_let_go(ends: tuple[End, End], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "HANDSHAKE_SECONDS", 0.01)
     _, other = ends
