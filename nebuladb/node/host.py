@@ -245,11 +245,9 @@ class Host:
                     replica.raft.durable(mark)
                     if replica.stirs or replica.waits:
                         self._dirty[group] = None
-            if done.held:
-                self.mail.add(done.held)
-            if self._held:
-                self._dirty.update(self._held)
-                self._held.clear()
+            self.mail.add(done.held)
+            self._dirty.update(self._held)
+            self._held.clear()
 
     def applied(self, group: int, generation: int, applied: Applied) -> None:
         """The store applied (a part of) the slice that was out."""
@@ -374,9 +372,8 @@ class Host:
     @property
     def works(self) -> bool:
         """Whether `poll` would look at a group or hand anything out, or something came that somebody acts on."""
-        output = self._output
-        asked = self._dirty or self.mail.waiting or output.answers or output.reads
-        return bool(asked or self.batches.gathering is not None or self.removed or output)
+        gathers = self.batches.gathering is not None
+        return bool(self._dirty or self.mail.waiting or gathers or self.removed or self._output)
 
     def results(self) -> tuple[Outcomes, ReadOutcomes]:
         """Answers and reads that `applied` brought since the last poll: they needn't wait for the next one."""
@@ -397,15 +394,14 @@ class Host:
         for group in dirty:
             if (replica := replicas.get(group)) is None:
                 continue
-            if batches.gathering is not None and batches.full and not replica.urgent:
+            if batches.full and not replica.urgent:
                 probe("log batch full")
                 self._dirty[group] = None
                 self._output.more = True
                 continue
             self._step(replica)
         output, self._output = self._output, Output()
-        if batches.gathering is not None:
-            output.batch = batches.take()
+        output.batch = batches.take()
         output.frames = self.frames()
         return output
 
@@ -479,12 +475,8 @@ class Host:
     def _address(self, replica: Replica, messages: list[Message]) -> list[tuple[int, Envelope]]:
         """A replica that a configuration names may be one that this node hasn't heard of, or that is gone: what is sent
         to it is lost."""
-        group, nodes, home = replica.group, replica.nodes, replica.home
-        return [
-            (node, Envelope(group, message))
-            for message in messages
-            if (node := nodes.get(message.receiver) or home(message.receiver))
-        ]
+        group, home = replica.group, replica.home
+        return [(node, Envelope(group, message)) for message in messages if (node := home(message.receiver))]
 
     def _replica(self, group: int) -> Replica:
         replica = self.replicas.get(group)

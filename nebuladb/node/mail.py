@@ -29,14 +29,9 @@ class Mail:
 
     def add(self, addressed: Iterable[tuple[int, Envelope]]) -> None:
         """Put messages, each with its receiver's node, into the next frames."""
-        peers, waiting = self._peers, self.waiting
         for node, envelope in addressed:
-            peer = peers.get(node)
-            if peer is not None and peer.connected:
-                if node in waiting:
-                    waiting[node].append(envelope)
-                else:
-                    waiting[node] = [envelope]
+            if self.reaches(node):
+                self.waiting.setdefault(node, []).append(envelope)
 
     def frames(self, status: int) -> list[tuple[int, bytes]]:
         """All that waits, as (node, frame). `status`: how our disk is (``node.disk``)."""

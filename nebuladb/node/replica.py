@@ -324,7 +324,7 @@ class Replica:
     @property
     def waits(self) -> bool:
         """Whether something waits to be proposed, forwarded or asked."""
-        return bool(self.reads.queue and self.reads.wants_round) or self.proposes
+        return self.proposes or self.reads.wants_round
 
     @property
     def stirs(self) -> bool:

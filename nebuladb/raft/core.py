@@ -115,10 +115,7 @@ class Raft(State):
     @property
     def stirs(self) -> bool:
         """Whether `ready` may have something."""
-        log, outbox = self.log, self._outbox
-        if log.taken != log.last or self._saved != (self.term, self.vote):
-            return True
-        if outbox.messages or outbox.held or outbox.reads or outbox.snapshots:
+        if self.log.taken != self.log.last or self._saved != (self.term, self.vote) or self._outbox:
             return True
         return self.role is LEADER and bool(self._reads.waiting or self._reads.running or self._replication.unsent())
 
@@ -271,11 +268,9 @@ class Raft(State):
             hard_state = HardState(self.term, self.vote, log.commit)
             mark = DurableMark(self.term, self.vote, log.last, log.last_term)
             self._saved = (self.term, self.vote)
-        elif not (outbox.messages or outbox.held or outbox.reads or outbox.snapshots):
+        elif not outbox:
             return None
-        ready = Ready(hard_state, entries, mark, outbox.messages, outbox.held, outbox.reads, outbox.snapshots)
-        outbox.messages, outbox.held, outbox.reads, outbox.snapshots = [], [], [], []
-        return ready
+        return Ready(hard_state, entries, mark, *outbox.take())
 
     def durable(self, mark: DurableMark) -> None:
         """The batch with `mark` is durable, and so are all before it.

@@ -100,8 +100,7 @@ class RaftLog:
 
     def append(self, entry: Entry) -> None:
         """Append the next entry: a leader's own way (it never overwrites, paper §5.3)."""
-        if self._entries:
-            self._evict(min(self.commit, self.durable))
+        self._evict(min(self.commit, self.durable))
         self._entries.append(entry)
         if entry.kind == CONFIGURATION:
             self._changes.append(entry.index)
@@ -119,8 +118,7 @@ class RaftLog:
                 return
             if entries[0].index <= self.last:
                 self._truncate(entries[0].index)
-        if self._entries:
-            self._evict(min(self.commit, self.durable))
+        self._evict(min(self.commit, self.durable))
         self._entries.extend(entries)
         self._changes += [entry.index for entry in entries if entry.kind == CONFIGURATION]
         self.last = entries[-1].index
@@ -183,8 +181,7 @@ class RaftLog:
             where = f"committed {self.commit}, durable {self.durable}, applied {self.applied}"
             raise InvariantViolation(f"{index} was applied, but {where}")
         self.applied = index
-        if self._entries:
-            self._evict(index)
+        self._evict(index)
         if self._changes and self._changes[0] <= index:
             self._changes = [change for change in self._changes if change > index]
 

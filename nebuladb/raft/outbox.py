@@ -61,3 +61,12 @@ class Outbox:
     def answer_read(self, nonce: int, context: int, index: int) -> None:
         """A read that this replica asked for may be served at `index`, or has failed (`index` < 0)."""
         self.reads.append(ReadState(nonce, context, index))
+
+    def __bool__(self) -> bool:
+        return bool(self.messages or self.held or self.reads or self.snapshots)
+
+    def take(self) -> tuple[list[Message], list[Message], list[ReadState], list[int]]:
+        """Empty the outbox."""
+        taken = self.messages, self.held, self.reads, self.snapshots
+        self.messages, self.held, self.reads, self.snapshots = [], [], [], []
+        return taken

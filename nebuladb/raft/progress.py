@@ -69,6 +69,10 @@ class Progress:
         to be sent."""
         return self.state is PROBE and not self.paused and self.match < self.next - 1
 
+    def untold(self, commit: int) -> bool:
+        """Whether it holds, or is about to, what it doesn't know to be committed."""
+        return self.state is REPLICATE and self.sent_commit < min(commit, self.next - 1)
+
     def sent(self, last: int, size: int) -> None:
         """An append was sent that ends at index `last` and holds `size` bytes of entries, none if 0."""
         if self.state is not REPLICATE:
@@ -77,7 +81,7 @@ class Progress:
             self.next = last + 1
             self._inflights.append((last, size))
             self.inflight_bytes += size
-            self.paused = len(self._inflights) >= self._max_count or self.inflight_bytes >= self._max_bytes
+            self.paused = self._full()
 
     def acknowledged(self, index: int) -> bool:
         """It holds the log up to `index`. Returns whether that is news. Repeated and late calls change nothing."""
@@ -90,7 +94,7 @@ class Progress:
             sent = self._inflights
             while sent and sent[0][0] <= index:
                 self.inflight_bytes -= sent.popleft()[1]
-            self.paused = len(sent) >= self._max_count or self.inflight_bytes >= self._max_bytes
+            self.paused = self._full()
         elif self.state is PROBE or index >= self.pending_snapshot:
             self.become_replicate()
         return news
@@ -147,6 +151,10 @@ class Progress:
         """A snapshot at `index` is on its way; no entry helps before it is in."""
         self._become(SNAPSHOT)
         self.pending_snapshot = index
+
+    def _full(self) -> bool:
+        """Whether as much is on its way as may be."""
+        return len(self._inflights) >= self._max_count or self.inflight_bytes >= self._max_bytes
 
     def _become(self, state: ProgressState) -> None:
         self.state = state

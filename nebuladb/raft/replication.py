@@ -92,10 +92,7 @@ class Replication:
         for _, progress in self.tracker.peers:
             if progress.next <= last and not progress.paused:
                 return True
-            if progress.state is REPLICATE:
-                if progress.sent_commit < min(commit, progress.next - 1):
-                    return True
-            elif progress.unproven():
+            if progress.untold(commit) or progress.unproven():
                 return True
         return False
 
@@ -107,10 +104,8 @@ class Replication:
             while progress.next <= last and not progress.paused:
                 if not self._send(replica, progress, with_entries=True):
                     break
-            if progress.state is REPLICATE:
-                # What it holds, or is about to, and doesn't know to be committed.
-                if progress.sent_commit < min(commit, progress.next - 1):
-                    self._send(replica, progress, with_entries=False, hint=TOLD)
+            if progress.untold(commit):
+                self._send(replica, progress, with_entries=False, hint=TOLD)
             elif progress.unproven():
                 self._send(replica, progress, with_entries=False)
 
