@@ -148,9 +148,7 @@ class _Link:
         self._size = 0
         self._filled = asyncio.Event()
         self.left = asyncio.Event()
-        """Set by `leave`, for who waits."""
-        self._left = False
-        """Nothing of it is handed over any more."""
+        """Set by `leave`: nothing of it is handed over any more."""
         self.ended = asyncio.Event()
         self._stream = stream
         self._direct: Direct | None = getattr(stream, "direct", None)
@@ -191,7 +189,6 @@ class _Link:
 
     def leave(self) -> None:
         """End it: a newer link to the same node stands, or it was dropped."""
-        self._left = True
         self.left.set()
 
     async def carry(self) -> None:
@@ -220,12 +217,12 @@ class _Link:
         if self._direct is not None:
             self._direct.deliver_to(self._arrived)
         while (message := await self._stream.read()) is not grpc.aio.EOF:
-            if self._left:
+            if self.left.is_set():
                 return
             self._deliver(self.node, message.frame)
 
     def _arrived(self, message: bytes) -> None:
-        if self._left:
+        if self.left.is_set():
             return
         try:
             frame = unpacked(message)

@@ -290,8 +290,8 @@ class ServerConnection(Outgoing):
         except Exception:
             data = b""
         size = len(data)
-        crowded = self.server.crowded and size > LARGE and self.overfull(size)
-        if data and call.plain and size <= self.limits.response_bytes and not crowded:
+        overfull = size > LARGE and self.overfull(size)
+        if data and call.plain and size <= self.limits.response_bytes and not overfull:
             call.over = True
             self.http2.respond(call.stream, OK, data, OK_TRAILERS)
             if size > LARGE:
@@ -319,7 +319,7 @@ class ServerConnection(Outgoing):
         waiting = self.http2.waiting
         if not waiting:
             return False
-        return waiting > self.limits.ahead_bytes or (self.server.crowded and self.unread > self.limits.unread_each)
+        return waiting > self.limits.ahead_bytes or self.overfull()
 
     def _take_up(self) -> None:
         """Begin the requests that waited, in their order, as far as there is room; so many in a turn."""

@@ -81,13 +81,11 @@ class Exchange:
 
     def count(self) -> None:
         """It is in progress, until `_release`."""
-        connection, request = self.connection, self.request
+        connection = self.connection
         self.counted = True
         connection.calls += 1
         connection.server.calls += 1
-        request.holders += 1
-        if request.holders == 1:
-            connection.server.headers += request.cost
+        connection.server.keep(self.request)
 
     # --- the end ---------------------------------------------------------------------------------------------------
 
@@ -102,7 +100,7 @@ class Exchange:
         else:
             try:
                 data = self._framed(value, route.serialize)
-                if self.connection.server.crowded and self.connection.overfull(len(data)):
+                if self.connection.overfull(len(data)):
                     raise StatusError(grpc.StatusCode.UNAVAILABLE, _NO_ROOM)
             except StatusError as error:
                 self.refuse(error)
@@ -224,13 +222,11 @@ class Exchange:
             if not self.over:
                 self._over()
             if self.counted:
-                connection, request = self.connection, self.request
+                connection = self.connection
                 server = connection.server
                 connection.calls -= 1
                 server.calls -= 1
-                request.holders -= 1
-                if not request.holders:
-                    server.headers -= request.cost
+                server.leave(self.request)
                 if server.stopping:
                     server.look()
             if self.stream.state is State.CLOSED:

@@ -21,6 +21,7 @@ from nebuladb.rpc.serving.connection import ServerConnection
 from nebuladb.rpc.serving.limits import AMPLE_DESCRIPTORS, ServerLimits
 from nebuladb.rpc.serving.outgoing import Outgoing
 from nebuladb.rpc.serving.ports import bind
+from nebuladb.rpc.serving.request import Request
 from nebuladb.rpc.serving.routes import Handler, Routes
 from nebuladb.rpc.serving.sniffer import Sniffer
 from nebuladb.rpc.serving.turns import Turns
@@ -250,6 +251,17 @@ class Server(grpc.aio.Server):
         """See whether all is over, while it stops: a connection is gone, or a handler has returned."""
         if self.stopping and not self._connections and not self.calls:
             self._quiet.set()
+
+    def keep(self, request: Request) -> None:
+        """A call more holds the headers of `request`: until `leave`."""
+        request.holders += 1
+        if request.holders == 1:
+            self.headers += request.cost
+
+    def leave(self, request: Request) -> None:
+        request.holders -= 1
+        if not request.holders:
+            self.headers -= request.cost
 
     def touched(self, connection: Outgoing) -> None:
         """It has something to write: once, when this turn's callbacks have run."""

@@ -134,10 +134,9 @@ class Outgoing(asyncio.Protocol):
         if self._output > self.limits.transport_bytes:
             self._send()
 
-    def overfull(self, size: int) -> bool:
-        """Where the server is `crowded`: this peer leaves some of that unread, so that no answer of `size` more may
-        be."""
-        return self.unread + size > self.limits.unread_each
+    def overfull(self, size: int = 0) -> bool:
+        """Whether the server is `crowded`, and this peer leaves so much unread that no answer of `size` more may be."""
+        return self.server.crowded and self.unread + size > self.limits.unread_each
 
     def touched(self) -> None:
         """There may be something to send at the end of this turn."""
@@ -231,9 +230,7 @@ class Outgoing(asyncio.Protocol):
             if self._gathering is None:
                 self._gathering = {}
             self._gathering[call] = (self._active, size)
-            call.request.holders += 1
-            if call.request.holders == 1:
-                server.headers += call.request.cost
+            server.keep(call.request)
         call.gathered += size
         self.unfinished += size
         server.unfinished += size
@@ -251,9 +248,7 @@ class Outgoing(asyncio.Protocol):
             self.unfinished -= call.gathered
             server.unfinished -= call.gathered
             call.gathered = 0
-            request.holders -= 1
-            if not request.holders:
-                server.headers -= request.cost
+            server.leave(request)
             if self._gathering is not None:
                 self._gathering.pop(call, None)
 

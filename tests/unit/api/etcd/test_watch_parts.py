@@ -44,12 +44,23 @@ async def test_a_revision_that_comes_in_parts_is_encoded_once_for_all_and_told_w
     assert [[event.kv.key for event in response.events] for response in told] == [keys] * 3
 
 
+async def forty_keys(etcd: Faced) -> None:
+    """k00 to k39, a KiB each."""
+    for number in range(40):
+        await etcd.set(b"k%02d" % number, bytes(1000))
+
+
+def unattached(etcd: Faced) -> WatchStream:
+    """A stream of watches without a call around it."""
+    face = Face(etcd.backend)
+    return WatchStream(face, face.backend.routing.shards("etcd")[0])
+
+
 async def amid_fragments(etcd: Faced, stream: Both, monkeypatch: pytest.MonkeyPatch) -> None:
     """Watch 0 of the stream is about to be told a revision of 40 KiB in fragments; watch 1 is on another key."""
     monkeypatch.setattr(events, "FRAGMENT_BYTES", 3_000)
     monkeypatch.setattr(hubs, "LARGE", 3)
-    for number in range(40):
-        await etcd.set(b"k%02d" % number, bytes(1000))
+    await forty_keys(etcd)
     assert await made(stream, create(b"k", b"l", fragment=True, prev_kv=True), create(b"z")) == [0, 1]
     await etcd.call("DeleteRange", kv_pb2.DeleteRangeRequest(key=b"k", range_end=b"l"))
 
@@ -89,10 +100,8 @@ async def test_nothing_comes_between_fragments_and_that_their_watch_is_canceled(
     """The client asked for that while a fragment was written."""
     monkeypatch.setattr(events, "FRAGMENT_BYTES", 3_000)
     monkeypatch.setattr(events, "CHUNK_BYTES", 1_000)
-    for number in range(40):
-        await etcd.set(b"k%02d" % number, bytes(1000))
-    face = Face(etcd.backend)
-    stream = WatchStream(face, face.backend.routing.shards("etcd")[0])
+    await forty_keys(etcd)
+    stream = unattached(etcd)
     responses = stream.responses()
 
     async def told() -> pb.WatchResponse:
@@ -116,10 +125,8 @@ async def test_nothing_comes_between_fragments_and_that_their_watch_is_canceled(
 async def test_what_was_gathered_goes_with_its_watch(etcd: Faced, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(events, "MAX_MESSAGE_BYTES", 20_000)
     monkeypatch.setattr(hubs, "LARGE", 3)
-    for number in range(40):
-        await etcd.set(b"k%02d" % number, bytes(1000))
-    face = Face(etcd.backend)
-    stream = WatchStream(face, face.backend.routing.shards("etcd")[0])
+    await forty_keys(etcd)
+    stream = unattached(etcd)
     stream._take(create(b"k", b"l", prev_kv=True))
     responses = stream.responses()
     assert pb.WatchResponse.FromString(await anext(responses)).created
@@ -135,8 +142,7 @@ async def test_a_revision_that_history_has_too_much_of_ends_the_watch_before_all
     monkeypatch.setattr(events, "MAX_MESSAGE_BYTES", 10_000)
     monkeypatch.setattr(events, "FRAGMENT_BYTES", 5_000)
     monkeypatch.setattr(hubs, "LARGE", 3)
-    for number in range(40):
-        await etcd.set(b"k%02d" % number, bytes(1000))
+    await forty_keys(etcd)
     deleted = await etcd.call("DeleteRange", kv_pb2.DeleteRangeRequest(key=b"k", range_end=b"l"))
     encoded = 0
     event = events._event
