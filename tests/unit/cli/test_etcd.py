@@ -227,8 +227,10 @@ async def test_a_lease_that_ends_here_meanwhile_is_no_success(
 
 
 async def pass_time(faced: Faced, seconds: int) -> None:
-    """Time that its leases feel, and the writes by which they end. What is asked next sees all of it: an entry tells the
-    state machine what time it is, and on a busy machine the ticks outrun those that the node proposes."""
+    """Time that its leases feel, and the writes by which they end. What is asked next sees all of it.
+
+    An entry tells the state machine what time it is; on a busy machine the ticks outrun those that the node proposes.
+    """
     for _ in range(seconds * 20):
         await faced.tick()
     await faced.call("DeleteRange", kv_pb2.DeleteRangeRequest(key=b"none"))
