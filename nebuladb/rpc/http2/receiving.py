@@ -118,7 +118,7 @@ class Receiving(Control):
             self._taken += size
             self._check_closed(stream_id)
             return
-        # All octets of the frame count, padding and those of a frame that is wrong too; but nobody will consume these.
+        # All octets of the frame count, padding and those of a frame that is wrong too; but nobody else consumes these.
         self._taken += size
         if flags & PADDED:
             payload = _unpadded(payload)
@@ -126,15 +126,16 @@ class Receiving(Control):
         ended = bool(flags & END_STREAM)
         state = self._peer_sends(stream, ended=ended)
         self._check_data(stream, size, content, ended=ended)
-        stream.taken += size - content
-        stream.unread += content
-        self._taken -= content
-        self._unread += content
-        if not ended and not content:
+        stream.unread += size
+        self._taken -= size
+        self._unread += size
+        if content or ended:
+            self._move(stream, state)
+            self._events.append(DataReceived(stream, payload, ended))
+        else:
             self._flood("empty")
-            return
-        self._move(stream, state)
-        self._events.append(DataReceived(stream, payload, ended))
+        if size > content:
+            self.consumed(stream, size - content)
 
     def _check_data(self, stream: Stream, size: int, content: int, *, ended: bool) -> None:
         """DATA of `size` octets, `content` without padding, against windows and content-length."""

@@ -338,7 +338,17 @@ def test_padding_is_given_back_to_the_stream_too() -> None:
     for _ in range(2):
         server.receive(wire.frame(wire.DATA, wire.PADDED, 1, b"\xf9" + b"x" + bytes(249)), 0.0)
         server.consumed(stream, 1)
+    assert server.take() == wire.window_update_frame(1, 501), "half a window came together with the second padding"
+
+
+def test_padding_alone_is_given_back_at_once() -> None:
+    """Else a peer that sends nothing else for a while waits for ever for room to go on."""
+    server = greeted(Limits(stream_window=1_000))
+    server.receive(headers_frame(1, REQUEST), 0.0)
+    for _ in range(2):
+        server.receive(wire.frame(wire.DATA, wire.PADDED, 1, b"\xfa" + bytes(250)), 0.0)
     assert server.take() == wire.window_update_frame(1, 502)
+    assert (server.streams[1].unread, server._unread, server._taken) == (0, 0, 502)
 
 
 def test_streams_that_nobody_reads_leave_what_they_do_not_hold_to_the_others() -> None:
