@@ -96,7 +96,7 @@ class Machine:
             if work.clock > clock:
                 state.clock = work.clock
             if not self._commands(work.commands):
-                applied.partial = state.place > 0 or bool(state.cursor)
+                applied.partial = state.partial
                 if not applied.partial:
                     state.clock = clock  # it missed a row before it began
                 if applied.wanted:

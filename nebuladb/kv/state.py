@@ -38,6 +38,11 @@ class State:
     deleted_size: int = 0
     """Keys, and bytes of them and their values, that the half-done command has removed."""
 
+    @property
+    def partial(self) -> bool:
+        """Whether entry `index` + 1 is half applied."""
+        return self.place > 0 or bool(self.cursor)
+
     def copy(self) -> State:
         """One to change while this one is still what is read."""
         return State(

@@ -176,7 +176,7 @@ class Store:
     @property
     def partial(self) -> bool:
         """Whether entry `index` + 1 is half applied."""
-        return self._state.place > 0 or bool(self._state.cursor)
+        return self._state.partial
 
     # --- apply
 

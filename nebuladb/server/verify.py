@@ -209,10 +209,9 @@ def _groups(engine: RocksEngine, log: LogStore, rows: dict[int, RegistryRow]) ->
             continue
         if state.index < start:
             yield Finding(part, f"its data ends at index {state.index}, its log begins after {start}", REBUILT)
-        if state.index > last:
-            yield Finding(
-                part, f"its data is at index {state.index}, its log ends at {last}: the log lost entries", LOST
-            )
+        if state.index + state.partial > last:
+            where = f"amid entry {state.index + 1}" if state.partial else f"at index {state.index}"
+            yield Finding(part, f"its data is {where}, its log ends at {last}: the log lost entries", LOST)
         yield from _rows(engine, group, generation, part, state)
 
 

@@ -16,6 +16,7 @@ from nebuladb.client import Client
 from nebuladb.errors import StoreError
 from nebuladb.ids import DEFAULT_GROUP, Generation, GroupId
 from nebuladb.kv.rows import Keys
+from nebuladb.kv.state import State
 from nebuladb.node.memory import plan
 from nebuladb.server.directory import DataDirectory
 from nebuladb.server.verify import report, verify
@@ -164,6 +165,22 @@ def test_rows_that_contradict_each_other(copy: Path) -> None:
     assert any("b'k6' was changed" in problem and "has no newest record" in problem for problem in found)
     assert any("b'leased' has lease" in problem for problem in found)
     assert any(f"there are {KEYS - 1} keys" in problem for problem in found)
+
+
+@pytest.mark.parametrize(("entries", "place", "where"), [(1, 0, "at index {}"), (0, 1, "amid entry {}")])
+def test_a_log_that_ends_before_what_was_applied(copy: Path, entries: int, place: int, where: str) -> None:
+    """Also amid what was applied: the half of an entry that is gone would be left to the next one."""
+    with rows(copy) as engine:
+        row = engine.get(ROW.state)
+        assert row is not None
+        state = State.decode(row)
+        last = state.index
+        state.index, state.place = last + entries, place
+        batch = Batch()
+        batch.put(ROW.state, state.encode())
+        engine.write(batch)
+    lost = f"shard {DEFAULT_GROUP}: its data is {where.format(last + 1)}, its log ends at {last}: the log lost entries"
+    assert problems(copy) == [lost]
 
 
 def test_lost_databases(copy: Path) -> None:
