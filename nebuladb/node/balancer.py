@@ -40,7 +40,7 @@ class Balancer:
         chosen: list[tuple[int, int]] = []
         # Once for all groups: they are on the same few nodes.
         nodes = {self._node, *host.peers}
-        # A node that is short of space, or whose disk hangs, gets nothing (``node.disk``).
+        # A node that isn't heard from, that is short of space, or whose disk hangs (``node.disk``), gets nothing.
         live = {node for node in nodes if self._steady(host, node, connected=True) and not _ill(host, node)}
         for group, replica in host.replicas.items():
             if group < FIRST_GROUP or replica.raft.role is not StateRole.LEADER:
@@ -79,4 +79,4 @@ class Balancer:
 
 
 def _ill(host: Host, node: int) -> bool:
-    return bool(host.peers[node].status if node in host.peers else host.disk.status)
+    return not host.peers[node].well if node in host.peers else bool(host.disk.status)

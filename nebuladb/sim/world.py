@@ -109,6 +109,8 @@ class World:
         self._recovers = False
         self._places: dict[int, int] = {}
         """Node id → place."""
+        self._linked: dict[tuple[int, int], int] = {}
+        """(place, that of a peer) → the node id to which its last link stood: a wiped peer comes with another one."""
         links = Links(core, self._network, nodes, self._incarnation, self._up, self._down)
         self._nemesis = Nemesis(core, self.machines, self._network, links)
         ambush = Ambush(core, self.machines, self._network)
@@ -221,8 +223,9 @@ class World:
 
     def _up(self, place: int, peer: int, incarnation: int) -> None:
         self.core.note("up", f"n{place + 1}", peer + 1)
-        self.machines[place].peer_up(self.machines[peer].node_id, incarnation)
+        node = self._linked[place, peer] = self.machines[peer].node_id
+        self.machines[place].peer_up(node, incarnation)
 
     def _down(self, place: int, peer: int) -> None:
         self.core.note("down", f"n{place + 1}", peer + 1)
-        self.machines[place].peer_down(self.machines[peer].node_id)
+        self.machines[place].peer_down(self._linked[place, peer])

@@ -8,6 +8,7 @@ from dataclasses import fields
 from nebuladb.ids import DEFAULT_GROUP
 from nebuladb.raft import StateRole
 from nebuladb.sim.faults import Faults
+from nebuladb.sim.links import NOTICE_MS
 from nebuladb.sim.machine import Machine
 from nebuladb.sim.world import World
 from nebuladb.storage.memory import ALWAYS, Fault
@@ -49,3 +50,15 @@ def frames_of_the_last_turn(seed: int) -> int:
 
 def test_a_turn_that_ends_its_node_may_have_sent_some_frames_before() -> None:
     assert len({frames_of_the_last_turn(seed) for seed in SEEDS}) > 1
+
+
+def test_the_link_to_a_node_that_is_wiped_falls_under_the_name_that_it_had() -> None:
+    world = World(1, without=CALM)
+    world.core.scheduler.run(SERVES_MS)
+    wiped, *others = world.machines
+    lost = wiped.node_id
+    wiped.wipe()
+    world.core.scheduler.run(SERVES_MS + NOTICE_MS + 100)
+    assert wiped.node_id != lost
+    peers = [machine.node.host.peers[lost] for machine in others if machine.node]
+    assert [peer.connected for peer in peers] == [False, False]

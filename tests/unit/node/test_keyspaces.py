@@ -474,3 +474,19 @@ def test_leaders_go_home_when_their_node_is_back_and_do_not_flap() -> None:
     terms = {group: trio.node(0).host.replicas[group].raft.term for group in (1, 2, 3, *GROUPS)}
     trio.run(30_000)
     assert {group: trio.node(0).host.replicas[group].raft.term for group in terms} == terms, "nothing moves any more"
+
+
+def test_who_is_connected_and_not_heard_from_gets_no_groups() -> None:
+    """A hand-over that nobody takes costs its group an election timeout without writes, again and again."""
+    trio = Trio()
+    made(trio)
+    before = homes(trio)
+    victim = next(place for place in (1, 2) if place in before.values())
+    trio.hung.add(victim)
+    trio.until(lambda: all(place not in (None, victim) for place in homes(trio).values()), "new leaders")
+    for _ in range(400):
+        trio.run(50)
+        hosts = [trio.node(place).host for place in range(3) if place != victim]
+        assert not any(replica.raft.transferee for host in hosts for replica in host.replicas.values())
+    trio.hung.remove(victim)
+    trio.until(lambda: homes(trio) == before, "home again")
