@@ -435,7 +435,7 @@ class Replica:
         self._proposed = [index for index in self._proposed if index > committed]
         proposals = self.proposals
         while len(self._proposed) < most and self.proposes:
-            wires, self._internal = self._internal, []
+            wires = self._internal.copy()
             forwards = self._take_forwards() if self._forwards else []
             for forward in forwards:
                 wires += forward.commands
@@ -452,6 +452,7 @@ class Replica:
                 self.refused_entries += 1
                 proposals.give_back(own)
                 return [*replies, *(self.refuse(forward) for forward in forwards)]
+            self._internal.clear()  # not before: what lease time demands waits for the end of a hand-over
             self._proposed.append(index)
             self.proposed_entries += 1
             if own:

@@ -1,4 +1,7 @@
-"""Lease time is read when an entry is made or handed out, not at the last tick: the process may have slept (S27)."""
+"""Lease time is read when an entry is made or handed out, not at the last tick: the process may have slept (S27).
+
+What it demands of a leader isn't lost where the log takes nothing for a while.
+"""
 
 from __future__ import annotations
 
@@ -7,8 +10,11 @@ from nebuladb.kv.command import Command, Kind
 from nebuladb.node.entry import encode_command, encode_payload
 from nebuladb.node.replica import Replica
 from nebuladb.pb.nebula.v1 import lease_pb2
+from nebuladb.raft import MessageType
 from nebuladb.storage.memory import MemoryEngine
 from tests.unit.node.test_start import Alone
+from tests.unit.node.trio import TICK_MS, Trio
+from tests.unit.node.wire import decode_frame
 
 SLEEP_MS = 60_000
 
@@ -72,3 +78,27 @@ def test_a_clock_seen_after_a_sleep_does_not_run_ahead_by_it() -> None:
     assert alone.node.groups[DEFAULT_GROUP].store.clock == seen
     alone.node.tick(alone.time, alone.time)
     assert lessor.clock(alone.time) == seen
+
+
+def test_a_lease_that_is_over_while_leadership_is_handed_over_ends_as_soon_as_that_has_failed() -> None:
+    trio = Trio()
+    trio.start()
+    trio.founded()
+    leader = trio.leader(DEFAULT_GROUP)
+    assert leader is not None
+    node = trio.node(leader)
+    store, raft = node.groups[DEFAULT_GROUP].store, node.host.replicas[DEFAULT_GROUP].raft
+    body = lease_pb2.LeaseGrantRequest(id=9, ttl=2).SerializeToString()
+    node.submit(DEFAULT_GROUP, Command(Kind.LEASE_GRANT, body), trio.time + 1_000)
+    trio.until(lambda: store.lease(9) is not None, "granted")
+    trio.run(2_000 - 4 * TICK_MS)
+    trio.lose = lambda sender, receiver, frame: any(
+        envelope.message.type == MessageType.TIMEOUT_NOW for envelope in decode_frame(frame)[1]
+    )
+    node.host.transfer_leadership(DEFAULT_GROUP, trio.who[(leader + 1) % 3].node)
+    trio.run(8 * TICK_MS)
+    assert store.lease(9) is not None, "nothing is proposed meanwhile"
+    assert raft.transferee
+    trio.until(lambda: not raft.transferee, "given up")
+    trio.run(2 * TICK_MS)
+    assert store.lease(9) is None
