@@ -20,6 +20,7 @@ from nebuladb.kv.verify import verify_rows
 from nebuladb.node.identity import FOUNDING_FILE, IDENTITY_FILE, Founding, Identity
 from nebuladb.node.joined import JOINED_FILE, Joined
 from nebuladb.node.registry import GroupState, RegistryRow
+from nebuladb.node.starting import check_home
 from nebuladb.server.directory import ANOTHER_VOTING, VOTING, life_in
 from nebuladb.storage.files import read
 from nebuladb.storage.lock import DirectoryLock
@@ -154,10 +155,23 @@ def _databases(path: Path) -> Iterator[Finding]:
         yield Finding("raft", f"it is empty, and was in use, as the file {VOTING} says: the votes are lost", LOST)
     else:
         yield Finding(f"raft: {len(log.groups())} logs, {len(rows)} rows in the registry")
+    yield from _home(path, rows)
     try:
         yield from _data(path / "data", log, rows)
     finally:
         engine.close()
+
+
+def _home(path: Path, rows: dict[int, RegistryRow]) -> Iterator[Finding]:
+    """Whether the log, with its votes, is that of the node which `IDENTITY_FILE` names."""
+    try:
+        node = Identity.decode(read(path / IDENTITY_FILE)).node
+    except (NebulaError, ValueError, KeyError):
+        return  # said already
+    try:
+        check_home(rows.values(), node)
+    except IdentityError as error:
+        yield Finding("raft", error.message, "until then the node does not start")
 
 
 def _wal(found: Found | None) -> Finding:

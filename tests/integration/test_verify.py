@@ -17,6 +17,7 @@ from nebuladb.errors import StoreError
 from nebuladb.ids import DEFAULT_GROUP, Generation, GroupId
 from nebuladb.kv.rows import Keys
 from nebuladb.kv.state import State
+from nebuladb.node.identity import Identity
 from nebuladb.node.memory import plan
 from nebuladb.server.directory import DataDirectory
 from nebuladb.server.verify import report, verify
@@ -181,6 +182,21 @@ def test_a_log_that_ends_before_what_was_applied(copy: Path, entries: int, place
         engine.write(batch)
     lost = f"shard {DEFAULT_GROUP}: its data is {where.format(last + 1)}, its log ends at {last}: the log lost entries"
     assert problems(copy) == [lost]
+
+
+def test_a_log_of_another_node(copy: Path) -> None:
+    """The node doesn't start with it, and verify called it sound."""
+    file = copy / "identity.json"
+    identity = Identity.decode(file.read_bytes())
+    file.write_bytes(identity._replace(node=identity.node ^ 2).encode())
+    (problem,) = problems(copy)
+    assert problem.startswith(f"raft: raft/ is of node {identity.node:016x}, and this is {identity.node ^ 2:016x}")
+    file.write_bytes(b"garbled")
+    assert problems(copy) == [
+        "identity.json: identity.json is damaged; " + "restore this node as a new member with an empty data directory"
+    ]
+    file.unlink()
+    assert problems(copy) == ["identity.json: it is missing"]
 
 
 def test_lost_databases(copy: Path) -> None:
