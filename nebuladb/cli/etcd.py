@@ -220,10 +220,22 @@ class Importer:
             await self._put(kvs[:middle])
             await self._put(kvs[middle:])
             return
-        except RequestTooLarge as error:
-            error.args = (f"key {printable(kvs[0].key)!r}: {error.message}",)
-            raise
+        except RequestTooLarge:  # it is one alone, for a batch has room
+            await self._put_alone(kvs[0])
+            return
         self.tally["written"] += len(kvs)
+
+    async def _put_alone(self, kv: KeyValue) -> None:
+        """One that is as large as etcd lets it be: with what a transaction of a session says beside it, it is larger
+        than a request may be. Nor is a session needed: written twice it is the same."""
+        try:
+            await self._client.put(kv.key, kv.value, lease=kv.lease)
+        except LeaseNotFound:
+            return  # as above
+        except RequestTooLarge as error:
+            error.args = (f"key {printable(kv.key)!r}: {error.message}",)
+            raise
+        self.tally["written"] += 1
 
 
 def _batches(page: Sequence[KeyValue]) -> Iterator[list[KeyValue]]:

@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Sequence
 import pytest
 from click.testing import CliRunner, Result
 
+from nebuladb.api.etcd.requests import ENTRY_BYTES
 from nebuladb.cli import etcd as command
 from nebuladb.cli import etcd_source
 from nebuladb.cli.etcd_leases import Leases
@@ -18,6 +19,7 @@ from nebuladb.cli.main import main
 from nebuladb.client import AsyncClient
 from nebuladb.errors import LeaseExists
 from nebuladb.kv import txn
+from nebuladb.kv.limits import MAX_REQUEST_BYTES
 from nebuladb.pb.etcd import kv_pb2, lease_pb2
 from nebuladb.pb.etcd.mvcc_pb2 import KeyValue
 from tests.unit.api.etcd.faced import Faced
@@ -94,6 +96,19 @@ async def test_everything_comes_over(pair: Pair) -> None:
     async with AsyncClient([pair.target.address], keyspace="etcd") as client:
         assert await client.leases() == (77, 78)
         assert (await client.time_to_live(77, keys=True)).keys == (b"leased",)
+
+
+async def test_values_as_large_as_etcd_lets_them_be(pair: Pair) -> None:
+    """With what a transaction of ours says beside them they were too large for a request, and ended the import."""
+    await pair.grant(77)
+    for key, lease in ((b"a", 0), (b"b", 77)):
+        request = kv_pb2.PutRequest(key=key, value=bytes(MAX_REQUEST_BYTES - 64), lease=lease)
+        request.value += bytes(MAX_REQUEST_BYTES - ENTRY_BYTES - request.ByteSize())
+        await pair.source.call("Put", request)
+    result = await pair.run()
+    assert result.exit_code == 0, result.stderr
+    assert counts(result)["written"] == 2
+    assert await pair.content(pair.target) == await pair.content(pair.source)
 
 
 async def test_what_is_not_empty_stays_as_it_is(pair: Pair) -> None:
