@@ -103,7 +103,8 @@ class Leases:
             try:
                 await self._kept(lease, RENEWAL)
             except NebulaError:
-                self._due[lease] = self._clock() + KEEP_EVERY
+                if lease in self._due:  # `finish` may have found meanwhile that it has ended
+                    self._due[lease] = self._clock() + KEEP_EVERY
 
         await in_parallel(iter(late[:AT_ONCE]), JOBS, renew)
         return len(late) > AT_ONCE

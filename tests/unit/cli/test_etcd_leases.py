@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -23,6 +24,10 @@ class Shard:
         self.timeouts: set[float] = set()
         self.away: set[int] = set()
         """Leases whose renewal fails."""
+        self.hang: asyncio.Event | None = None
+        """What renewals that come now wait for."""
+        self.hung = asyncio.Event()
+        """One does."""
 
     def leases(self) -> Leases:
         session, client = SimpleNamespace(grant_lease=self.grant), SimpleNamespace(keep_alive=self.keep_alive)
@@ -36,6 +41,9 @@ class Shard:
         async def renew(timeout: float = 0.0) -> None:
             self.timeouts.add(timeout)
             self.renewed.append(lease)
+            if self.hang is not None:
+                self.hung.set()
+                await self.hang.wait()
             if lease in self.away:
                 raise Unavailable("nobody there")
             if lease not in self.ttls:
@@ -85,3 +93,22 @@ async def test_who_cannot_be_renewed_leaves_the_others_their_turn(shard: Shard) 
     shard.time += KEEP_EVERY
     assert not await leases.renew_due()
     assert len(shard.renewed) == 2 * AT_ONCE + 1
+
+
+async def test_a_renewal_that_fails_behind_the_last_look_brings_nothing_back(shard: Shard) -> None:
+    """The lease had ended, as the last look had found; it was due again, without a time at which it ends: KeyError."""
+    leases = shard.leases()
+    await leases.grant([Lease(1, 3, 3)])
+    shard.time = 2.0
+    shard.hang = hanging = asyncio.Event()
+    keeping = asyncio.create_task(leases.renew_due())
+    await shard.hung.wait()
+    shard.hang = None
+    del shard.ttls[1]
+    await leases.finish()
+    shard.away = {1}
+    hanging.set()
+    assert not await keeping
+    shard.time += KEEP_EVERY
+    assert not await leases.renew_due()
+    assert leases.lost == {1}
