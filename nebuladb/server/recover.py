@@ -256,7 +256,8 @@ def _replay(log: LogStore, data: Engine, group: int, generation: int, say: Calla
     """Apply all that the log holds; changes of members are passed over, for there are no others any more."""
     store = Store(data, GroupId(group), Generation(generation), NodeId(0))
     reader = log.reader(GroupId(group))
-    last, commit = reader.last()[0], reader.hard_state.commit
+    # What was applied was committed, if only by half; the durable commit index isn't written with the data.
+    last, commit = reader.last()[0], max(reader.hard_state.commit, store.index + store.partial)
     if store.index < reader.start()[0]:
         raise _older(group)
     while store.index < last:

@@ -26,9 +26,9 @@ from nebuladb.storage.log import LogStore
 from nebuladb.storage.log_batch import LogBatch
 from nebuladb.storage.rocks import RocksEngine, examine_log
 from nebuladb.storage.wal import wal_files
-from tests.integration.test_verify import KEYS, ROW, flip_log, killed, stopped
+from tests.integration.test_verify import KEYS, ROW, copy, flip_log, killed, stopped
 
-__all__ = ["killed", "stopped"]  # fixtures
+__all__ = ["copy", "killed", "stopped"]  # fixtures
 
 
 def test_a_survivor_with_a_damaged_log_becomes_a_cluster_of_what_it_has(killed: Path) -> None:
@@ -61,6 +61,14 @@ def test_a_survivor_whose_log_lost_its_files_keeps_none_of_them(killed: Path) ->
     assert said.endswith("what they held is LOST")
     assert not (killed / f"raft-wal{ASIDE}").exists()
     assert report(killed, lambda _: None)
+
+
+def test_what_was_applied_is_not_said_to_be_in_doubt(copy: Path) -> None:
+    """Of a node that had been stopped in order the last entry of each shard was: its commit index is the one before."""
+    lines: list[str] = []
+    recover(copy, lines.append)
+    assert len(lines) == 4
+    assert not any("not known to be committed" in line for line in lines)
 
 
 def test_half_of_a_command_whose_rest_is_lost_with_the_log_is_nobodys(killed: Path) -> None:
