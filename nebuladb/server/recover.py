@@ -189,7 +189,7 @@ def _rebuild(path: Path, identity: Identity, say: Callable[[str], None]) -> Foun
         for shard in shards:
             site.enter(shard)
         keyspaces = [found for _, found in sorted(meta.keyspaces.items()) if found.state is KeyspaceState.READY]
-        site.write_meta(keyspaces, shards, meta.next_group)
+        site.write_meta(keyspaces, shards, meta.next_group, alarms=meta.declared)
         made = LogStore(RocksEngine.open_log(new))
         stack.callback(made.close)
         site.write_log(made, shards, identity.node)

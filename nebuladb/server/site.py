@@ -18,6 +18,7 @@ from nebuladb.kv.limits import MAX_TXN_OPERATIONS
 from nebuladb.kv.rows import Keys, decode_lease, encode_lease
 from nebuladb.kv.state import State
 from nebuladb.kv.store import Store
+from nebuladb.node.declared import DeclaredAlarm
 from nebuladb.node.frame import CLUSTER_VERSION
 from nebuladb.node.identity import Founding
 from nebuladb.node.keyspaces import keyspace_key, shard_key
@@ -112,10 +113,17 @@ class Site:
         self._data.write(batch)
 
     def write_meta(
-        self, keyspaces: Sequence[Keyspace], shards: Sequence[Descriptor], issued: int, *, skip: int = 0
+        self,
+        keyspaces: Sequence[Keyspace],
+        shards: Sequence[Descriptor],
+        issued: int,
+        *,
+        skip: int = 0,
+        alarms: Sequence[DeclaredAlarm] = (),
     ) -> None:
-        """The meta group's state: what a founding puts there, and these keyspaces and shards. `issued`: the next id
-        of a group where they come from, 0 if it isn't known; as many ids from there on as `skip` are never issued."""
+        """The meta group's state: what a founding puts there, and these keyspaces, shards and alarms. `issued`: the
+        next id of a group where they come from, 0 if it isn't known; as many ids from there on as `skip` are never
+        issued."""
         founding, group = self._founding, GroupId(META_GROUP)
         Store.destroy(self._data, group, self.generation(group))
         own = Configuration(tuple(sorted(founding.replicas(META_GROUP))))
@@ -136,6 +144,8 @@ class Site:
             rows[keyspace_key(keyspace.name)] = keyspace.encode()
         for shard in shards:
             rows[shard_key(shard.group)] = shard.encode()
+        for alarm in alarms:
+            rows[alarm.key] = alarm.encode()
         store = Store(self._data, group, self.generation(group), NodeId(0))
         items = sorted(rows.items())
         for index, begin in enumerate(range(0, len(items), MAX_TXN_OPERATIONS), 2):

@@ -14,16 +14,19 @@ from nebuladb.ids import DEFAULT_GROUP, META_GROUP, BatchId, Generation, GroupId
 from nebuladb.kv.command import Command, Kind, Work
 from nebuladb.kv.limits import Limits
 from nebuladb.kv.store import Store
-from nebuladb.node.entry import decode_payload
+from nebuladb.node.declared import Declared, DeclaredAlarm
+from nebuladb.node.entry import decode_payload, encode_command, encode_payload
+from nebuladb.node.keyspaces import transaction
+from nebuladb.node.meta import read_meta
 from nebuladb.node.registry import GroupState, RegistryRow
 from nebuladb.pb.nebula.v1 import kv_pb2
-from nebuladb.raft.entry import ENTRY_HEADER, Entry, EntryKind
+from nebuladb.raft.entry import ENTRY_HEADER, Entry, EntryKind, encode_entry
 from nebuladb.server.recover import ASIDE, recover
 from nebuladb.server.site import apply_all
 from nebuladb.server.verify import report
 from nebuladb.storage.files import write_durably
 from nebuladb.storage.log import LogStore
-from nebuladb.storage.log_batch import LogBatch
+from nebuladb.storage.log_batch import GroupWrite, LogBatch
 from nebuladb.storage.rocks import RocksEngine, examine_log
 from nebuladb.storage.wal import wal_files
 from tests.integration.test_verify import KEYS, ROW, copy, flip_log, killed, stopped
@@ -69,6 +72,26 @@ def test_what_was_applied_is_not_said_to_be_in_doubt(copy: Path) -> None:
     recover(copy, lines.append)
     assert len(lines) == 4
     assert not any("not known to be committed" in line for line in lines)
+
+
+def test_alarms_that_were_declared_stand_until_somebody_takes_them_back(killed: Path) -> None:
+    """As in etcd, with --force-new-cluster: writes that CORRUPT forbade were taken again, and nobody had said so."""
+    alarms = [DeclaredAlarm(Declared.CORRUPT, 7), DeclaredAlarm(Declared.NO_SPACE, 8)]
+    log, group = LogStore(RocksEngine.open_log(killed / "raft")), GroupId(META_GROUP)
+    last, term = log.reader(group).last()
+    command = Command(Kind.TXN, transaction({}, {alarm.key: alarm.encode() for alarm in alarms}))
+    entry = encode_entry(last + 1, term, EntryKind.NORMAL, encode_payload(0, [encode_command(command)]))
+    batch = LogBatch(BatchId(log.last_batch + 1))
+    batch.write(GroupWrite(group, None, [entry]))
+    log.write(batch, BatchId(log.last_batch))
+    log.sync()
+    log.close()
+    recover(killed, lambda _: None)
+    data = RocksEngine.open_data(killed / "data")
+    store = Store(data, group, dict(Store.generations(data))[group], NodeId(0))
+    assert read_meta(store).declared == alarms
+    store.close()
+    data.close()
 
 
 def test_half_of_a_command_whose_rest_is_lost_with_the_log_is_nobodys(killed: Path) -> None:
