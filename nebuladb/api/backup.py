@@ -66,7 +66,9 @@ async def backup(backend: Backend, request: pb.SnapshotRequest, views: Views) ->
     builds = builds and request.since_life == meta.life != 0
     writer = BackupWriter()
     name = request.since_name if builds else ""
-    manifest = Manifest(backend.cluster, __version__, tuple(ready.values()), name, meta.life, meta.next_group)
+    manifest = Manifest(
+        backend.cluster, __version__, tuple(ready.values()), name, meta.life, meta.next_group, tuple(meta.declared)
+    )
     waiting = writer.begin(manifest)
     gone: set[str] = set()
     for done, shard in enumerate(shards):

@@ -26,6 +26,7 @@ from typing import IO, Any, Final, NamedTuple
 from nebuladb.errors import Corruption, InvariantViolation
 from nebuladb.ids import Generation, GroupId
 from nebuladb.kv.importer import Importer
+from nebuladb.node.declared import DeclaredAlarm
 from nebuladb.shard import Descriptor, Keyspace, RoutingTable
 from nebuladb.shard.canonical import canonical
 from nebuladb.storage.engine import Batch
@@ -64,11 +65,13 @@ class Manifest(NamedTuple):
     """Which life of the cluster: later backups build on it only in the same one. 0: it wasn't known."""
     next_group: int = 0
     """The next id of a group that the cluster would have issued. 0: it isn't known."""
+    alarms: tuple[DeclaredAlarm, ...] = ()
 
     def encode(self) -> bytes:
         """Canonical JSON."""
         return canonical(
             {
+                "alarms": [alarm.key.decode() for alarm in self.alarms],
                 "cluster": f"{self.cluster:016x}",
                 "format": BACKUP_FORMAT,
                 "keyspaces": [keyspace.encode().decode() for keyspace in self.keyspaces],
@@ -88,7 +91,9 @@ class Manifest(NamedTuple):
         try:
             keyspaces = tuple(Keyspace.decode(text.encode()) for text in fields["keyspaces"])
             life, next_group = int(fields.get("life", "0"), 16), int(fields.get("next_group", 0))
-            return cls(int(fields["cluster"], 16), fields["version"], keyspaces, fields["since"], life, next_group)
+            alarms = tuple(DeclaredAlarm.named(text.encode()) for text in fields.get("alarms", ()))
+            cluster, version, since = int(fields["cluster"], 16), fields["version"], fields["since"]
+            return cls(cluster, version, keyspaces, since, life, next_group, alarms)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise Corruption(f"the backup's manifest can't be read: {error}") from error
 

@@ -53,10 +53,15 @@ class DeclaredAlarm(NamedTuple):
     @classmethod
     def decode(cls, key: bytes, value: bytes) -> DeclaredAlarm:
         """Raises `Corruption`."""
+        if value != _FORMAT:
+            raise Corruption(f"an alarm has value {value[:40]!r}; this build knows {_FORMAT!r}")
+        return cls.named(key)
+
+    @classmethod
+    def named(cls, key: bytes) -> DeclaredAlarm:
+        """The one whose row has `key`. Raises `Corruption`."""
         try:
             _, kind, node = key.decode().split("/")
-            if value != _FORMAT:
-                raise Corruption(f"an alarm has value {value[:40]!r}; this build knows {_FORMAT!r}")
             return cls(Declared(kind), int(node, 16))
         except ValueError as error:
             raise Corruption(f"an alarm's row can't be read: {error}") from error

@@ -187,8 +187,8 @@ def _make(files: Sequence[Path], directory: Path, wanted: Wanted, progress: Prog
         for shard in shards:
             site.enter(shard, bump=wanted.bump, mark_compacted=wanted.mark_compacted)
         probe("restore: members entered")
-        issued = reader.manifest.next_group
-        site.write_meta(reader.keyspaces, shards, issued, skip=SKIPPED_GROUPS if wanted.parting else 0)
+        issued, skipped = reader.manifest.next_group, SKIPPED_GROUPS if wanted.parting else 0
+        site.write_meta(reader.keyspaces, shards, issued, skip=skipped, alarms=reader.manifest.alarms)
         probe("restore: meta written")
         log = LogStore(RocksEngine.open_log(directory / "raft"))
         stack.callback(log.close)

@@ -9,13 +9,15 @@ import pytest
 
 from nebuladb.errors import Corruption
 from nebuladb.node.backup import BackupReader, BackupWriter, Manifest, ShardPart
+from nebuladb.node.declared import Declared, DeclaredAlarm
 from nebuladb.shard import Descriptor, Keyspace, Partitioning
 
 SHARD = Descriptor(2, "default", 1, b"", b"", (0, 0), ((4, 11),))
 PART = ShardPart(SHARD, 9, 7, 3, 1, 2, 5)
-MANIFEST = Manifest(0xABCD, "1.2", (Keyspace("default", Partitioning.RANGE),), "ff", 0xB0, 9)
+ALARM = DeclaredAlarm(Declared.CORRUPT, 11)
+MANIFEST = Manifest(0xABCD, "1.2", (Keyspace("default", Partitioning.RANGE),), "ff", 0xB0, 9, (ALARM,))
 MANIFEST_JSON = (
-    b'{"cluster":"000000000000abcd","format":2,'
+    b'{"alarms":["alarm/corrupt/000000000000000b"],"cluster":"000000000000abcd","format":2,'
     b'"keyspaces":["{\\"format\\":1,\\"name\\":\\"default\\",\\"partitioning\\":\\"range\\"}"],'
     b'"life":"00000000000000b0","next_group":9,"since":"ff","version":"1.2"}'
 )
@@ -57,6 +59,13 @@ def test_a_backup_of_before_there_were_lives_is_of_none() -> None:
 def test_a_backup_of_before_it_said_which_group_is_the_next_does_not_know() -> None:
     older = MANIFEST_JSON.replace(b'"next_group":9,', b"")
     assert Manifest.decode(older) == MANIFEST._replace(next_group=0)
+
+
+def test_a_backup_of_before_it_named_alarms_has_none() -> None:
+    older = MANIFEST_JSON.replace(b'"alarms":["alarm/corrupt/000000000000000b"],', b"")
+    assert Manifest.decode(older) == MANIFEST._replace(alarms=())
+    with pytest.raises(Corruption):
+        Manifest.decode(MANIFEST_JSON.replace(b"alarm/corrupt", b"alarm/unheard"))
 
 
 def test_a_backup_of_format_1_is_read_and_one_of_a_format_to_come_is_not() -> None:

@@ -17,8 +17,10 @@ from nebuladb.kv.command import Command, Kind
 from nebuladb.kv.rows import Keys, LeaseRow, decode_lease
 from nebuladb.kv.state import State
 from nebuladb.kv.store import Store
+from nebuladb.node.declared import Declared, DeclaredAlarm
 from nebuladb.node.identity import Identity
-from nebuladb.node.meta import read_meta
+from nebuladb.node.meta import Meta, read_meta
+from nebuladb.pb.etcd import maintenance_pb2
 from nebuladb.pb.nebula.v1 import lease_pb2
 from nebuladb.server.restore import SKIPPED_GROUPS, Wanted, restore
 from nebuladb.server.site import FIRST_GENERATION
@@ -31,13 +33,17 @@ TTL = 30
 LEASES = (7, -1)
 """An id of the last row but one, and of the last."""
 HELD_MS = 20_000
+ALARM = DeclaredAlarm(Declared.CORRUPT, 77)
+DECLARE = maintenance_pb2.AlarmRequest(
+    action=maintenance_pb2.AlarmRequest.ACTIVATE, memberID=ALARM.node, alarm=maintenance_pb2.CORRUPT
+)
 NEXT = 8
 """Of the source: its keyspace had the groups 4 to 7, and is dropped."""
 
 
 @pytest.fixture
 async def backup(tmp_path: Path) -> AsyncIterator[Path]:
-    """Of a node with leases that were granted a while ago, and whose only keyspace is gone."""
+    """Of a node with leases that were granted a while ago, whose only keyspace is gone, and which takes no writes."""
     faced = Faced()
     await asyncio.wait_for(faced.open(), SECONDS)
     file = tmp_path / "a.snap"
@@ -54,6 +60,11 @@ async def backup(tmp_path: Path) -> AsyncIterator[Path]:
     await faced.set(b"k")
     await cli("keyspace", "create", "late", "--shards", NEXT - 4)
     await cli("keyspace", "drop", "late")
+    await faced.channel.unary_unary(
+        "/etcdserverpb.Maintenance/Alarm",
+        maintenance_pb2.AlarmRequest.SerializeToString,
+        maintenance_pb2.AlarmResponse.FromString,
+    )(DECLARE, timeout=SECONDS)
     await cli("snapshot", "save", file)
     yield file
     await faced.close()
@@ -72,10 +83,10 @@ def leases(directory: Path) -> tuple[int, dict[int, LeaseRow]]:
     return State.decode(state).clock, {lease: decode_lease(row) for lease, row in rows.items() if row is not None}
 
 
-def next_group(directory: Path) -> int:
+def meta(directory: Path) -> Meta:
     data = RocksEngine.open_data(directory / "data")
     store = Store(data, GroupId(META_GROUP), FIRST_GENERATION, NodeId(0))
-    found = read_meta(store).next_group
+    found = read_meta(store)
     store.close()
     data.close()
     return found
@@ -114,7 +125,13 @@ async def test_the_id_of_a_group_is_not_issued_again(
 ) -> None:
     """Else a position in a watch of the keyspace that was dropped is one in that of the next keyspace."""
     await asyncio.to_thread(restore, [backup], tmp_path / "n1", Wanted("n1", MEMBERS, "", bump, mark))
-    assert next_group(tmp_path / "n1") == NEXT + skipped
+    assert meta(tmp_path / "n1").next_group == NEXT + skipped
+
+
+async def test_an_alarm_that_was_declared_stands(backup: Path, tmp_path: Path) -> None:
+    """As in etcd: what is restored is no better than what was saved."""
+    await asyncio.to_thread(restore, [backup], tmp_path / "n1", Wanted("n1", MEMBERS))
+    assert meta(tmp_path / "n1").declared == [ALARM]
 
 
 @pytest.mark.parametrize("fails", [True, False])
