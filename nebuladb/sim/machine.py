@@ -320,7 +320,7 @@ class Machine:
         life = self._life
         if life is None or (life.paused and self._held(self.receive, sender, frame)):
             return
-        if self._copes(life.node.host.receive, sender, frame) and life.node.works:
+        if self._copes(life.node.host.receive, sender, frame) and life.node.host.works:
             self._wake(life)
 
     def peer_up(self, peer: int, incarnation: int) -> None:
