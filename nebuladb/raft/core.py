@@ -386,7 +386,8 @@ class Raft(State):
         election.elapsed += 1
         if election.elapsed >= config.election_ticks:
             election.elapsed = 0
-            self.membership.leave()  # a joint configuration that came into force meanwhile
+            if not self.transferee:
+                self.membership.leave()  # a joint configuration that came into force amid a transfer
             if not self._tracker.quorum_active() and config.check_quorum:
                 probe("leader without quorum steps down")
                 self._become_follower(self.term, 0)

@@ -119,6 +119,29 @@ def test_a_leader_that_is_asked_again_and_again_to_hand_over_misses_its_quorum_a
     assert leader.role() is StateRole.FOLLOWER
 
 
+def test_a_joint_configuration_is_left_only_when_the_transfer_is_given_up() -> None:
+    """The look at the quorum, which has another clock, left it amid the transfer: the successor was told to campaign
+    with a log that was the shorter one by then."""
+    leader = Replica(1, configuration=Configuration((1, 2, 4), (1, 2, 3), auto_leave=True))
+    leader.lead()
+    leader.tick(7)
+    transfer(leader, 2)
+    for sender in (2, 3, 4):
+        leader.step(Message(T.APPEND_REPLY, sender, 1, 1, index=1))
+
+    def tick() -> None:
+        leader.tick()
+        for sender in (2, 3, 4):
+            leader.step(Message(T.HEARTBEAT_REPLY, sender, 1, 1))
+
+    for _ in range(9):
+        tick()
+        assert (leader.raft.transferee, leader.raft.last_index) == (2, 1)
+    for _ in range(10):
+        tick()
+    assert (leader.raft.transferee, leader.raft.last_index) == (0, 2)
+
+
 def test_a_transfer_to_a_dead_replica_does_not_end_the_leaders_reign() -> None:
     network = Network.of(3)
     leader = network.elect(1)
