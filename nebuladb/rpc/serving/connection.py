@@ -291,7 +291,7 @@ class ServerConnection(Outgoing):
             data = b""
         size = len(data)
         overfull = size > LARGE and self.overfull(size)
-        if data and call.plain and size <= self.limits.response_bytes and not overfull:
+        if data and call.plain and not call.over and size <= self.limits.response_bytes and not overfull:
             call.over = True
             self.http2.respond(call.stream, OK, data, OK_TRAILERS)
             if size > LARGE:
