@@ -52,6 +52,8 @@ class StreamResponse(Rpc):
             if connection is not None and stream is not None:
                 connection.http2.consumed(stream, len(data))  # this is `data_received`, at whose end all leaves
             for message in messages:
+                if self.over:
+                    return  # whoever listens ended it
                 if isinstance(message, Packed):
                     try:
                         message = reader.unpack(message)

@@ -42,7 +42,7 @@ class Call(Exchange, grpc.aio.ServicerContext[Any, Any]):
     def deliver_to(self, listener: Callable[[bytes], None]) -> None:
         """Give `listener` each message, as it is on the wire, when it comes; those that are here at once. `read` tells
         of the end only."""
-        while (message := self.take()) is not None:
+        while not self.over and (message := self.take()) is not None:
             listener(message)
         if self._reader is not None and not self.over:
             self._reader.listener = listener

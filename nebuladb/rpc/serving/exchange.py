@@ -310,6 +310,8 @@ class Exchange:
     def _hand_over(self, reader: MessageReader, messages: list[bytes], listener: Callable[[bytes], None]) -> None:
         try:
             for message in messages:
+                if self.over:
+                    return  # whoever listens ended it
                 listener(reader.unpack(message) if isinstance(message, Packed) else message)
         except StatusError as error:
             self.refuse(error)

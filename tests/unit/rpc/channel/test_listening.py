@@ -64,6 +64,55 @@ async def test_what_comes_after_the_end_is_nobodys(world: World) -> None:
     assert owner.heard == [b"2"]
 
 
+@ours
+async def test_who_ends_its_call_is_told_nothing_more_of_the_same_read(world: World) -> None:
+    call = world.chat()
+    heard: list[bytes] = []
+    await call.write(b"1")
+    assert await call.read() == b"1"
+
+    def hear(message: bytes) -> None:
+        heard.append(message)
+        call.cancel()
+
+    call.direct.deliver_to(hear)
+    connection, stream = call.direct.connection, call.direct.stream
+    connection.data_received(wire.frame(wire.DATA, 0, stream.id, frame(b"2") + frame(b"3")))
+    assert heard == [b"2"]
+    await until(call.done)
+
+
+@pytest.mark.parametrize("early", [True, False], ids=["before it is listened to", "while it is"])
+async def test_a_servers_call_that_its_listener_ends_tells_it_nothing_more(*, early: bool) -> None:
+    heard: list[bytes] = []
+    ready = asyncio.Event()
+
+    async def listen(requests: AsyncIterator[bytes], context: Any) -> AsyncIterator[bytes]:
+        def hear(message: bytes) -> None:
+            heard.append(message)
+            context.drop()
+
+        await context.read()
+        if early:
+            await ready.wait()
+        context.direct.deliver_to(hear)
+        yield b"ready"
+        await context.read()
+
+    async with serving(ServerLimits(), {"Listen": chatting(listen)}) as server:
+        wired = Wired(server)
+        stream = wired.open("Listen")
+        wired.client.send_data(stream, frame(b"1"))
+        await wired.say()
+        await until(lambda: early or bool(wired.wire.written))
+        wired.client.send_data(stream, frame(b"2") + frame(b"3"))
+        await wired.say()
+        ready.set()
+        await until(lambda: server.calls == 0)
+        assert heard == [b"2"]
+        wired.connection.http2.check()
+
+
 async def test_a_message_that_is_not_what_it_says_ends_its_stream_alone() -> None:
     heard: list[bytes] = []
 
