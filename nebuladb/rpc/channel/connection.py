@@ -201,6 +201,7 @@ class Connection(asyncio.Protocol):
         return not stream.waiting
 
     def _refuse(self, rpc: Rpc) -> None:
+        self._schedule()
         why = f"too much waits already for {self.endpoint} to take it"
         if rpc.whole():
             rpc.refuse(why)  # of its one message the end is still here: no handler has seen any of it
@@ -334,6 +335,9 @@ class Connection(asyncio.Protocol):
     def _flush_at_last(self) -> None:
         self._scheduled = False
         self.flush()
+        if self.http2.news:
+            for event in self.http2.told():
+                self._handlers[type(event)](event)
 
     def flush(self) -> None:
         """Write what has gathered."""

@@ -8,7 +8,8 @@ What its owner owes it:
    `ConnectionEnded`, or `closed`, it sends what `take` has left and closes the transport.
 2. After anything else it calls `take` and sends the octets, soon and in order. While the transport doesn't take them it
    stops reading: what it doesn't read can't make the connection write. If it set `at_once`, it calls `pump`, handles
-   the events and takes again while octets are `held_back` and the transport takes them.
+   the events and takes again while octets are `held_back` and the transport takes them. While there is `news` it
+   handles what it is `told`: of streams that its own doing has ended, or made room for.
 3. It says `consumed` of each `DataReceived`, or the peer stops at the end of its window. (The data of `HeadersReceived`
    counts as consumed already.)
 4. It heeds `stream.waiting`: a producer that goes on while octets wait runs into `Limits.waiting_bytes` and loses the

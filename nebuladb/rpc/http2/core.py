@@ -70,6 +70,7 @@ class Core:
         "going_away",
         "held_back",
         "limits",
+        "news",
         "peer",
         "ready",
         "streams",
@@ -98,6 +99,8 @@ class Core:
         """Octets of what waited that may go into the output at once; the owner sets it, and `pump`s for the rest."""
         self.held_back = False
         """Octets wait for `pump` alone."""
+        self.news = False
+        """The owner's own doing has made events, maybe: `told` gives them."""
         self._encoder = HeaderEncoder()
         self._decoder = HeaderDecoder(limits)
         self._events: list[Event] = []
@@ -143,6 +146,13 @@ class Core:
         # The list stays the same object: nobody has to look it up again.
         out.clear()
         return data
+
+    def told(self) -> list[Event]:
+        """Events that the owner's own doing has made. Else they would wait for what the peer says next, and it may have
+        nothing to say."""
+        self.news = False
+        events, self._events = self._events, []
+        return events
 
     def _answer(self, frame: bytes) -> None:
         """Write what the peer made us write."""
@@ -237,6 +247,7 @@ class Core:
             self._refused = False
         elif len(self.streams) < self.peer.concurrent_streams:
             self._refused = False
+            self.news = True
             self._events.append(StreamsAllowed())
 
     def _lose(self, stream: Stream, code: ErrorCode, *, unprocessed: bool = False) -> None:

@@ -274,6 +274,7 @@ class Sending(Core):
         if self.waiting + size > self.limits.waiting_bytes:
             self.reset(stream, ErrorCode.INTERNAL_ERROR)
             self._lose(stream, ErrorCode.INTERNAL_ERROR)
+            self.news = True
             return
         if stream.queue is None:
             stream.queue = deque()
@@ -302,8 +303,7 @@ class Sending(Core):
         """Let go more of what is `held_back`, as much as `at_once`; what that brings. The output has been taken."""
         self._pumped = 0
         self._pump()
-        events, self._events = self._events, []
-        return events
+        return self.told()
 
     def _pump(self) -> None:
         """Let go what waits, a frame a stream in turn, until the connection's window or every stream's is used up, or

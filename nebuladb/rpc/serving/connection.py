@@ -189,7 +189,7 @@ class ServerConnection(Outgoing):
         backlog, self._backlog = self._backlog, None
         self.server.turns.held -= len(self._input) - self._input_at
         self._input, self._input_at = b"", 0
-        for event in backlog or ():
+        for event in (*(backlog or ()), *self.http2.told()):
             if isinstance(event, StreamReset):
                 self._rare(event)  # its stream is none of `http2.streams` any more
         for stream in list(self.http2.streams.values()):

@@ -174,6 +174,8 @@ class Outgoing(asyncio.Protocol):
         if out and not self._transport.is_closing():
             self._sent += len(out)
             self._transport.write(out)
+        if self.http2.news:
+            self._hear()
         if self.http2.waiting or self.paused or self.unread:
             if self.http2.held_back and not self.paused:
                 self._pump()
@@ -185,6 +187,11 @@ class Outgoing(asyncio.Protocol):
         for event in self.http2.pump():
             self._rare(event)
         self.touched()
+
+    def _hear(self) -> None:
+        """Of streams that were reset since too much waits: their calls are over."""
+        for event in self.http2.told():
+            self._rare(event)
 
     def _rare(self, event: object) -> None:
         """What is said of streams without a message."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import os
 import socket
 from typing import Any
@@ -255,6 +256,44 @@ async def test_more_calls_than_streams_wait_in_order(channels: Any) -> None:
             server.peers[0].flush()
         await asyncio.gather(*calls, return_exceptions=True)
         assert [call.cancelled() for call in calls] == [False, False, False, True, False]
+
+
+async def test_a_stream_that_is_taken_back_makes_room_whether_or_not_the_server_says_something(channels: Any) -> None:
+    begun: list[Any] = []
+
+    def script(peer: Peer, event: Any) -> None:
+        if isinstance(event, HeadersReceived):
+            begun.append(event.data)
+
+    async with Scripted(script, http2.Limits(concurrent_streams=1)) as server:
+        channel = channels(server.address)
+        await ready(channel)
+        calls = [unary(channel)(b"%d" % number) for number in range(3)]
+        for number, call in enumerate(calls):
+            await until(lambda: bool(begun))
+            assert begun.pop() == frame(b"%d" % number)
+            call.cancel()
+
+
+async def test_a_stream_for_which_too_much_waits_makes_room_as_well(channels: Any) -> None:
+    begun: list[Any] = []
+
+    def script(peer: Peer, event: Any) -> None:
+        if isinstance(event, HeadersReceived):
+            begun.append(event.data)
+
+    async with Scripted(script, http2.Limits(concurrent_streams=1, stream_window=1_000)) as server:
+        channel = channels(server.address)
+        await ready(channel)
+        (connection,) = channel._core._ready
+        connection.http2.limits = dataclasses.replace(connection.http2.limits, waiting_bytes=10_000)
+        chat = channel.stream_stream(f"/{SERVICE}/Chat")()
+        await chat.wait_for_connection()
+        await until(lambda: bool(begun))
+        waits = unary(channel)(b"waits")
+        chat.direct.put_bytes(bytes(20_000))
+        await until(lambda: begun == [None, frame(b"waits")])
+        waits.cancel()
 
 
 async def test_too_many_calls_without_a_connection(channels: Any) -> None:
