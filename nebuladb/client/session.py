@@ -17,7 +17,7 @@ from nebuladb.client.retry import Kind
 from nebuladb.client.shardmap import ShardMap
 from nebuladb.client.transport import RoutedRequest, Transport
 from nebuladb.client.writes import WriteRequest, Writes
-from nebuladb.errors import KeyspaceNotFound, NebulaError, SessionExpired, WrongShard
+from nebuladb.errors import KeyspaceNotFound, NebulaError, SessionExpired, SessionWindow, WrongShard
 from nebuladb.pb.nebula.v1 import common_pb2, keyspace_pb2, session_pb2
 
 Answer = TypeVar("Answer", bound=Message)
@@ -44,6 +44,8 @@ class Window:
         self._used: set[int] = set()
         self._waiting: deque[asyncio.Future[int]] = deque()
         """For a number, in order. If the next number fits nobody waits but who was cancelled."""
+        self._rises: list[asyncio.Future[None]] = []
+        """Of those who wait for `lowest` to rise."""
 
     @property
     def lowest(self) -> int:
@@ -58,6 +60,13 @@ class Window:
             yield common_pb2.SessionRef(id=self.session, sequence=sequence, lowest_unanswered=self.lowest)
         finally:
             self._free(sequence)
+
+    async def risen(self, above: int) -> None:
+        """Wait until `lowest` is above that."""
+        while self.lowest <= above:
+            rise: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self._rises.append(rise)
+            await rise
 
     def _take(self) -> int:
         sequence = self._next
@@ -79,7 +88,13 @@ class Window:
         """As many as there is room for now get their numbers. To wake all that wait for each one that is freed would
         take the square of their number."""
         self._used.discard(sequence)
-        end = self.lowest + WINDOW
+        lowest = self.lowest
+        if self._rises and lowest > sequence:  # it was the lowest one
+            for rise in self._rises:
+                if not rise.done():
+                    rise.set_result(None)
+            self._rises.clear()
+        end = lowest + WINDOW
         while self._waiting and self._next < end:
             waiter = self._waiting.popleft()
             if not waiter.done():  # else it was cancelled
@@ -142,25 +157,40 @@ class Session(Writes):
             await self._transport.call(methods.SESSION_CLOSE, request, timeout=CLOSING)
 
     async def _write(self, method: Method[Answer], request: WriteRequest, key: bytes, group: int = 0) -> Answer:
-        window = await self._window(key, group)
-        async with window.number() as reference:
-            request.session.CopyFrom(reference)
-            epoch = self._map.epoch(window.group) if self._map else 0
-            if isinstance(request, RoutedRequest):
-                request.epoch = epoch
+        due = self._transport.clock() + self._transport.timeout
+        while True:
+            window = await self._window(key, group)
             try:
-                answer = await self._transport.call(method, request, kind=Kind.ONCE)
-                if isinstance(request, RoutedRequest) and request.epoch != epoch:
-                    self._map = None  # the cluster has a newer one
-                return answer
-            except SessionExpired:
-                if self._windows.get(window.group) is window:
-                    del self._windows[window.group]
-                self._map = None  # perhaps the keyspace was dropped and made anew, with other shards
-                raise
-            except (KeyspaceNotFound, WrongShard):
-                self._map = None
-                raise
+                async with window.number() as reference:
+                    return await self._numbered(method, request, window, reference)
+            except SessionWindow:
+                # The answers that the shard keeps for the session fill it: nothing was done, so that another number is
+                # safe. It tells of the answers that have come meanwhile; an old one, of a slow write, would tell of
+                # none, and be refused for ever.
+                if self._transport.clock() >= due:
+                    raise
+                await window.risen(reference.lowest_unanswered)
+
+    async def _numbered(
+        self, method: Method[Answer], request: WriteRequest, window: Window, reference: common_pb2.SessionRef
+    ) -> Answer:
+        request.session.CopyFrom(reference)
+        epoch = self._map.epoch(window.group) if self._map else 0
+        if isinstance(request, RoutedRequest):
+            request.epoch = epoch
+        try:
+            answer = await self._transport.call(method, request, kind=Kind.ONCE)
+            if isinstance(request, RoutedRequest) and request.epoch != epoch:
+                self._map = None  # the cluster has a newer one
+            return answer
+        except SessionExpired:
+            if self._windows.get(window.group) is window:
+                del self._windows[window.group]
+            self._map = None  # perhaps the keyspace was dropped and made anew, with other shards
+            raise
+        except (KeyspaceNotFound, WrongShard):
+            self._map = None
+            raise
 
     async def _read(self, method: Method[Answer], request: Message) -> Answer:
         return await self._transport.call(method, request)

@@ -29,6 +29,8 @@ class Store:
         self.events: list[tuple[int, kv_pb2.Event]] = []
         self.sessions: dict[int, dict[int, object]] = {}
         self.lowest: dict[int, int] = {}
+        self.answers_kept = WINDOW
+        """Of a session; one that has so many is full."""
         self.leases: dict[int, int] = {}
         self.epoch = 1
         self.keyspaces: dict[str, keyspace_pb2.KeyspaceCreateRequest] = {}
@@ -96,6 +98,8 @@ class Store:
             for old in [s for s in answers if s < lowest]:
                 del answers[old]
             if session.sequence not in answers:
+                if len(answers) >= self.answers_kept:
+                    raise errors.SessionWindow
                 try:
                     answers[session.sequence] = run()
                 except errors.NebulaError as refusal:

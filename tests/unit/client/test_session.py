@@ -85,6 +85,30 @@ async def test_many_writes_at_once_stay_in_the_window(node: Node) -> None:
     assert node.count("Open") == 1
 
 
+async def test_writes_whose_answers_fill_the_session_go_on_as_soon_as_some_have_come(node: Node) -> None:
+    """Each was refused for good, since what it said of the answers that had come was from before they came."""
+    node.store.answers_kept = 4
+    async with AsyncClient([node.address]) as client, client.session() as session:
+        answers = await asyncio.gather(*(session.put(b"%d" % n, b"v") for n in range(2 * WINDOW)))
+    assert node.store.executed == ["put"] * 2 * WINDOW
+    assert {answer.revision for answer in answers} == set(range(2, 2 * WINDOW + 2))
+
+
+async def test_a_write_that_an_earlier_try_may_have_done_gets_no_other_number(node: Node) -> None:
+    node.faults += [Fault("Put", LOST, after=True), Fault("Put", errors.SessionWindow())]
+    async with AsyncClient([node.address]) as client, client.session() as session:
+        with pytest.raises(errors.UnknownOutcome):
+            await session.put(b"k", b"v")
+    assert node.store.executed == ["put"]
+
+
+async def test_a_write_that_is_refused_for_its_number_is_not_repeated_for_ever(node: Node) -> None:
+    node.faults += [Fault("Put", errors.SessionWindow()) for _ in range(10_000)]
+    async with AsyncClient([node.address], timeout=0.2) as client, client.session() as session:
+        with pytest.raises(errors.SessionWindow):
+            await session.put(b"k", b"v")
+
+
 async def test_a_slow_first_request_holds_the_window() -> None:
     window = Window(2, 5)
     async with window.number() as first:
