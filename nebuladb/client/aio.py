@@ -25,7 +25,7 @@ from nebuladb.client.types import BatchResult, Event, KeyValue, LeaseInfo, State
 from nebuladb.client.watch import WatchPlan
 from nebuladb.client.writes import WriteRequest, Writes
 from nebuladb.env import Rng
-from nebuladb.errors import InvalidArgument, KeyspaceNotFound, LeaseNotFound
+from nebuladb.errors import InvalidArgument, KeyspaceNotFound, LeaseNotFound, Reason
 from nebuladb.pb.nebula.v1 import cluster_pb2, common_pb2, keyspace_pb2, kv_pb2, lease_pb2
 
 Answer = TypeVar("Answer", bound=Message)
@@ -40,6 +40,9 @@ PARTITIONINGS: Final = {"hash": keyspace_pb2.HASH, "range": keyspace_pb2.RANGE, 
 
 STEADY: Final = 1.0
 """Seconds after which a watch that said nothing counts as served: nodes that only begin one must not keep us busy."""
+
+LEADERLESS: Final = 5.0
+"""Likewise if it ends the watch for want of a leader: it looks for one for some 3 s before it does."""
 
 
 LONGEST: Final = 1e12
@@ -227,7 +230,8 @@ class AsyncClient(Writes):
                 raise StreamBroken(WatchPlan.ended(step.address))
             except StreamBroken as broken:
                 now = transport.clock()
-                if now - created >= STEADY:
+                leaderless = broken.failure.error.reason is Reason.NO_LEADER
+                if now - created >= (LEADERLESS if leaderless else STEADY):
                     attempts.worked(step.address, now)
                 await transport.sleep(attempts.failed(step.address, broken.failure, now))
 

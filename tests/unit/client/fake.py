@@ -247,8 +247,8 @@ class Node:
                     store.changed.wait(0.05)
                 happened = [(r, e) for r, e in store.events if r >= start and self._covers(request, e.kv.key)]
                 start = max(start, store.revision + 1)
-                if self._fault("WatchBreak"):
-                    self._abort(context, LOST)
+                if fault := self._fault("WatchBreak"):
+                    self._abort(context, fault.error)
                 header = store.header()
             for _, events in itertools.groupby(happened, key=lambda pair: pair[0]):
                 yield kv_pb2.WatchResponse(header=store.header(), events=[e for _, e in events])

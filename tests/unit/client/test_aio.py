@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import aclosing
 from itertools import pairwise
 
 import pytest
@@ -214,6 +215,33 @@ async def test_watch_says_that_events_are_gone(node: Node) -> None:
         with pytest.raises(errors.Compacted) as caught:
             await anext(client.watch(b"k", start_revision=2))
         assert caught.value.floor == 7
+
+
+@pytest.mark.parametrize("lasts", [3.1, 6.0])
+async def test_a_watch_that_nodes_without_a_leader_begin_ends_when_patience_does(node: Node, lasts: float) -> None:
+    """Each of them keeps it for 3 s before it says so, which counted as served: it went on, and was silent, for ever.
+    One that lasts for longer had a leader."""
+    breaks = 8
+    node.faults += [Fault("WatchBreak", errors.NoLeader()) for _ in range(breaks)]
+
+    def clock() -> float:
+        return lasts * (breaks - len(node.faults))
+
+    async def sleep(_: float) -> None:
+        await asyncio.sleep(0)
+
+    async with asyncio.timeout(20), AsyncClient([node.address], clock=clock, sleep=sleep) as client:
+        written = await client.put(b"k", b"v")
+        async with aclosing(client.watch(b"k", start_revision=written.revision + 1, patience=15.0)) as events:
+            coming = asyncio.ensure_future(anext(events))
+            if lasts < 5:
+                with pytest.raises(errors.NoLeader):
+                    await coming
+            else:
+                while node.faults:
+                    await asyncio.wait((coming,), timeout=0.01)
+                await client.put(b"k", b"w")
+                assert (await coming).kv.value == b"w"
 
 
 async def test_cluster_calls(nodes: list[Node]) -> None:
