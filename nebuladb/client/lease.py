@@ -34,7 +34,7 @@ class LeaseKeeper:
         self.lost = asyncio.Event()
         self._transport = transport
         self._request = built(lease_pb2.LeaseKeepAliveRequest, keyspace=keyspace, id=lease)
-        self._until = 0.0
+        self._sent = self._until = 0.0
         self._task: asyncio.Task[None] | None = None
 
     @property
@@ -52,7 +52,7 @@ class LeaseKeeper:
 
         Raises `LeaseNotFound` if the lease is gone, and `KeyspaceNotFound` or `WrongShard` if its keyspace is, too.
         """
-        sent = self._transport.clock()
+        sent = self._sent = self._transport.clock()
         try:
             response = await self._transport.call(methods.LEASE_KEEP_ALIVE, self._request, timeout=timeout)
         except GONE:
@@ -79,10 +79,12 @@ class LeaseKeeper:
 
     async def _keep(self) -> None:
         while not self.lost.is_set():
-            # Nothing is waited for beyond the TTL: who waits for `lost` must hear of it by then.
+            # Nothing is waited for beyond the TTL: who waits for `lost` must hear of it by then. And what a renewal has
+            # waited in vain counts: of a TTL of 10 s it may be 5, and the rest isn't to be slept away.
             left = self._left()
-            if left > 0:
-                await self._transport.sleep(min(self.ttl / RENEWALS, left))
+            pause = min(self._sent + self.ttl / RENEWALS - self._transport.clock(), left)
+            if pause > 0:
+                await self._transport.sleep(pause)
                 left = self._left()
             if left <= 0:
                 self.lost.set()

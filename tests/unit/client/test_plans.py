@@ -297,3 +297,23 @@ async def test_no_renewal_is_waited_for_beyond_the_ttl() -> None:
     async with LeaseKeeper(mute, "default", 7) as keeper:  # type: ignore[arg-type]  # all that it uses is here
         await keeper.lost.wait()
         assert mute.now == pytest.approx(2.0)
+
+
+class Away(Mute):
+    """A cluster that is away for 8.3 s of a lease of 10 s: one renewal is waited for in vain."""
+
+    timeout = 5.0
+
+    async def call(self, method: object, request: object, *, timeout: float = 0.0) -> lease_pb2.LeaseKeepAliveResponse:
+        if 0 < self.now < 8.3:
+            await self.sleep(timeout)
+            raise errors.DeadlineExceeded
+        return lease_pb2.LeaseKeepAliveResponse(ttl=10)
+
+
+async def test_what_is_left_of_a_lease_after_a_renewal_in_vain_is_not_slept_away() -> None:
+    away = Away()
+    async with LeaseKeeper(away, "default", 7) as keeper:  # type: ignore[arg-type]  # all that it uses is here
+        while away.now < 30:
+            await asyncio.sleep(0)
+            assert keeper.held
