@@ -133,7 +133,10 @@ class AsyncClient(Writes):
         page_size: int = 0,
     ) -> Rows:
         """The keys of [start, end) in order; no end: to the last. Of each shard all are of one revision, also over a
-        change of nodes; `Rows.revisions` says which."""
+        change of nodes; `Rows.revisions` says which.
+
+        It raises `Compacted` if that is compacted while the reader takes no page for 10 s, or before another node goes
+        on with it: scan again."""
         plan = ScanPlan(
             built(
                 kv_pb2.ScanRequest,
