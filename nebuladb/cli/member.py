@@ -101,7 +101,7 @@ def member_replace(settings: Settings, old: str, new: str | None, peer_address: 
             # One that isn't there is refused by the server, with the reason.
             known = {found.name: found.peer_address for found in await client.members()}
             address = known.get(old, "")
-        await _added(settings, client, await client.add_member(new or f"{old}b", address, replaces=old))
+        await _added(settings, client, await client.add_member(new or f"{old}b", address, replaces=old), old)
 
     settings.run(work)
 
@@ -136,15 +136,18 @@ def member_remove(settings: Settings, name: str) -> None:
         output.row({"name": name, "removed": True}, b"OK")
 
 
-async def _added(settings: Settings, client: AsyncClient, made: cluster_pb2.Member) -> None:
+async def _added(settings: Settings, client: AsyncClient, made: cluster_pb2.Member, old: str = "") -> None:
     """Print how to start it."""
-    members = await client.members()
-    door = next(
-        (one.peer_address for one in members if one.connected and one.state == "member" and one.name != made.name), ""
-    )
-    command = start_command(made, door)
+    command = start_command(made, door(await client.members(), old))
     with settings.output() as output:
         output.row({"node_id": f"{made.node_id:016x}", "name": made.name, "command": command}, command.encode())
+
+
+def door(members: Sequence[cluster_pb2.Member], old: str) -> str:
+    """The peer address of a member that lets the new node in; of `old`, whose place it takes, only if there is no
+    other: it may be stopped by then, and have had the new one's own address."""
+    there = [one for one in members if one.connected and one.state == "member"]
+    return next((one.peer_address for one in sorted(there, key=lambda one: one.name == old)), "")
 
 
 def start_command(made: cluster_pb2.Member, door: str) -> str:
