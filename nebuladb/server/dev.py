@@ -21,6 +21,7 @@ from typing import Final
 
 from nebuladb.addresses import MAX_PORT
 from nebuladb.errors import ConfigurationError
+from nebuladb.node.identity import FOUNDING_FILE
 from nebuladb.server import config
 from nebuladb.server.config import Config
 from nebuladb.server.lifecycle import DRAIN_SECONDS
@@ -80,20 +81,31 @@ def plan(nodes: int, data_dir: Path, base_port: int) -> list[Member]:
     ]
 
 
-def prepare(members: Sequence[Member], data_dir: Path) -> None:
+def prepare(members: Sequence[Member], data_dir: Path) -> list[Member]:
     """Make directories and configuration files, or check that those of an earlier run are for the same cluster.
+    Returns those that are to be started: not one whose directory was emptied since the cluster was founded, as that of
+    a removed node may be. It can't found it again.
 
-    Raises `ConfigurationError` before it changed anything if they are not.
+    Raises `ConfigurationError` before it changed anything if they are for another cluster.
     """
-    found = {file.parent.name for file in data_dir.glob(f"n*/{CONFIG_FILE}")}
-    if found and len(found) != len(members):
+    known = {file: config.load({}, {}, file) for file in sorted(data_dir.glob(f"n*/{CONFIG_FILE}"))}
+    # A node that joined later has no such list, and is none of ours.
+    size = next((len(one.initial_cluster) for one in known.values() if one.initial_cluster), len(members))
+    if size != len(members):
         raise ConfigurationError(
-            f"--nodes: {data_dir} holds {len(found)} nodes; give --nodes {len(found)} or another --data-dir"
+            f"--nodes: {data_dir} holds a cluster of {size} nodes; give --nodes {size} or another --data-dir"
         )
     for member in members:
-        if member.file.exists():
-            _check_same(config.load({}, {}, member.file), member)
-    for member in members:
+        if member.file in known:
+            _check_same(known[member.file], member)
+    founded = [member for member in members if (member.directory / FOUNDING_FILE).exists()]
+    started = [member for member in members if member in founded or member.file in known or not founded]
+    for name in sorted({member.config.name for member in members} - {member.config.name for member in started}):
+        _say(
+            f"{data_dir / name} has nothing of the cluster; going on without {name}. If it was not removed, replace "
+            f"it: `nebula-cli member replace {name}`"
+        )
+    for member in started:
         try:
             member.directory.mkdir(parents=True, exist_ok=True)
             if not member.file.exists():
@@ -102,6 +114,7 @@ def prepare(members: Sequence[Member], data_dir: Path) -> None:
                 scratch.replace(member.file)
         except OSError as error:
             raise ConfigurationError(f"--data-dir: can't write {member.file}: {error.strerror}") from error
+    return started
 
 
 def _check_same(old: Config, member: Member) -> None:
@@ -159,8 +172,7 @@ def run(nodes: int, data_dir: Path, base_port: int, command: Sequence[str] = STA
     `command` starts a node when `--config FILE` is added to it.
     """
     data_dir = data_dir.absolute()
-    members = plan(nodes, data_dir, base_port)
-    prepare(members, data_dir)
+    members = prepare(plan(nodes, data_dir, base_port), data_dir)
     with _Alarm() as alarm:
         children: list[_Child] = []
         try:

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from nebuladb.errors import ConfigurationError
+from nebuladb.node.identity import FOUNDING_FILE
 from nebuladb.server.config import load
 from nebuladb.server.dev import MAX_NODES, _Alarm, plan, prepare
 from tests.integration.cluster import Ports
@@ -108,11 +109,52 @@ def test_a_second_run_keeps_what_a_person_edited(tmp_path: Path) -> None:
 
 def test_another_shape_on_the_same_directory_is_refused(tmp_path: Path) -> None:
     prepare(plan(3, tmp_path, 7379), tmp_path)
-    with pytest.raises(ConfigurationError, match="holds 3 nodes; give --nodes 3"):
+    with pytest.raises(ConfigurationError, match="holds a cluster of 3 nodes; give --nodes 3"):
         prepare(plan(4, tmp_path, 7379), tmp_path)
     with pytest.raises(ConfigurationError, match="same --base-port"):
         prepare(plan(3, tmp_path, 7380), tmp_path)
     assert not (tmp_path / "n4").exists()
+
+
+def test_a_first_run_that_was_ended_early_is_made_whole(tmp_path: Path) -> None:
+    """It said: give --nodes 1; and with that, that the initial cluster is another one."""
+    members = plan(3, tmp_path, 7379)
+    prepare(members, tmp_path)
+    for member in members[1:]:
+        member.file.unlink()
+    with pytest.raises(ConfigurationError, match="give --nodes 3"):
+        prepare(plan(1, tmp_path, 7379), tmp_path)
+    assert prepare(members, tmp_path) == members
+    assert all(member.file.exists() for member in members)
+
+
+def test_directories_that_were_restored_are_those_of_a_cluster(tmp_path: Path) -> None:
+    """They have no file of `nebulad dev` yet, and neither has one whose file alone is gone."""
+    members = plan(3, tmp_path, 7379)
+    for member in members:
+        member.directory.mkdir()
+        (member.directory / FOUNDING_FILE).touch()
+    assert prepare(members, tmp_path) == members
+    members[1].file.unlink()
+    assert prepare(members, tmp_path) == members
+    assert members[1].file.exists()
+
+
+def test_a_node_whose_directory_was_emptied_is_left_out(tmp_path: Path, base: int) -> None:
+    """As operations.md has it done with a removed node's. No number of nodes was right then."""
+    members = plan(3, tmp_path, base)
+    prepare(members, tmp_path)
+    members[0].file.unlink()
+    (members[1].directory / FOUNDING_FILE).touch()
+    (tmp_path / "n4").mkdir()
+    (tmp_path / "n4" / "nebulad.toml").write_text('name = "n4"\njoin = "127.0.0.1:1"')  # a person's own
+    with supervisor(tmp_path, base) as process:
+        assert line_of(process) == f"cluster ready endpoints=127.0.0.1:{base + 100},127.0.0.1:{base + 200}\n"
+        process.terminate()
+        _, errors = process.communicate(timeout=SECONDS)
+        assert process.returncode == 0
+        assert "going on without n1" in errors
+    assert not members[0].file.exists()
 
 
 def test_it_says_ready_once_and_stops_all(tmp_path: Path, base: int) -> None:
