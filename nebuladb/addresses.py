@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import socket
 from typing import Final
 
 from nebuladb.errors import ConfigurationError
@@ -37,9 +38,14 @@ def split_address(text: str) -> tuple[str, int]:
 
 
 def is_unspecified(text: str) -> bool:
-    """Whether one can listen at this valid address but nobody can be sent to it (0.0.0.0, ::)."""
+    """Whether one can listen at this valid address but nobody can be sent to it (0.0.0.0, ::, and 0, which the
+    system takes for one)."""
     host, _ = split_address(text)
     try:
-        return ipaddress.ip_address(host).is_unspecified
+        address = ipaddress.ip_address(host)
     except ValueError:
-        return False
+        try:
+            return not any(socket.inet_aton(host))
+        except OSError:
+            return False
+    return (getattr(address, "ipv4_mapped", None) or address).is_unspecified

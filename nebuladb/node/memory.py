@@ -11,6 +11,8 @@ from typing import Final, NamedTuple
 MIN_MEMORY: Final = 64 << 20
 """Below it the smallest shares (1/32) can't hold one request of 1.5 MiB, and memtables of some 2 MiB stall writes: with
 1 MiB ones 70 % of the writes of a full load were refused."""
+MAX_MEMORY: Final = 1 << 50
+"""1 PiB, which no machine has: RocksDB's sizes have 64 bits."""
 DEFAULT_MEMORY: Final = 512 << 20
 """Leaves room for the process itself on a machine of 1 GiB, the smallest that clouds sell for this; its block cache
 holds some 600,000 records of 256 bytes, and a memtable what a restart replays in about two seconds."""

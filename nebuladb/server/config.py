@@ -13,7 +13,7 @@ from typing import Final
 
 from nebuladb.addresses import is_unspecified, split_address
 from nebuladb.errors import ConfigurationError
-from nebuladb.node.memory import DEFAULT_MEMORY, MIN_MEMORY
+from nebuladb.node.memory import DEFAULT_MEMORY, MAX_MEMORY, MIN_MEMORY
 from nebuladb.node.record import MAX_MEMBERS, MAX_NODE_NAME, NODE_NAME
 from nebuladb.server import options
 from nebuladb.server.space import SIZES
@@ -296,6 +296,8 @@ def _size(setting: _Setting) -> int:
     size = int(match[1]) * SIZES[match[2]]
     if size < MIN_MEMORY:
         raise setting.wrong(f"{setting.text} is too little; a node needs {_size_text(MIN_MEMORY)} at least")
+    if size > MAX_MEMORY:
+        raise setting.wrong(f"{setting.text} is too much; a node takes {_size_text(MAX_MEMORY)} at most")
     return size
 
 
