@@ -20,7 +20,7 @@ from nebuladb.ids import GroupId
 from nebuladb.kv.importer import Importer, Target
 from nebuladb.kv.increment import IncrementTarget
 from nebuladb.kv.store import Store
-from nebuladb.node.backup import BackupReader, ShardPart, compare
+from nebuladb.node.backup import BackupReader, Manifest, ShardPart, compare
 from nebuladb.node.identity import FOUNDING_FILE, IDENTITY_FILE, Founder, Founding, Identity
 from nebuladb.server.directory import VOTING
 from nebuladb.server.site import FIRST_GENERATION, MAX_REVISION, Site, derived_id, restored_id
@@ -214,29 +214,34 @@ def _make(files: Sequence[Path], directory: Path, wanted: Wanted, progress: Prog
 
 def _import(files: Sequence[Path], data: Engine, progress: Progress) -> tuple[BackupReader, list[ShardPart]]:
     """The rows of all files, each file on top of the one before; the last one, and what is in it."""
-    before, held = "", dict[int, int]()
+    before: BackupReader | None = None
+    held = dict[int, ShardPart]()
     for path in files:
         try:
-            reader, parts = _import_file(path, before, held, data, progress)
+            before, parts = _import_file(path, before, held, data, progress)
         except Corruption as error:
             raise Corruption(f"{path}: {error.message}") from error
-        held = {part.descriptor.group: part.revision for part in parts}
-        before = reader.name
-    return reader, parts
+        held = {part.descriptor.group: part for part in parts}
+    assert before is not None
+    return before, parts
 
 
 def _import_file(
-    path: Path, before: str, held: Mapping[int, int], data: Engine, progress: Progress
+    path: Path, before: BackupReader | None, held: Mapping[int, ShardPart], data: Engine, progress: Progress
 ) -> tuple[BackupReader, list[ShardPart]]:
-    """The rows of one file on top of those of the file named `before`, which brought shards to the revisions `held`."""
+    """The rows of one file on top of those of the file `before`, which brought shards to where `held` says."""
     with path.open("rb") as file:
         reader = BackupReader(file, progress)
-        if reader.manifest.since not in ("", before):
+        if reader.manifest.since not in ("", before.name if before else ""):
             raise Corruption("it doesn't build on the file before it; name all, the oldest first")
+        goes_on = before is not None and _one_history(before.manifest, reader.manifest)
         parts = []
         for part, chunks in reader.shards():
             group = GroupId(part.descriptor.group)
-            importer = Importer(_target(data, part, held.get(group, 0)), group, FIRST_GENERATION)
+            there = held.get(group)
+            if goes_on and there is not None and part.index < there.index:
+                raise Corruption("it is older than the file before it; name all, the oldest first")
+            importer = Importer(_target(data, part, there.revision if there else 0), group, FIRST_GENERATION)
             for chunk in chunks:
                 importer.feed(chunk)
                 probe("restore: chunk written")
@@ -248,6 +253,11 @@ def _import_file(
     for gone in sorted(written - {part.descriptor.group for part in parts}):
         Store.destroy(data, GroupId(gone), FIRST_GENERATION)
     return reader, parts
+
+
+def _one_history(one: Manifest, other: Manifest) -> bool:
+    """Whether both are known to be of the same life of the same cluster, in which no shard's log goes back."""
+    return one.life != 0 and (one.cluster, one.life) == (other.cluster, other.life)
 
 
 def _target(data: Engine, part: ShardPart, held: int) -> Target:

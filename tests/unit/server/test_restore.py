@@ -11,7 +11,7 @@ import pytest
 from click.testing import CliRunner
 
 from nebuladb.cli.main import main
-from nebuladb.errors import ConfigurationError, IdentityError
+from nebuladb.errors import ConfigurationError, Corruption, IdentityError
 from nebuladb.ids import ETCD_GROUP, META_GROUP, GroupId, NodeId
 from nebuladb.kv.command import Command, Kind
 from nebuladb.kv.rows import Keys, LeaseRow, decode_lease
@@ -19,8 +19,8 @@ from nebuladb.kv.state import State
 from nebuladb.kv.store import Store
 from nebuladb.node.declared import Declared, DeclaredAlarm
 from nebuladb.node.identity import Identity
+from nebuladb.node.keyspaces import transaction
 from nebuladb.node.meta import Meta, read_meta
-from nebuladb.pb.etcd import maintenance_pb2
 from nebuladb.pb.nebula.v1 import lease_pb2
 from nebuladb.server.restore import SKIPPED_GROUPS, Wanted, restore
 from nebuladb.server.site import FIRST_GENERATION
@@ -33,17 +33,16 @@ TTL = 30
 LEASES = (7, -1)
 """An id of the last row but one, and of the last."""
 HELD_MS = 20_000
-ALARM = DeclaredAlarm(Declared.CORRUPT, 77)
-DECLARE = maintenance_pb2.AlarmRequest(
-    action=maintenance_pb2.AlarmRequest.ACTIVATE, memberID=ALARM.node, alarm=maintenance_pb2.CORRUPT
-)
+ALARMS = [DeclaredAlarm(Declared.CORRUPT, 7), DeclaredAlarm(Declared.NO_SPACE, 8)]
+LATER = "b.snap"
+"""A whole one that was made later, when alarms were declared."""
 NEXT = 8
 """Of the source: its keyspace had the groups 4 to 7, and is dropped."""
 
 
 @pytest.fixture
 async def backup(tmp_path: Path) -> AsyncIterator[Path]:
-    """Of a node with leases that were granted a while ago, whose only keyspace is gone, and which takes no writes."""
+    """Of a node with leases that were granted a while ago, and whose only keyspace is gone."""
     faced = Faced()
     await asyncio.wait_for(faced.open(), SECONDS)
     file = tmp_path / "a.snap"
@@ -60,12 +59,11 @@ async def backup(tmp_path: Path) -> AsyncIterator[Path]:
     await faced.set(b"k")
     await cli("keyspace", "create", "late", "--shards", NEXT - 4)
     await cli("keyspace", "drop", "late")
-    await faced.channel.unary_unary(
-        "/etcdserverpb.Maintenance/Alarm",
-        maintenance_pb2.AlarmRequest.SerializeToString,
-        maintenance_pb2.AlarmResponse.FromString,
-    )(DECLARE, timeout=SECONDS)
     await cli("snapshot", "save", file)
+    await faced.set(b"k")
+    step = transaction({}, {alarm.key: alarm.encode() for alarm in ALARMS})
+    await faced.pump.propose(META_GROUP, Command(Kind.TXN, step), SECONDS)
+    await cli("snapshot", "save", file.with_name(LATER))
     yield file
     await faced.close()
 
@@ -128,10 +126,21 @@ async def test_the_id_of_a_group_is_not_issued_again(
     assert meta(tmp_path / "n1").next_group == NEXT + skipped
 
 
-async def test_an_alarm_that_was_declared_stands(backup: Path, tmp_path: Path) -> None:
-    """As in etcd: what is restored is no better than what was saved."""
-    await asyncio.to_thread(restore, [backup], tmp_path / "n1", Wanted("n1", MEMBERS))
-    assert meta(tmp_path / "n1").declared == [ALARM]
+async def test_alarms_that_were_declared_stand_until_somebody_takes_them_back(backup: Path, tmp_path: Path) -> None:
+    """As in etcd: writes that CORRUPT forbade were taken again, and nobody had said so."""
+    for name, file, declared in (("n1", backup.with_name(LATER), ALARMS), ("n2", backup, [])):
+        await asyncio.to_thread(restore, [file], tmp_path / name, Wanted(name, MEMBERS))
+        assert meta(tmp_path / name).declared == declared
+
+
+async def test_a_backup_on_top_of_a_later_one_is_refused(backup: Path, tmp_path: Path) -> None:
+    """Both are whole, so that neither builds on the other: what came between them was gone, and nobody told."""
+    later, directory = backup.with_name(LATER), tmp_path / "n1"
+    with pytest.raises(Corruption, match=r"a\.snap: it is older than the file before it; name all, the oldest first"):
+        await asyncio.to_thread(restore, [later, backup], directory, Wanted("n1", MEMBERS))
+    assert not directory.exists()
+    parts = await asyncio.to_thread(restore, [backup, later], directory, Wanted("n1", MEMBERS))
+    assert {part.descriptor.group: part.revision for part in parts}[ETCD_GROUP] == 3
 
 
 @pytest.mark.parametrize("fails", [True, False])
