@@ -45,7 +45,8 @@ class AdminView(Protocol):
         ...
 
     async def readyz(self) -> tuple[bool, str]:
-        """Whether a put and a linearizable get through this node would succeed, on `default` and `etcd`; or why not."""
+        """Whether a put and a linearizable get through this node would succeed, on `default` and `etcd`, but for
+        what is refused for want of space or by a declared alarm; or why not."""
         ...
 
     def status(self) -> dict[str, Any]:
