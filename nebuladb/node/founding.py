@@ -88,7 +88,8 @@ class FreshNode:
                 )
             raise IdentityError(
                 f"{name} belongs to cluster {reply.cluster:016x} already, which has no member {mine.name!r}; "
-                f"add this node with `nebula-cli member add {mine.name}` and start it with --join {self.members[name]}"
+                f"add this node with `nebula-cli member add {mine.name} --peer-address {self.members[mine.name]}` and "
+                f"start it with --join {self.members[name]}"
             )
         if reply.initial_cluster_hash != self._hash:
             raise IdentityError(

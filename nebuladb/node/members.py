@@ -380,5 +380,5 @@ def removed_text(name: str) -> str:
     """What a node is told that is no member any more."""
     return (
         f"node {name!r} was removed from its cluster and must not come back as it is; to use the machine again, empty "
-        f"the data directory, run `nebula-cli member add {name}` and start it with --join"
+        f"the data directory, run `nebula-cli member add {name} --peer-address HOST:PORT` and start what it prints"
     )

@@ -265,7 +265,10 @@ class Peers:
                 f"under its name: run `nebula-cli member replace {handshake.name}`"
             )
         if handshake.node_id not in names.values() and (meta.version or self.joined is None):
-            raise IdentityError(f"{who} is no member of this cluster; add it with `nebula-cli member add`")
+            raise IdentityError(
+                f"{who} is no member of this cluster; add it with `nebula-cli member add {handshake.name} "
+                "--peer-address HOST:PORT`"
+            )
 
     def _remembers(self, handshake: pb.Handshake, who: str) -> None:
         """Raise `IdentityError` if the other end, which knows of no life, may have been in this one: restored once more

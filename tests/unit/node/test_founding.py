@@ -98,7 +98,8 @@ def test_a_node_that_was_wiped_between_its_answer_and_the_founding_learns_of_it(
 
 def test_a_stranger_is_told_how_to_join() -> None:
     node = fresh("n1", 11)
-    with pytest.raises(IdentityError, match=r"member add n1.*--join b:2"):
+    told = "`nebula-cli member add n1 --peer-address a:1` and start it with --join b:2"
+    with pytest.raises(IdentityError, match=told):
         node.replied("n2", hello("n2", 12, cluster=99, has_data=True, known_node=0))
 
 

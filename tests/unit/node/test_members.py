@@ -137,7 +137,7 @@ def test_a_dead_node_is_removed_and_stops_when_it_comes_back() -> None:
     trio.until(lambda: not trio.node(0).meta.removals, "no orders for it")
     trio.start(2)
     trio.until(lambda: bool(trio.machines[2].removed), "told")
-    assert "member add n3" in trio.machines[2].removed
+    assert "`nebula-cli member add n3 --peer-address HOST:PORT`" in trio.machines[2].removed
     put(trio, b"k")
 
 

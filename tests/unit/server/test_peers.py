@@ -77,7 +77,7 @@ def shake(node_id: int, name: str, *, issued: int = 0, cluster: int = 7, version
     [
         (shake(13, "n3", cluster=8), "belongs to cluster"),
         (shake(99, "n3", issued=1), "bears the name of"),
-        (shake(99, "n4", issued=1), "is no member"),
+        (shake(99, "n4", issued=1), "is no member.* add n4 --peer-address HOST:PORT`"),
         (shake(13, "n3", version=FRAME_VERSION - 1), "upgrade it"),
     ],
     ids=str,
