@@ -12,6 +12,7 @@ has lost nothing but time.
 from __future__ import annotations
 
 from collections.abc import Collection
+from string import ascii_lowercase
 from typing import Final
 
 from nebuladb.addresses import is_unspecified
@@ -52,19 +53,25 @@ def replace_step(meta: Meta, old: str, name: str, peer: str, node: int) -> bytes
     _check_name(meta, name)
     known = find(meta, name)
     if known is not None:
-        if known.state is NodeState.JOINING and (known.peer_address, known.replaces) == (peer, replaced.node):
+        theirs = known.state is NodeState.JOINING and known.replaces == replaced.node
+        if theirs and known.peer_address == peer:
             return None
-        raise ChangeRefused(
-            f"there is a node {name!r} ({known.state}) already: the new node needs a name of its own, like {old}b"
-        )
+        if not theirs:
+            raise ChangeRefused(
+                f"there is a node {name!r} ({known.state}) already: the new node needs a name of its own, like "
+                f"{_free_name(meta, old)}"
+            )
     if replaced.state is NodeState.JOINING and not replaced.claim:
         raise ChangeRefused(f"node {old!r} was never started; remove it: `nebula-cli member remove {old}`")
     if replaced.state is not NodeState.LEAVING:
         _alone(meta, replaced)
     taken = next((one for one in meta.nodes.values() if one.replaces == replaced.node), None)
     if taken is not None:
-        how = f"replace it: `nebula-cli member replace {taken.name}`" if taken.claim else "remove it first"
-        raise ChangeRefused(f"node {taken.name!r} replaces {old!r} already; start it, or {how}")
+        how, first = ("replace", "") if taken.claim else ("remove", " first")
+        raise ChangeRefused(
+            f"node {taken.name!r} replaces {old!r} already, at {taken.peer_address}; start it, or {how} it{first}: "
+            f"`nebula-cli member {how} {taken.name}`"
+        )
     return _issue(meta, NodeRecord(node, name, peer, state=NodeState.JOINING, replaces=replaced.node))
 
 
@@ -286,6 +293,12 @@ def own_descriptor(meta: Meta, founding: Founding) -> Descriptor:
 def find(meta: Meta, name: str) -> NodeRecord | None:
     """The node of this name that is no former one."""
     return next((record for record in meta.nodes.values() if record.name == name), None)
+
+
+def _free_name(meta: Meta, old: str) -> str:
+    """One that nobody has, for who takes the place of `old`."""
+    names = (f"{old}{letter}" for letter in ascii_lowercase[1:])
+    return next((name for name in names if find(meta, name) is None), f"{old}-2")
 
 
 def unnamed(node: int) -> str:

@@ -8,11 +8,12 @@ import pytest
 
 from nebuladb.errors import ChangeRefused, NebulaError
 from nebuladb.ids import DEFAULT_GROUP, ETCD_GROUP, META_GROUP
+from nebuladb.kv.answer import KeyValue
 from nebuladb.kv.command import Command, Kind
 from nebuladb.node.keyspaces import Spec, create_step
 from nebuladb.node.members import add_step, promote_step, remove_step, replace_step
-from nebuladb.node.meta import Meta
-from nebuladb.node.record import NodeState
+from nebuladb.node.meta import VERSION_KEY, Meta
+from nebuladb.node.record import NodeRecord, NodeState
 from nebuladb.raft import Configuration, MessageType
 from nebuladb.raft.confchange import Change
 from nebuladb.shard import Partitioning
@@ -168,7 +169,7 @@ def test_a_node_that_dies_while_it_replaces_another_is_replaced_itself() -> None
     trio.drive(1, lambda meta: replace_step(meta, "n1", "y", "y:2", 77))
     dead = trio.join("y", 1)
     trio.crash(dead)
-    with pytest.raises(ChangeRefused, match="'y' replaces 'n1' already; start it, or replace it"):
+    with pytest.raises(ChangeRefused, match=r"'y' replaces 'n1' already, .* start it, or replace it: .* replace y`"):
         replace_step(trio.node(1).meta, "n1", "z", "z:2", 78)
     with pytest.raises(ChangeRefused, match="another change"):
         replace_step(trio.node(1).meta, "n2", "z", "z:2", 78)
@@ -378,7 +379,7 @@ def test_what_is_unsafe_is_refused_with_the_reason() -> None:
         (lambda: remove_step(meta, trio.founding, "n9", everyone), "there is no node 'n9'"),
         (lambda: remove_step(meta, trio.founding, "n1", {11, 12}), "no live majority"),
         (lambda: promote_step(meta, "n9"), "there is no node 'n9'"),
-        (lambda: replace_step(meta, "n1", "n2", "x:1", 5), "a name of its own"),
+        (lambda: replace_step(meta, "n1", "n2", "x:1", 5), "a name of its own, like n1b"),
     )
     for refused, reason in refusals:
         with pytest.raises(ChangeRefused, match=reason):
@@ -387,6 +388,19 @@ def test_what_is_unsafe_is_refused_with_the_reason() -> None:
     remove(trio, 2, 0)
     with pytest.raises(ChangeRefused, match="another change is under way"):
         remove_step(trio.node(0).meta, trio.founding, "n2", everyone)
+
+
+def test_who_replaces_a_node_at_another_address_is_taken_back_first() -> None:
+    """The name that it has was the one that the text told to take."""
+    nodes = [NodeRecord(1, "n1", "a:1"), NodeRecord(2, "n1b", "b:1", state=NodeState.JOINING, replaces=1)]
+    rows = {VERSION_KEY: b"1"} | {one.key: one.encode() for one in nodes}
+    meta = Meta(KeyValue(key, 2, 2, 1, 0, value) for key, value in sorted(rows.items()))
+    assert replace_step(meta, "n1", "n1b", "b:1", 3) is None
+    for name in ("n1b", "n1c"):
+        with pytest.raises(ChangeRefused, match=r"'n1b' replaces 'n1' already, at b:1; .* `nebula-cli m.* remove n1b`"):
+            replace_step(meta, "n1", name, "c:1", 3)
+    with pytest.raises(ChangeRefused, match="a name of its own, like n1c"):
+        replace_step(meta, "n1", "n1", "c:1", 3)
 
 
 def test_the_last_member_stays() -> None:
