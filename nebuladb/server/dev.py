@@ -88,16 +88,18 @@ def prepare(members: Sequence[Member], data_dir: Path) -> list[Member]:
 
     Raises `ConfigurationError` before it changed anything if they are for another cluster.
     """
-    known = {file: config.load({}, {}, file) for file in sorted(data_dir.glob(f"n*/{CONFIG_FILE}"))}
-    # A node that joined later has no such list, and is none of ours.
-    size = next((len(one.initial_cluster) for one in known.values() if one.initial_cluster), len(members))
+    ours = [member.file for member in members]
+    known = sorted(data_dir.glob(f"n*/{CONFIG_FILE}"), key=lambda file: (file not in ours, file))
+    # A person's own node may lie beside them, and joined later: that has no such list, and is none of ours.
+    lists = (config.load({}, {}, file).initial_cluster for file in known)
+    size = next((len(nodes) for nodes in lists if nodes), len(members))
     if size != len(members):
         raise ConfigurationError(
             f"--nodes: {data_dir} holds a cluster of {size} nodes; give --nodes {size} or another --data-dir"
         )
     for member in members:
         if member.file in known:
-            _check_same(known[member.file], member)
+            _check_same(config.load({}, {}, member.file), member)
     founded = [member for member in members if (member.directory / FOUNDING_FILE).exists()]
     started = [member for member in members if member in founded or member.file in known or not founded]
     for name in sorted({member.config.name for member in members} - {member.config.name for member in started}):

@@ -147,7 +147,7 @@ def test_a_node_whose_directory_was_emptied_is_left_out(tmp_path: Path, base: in
     members[0].file.unlink()
     (members[1].directory / FOUNDING_FILE).touch()
     (tmp_path / "n4").mkdir()
-    (tmp_path / "n4" / "nebulad.toml").write_text('name = "n4"\njoin = "127.0.0.1:1"')  # a person's own
+    (tmp_path / "n4" / "nebulad.toml").write_text("a person's own")
     with supervisor(tmp_path, base) as process:
         assert line_of(process) == f"cluster ready endpoints=127.0.0.1:{base + 100},127.0.0.1:{base + 200}\n"
         process.terminate()
