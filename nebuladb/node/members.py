@@ -117,7 +117,7 @@ def remove_step(meta: Meta, founding: Founding, name: str, connected: Collection
                 f"without {name!r} no live majority would be left: {names} of {len(voters)} nodes not connected; "
                 "start those first, or replace the one that is dead"
             )
-    return put_node(meta, record._replace(state=NodeState.LEAVING))
+    return transaction(_all_nodes(meta), {record.key: record._replace(state=NodeState.LEAVING).encode()})
 
 
 # --- a node that starts with --join
@@ -155,7 +155,7 @@ def claim_step(meta: Meta, name: str, peer: str, claim: int, node: int) -> bytes
             _alone(meta, old)
         except ChangeRefused as refused:
             raise Unavailable(refused.message) from refused
-        compares[old.key] = meta.mod(old.key)
+        compares |= _all_nodes(meta)
         changes[old.key] = old._replace(state=NodeState.LEAVING).encode()
     return transaction(compares, changes)
 
@@ -353,6 +353,12 @@ def _alone(meta: Meta, record: NodeRecord) -> None:
                 f"another change is under way: node {other.name!r} is {other.state}; wait until `nebula-cli member "
                 f"list` shows that it has come to its end, or remove {other.name!r} if it is the one that is dead"
             )
+
+
+def _all_nodes(meta: Meta) -> dict[bytes, int]:
+    """What a step compares that takes a member away: all nodes, and that there is no other. With its own record alone,
+    of two that were planned from one picture both came true: each left the other, and nobody stayed."""
+    return {key: meta.mod(key) for key in (NODE_KEY, *(record.key for record in meta.nodes.values()))}
 
 
 def _waited_for(meta: Meta, node: int) -> bool:

@@ -403,6 +403,20 @@ def test_who_replaces_a_node_at_another_address_is_taken_back_first() -> None:
         replace_step(meta, "n1", "n1", "c:1", 3)
 
 
+def test_two_members_do_not_leave_by_one_picture() -> None:
+    """Asked through two nodes at once, each of two was removed since the other one stayed: both left, for ever."""
+    trio = Trio(2)
+    trio.start()
+    trio.founded()
+    meta = trio.node(0).meta
+    for step in [remove_step(meta, trio.founding, name, {11, 12}) for name in ("n1", "n2")]:
+        assert step is not None
+        trio.step(0, step)
+    assert [trio.state(place) for place in (0, 1)] == [NodeState.LEAVING, NodeState.MEMBER]
+    with pytest.raises(ChangeRefused, match="last member"):
+        remove_step(trio.node(0).meta, trio.founding, "n2", {11, 12})
+
+
 def test_the_last_member_stays() -> None:
     trio = Trio(1)
     trio.start()
