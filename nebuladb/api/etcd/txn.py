@@ -49,12 +49,12 @@ def serializable(request: pb.TxnRequest) -> bool:
 
 
 def _fill(message: kv_pb2.TxnRequest | kv_pb2.NestedTxn, request: pb.TxnRequest, allowed: int, depth: int) -> int:
-    """How many compares and operations there are, with those of nested ones. Repeated fields are sliced, as in
-    ``kv.check``."""
-    compares, success, failure = request.compare[:], request.success[:], request.failure[:]
-    most = max(len(compares), len(success), len(failure))
+    """How many compares and operations there are, with those of nested ones. Repeated fields are counted and then
+    sliced, as in ``kv.check``."""
+    most = max(len(request.compare), len(request.success), len(request.failure))
     if most > allowed or depth > MAX_TXN_DEPTH:
         raise TooManyOperations
+    compares, success, failure = request.compare[:], request.success[:], request.failure[:]
     for compare in compares:
         check_key(compare.key)
         _compare(message.compare.add(), compare)

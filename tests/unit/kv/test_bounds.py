@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import pytest
 
-from nebuladb.errors import Reason, ResultTooLarge
-from nebuladb.kv import leases, sessions, txn
+from nebuladb.errors import Reason, ResultTooLarge, TooManyOperations
+from nebuladb.kv import check, leases, sessions, txn
 from nebuladb.kv.answer import DeleteResult, KeyValue, SessionResult, TxnResult
 from nebuladb.kv.limits import HISTORY_STRIDE, Limits
 from nebuladb.kv.rows import Keys
@@ -218,3 +220,21 @@ def test_a_revoke_of_many_keys_is_sliced_and_one_revision() -> None:
     assert (store.revision, store.key_count, store.lease(5)) == (revision + 1, 1, None)
     assert [change.lease for change in applied.leases] == [5]
     assert [change.key for change in store.changes(revision)] == keys(20)
+
+
+@pytest.mark.parametrize("tag", [b"\x0a", b"\x12", b"\x1a"])
+@pytest.mark.parametrize("depth", [0, 1])
+def test_a_transaction_of_far_too_many_operations_is_counted_and_not_looked_at(tag: bytes, depth: int) -> None:
+    """A request may have 786,000, of two bytes each: an object of each of them takes memory, and has taken 15 s."""
+    many = kv_pb2.NestedTxn.FromString((tag + b"\0") * 100_000)
+    request = kv_pb2.TxnRequest(success=[Op(txn=many)])
+    if not depth:
+        request = kv_pb2.TxnRequest(compare=many.compare, success=many.success, failure=many.failure)
+    tracemalloc.start()
+    try:
+        with pytest.raises(TooManyOperations):
+            check.txn(request)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 2_000_000

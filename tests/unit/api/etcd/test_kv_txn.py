@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from typing import Any
 
 import pytest
@@ -137,3 +138,21 @@ async def test_a_bad_revision_fails_the_whole(etcd: Faced) -> None:
     for others in ([], [put(b"k", b"new")], [nested(put(b"k", b"new"))]):
         assert await etcd.refused("Txn", pb.TxnRequest(success=[*others, read(b"k", revision=3)])) == future
     assert (await etcd.range(b"k")).kvs[0].value == b"v"
+
+
+@pytest.mark.parametrize("tag", [b"\x0a", b"\x12", b"\x1a"])
+@pytest.mark.parametrize("depth", [0, 1])
+async def test_what_has_far_too_many_operations_is_refused_before_they_are_looked_at(
+    etcd: Faced, tag: bytes, depth: int
+) -> None:
+    """A message of 2 MiB may have a million, of two bytes each; to make an object of each has held a node for 15 s."""
+    request = pb.TxnRequest.FromString((tag + b"\0") * 100_000)
+    if depth:
+        request = pb.TxnRequest(success=[Op(request_txn=request)])
+    tracemalloc.start()
+    try:
+        assert await etcd.refused("Txn", request) == (INVALID, "etcdserver: too many operations in txn request")
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 2_000_000
