@@ -1,12 +1,15 @@
-"""Transactions that read ranges, many at once: the loop comes round between them."""
+"""Transactions that read ranges, many at once, and ranges that are sorted: the loop comes round between them."""
 
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 
 import pytest
 
 from nebuladb.api import kv
+from nebuladb.api.etcd import ranges
+from nebuladb.kv.answer import KeyValue
 from nebuladb.kv.store import Store
 from nebuladb.pb.etcd import kv_pb2 as pb
 from tests.unit.api.etcd.faced import Faced
@@ -35,3 +38,33 @@ async def test_transactions_that_read_ranges_do_not_share_a_turn(etcd: Faced, mo
     request.success.add().request_range.CopyFrom(pb.RangeRequest(key=b"a", range_end=b"z"))
     await asyncio.gather(*(etcd.call("Txn", request) for _ in range(10)))
     assert len(set(reads)) == 10
+
+
+@pytest.mark.parametrize("target", [pb.RangeRequest.KEY, pb.RangeRequest.MOD, pb.RangeRequest.VALUE])
+async def test_a_sorted_range_is_put_together_in_stretches(
+    etcd: Faced, monkeypatch: pytest.MonkeyPatch, target: pb.RangeRequest.SortTarget
+) -> None:
+    puts = [pb.RequestOp(request_put=pb.PutRequest(key=b"k%02d" % n, value=b"v%02d" % n)) for n in range(60)]
+    await etcd.call("Txn", pb.TxnRequest(success=puts))
+    monkeypatch.setattr(ranges, "STRETCH_KEYS", 10)
+    turn, encoded = 0, Counter[int]()
+    loop = asyncio.get_running_loop()
+
+    def count() -> None:
+        nonlocal turn
+        turn += 1
+        loop.call_soon(count)
+
+    count()
+    encode = ranges.key_value
+
+    def noted(kv: KeyValue) -> bytes:
+        encoded[turn] += 1
+        return encode(kv)
+
+    monkeypatch.setattr(ranges, "key_value", noted)
+    found = await etcd.range(b"k", b"l", sort_order=pb.RangeRequest.DESCEND, sort_target=target, limit=55)
+    expected = list(range(60))[::-1] if target != pb.RangeRequest.MOD else list(range(60))
+    assert [kv.key for kv in found.kvs] == [b"k%02d" % n for n in expected[:55]]
+    assert (found.more, found.count) == (True, 60)
+    assert sorted(encoded.values()) == [5, 10, 10, 10, 10, 10]
