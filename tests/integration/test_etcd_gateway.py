@@ -291,6 +291,17 @@ def test_the_same_streams(pair: Pair) -> None:
 
 
 @needs_etcd
+@pytest.mark.parametrize("timeout", ["0S", "000m", "5S", "x", "S", "5"])
+def test_the_same_deadlines(pair: Pair, timeout: str) -> None:
+    """One of no time is none."""
+    ours, theirs = both(pair, "POST", "/v3/kv/range", '{"key":"AAAA"}', Grpc_Timeout=timeout)
+    for status, *_, bodies in (ours, theirs):
+        assert status in (200, 400)
+        bodies[0].pop("header", None)
+    assert ours == theirs
+
+
+@needs_etcd
 @pytest.mark.parametrize("method", ["GET", "PUT", "DELETE", "HEAD"])
 def test_another_method_than_post(pair: Pair, method: str) -> None:
     """The generations of etcd's gateway have another status for it; neither calls anything."""

@@ -32,9 +32,11 @@ class Context:
             name, value = name_bytes.decode("latin-1").lower(), value_bytes.decode("latin-1")
             if name == TIMEOUT:
                 try:
-                    self._deadline = time.monotonic() + parse_timeout(value_bytes)
+                    seconds = parse_timeout(value_bytes)
                 except MetadataError as error:
                     raise InvalidArgument(f"invalid grpc-timeout: {value[:100]}") from error
+                # To etcd's gateway none is no time at all, as if the header were not there.
+                self._deadline = time.monotonic() + seconds if seconds else None
             elif name == "authorization":
                 metadata += [(name, value), (_TOKEN, value)]
             elif name.startswith(_METADATA_PREFIX):

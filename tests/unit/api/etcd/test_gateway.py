@@ -159,8 +159,10 @@ async def test_deadlines(etcd: Faced) -> None:
     }
     refused = await post(etcd.address, "/v3/kv/range", PUT, grpc_timeout="x")
     assert (refused.status, refused.json()["message"]) == (400, "invalid grpc-timeout: x")
-    now = await post(etcd.address, "/v3/kv/put", PUT, grpc_timeout="0m")
+    now = await post(etcd.address, "/v3/kv/put", PUT, grpc_timeout="1n")
     assert (now.status, now.json()["code"]) == (504, 4)
+    never = await post(etcd.address, "/v3/kv/put", PUT, grpc_timeout="0m")
+    assert never.status == 200
 
 
 async def test_metadata_comes_with_headers(etcd: Faced) -> None:
