@@ -8,7 +8,7 @@ from collections import Counter
 import pytest
 
 from nebuladb.api import kv
-from nebuladb.api.etcd import ranges
+from nebuladb.api.etcd import ranges, wire
 from nebuladb.kv.answer import KeyValue
 from nebuladb.kv.store import Store
 from nebuladb.pb.etcd import kv_pb2 as pb
@@ -40,9 +40,16 @@ async def test_transactions_that_read_ranges_do_not_share_a_turn(etcd: Faced, mo
     assert len(set(reads)) == 10
 
 
-@pytest.mark.parametrize("target", [pb.RangeRequest.KEY, pb.RangeRequest.MOD, pb.RangeRequest.VALUE])
+@pytest.mark.parametrize(
+    ("target", "order"),
+    [
+        (pb.RangeRequest.KEY, range(59, -1, -1)),
+        (pb.RangeRequest.MOD, range(60)),
+        (pb.RangeRequest.VALUE, range(59, -1, -1)),
+    ],
+)
 async def test_a_sorted_range_is_put_together_in_stretches(
-    etcd: Faced, monkeypatch: pytest.MonkeyPatch, target: pb.RangeRequest.SortTarget
+    etcd: Faced, monkeypatch: pytest.MonkeyPatch, target: pb.RangeRequest.SortTarget, order: range
 ) -> None:
     puts = [pb.RequestOp(request_put=pb.PutRequest(key=b"k%02d" % n, value=b"v%02d" % n)) for n in range(60)]
     await etcd.call("Txn", pb.TxnRequest(success=puts))
@@ -56,7 +63,7 @@ async def test_a_sorted_range_is_put_together_in_stretches(
         loop.call_soon(count)
 
     count()
-    encode = ranges.key_value
+    encode = wire.key_value
 
     def noted(kv: KeyValue) -> bytes:
         encoded[turn] += 1
@@ -64,7 +71,6 @@ async def test_a_sorted_range_is_put_together_in_stretches(
 
     monkeypatch.setattr(ranges, "key_value", noted)
     found = await etcd.range(b"k", b"l", sort_order=pb.RangeRequest.DESCEND, sort_target=target, limit=55)
-    expected = list(range(60))[::-1] if target != pb.RangeRequest.MOD else list(range(60))
-    assert [kv.key for kv in found.kvs] == [b"k%02d" % n for n in expected[:55]]
+    assert [kv.key for kv in found.kvs] == [b"k%02d" % n for n in order[:55]]
     assert (found.more, found.count) == (True, 60)
     assert sorted(encoded.values()) == [5, 10, 10, 10, 10, 10]
