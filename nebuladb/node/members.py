@@ -89,7 +89,9 @@ def move_step(meta: Meta, node: int, peer: str) -> bytes | None:
     if record is None or record.state is not NodeState.JOINING or record.claim:
         raise ChangeRefused(f"node {meta.name(node)!r} has started, and says itself where it is reached")
     _check_peer(peer)
-    return put_node(meta, record._replace(peer_address=peer)) if record.peer_address != peer else None
+    if record.peer_address == peer:
+        return None
+    return transaction(_all_nodes(meta), {record.key: record._replace(peer_address=peer).encode()})
 
 
 def remove_step(meta: Meta, founding: Founding, name: str, connected: Collection[int]) -> bytes | None:
@@ -147,7 +149,8 @@ def claim_step(meta: Meta, name: str, peer: str, claim: int, node: int) -> bytes
             f"node {other.name!r} has the peer address {peer}; give node {name!r} its own: --advertise-peer-addr, or "
             "--peer-addr where that is not given"
         )
-    compares = {record.key: meta.mod(record.key)}
+    as_added = (record.name, record.peer_address) == (name, peer)  # nobody else can have taken these
+    compares = {record.key: meta.mod(record.key)} if as_added else _all_nodes(meta)
     changes: dict[bytes, bytes | None] = {record.key: claimed.encode()}
     old = meta.nodes.get(record.replaces)
     if old is not None and old.state is not NodeState.LEAVING:
@@ -356,8 +359,9 @@ def _alone(meta: Meta, record: NodeRecord) -> None:
 
 
 def _all_nodes(meta: Meta) -> dict[bytes, int]:
-    """What a step compares that takes a member away: all nodes, and that there is no other. With its own record alone,
-    of two that were planned from one picture both came true: each left the other, and nobody stayed."""
+    """What a step compares that takes a member away, or a name or an address that nobody has: all nodes, and that there
+    is no other. With its own record alone, of two that were planned from one picture both came true: each left the
+    other, and nobody stayed; or each got what the other got, and frames for the one went to the other."""
     return {key: meta.mod(key) for key in (NODE_KEY, *(record.key for record in meta.nodes.values()))}
 
 
@@ -377,9 +381,8 @@ def _issue(meta: Meta, record: NodeRecord) -> bytes:
         raise ChangeRefused(f"a cluster has at most {MAX_MEMBERS} nodes; remove one first")
     if other := _occupant(meta, record):
         raise ChangeRefused(f"node {other.name!r} has the peer address {record.peer_address}; give the new node's own")
-    count = meta.mod(NODE_KEY)
     return transaction(
-        {NODE_KEY: count, record.key: 0},
+        {**_all_nodes(meta), record.key: 0},
         {NODE_KEY: b"%d" % (meta.issued_nodes + 1), record.key: record.encode()},
     )
 

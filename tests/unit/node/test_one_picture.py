@@ -1,0 +1,75 @@
+"""Two steps that were planned from one picture of meta: together they do nothing that neither would do alone."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from itertools import combinations, permutations
+
+import pytest
+
+from nebuladb.node.members import add_step, claim_step, move_step, replace_step, unnamed
+from nebuladb.node.meta import Meta
+from tests.unit.node.rows import Rows
+
+Step = Callable[[Meta], bytes | None]
+X, Y, Z = 0x91, 0x92, 0x93
+"""Nodes that were added by their address alone."""
+
+
+def prepared() -> Rows:
+    """Three members, three nodes without a name, and one with one, that haven't started."""
+    rows = Rows()
+    for node, peer in ((X, "x:1"), (Y, "y:1"), (Z, "z:1")):
+        run(rows, add_step(rows.meta, unnamed(node), peer, node))
+    run(rows, add_step(rows.meta, "n4", "n4:1", 0x94))
+    return rows
+
+
+def run(rows: Rows, step: bytes | None) -> bool:
+    assert step is not None
+    return rows.run(step)
+
+
+ONE_ADDRESS: dict[str, Step] = {
+    "added": lambda meta: add_step(meta, "a", "p:1", 0x51),
+    "replacing": lambda meta: replace_step(meta, "n1", "r", "p:1", 0x52),
+    "moved": lambda meta: move_step(meta, X, "p:1"),
+    "moved too": lambda meta: move_step(meta, Y, "p:1"),
+    "started there": lambda meta: claim_step(meta, "n4", "p:1", 0x1, 0x53),
+    "unknown, started there": lambda meta: claim_step(meta, "u", "p:1", 0x2, 0x54),
+}
+ONE_NAME: dict[str, Step] = {
+    "added": lambda meta: add_step(meta, "n9", "p:1", 0x51),
+    "replacing": lambda meta: replace_step(meta, "n1", "n9", "q:1", 0x52),
+    "nameless, started": lambda meta: claim_step(meta, "n9", "x:1", 0x1, 0x53),
+    "nameless, started too": lambda meta: claim_step(meta, "n9", "y:1", 0x2, 0x54),
+    "unknown, started": lambda meta: claim_step(meta, "n9", "u:1", 0x3, 0x55),
+}
+
+
+def pairs(steps: dict[str, Step]) -> list[tuple[str, str]]:
+    return [order for pair in combinations(steps, 2) for order in permutations(pair)]
+
+
+@pytest.mark.parametrize(("first", "second"), pairs(ONE_ADDRESS))
+def test_a_peer_address_goes_to_one(first: str, second: str) -> None:
+    rows = prepared()
+    steps = [ONE_ADDRESS[one](rows.meta) for one in (first, second)]
+    assert [run(rows, step) for step in steps] == [True, False]
+    assert max(Counter(record.peer_address for record in rows.meta.nodes.values()).values()) == 1
+
+
+@pytest.mark.parametrize(("first", "second"), pairs(ONE_NAME))
+def test_a_name_goes_to_one(first: str, second: str) -> None:
+    rows = prepared()
+    steps = [ONE_NAME[one](rows.meta) for one in (first, second)]
+    assert [run(rows, step) for step in steps] == [True, False]
+    assert max(Counter(record.name for record in rows.meta.nodes.values()).values()) == 1
+
+
+def test_nodes_that_start_as_they_were_added_do_so_side_by_side() -> None:
+    rows = prepared()
+    run(rows, add_step(rows.meta, "n5", "n5:1", 0x95))
+    steps = [claim_step(rows.meta, name, f"{name}:1", claim, 0x51) for claim, name in enumerate(("n4", "n5"), 1)]
+    assert [run(rows, step) for step in steps] == [True, True]
