@@ -237,7 +237,8 @@ def is_joining(record: NodeRecord) -> bool:
 
 
 def _lingering(meta: Meta, own: Descriptor) -> list[Standing]:
-    """Who leaves keeps its replica of the meta group until it has no other: by meta it learns what to destroy."""
+    """Who leaves keeps its replica of the meta group until it has no other, and gets none: by meta it learns what to
+    make and to destroy."""
     here = {node: own.role(replica) for replica, node in own.replicas}
     return [
         Standing(node, votes=here[node] is not Role.LEARNER)
@@ -247,8 +248,12 @@ def _lingering(meta: Meta, own: Descriptor) -> list[Standing]:
 
 
 def _holds(meta: Meta, node: int) -> bool:
-    """Whether a shard has a replica there."""
-    return any(node == holder for shard in meta.shards.values() for _, holder in shard.replicas)
+    """Whether a shard has a replica there, or may get one by a keyspace's plan: a replica that votes and that nobody
+    ever makes, since its node doesn't hear of it, would leave a group of two without a leader for ever."""
+    plans = (one.plan for one in meta.keyspaces.values() if one.plan and one.state is KeyspaceState.CREATING)
+    return any(node in plan.nodes for plan in plans) or any(
+        node == holder for shard in meta.shards.values() for _, holder in shard.replicas
+    )
 
 
 def _state_step(meta: Meta, founding: Founding, moving: list[NodeRecord]) -> bytes | None:

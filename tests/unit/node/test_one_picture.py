@@ -1,4 +1,5 @@
-"""Two steps that were planned from one picture of meta: together they do nothing that neither would do alone."""
+"""Two steps that were planned from one picture of meta, or side by side: together they do nothing that neither would do
+alone."""
 
 from __future__ import annotations
 
@@ -8,9 +9,14 @@ from itertools import combinations, permutations
 
 import pytest
 
-from nebuladb.node.members import add_step, claim_step, move_step, replace_step, unnamed
+from nebuladb.ids import META_GROUP
+from nebuladb.node.keyspaces import Spec, create_step
+from nebuladb.node.members import add_step, claim_step, move_step, remove_step, replace_step, unnamed
 from nebuladb.node.meta import Meta
+from nebuladb.node.record import NodeState
+from nebuladb.shard import Partitioning
 from tests.unit.node.rows import Rows
+from tests.unit.node.trio import Trio
 
 Step = Callable[[Meta], bytes | None]
 X, Y, Z = 0x91, 0x92, 0x93
@@ -73,3 +79,21 @@ def test_nodes_that_start_as_they_were_added_do_so_side_by_side() -> None:
     run(rows, add_step(rows.meta, "n5", "n5:1", 0x95))
     steps = [claim_step(rows.meta, name, f"{name}:1", claim, 0x51) for claim, name in enumerate(("n4", "n5"), 1)]
     assert [run(rows, step) for step in steps] == [True, True]
+
+
+@pytest.mark.parametrize("later", range(0, 1_000, 100))
+def test_who_leaves_while_a_keyspace_is_made_that_names_it_still_makes_its_replicas(later: int) -> None:
+    """Whoever made the keyspace died. Its plan was carried out when the node had left meta: of the shard's two voters
+    one was never there, it had no leader, and the node was leaving for ever. `later`: than the last housekeeping."""
+    trio = Trio(2)
+    trio.start()
+    trio.founded()
+    trio.run(2_000 + later)
+    place = trio.leader(META_GROUP)
+    assert place is not None
+    other = trio.who[1 - place]
+    assert trio.step(place, create_step(trio.node(place).meta, Spec("u", Partitioning.SINGLE)) or b"")
+    leaves = remove_step(trio.node(place).meta, trio.founding, other.name, {11, 12})
+    assert trio.step(place, leaves or b"")
+    trio.until(lambda: trio.state(1 - place, place) is NodeState.REMOVED, "removed")
+    trio.until(lambda: trio.leader(4) == place, "the shard has a leader")
