@@ -62,8 +62,10 @@ class Reconciler:
             self._know(shard, row)
             return
         for replica, node in shard.replicas:
-            if node != self._node or shard.role(replica) is Role.LEAVING:
+            if node != self._node:
                 continue
+            if shard.role(replica) is Role.LEAVING and replica not in shard.first_voters:
+                continue  # nobody waits for it; without one that votes from the beginning the rest may be too few
             if row is not None and replica <= row.replica:
                 continue  # an id below a tombstone's is one that was removed (S16)
             generation = row.generation + 1 if row is not None else 1

@@ -97,3 +97,26 @@ def test_who_leaves_while_a_keyspace_is_made_that_names_it_still_makes_its_repli
     assert trio.step(place, leaves or b"")
     trio.until(lambda: trio.state(1 - place, place) is NodeState.REMOVED, "removed")
     trio.until(lambda: trio.leader(4) == place, "the shard has a leader")
+
+
+def test_who_hears_of_its_replica_and_of_its_leaving_at_once_makes_it() -> None:
+    """It is one of those who vote at the beginning, and with two that are down the others are too few without it."""
+    trio = Trio(5)
+    trio.start()
+    trio.founded()
+    last = trio.join("n6")
+    trio.until(lambda: trio.state(last) is NodeState.MEMBER, "a member")
+    trio.run(3_000)
+    trio.crash(1, 2)
+    trio.run(3_000)
+    trio.hung.add(last)
+    spec = Spec("u", Partitioning.HASH, 6)
+    assert trio.step(0, create_step(trio.node(0).meta, spec) or b"")
+    assert trio.step(0, remove_step(trio.node(0).meta, trio.founding, "n6", {11, 14, 15, 16}) or b"")
+    trio.drive(0, lambda meta: create_step(meta, spec))
+    trio.run(1_000)
+    trio.hung.clear()
+    for group in range(4, 10):
+        trio.until(lambda group=group: trio.leader(group) is not None, "a leader")  # type: ignore[misc]
+    trio.start(1, 2)
+    trio.until(lambda: trio.state(last) is NodeState.REMOVED, "removed")
