@@ -61,7 +61,9 @@ def _declare(meta: Meta, alarm: DeclaredAlarm) -> bytes | None:
         return None
     if len(meta.declared) >= MAX_DECLARED:
         raise EtcdError("RESOURCE_EXHAUSTED", f"etcdserver: {MAX_DECLARED} alarms are raised already; disarm some")
-    return transaction({alarm.key: 0}, {alarm.key: alarm.encode()})
+    # The first one is put again: of those that find room in one picture one gets it. Where none is, there is room.
+    rows = [alarm, *meta.declared[:1]]
+    return transaction({one.key: meta.mod(one.key) for one in rows}, {one.key: one.encode() for one in rows})
 
 
 def _take_back(meta: Meta, alarm: DeclaredAlarm) -> bytes | None:

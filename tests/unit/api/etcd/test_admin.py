@@ -177,6 +177,16 @@ async def test_alarms_are_declared_and_taken_back(etcd: Faced) -> None:
     await etcd.set(b"k")
 
 
+async def test_alarms_that_are_declared_at_once_are_counted(etcd: Faced, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each found room for itself: rows of meta have a bound."""
+    monkeypatch.setattr("nebuladb.api.etcd.alarms.MAX_DECLARED", 3)
+    await call(etcd, "Maintenance/Alarm", action="ACTIVATE", memberID=7, alarm="NOSPACE")
+    declare = [call(etcd, "Maintenance/Alarm", action="ACTIVATE", memberID=one, alarm="NOSPACE") for one in range(6)]
+    answers = await asyncio.gather(*declare, return_exceptions=True)
+    assert sum(isinstance(answer, Exception) for answer in answers) == 4
+    assert len(etcd.node.meta.declared) == 3
+
+
 async def test_corrupt_stops_all_writes_and_no_reads(etcd: Faced) -> None:
     await etcd.set(b"k")
     await call(etcd, "Maintenance/Alarm", action="ACTIVATE", alarm="CORRUPT")
