@@ -65,14 +65,24 @@ class Members:
         response = pb.MemberPromoteResponse(header=self._backend.header(), member=self._named(name))
         return response.SerializeToString()
 
-    async def remove(self, raw: bytes, context: Any) -> bytes:
-        """Take a node out of every group, then out of the cluster."""
+    async def remove(self, raw: bytes, context: Any, node: int = 0) -> bytes:
+        """Take a node out of every group, then out of the cluster: the one of that name, or `node`, if it is given."""
         name = parse(pb.MemberRemoveRequest, raw).name
         due = Due(self._backend.answer_within(context))
-        node = self._backend.node
-        await drive(self._backend, lambda meta: remove_step(meta, node.founding, name, self._connected()), due)
+        own = self._backend.node
+
+        def step(meta: Meta) -> bytes | None:
+            nonlocal node
+            record = find(meta, name)
+            node = node or (record.node if record else 0)
+            if node and node not in meta.nodes:
+                return None  # it is gone, and what has its name now is another one
+            called = meta.nodes[node].name if node else name
+            return remove_step(meta, own.founding, called, self._connected())
+
+        await drive(self._backend, step, due)
         await until(
-            lambda: find(self._backend.meta, name) is None or isinstance(self._backend.pump.broken, NodeRemoved),
+            lambda: node not in self._backend.meta.nodes or isinstance(self._backend.pump.broken, NodeRemoved),
             due,
             _unfinished(f"node {name!r} is being removed, which goes on: its groups hand over what it has"),
         )

@@ -84,7 +84,7 @@ class ClusterService:
             raise EtcdError("UNKNOWN", why)
         wanted = cluster_pb2.MemberRemoveRequest(name=record.name)
         try:
-            await self._members.remove(wanted.SerializeToString(), context)
+            await self._members.remove(wanted.SerializeToString(), context, record.node)
         except ChangeRefused as error:
             raise EtcdError("UNAVAILABLE", "etcdserver: unhealthy cluster", error) from error
         members = [member for member in self._all() if record.node != member.ID]

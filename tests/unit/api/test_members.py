@@ -8,11 +8,14 @@ from collections.abc import AsyncIterator
 import pytest
 
 from nebuladb.client import AsyncClient
-from nebuladb.errors import ChangeRefused, InvalidArgument, NoLeader
-from nebuladb.node.members import claim_step
+from nebuladb.errors import ChangeRefused, InvalidArgument, NoLeader, UnknownOutcome
+from nebuladb.kv.answer import Answer
+from nebuladb.kv.command import Command, Kind
+from nebuladb.node.members import add_step, claim_step
 from nebuladb.node.record import NodeState
 from nebuladb.pb.nebula.peer.v1 import peer_pb2
 from nebuladb.server.joining import JoinService
+from nebuladb.shard import Descriptor
 from tests.unit.api.served import Served
 from tests.unit.node.lone import SECONDS
 
@@ -83,6 +86,26 @@ async def test_nobody_joins_under_another_nodes_address(served: Served, client: 
     answer = await joins.answer(peer_pb2.JoinRequest(name="n8", peer_address="127.0.0.1:8", claim=6))
     assert answer.refused == ""
     assert served.backend.meta.nodes[made.node_id].claim == 6
+
+
+async def test_who_gets_the_name_of_a_removed_node_stays(
+    served: Served, client: AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The answer was lost, and before the removal was taken up again somebody had added another node of that name."""
+    first = await client.add_member("n9", "127.0.0.1:9")
+    propose, added = served.backend.propose, first.node_id + 2
+
+    async def lose(shard: Descriptor, command: Command, timeout: float) -> Answer:
+        monkeypatch.undo()
+        await propose(shard, command, timeout)
+        again = add_step(served.backend.meta, "n9", "127.0.0.1:9", added)
+        assert again is not None
+        await propose(shard, Command(Kind.TXN, again), timeout)
+        raise UnknownOutcome("the answer was lost")
+
+    monkeypatch.setattr(served.backend, "propose", lose)
+    await client.remove_member("n9")
+    assert [member.node_id for member in await client.members() if member.name == "n9"] == [added]
 
 
 async def test_the_first_directory_that_claims_an_id_has_it(served: Served, client: AsyncClient) -> None:
