@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
-from itertools import combinations, permutations
+from itertools import permutations
 
 import pytest
 
@@ -55,7 +55,7 @@ ONE_NAME: dict[str, Step] = {
 
 
 def pairs(steps: dict[str, Step]) -> list[tuple[str, str]]:
-    return [order for pair in combinations(steps, 2) for order in permutations(pair)]
+    return list(permutations(steps, 2))
 
 
 @pytest.mark.parametrize(("first", "second"), pairs(ONE_ADDRESS))
