@@ -105,6 +105,7 @@ class KVService:
         return response.SerializeToString()
 
     async def Compact(self, raw: bytes, context: Any) -> bytes:
+        check.control(len(raw))
         request = parse(pb.CompactRequest, raw)
         shard = self._backend.route_group(request.keyspace, request.group)
         timeout = self._backend.answer_within(context)

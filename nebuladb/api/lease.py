@@ -24,6 +24,7 @@ class LeaseService:
         self._backend = backend
 
     async def Grant(self, raw: bytes, context: Any) -> bytes:
+        check.body(len(raw))
         request = parse(pb.LeaseGrantRequest, raw)
         check.lease_grant(request)
         if request.id < 0 and self._divided(request.keyspace):
@@ -39,6 +40,7 @@ class LeaseService:
         return response.SerializeToString()
 
     async def Revoke(self, raw: bytes, context: Any) -> bytes:
+        check.control(len(raw))
         request = parse(pb.LeaseRevokeRequest, raw)
         shard = self._shard(request.keyspace, request.id)
         command = Command(Kind.LEASE_REVOKE, raw, **session_fields(request.session))
@@ -46,6 +48,7 @@ class LeaseService:
         return pb.LeaseRevokeResponse(header=self._backend.header(shard.group, answer.revision)).SerializeToString()
 
     async def KeepAlive(self, raw: bytes, context: Any) -> bytes:
+        check.control(len(raw))
         request = parse(pb.LeaseKeepAliveRequest, raw)
         shard = self._shard(request.keyspace, request.id)
         command = Command(Kind.LEASE_KEEP_ALIVE, raw)

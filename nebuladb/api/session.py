@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from nebuladb.api.backend import Backend, parse
+from nebuladb.kv import check
 from nebuladb.kv.answer import SessionResult
 from nebuladb.kv.command import Command, Kind
 from nebuladb.pb.nebula.v1 import session_pb2 as pb
@@ -19,6 +20,7 @@ class SessionService:
         self._backend = backend
 
     async def Open(self, raw: bytes, context: Any) -> bytes:
+        check.body(len(raw))
         request = parse(pb.SessionOpenRequest, raw)
         if request.group:
             shard = self._backend.route_group(request.keyspace, request.group)
@@ -34,6 +36,7 @@ class SessionService:
         return response.SerializeToString()
 
     async def Close(self, raw: bytes, context: Any) -> bytes:
+        check.body(len(raw))
         request = parse(pb.SessionCloseRequest, raw)
         shard = self._backend.route_group(request.keyspace, request.group)
         answer = await self._backend.propose(

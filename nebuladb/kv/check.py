@@ -10,6 +10,7 @@ from typing import Final
 
 from nebuladb.errors import InvalidArgument, LeaseTtlTooLarge, RequestTooLarge, TooManyOperations
 from nebuladb.kv.limits import (
+    MAX_CONTROL_BYTES,
     MAX_LEASE_TTL,
     MAX_REQUEST_BYTES,
     MAX_TXN_DEPTH,
@@ -33,6 +34,12 @@ def body(size: int) -> None:
     """A request of `size` bytes."""
     if size > MAX_REQUEST_BYTES:
         raise RequestTooLarge(f"the request has {size} bytes, {MAX_REQUEST_BYTES} are allowed; split it")
+
+
+def control(size: int) -> None:
+    """A request of `size` bytes that gets through whatever waits. (It may have any fields that nobody knows.)"""
+    if size > MAX_CONTROL_BYTES:
+        raise RequestTooLarge(f"the request has {size} bytes; one of its kind has {MAX_CONTROL_BYTES} at most")
 
 
 def key(name: bytes) -> None:

@@ -12,6 +12,10 @@ from typing import Final, NamedTuple
 MAX_REQUEST_BYTES: Final = 1_572_864
 """1.5 MiB: a command's body, hence also a key with its value."""
 
+MAX_CONTROL_BYTES: Final = 4 << 10
+"""Of a client's request that no bound on writes in flight holds back: a keep-alive, a revoke, a compaction. It has a
+name and some numbers; 10,000 of a shard may wait. The api holds to it, apply doesn't: a log may have larger ones."""
+
 MAX_TXN_OPERATIONS: Final = 128
 """Of compares, of success operations and of failure operations, each; the largest of the three is taken from what
 transactions nested in it may have (etcd 17)."""

@@ -138,16 +138,20 @@ class Proposals:
     def take(self, max_commands: int, max_bytes: int, *, urgent: bool = False) -> list[Pending]:
         """The front of the queue, at least one if there is any. The caller places, sends or gives back each.
 
-        Control commands come first; with `urgent` nothing else does.
+        Control commands come first; with `urgent` nothing else does. They are bounded like all others: the meta group's
+        may have half a MiB each, and what is too large for a frame reaches no peer.
         """
-        taken: list[Pending] = []
         size = count = 0
-        if self.control_queue:
-            taken, self.control_queue = self.control_queue[:max_commands], self.control_queue[max_commands:]
-            size = sum(len(pending.request.wire) for pending in taken)
+        for pending in self.control_queue:
+            size += len(pending.request.wire)
+            if count >= max_commands or (size > max_bytes and count):
+                break
+            count += 1
+        taken = self.control_queue[:count]
+        del self.control_queue[:count]
         if urgent or self.control_queue:
             return taken
-        room = max_commands - len(taken)
+        room, count = max_commands - len(taken), 0
         for pending in self.queue:
             size += len(pending.request.wire)
             if count >= room or (size > max_bytes and (count or taken)):

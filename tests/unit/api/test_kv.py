@@ -9,8 +9,10 @@ import grpc
 import grpc.aio
 import pytest
 
+from nebuladb.errors import Reason
 from nebuladb.ids import DEFAULT_GROUP
 from nebuladb.kv.command import Kind
+from nebuladb.kv.limits import MAX_CONTROL_BYTES, MAX_REQUEST_BYTES
 from nebuladb.node.disk import grows
 from nebuladb.pb.nebula.v1 import common_pb2
 from nebuladb.pb.nebula.v1 import kv_pb2 as pb
@@ -93,6 +95,28 @@ async def test_a_physical_compaction_that_takes_too_long_says_so(served: Served)
     held.close()
     assert store.floor == store.revision, "it is done"
     assert error_detail(caught.value).outcome == common_pb2.UNKNOWN
+
+
+@pytest.mark.parametrize(
+    ("method", "most"),
+    [
+        ("KV/Compact", MAX_CONTROL_BYTES),
+        ("Lease/Revoke", MAX_CONTROL_BYTES),
+        ("Lease/KeepAlive", MAX_CONTROL_BYTES),
+        ("Lease/Grant", MAX_REQUEST_BYTES),
+        ("Session/Open", MAX_REQUEST_BYTES),
+        ("Session/Close", MAX_REQUEST_BYTES),
+    ],
+)
+async def test_what_is_too_large_stands_in_no_log(served: Served, method: str, most: int) -> None:
+    """Fields that nobody knows are a part of a request. Control's commands are held back by no bound on bytes."""
+    unknown, index = b"\xfa\x01", served.pump.store(DEFAULT_GROUP).index
+    size = most
+    raw = b"\x10\x05" + unknown + bytes((size & 127 | 128, size >> 7 & 127 | 128, size >> 14)) + bytes(size)
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await served.channel.unary_unary(f"/nebula.v1.{method}")(raw, timeout=SECONDS)
+    assert error_detail(caught.value).reason == Reason.REQUEST_TOO_LARGE
+    assert served.pump.store(DEFAULT_GROUP).index == index
 
 
 def test_a_nested_put_needs_space() -> None:

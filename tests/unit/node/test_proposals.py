@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from nebuladb.errors import NebulaError, NoLeader, NotLeader, Outcome, TooManyRequests, Unavailable, UnknownOutcome
+from nebuladb.ids import META_GROUP
 from nebuladb.kv.answer import Answer
 from nebuladb.kv.command import Command, Kind
 from nebuladb.node import proposals as module
@@ -271,6 +272,19 @@ def test_control_commands_get_in_past_every_bound_and_go_first(monkeypatch: pyte
     assert [pending.request.request for pending in proposals.take(10, 1_000)] == [1]
     proposals.close()
     assert (share.used, counts.used) == (0, 0)
+
+
+def test_control_commands_are_cut_into_entries_like_all_others() -> None:
+    """Sixty of half a MiB each, say of keyspaces with many split keys, were one entry, which no frame holds."""
+    proposals = Proposals()
+    for number in range(1, 6):
+        proposals.add(Request(number, META_GROUP, bytes(600), LONG))
+    proposals.add(request(6))
+    assert [[one.request.request for one in proposals.take(10, 1_300)] for _ in range(3)] == [[1, 2], [3, 4], [5, 6]]
+    proposals.add(Request(7, META_GROUP, bytes(2_000), LONG))
+    proposals.add(request(8))
+    assert [one.request.request for one in proposals.take(10, 1_300, urgent=True)] == [7], "one at least"
+    assert [one.request.request for one in proposals.take(10, 1_300)] == [8]
 
 
 class TheLog(RuleBasedStateMachine):
