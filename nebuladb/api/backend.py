@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sized
 from contextlib import nullcontext
 from typing import Any, Final, TypeVar
 
@@ -23,6 +23,7 @@ from nebuladb.kv.watch import WatchHub
 from nebuladb.node.catch_up import Lag
 from nebuladb.node.declared import forbidden
 from nebuladb.node.departure import departs
+from nebuladb.node.keyspaces import MAX_CLUSTER_SHARDS
 from nebuladb.node.meta import DEFAULT, Meta
 from nebuladb.node.pump import Pump
 from nebuladb.pb.nebula.v1 import common_pb2 as pb
@@ -212,6 +213,13 @@ def parse(kind: type[M], raw: bytes) -> M:
         return kind.FromString(raw)
     except DecodeError as error:
         raise InvalidArgument(f"the request is no {kind.__name__}: {error}") from error
+
+
+def check_points(pairs: Sized) -> None:
+    """Pairs of a shard and a revision that a request names. To be called before one is looked at: a message of 4 MiB
+    may have two million, of two bytes each, for which the loop takes half a second. Raises `InvalidArgument`."""
+    if len(pairs) > MAX_CLUSTER_SHARDS:
+        raise InvalidArgument(f"the request names {len(pairs)} shards; a cluster has {MAX_CLUSTER_SHARDS} at most")
 
 
 def key_value(kv: KeyValue) -> pb.KeyValue:

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 from typing import Final
 
 from nebuladb import __version__
-from nebuladb.api.backend import Backend
+from nebuladb.api.backend import Backend, check_points
 from nebuladb.api.drive import META
 from nebuladb.env import probe
 from nebuladb.errors import NebulaError, Unavailable
@@ -55,7 +55,9 @@ class Views:
 
 
 async def backup(backend: Backend, request: pb.SnapshotRequest, views: Views) -> AsyncIterator[pb.SnapshotResponse]:
-    """The file, in pieces, without what is dropped meanwhile. Raises `Unavailable`, and as `Views.current`."""
+    """The file, in pieces, without what is dropped meanwhile. Raises `InvalidArgument`, `Unavailable`, and as
+    `Views.current`."""
+    check_points(request.since)
     await views.current(META)
     meta = backend.meta
     ready = {name: found for name, found in sorted(meta.keyspaces.items()) if found.state is KeyspaceState.READY}

@@ -10,7 +10,7 @@ from nebuladb.api.backend import Backend, parse
 from nebuladb.api.drive import Due, drive, until
 from nebuladb.api.status import descriptor_message
 from nebuladb.errors import InvalidArgument, NebulaError, Outcome, Unavailable, UnknownOutcome
-from nebuladb.node.keyspaces import Spec, check_name, checked, create_step, drop_step
+from nebuladb.node.keyspaces import MAX_SHARDS, Spec, check_name, checked, create_step, drop_step
 from nebuladb.node.meta import Meta
 from nebuladb.pb.nebula.v1 import keyspace_pb2 as pb
 from nebuladb.shard import Keyspace, Partitioning, Role
@@ -127,6 +127,8 @@ def _spec(request: pb.KeyspaceCreateRequest) -> Spec:
     partitioning = _FROM_WIRE.get(request.partitioning)
     if partitioning is None:
         raise InvalidArgument("partitioning: give range, hash or single")
+    if len(request.split_keys) >= MAX_SHARDS:  # counted before they are looked at: a message may have two million
+        raise InvalidArgument(f"a keyspace has 1 to {MAX_SHARDS} shards, not {len(request.split_keys) + 1}")
     shards = request.shards if partitioning is Partitioning.HASH else request.shards or len(request.split_keys) + 1
     spec = checked(Spec(request.name, partitioning, shards, tuple(request.split_keys)))
     if spec.shards != shards:

@@ -8,7 +8,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from heapq import heapify, heappop, heapreplace
 from typing import Final
 
-from nebuladb.api.backend import Backend, key_value
+from nebuladb.api.backend import Backend, check_points, key_value
 from nebuladb.api.deliveries import Delivery
 from nebuladb.env import probe
 from nebuladb.errors import Corruption, InvalidArgument, WrongShard
@@ -228,6 +228,7 @@ async def scan(
     there is. Raises `InvalidArgument`, `WrongShard`, `Compacted`, `FutureRevision`, `Unavailable`."""
     if request.limit < 0:
         raise InvalidArgument("limit must not be negative")
+    check_points(request.revisions)
     shards = backend.routing.covering(request.keyspace or DEFAULT, request.key, request.range_end or check.TO_THE_LAST)
     pinned = await _pin(backend, request, shards, timeout)
     header = backend.header(pinned[0][0].group, pinned[0][1]) if len(pinned) == 1 else backend.header()

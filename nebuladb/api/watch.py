@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import ExitStack
 from typing import Final
 
-from nebuladb.api.backend import Backend, key_value
+from nebuladb.api.backend import Backend, check_points, key_value
 from nebuladb.api.deliveries import Delivery
 from nebuladb.errors import InvalidArgument, KeyspaceNotFound, NebulaError, NoLeader, Unavailable, WrongShard
 from nebuladb.kv.watcher import Event, EventBatch, Watcher
@@ -160,6 +160,7 @@ def _starts(backend: Backend, request: pb.WatchRequest, shards: list[Descriptor]
             "a revision is one shard's; over several shards a watch starts with start_revisions,"
             " in nebula-cli --from-revision SHARD:REVISION"
         )
+    check_points(request.start_revisions)
     starts = {pair.group: pair.revision for pair in request.start_revisions}
     for group in starts:
         backend.route_group(request.keyspace, group)  # or it would begin now, and miss what was asked for

@@ -8,7 +8,7 @@ the id and gives the name (``node.members.claim_step``).
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import Any, Final
 
 from nebuladb.api.drive import Due, drive
@@ -28,6 +28,9 @@ from nebuladb.pb.nebula.v1 import cluster_pb2
 
 _URL: Final = re.compile(r"https?://((?:\[[^]\s/@,=?#[]+\]|[^]:\s/@,=?#[]+):\d{1,5})")
 _REFUSED: Final = "FAILED_PRECONDITION"
+_SEVERAL: Final = "etcdserver: a member has one peer URL here, not several"
+MAX_URLS: Final = 128
+"""Of one request, the same one again and again, that are looked at."""
 
 
 class ClusterService:
@@ -165,14 +168,16 @@ def _member(record: NodeRecord) -> pb.Member:
     )
 
 
-def _address(urls: Iterable[str]) -> str:
+def _address(urls: Sequence[str]) -> str:
     """The peer address that URLs name. Raises `EtcdError`."""
+    if len(urls) > MAX_URLS:
+        raise EtcdError("INVALID_ARGUMENT", _SEVERAL)
     found = [_URL.fullmatch(url) for url in urls]
     addresses = {match.group(1) for match in found if match}
     if not addresses or None in found:
         raise EtcdError("INVALID_ARGUMENT", "etcdserver: given member URLs are invalid")
     if len(addresses) > 1:
-        raise EtcdError("INVALID_ARGUMENT", "etcdserver: a member has one peer URL here, not several")
+        raise EtcdError("INVALID_ARGUMENT", _SEVERAL)
     return addresses.pop()
 
 

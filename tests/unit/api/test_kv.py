@@ -14,7 +14,8 @@ from nebuladb.ids import DEFAULT_GROUP
 from nebuladb.kv.command import Kind
 from nebuladb.kv.limits import MAX_CONTROL_BYTES, MAX_REQUEST_BYTES
 from nebuladb.node.disk import grows
-from nebuladb.pb.nebula.v1 import common_pb2
+from nebuladb.node.keyspaces import MAX_CLUSTER_SHARDS
+from nebuladb.pb.nebula.v1 import cluster_pb2, common_pb2, keyspace_pb2
 from nebuladb.pb.nebula.v1 import kv_pb2 as pb
 from tests.unit.api.served import Served, error_detail
 from tests.unit.node.lone import SECONDS
@@ -117,6 +118,33 @@ async def test_what_is_too_large_stands_in_no_log(served: Served, method: str, m
         await served.channel.unary_unary(f"/nebula.v1.{method}")(raw, timeout=SECONDS)
     assert error_detail(caught.value).reason == Reason.REQUEST_TOO_LARGE
     assert served.pump.store(DEFAULT_GROUP).index == index
+
+
+@pytest.mark.parametrize(
+    ("method", "request_"),
+    [
+        ("KV/Scan", pb.ScanRequest(key=b"k", revisions=[pb.ShardRevision()] * (MAX_CLUSTER_SHARDS + 1))),
+        ("KV/Watch", pb.WatchRequest(key=b"k", start_revisions=[pb.ShardRevision()] * (MAX_CLUSTER_SHARDS + 1))),
+        (
+            "Cluster/Snapshot",
+            cluster_pb2.SnapshotRequest(since=[cluster_pb2.ShardPoint()] * (MAX_CLUSTER_SHARDS + 1)),
+        ),
+        (
+            "Keyspace/Create",
+            keyspace_pb2.KeyspaceCreateRequest(name="x", partitioning=keyspace_pb2.RANGE, split_keys=[b""] * 1_024),
+        ),
+    ],
+)
+async def test_what_names_more_shards_than_there_can_be_is_refused_by_their_number(
+    served: Served, method: str, request_: Any
+) -> None:
+    """A message may have two million of them, of two bytes each: to look at all takes half a second."""
+    channel, path, raw = served.channel, f"/nebula.v1.{method}", request_.SerializeToString()
+    create = method == "Keyspace/Create"
+    call = channel.unary_unary(path)(raw, timeout=SECONDS) if create else channel.unary_stream(path)(raw).read()
+    with pytest.raises(grpc.aio.AioRpcError, match=r"shards, not 1025|names 8193 shards") as caught:
+        await call
+    assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
 
 
 def test_a_nested_put_needs_space() -> None:

@@ -89,6 +89,7 @@ async def test_what_members_are_refused(etcd: Faced) -> None:
         found = await refused(etcd, "Cluster/MemberAdd", peerURLs=urls)
         assert found == (Status.INVALID_ARGUMENT, "etcdserver: given member URLs are invalid"), urls
     several = await refused(etcd, "Cluster/MemberAdd", peerURLs=["http://n2:2", "http://n3:2"])
+    assert several == await refused(etcd, "Cluster/MemberAdd", peerURLs=["http://n2:2"] * (cluster.MAX_URLS + 1))
     assert several[0] is Status.INVALID_ARGUMENT
     last = await refused(etcd, "Cluster/MemberRemove", ID=NODE)
     assert last == (Status.UNKNOWN, "etcdserver: re-configuration failed due to not enough started members")
