@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+import asyncio
+from typing import Any, Final
 
 from nebuladb.api.backend import Backend, parse, session_fields
 from nebuladb.errors import InvalidArgument, LeaseNotFound
@@ -13,6 +14,9 @@ from nebuladb.kv.command import Command, Kind
 from nebuladb.node.meta import DEFAULT
 from nebuladb.pb.nebula.v1 import lease_pb2 as pb
 from nebuladb.shard import Descriptor
+
+MAX_SORTED_HERE: Final = 1_000
+"""Leases that are listed on the loop; of a million others would hear nothing for a second."""
 
 
 class LeaseService:
@@ -77,11 +81,15 @@ class LeaseService:
         response = pb.LeaseListResponse()
         for shard in shards:
             await self._backend.current(shard, self._backend.answer_within(context))
-            async with self._backend.pace:
-                store = self._backend.pump.store(shard.group)
-                response.ids.extend(lease.id for lease in store.leases())
+            revision = self._backend.pump.store(shard.group).revision
+            # A copy of this turn's: one instant, at the store's revision.
+            leases = self._backend.node.host.replicas[shard.group].lessor.leases()
+            if len(leases) <= MAX_SORTED_HERE:
+                _list(response, leases)
+            else:
+                await asyncio.to_thread(_list, response, leases)
             response.header.CopyFrom(
-                self._backend.header(shard.group, store.revision) if len(shards) == 1 else self._backend.header()
+                self._backend.header(shard.group, revision) if len(shards) == 1 else self._backend.header()
             )
         return response.SerializeToString()
 
@@ -96,3 +104,8 @@ class LeaseService:
     def _divided(self, keyspace: str) -> bool:
         """Whether there are several shards, so that a lease must say which is its."""
         return len(self._backend.routing.shards(keyspace or DEFAULT)) > 1
+
+
+def _list(response: pb.LeaseListResponse, leases: list[tuple[int, int, int]]) -> None:
+    """Add them by rising id, negative ones last."""
+    response.ids.extend(sorted((lease for _, _, lease in leases), key=lambda lease: (lease < 0, lease)))

@@ -115,7 +115,7 @@ async def test_what_is_too_large_stands_in_no_log(served: Served, method: str, m
     size = most
     raw = b"\x10\x05" + unknown + bytes((size & 127 | 128, size >> 7 & 127 | 128, size >> 14)) + bytes(size)
     with pytest.raises(grpc.aio.AioRpcError) as caught:
-        await served.channel.unary_unary(f"/nebula.v1.{method}")(raw, timeout=SECONDS)
+        await served.channel.unary_unary(f"/nebula.v1.{method}", bytes, bytes)(raw, timeout=SECONDS)
     assert error_detail(caught.value).reason == Reason.REQUEST_TOO_LARGE
     assert served.pump.store(DEFAULT_GROUP).index == index
 

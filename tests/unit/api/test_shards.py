@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
 import grpc.aio
 import pytest
 
+from nebuladb.api import lease
 from nebuladb.client import AsyncClient
 from nebuladb.errors import Reason
 from nebuladb.ids import lease_group
@@ -61,17 +63,32 @@ async def test_a_transaction_is_for_the_shard_of_all_its_keys(served: Served, gr
         assert await refused(served, "KV/Txn", request, kv_pb2.TxnResponse) == Reason.WRONG_SHARD
 
 
-async def test_a_lease_is_in_the_shard_of_its_key_and_its_id_says_so(served: Served, groups: tuple[int, int]) -> None:
+async def test_a_lease_is_in_the_shard_of_its_key_and_its_id_says_so(
+    served: Served, groups: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
     granted = []
     for key, group in zip((LOW, HIGH), groups, strict=True):
         request = lease_pb2.LeaseGrantRequest(ttl=60, key=key)
-        lease = (await ask(served, "Lease/Grant", request, lease_pb2.LeaseGrantResponse)).id
-        assert lease_group(lease) == group
-        kept = lease_pb2.LeaseKeepAliveRequest(id=lease)
+        lease_id = (await ask(served, "Lease/Grant", request, lease_pb2.LeaseGrantResponse)).id
+        assert lease_group(lease_id) == group
+        kept = lease_pb2.LeaseKeepAliveRequest(id=lease_id)
         assert (await ask(served, "Lease/KeepAlive", kept, lease_pb2.LeaseKeepAliveResponse)).ttl == 60
-        granted.append(lease)
+        granted.append(lease_id)
     listed = await ask(served, "Lease/List", lease_pb2.LeaseListRequest(), lease_pb2.LeaseListResponse)
     assert list(listed.ids) == granted
+    threads: list[int] = []
+    add = lease._list
+
+    def counted(*args: Any) -> None:
+        threads.append(threading.get_ident())
+        add(*args)
+
+    with monkeypatch.context() as patch:  # of many others would hear nothing meanwhile
+        patch.setattr(lease, "_list", counted)
+        patch.setattr(lease, "MAX_SORTED_HERE", 0)
+        assert listed == await ask(served, "Lease/List", lease_pb2.LeaseListRequest(), lease_pb2.LeaseListResponse)
+    assert len(threads) == 2
+    assert threading.get_ident() not in threads
     for wrong in (-1, granted[0] + 1):
         request = lease_pb2.LeaseGrantRequest(ttl=60, key=HIGH, id=wrong)
         assert await refused(served, "Lease/Grant", request, lease_pb2.LeaseGrantResponse) == Reason.INVALID_ARGUMENT
