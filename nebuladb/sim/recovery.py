@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final
 
 from nebuladb.errors import NebulaError
@@ -56,18 +56,7 @@ class Recovery:
         self._board = board
         self._deadline = core.scheduler.now + BOUND_MS
         self._latest = core.scheduler.now + STEWARD_MS + BOUND_MS
-        self._steps = [
-            self._clients_are_idle,
-            self._keyspaces_are_settled,
-            self._puts_begin,
-            self._puts_succeed,
-            self._leases_end,
-            self._caught_up,
-            self._hashes_equal,
-            self._watches_complete,
-            self._level,
-            self._reclaimed,
-        ]
+        self._steps = [self._clients_are_idle, *self._settling()]
         self._groups: list[int] = []
         self._waits: set[tuple[int, int]] = set()
         self._hashes: dict[int, int] = {}
@@ -78,8 +67,27 @@ class Recovery:
             client.stopped = True
         self._poll()
 
+    def _settling(self) -> list[Callable[[], bool]]:
+        """The steps from when clients have their outcomes."""
+        return [
+            self._keyspaces_are_settled,
+            self._puts_begin,
+            self._puts_succeed,
+            self._leases_end,
+            self._caught_up,
+            self._hashes_equal,
+            self._watches_complete,
+            self._level,
+            self._reclaimed,
+        ]
+
     def _poll(self) -> None:
         self._machines = [machine for machine in self._machines if machine.serves]
+        if any(machine.node and not machine.node.groups.keys() >= set(self._groups) for machine in self._machines):
+            # A removal whose outcome nobody knew, and which was refused when it was asked for again, has come only now.
+            self._core.hit("removal came late")
+            self._groups, self._steps = [], self._settling()
+            self._hashes.clear()
         while self._steps and self._steps[0]():
             del self._steps[0]
         if not self._steps:
