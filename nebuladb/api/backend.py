@@ -40,8 +40,11 @@ EARLIER_PART: Final = 5
 """A short time is not used up by that: at most this part of it."""
 MAX_SCANNING: Final = 32
 """Scans that read a page at the same time; the others hold none."""
+MAX_LISTED_HERE: Final = 1_000
+"""Leases that are listed on the loop; of a million others would hear nothing for a second."""
 
 M = TypeVar("M", bound=Message)
+T = TypeVar("T")
 
 
 class UnknownShard(WrongShard):
@@ -177,6 +180,14 @@ class Backend:
             return await self.pump.looks.read(
                 shard.group, self.pump.store(shard.group), lambda store: store.lease(lease, keys=keys)
             )
+
+    async def leases(self, group: int, told: Callable[[list[tuple[int, int, int]]], T]) -> T:
+        """What `told` makes of (expires, renewal, id) of the leases of a group: a copy of this turn's, hence of the
+        store's revision now. Of many it does so in a thread."""
+        leases = self.node.host.replicas[group].lessor.leases()
+        if len(leases) <= MAX_LISTED_HERE:
+            return told(leases)
+        return await asyncio.to_thread(told, leases)
 
     def hub(self, shard: Descriptor) -> WatchHub:
         """The shard's watches on this node."""

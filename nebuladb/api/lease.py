@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
-from typing import Any, Final
+from functools import partial
+from typing import Any
 
 from nebuladb.api.backend import Backend, parse, session_fields
 from nebuladb.errors import InvalidArgument, LeaseNotFound
@@ -14,9 +14,6 @@ from nebuladb.kv.command import Command, Kind
 from nebuladb.node.meta import DEFAULT
 from nebuladb.pb.nebula.v1 import lease_pb2 as pb
 from nebuladb.shard import Descriptor
-
-MAX_SORTED_HERE: Final = 1_000
-"""Leases that are listed on the loop; of a million others would hear nothing for a second."""
 
 
 class LeaseService:
@@ -80,14 +77,9 @@ class LeaseService:
         shards = self._backend.routing.shards(request.keyspace or DEFAULT)
         response = pb.LeaseListResponse()
         for shard in shards:
-            await self._backend.current(shard, self._backend.answer_within(context))
-            revision = self._backend.pump.store(shard.group).revision
-            # A copy of this turn's: one instant, at the store's revision.
-            leases = self._backend.node.host.replicas[shard.group].lessor.leases()
-            if len(leases) <= MAX_SORTED_HERE:
-                _list(response, leases)
-            else:
-                await asyncio.to_thread(_list, response, leases)
+            store = await self._backend.current(shard, self._backend.answer_within(context))
+            revision = store.revision
+            await self._backend.leases(shard.group, partial(_list, response))
             response.header.CopyFrom(
                 self._backend.header(shard.group, revision) if len(shards) == 1 else self._backend.header()
             )

@@ -73,8 +73,8 @@ class Members:
 
         def step(meta: Meta) -> bytes | None:
             nonlocal node
-            record = find(meta, name)
-            node = node or (record.node if record else 0)
+            if not node and (record := find(meta, name)) is not None:
+                node = record.node
             if node and node not in meta.nodes:
                 return None  # it is gone, and what has its name now is another one
             called = meta.nodes[node].name if node else name

@@ -21,8 +21,6 @@ from nebuladb.shard import Descriptor
 MAX_KEEP_ALIVES: Final = 1_000
 """Of one stream on their way at once; a client with many leases waits for a round trip a thousand, not for each."""
 RETRY_SECONDS: Final = 0.1
-MAX_SORTED_HERE: Final = 1_000
-"""Leases that are listed on the loop; of a million others would hear nothing for a second."""
 
 
 class LeaseService:
@@ -65,12 +63,8 @@ class LeaseService:
         received(pb.LeaseLeasesRequest, raw)
         backend, shard = self._face.backend, self._face.shard(context)
         store = await Views(backend, self._face.timeout(context), leaderless=True).current(shard)
-        # A copy of this turn's: one instant, at the store's revision.
-        leases = backend.node.host.replicas[shard.group].lessor.leases()
         prefix = self._face.prefix(shard.group, store.revision)
-        if len(leases) <= MAX_SORTED_HERE:
-            return prefix + _listed(leases)
-        return prefix + await asyncio.to_thread(_listed, leases)
+        return prefix + await backend.leases(shard.group, _listed)
 
     async def LeaseKeepAlive(self, requests: AsyncIterator[bytes], context: Any) -> AsyncIterator[bytes]:
         """Answers in the order of the requests, of which many are on their way at once: they share log entries."""

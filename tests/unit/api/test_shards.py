@@ -8,7 +8,7 @@ from typing import Any
 import grpc.aio
 import pytest
 
-from nebuladb.api import lease
+from nebuladb.api import backend, lease
 from nebuladb.client import AsyncClient
 from nebuladb.errors import Reason
 from nebuladb.ids import lease_group
@@ -85,7 +85,7 @@ async def test_a_lease_is_in_the_shard_of_its_key_and_its_id_says_so(
 
     with monkeypatch.context() as patch:  # of many others would hear nothing meanwhile
         patch.setattr(lease, "_list", counted)
-        patch.setattr(lease, "MAX_SORTED_HERE", 0)
+        patch.setattr(backend, "MAX_LISTED_HERE", 0)
         assert listed == await ask(served, "Lease/List", lease_pb2.LeaseListRequest(), lease_pb2.LeaseListResponse)
     assert len(threads) == 2
     assert threading.get_ident() not in threads

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from grpc import StatusCode
 
-from nebuladb.api import leadership
+from nebuladb.api import backend, leadership
 from nebuladb.api.etcd import lease
 from nebuladb.errors import NoLeader, NotLeader, Unavailable, UnknownOutcome
 from nebuladb.kv.answer import Answer
@@ -177,7 +177,7 @@ async def test_the_list_has_ids_those_that_end_first_first(etcd: Faced, monkeypa
     listed = await ask(etcd, pb.LeaseLeasesRequest())
     assert [status.ID for status in listed.leases] == [1, 4, 3, 2]
     assert listed.header == (await etcd.range(b"k")).header
-    monkeypatch.setattr(lease, "MAX_SORTED_HERE", 1)
+    monkeypatch.setattr(backend, "MAX_LISTED_HERE", 1)
     assert await ask(etcd, pb.LeaseLeasesRequest()) == listed
 
 
