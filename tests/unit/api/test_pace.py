@@ -11,28 +11,22 @@ import pytest
 from nebuladb.api import pace
 from nebuladb.api.pace import Pace
 from nebuladb.node.pump import REST
+from tests.unit.api.turns import Turns
 
 
 async def test_stretches_of_many_reads_do_not_share_a_turn(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pace, "STRETCH_SECONDS", 0.0)
-    turns, turn = [], 0
+    reads, turns = [], Turns()
     shared = Pace()
-    loop = asyncio.get_running_loop()
-
-    def count() -> None:
-        nonlocal turn
-        turn += 1
-        loop.call_soon(count)
 
     async def read() -> None:
         for _ in range(3):
             async with shared:
-                turns.append(turn)
+                reads.append(turns.now)
 
-    count()
     async with asyncio.timeout(10):
         await asyncio.gather(*(read() for _ in range(10)))
-    assert len(turns) == len(set(turns)) == 30
+    assert len(reads) == len(set(reads)) == 30
 
 
 async def test_a_read_that_is_cancelled_in_its_turn_leaves_it_to_the_next(monkeypatch: pytest.MonkeyPatch) -> None:

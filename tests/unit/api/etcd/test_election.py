@@ -17,6 +17,7 @@ from nebuladb.pb.etcd import election_pb2 as pb
 from nebuladb.pb.etcd import lease_pb2
 from tests.unit.api.etcd.faced import Faced
 from tests.unit.api.etcd.streams import GROUP, ask, begin, eventually, lose_leader, refused
+from tests.unit.api.turns import Turns
 from tests.unit.node.lone import SECONDS
 
 NO_LEADER = (StatusCode.UNKNOWN, "election: no leader")
@@ -172,22 +173,15 @@ async def turns(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Long reads have a row a stretch, and a turn each; in which turns of the loop they came."""
     monkeypatch.setattr(line, "FEW_ENTRIES", 1, raising=False)
     monkeypatch.setattr(pace, "STRETCH_SECONDS", 0.0)
-    turn, scan = 0, Pin.scan
+    turn, scan = Turns(), Pin.scan
     found: list[int] = []
-
-    def count() -> None:
-        nonlocal turn
-        turn += 1
-        loop.call_soon(count)
 
     def scanned(pin: Pin, *args: Any, **options: Any) -> Page:
         if "limit" not in options:
-            found.append(turn)
+            found.append(turn.now)
         return scan(pin, *args, **{**options, "limit": 1})
 
     monkeypatch.setattr(Pin, "scan", scanned)
-    loop = asyncio.get_running_loop()
-    count()
     return found
 
 

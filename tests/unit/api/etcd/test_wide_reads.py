@@ -13,24 +13,17 @@ from nebuladb.kv.answer import KeyValue
 from nebuladb.kv.store import Store
 from nebuladb.pb.etcd import kv_pb2 as pb
 from tests.unit.api.etcd.faced import Faced
+from tests.unit.api.turns import Turns
 
 
 async def test_transactions_that_read_ranges_do_not_share_a_turn(etcd: Faced, monkeypatch: pytest.MonkeyPatch) -> None:
     await etcd.set(b"k")
     monkeypatch.setattr(kv, "BUSY_SECONDS", 0.0)
-    turn, reads = 0, []
-    loop = asyncio.get_running_loop()
-
-    def count() -> None:
-        nonlocal turn
-        turn += 1
-        loop.call_soon(count)
-
-    count()
+    turns, reads = Turns(), []
     read = Store.read
 
     def noted(store: Store, request: object) -> object:
-        reads.append(turn)
+        reads.append(turns.now)
         return read(store, request)  # type: ignore[arg-type]
 
     monkeypatch.setattr(Store, "read", noted)
@@ -54,19 +47,11 @@ async def test_a_sorted_range_is_put_together_in_stretches(
     puts = [pb.RequestOp(request_put=pb.PutRequest(key=b"k%02d" % n, value=b"v%02d" % n)) for n in range(60)]
     await etcd.call("Txn", pb.TxnRequest(success=puts))
     monkeypatch.setattr(ranges, "STRETCH_KEYS", 10)
-    turn, encoded = 0, Counter[int]()
-    loop = asyncio.get_running_loop()
-
-    def count() -> None:
-        nonlocal turn
-        turn += 1
-        loop.call_soon(count)
-
-    count()
+    turns, encoded = Turns(), Counter[int]()
     encode = wire.key_value
 
     def noted(kv: KeyValue) -> bytes:
-        encoded[turn] += 1
+        encoded[turns.now] += 1
         return encode(kv)
 
     monkeypatch.setattr(ranges, "key_value", noted)
