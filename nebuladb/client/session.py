@@ -17,7 +17,7 @@ from nebuladb.client.retry import Kind
 from nebuladb.client.shardmap import ShardMap
 from nebuladb.client.transport import RoutedRequest, Transport
 from nebuladb.client.writes import WriteRequest, Writes
-from nebuladb.errors import KeyspaceNotFound, NebulaError, SessionExpired, SessionWindow, WrongShard
+from nebuladb.errors import ClientClosed, KeyspaceNotFound, NebulaError, SessionExpired, SessionWindow, WrongShard
 from nebuladb.pb.nebula.v1 import common_pb2, keyspace_pb2, session_pb2
 
 Answer = TypeVar("Answer", bound=Message)
@@ -130,7 +130,8 @@ class Session(Writes):
 
     A shard's part is opened when it is first needed. At most `WINDOW` writes a shard are under way, further ones wait.
     `SessionExpired` (the shard evicted the session in favour of newer ones) reaches the caller, since nobody can tell
-    any more whether that write took effect, unless ``outcome`` is FAILED; later writes get a new session.
+    any more whether that write took effect, unless ``outcome`` is FAILED; later writes get a new session. After `close`
+    they raise `ClientClosed`.
     """
 
     def __init__(self, transport: Transport, keyspace: str) -> None:
@@ -139,6 +140,7 @@ class Session(Writes):
         self._map: ShardMap | None = None
         self._windows: dict[int, Window] = {}
         self._opening: defaultdict[int, _Opening] = defaultdict(_Opening)
+        self._closed = False
 
     async def __aenter__(self) -> Self:
         return self
@@ -148,6 +150,7 @@ class Session(Writes):
 
     async def close(self) -> None:
         """Let the shards forget the session, all at once. A failure is ignored: they would evict it anyway."""
+        self._closed = True
         windows, self._windows = self._windows, {}
         await asyncio.gather(*map(self._close, windows.values()))
 
@@ -162,6 +165,7 @@ class Session(Writes):
             window = await self._window(key, group)
             try:
                 async with window.number() as reference:
+                    self._check_open()  # it may have waited
                     return await self._numbered(method, request, window, reference)
             except SessionWindow:
                 # The answers that the shard keeps for the session fill it: nothing was done, so that another number is
@@ -195,7 +199,12 @@ class Session(Writes):
     async def _read(self, method: Method[Answer], request: Message) -> Answer:
         return await self._transport.call(method, request)
 
+    def _check_open(self) -> None:
+        if self._closed:
+            raise ClientClosed("this session is closed; `session()` begins another")
+
     async def _window(self, key: bytes, group: int) -> Window:
+        self._check_open()
         group = await self._group(key, group)
         window = self._windows.get(group)
         if window is None:
@@ -209,7 +218,11 @@ class Session(Writes):
         except (KeyspaceNotFound, WrongShard):
             self._map = None  # the keyspace was dropped, and perhaps made anew, with other shards
             raise
-        window = self._windows[group] = Window(group, opened.id)
+        window = Window(group, opened.id)
+        if self._closed:  # meanwhile: nobody else knows of it
+            await self._close(window)
+            self._check_open()
+        self._windows[group] = window
         return window
 
     async def _group(self, key: bytes, named: int) -> int:

@@ -246,3 +246,28 @@ async def test_a_session_is_closed_in_all_shards_at_once() -> None:
     assert transport.timeouts == {CLOSING}
     await session.close()
     assert len(transport.begun) == 60
+
+
+async def test_what_is_written_after_a_session_is_closed_opens_no_other(node: Node) -> None:
+    """It would stay with the shard until it is evicted, in place of one that is in use."""
+    async with AsyncClient([node.address]) as client:
+        async with client.session() as session:
+            await session.put(b"k", b"v")
+        with pytest.raises(errors.ClientClosed, match="session is closed"):
+            await session.put(b"k", b"w")
+        assert not node.store.sessions
+        found = await client.get(b"k")
+        assert found is not None
+        assert found.value == b"v"
+
+
+async def test_a_session_that_is_closed_while_a_part_of_it_is_opened_leaves_none(node: Node) -> None:
+    async with AsyncClient([node.address]) as client:
+        session = client.session()
+        await session.put(b"k", b"v")
+        opening = asyncio.ensure_future(session._open(b"k", 0))
+        await asyncio.sleep(0)
+        await session.close()
+        with pytest.raises(errors.ClientClosed):
+            await opening
+        assert not node.store.sessions
