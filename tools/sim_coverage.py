@@ -1,6 +1,6 @@
 """Which lines of the replicated core the simulator runs, by itself: ``make sim-coverage`` (``docs/testing.md``).
 
-    python -m tools.sim_coverage [--seeds 60] [--first-seed 1] [--nodes 3] [--lines]
+    python -m tools.sim_coverage [--seeds 60] [--first-seed 1] [--nodes 0] [--lines]
 
 Lines are those that the compiler made code for, without what runs at import (definitions, constants), docstrings, and
 ``Protocol`` stubs. Prints a line a file, what is left of it with ``--lines``, and one of ``key=value`` pairs; exit 1
@@ -101,7 +101,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m tools.sim_coverage", description="Lines that the simulator runs.")
     parser.add_argument("--seeds", type=int, default=60, help="how many seeds (default: 60)")
     parser.add_argument("--first-seed", type=int, default=1, help="the first of them (default: 1)")
-    parser.add_argument("--nodes", type=int, default=3, help="nodes of a cluster (default: 3)")
+    parser.add_argument("--nodes", type=int, default=0, help="nodes of a cluster (default: as each seed draws)")
     parser.add_argument("--lines", action="store_true", help="say which lines are left")
     options = parser.parse_args(arguments)
     tracer = Tracer()

@@ -60,7 +60,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, default=100, help="how many seeds (default: 100)")
     parser.add_argument("--first-seed", type=int, default=1, help="the first of them (default: 1)")
     parser.add_argument("--seconds", type=float, default=DEFAULT_SECONDS, help="virtual seconds under faults")
-    parser.add_argument("--nodes", type=int, default=3, help="nodes of a cluster (default: 3)")
+    parser.add_argument("--nodes", type=int, default=0, help="nodes of a cluster (default: as the seed draws, 3 or 5)")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes (default: one a core)")
     parser.add_argument("--seed", type=int, help="run this seed only")
     parser.add_argument("--without", default="", help="with --seed: faults and clients to leave out, with commas")
@@ -92,7 +92,8 @@ def _unknown(options: argparse.Namespace) -> list[str]:
 
 
 def _describe(result: Result, options: argparse.Namespace) -> None:
-    chosen = f"--seed {result.seed} --seconds {result.seconds:g} --nodes {options.nodes}"
+    chosen = f"--seed {result.seed} --seconds {result.seconds:g}"
+    chosen += f" --nodes {options.nodes}" if options.nodes else ""
     chosen += f" --without {','.join(result.without)}" if result.without else ""
     replay = f"python -m nebuladb.sim {chosen} --trace"
     print(f"seed {result.seed}: {result.violation}\nreplay: {replay}", file=sys.stderr, flush=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -244,8 +245,7 @@ class Machine:
             self.died(self)
 
     def doom(self, *, power: bool, when: Callable[[Node], bool] | None = None) -> None:
-        """Die in the middle of the next turn, or the next one in which `when` holds: it has written, and only some of
-        its frames have left."""
+        """Die amid the next turn, or the next in which `when` holds: it has written, and only some frames have left."""
         self._doomed, self._doom = power, when
 
     def _held(self, action: Callable[..., None], *args: Any) -> bool:
@@ -355,11 +355,9 @@ class Machine:
         """Order this node to hand the group's leadership to node id `to`."""
         life = self._life
         if life is not None and not life.paused:
-            try:
+            with suppress(NebulaError):
                 life.node.host.transfer_leadership(group, to)
-            except NebulaError:
-                return
-            self._wake(life)
+                self._wake(life)
 
     def _tick(self, life: Life) -> None:
         if life is not self._life:
@@ -370,6 +368,8 @@ class Machine:
         if not self._copes(life.node.tick, self._monotonic(life), life.clock.boottime()):
             return
         self._replicas.ticked(self.place, life.node)
+        if life.node.background_waits:
+            self.work()  # as the pump: for what came amid a round, and what stalled, nobody else asks
         if life.node.works:
             self._wake(life)
         delay = int(TICK_MS / life.clock.rate) + self._rng.randrange(TICK_JITTER_MS)

@@ -39,6 +39,8 @@ from nebuladb.sim.workloads.steward import Steward
 
 START_MS: Final = 500
 """Nodes of a new cluster start within this time."""
+FIVE: Final = 8
+"""One cluster in so many has five nodes, the others three: two may be lost, and who commits isn't all but one."""
 SPARES: Final = 2
 """Machines on which new nodes may start, if there are any."""
 HASH_EVERY_MS: Final = 1_500
@@ -69,13 +71,13 @@ class Result:
 
 
 class World:
-    """`seconds` of virtual time under faults; then recovery."""
+    """`seconds` of virtual time under faults; then recovery. Of so many `nodes`; 0: as the seed draws."""
 
     def __init__(
         self,
         seed: int,
         *,
-        nodes: int = 3,
+        nodes: int = 0,
         seconds: float = 5.0,
         variant: Variant = Variant.NONE,
         without: Collection[str] = (),
@@ -84,6 +86,7 @@ class World:
         faults = Faults.draw(Random(f"{seed} faults")).without(without)
         self.core = core = Core(seed, faults, Trace(show))
         core.note("faults", "", faults)
+        nodes = nodes or (3 if core.stream("size").randrange(FIVE) else 5)
         self._without = without
         self._milliseconds = int(seconds * 1_000)
         members = {f"n{place + 1}": f"n{place + 1}:2" for place in range(nodes)}

@@ -128,4 +128,4 @@ def test_a_violation_ends_with_exit_code_1_and_the_command_that_replays_it(
     assert main(["--seeds", "1", "--first-seed", "3", "--seconds", "1", "--jobs", "1"]) == 1
     out, err = capsys.readouterr()
     assert out.splitlines()[-1].endswith("violations=1")
-    assert "replay: python -m nebuladb.sim --seed 3 --seconds 1 --nodes 3 --trace" in err
+    assert "replay: python -m nebuladb.sim --seed 3 --seconds 1 --trace" in err
