@@ -86,6 +86,8 @@ class Snapshots:
         self._suspended: dict[int, int] = {}
         """Group whose data is damaged → the batch that says so."""
         self._pauses = Pauses()
+        self._unfit: dict[int, int] = {}
+        """Group whose snapshot didn't fit here → where its log ended then."""
         self._number = 0
         self._posted = False
         """Messages wait for the next frames."""
@@ -117,8 +119,13 @@ class Snapshots:
                 self._drop(group)
             elif incoming.stage is Stage.RECEIVING and self._full:
                 probe("snapshot dropped for want of space")
-                self._alarm(group, incoming)
+                self._alarm(group, incoming, replica.raft.last_index if replica is not None else 0)
                 self._drop(group)
+        for group, last in list(self._unfit.items()):
+            replica = self._host.replicas.get(group)
+            if replica is not None and not replica.lost and replica.raft.last_index > last:
+                probe("log goes on where a snapshot didn't fit")
+                self._fits(group)
         if self.lost and self._ticks % WANT_TICKS == 0:
             self._ask()
 
@@ -169,7 +176,7 @@ class Snapshots:
         """The group leaves this node."""
         self.lost.pop(group, None)
         self._node.alarms_now.cleared(AlarmKind.DATA_LOST, group)
-        self._node.alarms_now.cleared(AlarmKind.NO_SPACE, group)
+        self._fits(group)
         self._suspended.pop(group, None)
         self._drop(group)
 
@@ -321,7 +328,7 @@ class Snapshots:
             return  # one is nearly in; then it will be seen whether another is needed
         if _has(replica, message.index, message.log_term):
             probe("snapshot is no news")
-            self._node.alarms_now.cleared(AlarmKind.NO_SPACE, group)
+            self._fits(group)
             self._drop(group)
             self._tell(node, replica, message.sender, message.context, index=message.index)
             return
@@ -416,7 +423,7 @@ class Snapshots:
             return
         if _has(replica, head.index, head.term):
             probe("log overtook the snapshot")
-            self._node.alarms_now.cleared(AlarmKind.NO_SPACE, group)
+            self._fits(group)
             self._tell(incoming.node, replica, incoming.sender, incoming.name[1], index=head.index)
             self._drop(group)
             return
@@ -438,7 +445,7 @@ class Snapshots:
         del self.incoming[group]
         self.lost.pop(group, None)
         self._node.alarms_now.cleared(AlarmKind.DATA_LOST, group)
-        self._node.alarms_now.cleared(AlarmKind.NO_SPACE, group)
+        self._fits(group)
         self._node.restart_group(group)
         self.counts["received"] += 1
         self.counts["received_bytes"] += incoming.received
@@ -446,8 +453,10 @@ class Snapshots:
         replica = self._host.replicas[group]
         self._tell(incoming.node, replica, incoming.sender, incoming.name[1], index=incoming.head.index)
 
-    def _alarm(self, group: int, incoming: Incoming) -> None:
-        """Room that comes back when it is dropped hides that it doesn't fit: this alarm stays until one is in."""
+    def _alarm(self, group: int, incoming: Incoming, last: int) -> None:
+        """Room that comes back when it is dropped hides that it doesn't fit: this alarm stays until one is in, or none
+        is needed any more. `last`: where the log ends."""
+        self._unfit[group] = last
         written = incoming.importer.written >> 20
         text = (
             f"{self._node.identity.name}: a snapshot of shard {group} doesn't fit on the disk, which was full after "
@@ -455,6 +464,11 @@ class Snapshots:
             "`nebula-cli compact`, or drop a keyspace"
         )
         self._node.alarms_now.raised(Alarm(AlarmKind.NO_SPACE, text, group))
+
+    def _fits(self, group: int) -> None:
+        """A snapshot is in, or none is needed: another leader's log may reach back far enough. Idempotent."""
+        self._unfit.pop(group, None)
+        self._node.alarms_now.cleared(AlarmKind.NO_SPACE, group)
 
     def _drop(self, group: int) -> None:
         """Give up what is coming in for `group`, if anything is."""

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import random
+
 from nebuladb.ids import DEFAULT_GROUP
 from nebuladb.node.alarms import AlarmKind
 from nebuladb.node.disk import Space
 from nebuladb.node.pauses import FIRST_MS, LONGEST_MS, Pauses
-from tests.unit.node.test_snapshots import away, founded, level
+from tests.unit.node.test_snapshots import away, founded, level, put, store
 from tests.unit.node.trio import Trio
 
 
@@ -35,6 +37,34 @@ def test_a_snapshot_that_does_not_fit_is_sent_again_later_each_time() -> None:
     trio.until(level(trio), "level")
     assert not told(trio, follower)
     assert trio.node(leader).snapshots.counts["sent"] == 1
+
+
+def test_where_the_log_of_another_leader_reaches_back_far_enough_the_alarm_goes() -> None:
+    trio = founded()
+    leader = trio.leader(DEFAULT_GROUP)
+    assert leader is not None
+    follower, third = (leader + 1) % 3, (leader + 2) % 3
+    trio.unflushed = {third}  # which keeps its log whole
+    trio.crash(follower)
+    for number in range(40):
+        put(trio, leader, b"%04d" % number, random.Random(number).randbytes(60_000))
+    last = store(trio, leader).index
+    trio.flush(leader)
+    trio.run(3_000)
+    trio.until(lambda: trio.node(leader).log.reader(DEFAULT_GROUP).start()[0] >= last - 10, "the log is cut")
+    assert trio.leader(DEFAULT_GROUP) == leader
+    trio.start(follower)
+    trio.until(lambda: DEFAULT_GROUP in trio.node(follower).snapshots.incoming, "on its way")
+    trio.node(follower).space(Space.CRITICAL, "its rows fill the disk")
+    trio.until(lambda: not trio.node(leader).snapshots.outgoing, "given up")
+    trio.node(follower).space(Space.PLENTY, "")
+    trio.run(1_000)
+    assert told(trio, follower)
+    trio.node(leader).host.transfer_leadership(DEFAULT_GROUP, trio.who[third].node)
+    trio.until(level(trio), "level")
+    assert trio.leader(DEFAULT_GROUP) == third
+    trio.until(lambda: not told(trio, follower), "the alarm goes")
+    assert not trio.node(follower).snapshots.counts["received"]
 
 
 def test_pauses_grow_to_a_bound_and_end_with_a_success() -> None:
