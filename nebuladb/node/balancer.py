@@ -63,7 +63,7 @@ class Balancer:
         nodes = sorted(node for node in voters.values() if node and node not in leaving)
         dead = [node for node in nodes if node not in live and self._steady(host, node, connected=False)]
         wanted = preferred(replica.group, nodes, live, dead)
-        fed = host.held_logs.get(replica.group, ())  # a snapshot is on its way there: it may have no data
+        fed = host.receivers(replica.group)
         for other, node in voters.items():
             if node == wanted != self._node and other not in fed and replica.raft.membership.lag(other) <= MAX_LAG:
                 return node

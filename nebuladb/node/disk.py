@@ -117,12 +117,12 @@ def most_full(replica: Replica, peers: Mapping[int, Peer], *, own: bool) -> bool
     return 2 * (full + (own and replica.id in voters)) >= len(voters)
 
 
-def heir(replica: Replica, peers: Mapping[int, Peer], held_logs: Mapping[int, Collection[int]]) -> int:
+def heir(replica: Replica, peers: Mapping[int, Peer], receivers: Collection[int]) -> int:
     """A node whose disk is well, to hand a group that is led here to; 0: there is none. None of the group's replicas in
-    `held_logs` (`Host.held_logs`): a snapshot is on its way there, so that they may have no data, and can't lead."""
+    `receivers` (`Host.receivers`), to which it would be handed over in vain, writes waiting meanwhile."""
     able = []
     for other in replica.raft.configuration.voters:
-        if other in held_logs.get(replica.group, ()):
+        if other in receivers:
             continue
         peer = peers.get(node := replica.nodes.get(other, 0))
         if peer is not None and peer.well:

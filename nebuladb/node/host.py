@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Final
 
 from nebuladb.env import Rng, probe
@@ -78,6 +78,8 @@ class Host:
         self._forward_number = (incarnation & 0x7FFF_FFFF) << 32
         self.gone: Callable[[int, int], bool] = lambda group, replica: False
         """Whether a replica was removed from its group for ever, as this node's picture of meta has it."""
+        self.receivers: Callable[[int], Collection[int]] = lambda group: ()
+        """A group's replicas to which a snapshot is on its way, or is to be: they may have no data, and can't lead."""
         self.removed: dict[int, int] = {}
         """Group → our replica of it, of which a peer says that it was; whoever acts on it takes it away."""
         self._ticks = self._started = 0

@@ -470,7 +470,7 @@ class Pump:
             if not others:
                 return
             for replica in others:
-                target = heir(replica, host.peers, host.held_logs) or replica.successor()
+                target = heir(replica, host.peers, host.receivers(replica.group)) or replica.successor()
                 if target:
                     try:
                         host.transfer_leadership(replica.group, target)

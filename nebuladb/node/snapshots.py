@@ -26,7 +26,7 @@ from nebuladb.node.frame import Envelope, HostMessageType
 from nebuladb.node.incoming import Incoming, Stage
 from nebuladb.node.outgoing import Outgoing, TransferOutcome
 from nebuladb.node.output import TICK_MS
-from nebuladb.node.pauses import Pauses
+from nebuladb.node.pauses import Pauses, unfit
 from nebuladb.node.registry import GroupState, RegistryRow
 from nebuladb.raft import Configuration, Message, StateRole
 
@@ -76,6 +76,7 @@ class Snapshots:
         """(group, replica) → the least index that helps it; in the order they were asked for."""
         self.outgoing: dict[tuple[int, int], Outgoing] = {}
         """(group, replica) → what is on its way."""
+        node.host.receivers = self.receivers
         self.incoming: dict[int, Incoming] = {}
         self.lost: dict[int, None] = {}
         """Groups whose replica here has no data."""
@@ -222,6 +223,10 @@ class Snapshots:
         return self._host.disk.space is Space.CRITICAL
 
     # --- the sender's side -----------------------------------------------------------------------------------------
+
+    def receivers(self, group: int) -> set[int]:
+        """See `Host`. Also one that is left alone for a while, since it had no room."""
+        return {receiver for of, receiver in (*self._wanted, *self.outgoing) if of == group}
 
     def _leads(self, outgoing: Outgoing) -> bool:
         replica = self._host.replicas.get(outgoing.group)
@@ -457,12 +462,7 @@ class Snapshots:
         """Room that comes back when it is dropped hides that it doesn't fit: this alarm stays until one is in, or none
         is needed any more. `last`: where the log ends."""
         self._unfit[group] = last
-        written = incoming.importer.written >> 20
-        text = (
-            f"{self._node.identity.name}: a snapshot of shard {group} doesn't fit on the disk, which was full after "
-            f"{written} MiB of it; it comes again, later each time: make room there, delete keys and run "
-            "`nebula-cli compact`, or drop a keyspace"
-        )
+        text = unfit(self._node.identity.name, group, incoming.importer.written)
         self._node.alarms_now.raised(Alarm(AlarmKind.NO_SPACE, text, group))
 
     def _fits(self, group: int) -> None:

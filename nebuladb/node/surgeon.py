@@ -125,7 +125,7 @@ class Surgeon:
     def _decide(self, replica: Replica, shard: Descriptor) -> Decision:
         raft = replica.raft
         known = raft.membership
-        fed = self._node.host.held_logs.get(replica.group, ())  # a snapshot is on its way there: it may have no data
+        fed = self._node.host.receivers(replica.group)
         heirs = [
             voter
             for voter in raft.configuration.voters

@@ -103,7 +103,9 @@ class Upkeep:
         the word to the successor included: then we let go, and the others, whom our frames tell, elect one of them."""
         host = self._node.host
         for group, replica in host.replicas.items():
-            if replica.raft.role is not StateRole.LEADER or not (node := heir(replica, host.peers, host.held_logs)):
+            if replica.raft.role is not StateRole.LEADER:
+                continue
+            if not (node := heir(replica, host.peers, host.receivers(group))):
                 continue
             probe("leadership given away for the disk's sake")
             try:

@@ -8,6 +8,7 @@ from nebuladb.ids import DEFAULT_GROUP
 from nebuladb.node.alarms import AlarmKind
 from nebuladb.node.disk import Space
 from nebuladb.node.pauses import FIRST_MS, LONGEST_MS, Pauses
+from nebuladb.raft import StateRole
 from tests.unit.node.test_snapshots import away, founded, level, put, store
 from tests.unit.node.trio import Trio
 
@@ -65,6 +66,29 @@ def test_where_the_log_of_another_leader_reaches_back_far_enough_the_alarm_goes(
     assert trio.leader(DEFAULT_GROUP) == third
     trio.until(lambda: not told(trio, follower), "the alarm goes")
     assert not trio.node(follower).snapshots.counts["received"]
+
+
+def test_who_waits_for_one_that_did_not_fit_is_handed_nothing() -> None:
+    trio = founded()
+    leader, follower = away(trio, size=60_000)
+    third = 3 - leader - follower
+    trio.start(follower)
+    trio.until(lambda: DEFAULT_GROUP in trio.node(follower).snapshots.incoming, "on its way")
+    trio.node(follower).space(Space.CRITICAL, "its rows fill the disk")
+    trio.until(lambda: not trio.node(leader).snapshots.outgoing, "given up")
+    trio.node(follower).space(Space.PLENTY, "")  # so that it looks like the only node that is well
+    for place in (third, leader):
+        trio.run(200)
+        trio.node(place).space(Space.LOW, "little is free")
+    raft = trio.node(leader).host.replicas[DEFAULT_GROUP].raft
+    trio.run(100)
+    begun = trio.time
+    while trio.time < begun + 3_000:
+        assert raft.role is StateRole.LEADER
+        assert not raft.transferee, "nothing is proposed meanwhile"
+        trio.run(50)
+    trio.until(level(trio), "level")
+    trio.until(lambda: trio.leader(DEFAULT_GROUP) == follower, "handed over")
 
 
 def test_pauses_grow_to_a_bound_and_end_with_a_success() -> None:
