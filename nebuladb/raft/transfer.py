@@ -27,10 +27,12 @@ class Transfer:
         self._replication = replication
 
     def begin(self, to: int) -> None:
-        """Make `to` the successor. Raises `InvalidArgument` if it can't lead."""
+        """Make `to` the successor, which gets no more time for being asked for again. Raises `InvalidArgument` if it
+        can't lead."""
         if to == self._state.replica or not self._replication.tracker.votes(to):
             raise InvalidArgument(f"replica {to} is not another voter of the group")
-        self._state.transferee, self._elapsed = to, 0
+        if to != self._state.transferee:
+            self._state.transferee, self._elapsed = to, 0
         self.hand_over()
 
     def tick(self) -> None:

@@ -119,6 +119,23 @@ def test_a_leader_that_is_asked_again_and_again_to_hand_over_misses_its_quorum_a
     assert leader.role() is StateRole.FOLLOWER
 
 
+def test_a_leader_that_is_asked_again_and_again_gives_up_all_the_same() -> None:
+    """Each request for the same successor began its time anew: nothing was proposed as long as somebody asked."""
+    leader = established()
+    given_up = 0
+    for _ in range(40):
+        transfer(leader, 2)
+        leader.tick()
+        leader.step(Message(T.HEARTBEAT_REPLY, 3, 1, 1))
+        given_up += not leader.raft.transferee
+    assert given_up == 4
+    transfer(leader, 2)
+    leader.tick(9)
+    transfer(leader, 3)
+    leader.tick()
+    assert leader.raft.transferee == 3, "another one has time of its own"
+
+
 def test_a_joint_configuration_is_left_only_when_the_transfer_is_given_up() -> None:
     """The look at the quorum, which has another clock, left it amid the transfer: the successor was told to campaign
     with a log that was the shorter one by then."""
