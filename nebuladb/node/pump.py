@@ -470,7 +470,8 @@ class Pump:
             if not others:
                 return
             for replica in others:
-                target = heir(replica, host.peers, host.receivers(replica.group)) or replica.successor()
+                receivers = host.receivers(replica.group)
+                target = heir(replica, host.peers, receivers) or replica.successor(receivers)
                 if target:
                     try:
                         host.transfer_leadership(replica.group, target)

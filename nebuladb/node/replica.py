@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -421,9 +421,11 @@ class Replica:
         """Id of the group's replica on `node`; 0 if it has none."""
         return next((replica for replica, home in self.nodes.items() if home == node), 0)
 
-    def successor(self) -> int:
-        """A node to hand leadership to: a voter that was heard from lately; 0 if there is none."""
-        return next((self.nodes[replica] for replica in self.raft.active_voters() if replica in self.nodes), 0)
+    def successor(self, receivers: Collection[int] = ()) -> int:
+        """A node to hand leadership to: a voter that was heard from lately, none of `receivers` (see `Host`); 0 if
+        there is none."""
+        able = (voter for voter in self.raft.active_voters() if voter in self.nodes and voter not in receivers)
+        return next((self.nodes[voter] for voter in able), 0)
 
     # --- proposing -----------------------------------------------------------------------------------------------
 

@@ -87,6 +87,9 @@ def test_who_waits_for_one_that_did_not_fit_is_handed_nothing() -> None:
         assert raft.role is StateRole.LEADER
         assert not raft.transferee, "nothing is proposed meanwhile"
         trio.run(50)
+    host = trio.node(leader).host
+    leaves_to = host.replicas[DEFAULT_GROUP].successor(host.receivers(DEFAULT_GROUP))
+    assert leaves_to == trio.node(third).identity.node
     trio.until(level(trio), "level")
     trio.until(lambda: trio.leader(DEFAULT_GROUP) == follower, "handed over")
 
