@@ -156,12 +156,17 @@ class Loader(Walk):
     async def _is_there(self, key: bytes, meta: Meta) -> bool:
         row = await self.client.get(meta_key(key))
         try:
-            there = row is not None and Meta.from_bytes(row.value)[:2] == meta[:2]
+            if row is None or Meta.from_bytes(row.value)[:2] != meta[:2] or await self._touched(key, row.mod_revision):
+                return False
         except ValueError:
-            there = False
-        if there:
-            self.count("skipped")
-        return there
+            return False
+        self.count("skipped")
+        return True
+
+    async def _touched(self, key: bytes, loaded: int) -> bool:
+        """Whether somebody has written to the file's own key, or deleted it, since its meta row was written."""
+        first = [row async for row in self.client.scan(key, key + b"\0", keys_only=True)]
+        return not first or first[0].mod_revision > loaded
 
 
 class Verifier(Walk):
@@ -231,9 +236,10 @@ def load(settings: Settings, directory: bytes, prefix: str, exclude: tuple[str, 
     """Store each regular file below DIRECTORY under its path, in a keyspace that is not placed by hash.
 
     Files that are there already, by size and SHA-256, are skipped: after an interruption run the same command again.
-    Writes are exactly-once and go on over the death of nodes. A file over 1 MiB lies in several keys: PATH,
-    PATH\\0chunk\\000000001 and so on; PATH\\0meta, written last, makes it count. Symbolic links, and files that can't
-    be read, are named and left out; the latter make it exit 1.
+    One whose key PATH was deleted or written over since, by `del` or `put`, is stored anew. Writes are exactly-once and
+    go on over the death of nodes. A file over 1 MiB lies in several keys: PATH, PATH\\0chunk\\000000001 and so on;
+    PATH\\0meta, written last, makes it count. Symbolic links, and files that can't be read, are named and left out; the
+    latter make it exit 1.
 
     --verify reads every file back through the first endpoint that answers, so with one endpoint through that node.
 

@@ -152,6 +152,22 @@ def test_replacing_a_large_file_leaves_nothing_of_it(cli: Cli, nodes: list[Node]
         assert _counts(cli("load", "--verify", str(tmp_path)).stdout)["same"] == 1
 
 
+@pytest.mark.parametrize("words", [("del", "f"), ("put", "f", "other")], ids=" ".join)
+@pytest.mark.parametrize("content", [b"small", BIG], ids=["small", "large"])
+def test_a_file_whose_key_was_changed_since_is_loaded_again(
+    cli: Cli, tmp_path: Path, content: bytes, words: tuple[str, ...]
+) -> None:
+    """It was skipped for its meta row, which was still there; --verify said what was wrong, and nothing mended it."""
+    (tmp_path / "f").write_bytes(content)
+    assert cli("load", str(tmp_path)).exit_code == 0
+    assert cli(*words).exit_code == 0
+    assert cli("load", "--verify", str(tmp_path)).exit_code == 1
+    again = cli("load", str(tmp_path))
+    assert (again.exit_code, _counts(again.stdout)["loaded"]) == (0, 1)
+    assert cli("load", "--verify", str(tmp_path)).exit_code == 0
+    assert _counts(cli("load", str(tmp_path)).stdout)["skipped"] == 1
+
+
 def test_a_small_file_takes_the_place_of_one_too_large_for_a_transaction(
     cli: Cli, nodes: list[Node], tmp_path: Path
 ) -> None:
