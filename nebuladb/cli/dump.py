@@ -135,18 +135,25 @@ class Restorer:
 @click.option("--revision", type=NUMBER, default=0, help="As it was at this revision.")
 @pass_settings
 def dump(settings: Settings, destination: bytes, prefix: str, revision: int) -> None:
-    """Write the files that ``load`` stored below DESTINATION, all as of one revision.
+    """Write the files that ``load`` stored below DESTINATION, all of a shard as of one revision.
 
-    Each is checked against its SHA-256 and appears whole or not at all. What isn't whole is named, and makes it exit 1.
+    Each file is checked against its SHA-256 and appears whole or not at all. What isn't whole is named, and makes it
+    exit 1.
 
     \b
     Example:
       nebula-cli dump /tmp/doc --prefix doc/
     """
-    # Patience is for what happens on the way: a wrong address or keyspace should be told soon.
-    settings.run(lambda client: client.describe_keyspace(settings.keyspace))
-    os.makedirs(destination, exist_ok=True)
     start = os.fsencode(prefix)
+
+    async def check(client: AsyncClient) -> None:
+        await client.describe_keyspace(client.keyspace)
+        async for _ in client.scan(start, prefix_end(start), limit=1, revision=revision, keys_only=True):
+            pass
+
+    # Patience is for what happens on the way: a wrong address, keyspace or revision should be told soon.
+    settings.run(check)
+    os.makedirs(destination, exist_ok=True)
     restorer = Restorer(destination, start, Progress(sys.stderr, "written"))
 
     async def work(client: AsyncClient) -> None:

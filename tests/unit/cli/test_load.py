@@ -297,6 +297,21 @@ def test_load_tells_soon_what_is_wrong(cli: Cli, tmp_path: Path) -> None:
     assert cli("load", str(tmp_path / "none")).exit_code == 2
 
 
+@pytest.mark.parametrize(("revision", "says"), [("1", "compacted"), ("99", "has not happened yet")])
+def test_a_dump_of_a_revision_that_cannot_be_read_is_not_to_be_repeated(
+    cli: Cli, tmp_path: Path, revision: str, says: str
+) -> None:
+    """It was stopped, and "run the same command again" would never help."""
+    (tmp_path / "f").write_bytes(b"v")
+    assert cli("load", str(tmp_path)).exit_code == 0
+    assert cli("compact").exit_code == 0
+    answer = cli("dump", str(tmp_path / "out"), "--revision", revision)
+    assert (answer.exit_code, answer.stdout) == (1, "")
+    assert says in answer.stderr
+    assert "stopped" not in answer.stderr
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize("command", ["load", "dump"])
 def test_ctrl_c_says_how_to_go_on(
     cli: Cli, tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str
