@@ -13,17 +13,23 @@ from typing import IO, Final, NoReturn
 PREFIX: Final = b".nebula-draft-"
 
 
+ENDS: Final = (signal.SIGTERM, signal.SIGHUP)
+"""What ends us by itself at once; the second when our terminal is closed."""
+
+
 @contextmanager
 def tidy_end() -> Iterator[None]:
-    """During the block SIGTERM raises SystemExit, so that no draft is left behind: by itself it ends us at once."""
-    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:
-        yield
-        return
-    signal.signal(signal.SIGTERM, _exit)
+    """During the block each of `ENDS` raises SystemExit, so that no draft is left behind. What is ignored, as SIGHUP is
+    under nohup, stays so."""
+    main = threading.current_thread() is threading.main_thread()
+    taken = [number for number in ENDS if main and signal.getsignal(number) == signal.SIG_DFL]
+    for number in taken:
+        signal.signal(number, _exit)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        for number in taken:
+            signal.signal(number, signal.SIG_DFL)
 
 
 def _exit(number: int, _: object) -> NoReturn:

@@ -336,20 +336,23 @@ import os, signal
 from nebuladb.cli.draft import Draft
 from nebuladb.cli.main import main
 write = Draft.write
-Draft.write = lambda *given: (write(*given), os.kill(os.getpid(), signal.SIGTERM))
+Draft.write = lambda *given: (write(*given), os.kill(os.getpid(), int(os.environ["NUMBER"])))
 main()
 """
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 @pytest.mark.parametrize("words", ["dump {}", "get k --file {}/value"])
-def test_a_signal_leaves_no_draft_behind(cli: Cli, nodes: list[Node], tree: Path, tmp_path: Path, words: str) -> None:
+def test_a_signal_leaves_no_draft_behind(
+    cli: Cli, nodes: list[Node], tree: Path, tmp_path: Path, words: str, number: signal.Signals
+) -> None:
     cli("load", str(tree / "sub" / "dir"))
     cli("put", "k", "v")
     place = tmp_path / "out"
     place.mkdir()
-    environ = {**os.environ, "NEBULA_ENDPOINTS": nodes[0].address}
+    environ = {**os.environ, "NEBULA_ENDPOINTS": nodes[0].address, "NUMBER": str(int(number))}
     command = [sys.executable, "-c", ENDED, *words.format(place).split()]
     ran = subprocess.run(command, env=environ, check=False, capture_output=True)
-    assert ran.returncode == 128 + signal.SIGTERM, ran.stderr
+    assert ran.returncode == 128 + number, ran.stderr
     assert os.listdir(place) == []
     assert b"Traceback" not in ran.stderr
