@@ -47,7 +47,7 @@ class Meta(NamedTuple):
         try:
             fields = json.loads(row)
             meta = cls(int(fields["size"]), str(fields["sha256"]), int(fields["mode"]))
-        except (ValueError, TypeError, KeyError) as error:
+        except (ValueError, TypeError, KeyError, OverflowError, RecursionError) as error:
             raise ValueError(f"not a meta row: {error}") from None
         if fields.get("chunk_size") != CHUNK or fields.get("chunks") != meta.chunks or meta.size < 0:
             raise ValueError("a meta row of another layout; use a newer nebula-cli")
@@ -80,10 +80,10 @@ def all_but_first(path: bytes) -> tuple[bytes, bytes]:
 
 
 def parse_key(key: bytes) -> tuple[bytes, int]:
-    """(path, what): a chunk's number, from `CONTENT` on, or `META`."""
+    """(path, what): a chunk's number, from `CONTENT` on, or `META`. What `chunk_key` doesn't make is a path."""
     if key.endswith(_META):
         return key[: -len(_META)], META
     head, mark, digits = key[:-_DIGITS], key[-_DIGITS - len(_CHUNK) : -_DIGITS], key[-_DIGITS:]
-    if mark == _CHUNK and all(digit in b"0123456789abcdef" for digit in digits):
+    if mark == _CHUNK and all(digit in b"0123456789abcdef" for digit in digits) and int(digits, 16):
         return head[: -len(_CHUNK)], int(digits, 16)
     return key, CONTENT

@@ -261,6 +261,8 @@ def test_dump_never_leaves_its_directory(cli: Cli, tmp_path: Path, path: str) ->
     [
         (b"not json", "not a meta row"),
         (b"{}", "not a meta row"),
+        (b'{"size":1e999,"sha256":"0","mode":0,"chunks":1,"chunk_size":1048576}', "not a meta row"),
+        (b"[" * 100_000, "not a meta row"),
         (json.dumps({"size": 4, "sha256": "0", "mode": 0, "chunks": 1, "chunk_size": 9}).encode(), "another layout"),
         (Meta.of(b"evil", 0o644)._replace(sha256="00").to_bytes(), "DIFFERS"),
         (Meta.of(b"e" * CHUNK * 2, 0o644).to_bytes(), "DIFFERS"),
@@ -273,6 +275,14 @@ def test_dump_refuses_what_is_not_whole(cli: Cli, tmp_path: Path, row: bytes, sa
     assert answer.exit_code == 1
     assert says in answer.stderr
     assert not list((tmp_path / "out").iterdir())
+
+
+def test_dump_leaves_nothing_of_rows_that_no_load_wrote(cli: Cli, tmp_path: Path) -> None:
+    """A first chunk under a key of a further one began the file anew, and its beginning stayed as a draft."""
+    cli("put", "f", "evil")
+    cli("put", "--hex", b"f\0chunk\x0000000000".hex(), "evil")
+    assert cli("dump", str(tmp_path / "out")).exit_code == 1
+    assert os.listdir(tmp_path / "out") == []
 
 
 def test_dump_takes_the_place_of_files_only(cli: Cli, tree: Path, tmp_path: Path) -> None:
