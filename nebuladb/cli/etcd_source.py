@@ -27,6 +27,8 @@ MAX_LIMIT: Final = 4096
 MAX_MESSAGE: Final = 128 << 20
 """Of a page that turns out larger: so much of a first page's large values, or of some after many small ones."""
 
+OLD_REVISION: Final = "etcdserver: revision of auth store is old"
+
 Answer = TypeVar("Answer", bound=Message)
 
 
@@ -109,10 +111,7 @@ class EtcdSource:
     async def open(self) -> None:
         """Log in, if there is a user, and fix the revision. Raises as the class says."""
         if self._user:
-            name, _, password = self._user.partition(":")
-            login = auth_pb2.AuthenticateRequest(name=name, password=password)
-            answer = await self._call("Auth/Authenticate", login, auth_pb2.AuthenticateResponse)
-            self._metadata = (("token", answer.token),)
+            await self._login()
         request = kv_pb2.RangeRequest(key=ALL, range_end=ALL, count_only=True)
         found = await self._call("KV/Range", request, kv_pb2.RangeResponse)
         self.revision, self.count, self.cluster = found.header.revision, found.count, found.header.cluster_id
@@ -149,10 +148,24 @@ class EtcdSource:
             if not page.more:
                 return
 
+    async def _login(self) -> None:
+        name, _, password = self._user.partition(":")
+        login = auth_pb2.AuthenticateRequest(name=name, password=password)
+        self._metadata = ()
+        answer = await self._call("Auth/Authenticate", login, auth_pb2.AuthenticateResponse)
+        self._metadata = (("token", answer.token),)
+
     async def _call(self, method: str, request: Message, kind: type[Answer]) -> Answer:
         invoke: Any = self._channel.unary_unary(f"/etcdserverpb.{method}", _encode, kind.FromString)
+        answer: Answer
         try:
-            answer: Answer = await invoke(request, timeout=self._timeout, metadata=self._metadata)
+            try:
+                answer = await invoke(request, timeout=self._timeout, metadata=self._metadata)
+            except grpc.aio.AioRpcError as error:
+                if not (self._metadata and _outworn(error)):
+                    raise
+                await self._login()
+                answer = await invoke(request, timeout=self._timeout, metadata=self._metadata)
             return answer
         except grpc.aio.AioRpcError as error:
             text = f"etcd at {self.address}: {error.details() or error.code().name}"
@@ -161,6 +174,11 @@ class EtcdSource:
             if error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED:
                 raise TooLarge(text) from error
             raise Unavailable(text) from error
+
+
+def _outworn(error: grpc.aio.AioRpcError) -> bool:
+    """Whether another token would do: one of the kind `jwt` lasts for five minutes, and until users or roles change."""
+    return error.code() is grpc.StatusCode.UNAUTHENTICATED or error.details() == OLD_REVISION
 
 
 class TooLarge(Unavailable):

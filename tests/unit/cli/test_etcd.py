@@ -5,10 +5,14 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 
+import grpc
+import grpc.aio
 import pytest
 from click.testing import CliRunner, Result
+from google.protobuf.message import Message
+from grpc.aio import Metadata
 
 from nebuladb.api.etcd.requests import ENTRY_BYTES
 from nebuladb.cli import etcd as command
@@ -17,10 +21,10 @@ from nebuladb.cli.etcd_leases import Leases
 from nebuladb.cli.etcd_source import EtcdSource, Lease
 from nebuladb.cli.main import main
 from nebuladb.client import AsyncClient
-from nebuladb.errors import LeaseExists
+from nebuladb.errors import LeaseExists, Unavailable
 from nebuladb.kv import txn
 from nebuladb.kv.limits import MAX_REQUEST_BYTES
-from nebuladb.pb.etcd import kv_pb2, lease_pb2
+from nebuladb.pb.etcd import auth_pb2, kv_pb2, lease_pb2
 from nebuladb.pb.etcd.mvcc_pb2 import KeyValue
 from tests.unit.api.etcd.faced import Faced
 from tests.unit.node.lone import SECONDS
@@ -368,6 +372,51 @@ async def test_what_cannot_be_asked_for(pair: Pair) -> None:
     stranger = await pair.run("---", "--user", "root:secret")
     assert stranger.exit_code == 1
     assert "authentication is not enabled" in stranger.stderr
+
+
+class Guarded:
+    """Stands for a channel to an etcd that knows users: each of its tokens is good for two requests."""
+
+    def __init__(self, code: grpc.StatusCode, says: str) -> None:
+        self._error = grpc.aio.AioRpcError(code, Metadata(), Metadata(), says)
+        self.tokens = self.left = 0
+        self.users = {"ann"}
+
+    def unary_unary(self, method: str, *_: object) -> Callable[..., Awaitable[Message]]:
+        async def call(request: Message, *, timeout: float, metadata: Sequence[tuple[str, str]]) -> Message:
+            if isinstance(request, auth_pb2.AuthenticateRequest):
+                if request.name not in self.users:
+                    raise grpc.aio.AioRpcError(grpc.StatusCode.INVALID_ARGUMENT, Metadata(), Metadata(), "who?")
+                self.tokens, self.left = self.tokens + 1, 2
+                return auth_pb2.AuthenticateResponse(token=str(self.tokens))
+            self.left -= 1
+            if self.left < 0 or tuple(metadata) != (("token", str(self.tokens)),):
+                raise self._error
+            return kv_pb2.RangeResponse(count=3, more=True, kvs=[KeyValue(key=b"a")])
+
+        return call
+
+
+@pytest.mark.parametrize(
+    ("code", "says"),
+    [
+        (grpc.StatusCode.UNAUTHENTICATED, "etcdserver: invalid auth token"),
+        (grpc.StatusCode.INVALID_ARGUMENT, "etcdserver: revision of auth store is old"),
+    ],
+)
+async def test_a_token_that_is_over_is_no_end(code: grpc.StatusCode, says: str) -> None:
+    """An import that took longer than a token lasts stopped there, with --merge at the same place again."""
+    etcd = Guarded(code, says)
+    source = EtcdSource("127.0.0.1:1", etcd_source.Security(user="ann:secret"), SECONDS)
+    source._channel = etcd  # type: ignore[assignment]
+    await source.open()
+    pages = source.pages()
+    for _ in range(5):
+        await anext(pages)
+    assert etcd.tokens == 3
+    etcd.users.clear()
+    with pytest.raises(Unavailable, match="who"):
+        await anext(pages)
 
 
 async def test_nebula_cli_and_etcds_clients_see_the_same_keys(pair: Pair) -> None:
