@@ -47,7 +47,8 @@ WARNING: Final = """This makes a cluster of one node out of this directory.
   - Writes that were acknowledged by the others and that this node has not got are LOST.
   - Writes that were never acknowledged may turn out to have been done.
   - Nodes of the old cluster can never join this one: empty their directories, and add them as new members.
-  - Do it on ONE survivor only, the one with the highest applied indexes, and never while a majority may come back."""
+  - Do it on ONE survivor only, the one whose logs end last, and never while a majority may come back. `nebulad verify`
+    on each survivor, stopped, shows it: the highest term, and of one term the highest index."""
 
 
 def recover(path: Path, say: Callable[[str], None]) -> None:

@@ -7,7 +7,7 @@ promised to nobody (S34).
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -211,38 +211,41 @@ def _groups(engine: RocksEngine, log: LogStore, rows: dict[int, RegistryRow]) ->
         part = f"shard {group}"
         try:
             state = _state(engine, group, generation)
-            start, last = log.reader(GroupId(group)).start()[0], log.reader(GroupId(group)).last()[0]
+            start, (last, term) = log.reader(GroupId(group)).start()[0], log.reader(GroupId(group)).last()
         except NebulaError as error:
             yield Finding(part, _damage(error), REBUILT)
             continue
+        end = f"its log ends at index {last} of term {term}"  # the rest of it is applied at a start, and by `recover`
         if state is None:
             if (start, rows[group].initial[0]) != (rows[group].initial[0],) * 2:
                 yield Finding(part, f"its data is gone, its log begins after index {start}", REBUILT)
             else:
-                yield Finding(f"{part}: no data yet, and the whole log")
+                yield Finding(f"{part}: no data yet, and the whole log; {end}")
             continue
         if state.index < start:
             yield Finding(part, f"its data ends at index {state.index}, its log begins after {start}", REBUILT)
         if state.index + state.partial > last:
             where = f"amid entry {state.index + 1}" if state.partial else f"at index {state.index}"
             yield Finding(part, f"its data is {where}, its log ends at {last}: the log lost entries", LOST)
-        yield from _rows(engine, group, generation, part, state)
+        if (yield from _rows(engine, group, generation, part)):
+            known = f"{state.keys} keys at revision {state.revision}, applied up to index {state.index}"
+            yield Finding(f"{part}: {known}; {end}")
 
 
-def _rows(engine: RocksEngine, group: int, generation: int, part: str, state: State) -> Iterator[Finding]:
+def _rows(engine: RocksEngine, group: int, generation: int, part: str) -> Generator[Finding, None, bool]:
+    """Returns whether they agree with each other."""
     told = 0
     try:
         for problem in verify_rows(engine, GroupId(group), Generation(generation)):
             told += 1
             if told > MAX_PROBLEMS:
                 yield Finding(part, "and more", REBUILT)
-                return
+                return False
             yield Finding(part, problem, REBUILT)
     except NebulaError as error:
         yield Finding(part, _damage(error), REBUILT)
-        return
-    if not told:
-        yield Finding(f"{part}: {state.keys} keys at revision {state.revision}, applied up to index {state.index}")
+        return False
+    return not told
 
 
 def _state(engine: RocksEngine, group: int, generation: int) -> State | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from nebuladb.kv.state import State
 from nebuladb.node.identity import Identity
 from nebuladb.node.memory import plan
 from nebuladb.server.directory import DataDirectory
+from nebuladb.server.recover import recover
 from nebuladb.server.verify import report, verify
 from nebuladb.storage.engine import Batch
 from nebuladb.storage.rocks import RocksEngine, RocksMemory
@@ -110,6 +112,20 @@ def test_a_directory_that_was_left_in_order_is_sound_and_stays_as_it_was(copy: P
     files = {path: path.read_bytes() for path in copy.rglob("*") if path.is_file() and path.name != "LOCK"}
     changed = {path.name for path in before if files.get(path) != before[path]}
     assert {name for name in changed if not name.startswith("LOG")} == set()
+
+
+def test_where_a_log_ends_is_told_too(killed: Path) -> None:
+    """By what it had applied a killed node was taken for the poorer survivor, with all that its log still had."""
+    lines = command(killed)[1].splitlines()
+    line = next(line for line in lines if f"shard {DEFAULT_GROUP}: " in line)
+    found = re.search(r"applied up to index (\d+); its log ends at index (\d+) of term (\d+)$", line)
+    assert found is not None, line
+    applied, last, term = map(int, found.groups())
+    assert applied < last
+    assert term >= 2, "it was started twice"
+    told: list[str] = []
+    recover(killed, told.append)
+    assert any(text.startswith(f"shard {DEFAULT_GROUP}: {last} log entries applied") for text in told), told
 
 
 def test_a_file_voting_with_which_the_node_would_not_start(copy: Path) -> None:
