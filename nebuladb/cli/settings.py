@@ -178,4 +178,6 @@ def key_range(key: str | None, prefix: str | None, end: str | None, hexadecimal:
             raise click.UsageError("--end goes with a KEY, not with --prefix")
         start = key_bytes(prefix, hexadecimal)
         return start or b"\0", prefix_end(start)
-    return key_bytes(key or "", hexadecimal), key_bytes(end, hexadecimal) if end is not None else b""
+    if end == "":
+        raise click.UsageError("--end is empty: leave it out for KEY alone, or name the key to stop before")
+    return key_bytes(key or "", hexadecimal), key_bytes(end or "", hexadecimal)

@@ -80,6 +80,8 @@ def _condition(words: list[bytes]) -> kv_pb2.Compare:
 
 def _operation(txn: Txn, branch: Branch, words: list[bytes]) -> None:
     match words:
+        case [b"get" | b"del", _, b""]:
+            raise ValueError("END is empty: leave it out for KEY alone, or name the key to stop before")
         case [b"put", key, value]:
             txn.put(key, value, branch=branch)
         case [b"put", key, value, lease]:

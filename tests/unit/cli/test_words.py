@@ -54,6 +54,21 @@ def test_what_cannot_be_meant_exits_2(cli: Cli, words: tuple[str, ...]) -> None:
     assert answer.stderr
 
 
+def test_an_empty_end_is_no_end(cli: Cli) -> None:
+    """No key is before it; and KEY was deleted, where a variable of a script was empty."""
+    cli("put", "k", "v")
+    for words in (("del", "k", "--end", ""), ("watch", "k", "--end", "")):
+        answer = cli(*words)
+        assert (answer.exit_code, answer.stdout) == (2, "")
+        assert "--end is empty" in answer.stderr
+    for line in ('del k ""', 'get k ""'):
+        answer = cli("txn", stdin=line.encode())
+        assert (answer.exit_code, answer.stdout) == (2, "")
+        assert "line 1: END is empty" in answer.stderr
+    assert cli("get", "k").stdout == "v\n"
+    assert cli("scan", "a", "--end", "").stdout == "k\tv\n", "to the last one, as without it"
+
+
 def test_a_scheme_is_named_as_what_is_wrong(cli: Cli) -> None:
     answer = cli("--endpoints", "http://127.0.0.1:7379", "get", "k")
     assert answer.stderr.count("\n") == 1
