@@ -79,7 +79,8 @@ class Applied:
     partial: bool = False
     """The entry after `index` is half applied: call again with the same works, before anything else."""
     midway: bool = False
-    """What is half applied is a command: the rest of it is to come, in further slices."""
+    """What is half applied is a command: the rest of it is to come, in further slices; or all of it, when enough of
+    what is in its way was removed."""
     revision: int = 0
     answers: list[tuple[int, Answer]] = field(default_factory=list)
     """(request, answer) of this node's own requests, in log order."""

@@ -115,10 +115,10 @@ class Deletion:
                 dead.discard(row)
                 run.append(row)
             elif run:
-                _delete_run(batch, run)
+                delete_run(batch, run)
                 run = []
         close(rows)
-        _delete_run(batch, run)
+        delete_run(batch, run)
         for row in sorted(dead):
             batch.delete(row)
 
@@ -142,7 +142,7 @@ class Deletion:
         return 0
 
 
-def _delete_run(batch: Batch, rows: list[bytes]) -> None:
+def delete_run(batch: Batch, rows: list[bytes]) -> None:
     """Delete rows between which there is no other, ascending."""
     if len(rows) >= MIN_RUN:
         batch.delete_range(rows[0], rows[-1] + b"\0")

@@ -9,6 +9,8 @@ from typing import Final
 
 from nebuladb.errors import KeyNotFound, LeaseNotFound
 from nebuladb.kv.change import Change, LeaseChange
+from nebuladb.kv.dead import Clearing
+from nebuladb.kv.deletion import delete_run
 from nebuladb.kv.limits import HISTORY_STRIDE
 from nebuladb.kv.rows import (
     AFTER_TOMBSTONE,
@@ -42,7 +44,7 @@ class Draft:
     """
 
     __slots__ = (
-        "_current", "_fresh", "_record", "_sorted", "_source", "added", "events", "floor", "forgotten",
+        "_buried", "_current", "_fresh", "_record", "_sorted", "_source", "added", "events", "floor", "forgotten",
         "grown", "held", "keys", "leases", "records", "rows", "size",
     )  # fmt: skip
 
@@ -59,14 +61,15 @@ class Draft:
         self.added = 0
         self.grown = 0
         self.forgotten = 0
-        """Revision of the newest tombstone that a put took no notice of: no way leads back from the new record, so who
-        reads at an earlier revision doesn't find the key any more."""
+        """Revision of the newest tombstone that a put took no notice of, or that is removed: no way leads back from
+        the new record, or from none, so who reads at an earlier revision doesn't find the key any more."""
         self.size = 0
         """Bytes written, about: for the slice's bound."""
         self.held = 0
         """Bytes of the values that were superseded, which `events` keep: likewise."""
         self._sorted: list[bytes] = []
         self._fresh = 0
+        self._buried: list[list[bytes]] = []
 
     # --- reading
 
@@ -238,6 +241,11 @@ class Draft:
 
     # --- the end of it
 
+    def bury(self, dead: Clearing) -> None:
+        """Remove these, too, and be read no more. What of them was written here stays for now."""
+        self._buried = dead.runs
+        self.forgotten = max(self.forgotten, dead.newest)
+
     def merge(self, other: Draft) -> None:
         """Take over what `other`, a draft over this one, wrote."""
         self.rows.update(other.rows)
@@ -253,6 +261,10 @@ class Draft:
     def batch(self) -> Batch:
         """Everything as one engine batch."""
         batch = Batch()
-        batch.operations = [(DELETE, row, b"") if data is None else (PUT, row, data) for row, data in self.rows.items()]
-        batch.size = self.size
+        for run in self._buried:
+            delete_run(batch, run)
+        batch.operations += [
+            (DELETE, row, b"") if data is None else (PUT, row, data) for row, data in self.rows.items()
+        ]
+        batch.size += self.size
         return batch

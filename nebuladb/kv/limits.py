@@ -89,6 +89,9 @@ class Limits(NamedTuple):
     slice_bytes: int = 2 << 20
     """Bytes written by one `Store.apply`, likewise; the engine takes 8 ms for them. Of values that it supersedes, which
     were read and go out with its events, twice as many."""
+    dead_rows: int = 4096
+    """Rows of keys that are gone, deleted and compacted, which one command passes over before they are removed, so that
+    it may go on in the next slice."""
     cache_bytes: int = 64 << 20
     """Newest records kept in memory, their overhead included, where the caller gives no share of the node's."""
     hash_jobs: int = 2

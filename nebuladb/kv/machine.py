@@ -37,6 +37,7 @@ from nebuladb.kv.answer import (
 )
 from nebuladb.kv.change import Applied, key_value
 from nebuladb.kv.command import Command, Kind, Work
+from nebuladb.kv.dead import Buried, Clearing
 from nebuladb.kv.draft import Draft
 from nebuladb.kv.leases import Leases
 from nebuladb.kv.limits import MAX_COMMANDS, MAX_REQUEST_BYTES, Limits
@@ -112,7 +113,7 @@ class Machine:
         loans = self._source.loans
         if loans.ahead > FIRST_ROWS and not applied.wanted:
             loans.ahead = FIRST_ROWS  # what it misses next may be of another kind
-        applied.midway = bool(state.cursor)
+        applied.midway |= bool(state.cursor)
         applied.index, applied.term, applied.revision = state.index, state.term, state.revision
         applied.examined = len(self.draft.rows) + self._examined
         state.keys += self.draft.added
@@ -159,6 +160,11 @@ class Machine:
                 # It has read and not written yet, so the slice ends before it.
                 self.applied.wanted += misses.rows[: self._ahead]
                 state.place = place
+                return False
+            except Buried as met:
+                probe("dead rows cleared away")
+                draft.bury(met.rows)
+                state.place, self.applied.midway = place, True
                 return False
             except Unfinished:
                 probe("command sliced")
@@ -241,7 +247,7 @@ class Machine:
         draft, state = self.draft, self.state
         if not request.range_end or request.prev_kv:
             # Not to be sliced: one key, or an answer as large as what is deleted, hence bounded.
-            txn = Txn(draft, state.revision + 1, bounded=command.bounded)
+            txn = self._transaction(command)
             try:
                 result = txn.delete(request.key, request.range_end, prev_kv=request.prev_kv)
             finally:
@@ -347,15 +353,19 @@ class Machine:
     def _txn(self, command: Command) -> Result:
         request = kv_pb2.TxnRequest.FromString(command.body)
         check.txn(request)
-        draft, state = self.draft, self.state
-        txn = Txn(draft, state.revision + 1, bounded=command.bounded)
+        txn = self._transaction(command)
         try:
             result = txn.run(request)
         finally:
             self._examined += txn.budget.examined
         if txn.sub:
-            state.revision += 1
+            self.state.revision += 1
         return result
+
+    def _transaction(self, command: Command) -> Txn:
+        txn = Txn(self.draft, self.state.revision + 1, bounded=command.bounded)
+        txn.budget.dead = Clearing(self._limits.dead_rows)
+        return txn
 
     def _compact(self, command: Command) -> Result:
         """Set the floor, O(1); `Deletion` does the work (S23, etcd 25)."""

@@ -16,8 +16,8 @@ class Pin:
     shows, though the replicated floor moves on. It holds disk space and no memory: an engine snapshot would keep the
     memtables of its day.
 
-    The store closes it too, when it is old, when a key that it may show was deleted, compacted and made anew, or when
-    the store is closed; then `scan` raises `Unavailable`.
+    The store closes it too, when it is old, when a key that it may show was deleted, compacted and made anew, or
+    removed by a transaction that met thousands of such, or when the store is closed; then `scan` raises `Unavailable`.
     """
 
     def __init__(self, source: SnapshotSource, revision: int, index: int) -> None:
@@ -50,7 +50,7 @@ class Pin:
         )  # fmt: skip
 
     def forget(self, revision: int) -> None:
-        """A put took no notice of a tombstone at `revision`, below the floor (`Draft.forgotten`)."""
+        """A tombstone at `revision`, below the floor, is gone or was taken no notice of (`Draft.forgotten`)."""
         if self.revision < revision and not self.closed:
             probe("pin cut off")
             self.close()

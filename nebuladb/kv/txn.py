@@ -11,6 +11,7 @@ from nebuladb.env import probe
 from nebuladb.errors import Compacted, FutureRevision, KeyNotFound, ResultTooLarge
 from nebuladb.kv.answer import NO_PREVIOUS, DeleteResult, KeyValue, OperationResult, PutResult, RangeResult, TxnResult
 from nebuladb.kv.change import key_value
+from nebuladb.kv.dead import Dead
 from nebuladb.kv.draft import Draft
 from nebuladb.kv.limits import MAX_RESULT_BYTES, MAX_RESULT_ROWS, MAX_TXN_BYTES, MAX_TXN_ROWS, ROW_OVERHEAD
 from nebuladb.kv.rows import KEY_AT, Record, decode_record
@@ -44,10 +45,10 @@ class Budget:
 
     Every replica must spend the same. Newest records and those of the history that a revision above the floor shows are
     replicated state, and so are their bytes. What background deletion may or may not have removed by now, tombstones
-    below the floor, is never charged.
+    below the floor, is never charged; `dead` bounds it.
     """
 
-    __slots__ = ("_allowed", "_readable", "read", "rows", "size")
+    __slots__ = ("_allowed", "_readable", "dead", "read", "rows", "size")
 
     def __init__(self, rows: int = MAX_TXN_ROWS, size: int = MAX_RESULT_BYTES) -> None:
         self._allowed = rows
@@ -55,6 +56,7 @@ class Budget:
         self.size = size
         self.read = self._readable = MAX_TXN_BYTES
         """Bytes of rows that may still be looked at."""
+        self.dead = Dead()
 
     def unbind(self) -> None:
         """Any number of bytes may be looked at."""
@@ -63,7 +65,7 @@ class Budget:
     @property
     def examined(self) -> int:
         """Rows looked at so far, large ones as several: for the slice's bound."""
-        return self._allowed - self.rows + (self._readable - self.read) // EXAMINED_BYTES
+        return self._allowed - self.rows + (self._readable - self.read) // EXAMINED_BYTES + self.dead.passed
 
     def spend(self, rows: int, size: int, read: int = 0) -> None:
         """Count rows looked at, bytes answered, and bytes looked at."""
@@ -270,14 +272,17 @@ class Txn:
             if record is not None:
                 yield key, record
             return
-        budget, floor, count = self.budget, self.draft.floor, 0
+        budget, floor, count, joined = self.budget, self.draft.floor, 0, False
         rows = source.scan(*source.keys.span(key, end))
         try:
             for row, data in rows:
                 name = row[KEY_AT:]
                 newest = decode_record(data)
                 if not newest.version and newest.main < floor:
+                    budget.dead.passes(row, data, joined=joined)
+                    joined = True
                     continue  # another replica may have deleted it already
+                joined = False
                 record, steps, read = at(source, name, newest, seen)
                 budget.spend(1 + steps, 0, len(row) + len(data) + read)
                 if record is not None:
@@ -308,7 +313,7 @@ def collect(
         asked = min(enough or MAX_RESULT_ROWS, MAX_RESULT_ROWS)
         part = page(
             source, span, revision, limit=asked, max_bytes=budget.size + 1, max_rows=budget.rows,
-            keys_only=selection.blank, keep=selection.keep, floor=floor, max_read=budget.read + 1,
+            keys_only=selection.blank, keep=selection.keep, floor=floor, max_read=budget.read + 1, dead=budget.dead,
         )  # fmt: skip
         budget.spend(part.examined, part.size, part.read)
         found, count, cursor = part.kvs, part.counted, part.cursor
@@ -319,7 +324,7 @@ def collect(
         low = span[0][:KEY_AT] + cursor
         others = page(
             source, (low, span[1]), revision, limit=0, max_bytes=0, max_rows=budget.rows, floor=floor,
-            max_read=budget.read + 1,
+            max_read=budget.read + 1, dead=budget.dead,
         )  # fmt: skip
         budget.spend(others.examined, 0, others.read)
         if others.cursor:

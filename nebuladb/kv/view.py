@@ -8,6 +8,7 @@ from typing import Final, NamedTuple
 from nebuladb.errors import Corruption
 from nebuladb.kv.answer import KeyValue
 from nebuladb.kv.change import key_value
+from nebuladb.kv.dead import Dead
 from nebuladb.kv.limits import ROW_OVERHEAD
 from nebuladb.kv.loans import Misses
 from nebuladb.kv.rows import (
@@ -89,24 +90,29 @@ def page(
     keep: Callable[[Record], bool] | None = None,
     floor: int = 0,
     max_read: int = 1 << 62,
+    dead: Dead | None = None,
 ) -> Page:
     """The range as it was at `revision`, as far as `limit` keys, about `max_bytes` (at least one key), and `max_rows`
     rows or `max_read` bytes looked at, and one key's history more, go. With `limit` 0 keys are counted and none
     returned; what `keep` refuses is counted, too.
 
     What another replica may have deleted already, tombstones below `floor`, counts for nothing: `examined` and `read`
-    are the same on all."""
+    are the same on all. `dead` is told of those, and may raise."""
+    dead = dead or Dead()
     if not limit:
-        return _count(source, span, revision, max_rows, floor, max_read)
+        return _count(source, span, revision, max_rows, dead, floor, max_read)
     oldest = U64.pack(floor)
     kvs: list[KeyValue] = []
     missing: list[bytes] = []
     counted = size = examined = read = missed = 0
-    cursor = b""
+    cursor, joined = b"", False
     rows = source.scan(*span)
     for row, data in rows:
         if data[RECORD_FLAGS] & TOMBSTONE and data[RECORD_MAIN] < oldest:
+            dead.passes(row, data, joined=joined)
+            joined = True
             continue  # another replica may have deleted it already
+        joined = False
         if examined >= max_rows or len(kvs) == limit or size >= max_bytes or read >= max_read:
             cursor = row[KEY_AT:]
             close(rows)
@@ -141,15 +147,20 @@ def page(
     return Page(tuple(kvs), counted, cursor, size, examined, read)
 
 
-def _count(source: Source, span: tuple[bytes, bytes], revision: int, max_rows: int, floor: int, max_read: int) -> Page:
+def _count(
+    source: Source, span: tuple[bytes, bytes], revision: int, max_rows: int, dead: Dead, floor: int, max_read: int
+) -> Page:
     """`page` with limit 0: of most rows two fields are all that it takes to tell."""
     missing: list[bytes] = []
     counted = examined = read = missed = 0
-    cursor, newest, oldest = b"", U64.pack(revision), U64.pack(floor)
+    cursor, newest, oldest, joined = b"", U64.pack(revision), U64.pack(floor), False
     rows = source.scan(*span)
     for row, data in rows:
         if data[RECORD_FLAGS] & TOMBSTONE and data[RECORD_MAIN] < oldest:
+            dead.passes(row, data, joined=joined)
+            joined = True
             continue
+        joined = False
         if examined >= max_rows or read >= max_read:
             cursor = row[KEY_AT:]
             close(rows)

@@ -60,7 +60,7 @@ CHOICES: tuple[tuple[object, str, tuple[object, ...]], ...] = (
         "__defaults__",
         (
             (Limits(slice_rows=1), None),
-            (Limits(slice_rows=8, slice_bytes=500), None),
+            (Limits(slice_rows=8, slice_bytes=500, dead_rows=1), None),
             (Limits(slice_rows=8, snapshot_age=10), None),
         ),
     ),

@@ -9,14 +9,17 @@ import pytest
 from nebuladb.errors import Reason, ResultTooLarge, TooManyOperations
 from nebuladb.kv import check, leases, sessions, txn
 from nebuladb.kv.answer import DeleteResult, KeyValue, SessionResult, TxnResult
+from nebuladb.kv.dead import Dead
 from nebuladb.kv.limits import HISTORY_STRIDE, Limits
 from nebuladb.kv.rows import Keys
 from nebuladb.kv.store import Store
 from nebuladb.kv.txn import Budget
+from nebuladb.kv.verify import verify_rows
 from nebuladb.kv.view import at
 from nebuladb.pb.nebula.v1 import kv_pb2
 from nebuladb.storage.memory import MemoryEngine
 from tests.unit.kv.helpers import (
+    CLOCK,
     GENERATION,
     GROUP,
     Log,
@@ -238,3 +241,65 @@ def test_a_transaction_of_far_too_many_operations_is_counted_and_not_looked_at(t
     finally:
         tracemalloc.stop()
     assert peak < 2_000_000
+
+
+GONE = 500
+
+
+def buried(limits: Limits) -> tuple[Store, Log]:
+    """Keys that were deleted and compacted, one of two in the history still, and two that live."""
+    store, log = filled(GONE, limits=limits)
+    run(store, log, put(b"a", b"1"), put(b"k250a", b"2"))
+    run(store, log, delete(b"k000", b"k250"), delete(b"k251", b"l"), delete(b"k250"), put(b"k007"), delete(b"k007"))
+    run(store, log, put(b"z"), compact(store.revision))
+    assert store.floor == store.revision - 1
+    return store, log
+
+
+def ranges_over(*operations: Op) -> kv_pb2.TxnRequest:
+    absent = kv_pb2.Compare(key=b"k", range_end=b"l", target=kv_pb2.Compare.VERSION, number=1)
+    count = Op(range=R(key=b"k", range_end=ALL, count_only=True))
+    return kv_pb2.TxnRequest(compare=[absent] * 3, success=[*operations, count, Op(range=R(key=b"k", range_end=b"l"))])
+
+
+def test_a_transaction_over_many_keys_that_are_gone_is_sliced_and_removes_them() -> None:
+    """Nothing is charged for them, so nothing else bounds what one turn of the loop passes over."""
+    for request in (ranges_over(Op(put=P(key=b"new"))), ranges_over(Op(delete=D(key=b"k", range_end=b"l")))):
+        (one, one_log), (other, other_log) = buried(Limits()), buried(Limits(dead_rows=20))
+        works = [one_log.work(put(b"y"), txn_command(request), delete(b"k", b"l", prev_kv=True))]
+        other_log.work(put(b"y"), CLOCK, CLOCK)
+        whole, parts = drain(one, works), drain(other, works)
+        assert len(parts) > GONE / 25
+        assert max(part.examined for part in parts[:-1]) < 100
+        assert all(part.midway for part in parts[:-2])  # others get the loop in between
+        assert len(whole) < 4
+        assert [answer for part in parts for answer in part.answers] == [a for part in whole for a in part.answers]
+        assert one.scan(b"a").kvs == other.scan(b"a").kvs
+        assert state_hash(one, one_log) == state_hash(other, other_log)
+        finish(other)
+        assert list(verify_rows(other._engine, GROUP, GENERATION)) == []
+
+
+def test_a_read_passes_over_so_many_keys_that_are_gone_and_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    store, _ = buried(Limits())
+    assert store.read(ranges_over()).succeeded
+    monkeypatch.setattr(txn, "Dead", lambda: Dead(GONE - 2))
+    with pytest.raises(ResultTooLarge, match="are still being removed"):
+        store.read(ranges_over())
+    with pytest.raises(ResultTooLarge, match="are still being removed"):
+        store.range(b"k", ALL)
+    finish(store)
+    assert store.read(ranges_over()).succeeded
+    assert [kv.key for kv in store.range(b"k", ALL).kvs] == [b"k250a", b"z"]
+
+
+def test_a_pin_is_closed_when_a_transaction_removes_what_it_shows() -> None:
+    store, log = filled(GONE, limits=Limits(dead_rows=20))
+    early = store.pin()
+    run(store, log, delete(b"k", b"l"))
+    late = store.pin()
+    run(store, log, put(b"z"))
+    run(store, log, compact(store.revision))
+    run(store, log, txn_command(ranges_over(Op(put=P(key=b"new")))))
+    assert (early.closed, late.closed) == (True, False)
+    assert late.scan(b"a").kvs == ()

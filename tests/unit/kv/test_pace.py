@@ -10,6 +10,7 @@ import pytest
 from nebuladb.kv import txn as txn_module
 from nebuladb.kv.answer import TxnResult
 from nebuladb.kv.command import Command
+from nebuladb.kv.limits import Limits
 from nebuladb.kv.store import Store
 from nebuladb.kv.txn import Budget
 from nebuladb.pb.nebula.v1 import kv_pb2
@@ -58,7 +59,7 @@ def command(random: Random, store: Store) -> Command:
 @pytest.mark.parametrize("seed", range(150))
 def test_answers_and_hashes_are_equal_at_any_pace(seed: int) -> None:
     random = Random(seed)
-    (quick, _), (slow, _) = fresh(), fresh()
+    (quick, _), (slow, _) = fresh(), fresh(Limits(dead_rows=random.choice([0, 1, 3, 4096])))
     one, other = Log(), Log()
     for _ in range(random.randrange(5, 40)):
         commands = [command(random, quick) for _ in range(random.randrange(1, 4))]
