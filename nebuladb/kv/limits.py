@@ -83,7 +83,8 @@ class Limits(NamedTuple):
     """How much one call does and how much is kept in memory; per process."""
 
     slice_rows: int = 1024
-    """Rows written or looked at by one `Store.apply`, about: it ends after the command that reaches it. Some 5 ms."""
+    """Rows written or looked at by one `Store.apply`, about, or commands: it ends after the one that reaches it. Some
+    5 ms."""
     long_rows: int = 512
     """Likewise of one that ends within a command: nobody waits for its end as all do for the loop's return."""
     slice_bytes: int = 2 << 20

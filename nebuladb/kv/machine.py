@@ -83,6 +83,8 @@ class Machine:
         self._place = 0
         self._hashed = False
         self._examined = 0
+        self._run = 0
+        """Commands that were run."""
 
     def run(self, works: Sequence[Work]) -> None:
         """Apply as much of `works` as a slice may hold; those at or below the applied index are passed over."""
@@ -96,7 +98,10 @@ class Machine:
             clock = state.clock
             if work.clock > clock:
                 state.clock = work.clock
-            if not self._commands(work.commands):
+            first = state.place
+            done = self._commands(work.commands)
+            self._run += (len(work.commands) if done else state.place) - first
+            if not done:
                 applied.partial = state.partial
                 if not applied.partial:
                     state.clock = clock  # it missed a row before it began
@@ -115,7 +120,7 @@ class Machine:
             loans.ahead = FIRST_ROWS  # what it misses next may be of another kind
         applied.midway |= bool(state.cursor)
         applied.index, applied.term, applied.revision = state.index, state.term, state.revision
-        applied.examined = len(self.draft.rows) + self._examined
+        applied.examined = max(len(self.draft.rows) + self._examined, self._run)
         state.keys += self.draft.added
         state.size += self.draft.grown
 
@@ -142,7 +147,7 @@ class Machine:
     def _full(self) -> bool:
         limits, draft = self._limits, self.draft
         rows, size = len(draft.rows) + self._examined, draft.size + draft.held // 2
-        return rows >= limits.slice_rows or size >= limits.slice_bytes
+        return max(rows, self._run) >= limits.slice_rows or size >= limits.slice_bytes
 
     def _commands(self, commands: Sequence[Command]) -> bool:
         """Run an entry's commands from `state.place` on; False if the slice ended before the entry did."""
@@ -151,6 +156,8 @@ class Machine:
             raise InvariantViolation(f"entry {self._index} has {count} commands")
         state, draft, limits = self.state, self.draft, self._limits
         rows = draft.rows
+        # One that is refused writes nothing, and takes as long.
+        last = state.place + limits.slice_rows - self._run - 1
         self._hashed = state.place > 0 and any(command.kind == Kind.HASH for command in commands[: state.place])
         for place in range(state.place, count):
             self._place = place
@@ -172,7 +179,8 @@ class Machine:
                 return False
             # `_full`, written out: this line runs for every command there is.
             if place + 1 < count and (
-                len(rows) + self._examined >= limits.slice_rows
+                place >= last
+                or len(rows) + self._examined >= limits.slice_rows
                 or draft.size + draft.held // 2 >= limits.slice_bytes
                 or self.hash_index
             ):

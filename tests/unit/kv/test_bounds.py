@@ -29,6 +29,7 @@ from tests.unit.kv.helpers import (
     finish,
     fresh,
     grant,
+    keep_alive,
     open_session,
     put,
     reopen,
@@ -303,3 +304,12 @@ def test_a_pin_is_closed_when_a_transaction_removes_what_it_shows() -> None:
     run(store, log, txn_command(ranges_over(Op(put=P(key=b"new")))))
     assert (early.closed, late.closed) == (True, False)
     assert late.scan(b"a").kvs == ()
+
+
+def test_commands_that_write_nothing_are_sliced_as_those_that_do() -> None:
+    for command in (keep_alive(5), put(b"k", lease=5), compact(0), delete(b"k"), put(b"k", epoch=9)):
+        store, _ = fresh(Limits(slice_rows=10))
+        log = Log()
+        works = [log.work(*[command] * 25), log.work(*[command] * 7), *(log.work(command) for _ in range(8))]
+        calls = drain(store, works)
+        assert [(len(call.answers), call.examined) for call in calls] == [(10, 10)] * 4
