@@ -47,8 +47,8 @@ M = TypeVar("M", bound=Message)
 T = TypeVar("T")
 
 
-class UnknownShard(WrongShard):
-    """No shard of the keyspace has that id, as far as this node knows."""
+class Divided(InvalidArgument):
+    """The request is none for a keyspace that has several shards, as this one has as far as this node knows."""
 
 
 class Backend:
@@ -104,10 +104,10 @@ class Backend:
     async def learned(self, error: NebulaError, before: Meta, context: Any) -> bool:
         """Whether `error` only shows that this node's picture, which was `before`, lagged behind: then ask again.
 
-        A node that has not heard of a keyspace or shard yet must not say that there is none. Raises `NoLeader` where
-        nobody can tell.
+        A node that has not heard of a keyspace or shard yet must not say that there is none, nor that keys lie in
+        several: the keyspace may have been dropped and made anew, with fewer. Raises `NoLeader` where nobody can tell.
         """
-        if not isinstance(error, KeyspaceNotFound | WrongEpoch | UnknownShard):
+        if not isinstance(error, KeyspaceNotFound | WrongEpoch | WrongShard | Divided):
             return False
         if self.meta is before:
             await self.refresh(self.answer_within(context))
@@ -124,14 +124,14 @@ class Backend:
         return _checked(self.routing.sole(keyspace or DEFAULT, key, range_end), epoch)
 
     def route_group(self, keyspace: str, group: int) -> Descriptor:
-        """The shard of a keyspace by its id; 0 = the only one. Raises `KeyspaceNotFound`, `UnknownShard`."""
+        """The shard of a keyspace by its id; 0 = the only one. Raises `KeyspaceNotFound`, `WrongShard`."""
         shards = self.routing.shards(keyspace or DEFAULT)
         if not group and len(shards) == 1:
             return shards[0]
         for shard in shards:
             if shard.group == group:
                 return shard
-        raise UnknownShard(f"keyspace {keyspace or DEFAULT!r} has no shard {group}; see `nebula-cli shard list`")
+        raise WrongShard(f"keyspace {keyspace or DEFAULT!r} has no shard {group}; see `nebula-cli shard list`")
 
     def route_lease(self, keyspace: str, lease: int) -> Descriptor:
         """The shard of a lease: its id names it, unless the keyspace has only one."""

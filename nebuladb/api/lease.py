@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
-from nebuladb.api.backend import Backend, parse, session_fields
+from nebuladb.api.backend import Backend, Divided, parse, session_fields
 from nebuladb.errors import InvalidArgument, LeaseNotFound
 from nebuladb.ids import lease_group
 from nebuladb.kv import check
@@ -29,10 +29,10 @@ class LeaseService:
         request = parse(pb.LeaseGrantRequest, raw)
         check.lease_grant(request)
         if request.id < 0 and self._divided(request.keyspace):
-            raise InvalidArgument(f"lease id {request.id} is negative")  # it could not name its shard
+            raise Divided(f"lease id {request.id} is negative")  # it could not name its shard
         shard = self._backend.route(request.keyspace, request.key)
         if request.id and self._divided(request.keyspace) and lease_group(request.id) != shard.group:
-            raise InvalidArgument(f"lease id {request.id} does not name the shard of its key, {shard.group}; give none")
+            raise Divided(f"lease id {request.id} does not name the shard of its key, {shard.group}; give none")
         command = Command(Kind.LEASE_GRANT, raw, **session_fields(request.session))
         answer = await self._backend.propose(shard, command, self._backend.answer_within(context))
         response = pb.LeaseGrantResponse(header=self._backend.header(shard.group, answer.revision))

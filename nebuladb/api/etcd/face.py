@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from nebuladb.api.backend import Backend
+from nebuladb.api.backend import Backend, Divided
 from nebuladb.api.etcd.line import Lines
 from nebuladb.api.etcd.wire import message_field, number_field, varint
 from nebuladb.api.leadership import wanted
-from nebuladb.errors import InvalidArgument, NebulaError
+from nebuladb.errors import NebulaError
 from nebuladb.node.meta import ETCD, Meta
 from nebuladb.pb.etcd.header_pb2 import ResponseHeader
 from nebuladb.shard import Descriptor
@@ -40,7 +40,7 @@ class Face:
         return _named(context.invocation_metadata())
 
     def shard(self, context: Any) -> Descriptor:
-        """The one shard of the call's keyspace. Raises `KeyspaceNotFound`, `InvalidArgument`, `Unavailable`, and
+        """The one shard of the call's keyspace. Raises `KeyspaceNotFound`, `Divided`, `Unavailable`, and
         `NoLeader` if there is none and the call wants one (etcd 44)."""
         metadata, meta = context.invocation_metadata(), self.backend.node.meta
         asked, then, shard, leader = self._known
@@ -51,7 +51,7 @@ class Face:
         keyspace = _named(metadata)
         shards = self.backend.routing.shards(keyspace)
         if len(shards) != 1:
-            raise InvalidArgument(
+            raise Divided(
                 f"keyspace {keyspace!r} has {len(shards)} shards; etcd's API needs one with a single line of "
                 "revisions: create it with `--partitioning single`"
             )

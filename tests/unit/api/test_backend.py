@@ -7,8 +7,8 @@ from typing import Any, cast
 
 import pytest
 
-from nebuladb.api.backend import Backend, UnknownShard
-from nebuladb.errors import KeyspaceNotFound, Outcome, Unavailable, WrongEpoch, WrongShard
+from nebuladb.api.backend import Backend, Divided
+from nebuladb.errors import InvalidArgument, KeyspaceNotFound, Outcome, Unavailable, WrongEpoch, WrongShard
 from nebuladb.ids import META_GROUP
 from nebuladb.kv.answer import Answer, KeyValue
 from nebuladb.kv.command import Command, Kind
@@ -113,9 +113,10 @@ async def test_that_there_is_no_keyspace_is_said_only_when_the_meta_group_agrees
     assert not await backend.learned(KeyspaceNotFound(), news, CONTEXT), "nothing new: then it is true"
     assert lagging.asked == 2
     assert await backend.learned(WrongEpoch("", 1), before, CONTEXT), "it has come in the meantime"
-    assert not await backend.learned(WrongShard(), before, CONTEXT), "two shards are two, whatever is new"
+    assert await backend.learned(WrongShard(), before, CONTEXT), "likewise; and two shards may be one now"
+    assert await backend.learned(Divided(), before, CONTEXT)
+    assert not await backend.learned(InvalidArgument(), before, CONTEXT), "which it is, whatever is new"
     assert lagging.asked == 2
-    assert await backend.learned(UnknownShard(), before, CONTEXT), "it may have come in the meantime"
 
 
 @pytest.mark.parametrize(("remaining", "seconds"), [(5.0, 4.75), (1.0, 0.8), (None, 5.0), (1e9, 299.75), (-1.0, -0.8)])

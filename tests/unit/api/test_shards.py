@@ -9,9 +9,11 @@ import grpc.aio
 import pytest
 
 from nebuladb.api import backend, lease
+from nebuladb.api.etcd.face import KEYSPACE_KEY
 from nebuladb.client import AsyncClient
 from nebuladb.errors import Reason
 from nebuladb.ids import lease_group
+from nebuladb.pb.etcd import kv_pb2 as etcd_pb2
 from nebuladb.pb.nebula.v1 import common_pb2, kv_pb2, lease_pb2, session_pb2
 from tests.unit.api.served import Served, error_detail
 from tests.unit.node.lone import SECONDS
@@ -109,3 +111,33 @@ async def test_a_session_is_opened_in_the_shard_that_is_named_or_holds_the_key(
             assert served.pump.store(group).session_count == count
             write = kv_pb2.PutRequest(key=key, session=common_pb2.SessionRef(id=opened.id, sequence=1))
             await ask(served, "KV/Put", write, kv_pb2.PutResponse)
+
+
+async def test_that_the_keyspace_is_divided_is_said_only_when_the_meta_group_agrees(
+    served: Served, groups: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A node that was away while it was dropped, and made anew with one shard, refused for good what any other did."""
+    before = served.node.meta
+    async with AsyncClient([served.address], keyspace="k") as client:
+        await client.drop_keyspace("k")
+        await client.create_keyspace("k", "single")
+    now = served.node.meta
+
+    async def refresh(timeout: float) -> None:
+        served.node.meta = now
+
+    monkeypatch.setattr(served.backend, "refresh", refresh)
+    both = kv_pb2.TxnRequest(success=[Op(put=kv_pb2.TxnPut(key=key)) for key in (LOW, HIGH)])
+    for method, request, response in (
+        ("KV/Txn", both, kv_pb2.TxnResponse),
+        ("KV/Delete", kv_pb2.DeleteRequest(key=LOW, range_end=HIGH), kv_pb2.DeleteResponse),
+        ("Lease/Grant", lease_pb2.LeaseGrantRequest(ttl=60, key=LOW, id=4242), lease_pb2.LeaseGrantResponse),
+        ("Lease/Grant", lease_pb2.LeaseGrantRequest(ttl=60, key=LOW, id=-1), lease_pb2.LeaseGrantResponse),
+    ):
+        served.node.meta = before
+        assert (await ask(served, method, request, response)).header.group > groups[1]
+    served.node.meta = before
+    put = served.channel.unary_unary(
+        "/etcdserverpb.KV/Put", etcd_pb2.PutRequest.SerializeToString, etcd_pb2.PutResponse.FromString
+    )
+    await put(etcd_pb2.PutRequest(key=HIGH), timeout=SECONDS, metadata=((KEYSPACE_KEY, "k"),))
