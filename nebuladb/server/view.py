@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections.abc import Iterable, Mapping
 from typing import Any, Final
@@ -24,6 +25,8 @@ from nebuladb.storage.rocks import RocksMemory
 
 CONFIRM_SECONDS: Final = 2.0
 """For the readiness of one of the groups that are asked; `admin.READY_SECONDS` bounds the whole check."""
+MAX_ASKED: Final = 256
+"""Groups that are asked at once: each wakes its leader's."""
 
 
 class NodeView:
@@ -35,6 +38,8 @@ class NodeView:
         self.serving = False
         """The client port is open and the node isn't stopping."""
         self._announced = False
+        self._current: set[tuple[int, int]] = set()
+        """(group, replica) here whose state was once as new as its leader's, in this process."""
         self.rocks: RocksMemory | None = None
         """Set when the databases open."""
 
@@ -48,6 +53,9 @@ class NodeView:
     async def readyz(self) -> tuple[bool, str]:
         """A ReadIndex round on `default` and `etcd` passes through their leaders and majorities, as a put would. While
         reads of the data store fail here, others are ready, where there are any.
+
+        And all shards here have caught up: who waits for this stops the next node then, and of three the two that are
+        left commit nothing in a shard of which one lacks what the log doesn't reach back to any more.
 
         And the cluster has this node's addresses. Before that the others find it at its old ones only; and of one that
         is restored from a backup once more they don't know that it has been in this life, and forgot its votes (S14).
@@ -70,7 +78,35 @@ class NodeView:
                 pump.store(group)
             except NebulaError as error:
                 return False, f"shard {group}: {error.message}"
+        if why := await self._behind(pump):
+            return False, why
         return await self._known(pump)
+
+    async def _behind(self, pump: Pump) -> str:
+        """Why a shard here isn't as new as its leader's, and never was in this process; empty: all are or were, but
+        for those that nobody leads: no waiting for this node helps these. A full disk doesn't take what is new."""
+        node = pump.node
+        if node.host.disk.space is Space.CRITICAL:
+            return ""
+        for group in (*node.snapshots.lost, *node.snapshots.incoming):
+            if _waits(pump, group):
+                return f"shard {group} waits for a snapshot"
+        here = {(group, replica.id) for group, replica in node.host.replicas.items()}
+        self._current &= here
+        slots = asyncio.Semaphore(MAX_ASKED)
+        asked = [self._ask(pump, group, replica, slots) for group, replica in sorted(here - self._current)]
+        return next(filter(None, await asyncio.gather(*asked)), "")
+
+    async def _ask(self, pump: Pump, group: int, replica: int, slots: asyncio.Semaphore) -> str:
+        """Why the replica hasn't caught up; empty if it has, or nobody leads."""
+        try:
+            async with slots:
+                await pump.confirm(group, CONFIRM_SECONDS)
+            pump.store(group)
+        except NebulaError as error:
+            return f"shard {group} has not caught up: {error.message}" if _waits(pump, group) else ""
+        self._current.add((group, replica))
+        return ""
 
     async def _known(self, pump: Pump) -> tuple[bool, str]:
         """Whether a majority has this node's addresses, and knows that they are committed, so that it finds the node
@@ -171,3 +207,9 @@ class NodeView:
         for group, replica in sorted(host.replicas.items()):
             yield QueueSample(f"writes_{group}", len(replica.proposals), proposals.MAX_PENDING)
             yield QueueSample(f"reads_{group}", len(replica.reads), reads.MAX_READS)
+
+
+def _waits(pump: Pump, group: int) -> bool:
+    """Whether a replica that isn't up to date may become so: a leader is known, or it is about to be another one."""
+    replica = pump.node.host.replicas.get(group)
+    return replica is None or replica.raft.leader != 0

@@ -143,6 +143,27 @@ def same_hash(cluster: Cluster) -> None:
     assert len(asyncio.run(ask())) == 1
 
 
+def test_it_is_ready_when_it_has_caught_up_in_a_users_keyspace_too(tmp_path: Path) -> None:
+    """Else who restarts nodes one by one, as they are ready, stops one of the two that have it all: of three the others
+    commit nothing while the snapshot comes, however long that takes."""
+    with running(tmp_path) as cluster, Client(cluster.endpoints, keyspace="users") as client:
+        client.create_keyspace("users", "single")
+        cluster.kill(0)
+        for number in range(KEYS):
+            client.put(b"%06d" % number, random.Random(number).randbytes(VALUE))
+
+        def cut() -> bool:
+            return all(sample(cluster, node, 'nebula_raft_log_start{group="4"') > 1 for node in (1, 2))
+
+        cluster.wait_for(cut, "the logs are cut")
+        cluster.start(0)
+        cluster.wait_ready(0)
+        status = cluster.status(0)
+        assert status is not None
+        applied = {group["group"]: group["applied"] for group in status["groups"]}
+        assert applied[4] >= KEYS
+
+
 def test_killed_at_any_point_of_the_install_it_comes_back_right(tmp_path: Path) -> None:
     rng = random.Random(8)
     with running(tmp_path) as cluster:

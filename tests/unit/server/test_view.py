@@ -10,15 +10,22 @@ from typing import Any, cast
 
 import pytest
 
-from nebuladb.errors import StoreError
+from nebuladb.errors import DeadlineExceeded, StoreError
+from nebuladb.futures import PromptFuture
+from nebuladb.ids import META_GROUP, Generation, GroupId
+from nebuladb.kv.command import Command, Kind
+from nebuladb.kv.importer import Importer
 from nebuladb.node.disk import STALLED_BIT, Space
 from nebuladb.node.housekeeping import announced
+from nebuladb.node.incoming import Incoming
+from nebuladb.node.keyspaces import Spec, checked, create_step
 from nebuladb.node.meta import Meta
 from nebuladb.node.peer import Peer
 from nebuladb.node.record import NodeState
 from nebuladb.server import config
 from nebuladb.server.peers import Peers
 from nebuladb.server.view import NodeView
+from nebuladb.shard import Partitioning
 from tests.unit.node.lone import SECONDS, Lone
 
 PEER, CLIENT = "n1:2", "n1:1"
@@ -93,6 +100,78 @@ async def test_a_node_whose_disk_is_full_is_ready_under_an_address_that_it_can_n
     shown = view(lone, tmp_path, "n1:3")
     shown.serving = True
     lone.node.host.disk.space = Space.CRITICAL
+    assert await shown.readyz() == (True, "")
+
+
+async def made(lone: Lone) -> int:
+    """The group of a user's keyspace, which has a leader."""
+    spec = checked(Spec("k", Partitioning.SINGLE))
+    while (step := create_step(lone.node.meta, spec)) is not None:
+        await lone.pump.propose(META_GROUP, Command(Kind.TXN, step), SECONDS)
+    group = max(lone.node.meta.shards)
+    async with asyncio.timeout(SECONDS):
+        while group not in lone.node.host.replicas or not lone.node.host.replicas[group].raft.leader:
+            await lone.tick()
+    return group
+
+
+async def test_a_node_is_ready_when_all_of_its_shards_have_caught_up(
+    lone: Lone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who waits for it stops the next node then: a shard that still came to this one took no writes."""
+    group, asked, behind, confirm = await made(lone), list[int](), True, lone.pump.confirm
+
+    def asking(of: int, timeout: float) -> PromptFuture[None]:
+        asked.append(of)
+        if of == group and behind:
+            raise DeadlineExceeded
+        return confirm(of, timeout)
+
+    monkeypatch.setattr(lone.pump, "confirm", asking)
+    shown = view(lone, tmp_path)
+    shown.serving = True
+    ready, why = await shown.readyz()
+    assert not ready
+    assert why.startswith(f"shard {group} has not caught up")
+    behind = False
+    assert await shown.readyz() == (True, "")
+    behind = True
+    asked.clear()
+    assert await shown.readyz() == (True, ""), "once in a process is enough"
+    assert group not in asked
+
+
+@pytest.mark.parametrize("lost", [False, True])
+async def test_a_node_that_waits_for_a_snapshot_is_not_ready(lone: Lone, tmp_path: Path, lost: bool) -> None:
+    group, snapshots = await made(lone), lone.node.snapshots
+    shown = view(lone, tmp_path)
+    shown.serving = True
+    assert await shown.readyz() == (True, "")
+    if lost:
+        snapshots.lost[group] = None
+    else:
+        importer = Importer(lone.data, GroupId(group), Generation(9))
+        snapshots.incoming[group] = Incoming((99, 1), 2, 12, importer, 9)
+    assert await shown.readyz() == (False, f"shard {group} waits for a snapshot")
+    lone.node.host.disk.space = Space.CRITICAL
+    assert await shown.readyz() == (True, ""), "which a full disk doesn't take"
+
+
+async def test_a_shard_that_nobody_leads_is_not_waited_for(
+    lone: Lone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else all nodes would be taken from clients for one that lacks a majority, and this one can't help it."""
+    group, confirm = await made(lone), lone.pump.confirm
+
+    def asking(of: int, timeout: float) -> PromptFuture[None]:
+        if of == group:
+            lone.node.host.step_down(group)
+            raise DeadlineExceeded
+        return confirm(of, timeout)
+
+    monkeypatch.setattr(lone.pump, "confirm", asking)
+    shown = view(lone, tmp_path)
+    shown.serving = True
     assert await shown.readyz() == (True, "")
 
 
