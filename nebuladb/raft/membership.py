@@ -103,12 +103,19 @@ class Membership:
                 raise ChangeRefused(f"learner {replica} has not caught up: it lacks {self.lag(replica)} entries")
 
     def _check_alive(self, target: Configuration) -> None:
-        """The majorities that will decide must be there, or the change would end the group's service (S13)."""
-        progress = self._replication.tracker.progress
-        alive = {replica: replica == self._state.replica or one.lives for replica, one in progress.items()}
+        """The majorities that will decide must be there, or the change would end the group's service (S13). So would
+        one that counts on who hasn't got yet what the log doesn't reach back to: nothing commits until it has."""
+        progress, start = self._replication.tracker.progress, self._log.start
+        alive = {
+            replica: replica == self._state.replica or (one.lives and one.match >= start)
+            for replica, one in progress.items()
+        }
         if vote_result(target, alive) is not WON:
             dead = [replica for replica in sorted({*target.voters, *target.outgoing}) if not alive[replica]]
-            raise ChangeRefused(f"the change would leave no live majority: replicas {dead} are not heard from")
+            raise ChangeRefused(
+                f"the change would leave no live majority: replicas {dead} are not heard from, or lack entries that "
+                "the log has no more"
+            )
 
     def peers(self) -> tuple[tuple[int, Progress], ...]:
         """What a leader knows of every other replica, ascending, to be looked at only."""

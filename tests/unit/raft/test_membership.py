@@ -12,6 +12,7 @@ from nebuladb.raft.confchange import Change, ChangeType
 from nebuladb.raft.entry import encode_entry
 from tests.unit.raft.harness import Disk, Network, Replica, log_of
 from tests.unit.raft.test_random import Oracle
+from tests.unit.raft.test_snapshot import behind
 
 T = MessageType
 ROUND = 30
@@ -284,6 +285,16 @@ def test_a_change_that_leaves_no_live_majority_is_refused() -> None:
     network.tick(ROUND)
     with pytest.raises(ChangeRefused, match=r"no live majority.*\[2\]"):
         network[1].change(gone(3), gone(4))
+
+
+def test_a_change_waits_for_who_gets_a_snapshot_and_would_be_needed() -> None:
+    """With 2 gone, 1 and 3 would commit nothing until it is in."""
+    network = behind()
+    with pytest.raises(ChangeRefused, match=r"no live majority.*\[3\]"):
+        network[1].change(gone(2))
+    network[1].change(gone(3))  # who isn't needed may be anywhere
+    network.settle()
+    assert network[1].raft.configuration == Configuration((1, 2))
 
 
 def test_what_can_not_be_done_is_refused_and_nothing_is_appended() -> None:
