@@ -12,6 +12,7 @@ from nebuladb.api.status import descriptor_message
 from nebuladb.errors import InvalidArgument, NebulaError, Outcome, Unavailable, UnknownOutcome
 from nebuladb.node.keyspaces import MAX_SHARDS, Spec, check_name, checked, create_step, drop_step
 from nebuladb.node.meta import Meta
+from nebuladb.node.read_lease import longest
 from nebuladb.pb.nebula.v1 import keyspace_pb2 as pb
 from nebuladb.shard import Keyspace, Partitioning, Role
 
@@ -86,6 +87,10 @@ class KeyspaceService:
         await drive(self._backend, step, due, unfinished)
         # A node that hasn't heard of it yet might still route to it; without a majority nothing comes of that.
         await until(lambda: self._powerless(groups), due, unfinished)
+        # But by its lease who led a shard there answers reads without one.
+        leases = (replica.lease.length for replica in self._backend.node.host.replicas.values())
+        over = due.left() - longest(max(leases, default=0)) / 1_000
+        await until(lambda: due.left() <= over, due, unfinished)
         dropped = bool(groups or request.group)  # also by whoever did it when the answer to this request got lost
         return pb.KeyspaceDropResponse(header=self._backend.header(), dropped=dropped).SerializeToString()
 

@@ -28,12 +28,17 @@ def lease_length(election_ticks: int) -> int:
     return whole - whole // CLOCK_PART
 
 
+def longest(length: int) -> float:
+    """For how long it may hold by another node's clock, in ms."""
+    return length * CLOCK_PART / (CLOCK_PART - 1)
+
+
 class ReadLease:
     """One replica's, of whichever term it leads: all that it holds by is of the round that was confirmed last."""
 
     def __init__(self, length: int) -> None:
         """`length` in ms; 0: it never holds."""
-        self._length = length
+        self.length = length
         self._asked: dict[int, tuple[int, int, Configuration]] = {}
         self._term = self._until = 0
         self._configuration = Configuration()
@@ -41,7 +46,7 @@ class ReadLease:
 
     def asked(self, context: int, boottime: int, term: int, configuration: Configuration) -> None:
         """A round of this leader's begins; `boottime`: no later than its first heartbeat."""
-        if self._length:
+        if self.length:
             self._asked[context] = boottime, term, configuration
             while len(self._asked) > MAX_ASKED:
                 del self._asked[next(iter(self._asked))]
@@ -50,7 +55,7 @@ class ReadLease:
         """A majority has answered that round."""
         if context in self._asked:
             boottime, self._term, self._configuration = self._asked.pop(context)
-            self._until = boottime + self._length
+            self._until = boottime + self.length
 
     def holds(self, boottime: int, term: int, configuration: Configuration) -> bool:
         """Whether nobody else led at `boottime`. Not after a change of members: others may have elected."""
