@@ -136,19 +136,19 @@ class Node:
                 "the log's database is empty while there is data: this node forgot its votes and must not come back "
                 "as it is; replace this member: empty the data directory and run `nebula-cli member replace`"
             )
-        for held in generations:
-            if held not in wanted:
-                probe("orphan generation removed")
-                self.vacuum.destroy(*held)
+        self.snapshots.orphans(held for held in generations if held not in wanted)
         for group, row in registry:
             if row.state in (GroupState.NORMAL, GroupState.INSTALLING):
-                self._start(group, row)
+                try:
+                    self._start(group, row)
+                except WriteStalled:
+                    self.reconciler.later(group)
         if META_GROUP in self.groups:
             try:
                 self._read_meta()
             except Corruption as error:
                 self.damaged(META_GROUP, error)
-        else:
+        elif META_GROUP not in self.reconciler.rows:
             self.reconciler.create(joined or meta_shard(self.founding))
 
     def _start(self, group: int, row: RegistryRow) -> None:

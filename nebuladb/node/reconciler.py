@@ -111,6 +111,11 @@ class Reconciler:
         durable = self._host.batches.durable
         return [(group, self.rows[group]) for group, batch in self._starting.items() if batch <= durable]
 
+    def later(self, group: int) -> None:
+        """It was created in an earlier life, and its first rows, which were lost, can't be written now."""
+        probe("a restarted group's first write stalled")
+        self._starting[group] = 0
+
     def started(self, group: int) -> None:
         """The node runs it."""
         del self._starting[group]

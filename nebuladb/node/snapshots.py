@@ -181,6 +181,14 @@ class Snapshots:
         self._suspended.pop(group, None)
         self._drop(group)
 
+    def orphans(self, held: Iterable[tuple[int, int]]) -> None:
+        """Generations that a crash has left, which nobody refers to. They go in the next turn that the data store takes
+        it in: a start waits for no compaction."""
+        for group, generation in held:
+            probe("orphan generation removed")
+            self._doomed.append((group, generation))
+            self._generations[group] = max(generation, self._generations.get(group, 0))
+
     @property
     def flush_wanted(self) -> bool:
         """Whether a snapshot waits for a flush of the data store."""

@@ -8,9 +8,10 @@ from copy import deepcopy
 import pytest
 
 from nebuladb.errors import Corruption, IdentityError, InvariantViolation
-from nebuladb.ids import DEFAULT_GROUP, ETCD_GROUP, META_GROUP
+from nebuladb.ids import DEFAULT_GROUP, ETCD_GROUP, META_GROUP, Generation, GroupId
 from nebuladb.kv.answer import Answer, LeaseResult
 from nebuladb.kv.command import Command, Kind
+from nebuladb.kv.store import Store
 from nebuladb.node import batches
 from nebuladb.node.identity import Founder, Founding, Identity
 from nebuladb.node.node import Node
@@ -100,6 +101,24 @@ def test_a_group_whose_first_write_stalls_starts_a_little_later() -> None:
     data.fail(Fault.STALL, 7)
     alone.run(5_000)
     assert sorted(alone.node.groups) == [META_GROUP, DEFAULT_GROUP, ETCD_GROUP]
+
+
+def test_a_node_starts_while_its_data_store_takes_no_writes() -> None:
+    """With too many tables to compact it takes none for a while, and each start ended with "Write stall" where an
+    unfinished snapshot was to be removed, or a group's first rows were lost, long before that was over."""
+    log, data = MemoryEngine(wal=True), MemoryEngine(wal=False)
+    Alone(log, data, 1000).run(5_000)
+    Store.destroy(data, GroupId(DEFAULT_GROUP), Generation(1))
+    Store.destroy(data, GroupId(META_GROUP), Generation(1))
+    Store.initialise(data, GroupId(ETCD_GROUP), Generation(256), index=1, term=1, configuration=b"")
+    data.fail(Fault.STALL, 20)
+    alone = Alone(log, data, UPTIME_MS)
+    assert sorted(alone.node.host.replicas) == [ETCD_GROUP]
+    assert alone.node.snapshots._generation(ETCD_GROUP, 1) > 256, "what is to be removed is not what comes in next"
+    alone.run(5_000)
+    assert sorted(alone.node.groups) == [META_GROUP, DEFAULT_GROUP, ETCD_GROUP]
+    assert sorted(alone.node.meta.keyspaces) == ["default", "etcd"]
+    assert Store.generations(data) == [(group, 1) for group in (META_GROUP, DEFAULT_GROUP, ETCD_GROUP)]
 
 
 def test_a_group_has_no_data_before_its_registry_row_is_durable() -> None:
