@@ -19,7 +19,7 @@ from nebuladb.client import AsyncClient
 from nebuladb.errors import ConfigurationError, Corruption, NebulaError
 from nebuladb.node.backup import BackupReader, ShardPart, check
 from nebuladb.pb.nebula.v1 import cluster_pb2
-from nebuladb.storage.files import sync_directory
+from nebuladb.storage.files import sync_name
 
 PATIENCE: Final = 60.0
 """Seconds for which a save looks for a node that begins; amid it a third of them, of silence, end it."""
@@ -82,7 +82,7 @@ def save(settings: Settings, file: Path, since: Path | None) -> None:
                 _run(settings, work, out)
                 reader, parts = _checked(draft)
                 draft.replace(file)
-                sync_directory(file.absolute().parent)
+                sync_name(file.absolute())
             finally:
                 draft.unlink(missing_ok=True)
     except OSError as error:

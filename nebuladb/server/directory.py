@@ -29,7 +29,7 @@ from nebuladb.node.joined import JOINED_FILE, Joined
 from nebuladb.node.memory import MemoryPlan
 from nebuladb.server.lifecycle import PidFile
 from nebuladb.server.space import BALLAST_FILE
-from nebuladb.storage.files import FULL, exists, read, sync_directory, unwritten, write_durably
+from nebuladb.storage.files import FULL, exists, read, sync_directory, sync_name, unwritten, write_durably
 from nebuladb.storage.lock import DirectoryLock
 from nebuladb.storage.log import LogStore
 from nebuladb.storage.owner import check_access, unusable
@@ -106,8 +106,11 @@ class DataDirectory:
             if any(exists(self.path / name) for name in ("raft", "data", FOUNDING_FILE, JOINED_FILE, VOTING)):
                 raise IdentityError(f"{self.path} has data but no identity.json; restore it, or use an empty directory")
             identity = Identity(secrets.randbits(63) | 1, name)
+            try:
+                sync_name(self.path)  # first: a start that finds the document takes it for durable
+            except OSError as error:
+                raise unwritten(file, error) from error
             self._write(file, identity.encode())
-            sync_directory(self.path.parent)
             return identity
         identity = Identity.decode(read(file))
         if identity.name != name:

@@ -25,7 +25,7 @@ from nebuladb.node.identity import FOUNDING_FILE, IDENTITY_FILE, Founder, Foundi
 from nebuladb.server.directory import VOTING
 from nebuladb.server.site import FIRST_GENERATION, MAX_REVISION, Site, derived_id, restored_id
 from nebuladb.storage.engine import Engine
-from nebuladb.storage.files import DRAFT, sync_directory, write_durably
+from nebuladb.storage.files import DRAFT, sync_name, write_durably
 from nebuladb.storage.lock import PID_BYTES, DirectoryLock
 from nebuladb.storage.log import LogStore
 from nebuladb.storage.owner import DATABASES, DOCUMENTS, LOCK_FILE, give, unusable
@@ -204,7 +204,7 @@ def _make(files: Sequence[Path], directory: Path, wanted: Wanted, progress: Prog
     write_durably(directory / VOTING, b"")
     # Last: a directory without it is nobody's.
     write_durably(directory / IDENTITY_FILE, Identity(node, wanted.name, cluster).encode())
-    sync_directory(directory.parent)
+    sync_name(directory)
     probe("restore: identity written")
     return [
         ShardPart(shard, state.index, state.revision, state.floor, state.keys, state.size)

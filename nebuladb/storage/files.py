@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Final
@@ -81,3 +82,13 @@ def sync_directory(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def sync_name(path: Path) -> None:
+    """Make the name of `path` durable, in the directory above it. Raises `OSError`.
+
+    Who may pass through that and not read it, as below another user's, has no call for it: the name is as durable as
+    the file system makes it by itself.
+    """
+    with suppress(PermissionError):
+        sync_directory(path.parent)

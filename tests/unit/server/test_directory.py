@@ -60,6 +60,21 @@ def test_a_fresh_directory_draws_an_id_once(tmp_path: Path) -> None:
     assert first.node != 0
 
 
+def test_an_id_is_kept_where_it_stays_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The directory's name was synced behind it: after a failure the next start didn't try again."""
+
+    def fail(path: Path) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with opened(tmp_path / "a") as directory:
+        monkeypatch.setattr("nebuladb.storage.files.sync_directory", fail)
+        for _ in range(2):
+            with pytest.raises(StoreError, match=r"can't write .*identity\.json: Input/output error"):
+                directory.identity("n1")
+        monkeypatch.undo()
+        assert directory.identity("n1").name == "n1"
+
+
 def test_a_founded_directory_knows_its_cluster(tmp_path: Path) -> None:
     identity = founded(tmp_path)
     with opened(tmp_path) as directory:

@@ -165,3 +165,18 @@ def test_root_gives_what_it_makes_to_the_owner_and_nothing_else(owned: Path, tmp
     assert (owned / "theirs").stat().st_uid == 1
     assert {one.stat().st_uid for one in (elsewhere, elsewhere / "shadow", outside)} == {0}
     outside.unlink()
+
+
+def test_a_first_start_below_a_directory_that_may_be_passed_through_only(owned: Path) -> None:
+    """As /srv of mode 0711: the start ended with a traceback, and the next one went well."""
+    parent = owned / "above"
+    (parent / "node").mkdir(parents=True)
+    if ROOT:
+        os.chown(parent / "node", NOBODY, NOBODY)
+    take(parent, 0o711 if ROOT else 0o311)
+    with as_owner():
+        directory = DataDirectory(parent / "node")
+        identity = directory.identity("n1")
+        assert directory.identity("n1") == identity
+        directory.close()
+    parent.chmod(0o755)
