@@ -16,6 +16,7 @@ import os
 from pathlib import Path
 from typing import Final
 
+from nebuladb.errors import StoreError
 from nebuladb.storage.wal import wal_files
 
 ZEROS: Final = bytes(256 << 10)
@@ -41,7 +42,7 @@ class Preallocation:
         if self._room < 0:
             self._room = len(LOW)
             # A full disk, say: syncs are slower then, and that writes fail is RocksDB's to tell.
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(OSError, StoreError):
                 self._extend()
 
     def _extend(self) -> None:

@@ -35,7 +35,7 @@ from nebuladb.env import probe
 from nebuladb.errors import Corruption, DataDamaged, DiskFull, InvariantViolation, StoreClosed, StoreError
 from nebuladb.storage.cursor import Cursor
 from nebuladb.storage.engine import DELETE, IDENTITY_BYTES, PUT, Batch
-from nebuladb.storage.files import sync_directory, temporary_directory, unwritten
+from nebuladb.storage.files import exists, read, sync_directory, temporary_directory, unwritten
 from nebuladb.storage.log_keys import STAMP_KEY, Stamp, decode_stamp
 from nebuladb.storage.preallocation import Preallocation
 from nebuladb.storage.rocks_errors import INFO_LOG, background_problem, classify
@@ -187,7 +187,11 @@ class RocksEngine:
         options.create_if_missing(False)  # noqa: FBT003
         with temporary_directory(path.parent) as kept:
             for file, end in found.sound if found is not None else ():
-                Path(kept, file.name).write_bytes(file.read_bytes()[:end])
+                copy, content = Path(kept, file.name), read(file)
+                try:
+                    copy.write_bytes(content[:end])
+                except OSError as error:
+                    raise unwritten(copy, error) from error
             options.set_wal_dir(kept)
             return cls(_open(path, options, AccessType.read_only(error_if_log_file_exist=False)), wal=False)
 
@@ -402,27 +406,22 @@ def _below(high: bytes) -> ReadOptions:
 def examine_log(path: Path) -> Found | None:
     """What the WAL of the closed log database at `path` holds; None where there is no database yet. Changes nothing.
     Raises `Corruption`, `StoreError`."""
-    files = wal_files(path)
-    try:
-        stored = _tables_stamp(path)
-        # A database that was written has a WAL at all times; one without files has lost them (`Found.missing`).
-        return examine(files, stored, _identity(path)) if files or stored.batch else None
-    except OSError as error:
-        raise StoreError(f"can't read {error.filename}: {error.strerror}") from error
+    files, stored = wal_files(path), _tables_stamp(path)
+    # A database that was written has a WAL at all times; one without files has lost them (`Found.missing`).
+    return examine(files, stored, _identity(path)) if files or stored.batch else None
 
 
 def _identity(path: Path) -> bytes:
     """What `Engine.identity` is for a database that exists: of the random name that RocksDB gave it, durable before
-    anything else was. Raises `Corruption`."""
-    try:
-        return blake2b((path / "IDENTITY").read_bytes(), digest_size=IDENTITY_BYTES).digest()
-    except FileNotFoundError as error:
-        raise Corruption(f"{path} has lost its identity: {error}") from error
+    anything else was. Raises `Corruption`; `StoreError` if it can't be read."""
+    if not exists(file := path / "IDENTITY"):
+        raise Corruption(f"{path} has lost its identity: there is no {file}")
+    return blake2b(read(file), digest_size=IDENTITY_BYTES).digest()
 
 
 def _tables_stamp(path: Path) -> Stamp:
     """The stamp of the last batch that the tables of a closed log database hold, without the WAL."""
-    if not (path / "CURRENT").exists():
+    if not exists(path / "CURRENT"):
         return Stamp()
     options = _options(LOG_MEMTABLE_BYTES, RocksMemory(PEEK_CACHE_BYTES, LOG_MEMTABLE_BYTES))
     options.create_if_missing(False)  # noqa: FBT003

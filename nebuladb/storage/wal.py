@@ -25,6 +25,7 @@ in which no header fits any more ends with zeros. Other types are those of recyc
 from __future__ import annotations
 
 import os
+import re
 import struct
 from collections.abc import Iterator
 from pathlib import Path
@@ -32,11 +33,12 @@ from typing import Final, NamedTuple
 
 import google_crc32c
 
-from nebuladb.errors import Corruption
+from nebuladb.errors import Corruption, StoreError
 from nebuladb.ids import BatchId
-from nebuladb.storage.files import sync_directory
+from nebuladb.storage.files import read, sync_directory, unwritten
 from nebuladb.storage.log_keys import STAMP_KEY, STAMP_SIZES, Stamp, decode_stamp
 
+_NAME: Final = re.compile(r"[0-9]+\.log")
 BLOCK: Final = 32 << 10
 _HEADER: Final = struct.Struct("<IHB")
 _HEADER_BYTES: Final = _HEADER.size
@@ -82,22 +84,31 @@ class Found(NamedTuple):
 
 
 def wal_files(directory: Path) -> list[Path]:
-    """The WAL files of the database in `directory`, oldest first."""
-    return sorted((path for path in directory.glob("*.log") if path.stem.isdigit()), key=lambda path: int(path.stem))
+    """The WAL files of the database in `directory`, if there is one, oldest first. Raises `StoreError` if that can't be
+    told: `Path.glob` would find none then, and the log would be taken for one that lost them."""
+    try:
+        names = os.listdir(directory)
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise StoreError(f"data-dir: can't list {directory}: {error.strerror}") from error
+    numbers = {int(name.removesuffix(".log")): name for name in names if _NAME.fullmatch(name)}
+    return [directory / name for _, name in sorted(numbers.items())]
 
 
 def examine(files: list[Path], stored: Stamp, identity: bytes) -> Found:
     """Judge the WAL of the database with `identity`, whose tables hold all batches up to `stored`. Batches without a
     stamp count as sound.
 
-    Raises `Corruption` where batches are missing between two sound records of one file, or are another database's.
+    Raises `Corruption` where batches are missing between two sound records of one file, or are another database's;
+    `StoreError` where a file can't be read.
     """
     kept, flushed = int(stored.batch), 0
     sound: list[tuple[Path, int]] = []
     behind: list[Path] = []
     owned = stored.identity
     for position, path in enumerate(files):
-        data = path.read_bytes()
+        data = read(path)
         end, first = 0, kept
         for record_end, stamp in [] if behind else _records(data):
             if stamp is not None:
@@ -119,14 +130,18 @@ def examine(files: list[Path], stored: Stamp, identity: bytes) -> Found:
 
 
 def cut(found: Found) -> None:
-    """Leave of the files what RocksDB is to read. A crash on the way leaves what `examine` finds the same in."""
-    # The last one first: else there would be another hole.
-    for path in reversed(found.behind):
-        path.unlink()
-        sync_directory(path.parent)
-    for path, end in found.sound:
-        if end < path.stat().st_size:
-            os.truncate(path, end)
+    """Leave of the files what RocksDB is to read. A crash on the way leaves what `examine` finds the same in. Raises
+    `StoreError`; `DiskFull` where a file system never overwrites, and needs room to remove anything."""
+    try:
+        # The last one first: else there would be another hole.
+        for path in reversed(found.behind):
+            path.unlink()
+            sync_directory(path.parent)
+        for path, end in found.sound:
+            if end < path.stat().st_size:
+                os.truncate(path, end)
+    except OSError as error:
+        raise unwritten(path, error) from error
 
 
 def crc32c(data: bytes) -> int:

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+from nebuladb.errors import StoreError
 from nebuladb.storage.wal import wal_files
 
 
@@ -64,10 +65,9 @@ class WalFile:
         version = self._version()
         if version is None:
             return None
-        files = wal_files(self._directory)
         try:
-            file = os.open(files[-1], os.O_RDWR | os.O_CLOEXEC)
-        except (IndexError, OSError):
+            file = os.open(wal_files(self._directory)[-1], os.O_RDWR | os.O_CLOEXEC)
+        except (IndexError, OSError, StoreError):
             return None
         look = Look(file, version)
         if self._version() != version:
