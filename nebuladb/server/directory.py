@@ -23,7 +23,7 @@ from typing import Final
 import structlog
 
 from nebuladb.env import probe
-from nebuladb.errors import Corruption, DiskFull, IdentityError
+from nebuladb.errors import DiskFull, IdentityError, StoreError
 from nebuladb.node.identity import FOUNDING_FILE, IDENTITY_FILE, Founding, Identity
 from nebuladb.node.joined import JOINED_FILE, Joined
 from nebuladb.node.memory import MemoryPlan
@@ -34,6 +34,7 @@ from nebuladb.storage.lock import DirectoryLock
 from nebuladb.storage.log import LogStore
 from nebuladb.storage.owner import check_access, unusable
 from nebuladb.storage.rocks import RocksEngine, RocksMemory
+from nebuladb.storage.rocks_errors import is_damage
 
 VOTING: Final = "voting"
 _LIFE: Final = re.compile(rb"[0-9a-f]{16}\n")
@@ -53,10 +54,20 @@ def life_in(text: bytes) -> int | None:
 
 
 def put_data_aside(path: Path) -> None:
-    """Rename the data store of the directory at `path`, durably. It must be closed."""
-    shutil.rmtree(path / DAMAGED, ignore_errors=True)
-    (path / "data").rename(path / DAMAGED)
-    sync_directory(path)
+    """Rename the data store of the directory at `path`, durably. It must be closed. Raises `StoreError`."""
+    data, aside = path / "data", path / DAMAGED
+    try:
+        if aside.is_symlink():  # as `data` was
+            aside.unlink()
+        elif exists(aside):
+            shutil.rmtree(aside)
+        data.rename(aside)
+        sync_directory(path)
+    except OSError as error:
+        raise StoreError(
+            f"data-dir: {data} is damaged, and can't be put aside as {aside}, in the place of an older one: {error}; "
+            "move both out of the directory"
+        ) from error
 
 
 class DataDirectory:
@@ -221,10 +232,13 @@ class DataDirectory:
 
     def open_data(self, plan: MemoryPlan, memory: RocksMemory) -> RocksEngine:
         """Open ``data/``. If it is damaged so that it can't be opened, it is put aside, and an empty one opened: the
-        log is whole, and with it the node's votes, so its replicas get their data from their leaders (S15)."""
+        log is whole, and with it the node's votes, so its replicas get their data from their leaders (S15). Raises
+        `StoreError`."""
         try:
             return RocksEngine.open_data(self.path / "data", memtable_bytes=plan.data_memtable, memory=memory)
-        except Corruption as error:
+        except StoreError as error:
+            if not is_damage(error):
+                raise
             probe("data store can't be opened")
             structlog.get_logger("nebulad").error("data store put aside", to=str(self.path / DAMAGED), why=str(error))
             put_data_aside(self.path)

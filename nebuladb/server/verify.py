@@ -11,7 +11,7 @@ from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from nebuladb.errors import Corruption, DataDamaged, IdentityError, NebulaError, StoreError
+from nebuladb.errors import IdentityError, NebulaError, StoreError
 from nebuladb.ids import Generation, GroupId
 from nebuladb.kv.rows import Keys
 from nebuladb.kv.state import State
@@ -27,6 +27,7 @@ from nebuladb.storage.lock import DirectoryLock
 from nebuladb.storage.log import LogStore
 from nebuladb.storage.owner import check_access, unusable
 from nebuladb.storage.rocks import RocksEngine, examine_log
+from nebuladb.storage.rocks_errors import is_damage
 from nebuladb.storage.wal import Found
 
 MAX_PROBLEMS: Final = 20
@@ -38,9 +39,6 @@ LOST: Final = (
 REBUILT: Final = (
     "the log is whole, so the node keeps its vote: move data/ away and let it catch up, or replace the member"
 )
-
-GONE: Final = ("No such file or directory", "does not exist")
-"""What RocksDB says where a part of a database is missing."""
 
 
 class Finding(NamedTuple):
@@ -121,8 +119,7 @@ def _read(file: Path) -> bytes:
 
 def _damage(error: NebulaError) -> str:
     """What is damaged, or gone. Raises `StoreError` if the bytes could not be had: for want of descriptors, say."""
-    damaged = not isinstance(error, StoreError) or isinstance(error, Corruption | DataDamaged)
-    if not damaged and not any(text in error.message for text in GONE):
+    if isinstance(error, StoreError) and not is_damage(error):
         raise _unread(error) from error
     return error.message
 

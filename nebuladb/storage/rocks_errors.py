@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 from typing import Final
 
-from nebuladb.errors import Corruption, DiskFull, StoreError, WriteStalled
+from nebuladb.errors import Corruption, DataDamaged, DiskFull, StoreError, WriteStalled
 
 _BEGINNINGS: Final[tuple[tuple[str, type[StoreError]], ...]] = (
     ("Result incomplete: Write stall", WriteStalled),
@@ -25,6 +25,8 @@ _UNOPENED_ONCE: Final = "Invalid argument: Direct I/O is not supported"
 for one of direct I/O, which we don't ask for."""
 
 
+_GONE: Final = ("No such file or directory", "does not exist")
+"""What RocksDB says where a part of a database is missing."""
 INFO_LOG: Final = "LOG"
 """RocksDB's own, in the directory of a database."""
 _TAIL_BYTES: Final = 64 << 10
@@ -55,3 +57,8 @@ def classify(error: Exception) -> StoreError:
     if text.startswith("IO error") and (_NO_SPACE in text or _NO_QUOTA in text):
         return DiskFull(text)
     return StoreError(text or type(error).__name__)
+
+
+def is_damage(error: StoreError) -> bool:
+    """Whether a database that can't be opened is damaged, or a part of it gone; else its bytes could not be had."""
+    return isinstance(error, Corruption | DataDamaged) or any(text in error.message for text in _GONE)

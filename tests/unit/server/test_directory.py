@@ -253,6 +253,45 @@ def test_a_data_store_that_cannot_be_opened_is_put_aside(tmp_path: Path) -> None
         assert (tmp_path / "d" / DAMAGED).is_dir(), "the last one is kept"
 
 
+@pytest.mark.parametrize("part", ["CURRENT", "MANIFEST-*", "*.sst"])
+def test_a_data_store_of_which_a_part_is_gone_is_put_aside(tmp_path: Path, part: str) -> None:
+    """Without its MANIFEST, as a repair of the file system may leave it, the node didn't start."""
+    with_data(tmp_path, b"v")
+    for file in (tmp_path / "d" / "data").glob(part):
+        file.unlink()
+    with opened(tmp_path / "d") as directory:
+        engine = directory.open_data(plan(), RocksMemory(1 << 20, 1 << 20))
+        assert engine.get(b"k") is None
+        engine.close()
+    assert (tmp_path / "d" / DAMAGED).is_dir()
+
+
+def test_a_data_store_that_can_not_be_put_aside_is_an_error_that_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was there from an earlier time was in the way, where it could not be removed: each start had a traceback."""
+    with_data(tmp_path, b"v")
+    (tmp_path / "d" / "data" / "CURRENT").write_bytes(b"damaged")
+    older = tmp_path / "d" / DAMAGED / "000009.sst"
+    older.parent.mkdir()
+    older.touch()
+
+    def fail(*_: object, **__: object) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO), str(older))
+
+    monkeypatch.setattr(os, "unlink", fail)
+    with opened(tmp_path / "d") as directory:
+        with pytest.raises(StoreError, match=r"can't be put aside as .*damaged.*Input/output error.*move both"):
+            directory.open_data(plan(), RocksMemory(1 << 20, 1 << 20))
+        monkeypatch.undo()
+        older.unlink()
+        older.parent.rmdir()
+        older.parent.symlink_to(tmp_path)
+        engine = directory.open_data(plan(), RocksMemory(1 << 20, 1 << 20))
+        assert engine.get(b"k") is None
+        engine.close()
+
+
 def with_data(tmp_path: Path, value: bytes) -> None:
     directory = DataDirectory(tmp_path / "d")
     engine = directory.open_data(plan(), RocksMemory(1 << 20, 1 << 20))
