@@ -37,7 +37,10 @@ class Vacuum:
     def __init__(self, data: Engine) -> None:
         self._data = data
         self.deleted = Spans(KEY_AT)
-        """Where rows were deleted that no flush was asked for yet: of each shard, by type of row."""
+        """Where rows were deleted that no flush was asked for yet: of each shard, by type of row. First, what earlier
+        processes deleted and didn't compact."""
+        for span in data.deleted():
+            self.deleted.add(*span)
         self._flushed: list[Span] = []
         self._running: list[Span] = []
         self._begun = self._due = self._pause = 0

@@ -114,6 +114,10 @@ class Engine(Reader, Protocol):
         rewrites, until `stop` says so; False: something is left, for that or for want of room."""
         ...
 
+    def deleted(self) -> list[tuple[bytes, bytes]]:
+        """Where rows were deleted, as far as tables tell: spans, [low, high) each, of which some may be compacted."""
+        ...
+
     def trouble(self) -> str:
         """What its background work met last that may be why it takes no writes; empty: nothing that is known."""
         ...

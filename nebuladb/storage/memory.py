@@ -125,6 +125,9 @@ class MemoryEngine:
         self._check()
         return not stop()
 
+    def deleted(self) -> list[tuple[bytes, bytes]]:
+        return []
+
     def trouble(self) -> str:
         return ""
 

@@ -300,6 +300,10 @@ class RocksEngine:
         self._db.set_options({"max_compaction_bytes": str(most)})
         return most
 
+    def deleted(self) -> list[tuple[bytes, bytes]]:
+        tables = self._db.live_files()
+        return [(one["start_key"], one["end_key"] + b"\0") for one in tables if one["num_deletions"]]
+
     def trouble(self) -> str:
         return background_problem(Path(self._db.path()) / INFO_LOG) if self._background_errors() else ""
 

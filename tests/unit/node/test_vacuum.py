@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from types import MethodType
 
 import pytest
@@ -13,10 +14,12 @@ from nebuladb.errors import StoreError
 from nebuladb.ids import DEFAULT_GROUP, ETCD_GROUP, Generation, GroupId
 from nebuladb.kv.command import Command, Kind
 from nebuladb.kv.rows import Keys, group_span
+from nebuladb.kv.store import Store
 from nebuladb.node.disk import Space
 from nebuladb.node.vacuum import FAILED_MS, LONGEST_MS, PAUSE_MS, REST, Vacuum
 from nebuladb.pb.nebula.v1 import kv_pb2
 from nebuladb.storage.memory import MemoryEngine
+from nebuladb.storage.rocks import RocksEngine
 from nebuladb.storage.spans import MAX_SPANS, Span, Spans, pieces
 from tests.unit.node.lone import SECONDS, Lone
 
@@ -84,6 +87,22 @@ def test_what_is_deleted_during_a_compaction_waits_for_the_next(vacuum: Vacuum) 
     assert vacuum.begin(0) == [group_span(*GROUP)]
     vacuum.end(0, whole=True)
     assert round_of(vacuum, PAUSE_MS) == [group_span(GroupId(10), Generation(1))]
+
+
+def test_what_was_deleted_before_a_restart_is_remembered(tmp_path: Path) -> None:
+    """On a disk that stays full whatever is deleted an operator starts the node again: then nothing was compacted."""
+    data = RocksEngine.open_data(tmp_path)
+    Store.initialise(data, *GROUP, index=1, term=1, configuration=b"")
+    data.flush()
+    Vacuum(data).destroy(*GROUP)
+    data.close()
+    data = RocksEngine.open_data(tmp_path)
+    (span,) = round_of(Vacuum(data), 0)
+    low, high = group_span(*GROUP)
+    assert span[0] <= low < high <= span[1]
+    assert data.compact([span], lambda: False)
+    assert not Vacuum(data).wants_flush(Space.CRITICAL, 0)
+    data.close()
 
 
 def test_spans_are_one_a_prefix_and_few() -> None:

@@ -168,6 +168,29 @@ def test_interpreter_runs_during_a_compaction_which_gives_back_what_was_deleted(
     engine.close()
 
 
+def test_tables_tell_where_rows_were_deleted(tmp_path: Path) -> None:
+    """After a restart nothing else does."""
+    engine = RocksEngine.open_data(tmp_path)
+    engine.write(batch_of(*((b"%02d" % number, b"v") for number in range(30))))
+    engine.flush()
+    engine.compact([(b"", b"x")], lambda: False)
+    assert engine.deleted() == []
+    gone = Batch()
+    gone.delete(b"03")
+    gone.delete(b"05")
+    engine.write(gone)
+    engine.flush()
+    gone = Batch()
+    gone.delete_range(b"10", b"20")
+    engine.write(gone)
+    engine.close()
+    engine = RocksEngine.open_data(tmp_path)
+    assert sorted(engine.deleted()) == [(b"03", b"05\0"), (b"10", b"20\0")]
+    engine.compact(engine.deleted(), lambda: False)
+    assert engine.deleted() == []
+    engine.close()
+
+
 def test_stall_consumes_nothing_of_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """`no_slowdown` refuses instead of blocking; RocksDB's batch is gone then, ours can be written again."""
     monkeypatch.setattr("nebuladb.storage.rocks.LOG_MEMTABLE_BYTES", 1 << 16)
