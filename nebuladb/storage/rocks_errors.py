@@ -25,6 +25,8 @@ _UNOPENED_ONCE: Final = "Invalid argument: Direct I/O is not supported"
 for one of direct I/O, which we don't ask for."""
 
 
+_UNSEEN: Final = "Corruption: Can't access "
+"""What it makes of any table that it can't look at while a database opens; why follows, in its own words."""
 _GONE: Final = ("No such file or directory", "does not exist")
 """What RocksDB says where a part of a database is missing."""
 INFO_LOG: Final = "LOG"
@@ -51,6 +53,8 @@ def classify(error: Exception) -> StoreError:
     text = str(error).removeprefix(_UNOPENED)
     if text.startswith(_UNOPENED_ONCE):
         return StoreError("opening a database's file CURRENT failed, and went well at once after it; look at the disk")
+    if text.startswith(_UNSEEN) and not _tells_of_loss(text):
+        return StoreError(text)
     for beginning, kind in _BEGINNINGS:
         if text.startswith(beginning):
             return kind(text)
@@ -61,4 +65,9 @@ def classify(error: Exception) -> StoreError:
 
 def is_damage(error: StoreError) -> bool:
     """Whether a database that can't be opened is damaged, or a part of it gone; else its bytes could not be had."""
-    return isinstance(error, Corruption | DataDamaged) or any(text in error.message for text in _GONE)
+    return isinstance(error, Corruption | DataDamaged) or _tells_of_loss(error.message)
+
+
+def _tells_of_loss(text: str) -> bool:
+    """Whether an error of RocksDB's is about a file that isn't there."""
+    return any(words in text for words in _GONE)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from nebuladb.errors import DiskFull, IdentityError, StoreError
+from nebuladb.errors import Corruption, DiskFull, IdentityError, StoreError
 from nebuladb.ids import META_GROUP, BatchId, GroupId
 from nebuladb.node.identity import Founder, Founding, Identity
 from nebuladb.node.joined import Joined
@@ -264,6 +264,27 @@ def test_a_data_store_of_which_a_part_is_gone_is_put_aside(tmp_path: Path, part:
         assert engine.get(b"k") is None
         engine.close()
     assert (tmp_path / "d" / DAMAGED).is_dir()
+
+
+def test_a_data_store_whose_disk_fails_stays_where_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """RocksDB calls it corruption that it can't look at a table. Alone, a node had nobody to get its data from."""
+    with_data(tmp_path, b"v")
+
+    def fail(*_: object, **__: object) -> None:
+        raise Exception(
+            "Corruption: Can't access /000008.sst: IO error: while stat a file for size: "
+            "/d/data/000008.sst: Input/output error\n"
+        )
+
+    with opened(tmp_path / "d") as directory:
+        monkeypatch.setattr("nebuladb.storage.rocks.Rdict", fail)
+        with pytest.raises(StoreError, match=r"Can't access .*Input/output error") as raised:
+            directory.open_data(plan(), RocksMemory(1 << 20, 1 << 20))
+        assert not isinstance(raised.value, Corruption)
+        monkeypatch.undo()
+        engine = directory.open_data(plan(), RocksMemory(1 << 20, 1 << 20))
+        assert engine.get(b"k") == b"v"
+        engine.close()
 
 
 def test_a_data_store_that_can_not_be_put_aside_is_an_error_that_says_so(

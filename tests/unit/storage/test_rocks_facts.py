@@ -55,6 +55,10 @@ def test_errors_are_classified_by_their_first_words() -> None:
         "IO error: While appending to file: OPTIONS-7: Disk quota exceeded": DiskFull,
         "Disk quota exceeded (os error 122)": DiskFull,
         "Corruption: block checksum mismatch: stored = 1, computed = 2": Corruption,
+        "Corruption: Can't access /000008.sst: IO error: No such file or directory: while stat a file for size: "
+        "/d/000008.sst: No such file or directory\n": Corruption,
+        "Corruption: Can't access /000008.sst: IO error: while stat a file for size: "
+        "/d/000008.sst: Input/output error\n": StoreError,  # of the disk, and it may pass
         "IO error: While fsync: Input/output error": StoreError,
         "Result incomplete: Too many internal keys skipped": StoreError,
         "something new": StoreError,
