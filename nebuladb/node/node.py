@@ -84,6 +84,7 @@ class Node:
         self.memory = memory or plan()
         self.records = RecordShare(self.memory.records)
         self.outboxes = Share(self.memory.outboxes)
+        self.alarms_now = Alarms()
         self.host = Host(founding.cluster, identity.node, incarnation, log.last_batch + 1, rng, self.memory)
         # Before any group starts: a lease clock counts from this reading, not from the machine's boot (S27).
         self.host.now, self.host.boottime = clock.monotonic(), clock.boottime()
@@ -109,7 +110,6 @@ class Node:
         self._upkeep = Upkeep(self, options, self._applier)
         self._eager: dict[int, int] = {}
         """New groups whose home is here → when to stand for election, ms."""
-        self.alarms_now = Alarms()
         self.on_first_start: Callable[[], None] = lambda: None
         """Called when the registry has its first row, durably, and before any replica runs."""
         self.unflushed = 0

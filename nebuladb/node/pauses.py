@@ -1,4 +1,4 @@
-"""How long a replica that had no room for a snapshot is left alone, before the next one, and what is said of it."""
+"""How long a replica that had no room for a snapshot is left alone, before the next one."""
 
 from __future__ import annotations
 
@@ -7,14 +7,6 @@ from typing import Final
 FIRST_MS: Final = 15_000
 LONGEST_MS: Final = 16 * FIRST_MS
 """Twice as long each time, at most."""
-
-
-def unfit(node: str, group: int, written: int) -> str:
-    """What the receiver's operator is told: `written` bytes of the snapshot were on the disk when that was full."""
-    return (
-        f"{node}: a snapshot of shard {group} doesn't fit on the disk, which was full after {written >> 20} MiB of it; "
-        "it comes again, later each time: make room there, delete keys and run `nebula-cli compact`, or drop a keyspace"
-    )
 
 
 class Pauses:

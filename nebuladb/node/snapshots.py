@@ -20,14 +20,15 @@ from nebuladb.ids import META_GROUP, Generation, GroupId
 from nebuladb.kv.chunk import CHUNK_BYTES, content_size
 from nebuladb.kv.export import Exporter
 from nebuladb.kv.importer import Importer
-from nebuladb.node.alarms import Alarm, AlarmKind
+from nebuladb.node.alarms import AlarmKind
 from nebuladb.node.disk import CRITICAL_BIT, Space
 from nebuladb.node.frame import Envelope, HostMessageType
 from nebuladb.node.incoming import Incoming, Stage
 from nebuladb.node.outgoing import Outgoing, TransferOutcome
 from nebuladb.node.output import TICK_MS
-from nebuladb.node.pauses import Pauses, unfit
+from nebuladb.node.pauses import Pauses
 from nebuladb.node.registry import GroupState, RegistryRow
+from nebuladb.node.unfit import Unfit
 from nebuladb.raft import Configuration, Message, StateRole
 
 if TYPE_CHECKING:
@@ -87,8 +88,7 @@ class Snapshots:
         self._suspended: dict[int, int] = {}
         """Group whose data is damaged → the batch that says so."""
         self._pauses = Pauses()
-        self._unfit: dict[int, int] = {}
-        """Group whose snapshot didn't fit here → where its log ended then."""
+        self._unfit = Unfit(node.identity.name, node.alarms_now)
         self._number = 0
         self._posted = False
         """Messages wait for the next frames."""
@@ -120,13 +120,9 @@ class Snapshots:
                 self._drop(group)
             elif incoming.stage is Stage.RECEIVING and self._full:
                 probe("snapshot dropped for want of space")
-                self._alarm(group, incoming, replica.raft.last_index if replica is not None else 0)
+                self._unfit.dropped(group, replica, incoming.importer.written)
                 self._drop(group)
-        for group, last in list(self._unfit.items()):
-            replica = self._host.replicas.get(group)
-            if replica is not None and not replica.lost and replica.raft.last_index > last:
-                probe("log goes on where a snapshot didn't fit")
-                self._fits(group)
+        self._unfit.look(self._host.replicas)
         if self.lost and self._ticks % WANT_TICKS == 0:
             self._ask()
 
@@ -177,7 +173,7 @@ class Snapshots:
         """The group leaves this node."""
         self.lost.pop(group, None)
         self._node.alarms_now.cleared(AlarmKind.DATA_LOST, group)
-        self._fits(group)
+        self._unfit.over(group)
         self._suspended.pop(group, None)
         self._drop(group)
 
@@ -341,7 +337,7 @@ class Snapshots:
             return  # one is nearly in; then it will be seen whether another is needed
         if _has(replica, message.index, message.log_term):
             probe("snapshot is no news")
-            self._fits(group)
+            self._unfit.over(group)
             self._drop(group)
             self._tell(node, replica, message.sender, message.context, index=message.index)
             return
@@ -436,7 +432,7 @@ class Snapshots:
             return
         if _has(replica, head.index, head.term):
             probe("log overtook the snapshot")
-            self._fits(group)
+            self._unfit.over(group)
             self._tell(incoming.node, replica, incoming.sender, incoming.name[1], index=head.index)
             self._drop(group)
             return
@@ -458,25 +454,13 @@ class Snapshots:
         del self.incoming[group]
         self.lost.pop(group, None)
         self._node.alarms_now.cleared(AlarmKind.DATA_LOST, group)
-        self._fits(group)
+        self._unfit.over(group)
         self._node.restart_group(group)
         self.counts["received"] += 1
         self.counts["received_bytes"] += incoming.received
         self.counts["received_ms"] += self._host.now - incoming.since
         replica = self._host.replicas[group]
         self._tell(incoming.node, replica, incoming.sender, incoming.name[1], index=incoming.head.index)
-
-    def _alarm(self, group: int, incoming: Incoming, last: int) -> None:
-        """Room that comes back when it is dropped hides that it doesn't fit: this alarm stays until one is in, or none
-        is needed any more. `last`: where the log ends."""
-        self._unfit[group] = last
-        text = unfit(self._node.identity.name, group, incoming.importer.written)
-        self._node.alarms_now.raised(Alarm(AlarmKind.NO_SPACE, text, group))
-
-    def _fits(self, group: int) -> None:
-        """A snapshot is in, or none is needed: another leader's log may reach back far enough. Idempotent."""
-        self._unfit.pop(group, None)
-        self._node.alarms_now.cleared(AlarmKind.NO_SPACE, group)
 
     def _drop(self, group: int) -> None:
         """Give up what is coming in for `group`, if anything is."""
