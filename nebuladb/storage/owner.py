@@ -19,7 +19,7 @@ LOCK_FILE: Final = "LOCK"
 """Of the directory, and of each of its databases."""
 DATABASES: Final = ("raft", "data")
 DOCUMENTS: Final = ("identity.json", "founding.json", "joined.json", "voting")
-READ: Final = re.compile(r"\d+\.(sst|log)|MANIFEST-\d+|CURRENT|IDENTITY|LOCK|rocksdict-config\.json")
+READ: Final = re.compile(r"\d+\.(sst|log)|MANIFEST-\d+|CURRENT|IDENTITY|LOCK|CLOSED|rocksdict-config\.json")
 """Of a database; what else lies there, as its reports and a file system's lost+found, is nobody's trouble."""
 WRITTEN: Final = frozenset({".log", DRAFT})
 """What is written in its place; everything else is replaced as a whole, which is a matter of its directory."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from functools import partial
 from hashlib import blake2b
 from pathlib import Path
@@ -29,16 +30,18 @@ from rocksdict import (
     WriteBufferManager,
     WriteOptions,
 )
-from rocksdict import Snapshot as RocksView
 
 from nebuladb.env import probe
-from nebuladb.errors import Corruption, DataDamaged, DiskFull, InvariantViolation, StoreClosed, StoreError
+from nebuladb.errors import Corruption, DataDamaged, DiskFull, StoreClosed, StoreError
+from nebuladb.ids import BatchId
+from nebuladb.storage.closed import note, noted
 from nebuladb.storage.cursor import Cursor
 from nebuladb.storage.engine import DELETE, IDENTITY_BYTES, PUT, Batch
 from nebuladb.storage.files import exists, read, sync_directory, temporary_directory, unwritten
 from nebuladb.storage.log_keys import STAMP_KEY, Stamp, decode_stamp
 from nebuladb.storage.preallocation import Preallocation
 from nebuladb.storage.rocks_errors import INFO_LOG, background_problem, classify
+from nebuladb.storage.rocks_snapshot import RocksSnapshot
 from nebuladb.storage.spans import pieces
 from nebuladb.storage.wal import Found, cut, examine, wal_files
 from nebuladb.storage.wal_file import WalFile
@@ -315,7 +318,7 @@ class RocksEngine:
             cursors = {span: Cursor(self._db.iter(_below(span[1]))) for span in spans}
             if not spans:
                 cursors[b"", b""] = Cursor(self._db.iter())
-            snapshot = RocksSnapshot(self, self._db.snapshot(), cursors)
+            snapshot = RocksSnapshot(self._db.snapshot(), cursors, self._snapshots.discard)
         except Exception as error:
             raise self._error(error) from error
         self._snapshots.add(snapshot)
@@ -324,6 +327,7 @@ class RocksEngine:
     def close(self) -> None:
         if not self._open:
             return
+        path, last = Path(self._db.path()), self._last_batch()
         self._open = False
         for cursor in self._cursors:
             cursor.steps = None
@@ -337,6 +341,18 @@ class RocksEngine:
             db.close()
         except Exception as error:
             raise self._whole(classify(error)) from error
+        if last:
+            with suppress(OSError):  # of a full disk, say: then only the WAL of the next life tells more
+                note(path, last)
+
+    def _last_batch(self) -> BatchId:
+        """Of a log, for whoever opens it next; 0 if it can't be told."""
+        if not self.wal:
+            return BatchId(0)
+        try:
+            return decode_stamp(self.get(STAMP_KEY)).batch
+        except StoreError:
+            return BatchId(0)
 
     def _damaged(self, error: Exception) -> StoreError:
         """A write that fails by damage: RocksDB met it in the background, and refuses all writes from then on."""
@@ -348,54 +364,6 @@ class RocksEngine:
 
     def _error(self, error: Exception) -> StoreError:
         return classify(error) if self._open else StoreClosed("the database is closed")
-
-
-class RocksSnapshot:
-    """See `Snapshot`.
-
-    rocksdict's own honours the snapshot in point reads only: its iterators see whatever was written before they were
-    made. So those that serve the scans are made together with it: one for each span, or one for everything.
-    """
-
-    def __init__(self, engine: RocksEngine, view: RocksView, cursors: dict[tuple[bytes, bytes], Cursor]) -> None:
-        self._engine = engine
-        self._view: RocksView | None = view
-        self._cursors = cursors
-
-    def get(self, key: bytes) -> bytes | None:
-        if self._view is None:
-            raise StoreClosed("the snapshot is closed")
-        try:
-            value: bytes = self._view[key]
-        except Exception as error:
-            if str(error) == "key not found":
-                return None
-            raise classify(error) from error
-        return value
-
-    def scan(self, low: bytes, high: bytes, *, reverse: bool = False) -> Iterator[tuple[bytes, bytes]]:
-        if low >= high:
-            return
-        cursor = self._cursor_of(low, high)
-        cursor.open()
-        try:
-            yield from cursor.walk(low, high, reverse=reverse)
-        except StoreError:
-            raise
-        except Exception as error:
-            raise classify(error) from error
-
-    def close(self) -> None:
-        self._view = None
-        for cursor in self._cursors.values():
-            cursor.steps = None
-        self._engine._snapshots.discard(self)
-
-    def _cursor_of(self, low: bytes, high: bytes) -> Cursor:
-        for (first, end), cursor in self._cursors.items():
-            if first <= low and (high <= end or not end):
-                return cursor
-        raise InvariantViolation("a scan of a snapshot goes beyond its spans")
 
 
 def _below(high: bytes) -> ReadOptions:
@@ -412,7 +380,10 @@ def examine_log(path: Path) -> Found | None:
     Raises `Corruption`, `StoreError`."""
     files, stored = wal_files(path), _tables_stamp(path)
     # A database that was written has a WAL at all times; one without files has lost them (`Found.missing`).
-    return examine(files, stored, _identity(path)) if files or stored.batch else None
+    if not files and not stored.batch:
+        return None
+    found = examine(files, stored, _identity(path))
+    return found._replace(flushed=max(found.flushed, noted(path)))
 
 
 def _identity(path: Path) -> bytes:
