@@ -7,8 +7,8 @@ keys and values as raw bytes with ``-o simple`` (the default), in base64 and one
 
 What it won't do: ask questions, read a configuration file, or repeat a write that may have taken effect.
 
-Inside: ``main`` is the command group, ``settings`` the global options, ``output`` the styles, ``progress`` and
-``parallel`` what long commands share. ``kv``, ``compact``, ``lease``, ``cluster``, ``status``, ``member``,
-``snapshot``, ``etcd``, ``load`` and ``dump`` hold the commands; ``txntext`` is the language of ``txn``, ``etcd_source``
-reads an etcd, ``tree`` a directory, and ``files`` is how a file lies in the database.
+Inside: ``start`` imports ``main``, the command group; ``settings`` are the global options, ``output`` the styles,
+``progress`` and ``parallel`` what long commands share. ``kv``, ``compact``, ``lease``, ``cluster``, ``status``,
+``member``, ``snapshot``, ``etcd``, ``load`` and ``dump`` hold the commands; ``txntext`` is the language of ``txn``,
+``etcd_source`` reads an etcd, ``tree`` a directory, and ``files`` is how a file lies in the database.
 """

@@ -238,8 +238,8 @@ def load(settings: Settings, directory: bytes, prefix: str, exclude: tuple[str, 
     Files that are there already, by size and SHA-256, are skipped: after an interruption run the same command again.
     One whose key PATH was deleted or written over since, by `del` or `put`, is stored anew. Writes are exactly-once and
     go on over the death of nodes. A file over 1 MiB lies in several keys: PATH, PATH\\0chunk\\000000001 and so on;
-    PATH\\0meta, written last, makes it count. Symbolic links, and files that can't be read, are named and left out; the
-    latter make it exit 1.
+    PATH\\0meta, written last, makes it count; `del PATH --end PATH^A`, where ^A is a byte 1, deletes all of them.
+    Symbolic links, and files that can't be read, are named and left out; the latter make it exit 1.
 
     --verify reads every file back through the first endpoint that answers, so with one endpoint through that node.
 

@@ -7,7 +7,7 @@ from enum import StrEnum
 from typing import Final, NamedTuple
 
 MAX_ALARMS: Final = 64
-"""Of each kind, so that none keeps out the others."""
+"""Of each kind, so that none keeps out the others, nor those of shards the node's own."""
 
 
 class AlarmKind(StrEnum):
@@ -47,7 +47,8 @@ class Alarms:
         """It is so, perhaps still."""
         key = _key(alarm)
         known = key in self._raised
-        if not known and self.counts()[alarm.kind] >= MAX_ALARMS:
+        many = alarm.group or alarm.kind is AlarmKind.OTHER  # of others a node has one
+        if not known and many and self.counts()[alarm.kind] >= MAX_ALARMS:
             return
         self._raised[key] = alarm
         if not known and self._tell is not None:

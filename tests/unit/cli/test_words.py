@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import stat
 import subprocess
 import sys
@@ -185,3 +186,24 @@ def test_the_help_says_every_exit_status() -> None:
 
 def test_the_help_says_what_is_added_to_a_value() -> None:
     assert "a newline" in CliRunner().invoke(main, ["get", "--help"]).output
+
+
+INTERRUPTED = """
+import os, signal, sys
+class Meanwhile:
+    def find_spec(self, name, path=None, target=None):
+        if name == "nebuladb.cli.main":
+            os.kill(os.getpid(), signal.SIGINT)
+sys.meta_path.insert(0, Meanwhile())
+from nebuladb.cli.start import main
+sys.argv[1:] = ["--version"]
+main()
+"""
+
+
+@pytest.mark.parametrize("ignored", [False, True])
+def test_who_is_interrupted_before_there_are_commands_shows_no_traceback(*, ignored: bool) -> None:
+    begin = "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)\n" * ignored
+    ran = subprocess.run([sys.executable, "-c", begin + INTERRUPTED], capture_output=True, check=False, text=True)
+    assert (ran.returncode, ran.stderr) == (0 if ignored else -signal.SIGINT, "")
+    assert ("version" in ran.stdout) == ignored

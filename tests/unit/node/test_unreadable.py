@@ -91,7 +91,9 @@ def test_one_kind_of_alarm_keeps_out_no_other() -> None:
     for _ in range(2):
         for number in range(2 * MAX_ALARMS):
             alarms.raised(Alarm(AlarmKind.OTHER, f"something {number}"))
+            alarms.raised(Alarm(AlarmKind.NO_SPACE, "a snapshot doesn't fit", group=4 + number))
     alarms.raised(Alarm(AlarmKind.NO_SPACE, "no room"))
     assert alarms.counts()[AlarmKind.OTHER] == MAX_ALARMS
-    assert alarms.counts()[AlarmKind.NO_SPACE] == 1
-    assert len(told) == MAX_ALARMS + 1
+    assert alarms.counts()[AlarmKind.NO_SPACE] == MAX_ALARMS + 1
+    assert len(told) == 2 * MAX_ALARMS + 1
+    assert told[-1] == "no room"
