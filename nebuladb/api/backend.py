@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sized
+from collections.abc import Awaitable, Callable, Sequence, Sized
 from contextlib import nullcontext
 from typing import Any, Final, TypeVar
 
@@ -26,7 +26,9 @@ from nebuladb.node.departure import departs
 from nebuladb.node.keyspaces import MAX_CLUSTER_SHARDS
 from nebuladb.node.meta import DEFAULT, Meta
 from nebuladb.node.pump import Pump
+from nebuladb.pb.etcd import lease_pb2 as etcd_lease_pb2
 from nebuladb.pb.nebula.v1 import common_pb2 as pb
+from nebuladb.pb.nebula.v1 import lease_pb2
 from nebuladb.raft import Configuration
 from nebuladb.shard import Descriptor, RoutingTable
 
@@ -41,8 +43,9 @@ EARLIER_PART: Final = 5
 MAX_SCANNING: Final = 32
 """Scans that read a page at the same time; the others hold none."""
 MAX_LISTED_HERE: Final = 1_000
-"""Leases that are listed on the loop; of a million others would hear nothing for a second."""
+"""Leases, or keys of one, that are told on the loop; of a million others would hear nothing for a second."""
 
+TimeToLive = lease_pb2.LeaseTimeToLiveResponse | etcd_lease_pb2.LeaseTimeToLiveResponse
 M = TypeVar("M", bound=Message)
 T = TypeVar("T")
 
@@ -65,6 +68,8 @@ class Backend:
         """Of reads that take several turns."""
         self.scanning = asyncio.Semaphore(MAX_SCANNING)
         """Of scans that read a page."""
+        self.listing = asyncio.Lock()
+        """The keys of leases, in a thread: of one at a time."""
         self.wide = asyncio.Lock()
         """Transactions that read ranges: one at a time, and a breath of the loop's between two."""
         self.lags_elsewhere: Callable[[int], Awaitable[list[Lag]]] = _alone
@@ -173,13 +178,21 @@ class Backend:
 
     async def lease(
         self, shard: Descriptor, lease: int, timeout: float, *, keys: bool
-    ) -> tuple[Store, LeaseInfo | None]:
-        """The shard's store, at least as new as now, and what it says of a lease; None: there is none."""
+    ) -> tuple[int, LeaseInfo | None, Sequence[bytes]]:
+        """A revision of the shard, at least as new as now, and what is left of a lease then; None: there is none. And
+        its keys, if they are asked for."""
         await self.current(shard, timeout)
-        async with self.pace if keys else nullcontext():  # a lease may have a million
-            return await self.pump.looks.read(
-                shard.group, self.pump.store(shard.group), lambda store: store.lease(lease, keys=keys)
+        async with self.listing if keys else nullcontext():
+            store, found = await self.pump.looks.read(
+                shard.group, self.pump.store(shard.group), lambda store: store.lease(lease)
             )
+            if found is None or not keys:
+                return store.revision, found, ()
+            revision, attached = store.revision, store.attached(lease)
+            try:
+                return revision, found, await asyncio.to_thread(attached.read)
+            finally:
+                attached.close()
 
     async def leases(self, group: int, told: Callable[[list[tuple[int, int, int]]], T]) -> T:
         """What `told` makes of (expires, renewal, id) of the leases of a group: a copy of this turn's, hence of the
@@ -231,6 +244,16 @@ def check_points(pairs: Sized) -> None:
     may have two million, of two bytes each, for which the loop takes half a second. Raises `InvalidArgument`."""
     if len(pairs) > MAX_CLUSTER_SHARDS:
         raise InvalidArgument(f"the request names {len(pairs)} shards; a cluster has {MAX_CLUSTER_SHARDS} at most")
+
+
+async def with_keys(response: TimeToLive, keys: Sequence[bytes]) -> bytes:
+    """The bytes of a response about a lease, with its keys."""
+
+    def told() -> bytes:
+        response.keys.extend(keys)
+        return response.SerializeToString()
+
+    return told() if len(keys) <= MAX_LISTED_HERE else await asyncio.to_thread(told)
 
 
 def key_value(kv: KeyValue) -> pb.KeyValue:

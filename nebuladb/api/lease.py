@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
-from nebuladb.api.backend import Backend, Divided, parse, session_fields
+from nebuladb.api.backend import Backend, Divided, parse, session_fields, with_keys
 from nebuladb.errors import InvalidArgument, LeaseNotFound
 from nebuladb.ids import lease_group
 from nebuladb.kv import check
@@ -63,14 +63,11 @@ class LeaseService:
         request = parse(pb.LeaseTimeToLiveRequest, raw)
         shard = self._shard(request.keyspace, request.id)
         timeout = self._backend.answer_within(context)
-        store, lease = await self._backend.lease(shard, request.id, timeout, keys=request.keys)
-        response = pb.LeaseTimeToLiveResponse(header=self._backend.header(shard.group, store.revision), id=request.id)
-        if lease is None:
-            response.ttl = -1
-        else:
+        revision, lease, keys = await self._backend.lease(shard, request.id, timeout, keys=request.keys)
+        response = pb.LeaseTimeToLiveResponse(header=self._backend.header(shard.group, revision), id=request.id, ttl=-1)
+        if lease is not None:
             response.ttl, response.granted_ttl = lease.remaining, lease.ttl
-            response.keys.extend(lease.keys)
-        return response.SerializeToString()
+        return await with_keys(response, keys)
 
     async def List(self, raw: bytes, context: Any) -> bytes:
         request = parse(pb.LeaseListRequest, raw)

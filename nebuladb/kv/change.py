@@ -66,7 +66,6 @@ class LeaseInfo(NamedTuple):
 
     remaining: int
     ttl: int
-    keys: tuple[bytes, ...] = ()
 
 
 @dataclass(slots=True)

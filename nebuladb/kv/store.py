@@ -11,6 +11,7 @@ from nebuladb.ids import Generation, GroupId, NodeId
 from nebuladb.kv import check
 from nebuladb.kv.ahead import foreseen
 from nebuladb.kv.answer import KeyValue, RangeResult, TxnResult
+from nebuladb.kv.attached import Attached
 from nebuladb.kv.cache import RecordCache, RecordShare
 from nebuladb.kv.change import Applied, LeaseInfo, LeaseState
 from nebuladb.kv.command import Work
@@ -384,24 +385,21 @@ class Store:
         for row, data in self._engine.scan(low, low + b"\xff" * 9):
             yield LeaseState(int.from_bytes(row[KEY_AT:], signed=True), *decode_lease(data))
 
-    def lease(self, lease: int, *, keys: bool = False) -> LeaseInfo | None:
-        """What is left of a lease on the lease clock, in seconds rounded down, and with `keys` what is attached to it.
-
-        Raises `Unavailable` where the keys are asked for while an entry is half applied: what it has detached so far is
-        of an unpublished revision.
-        """
+    def lease(self, lease: int) -> LeaseInfo | None:
+        """What is left of a lease on the lease clock, in seconds rounded down."""
         data = self._source.get(self._keys.lease_key(lease)) if is_lease_id(lease) else None
         if data is None:
             return None
         row = decode_lease(data)
-        attached: tuple[bytes, ...] = ()
-        if keys:
-            if self._state.cursor:
-                raise Unavailable("a large deletion is being applied; try again")
-            low, high = self._keys.attached(lease)
-            attached = tuple(row[len(low) :] for row, _ in self._engine.scan(low, high))
         # A moment has passed since the clock was read: of a lease of 5 s more than 4 are left, not 5 (as etcd says it).
-        return LeaseInfo(max(row.expires - self._state.clock - 1, 0) // 1000, row.ttl // 1000, attached)
+        return LeaseInfo(max(row.expires - self._state.clock - 1, 0) // 1000, row.ttl // 1000)
+
+    def attached(self, lease: int) -> Attached:
+        """The keys of a lease that there is; to be closed. Raises `Unavailable` while an entry is half applied: what it
+        has detached so far is of an unpublished revision."""
+        if self._state.cursor:
+            raise Unavailable("a large deletion is being applied; try again")
+        return Attached(self._engine, *self._keys.attached(lease))
 
     # --- background
 

@@ -162,16 +162,18 @@ def test_what_is_said_of_a_lease_is_compared() -> None:
     asks = explorer(changes)
     asks._lease = 7
     asks._leased(store)
-    right = store.lease(7, keys=True)
+    right = store.lease(7)
     assert right is not None
-    assert right.keys == (b"any/2",)
-    for wrong in (
-        right._replace(keys=()),
-        right._replace(keys=(b"any/1", b"any/2")),
-        right._replace(remaining=10),
-        right._replace(remaining=-1),
+    for wrong, keys in (
+        (right, ()),
+        (right, (b"any/1", b"any/2")),
+        (right._replace(remaining=10), (b"any/2",)),
+        (right._replace(remaining=-1), (b"any/2",)),
     ):
-        lying = SimpleNamespace(revision=store.revision, lease=lambda _, keys, wrong=wrong: wrong)
+        view = SimpleNamespace(read=lambda keys=keys: keys, close=lambda: None)
+        lying = SimpleNamespace(
+            revision=store.revision, lease=lambda _, wrong=wrong: wrong, attached=lambda _, view=view: view
+        )
         with pytest.raises(Violation, match="lease 7 is"):
             asks._leased(cast("Store", lying))
 

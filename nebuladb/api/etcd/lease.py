@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Awaitable
 from typing import Any, Final
 
+from nebuladb.api.backend import with_keys
 from nebuladb.api.backup import Views
 from nebuladb.api.etcd.face import MAX_SECONDS, Face
 from nebuladb.api.etcd.requests import received
@@ -50,14 +51,12 @@ class LeaseService:
     async def LeaseTimeToLive(self, raw: bytes, context: Any) -> bytes:
         request = received(pb.LeaseTimeToLiveRequest, raw)
         backend, shard = self._face.backend, self._face.shard(context)
-        store, lease = await backend.lease(shard, request.ID, self._face.timeout(context), keys=request.keys)
-        response = pb.LeaseTimeToLiveResponse(header=self._face.header(shard.group, store.revision), ID=request.ID)
-        if lease is None:
-            response.TTL = -1
-        else:
+        timeout = self._face.timeout(context)
+        revision, lease, keys = await backend.lease(shard, request.ID, timeout, keys=request.keys)
+        response = pb.LeaseTimeToLiveResponse(header=self._face.header(shard.group, revision), ID=request.ID, TTL=-1)
+        if lease is not None:
             response.TTL, response.grantedTTL = lease.remaining, lease.ttl
-            response.keys.extend(lease.keys)
-        return response.SerializeToString()
+        return await with_keys(response, keys)
 
     async def LeaseLeases(self, raw: bytes, context: Any) -> bytes:
         received(pb.LeaseLeasesRequest, raw)

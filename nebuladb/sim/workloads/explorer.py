@@ -284,12 +284,16 @@ class Explorer(Actor):
 
     def _leased(self, store: Store) -> None:
         """What `store` says of the lease: its keys, and a time that is left."""
-        info = store.lease(self._lease, keys=True)
+        info = store.lease(self._lease)
         contents = self._board.changes.contents(self.group, store.revision, b"\0", b"\xff")
         if info is not None and contents is not None:
             keys = tuple(key for key in sorted(contents) if contents[key].lease == self._lease)
-            right = info.keys == keys and 0 <= info.remaining < info.ttl
-            require(right, f"group {self.group}, {self.name}: lease {self._lease} is {info}, its keys are {keys}")
+            attached = store.attached(self._lease)
+            said = attached.read()
+            attached.close()
+            right = said == keys and 0 <= info.remaining < info.ttl
+            what = f"lease {self._lease} is {info} with {said}, its keys are {keys}"
+            require(right, f"group {self.group}, {self.name}: {what}")
 
     def _scan(self, store: Store, machine: Machine) -> None:
         """Page by page, over many turns, as one revision; pinned, or refused when that is compacted meanwhile (S24)."""

@@ -149,6 +149,15 @@ HASH = Command(Kind.HASH, b"")
 CLOCK = Command(Kind.CLOCK, b"")
 
 
+def attached(store: Store, lease: int) -> tuple[bytes, ...]:
+    """The keys of a lease."""
+    view = store.attached(lease)
+    try:
+        return view.read()
+    finally:
+        view.close()
+
+
 def state_hash(store: Store, log: Log) -> bytes:
     """The hash as of a new entry."""
     drain(store, [log.work(HASH)])

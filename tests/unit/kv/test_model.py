@@ -17,7 +17,7 @@ from nebuladb.kv.command import Work
 from nebuladb.kv.limits import Limits
 from nebuladb.kv.store import Store
 from nebuladb.storage.memory import Fault, MemoryEngine
-from tests.unit.kv.helpers import Log, drain, finish, fresh, reopen, state_hash
+from tests.unit.kv.helpers import Log, attached, drain, finish, fresh, reopen, state_hash
 from tests.unit.kv.model import Model
 from tests.unit.kv.programs import build, program, with_hash
 
@@ -51,11 +51,11 @@ def check_reads(store: Store, model: Model) -> None:
     assert store.key_count == len(model.now)
     assert store.size == sum(len(key) + len(kv.value) for key, kv in model.now.items())
     for lease, row in model.leases.items():
-        info = store.lease(lease, keys=True)
+        info = store.lease(lease)
         assert info is not None
         assert info.ttl == row.ttl // 1000
         assert info.remaining == max(row.expires - model.clock - 1, 0) // 1000
-        assert list(info.keys) == sorted(key for key, kv in model.now.items() if kv.lease == lease)
+        assert list(attached(store, lease)) == sorted(key for key, kv in model.now.items() if kv.lease == lease)
     by_row = sorted(model.leases, key=lambda lease: (lease < 0, lease))
     assert [tuple(lease) for lease in store.leases()] == [(i, *model.leases[i]) for i in by_row]
 

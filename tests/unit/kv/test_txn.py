@@ -11,7 +11,7 @@ from nebuladb.kv.answer import Answer, DeleteResult, KeyValue, PutResult, RangeR
 from nebuladb.kv.limits import MAX_TXN_DEPTH, MAX_TXN_TOTAL, Limits
 from nebuladb.kv.store import Store
 from nebuladb.pb.nebula.v1 import kv_pb2 as pb
-from tests.unit.kv.helpers import Log, compact, delete, finish, fresh, grant, put, run, state_hash, txn
+from tests.unit.kv.helpers import Log, attached, compact, delete, finish, fresh, grant, put, run, state_hash, txn
 
 Op = pb.Operation
 ALL = b"\0"
@@ -92,9 +92,7 @@ def test_a_key_may_change_twice_at_one_revision(deleted_first: bool) -> None:
     now = KeyValue(b"b", 4, 4, 1, 7, b"new") if deleted_first else None
     assert (store.get(b"b"), store.get(b"b", 3), store.get(b"b", 4)) == (now, old, now)
     assert [(c.revision, c.deleted) for c in store.changes(3)] == [(4, deleted_first), (4, not deleted_first)]
-    lease = store.lease(7, keys=True)
-    assert lease is not None
-    assert lease.keys == ((b"b",) if deleted_first else ())
+    assert attached(store, 7) == ((b"b",) if deleted_first else ())
     assert store.key_count == (2 if deleted_first else 1)
     digest = state_hash(store, log)
     run(store, log, compact(4))

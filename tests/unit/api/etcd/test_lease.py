@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from nebuladb.api import backend, leadership
 from nebuladb.api.etcd import lease
 from nebuladb.errors import NoLeader, NotLeader, Unavailable, UnknownOutcome
 from nebuladb.kv.answer import Answer
+from nebuladb.kv.attached import Attached
 from nebuladb.pb.etcd import kv_pb2
 from nebuladb.pb.etcd import lease_pb2 as pb
 from tests.unit.api.etcd.faced import Faced
@@ -147,6 +149,35 @@ async def test_what_is_left_counts_down_and_is_less_than_nothing_of_an_unknown_l
         told = await left(etcd, unknown, keys=True)
         assert (told.ID, told.TTL, told.grantedTTL) == (unknown, -1, 0)
         assert told.header.revision > 0
+
+
+async def test_the_keys_of_a_lease_are_read_and_told_beside_the_loop(
+    etcd: Faced, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There may be a million, for which nobody else was served; they are those of the revision that is named."""
+    monkeypatch.setattr(backend, "MAX_LISTED_HERE", 1)
+    await grant(etcd, 60, 7)
+    for key in (b"b", b"a"):
+        put = await etcd.set(key, lease=7)
+    begun, go_on, read = threading.Event(), threading.Event(), Attached.read
+
+    def late(self: Attached) -> tuple[bytes, ...]:
+        begun.set()
+        assert go_on.wait(10)
+        return read(self)
+
+    closed = list[Attached]()
+    monkeypatch.setattr(Attached, "read", late)
+    monkeypatch.setattr(Attached, "close", lambda self: closed.append(self))
+    asked = asyncio.ensure_future(left(etcd, 7, keys=True))
+    await asyncio.to_thread(begun.wait, 10)
+    await etcd.set(b"c", lease=7)  # others are served meanwhile
+    go_on.set()
+    told = await asked
+    assert list(told.keys) == [b"a", b"b"]
+    assert told.header.revision == put.header.revision
+    assert len(closed) == 1
+    assert (await left(etcd, 7, keys=True)).keys == [b"a", b"b", b"c"]
 
 
 async def test_a_revoke_deletes_the_keys_sorted_in_one_revision(etcd: Faced) -> None:
