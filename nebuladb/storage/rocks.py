@@ -346,10 +346,11 @@ class RocksEngine:
                 note(path, last)
 
     def _last_batch(self) -> BatchId:
-        """Of a log, for whoever opens it next; 0 if it can't be told."""
+        """Of a log, and durable, for whoever opens it next; 0 if that can't be told."""
         if not self.wal:
             return BatchId(0)
         try:
+            self.sync()  # if closing can't write a table, the WAL has it
             return decode_stamp(self.get(STAMP_KEY)).batch
         except StoreError:
             return BatchId(0)
