@@ -15,7 +15,7 @@ from typing import Final
 from nebuladb.errors import Corruption
 from nebuladb.ids import Generation, GroupId
 from nebuladb.kv.rows import CURRENT, KEY_AT, Keys, Record, decode_record
-from nebuladb.kv.source import SnapshotSource, close
+from nebuladb.kv.source import SnapshotSource
 from nebuladb.kv.state import State
 from nebuladb.kv.txn import check_revision
 from nebuladb.kv.view import load
@@ -27,7 +27,7 @@ HEAD: Final = Struct(">I3QqQ")
 
 class HistoryHash:
     """One hash in the making, over an engine snapshot. Make and close it in the engine's thread; `step` may run in
-    another, one call at a time. Close it soon: it keeps old tables on the disk."""
+    another, one call at a time, also while it is closed. Close it soon: it keeps old tables on the disk."""
 
     def __init__(self, engine: Engine, group: GroupId, generation: Generation, revision: int = 0) -> None:
         """`revision` 0 or less: the newest. Raises `Compacted`, `FutureRevision` or `Corruption`."""
@@ -73,8 +73,8 @@ class HistoryHash:
         return int.from_bytes(self._hash.digest())
 
     def close(self) -> None:
-        """Let go of the engine. Idempotent."""
-        close(self._rows)
+        """Let go of the engine, even while `step` runs in a thread, which then may raise `StoreError`. Idempotent."""
+        # The view alone: an iterator that a thread is in can't be closed, and raises.
         self._view.close()
 
     def _history(self, key: bytes, newest: Record) -> Iterator[Record]:

@@ -28,10 +28,11 @@ class RocksSnapshot:
         self._cursors = cursors
 
     def get(self, key: bytes) -> bytes | None:
-        if self._view is None:
+        view = self._view  # whoever closes it may be another thread
+        if view is None:
             raise StoreClosed("the snapshot is closed")
         try:
-            value: bytes = self._view[key]
+            value: bytes = view[key]
         except Exception as error:
             if str(error) == "key not found":
                 return None

@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from threading import Event
+from types import SimpleNamespace
+from unittest.mock import Mock
+
 import pytest
 
 from nebuladb.errors import Compacted, Corruption, FutureRevision
@@ -11,6 +17,8 @@ from nebuladb.kv.history_hash import HistoryHash
 from nebuladb.kv.rows import Keys
 from nebuladb.storage.engine import Batch, Engine
 from tests.unit.kv.helpers import GENERATION, GROUP, Log, compact, delete, finish, fresh, grant, put, reopen, run
+
+SECONDS = 10.0
 
 
 def found(engine: Engine, revision: int = 0, budget: int = 1_000) -> int:
@@ -48,6 +56,31 @@ def test_every_revision_has_a_hash_of_its_own_that_later_writes_leave_alone() ->
 def test_how_it_is_sliced_makes_no_difference() -> None:
     engine = populated()
     assert {found(engine, 7, budget) for budget in (1, 2, 3, 100)} == {found(engine, 7)}
+
+
+def test_it_lets_go_of_the_engine_while_a_thread_reads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its caller is gone amid a slice, which nobody can stop: the view must not stay, which keeps all that it sees."""
+    engine = populated()
+    view, closed = engine.snapshot(), Mock()
+    reads, goes_on = Event(), Event()
+
+    def scan(low: bytes, high: bytes) -> Iterator[tuple[bytes, bytes]]:
+        for row in view.scan(low, high):
+            reads.set()
+            assert goes_on.wait(SECONDS)
+            yield row
+
+    monkeypatch.setattr(engine, "snapshot", lambda _: SimpleNamespace(get=view.get, scan=scan, close=closed))
+    work = HistoryHash(engine, GROUP, GENERATION)
+    with ThreadPoolExecutor(1) as pool:
+        slice_ = pool.submit(work.step, 1)
+        try:
+            assert reads.wait(SECONDS)
+            work.close()
+            closed.assert_called_once()
+        finally:
+            goes_on.set()
+        assert slice_.result(SECONDS) is None
 
 
 @pytest.mark.parametrize("floor", range(2, 10))
