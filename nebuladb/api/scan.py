@@ -211,6 +211,13 @@ class Scan:
         for pin in self._pins.values():
             pin.close()
 
+    async def close(self) -> None:
+        """Keep nothing any more, and read nothing. Idempotent."""
+        self.release()
+        # A generator that stands amid its rows leads here, as this to it: what is read ahead would be the collector's,
+        # which counts objects, and no bytes.
+        await self._rows.aclose()
+
     def _pin(self, part: _Part) -> Pin:
         """The shard's pin, made anew if the old one was let go. Raises as the stores do."""
         # The store is asked for each time: between pages the node may have lost the replica.
@@ -269,7 +276,7 @@ async def scan(
             reading.sent(asyncio.get_running_loop().time() - begun)
     finally:
         delivery.give()
-        reading.release()
+        await reading.close()
 
 
 async def _room(delivery: Delivery, size: int) -> None:
