@@ -202,6 +202,11 @@ class Connection(asyncio.Protocol):
             await self._gateway.answer(request, self)
         except ConnectionError:
             self._transport.abort()
+        except asyncio.CancelledError:
+            # The task's end leads to this frame: were it kept here, the request would be left to the collector, which
+            # counts objects and no bytes.
+            self._task = None
+            raise
         except Exception:
             LOG.exception("a request of %s failed", self.peer)
             self._transport.abort()
