@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from typing import Final
@@ -158,22 +159,24 @@ def _own(who: str, told: Sequence[Told]) -> Iterator[str]:
 
 
 def _against_writes(told: Sequence[Told], ops: Sequence[Op]) -> Iterator[str]:
-    """Each acknowledged write is an event of its revision; each event is of a write that nobody was told had failed."""
+    """Each acknowledged write is an event of its revision; each event is of a write that nobody was told had failed, or
+    had nothing to delete, and none ran twice: a client repeats none whose outcome is unknown."""
     events = set(told)
-    possible: set[tuple[str, Json]] = set()
+    possible: Counter[tuple[str, Json]] = Counter()
     for op in ops:
         if op.f not in ("put", "put two", "delete"):
             continue
         keys = op.key.split()
-        if op.outcome is not Outcome.FAILED:
+        if op.outcome is Outcome.UNKNOWN or (op.outcome is Outcome.OK and op.result is not None):
             possible.update((key, op.value) for key in keys)
         if op.outcome is Outcome.OK and op.result is not None:
             for event in ((op.result, key, op.value) for key in keys):
                 if event not in events:
                     yield f"{op.f} of process {op.process} was acknowledged, and its event {event} is missing"
     for event in told:
-        if event[1:] not in possible:
-            yield f"there is an event {event}, and no write that can be the cause"
+        possible[event[1:]] -= 1
+        if possible[event[1:]] < 0:
+            yield f"there is an event {event}, and no write, or none any more, that can be the cause"
 
 
 def _against_reads(told: Sequence[Told], ops: Sequence[Op]) -> Iterator[str]:

@@ -188,6 +188,28 @@ def test_what_a_watch_may_not_be_told_is_found(events: tuple[tuple[int, str, Jso
     assert check("watch", [*writes, *told(101, *EVENTS), *told(102, *events)]).violations
 
 
+@pytest.mark.parametrize(
+    "again",
+    [
+        (7, "k", "1"),  # a put that ran twice
+        (7, "k", None),  # one delete, two deletions
+    ],
+)
+def test_a_write_without_a_session_that_runs_twice_is_found(again: tuple[int, str, Json]) -> None:
+    events = (*EVENTS[:-1], again, (8, MARK, "end"))
+    state = {"l": ["3", 5], MARK: ["end", 8]} | ({"k": ["1", 7]} if again[2] else {})
+    writes = [op for op in GOOD["watch"] if op.f not in ("event", "read") and op.key != MARK]
+    end = Script().op("put", MARK, "end", 8).op("read", "", None, state).ops
+    (violation,) = check("watch", [*writes, *told(101, *events), *end]).violations
+    assert str(again) in violation
+
+
+def test_a_delete_that_found_nothing_is_no_cause_of_a_deletion() -> None:
+    ops = list(GOOD["watch"])
+    ops[2] = replace(ops[2], result=None)
+    assert check("watch", ops).violations
+
+
 def test_sessions_and_watches_that_saw_nothing_prove_nothing() -> None:
     assert check("sessions", GOOD["sessions"][:4]).violations
     assert check("watch", GOOD["watch"][:7]).violations
