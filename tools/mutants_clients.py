@@ -66,7 +66,7 @@ LIVES: Final = 5
 """A node that gives up so often,"""
 SOON_MS: Final = 2_500
 """each time so soon after the time before, is not started again."""
-CROWD: Final = tuple(f"nebuladb.sim.{name}" for name in ("actor", "client", "session_client", "workloads"))
+CROWD: Final = tuple(f"nebuladb.sim.{name}" for name in ("actor", "client", "look", "session_client", "workloads"))
 
 _GIVEN_UP: Final[dict[int, tuple[int, int]]] = {}
 """`id` of a machine of this run → how often it has given up, each time soon after the time before; and when, last."""

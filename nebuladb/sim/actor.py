@@ -6,13 +6,14 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from random import Random
 
-from nebuladb.errors import NebulaError, Outcome, StoreError, UnknownOutcome
+from nebuladb.errors import NebulaError, Outcome, UnknownOutcome
 from nebuladb.kv.answer import Answer
 from nebuladb.kv.command import Command, Kind
 from nebuladb.kv.store import Store
 from nebuladb.sim.board import Board
 from nebuladb.sim.core import Core
 from nebuladb.sim.life import Written
+from nebuladb.sim.look import Look
 from nebuladb.sim.machine import Machine
 
 BEGIN_MS = 600
@@ -47,6 +48,8 @@ class Actor:
         self._machines = machines
         self._board = board
         self._rng: Random = core.stream(f"client {name}")
+        self._cold: Random = core.stream(f"client {name} cold")
+        """What of its reads takes the disk."""
         wait = 0 if self._rng.random() < EARLY else max(FOUNDED_MS - core.scheduler.now, 0)
         core.scheduler.after(wait + self._rng.randrange(BEGIN_MS), self._act)
 
@@ -115,7 +118,8 @@ class Actor:
 
     def _look(self, looked: Looked, group: int = 0) -> None:
         """A linearizable read of `group`, by default one's own, through some machine: `looked` has its store in the
-        instant in which it may be read. Otherwise the operation has failed."""
+        instant in which it may be read, and once more after it met rows that are on the disk only. Otherwise the
+        operation has failed."""
         group = group or self.group
         machine, timeout = self._machine(), self._timeout()
         waiting = True
@@ -125,19 +129,16 @@ class Actor:
             if not waiting:
                 return
             waiting = False
-            store = None
+            look = None
             if error is None:
                 with suppress(NebulaError):
-                    store = machine.store(group)
-            if store is None:
+                    look = Look(
+                        self._core, self._cold, machine, group, lambda store: looked(store, machine), self._failed
+                    )
+            if look is None:
                 self._failed()
-                return
-            try:
-                looked(store, machine)
-            except StoreError:
-                if not machine.spoiled:
-                    raise
-                self._failed()  # damage is never served
+            else:
+                look.begin()
 
         def give_up() -> None:
             if waiting:

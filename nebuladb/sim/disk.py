@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from random import Random
 
+from nebuladb.errors import StoreError
 from nebuladb.ids import BatchId
 from nebuladb.sim.core import Core
 from nebuladb.sim.faults import SLOW_SYNC_MS
@@ -111,6 +112,13 @@ class Disk:
         self.data.make_durable(position)
         self._flushing = False
         done()
+
+    def read(self, rows: Sequence[bytes]) -> Sequence[bytes | None] | StoreError:
+        """Rows of the data, or why they can't be read."""
+        try:
+            return self.data.get_many(rows)
+        except StoreError as error:
+            return error
 
     def _time(self) -> int:
         faults = self._core.faults

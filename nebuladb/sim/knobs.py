@@ -80,7 +80,7 @@ reads to take at once."""
 def small_memory(rng: Random) -> MemoryPlan:
     """A node's memory; in half of its lives caches and outboxes hold next to nothing."""
     whole = plan()
-    return whole._replace(records=4_000, recent_entries=4_000, outboxes=2_000) if rng.randrange(2) else whole
+    return whole._replace(records=400, recent_entries=4_000, outboxes=2_000) if rng.randrange(2) else whole
 
 
 def small_tail(rng: Random) -> TailLimits:
@@ -95,8 +95,9 @@ def small_options(rng: Random, core: Core) -> NodeOptions:
     """How a node is set: in some of its lives it compacts by a rule, compares replicas, is impatient with its disk. All
     nodes of a cluster, and all their lives, have the same lease reads."""
     tail, ambush = small_tail(rng), core.drawn.ambush
+    retention = rng.choice((Retention(), Retention(Rule(revisions=3)), Retention(Rule(period=1_500))))
     return NodeOptions(
-        retention=rng.choice((Retention(), Retention(Rule(revisions=3)), Retention(Rule(period=1_500)))),
+        retention=retention,
         tail=TailLimits(entries=1, cut_entries=1) if ambush == "strays" else tail,
         stall=rng.choice((0, 300, 1_000)),
         lease_reads=core.stream("lease reads").random() < LEASE_READS or ambush in ("naps", "handovers"),

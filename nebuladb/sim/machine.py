@@ -61,9 +61,7 @@ class Machine:
         *,
         stale_reads: bool = False,
     ) -> None:
-        self.name = f"n{place + 1}"
-        self.place = place
-        self.disk = disk
+        self.name, self.place, self.disk = f"n{place + 1}", place, disk
         self.founds = place < len(members)
         """A fresh one founds the cluster with others; else it waits to be told to join."""
         self.joined: Descriptor | None = None
@@ -229,8 +227,7 @@ class Machine:
 
     def crash(self, *, power: bool) -> None:
         """The process dies now, at the end of a turn or between two; who waits for it sees the connection break."""
-        self._beginning = None
-        life = self._life
+        self._beginning, life = None, self._life
         if life is None:
             return
         self._core.note("power cut" if power else "kill", self.name)
@@ -391,11 +388,9 @@ class Machine:
             return
         life.turning = False
         life.clock.now = now = self._core.scheduler.now
-        cold = self._core.faults.cold
         frames: list[tuple[int, bytes]] = []
         try:
-            if cold:
-                self.disk.chill(self._rng)
+            self.disk.chill(self._rng)
             turn = life.node.turn(frames.extend)
         except (StoreError, NodeRemoved) as error:
             # They leave before anything is written or applied.
@@ -403,8 +398,7 @@ class Machine:
             self._stopped(error)
             return
         finally:
-            if cold:
-                self.disk.warm()
+            self.disk.warm()
         # Before anything of it leaves the node. Between turns nobody else can see what it thinks.
         self._replicas.step(self.place, life.node, turn, now)
         if self._doomed is not None and (self._doom is None or self._doom(life.node)):
@@ -424,7 +418,7 @@ class Machine:
             if (confirmed := life.reads.pop(request, None)) is not None:
                 confirmed(failure)
         for fetch in turn.fetches:
-            self._core.scheduler.after(self._rng.randrange(FETCH_MS) + 1, self._fetched, life, fetch)
+            self._core.scheduler.after(self._rng.randrange(FETCH_MS) + 1, self._fetch, life, fetch)
         for outgoing in turn.exports:
             self._core.scheduler.after(self._rng.randrange(FETCH_MS) + 1, self._exported, life, outgoing)
         if life.node.flush_wanted:
@@ -458,16 +452,22 @@ class Machine:
         if life.node.works:
             self._wake(life)
 
-    def _fetched(self, life: Life, fetch: Fetch) -> None:
-        if life is not self._life or self._held(self._fetched, life, fetch):
+    def _fetch(self, life: Life, fetch: Fetch) -> None:
+        """In a thread: what it reads may be old when it comes, for the node writes on."""
+        if life is self._life:
+            found = self.disk.read(fetch.rows)
+            self._core.scheduler.after(self._rng.randrange(FETCH_MS), self._fetched, life, fetch, found)
+
+    def _fetched(self, life: Life, fetch: Fetch, found: Sequence[bytes | None] | StoreError) -> None:
+        if life is not self._life or self._held(self._fetched, life, fetch, found):
             return
-        try:
-            life.node.fetched(fetch, self.disk.data.get_many(fetch.rows))
-        except Corruption as error:
-            life.node.damaged(fetch.group, error, fetch.store)
-        except StoreError as error:
-            self._stopped(error)
+        if isinstance(found, Corruption):
+            life.node.damaged(fetch.group, found, fetch.store)
+        elif isinstance(found, StoreError):
+            self._stopped(found)
             return
+        else:
+            life.node.fetched(fetch, found)
         if fetch.background:
             self.work()
         self._wake(life)

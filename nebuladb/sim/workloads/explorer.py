@@ -58,7 +58,8 @@ class Explorer(Actor):
         elif draw < 0.12:
             self._look(self._scan)
         elif draw < 0.2:
-            self._look(self._history)
+            asked = self._shapes.key(), self._rng.randrange(20), self._rng.randrange(-20, 2)
+            self._look(partial(self._history, *asked))
         elif draw < 0.35:
             self._look(partial(self._read, self._shapes.txn(writes=False), self._board.told(self.group)))
         elif draw < 0.42:
@@ -236,10 +237,9 @@ class Explorer(Actor):
         self._board.tell(self.group, store.revision, floor, f"a transaction of {self.name} on {machine.name}")
         self._ok()
 
-    def _history(self, store: Store, _: Machine) -> None:
+    def _history(self, key: bytes, back: int, ahead: int, store: Store, _: Machine) -> None:
         """Reads of the past, and of a lease."""
-        key, one = self._shapes.key(), store.revision - self._rng.randrange(20)
-        some = store.revision + self._rng.randrange(-20, 2)
+        one, some = store.revision - back, store.revision + ahead
         try:
             found = store.get(key, one)
             self._was(store, one, key, key + b"\0", [found] if found else [])
