@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from random import Random
+from typing import ClassVar
 
 from nebuladb.errors import NebulaError, Outcome, UnknownOutcome
 from nebuladb.kv.answer import Answer
@@ -15,6 +16,7 @@ from nebuladb.sim.core import Core
 from nebuladb.sim.life import Written
 from nebuladb.sim.look import Look
 from nebuladb.sim.machine import Machine
+from nebuladb.sim.violation import require
 
 BEGIN_MS = 600
 """Within this time of a client's creation, or of `FOUNDED_MS`, it begins."""
@@ -34,6 +36,9 @@ Looked = Callable[[Store, Machine], None]
 
 class Actor:
     """A subclass says in `_begin` what one operation is, which ends with one of `_ok`, `_failed`, `_unknown`."""
+
+    refusals: ClassVar[frozenset[int]] = frozenset()
+    """Why its writes, which are all well formed, may be refused when they are applied."""
 
     def __init__(self, core: Core, machines: Sequence[Machine], board: Board, group: int, name: str) -> None:
         self.busy = False
@@ -157,12 +162,18 @@ class Actor:
         if isinstance(outcome, Answer):
             if not outcome.reason:
                 return outcome
+            self._rightly_refused(outcome)
             self._failed()
         elif outcome.outcome is Outcome.UNKNOWN:
             self._unknown()
         else:
             self._failed()
         return None
+
+    def _rightly_refused(self, answer: Answer) -> None:
+        """Raise `Violation` unless that may be."""
+        allowed = answer.reason in self.refusals
+        require(allowed, f"group {self.group}, {self.name}: a write is refused that may not be: {answer}")
 
     def _ok(self, think: int = THINK_MS) -> None:
         self._core.report.ops_ok += 1

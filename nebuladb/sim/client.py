@@ -88,6 +88,7 @@ class Client(Actor):
         if isinstance(outcome, Answer):
             if not outcome.reason:
                 return False
+            self._rightly_refused(outcome)
             register.failed()
             self._failed()
         elif outcome.outcome is Outcome.FAILED:
@@ -121,15 +122,12 @@ class Client(Actor):
         self._ok()
 
     def _compared_wrongly(self, outcome: Answer | NebulaError, floor: int) -> None:
-        if isinstance(outcome, Answer) and not outcome.reason:
-            assert isinstance(outcome.result, TxnResult)
-            require(not outcome.result.succeeded, f"{self._register}: a compare with a wrong revision succeeded")
-            self._board.tell(self.group, outcome.revision, floor, str(self._register))
+        answer = self._done(outcome)
+        if answer is not None:
+            assert isinstance(answer.result, TxnResult)
+            require(not answer.result.succeeded, f"{self._register}: a compare with a wrong revision succeeded")
+            self._board.tell(self.group, answer.revision, floor, str(self._register))
             self._ok()
-        elif isinstance(outcome, NebulaError) and outcome.outcome is Outcome.UNKNOWN:
-            self._unknown()
-        else:
-            self._failed()
 
     # --- reads -------------------------------------------------------------------------------------------------------
 

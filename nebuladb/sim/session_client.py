@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from nebuladb.errors import NebulaError, Outcome, Reason, UnknownOutcome
+from nebuladb.errors import NebulaError, Reason, UnknownOutcome
 from nebuladb.kv.answer import Answer, SessionResult
 from nebuladb.kv.command import Command, Kind
 from nebuladb.pb.nebula.v1 import session_pb2
@@ -18,7 +18,10 @@ RETRY_MS = 30
 
 
 class SessionClient(Client):
-    """Invariant: one request at a time bears `_sequence`, whatever number of times it is sent."""
+    """Invariant: one request at a time bears `_sequence`, whatever number of times it is sent. None waits for room: it
+    has all answers but the one that it asks for."""
+
+    refusals = frozenset({Reason.SESSION_EXPIRED})
 
     def __init__(self, core: Core, machines: Sequence[Machine], board: Board, group: int, name: str) -> None:
         super().__init__(core, machines, board, group, name)
@@ -35,13 +38,11 @@ class SessionClient(Client):
             super()._submit(Command(Kind.SESSION_OPEN, body), self._opened)
 
     def _opened(self, outcome: Answer | NebulaError) -> None:
-        if isinstance(outcome, Answer) and isinstance(outcome.result, SessionResult):
-            self._session, self._sequence = outcome.result.session, 0
+        answer = self._done(outcome)
+        if answer is not None:
+            assert isinstance(answer.result, SessionResult)
+            self._session, self._sequence = answer.result.session, 0
             self._ok()
-        elif isinstance(outcome, NebulaError) and outcome.outcome is Outcome.UNKNOWN:
-            self._unknown()
-        else:
-            self._failed()
 
     def _submit(self, command: Command, written: Written) -> None:
         self._sequence += 1

@@ -7,19 +7,97 @@ from random import Random
 from types import SimpleNamespace
 from typing import cast
 
-from nebuladb.errors import Unavailable
+import pytest
+
+from nebuladb.errors import Compacted, FutureRevision, Reason, Unavailable
+from nebuladb.kv.answer import Answer
 from nebuladb.kv.loans import Misses
 from nebuladb.kv.store import Store
+from nebuladb.sim.board import Board
+from nebuladb.sim.client import Client
 from nebuladb.sim.core import Core
 from nebuladb.sim.faults import FETCH_MS, Faults
+from nebuladb.sim.invariants.changes import Changes
 from nebuladb.sim.look import Look
 from nebuladb.sim.machine import Machine
+from nebuladb.sim.session_client import SessionClient
 from nebuladb.sim.trace import Trace
-from tests.unit.kv.helpers import GROUP
+from nebuladb.sim.violation import Violation
+from nebuladb.sim.workloads.compactor import Compactor
+from nebuladb.sim.workloads.explorer import Explorer, _Scan
+from tests.unit.kv.helpers import GROUP, Log, compact, fresh, put, run
 
 
 def world() -> Core:
     return Core(1, Faults(), Trace())
+
+
+# --- what was -------------------------------------------------------------------------------------------------------
+
+
+def explorer() -> Explorer:
+    return Explorer(world(), [], Board(Changes()), GROUP, "any1")
+
+
+def compacted_at(floor: int) -> Store:
+    (store, _), log = fresh(), Log()
+    for _ in range(9):
+        run(store, log, put(b"k", b""))
+    run(store, log, compact(floor))
+    return store
+
+
+def test_a_read_of_what_there_is_is_not_refused() -> None:
+    store, asks = compacted_at(4), explorer()
+    newest = store.revision
+    asks._rightly_unreadable(store, Compacted("", 4), 3, 5)
+    asks._rightly_unreadable(store, FutureRevision(""), 5, newest + 1)
+    asks._rightly_unreadable(store, Unavailable(), 5)
+    for wrong in (Compacted("", 4), FutureRevision("")):
+        with pytest.raises(Violation, match="is refused"):
+            asks._rightly_unreadable(store, wrong, 4, newest)
+
+
+def test_a_scan_is_broken_off_only_where_what_it_reads_is_compacted_or_long_ago() -> None:
+    store = compacted_at(4)
+    pin = store.pin()
+
+    def scan(revision: int, *, pinned: bool) -> _Scan:
+        return _Scan(pin if pinned else store, store, cast("Machine", None), revision, 1, 5)
+
+    assert scan(3, pinned=False).lapsed(Compacted("", 4))
+    assert not scan(4, pinned=False).lapsed(Compacted("", 4))
+    assert not scan(3, pinned=False).lapsed(Unavailable())
+    assert scan(3, pinned=True).lapsed(Unavailable())
+    assert not scan(4, pinned=True).lapsed(Unavailable())
+    assert not scan(3, pinned=True).lapsed(Compacted("", 4))
+    pin.index -= store._limits.snapshot_age + 1
+    assert scan(4, pinned=True).lapsed(Unavailable())
+
+
+# --- writes ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("kind", "reason", "allowed"),
+    [
+        (Client, Reason.KEY_NOT_FOUND, False),
+        (SessionClient, Reason.SESSION_EXPIRED, True),
+        (SessionClient, Reason.SESSION_WINDOW, False),
+        (Compactor, Reason.COMPACTED, True),
+        (Compactor, Reason.FUTURE_REVISION, False),
+    ],
+)
+def test_a_write_is_refused_only_for_what_its_client_must_expect(
+    kind: type[Client], reason: Reason, allowed: bool
+) -> None:
+    client = kind(world(), [], Board(Changes()), GROUP, "c")
+    refused = Answer(5, None, reason)
+    if allowed:
+        assert client._done(refused) is None
+    else:
+        with pytest.raises(Violation, match="refused that may not be"):
+            client._done(refused)
 
 
 # --- reads that take the disk ----------------------------------------------------------------------------------------

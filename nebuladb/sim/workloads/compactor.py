@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 from typing import Final
 
-from nebuladb.errors import NebulaError, StoreError
+from nebuladb.errors import NebulaError, Reason, StoreError
 from nebuladb.kv.answer import Answer
 from nebuladb.kv.store import Store
 from nebuladb.sim.actor import Actor
@@ -23,6 +23,8 @@ PHYSICAL_MS: Final = 1_000
 
 class Compactor(Actor):
     """Compacts what is older than some revisions."""
+
+    refusals = frozenset({Reason.COMPACTED})
 
     def _begin(self) -> None:
         self._look(self._looked)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cache, partial
-from typing import Final
+from typing import Final, NamedTuple
 
-from nebuladb.errors import NebulaError, Outcome, Reason, StoreError
+from nebuladb.errors import Compacted, NebulaError, Outcome, Reason, StoreError, Unavailable
 from nebuladb.kv.answer import Answer, KeyValue, LeaseResult, SessionResult
 from nebuladb.kv.command import Command, Kind
 from nebuladb.kv.limits import MAX_REQUEST_BYTES, MAX_TXN_OPERATIONS
@@ -25,6 +25,8 @@ from nebuladb.sim.workloads.shapes import HIGH, LOW, Shapes
 
 PAGE: Final = 3
 MAX_PAGES: Final = 40
+PAGE_PAUSES_MS: Final = (5, 5, 100)
+"""Longest ones between two pages: in the long ones what a pin shows is compacted and would be deleted."""
 KEPT: Final = 3
 """Requests of a session whose answers the client says it lacks, though it has them."""
 REPEATED: Final = 0.15
@@ -35,13 +37,43 @@ WRONG_TXNS: Final = 6
 """Kinds of transactions that are refused."""
 
 
+class _Scan(NamedTuple):
+    """One that is under way: `expected` keys at `revision`."""
+
+    source: Pin | Store
+    store: Store
+    machine: Machine
+    revision: int
+    expected: int
+    pause: int
+    """The longest between two pages, ms."""
+
+    def lapsed(self, error: NebulaError) -> bool:
+        """Whether a store that is still in use may meet it with `error`: what it reads is compacted, and a pin, which
+        shows that all the same, is cut off by a key made anew since or is old."""
+        compacted = self.revision < self.store.floor
+        if isinstance(self.source, Pin):
+            old = self.store.index - self.source.index > self.store._limits.snapshot_age
+            return isinstance(error, Unavailable) and (compacted or old)
+        return isinstance(error, Compacted) and compacted
+
+    def close(self) -> None:
+        """It is over."""
+        if isinstance(self.source, Pin):
+            self.source.close()
+
+
 class Explorer(Actor):
     """Transactions of any shape, nested ones too, also such as only read; puts and deletes, leases and sessions of all
     kinds, wrong requests; scans in pages."""
 
+    refusals = frozenset(Reason)
+
     def __init__(self, core: Core, machines: Sequence[Machine], board: Board, group: int, name: str) -> None:
         super().__init__(core, machines, board, group, name)
         self._session = self._sequence = self._lease = 0
+        self._closed = 0
+        """A session that it was told to be closed."""
         self._kept: list[tuple[Command, Answer]] = []
         """Of the session, in order; it must keep their answers."""
         self._wrong_commands = wrong_commands()
@@ -163,9 +195,7 @@ class Explorer(Actor):
     def _sessions_and_leases(self) -> None:
         draw = self._rng.randrange(6)
         if draw == 0 and self._session:
-            body = session_pb2.SessionCloseRequest(id=self._session).SerializeToString()
-            self._session = 0
-            self._ask(Command(Kind.SESSION_CLOSE, body), self._settle)
+            self._close_session()
         elif draw < 3 or not self._lease:
             if self._session and draw == 1:
                 self._numbered(compact(1))  # refused unless it is the first
@@ -183,6 +213,17 @@ class Explorer(Actor):
         else:
             revoke = lease_pb2.LeaseRevokeRequest(id=self._lease).SerializeToString()
             self._numbered(Command(Kind.LEASE_REVOKE, revoke))
+
+    def _close_session(self) -> None:
+        session, self._session = self._session, 0
+
+        def closed(outcome: Answer | NebulaError) -> None:
+            if isinstance(outcome, Answer):
+                self._closed = session
+            self._settle(outcome)
+
+        body = session_pb2.SessionCloseRequest(id=session).SerializeToString()
+        self._ask(Command(Kind.SESSION_CLOSE, body), closed)
 
     def _grant(self, lease: int) -> None:
         grant = lease_pb2.LeaseGrantRequest(id=lease, ttl=1 + self._rng.randrange(60))
@@ -206,7 +247,9 @@ class Explorer(Actor):
     def _wrong_request(self, number: int) -> Command:
         if number >= len(self._wrong_commands):
             return self._wrong_txn(number - len(self._wrong_commands))
-        return self._wrong_commands[number]
+        command = self._wrong_commands[number]
+        # Of a session that there never was, or of one that is closed.
+        return command._replace(session=self._closed) if command.session and self._closed else command
 
     @staticmethod
     def _wrong_txn(number: int) -> Command:
@@ -248,10 +291,19 @@ class Explorer(Actor):
             self._leased(store)
         except StoreError:
             raise
-        except NebulaError:
+        except NebulaError as error:
+            self._rightly_unreadable(store, error, one, some)
             self._failed()
         else:
             self._ok()
+
+    def _rightly_unreadable(self, store: Store, error: NebulaError, *revisions: int) -> None:
+        """A read of one of `revisions` met `error`: it is compacted, or to come, or an entry is half applied."""
+        compacted = any(0 < revision < store.floor for revision in revisions)
+        future = any(revision > store.revision for revision in revisions)
+        right = {Reason.COMPACTED: compacted, Reason.FUTURE_REVISION: future, Reason.UNAVAILABLE: True}
+        where = f"group {self.group}, {self.name}: of {store.floor} to {store.revision} a read at {revisions}"
+        require(right.get(error.reason, False), f"{where} is refused: {error!r}")
 
     def _was(
         self, store: Store, revision: int, low: bytes, high: bytes, found: Sequence[KeyValue], limit: int = MANY
@@ -303,32 +355,41 @@ class Explorer(Actor):
             self._failed()
             return
         expected = store.scan(b"\0", b"\xff", limit=0, max_rows=1 << 30).counted
-        self._next_page(source, machine, store.revision, b"\0", 0, expected, MAX_PAGES)
+        pause = self._rng.choice(PAGE_PAUSES_MS)
+        self._next_page(_Scan(source, store, machine, store.revision, expected, pause), b"\0", 0, MAX_PAGES)
 
-    def _next_page(
-        self, source: Pin | Store, machine: Machine, revision: int, low: bytes, count: int, expected: int, left: int
-    ) -> None:
-        keys_only = self._rng.random() < KEYS_ONLY
+    def _next_page(self, scan: _Scan, low: bytes, count: int, left: int) -> None:
+        source, keys_only = scan.source, self._rng.random() < KEYS_ONLY
         try:
-            machine.store(self.group)
+            gone = scan.machine.store(self.group) is not scan.store
+        except NebulaError:
+            gone = True
+        try:
             if isinstance(source, Pin):
                 page = source.scan(low, b"\xff", limit=PAGE, keys_only=keys_only)
             else:
-                page = source.scan(low, b"\xff", limit=PAGE, revision=revision, keys_only=keys_only)
-        except NebulaError:  # compacted, or the machine or its replica is gone
-            if isinstance(source, Pin):
-                source.close()
+                page = source.scan(low, b"\xff", limit=PAGE, revision=scan.revision, keys_only=keys_only)
+        except NebulaError as error:
+            require(
+                gone or scan.machine.spoiled or scan.lapsed(error),
+                f"group {self.group}, {self.name}: a scan of revision {scan.revision} meets {error!r}",
+            )
+            scan.close()
+            self._failed()
+            return
+        if gone:
+            scan.close()
             self._failed()
             return
         count += len(page.kvs)
-        self._reads(page.kvs, revision, low, page.cursor or b"\xff", keys_only=keys_only)
+        self._reads(page.kvs, scan.revision, low, page.cursor or b"\xff", keys_only=keys_only)
         if page.cursor and left:
-            later = (source, machine, revision, page.cursor, count, expected, left - 1)
-            self._core.scheduler.after(1 + self._rng.randrange(5), self._next_page, *later)
+            pause = 1 + self._rng.randrange(scan.pause)
+            self._core.scheduler.after(pause, self._next_page, scan, page.cursor, count, left - 1)
             return
-        if isinstance(source, Pin):
-            source.close()
-        require(bool(page.cursor) or count == expected, f"{self.name}: a scan found {count} keys of {expected}")
+        scan.close()
+        wanted = scan.expected
+        require(bool(page.cursor) or count == wanted, f"{self.name}: a scan found {count} keys of {wanted}")
         self._ok()
 
 

@@ -66,6 +66,8 @@ class Lock:
 class Leaseholder(Actor):
     """Grants itself a lease, attaches a key and, if it is free, the lock; renews for a while; lets go or gives back."""
 
+    refusals = frozenset({Reason.LEASE_NOT_FOUND})
+
     def __init__(self, core: Core, machines: Sequence[Machine], board: Board, group: int, name: str) -> None:
         super().__init__(core, machines, board, group, name)
         self._sent = -TTL * 1_000
