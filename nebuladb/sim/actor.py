@@ -11,6 +11,7 @@ from nebuladb.errors import NebulaError, Outcome, UnknownOutcome
 from nebuladb.kv.answer import Answer
 from nebuladb.kv.command import Command, Kind
 from nebuladb.kv.store import Store
+from nebuladb.pb.nebula.v1 import kv_pb2
 from nebuladb.sim.board import Board
 from nebuladb.sim.core import Core
 from nebuladb.sim.life import Written
@@ -102,6 +103,8 @@ class Actor:
         """Send a write to some machine; `written` is called once."""
         if command.kind == Kind.SESSION_OPEN:
             self._board.opened[self.group] += 1
+        elif command.kind == Kind.COMPACT:
+            self._core.floors.asked(self.group, kv_pb2.CompactRequest.FromString(command.body).revision)
         timeout = self._timeout()
         waiting = True
 

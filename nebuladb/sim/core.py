@@ -5,6 +5,7 @@ from __future__ import annotations
 from random import Random
 
 from nebuladb.sim.faults import Faults
+from nebuladb.sim.invariants.floors import Floors
 from nebuladb.sim.report import Report
 from nebuladb.sim.scheduler import Scheduler
 from nebuladb.sim.trace import Trace
@@ -21,6 +22,7 @@ class Core:
         self.faults = faults
         self.trace = trace
         self.report = Report(seeds=1)
+        self.floors = Floors(clocks_jump=bool(faults.jump_every))
         self.fastest = 1.0
         """The highest rate of any clock so far."""
         self.scheduler = Scheduler(self.stream("ties"), faults.grain)

@@ -96,6 +96,7 @@ def small_options(rng: Random, core: Core) -> NodeOptions:
     nodes of a cluster, and all their lives, have the same lease reads."""
     tail, ambush = small_tail(rng), core.drawn.ambush
     retention = rng.choice((Retention(), Retention(Rule(revisions=3)), Retention(Rule(period=1_500))))
+    core.floors.rule(retention.default)
     return NodeOptions(
         retention=retention,
         tail=TailLimits(entries=1, cut_entries=1) if ambush == "strays" else tail,

@@ -93,7 +93,7 @@ class World:
         if faults.members_every:
             nodes += SPARES
         logs, changes = Logs(), Changes()
-        self._replicas = Replicas(logs, changes)
+        self._replicas = Replicas(logs, changes, core.floors)
         self._network = Network(core, self._deliver, nodes)
         self.machines = [
             Place(

@@ -13,11 +13,13 @@ from nebuladb.errors import Compacted, FutureRevision, Reason, Unavailable
 from nebuladb.kv.answer import Answer
 from nebuladb.kv.loans import Misses
 from nebuladb.kv.store import Store
+from nebuladb.node.retention import Rule
 from nebuladb.sim.board import Board
 from nebuladb.sim.client import Client
 from nebuladb.sim.core import Core
 from nebuladb.sim.faults import FETCH_MS, Faults
 from nebuladb.sim.invariants.changes import Changes
+from nebuladb.sim.invariants.floors import Floors
 from nebuladb.sim.look import Look
 from nebuladb.sim.machine import Machine
 from nebuladb.sim.session_client import SessionClient
@@ -30,6 +32,44 @@ from tests.unit.kv.helpers import GROUP, Log, compact, fresh, put, run
 
 def world() -> Core:
     return Core(1, Faults(), Trace())
+
+
+# --- history ---------------------------------------------------------------------------------------------------------
+
+
+def floors(*rules: Rule, jump: bool = False) -> Floors:
+    """Of a group whose revision r was published at r seconds."""
+    found = Floors(clocks_jump=jump)
+    for revision in range(2, 11):
+        found.published(GROUP, revision, 1_000 * revision)
+    for rule in rules:
+        found.rule(rule)
+    return found
+
+
+def test_history_is_compacted_as_far_as_somebody_asked() -> None:
+    found = floors()
+    found.asked(GROUP, 11)  # it is to come, so it is refused
+    found.asked(GROUP, 5)
+    found.seen(GROUP, 5, 10_000)
+    with pytest.raises(Violation, match="compacted at 6; 5 is the highest"):
+        found.seen(GROUP, 6, 10_000)
+
+
+@pytest.mark.parametrize(
+    ("rule", "jump", "highest"),
+    [
+        (Rule(), False, 1),
+        (Rule(revisions=3), False, 7),
+        (Rule(period=2_000), False, 8),
+        (Rule(period=2_000), True, 10),
+    ],
+)
+def test_history_is_compacted_as_far_as_a_rule_says(rule: Rule, jump: bool, highest: int) -> None:
+    found = floors(rule, jump=jump)
+    found.seen(GROUP, highest, 10_000)
+    with pytest.raises(Violation, match=f"compacted at {highest + 1}"):
+        found.seen(GROUP, highest + 1, 10_000)
 
 
 # --- what was -------------------------------------------------------------------------------------------------------

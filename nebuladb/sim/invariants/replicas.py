@@ -12,6 +12,7 @@ from nebuladb.raft import FOLLOWER, LEADER, Configuration, Raft, StateRole
 from nebuladb.sim.faults import MAX_DRIFT
 from nebuladb.sim.invariants.alone import Alone
 from nebuladb.sim.invariants.changes import Changes
+from nebuladb.sim.invariants.floors import Floors
 from nebuladb.sim.invariants.logs import Logs
 from nebuladb.sim.violation import Violation, require
 
@@ -44,7 +45,7 @@ class _Seen:
 class Replicas:
     """All replicas of all nodes."""
 
-    def __init__(self, logs: Logs, changes: Changes) -> None:
+    def __init__(self, logs: Logs, changes: Changes, floors: Floors) -> None:
         self.leader_changes = 0
         self.stood: Callable[[int, int], None] = lambda place, group: None
         """Told (place, group) of each replica that stands for election, or leads now."""
@@ -53,6 +54,7 @@ class Replicas:
         self.removable: set[int] = set()
         """Nodes that somebody wanted to remove."""
         self._changes = changes
+        self._floors = floors
         self._logs = logs
         self._seen: dict[int, dict[int, _Seen]] = {}
         """Place → group → what was seen there."""
@@ -111,6 +113,7 @@ class Replicas:
                 require(stored.revision > seen.revision, f"group {group} on n{place + 1}: a revision went back")
                 seen.revision = stored.revision
                 self._published(place, group, store)
+                self._floors.published(group, store.revision, now)
 
     def _changed(self, seen: _Seen, place: int, group: int, node: Node, now: int) -> None:
         replica, store = node.host.replicas[group], node.groups[group].store
@@ -161,6 +164,7 @@ class Replicas:
             raise Violation(f"group {group} on n{place + 1}: {entry} is applied and not on the disk (S1)")
         if store.clock > now * (1 + MAX_DRIFT) + CLOCK_SLACK_MS:
             raise Violation(f"group {group} on n{place + 1}: the lease clock is at {store.clock} after {now} ms (S27)")
+        self._floors.seen(group, store.floor, now)
         if store.partial:
             return
         state = (store.term, store.revision, store.floor, store.epoch, store.clock, store.key_count, store.size)
