@@ -24,7 +24,7 @@ from nebuladb.sim.workloads.operator import Operator
 from nebuladb.sim.workloads.steward import Steward
 from nebuladb.sim.world import Result
 
-CLIENTS: Final = ("actor", "board", "client", "invariants.changes", "register", "session_client", "workloads")
+CLIENTS: Final = ("actor", "board", "client", "invariants.changes", "register", "session_client", "uses", "workloads")
 """Modules of the simulator whose oracles look only at what clients are told, but for `OPERATORS`."""
 OPERATORS: Final = (
     "workloads.declarer", "workloads.hashes", "workloads.operator", "workloads.reclaimed", "workloads.refusals",

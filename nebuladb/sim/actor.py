@@ -106,12 +106,16 @@ class Actor:
         elif command.kind == Kind.COMPACT:
             self._core.floors.asked(self.group, kv_pb2.CompactRequest.FromString(command.body).revision)
         timeout = self._timeout()
+        uses = self._board.uses(self.group)
+        use = uses.begins(command, self._moment)
         waiting = True
 
         def once(outcome: Answer | NebulaError) -> None:
             nonlocal waiting
             if waiting:
                 waiting = False
+                if use is not None:
+                    uses.ends(use, outcome, self._moment, self.name)
                 written(outcome)
 
         def give_up() -> None:

@@ -12,6 +12,7 @@ from nebuladb.kv.store import Store
 from nebuladb.sim.invariants.changes import Changes
 from nebuladb.sim.invariants.leavings import Leavings
 from nebuladb.sim.register import Register
+from nebuladb.sim.uses import Uses
 from nebuladb.sim.violation import require
 
 
@@ -43,6 +44,7 @@ class Board:
         self.leavings = Leavings()
         self.opened: Counter[int] = Counter()
         """Group → sessions that clients asked for."""
+        self._uses: dict[int, Uses] = {}
         self._told: dict[int, int] = {}
         self._writes: dict[tuple[int, int], str] = {}
         self._processes = 0
@@ -72,6 +74,10 @@ class Board:
         registers = self.registers[group]
         count = len(registers)
         return registers[max(rng.randrange(count), rng.randrange(count))]
+
+    def uses(self, group: int) -> Uses:
+        """Of the group's sessions."""
+        return self._uses.setdefault(group, Uses(group))
 
     def session_ended(self, group: int, who: str) -> None:
         """`who` is told that its session has ended, which it didn't ask for: there was no room for all (S20)."""

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from random import Random
 from types import SimpleNamespace
 from typing import cast
 
 import pytest
 
-from nebuladb.errors import Compacted, FutureRevision, Reason, Unavailable
-from nebuladb.kv.answer import Answer
+from nebuladb.errors import Compacted, FutureRevision, NebulaError, Reason, Unavailable, UnknownOutcome
+from nebuladb.kv import sessions
+from nebuladb.kv.answer import Answer, SessionResult
+from nebuladb.kv.command import Command, Kind
 from nebuladb.kv.loans import Misses
 from nebuladb.kv.store import Store
 from nebuladb.node.retention import Rule
+from nebuladb.pb.nebula.v1 import session_pb2
 from nebuladb.sim.board import Board
 from nebuladb.sim.client import Client
 from nebuladb.sim.core import Core
@@ -24,6 +27,7 @@ from nebuladb.sim.look import Look
 from nebuladb.sim.machine import Machine
 from nebuladb.sim.session_client import SessionClient
 from nebuladb.sim.trace import Trace
+from nebuladb.sim.uses import Uses
 from nebuladb.sim.violation import Violation
 from nebuladb.sim.workloads.compactor import Compactor
 from nebuladb.sim.workloads.explorer import Explorer, _Scan
@@ -138,6 +142,78 @@ def test_a_write_is_refused_only_for_what_its_client_must_expect(
     else:
         with pytest.raises(Violation, match="refused that may not be"):
             client._done(refused)
+
+
+# --- sessions --------------------------------------------------------------------------------------------------------
+
+ROOM = 2
+EXPIRED = Answer(9, None, Reason.SESSION_EXPIRED)
+
+
+class Clients:
+    """Who tell `Uses` what they do, a moment after another."""
+
+    def __init__(self) -> None:
+        self.uses = Uses(GROUP)
+        self._now = 0
+
+    def ask(self, command: Command) -> Callable[[Answer | NebulaError], None]:
+        self._now += 1
+        use = self.uses.begins(command, self._now)
+        assert use is not None
+
+        def told(outcome: Answer | NebulaError) -> None:
+            self._now += 1
+            self.uses.ends(use, outcome, self._now, "c")
+
+        return told
+
+    def open(self, session: int) -> None:
+        self.ask(Command(Kind.SESSION_OPEN, b""))(Answer(1, SessionResult(session)))
+
+    def use(self, session: int, outcome: Answer | NebulaError) -> None:
+        self.ask(Command(Kind.PUT, b"", session=session, sequence=1))(outcome)
+
+
+@pytest.fixture
+def clients(monkeypatch: pytest.MonkeyPatch) -> Clients:
+    monkeypatch.setattr(sessions, "MAX_SESSIONS", ROOM)
+    found = Clients()
+    for session in (1, 2, 3):
+        found.open(session)
+    return found
+
+
+def test_of_more_sessions_than_have_room_the_one_used_last_stays(clients: Clients) -> None:
+    clients.use(1, EXPIRED)
+    with pytest.raises(Violation, match="session 3 has ended, and only 0 others"):
+        clients.use(3, EXPIRED)
+
+
+def test_a_session_that_was_used_ends_only_after_as_many_others(clients: Clients) -> None:
+    clients.use(2, Answer(5))
+    clients.use(3, Answer(6))
+    with pytest.raises(Violation, match="session 2 has ended, and only 1 others"):
+        clients.use(2, EXPIRED)
+    clients.open(4)
+    clients.use(2, EXPIRED)
+
+
+def test_a_use_whose_outcome_nobody_knows_may_come_at_any_time(clients: Clients) -> None:
+    clients.use(1, UnknownOutcome())
+    clients.use(2, Unavailable())
+    clients.use(3, Answer(5))
+    with pytest.raises(Violation, match="only 1 others"):
+        clients.use(3, EXPIRED)
+    clients.ask(Command(Kind.SESSION_OPEN, b""))
+    clients.use(3, EXPIRED)
+
+
+def test_a_session_that_was_closed_or_never_was_may_be_said_to_have_ended(clients: Clients) -> None:
+    clients.use(7, EXPIRED)
+    closing = Command(Kind.SESSION_CLOSE, session_pb2.SessionCloseRequest(id=3).SerializeToString())
+    assert clients.uses.begins(closing, 99) is None
+    clients.use(3, EXPIRED)
 
 
 # --- reads that take the disk ----------------------------------------------------------------------------------------
