@@ -8,10 +8,10 @@ from functools import partial
 from random import Random
 from typing import Final
 
-from nebuladb.kv import deletion, draft, sessions, watch
+from nebuladb.kv import deletion, draft, export, sessions, watch
 from nebuladb.kv.limits import Limits
 from nebuladb.kv.store import Store
-from nebuladb.node import applier, balancer, batches, frame, pauses, peer, proposals, reads, replica
+from nebuladb.node import applier, balancer, batches, frame, outgoing, pauses, peer, proposals, reads, replica
 from nebuladb.node.memory import MemoryPlan, plan
 from nebuladb.node.options import NodeOptions
 from nebuladb.node.retention import Retention, Rule
@@ -64,6 +64,9 @@ CHOICES: tuple[tuple[object, str, tuple[object, ...]], ...] = (
             (Limits(slice_rows=8, snapshot_age=10), None),
         ),
     ),
+    # A snapshot of more chunks than are on their way at once; in whole ones all that a world has fits in one.
+    (export, "CHUNK_BYTES", (1_000,)),
+    (outgoing, "WINDOW_CHUNKS", (2,)),
 )
 """Where a bound stands and what else it may be; each keeps its own value in half of the seeds."""
 
