@@ -15,6 +15,9 @@ from nebuladb.storage.log import LogStore
 from nebuladb.storage.log_batch import LogBatch
 from nebuladb.storage.memory import MemoryEngine
 
+CUT_SHORT = 0.3
+"""Share of the fetches that bring the first rows only."""
+
 
 class WatchedLog(LogStore):
     """The product's log; the oracles see what is written to it."""
@@ -57,6 +60,7 @@ class Disk:
         self._logs = logs
         self._lying = lying
         self._rng = core.stream(f"disk {place}")
+        self._reads = core.stream(f"disk {place} reads")
         self.log = MemoryEngine(wal=True)
         self.data = MemoryEngine(wal=False)
         self.hangs_until = 0
@@ -114,9 +118,10 @@ class Disk:
         done()
 
     def read(self, rows: Sequence[bytes]) -> Sequence[bytes | None] | StoreError:
-        """Rows of the data, or why they can't be read."""
+        """The first of some rows of the data, at least one, as of `node.fetcher`; or why they can't be read."""
+        some = 1 + self._reads.randrange(len(rows)) if self._reads.random() < CUT_SHORT else len(rows)
         try:
-            return self.data.get_many(rows)
+            return self.data.get_many(rows[:some])
         except StoreError as error:
             return error
 

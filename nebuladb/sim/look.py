@@ -11,6 +11,7 @@ from nebuladb.kv.store import Store
 from nebuladb.sim.core import Core
 from nebuladb.sim.faults import FETCH_MS
 from nebuladb.sim.machine import Machine
+from nebuladb.sim.violation import require
 
 
 class Look:
@@ -62,22 +63,19 @@ class Look:
 
     def _fetch(self, rows: Sequence[bytes]) -> None:
         """In a thread: what it reads may be old by the time it comes."""
-        try:
-            values = self._store.fetch(rows)
-        except StoreError:
-            self._give_up()
-        else:
-            self._core.scheduler.after(self._rng.randrange(FETCH_MS), self._came, rows, values)
+        found = self._machine.disk.read(rows)
+        self._core.scheduler.after(self._rng.randrange(FETCH_MS), self._came, rows, found)
 
-    def _came(self, rows: Sequence[bytes], values: Sequence[bytes | None]) -> None:
+    def _came(self, rows: Sequence[bytes], found: Sequence[bytes | None] | StoreError) -> None:
         try:
             replaced = self._machine.store(self._group) is not self._store
         except NebulaError:
             replaced = True  # the node died, or stands still
-        if replaced:
+        if replaced or isinstance(found, StoreError):
+            require(replaced or self._machine.spoiled, f"group {self._group} on {self._machine.name}: {found}")
             self._give_up()
         else:
-            self._store.supply(rows, values)
+            self._store.supply(rows, found)
             self.begin()
 
     def _give_up(self) -> None:

@@ -229,9 +229,6 @@ class ColdStore:
     def borrow(self, rows: Sequence[bytes]) -> None:
         self.borrowed += rows
 
-    def fetch(self, rows: Sequence[bytes]) -> list[bytes | None]:
-        return [row.upper() for row in rows]
-
     def supply(self, rows: Sequence[bytes], values: Sequence[bytes | None]) -> None:
         self.rows.update(zip(rows, values, strict=True))
 
@@ -246,8 +243,8 @@ class ColdStore:
 
 
 class ColdMachine:
-    spoiled = False
-    disk = SimpleNamespace(chill=lambda _: None, warm=lambda: None)
+    name, spoiled = "n1", False
+    disk = SimpleNamespace(chill=lambda _: None, warm=lambda: None, read=lambda rows: [row.upper() for row in rows])
 
     def __init__(self) -> None:
         self.stores: Sequence[ColdStore] = [ColdStore()]
