@@ -33,6 +33,8 @@ REPEATED: Final = 0.15
 """Share of a session's requests that are one of those again."""
 KEYS_ONLY: Final = 0.3
 MANY: Final = 1 << 30
+GONE: Final = (2, 5)
+"""Which of the wrong commands are with a lease and in a session that there never was."""
 WRONG_TXNS: Final = 6
 """Kinds of transactions that are refused."""
 
@@ -74,6 +76,10 @@ class Explorer(Actor):
         self._session = self._sequence = self._lease = 0
         self._closed = 0
         """A session that it was told to be closed."""
+        self._ended = 0
+        """A lease that it was told to be no more."""
+        self._again: set[int] = set()
+        """Leases that it asked for by name, which may come at any time."""
         self._kept: list[tuple[Command, Answer]] = []
         """Of the session, in order; it must keep their answers."""
         self._wrong_commands = wrong_commands()
@@ -176,6 +182,8 @@ class Explorer(Actor):
             self._session, self._sequence = answer.result.session, 0
         elif isinstance(answer.result, LeaseResult):
             self._lease = answer.result.lease if answer.result.ttl else 0
+            if not self._lease and answer.result.lease not in self._again:
+                self._ended = answer.result.lease
         self._ok()
 
     def _put(self) -> Command:
@@ -226,12 +234,16 @@ class Explorer(Actor):
         self._ask(Command(Kind.SESSION_CLOSE, body), closed)
 
     def _grant(self, lease: int) -> None:
+        self._again.add(lease)
         grant = lease_pb2.LeaseGrantRequest(id=lease, ttl=1 + self._rng.randrange(60))
         self._numbered(Command(Kind.LEASE_GRANT, grant.SerializeToString()))
 
     def _wrong(self) -> None:
         """Refused by every replica alike, and certainly not done (S22)."""
-        command = self._wrong_request(self._rng.randrange(len(self._wrong_commands) + WRONG_TXNS))
+        number = self._rng.randrange(len(self._wrong_commands) + WRONG_TXNS)
+        if (self._ended or self._closed) and self._rng.random() < 0.5:
+            number = self._rng.choice(GONE)
+        command = self._wrong_request(number)
 
         def refused(outcome: Answer | NebulaError) -> None:
             if isinstance(outcome, Answer):
@@ -248,7 +260,9 @@ class Explorer(Actor):
         if number >= len(self._wrong_commands):
             return self._wrong_txn(number - len(self._wrong_commands))
         command = self._wrong_commands[number]
-        # Of a session that there never was, or of one that is closed.
+        # Of a session, or with a lease, that there never was, or of one that is no more.
+        if number == GONE[0] and self._ended:
+            command = command._replace(body=kv_pb2.PutRequest(key=LOW, lease=self._ended).SerializeToString())
         return command._replace(session=self._closed) if command.session and self._closed else command
 
     @staticmethod
