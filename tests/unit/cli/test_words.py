@@ -203,7 +203,8 @@ main()
 
 @pytest.mark.parametrize("ignored", [False, True])
 def test_who_is_interrupted_before_there_are_commands_shows_no_traceback(*, ignored: bool) -> None:
-    begin = "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)\n" * ignored
+    handler = "SIG_IGN" if ignored else "default_int_handler"
+    begin = f"import signal; signal.signal(signal.SIGINT, signal.{handler})\n"
     ran = subprocess.run([sys.executable, "-c", begin + INTERRUPTED], capture_output=True, check=False, text=True)
     assert (ran.returncode, ran.stderr) == (0 if ignored else -signal.SIGINT, "")
     assert ("version" in ran.stdout) == ignored

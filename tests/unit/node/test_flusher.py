@@ -160,8 +160,8 @@ async def test_of_a_real_log_the_engine_syncs_the_first_batch_only(
         work.sync(number)
         await told.until(lambda number=number: told.durable[-1:] == [number])  # type: ignore[misc]
     await work.stop()
-    log.close()
     assert by_engine == 1
+    log.close()
     again = LogStore(RocksEngine.open_log(tmp_path / "raft"))
     assert again.reader(GroupId(1)).last() == (100, 1)
     again.close()
