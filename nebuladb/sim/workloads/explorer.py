@@ -235,6 +235,8 @@ class Explorer(Actor):
 
     def _grant(self, lease: int) -> None:
         self._again.add(lease)
+        if self._ended == lease:
+            self._ended = 0
         grant = lease_pb2.LeaseGrantRequest(id=lease, ttl=1 + self._rng.randrange(60))
         self._numbered(Command(Kind.LEASE_GRANT, grant.SerializeToString()))
 
