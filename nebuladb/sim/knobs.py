@@ -83,9 +83,7 @@ reads to take at once."""
 def small_memory(rng: Random) -> MemoryPlan:
     """A node's memory; in half of its lives caches and outboxes hold next to nothing."""
     whole = plan()
-    if rng.randrange(2):
-        return whole
-    return whole._replace(records=rng.choice((0, 400)), recent_entries=4_000, outboxes=2_000)
+    return whole._replace(records=400, recent_entries=4_000, outboxes=2_000) if rng.randrange(2) else whole
 
 
 def small_tail(rng: Random) -> TailLimits:
