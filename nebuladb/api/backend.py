@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence, Sized
 from contextlib import nullcontext
+from functools import partial
 from typing import Any, Final, TypeVar
 
 from google.protobuf.message import DecodeError, Message
@@ -198,9 +199,7 @@ class Backend:
         """What `told` makes of (expires, renewal, id) of the leases of a group: a copy of this turn's, hence of the
         store's revision now. Of many it does so in a thread."""
         leases = self.node.host.replicas[group].lessor.leases()
-        if len(leases) <= MAX_LISTED_HERE:
-            return told(leases)
-        return await asyncio.to_thread(told, leases)
+        return await _told(len(leases), partial(told, leases))
 
     def hub(self, shard: Descriptor) -> WatchHub:
         """The shard's watches on this node."""
@@ -253,7 +252,12 @@ async def with_keys(response: TimeToLive, keys: Sequence[bytes]) -> bytes:
         response.keys.extend(keys)
         return response.SerializeToString()
 
-    return told() if len(keys) <= MAX_LISTED_HERE else await asyncio.to_thread(told)
+    return await _told(len(keys), told)
+
+
+async def _told(count: int, tell: Callable[[], T]) -> T:
+    """What `tell` makes of `count` things, of many in a thread."""
+    return tell() if count <= MAX_LISTED_HERE else await asyncio.to_thread(tell)
 
 
 def key_value(kv: KeyValue) -> pb.KeyValue:
