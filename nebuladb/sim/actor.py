@@ -7,15 +7,16 @@ from contextlib import suppress
 from random import Random
 from typing import ClassVar
 
-from nebuladb.errors import NebulaError, Outcome, UnknownOutcome
+from nebuladb.errors import NebulaError, Outcome, Unavailable, UnknownOutcome
 from nebuladb.kv.answer import Answer
 from nebuladb.kv.command import Command, Kind
 from nebuladb.kv.store import Store
 from nebuladb.pb.nebula.v1 import kv_pb2
 from nebuladb.sim.board import Board
+from nebuladb.sim.calls import Calls
 from nebuladb.sim.core import Core
 from nebuladb.sim.life import Written
-from nebuladb.sim.look import Look
+from nebuladb.sim.look import Look, Then
 from nebuladb.sim.machine import Machine
 from nebuladb.sim.violation import require
 
@@ -32,7 +33,7 @@ TIMEOUTS_MS = (30, 300, 1_500)
 GRACE_MS = 5
 """After its time-out a client waits so long for the answer, then it gives up by itself: the node may stand still."""
 
-Looked = Callable[[Store, Machine], None]
+Looked = Callable[[Store, Machine], Then | None]
 
 
 class Actor:
@@ -56,6 +57,7 @@ class Actor:
         self._rng: Random = core.stream(f"client {name}")
         self._cold: Random = core.stream(f"client {name} cold")
         """What of its reads takes the disk."""
+        self._calls = Calls(core, core.stream(f"client {name} calls"))
         wait = 0 if self._rng.random() < EARLY else max(FOUNDED_MS - core.scheduler.now, 0)
         core.scheduler.after(wait + self._rng.randrange(BEGIN_MS), self._act)
 
@@ -105,7 +107,7 @@ class Actor:
             self._board.opened[self.group] += 1
         elif command.kind == Kind.COMPACT:
             self._core.floors.asked(self.group, kv_pb2.CompactRequest.FromString(command.body).revision)
-        timeout = self._timeout()
+        timeout, machine = self._timeout(), self._machine()
         uses = self._board.uses(self.group)
         use = uses.begins(command, self._moment)
         waiting = True
@@ -122,45 +124,88 @@ class Actor:
             if waiting:
                 once(UnknownOutcome("the client had no answer in time"))
 
-        self._core.scheduler.after(timeout + GRACE_MS, give_up)
-        try:
-            self._machine().submit(self.group, command, timeout, once)
-        except NebulaError as error:
-            once(error)
+        def broken() -> None:
+            once(UnknownOutcome("the connection broke"))
 
-    def _look(self, looked: Looked, group: int = 0) -> None:
-        """A linearizable read of `group`, by default one's own, through some machine: `looked` has its store in the
-        instant in which it may be read, and once more after it met rows that are on the disk only. Otherwise the
-        operation has failed."""
+        def answer(outcome: Answer | NebulaError) -> None:
+            self._calls.carry(broken, once, outcome)
+
+        def submit() -> None:
+            machine.submit(self.group, command, timeout, answer)
+
+        self._core.scheduler.after(timeout + GRACE_MS, give_up)
+        self._call(machine, submit, answer, once, broken)
+
+    def _look(self, looked: Looked, group: int = 0, *, linearizable: bool = True) -> None:
+        """A read of `group`, by default one's own, through some machine: `looked` has its store in the instant in which
+        it may be read, and once more after it met rows that are on the disk only. It returns what is to be done when
+        the answer has come, or None if it goes on by itself. Otherwise the operation has failed."""
         group = group or self.group
         machine, timeout = self._machine(), self._timeout()
         waiting = True
 
-        def confirmed(error: NebulaError | None) -> None:
+        def once(then: Then) -> None:
             nonlocal waiting
-            if not waiting:
-                return
-            waiting = False
+            if waiting:
+                waiting = False
+                then()
+
+        def fail(_: NebulaError | None = None) -> None:
+            once(self._failed)
+
+        def answer(then: Then) -> None:
+            self._calls.carry(fail, once, then)
+
+        def read(store: Store) -> Then | None:
+            nonlocal waiting
+            then = looked(store, machine) if waiting else None
+            waiting = then is not None
+            return then
+
+        def confirmed(error: NebulaError | None) -> None:
             look = None
-            if error is None:
+            if error is None and waiting:
                 with suppress(NebulaError):
-                    look = Look(
-                        self._core, self._cold, machine, group, lambda store: looked(store, machine), self._failed
-                    )
+                    look = Look(self._core, self._cold, machine, group, read, answer, fail)
             if look is None:
-                self._failed()
+                answer(self._failed)
             else:
                 look.begin()
 
-        def give_up() -> None:
-            if waiting:
-                confirmed(UnknownOutcome())
+        def request() -> None:
+            if linearizable:
+                machine.confirm(group, timeout, confirmed)
+            else:
+                confirmed(None)
 
-        self._core.scheduler.after(timeout + GRACE_MS, give_up)
-        try:
-            machine.confirm(group, timeout, confirmed)
-        except NebulaError as error:
-            confirmed(error)
+        self._core.scheduler.after(timeout + GRACE_MS, fail)
+        self._call(machine, request, confirmed, fail, fail)
+
+    def _call(
+        self,
+        machine: Machine,
+        request: Callable[[], None],
+        refused: Callable[[NebulaError], None],
+        unreachable: Callable[[NebulaError], None],
+        broken: Callable[[], None],
+    ) -> None:
+        """`request` is on its way to a machine, unless that takes no connections. There it may be refused; and a
+        connection ends with the process to which it was made."""
+        incarnation = machine.incarnation
+
+        def arrive() -> None:
+            if machine.incarnation != incarnation:
+                broken()
+                return
+            try:
+                request()
+            except NebulaError as error:
+                refused(error)
+
+        if incarnation:
+            self._calls.carry(broken, arrive)
+        else:
+            unreachable(Unavailable("the connection was refused"))
 
     # --- outcomes ----------------------------------------------------------------------------------------------------
 

@@ -13,6 +13,7 @@ from nebuladb.sim.actor import Actor
 from nebuladb.sim.board import Board
 from nebuladb.sim.core import Core
 from nebuladb.sim.life import Written
+from nebuladb.sim.look import Then
 from nebuladb.sim.machine import Machine
 from nebuladb.sim.register import Register
 from nebuladb.sim.violation import require
@@ -135,19 +136,18 @@ class Client(Actor):
         register = self._board.any_register(self.group, self._rng)
         floor, told = register.settled, self._board.told(self.group)
 
-        def looked(store: Store, machine: Machine) -> None:
+        def looked(store: Store, machine: Machine) -> Then:
             register.saw(floor, store.get(register.key))
             self._board.tell(self.group, store.revision, told, f"a read of {register} on {machine.name}")
-            self._ok()
+            return self._ok
 
         self._look(looked)
 
     def _get_serializable(self) -> None:
         register = self._board.any_register(self.group, self._rng)
-        try:
-            store = self._machine().store(self.group)
-        except NebulaError:
-            self._failed()
-            return
-        register.saw(0, store.get(register.key), linearizable=False)
-        self._ok()
+
+        def looked(store: Store, _: Machine) -> Then:
+            register.saw(0, store.get(register.key), linearizable=False)
+            return self._ok
+
+        self._look(looked, linearizable=False)

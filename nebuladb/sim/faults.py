@@ -25,6 +25,8 @@ class Faults:
     """Share of frames with a flipped bit."""
     astray: float = 0.0
     """Share of frames that arrive anywhere, also where they came from."""
+    breaks: float = 0.0
+    """Share of clients' requests, and of the answers to them, under which the connection breaks."""
     sync: int = 2
     """A sync's or flush's usual time is 0 to this many ms."""
     slow_sync: float = 0.0
@@ -132,6 +134,7 @@ class Faults:
             away_every=rng.choice((0, 0, 2_000)),
             short_every=rng.choice((0, 0, 1_500)),
             alarms_every=rng.choice((0, 0, 0, 1_000)),
+            breaks=some(0, 0.003, 0.03),
         )
         mild = replace(drawn, full_every=0, flip_every=0, wipe_every=0, forget_every=0)
         return mild if drawn.members_every else drawn

@@ -13,11 +13,14 @@ from nebuladb.sim.faults import FETCH_MS
 from nebuladb.sim.machine import Machine
 from nebuladb.sim.violation import require
 
+Then = Callable[[], None]
+"""What the client does when it has its answer."""
+
 
 class Look:
     """`read` is called with the group's store until it meets no more misses; what it does before the last is to be of
-    no consequence. Between, the node goes on: what it writes, the loans must have. `failed` is called if nothing comes
-    of it, once."""
+    no consequence. Between, the node goes on: what it writes, the loans must have. What `read` returns is the answer,
+    handed to `answer`; None if nobody waits for one. `failed` is called if nothing comes of it, once."""
 
     def __init__(
         self,
@@ -25,7 +28,8 @@ class Look:
         rng: Random,
         machine: Machine,
         group: int,
-        read: Callable[[Store], None],
+        read: Callable[[Store], Then | None],
+        answer: Callable[[Then], None],
         failed: Callable[[], None],
     ) -> None:
         """Raises as `Machine.store`."""
@@ -34,6 +38,7 @@ class Look:
         self._machine = machine
         self._group = group
         self._read = read
+        self._answer = answer
         self._failed = failed
         self._store = machine.store(group)
         self._held: list[bytes] = []
@@ -41,10 +46,10 @@ class Look:
 
     def begin(self) -> None:
         """Read, now or when the rows are here."""
-        disk, missed = self._machine.disk, None
+        disk, missed, then = self._machine.disk, None, None
         disk.chill(self._rng)
         try:
-            self._read(self._store)
+            then = self._read(self._store)
         except Misses as misses:
             missed = list(misses.rows)
         except StoreError:
@@ -55,6 +60,8 @@ class Look:
             disk.warm()
         if missed is None:
             self._store.give_back(self._held)
+            if then is not None:
+                self._answer(then)
             return
         self._core.hit("cold read")
         self._store.borrow(missed)

@@ -14,10 +14,14 @@ class Report:
     seeds: int = 0
     steps: int = 0
     messages: int = 0
-    """Sent, in frames: Raft's, and the node's own."""
+    """Sent from node to node, in frames: Raft's, and the node's own."""
     delivered: int = 0
     frames: int = 0
     """That arrived, with those messages in them, or with none: they say that their sender lives (S11)."""
+    called: int = 0
+    """Requests that clients sent, and answers to them."""
+    calls: int = 0
+    """That arrived."""
     dropped: int = 0
     duplicated: int = 0
     crashes: int = 0
@@ -62,10 +66,12 @@ class Report:
         return " ".join(pairs)
 
     def rates(self) -> dict[str, float]:
-        """What the bars of ``docs/testing.md`` are about, by name. Messages are counted when they are delivered."""
+        """What the bars of ``docs/testing.md`` are about, by name. Messages are counted when they are delivered: those
+        between nodes, and clients' requests and answers."""
         operations = self.ops_ok + self.ops_failed + self.ops_unknown
         return {
-            "messages_per_cpu_second": self.delivered / max(self.cpu_seconds, 0.001),
+            "messages_per_cpu_second": (self.delivered + self.calls) / max(self.cpu_seconds, 0.001),
+            "nodes_messages_per_cpu_second": self.delivered / max(self.cpu_seconds, 0.001),
             "frames_per_cpu_second": self.frames / max(self.cpu_seconds, 0.001),
             "ops_per_sim_second": operations / max(self.sim_seconds, 0.001),
             "unknown_percent_under_kills": 100 * self.unknown_killed / max(self.ops_killed, 1),

@@ -23,7 +23,7 @@ from nebuladb.sim.core import Core
 from nebuladb.sim.faults import FETCH_MS, Faults
 from nebuladb.sim.invariants.changes import Changes
 from nebuladb.sim.invariants.floors import Floors
-from nebuladb.sim.look import Look
+from nebuladb.sim.look import Look, Then
 from nebuladb.sim.machine import Machine
 from nebuladb.sim.session_client import SessionClient
 from nebuladb.sim.trace import Trace
@@ -257,14 +257,16 @@ class ColdMachine:
 
 def test_a_clients_read_waits_for_what_is_on_the_disk_only() -> None:
     machine, core, found, failed = ColdMachine(), world(), list[bytes | None](), list[str]()
+    read_twice = list[bytes | None]()
 
-    def read(store: Store) -> None:
+    def read(store: Store) -> Then:
         cold = cast("ColdStore", store)
-        found.extend([cold.get(b"a"), cold.get(b"b")])
+        read_twice[:] = [cold.get(b"a"), cold.get(b"b")]
+        return lambda: found.extend(read_twice)
 
     def look() -> None:
         given = core, Random(1), cast("Machine", machine), GROUP, read
-        Look(*given, lambda: failed.append("")).begin()
+        Look(*given, lambda then: then(), lambda: failed.append("")).begin()
 
     look()
     (store,) = machine.stores

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from random import Random
 from typing import Final
 
@@ -13,6 +14,7 @@ from nebuladb.sim.actor import Actor, unknown
 from nebuladb.sim.board import Board
 from nebuladb.sim.core import Core
 from nebuladb.sim.linearizability.key_value import Append, Get, KeyValue
+from nebuladb.sim.look import Then
 from nebuladb.sim.machine import Machine
 from nebuladb.sim.workloads.history import History
 from nebuladb.sim.workloads.requests import put_if
@@ -46,14 +48,11 @@ class Appender(Actor):
         key, call = self._texts.key(self._rng), self._moment
         append = self._rng.random() < 0.6
 
-        def looked(store: Store, _: Machine) -> None:
+        def looked(store: Store, _: Machine) -> Then:
             kv = store.get(key)
             text = kv.value.decode() if kv else ""
             self._texts.add(self.process, call, self._moment, Get(key), text)
-            if append:
-                self._append(key, text, kv.mod_revision if kv else 0)
-            else:
-                self._ok()
+            return partial(self._append, key, text, kv.mod_revision if kv else 0) if append else self._ok
 
         self._look(looked)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Final
 
 from nebuladb.errors import NebulaError
@@ -13,6 +14,7 @@ from nebuladb.pb.nebula.v1 import kv_pb2
 from nebuladb.sim.actor import Actor
 from nebuladb.sim.board import Board
 from nebuladb.sim.core import Core
+from nebuladb.sim.look import Then
 from nebuladb.sim.machine import Machine
 from nebuladb.sim.violation import require
 from nebuladb.sim.workloads.requests import put_if
@@ -66,24 +68,22 @@ class Teller(Actor):
             opened, transfer = self._bank.opened, draw < 0.7
             self._look(lambda store, _: self._looked(store, opened, transfer))
 
-    def _looked(self, store: Store, opened: bool, transfer: bool) -> None:
+    def _looked(self, store: Store, opened: bool, transfer: bool) -> Then:
         found = store.range(LOW, HIGH)
         self._bank.saw(found, "a linearizable read", opened=opened)
         if not found.kvs:
             puts = {LOW + b"%d" % number: b"%d" % OPENING for number in range(ACCOUNTS)}
-            self._ask(put_if(dict.fromkeys(puts, 0), puts), self._written)
-            return
+            return partial(self._ask, put_if(dict.fromkeys(puts, 0), puts), self._written)
         self._bank.opened = True
         if not transfer:
             past = max(store.floor, store.revision - self._rng.randrange(BACK), 1)
             self._bank.saw(store.range(LOW, HIGH, revision=past), f"a read at revision {past}", opened=False)
-            self._ok()
-            return
+            return self._ok
         source, target = self._rng.sample(found.kvs, 2)
         amount = self._rng.randrange(int(source.value) + 1)
         revisions = {source.key: source.mod_revision, target.key: target.mod_revision}
         puts = {source.key: b"%d" % (int(source.value) - amount), target.key: b"%d" % (int(target.value) + amount)}
-        self._ask(put_if(revisions, puts), self._written)
+        return partial(self._ask, put_if(revisions, puts), self._written)
 
     def _written(self, outcome: Answer | NebulaError) -> None:
         if self._done(outcome) is not None:
@@ -91,14 +91,12 @@ class Teller(Actor):
 
     def _read_unconfirmed(self) -> None:
         """Of any age, but of one revision."""
-        try:
-            machine: Machine = self._machine()
-            found = machine.store(self.group).range(LOW, HIGH)
-        except NebulaError:
-            self._failed()
-            return
-        self._bank.saw(found, f"a serializable read on {machine.name}", opened=False)
-        self._ok()
+
+        def looked(store: Store, machine: Machine) -> Then:
+            self._bank.saw(store.range(LOW, HIGH), f"a serializable read on {machine.name}", opened=False)
+            return self._ok
+
+        self._look(looked, linearizable=False)
 
     def _read_by_transaction(self) -> None:
         opened = self._bank.opened

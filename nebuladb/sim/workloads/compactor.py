@@ -9,6 +9,7 @@ from nebuladb.errors import NebulaError, Reason, StoreError
 from nebuladb.kv.answer import Answer
 from nebuladb.kv.store import Store
 from nebuladb.sim.actor import Actor
+from nebuladb.sim.look import Then
 from nebuladb.sim.machine import Machine
 from nebuladb.sim.workloads.reclaimed import is_reclaimed
 from nebuladb.sim.workloads.requests import compact
@@ -29,12 +30,11 @@ class Compactor(Actor):
     def _begin(self) -> None:
         self._look(self._looked)
 
-    def _looked(self, store: Store, _: Machine) -> None:
+    def _looked(self, store: Store, _: Machine) -> Then:
         revision = store.revision - self._rng.choice(KEPT)
         if revision <= store.floor:
-            self._ok(PAUSE_MS)
-            return
-        self._ask(compact(revision), partial(self._written, revision))
+            return partial(self._ok, PAUSE_MS)
+        return partial(self._ask, compact(revision), partial(self._written, revision))
 
     def _written(self, revision: int, outcome: Answer | NebulaError) -> None:
         if self._done(outcome) is None:

@@ -17,6 +17,7 @@ from nebuladb.sim.actor import Actor
 from nebuladb.sim.board import Board
 from nebuladb.sim.core import Core
 from nebuladb.sim.life import Written
+from nebuladb.sim.look import Then
 from nebuladb.sim.machine import Machine
 from nebuladb.sim.violation import require
 from nebuladb.sim.workloads.judge import JUDGED, SESSIONS, Judge, stepped
@@ -290,13 +291,13 @@ class Explorer(Actor):
 
     # --- reads -------------------------------------------------------------------------------------------------------
 
-    def _read(self, request: kv_pb2.TxnRequest, floor: int, store: Store, machine: Machine) -> None:
+    def _read(self, request: kv_pb2.TxnRequest, floor: int, store: Store, machine: Machine) -> Then:
         """A transaction that writes nothing needs no log entry (etcd 23): it sees a revision no older than was told."""
         self.judge.read(store, request)
         self._board.tell(self.group, store.revision, floor, f"a transaction of {self.name} on {machine.name}")
-        self._ok()
+        return self._ok
 
-    def _history(self, key: bytes, back: int, ahead: int, store: Store, _: Machine) -> None:
+    def _history(self, key: bytes, back: int, ahead: int, store: Store, _: Machine) -> Then:
         """Reads of the past, and of a lease."""
         one, some = store.revision - back, store.revision + ahead
         try:
@@ -309,9 +310,8 @@ class Explorer(Actor):
             raise
         except NebulaError as error:
             self._rightly_unreadable(store, error, one, some)
-            self._failed()
-        else:
-            self._ok()
+            return self._failed
+        return self._ok
 
     def _rightly_unreadable(self, store: Store, error: NebulaError, *revisions: int) -> None:
         """A read of one of `revisions` met `error`: it is compacted, or to come, or an entry is half applied."""

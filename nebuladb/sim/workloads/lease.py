@@ -13,6 +13,7 @@ from nebuladb.pb.nebula.v1 import kv_pb2, lease_pb2
 from nebuladb.sim.actor import Actor, unknown
 from nebuladb.sim.board import Board
 from nebuladb.sim.core import Core
+from nebuladb.sim.look import Then
 from nebuladb.sim.machine import Machine
 from nebuladb.sim.violation import require
 
@@ -183,10 +184,10 @@ class Leaseholder(Actor):
     def _see(self) -> None:
         key = self._key
 
-        def looked(store: Store, _: Machine) -> None:
+        def looked(store: Store, _: Machine) -> Then:
             if store.get(key) is None:
                 self._gone("its key is gone")
-            self._ok()
+            return self._ok
 
         self._look(looked)
 

@@ -13,6 +13,7 @@ from nebuladb.sim.actor import Actor, unknown
 from nebuladb.sim.board import Board
 from nebuladb.sim.core import Core
 from nebuladb.sim.linearizability.register import CompareAndSet, Read, Register, Write
+from nebuladb.sim.look import Then
 from nebuladb.sim.machine import Machine
 from nebuladb.sim.workloads.history import History
 from nebuladb.sim.workloads.requests import put, put_if_value
@@ -60,11 +61,11 @@ class Contender(Actor):
         self._ask(command, lambda outcome: self._written(outcome, call, given))
 
     def _read(self, key: bytes, call: int) -> None:
-        def looked(store: Store, _: Machine) -> None:
+        def looked(store: Store, _: Machine) -> Then:
             kv = store.get(key)
             self._seen[key] = kv.value if kv else None
             self._registers.add(self.process, call, self._moment, Read(key), self._seen[key])
-            self._ok()
+            return self._ok
 
         self._look(looked)
 

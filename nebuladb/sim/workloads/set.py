@@ -12,6 +12,7 @@ from nebuladb.kv.store import Store
 from nebuladb.sim.actor import Actor, unknown
 from nebuladb.sim.board import Board
 from nebuladb.sim.core import Core
+from nebuladb.sim.look import Then
 from nebuladb.sim.machine import Machine
 from nebuladb.sim.violation import require
 from nebuladb.sim.workloads.requests import delete_range, put
@@ -121,10 +122,10 @@ class Adder(Actor):
     def _read(self, of: _Set) -> None:
         certain, swept = set(of.certain), of.swept
 
-        def looked(store: Store, machine: Machine) -> None:
+        def looked(store: Store, machine: Machine) -> Then:
             keys = {kv.key for kv in store.range(of.low, of.high).kvs}
             self._sets.saw(of, keys, certain, f"a read on {machine.name}", swept=swept)
-            self._ok()
+            return self._ok
 
         self._look(looked)
 

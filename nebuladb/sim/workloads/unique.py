@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Final
 
 from nebuladb.errors import NebulaError
@@ -11,6 +12,7 @@ from nebuladb.kv.store import Store
 from nebuladb.sim.actor import Actor
 from nebuladb.sim.board import Board
 from nebuladb.sim.core import Core
+from nebuladb.sim.look import Then
 from nebuladb.sim.machine import Machine
 from nebuladb.sim.violation import require
 from nebuladb.sim.workloads.requests import put_if
@@ -53,12 +55,12 @@ class Numberer(Actor):
     def _begin(self) -> None:
         floor = self._ids.highest
 
-        def looked(store: Store, _: Machine) -> None:
+        def looked(store: Store, _: Machine) -> Then:
             kv = store.get(COUNTER)
             number = int(kv.value) + 1 if kv else 1
             require(number > floor, f"group {self.group}: the counter is at {number - 1} after {floor} was handed out")
             command = put_if({COUNTER: kv.mod_revision if kv else 0}, {COUNTER: b"%d" % number})
-            self._ask(command, lambda outcome: self._written(outcome, number, floor))
+            return partial(self._ask, command, lambda outcome: self._written(outcome, number, floor))
 
         self._look(looked)
 
