@@ -15,10 +15,9 @@ from tools import suite
 
 SECONDS: Final = 60
 PROGRAM: Final = """
-import signal, sys
+import sys
 from pathlib import Path
 from tools.suite import run
-signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job would ignore it
 sys.exit(run([["one"], ["two"]], Path(sys.argv[1])))
 """
 PASSES: Final = "def test_a(): pass\n"

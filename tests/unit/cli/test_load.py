@@ -345,7 +345,6 @@ ENDED = """
 import os, signal
 from nebuladb.cli.draft import Draft
 from nebuladb.cli.main import main
-signal.signal(signal.SIGHUP, signal.SIG_DFL)  # which nohup ignores, and so does what it runs
 write = Draft.write
 Draft.write = lambda *given: (write(*given), os.kill(os.getpid(), int(os.environ["NUMBER"])))
 main()
