@@ -176,6 +176,13 @@ class Host:
             self._output.answers += replica.proposals.lost(node)
         self._wake(node)
 
+    def forget(self, node: int) -> None:
+        """`node` was removed for ever, and no link to it is made any more: what is known of it goes once that is down,
+        the numbers of its forwards too, for none is heard whose replica is gone (S16)."""
+        if node in self.peers and not self.peers[node].connected:
+            del self.peers[node]
+            self.mail.waiting.pop(node, None)
+
     def receive(self, node: int, frame: bytes) -> None:
         """A frame came over the link to `node`. A damaged or misdirected one is dropped, as if lost (S16)."""
         peer = self.peers.get(node)

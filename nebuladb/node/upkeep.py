@@ -24,8 +24,8 @@ REQUEST_MS: Final = 5_000
 
 
 class Upkeep:
-    """Compacts by rule, has replicas compared, and watches the disk. One a process; `step` is called with the node's
-    housekeeping."""
+    """Compacts by rule, has replicas compared, watches the disk, and forgets who was removed. One a process; `step` is
+    called with the node's housekeeping."""
 
     def __init__(self, node: Node, options: NodeOptions, applier: Applier) -> None:
         self._node = node
@@ -45,6 +45,8 @@ class Upkeep:
     def step(self) -> None:
         """Propose what is due, and lead nothing while the disk is full, hangs, or can't be read."""
         node = self._node
+        for gone in [peer for peer in node.host.peers if peer in node.meta.removed]:
+            node.host.forget(gone)
         self._look_at_disk()
         now = node.host.now
         for group, revision in self._compactor.due(node.host, node.groups, node.meta.shards, now):

@@ -366,6 +366,10 @@ class Peers:
         for node in [node for node, life in self._lives.items() if self._strange(life)]:
             del self._lives[node]
             transport.drop(node)
+        assert self.pump is not None
+        for node in [node for node in self._seen if node in self.pump.node.meta.removed]:
+            del self._seen[node]  # it is refused from now on
+            self._lives.pop(node, None)
         transport.connect_to(self.addresses())
 
     def addresses(self) -> dict[int, str]:

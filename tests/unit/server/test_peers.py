@@ -256,3 +256,12 @@ def test_lags_are_told_to_the_own_cluster(ours: Peers, monkeypatch: pytest.Monke
     assert not ours.lags(pb.LagsRequest(cluster_id=8, node_id=5)).lags
     ours.pump = None
     assert not ours.lags(pb.LagsRequest(cluster_id=7, node_id=5)).lags
+
+
+def test_of_who_was_removed_nothing_is_kept(ours: Peers) -> None:
+    ours.pump.peer_up = lambda node, incarnation: None  # type: ignore[method-assign,union-attr]
+    for number in (12, 13):
+        ours.peer_up(shake(number, f"n{number - 10}"))
+    ours.pump = node(REMOVED)
+    ours.meta_changed(Links())  # type: ignore[arg-type]
+    assert list(ours._seen) == list(ours._lives) == [13]
