@@ -10,6 +10,7 @@ from nebuladb.api.backend import Backend, parse
 from nebuladb.api.drive import Due, drive, until
 from nebuladb.api.status import descriptor_message
 from nebuladb.errors import InvalidArgument, NebulaError, Outcome, Unavailable, UnknownOutcome
+from nebuladb.ids import DEFAULT_GROUP
 from nebuladb.node.keyspaces import MAX_SHARDS, Spec, check_name, checked, create_step, drop_step
 from nebuladb.node.meta import Meta
 from nebuladb.node.read_lease import longest
@@ -22,8 +23,6 @@ _PARTITIONING: Final = {
     Partitioning.SINGLE: pb.SINGLE,
 }
 _FROM_WIRE: Final = {number: partitioning for partitioning, number in _PARTITIONING.items()}
-USUAL_VOTERS: Final = 3
-"""Of a group whose descriptor is gone, where there are as many nodes."""
 
 
 class KeyspaceService:
@@ -85,8 +84,9 @@ class KeyspaceService:
             return drop_step(meta, name)
 
         await drive(self._backend, step, due, unfinished)
+        waited = groups or self._dropped(first)  # whoever dropped it may not be done with that
         # A node that hasn't heard of it yet might still route to it; without a majority nothing comes of that.
-        await until(lambda: self._powerless(groups), due, unfinished)
+        await until(lambda: self._powerless(waited), due, unfinished)
         # But by its lease who led a shard there answers reads without one.
         leases = (replica.lease.length for replica in self._backend.node.host.replicas.values())
         over = due.left() - longest(max(leases, default=0)) / 1_000
@@ -100,9 +100,17 @@ class KeyspaceService:
         plan = keyspace.plan if keyspace else None
         return range(plan.first_group, plan.first_group + plan.shards) if plan else range(0)
 
+    def _dropped(self, first: int) -> dict[int, int]:
+        """Group → voters that it had, of all from `first` on that are gone and have replicas still, whatever their
+        keyspace was: nothing says that any more."""
+        meta = self._backend.meta
+        gone = {removal.group for removal in meta.removals if removal.group not in meta.shards}
+        return {group: _voters(meta, group) for group in sorted(gone) if group >= first}
+
     def _powerless(self, groups: Mapping[int, int]) -> bool:
         """Whether no group has a majority of its voters left that haven't destroyed their replica."""
-        left = Counter(removal.group for removal in self._backend.meta.removals if removal.group in groups)
+        meta = self._backend.meta
+        left = Counter(one.group for one in meta.removals if one.group in groups and one.node not in meta.learners)
         return all(count <= (groups[group] - 1) // 2 for group, count in left.items())
 
     def _info(self, keyspace: Keyspace) -> pb.KeyspaceInfo:
@@ -114,10 +122,8 @@ class KeyspaceService:
 
 
 def _voters(meta: Meta, group: int) -> int:
-    """How many voters a group has at least; of one whose descriptor is gone already, as many as most have."""
-    shard = meta.shards.get(group)
-    if shard is None:
-        return min(len(meta.nodes), USUAL_VOTERS)
+    """How many voters a group has; one whose descriptor is gone already had as many as `default` has."""
+    shard = meta.shards.get(group) or meta.shards[DEFAULT_GROUP]
     return sum(shard.role(replica) is Role.VOTER for replica, _ in shard.replicas)
 
 

@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 
 from nebuladb.api import keyspace as module
-from nebuladb.api.drive import until
+from nebuladb.api.drive import Due, drive, until
 from nebuladb.client import AsyncClient
-from nebuladb.errors import UnknownOutcome
+from nebuladb.errors import Unavailable, UnknownOutcome
 from nebuladb.ids import META_GROUP
+from nebuladb.node.keyspaces import drop_step
 from nebuladb.node.read_lease import ReadLease
 from nebuladb.pb.nebula.v1 import keyspace_pb2
 from tests.unit.api.served import Served
@@ -50,3 +51,25 @@ async def test_who_drops_a_keyspace_waits_out_the_lease_by_which_it_may_be_read_
         raw = await module.KeyspaceService(served.backend).Drop(request.SerializeToString(), context)
         assert keyspace_pb2.KeyspaceDropResponse.FromString(raw).dropped is dropped
         assert time() - begun >= 0.5, "by the quickest clock; whoever dropped it may have done so just now"
+
+
+@pytest.mark.parametrize("named", [True, False], ids=["by its shard", "by its name"])
+async def test_who_repeats_a_drop_waits_as_well_until_nobody_can_read_it(
+    served: Served, monkeypatch: pytest.MonkeyPatch, *, named: bool
+) -> None:
+    """The record goes first, the replicas later: a repeat found no record, and said that all was done."""
+    service, housekeeper = module.KeyspaceService(served.backend), served.node._housekeeper
+    async with AsyncClient([served.address], timeout=SECONDS) as client:
+        made = await client.create_keyspace("k", "hash", shards=2)
+    request = keyspace_pb2.KeyspaceDropRequest(name="k", group=made.shards[0].group if named else 0)
+    with monkeypatch.context() as patched:
+        patched.setattr(housekeeper, "acknowledge", lambda: None)  # its disk is slow
+        await drive(served.backend, lambda meta: drop_step(meta, "k"), Due(SECONDS))
+        assert "k" not in served.node.meta.keyspaces
+        with pytest.raises(Unavailable, match="is being dropped"):
+            await service.Drop(request.SerializeToString(), SimpleNamespace(time_remaining=lambda: 0.3))
+    housekeeper.acknowledge()
+    context = SimpleNamespace(time_remaining=lambda: SECONDS)
+    raw = await service.Drop(request.SerializeToString(), context)
+    assert keyspace_pb2.KeyspaceDropResponse.FromString(raw).dropped is named
+    assert not served.node.meta.removals
