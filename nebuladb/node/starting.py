@@ -34,6 +34,13 @@ def check_home(rows: Iterable[RegistryRow], node: int) -> None:
             )
 
 
+def only_copies(log: LogStore) -> list[int]:
+    """Groups of which no other node has the data, nor their logs all of it: they can't be had again."""
+    rows = {group: RegistryRow.decode(row) for group, row in log.registry().items()}
+    alone = [group for group, row in rows.items() if row.state == GroupState.NORMAL and len(row.nodes) == 1]
+    return [group for group in alone if group in log.groups() and log.reader(group).start() != rows[group].initial]
+
+
 def open_replica(
     group: int, row: RegistryRow, log: LogStore, data: Engine, node: int, records: RecordShare
 ) -> tuple[Start, Store]:

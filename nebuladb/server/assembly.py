@@ -21,6 +21,7 @@ from nebuladb.node.identity import Founding, Identity
 from nebuladb.node.memory import plan
 from nebuladb.node.node import Node
 from nebuladb.node.pump import Pump
+from nebuladb.node.starting import only_copies
 from nebuladb.rpc import PeerTransport
 from nebuladb.rpc.engine import ENGINES, NEBULA
 from nebuladb.server import logs, options, space
@@ -36,6 +37,7 @@ from nebuladb.server.process import limit_arenas, raise_descriptors
 from nebuladb.server.space import SpaceWatch
 from nebuladb.server.view import NodeView
 from nebuladb.server.watchdog import Watchdog, tune
+from nebuladb.storage.log import LogStore
 from nebuladb.storage.rocks import RocksMemory
 
 CALL_GRACE_SECONDS: Final = 2.0
@@ -59,14 +61,18 @@ def run(config: Config) -> int:
         if not isinstance(shutdown.failure, DiskFull):
             writer.close()
     if isinstance(shutdown.failure, DataDamaged):
-        # The log is whole, and with it the votes: a start without data gets it from the others (S15).
-        put_data_aside(config.data_dir)
+        put_data_aside(config.data_dir, shutdown.failure.message, shutdown.only_copies)
         os.execv(sys.executable, sys.orig_argv)
     if isinstance(shutdown.failure, DiskFull):
         # What was acknowledged is on the disk: with room again, this is a restart like any other (S33).
         why = shutdown.failure.message
         space.wait_and_restart(config.data_dir, options.reserves(dict(config.options)), why)
     return code
+
+
+def _close_log(log: LogStore, shutdown: Shutdown) -> None:
+    shutdown.only_copies = only_copies(log)
+    log.close()
 
 
 async def _serve(config: Config, shutdown: Shutdown) -> int:
@@ -141,7 +147,7 @@ async def _assemble(config: Config, shutdown: Shutdown, stack: AsyncExitStack) -
     rocks = RocksMemory(memory.block_cache, memory.data_memtables + memory.log_memtables)
     view.rocks = rocks
     raft_log = await asyncio.to_thread(directory.open_log, memory, rocks)
-    stack.callback(raft_log.close)
+    stack.callback(_close_log, raft_log, shutdown)
     data = await asyncio.to_thread(directory.open_data, memory, rocks)
     stack.callback(data.close)
     clock = SystemClock()

@@ -17,6 +17,7 @@ from __future__ import annotations
 import re
 import secrets
 import shutil
+from collections.abc import Collection
 from pathlib import Path
 from typing import Final
 
@@ -27,6 +28,7 @@ from nebuladb.errors import DiskFull, IdentityError, StoreError
 from nebuladb.node.identity import FOUNDING_FILE, IDENTITY_FILE, Founding, Identity
 from nebuladb.node.joined import JOINED_FILE, Joined
 from nebuladb.node.memory import MemoryPlan
+from nebuladb.node.starting import only_copies
 from nebuladb.server.lifecycle import PidFile
 from nebuladb.server.space import BALLAST_FILE
 from nebuladb.storage.files import FULL, exists, read, sync_directory, sync_name, unwritten, write_durably
@@ -53,9 +55,18 @@ def life_in(text: bytes) -> int | None:
     return int(text, 16) if _LIFE.fullmatch(text) else None
 
 
-def put_data_aside(path: Path) -> None:
-    """Rename the data store of the directory at `path`, durably. It must be closed. Raises `StoreError`."""
+def put_data_aside(path: Path, why: str, only: Collection[int]) -> None:
+    """Rename the damaged data store of the directory at `path`, durably. It must be closed. The log is whole, and with
+    it the node's votes, so a start without data gets it from the others (S15). `only`: what `only_copies` says of the
+    log. Raises `StoreError`, and leaves it, if there are any."""
     data, aside = path / "data", path / DAMAGED
+    if only:
+        raise StoreError(
+            f"{data} is damaged: {why}. The log does not go back to its beginning, and no other node has what is in "
+            "it, so it stays where it is: restore a backup into an empty directory (docs/operations.md, Backups). If "
+            "the damage was met in use, the node may be started again, and read, until it is met anew"
+        )
+    structlog.get_logger("nebulad").error("data store put aside", to=str(aside), why=why)
     try:
         if aside.is_symlink():  # as `data` was
             aside.unlink()
@@ -82,6 +93,8 @@ class DataDirectory:
             self._lock = DirectoryLock(path)
         except OSError as error:
             raise (unwritten(path, error) if error.errno in FULL else unusable(path, error)) from error
+        self._only_copies: list[int] = []
+        """As the log was when it was opened."""
         self._pid = PidFile(path)
         try:
             check_access(path)
@@ -191,6 +204,7 @@ class DataDirectory:
         engine = RocksEngine.open_log(self.path / "raft", memtable_bytes=plan.log_memtable, memory=memory)
         log = LogStore(engine, plan.recent_entries)
         try:
+            self._only_copies = only_copies(log)
             if log.registry():
                 self.mark_voting()
             elif exists(self.path / VOTING):
@@ -231,17 +245,15 @@ class DataDirectory:
             raise unwritten(file, error) from error
 
     def open_data(self, plan: MemoryPlan, memory: RocksMemory) -> RocksEngine:
-        """Open ``data/``. If it is damaged so that it can't be opened, it is put aside, and an empty one opened: the
-        log is whole, and with it the node's votes, so its replicas get their data from their leaders (S15). Raises
-        `StoreError`."""
+        """Open ``data/``. If it is damaged so that it can't be opened, it is put aside, and an empty one opened, if the
+        log was opened before and says that this may be. Raises `StoreError`."""
         try:
             return RocksEngine.open_data(self.path / "data", memtable_bytes=plan.data_memtable, memory=memory)
         except StoreError as error:
             if not is_damage(error):
                 raise
             probe("data store can't be opened")
-            structlog.get_logger("nebulad").error("data store put aside", to=str(self.path / DAMAGED), why=str(error))
-            put_data_aside(self.path)
+            put_data_aside(self.path, error.message, self._only_copies)
             return RocksEngine.open_data(self.path / "data", memtable_bytes=plan.data_memtable, memory=memory)
 
     def close(self) -> None:

@@ -79,6 +79,8 @@ class Shutdown:
         self._asked = asyncio.Event()
         self.failure: BaseException | None = None
         """What `fail` was told first, if anything."""
+        self.only_copies: list[int] = []
+        """The groups of which no other node has the data, nor the log all of it, when that was closed."""
         self._log = structlog.get_logger("lifecycle")
 
     def request(self, why: str) -> None:
