@@ -381,10 +381,11 @@ def examine_log(path: Path) -> Found | None:
     Raises `Corruption`, `StoreError`."""
     files, stored = wal_files(path), _tables_stamp(path)
     # A database that was written has a WAL at all times; one without files has lost them (`Found.missing`).
+    said = noted(path)
     if not files and not stored.batch:
-        return None
+        return Found(BatchId(0), said, [], []) if said else None
     found = examine(files, stored, _identity(path))
-    return found._replace(flushed=max(found.flushed, noted(path)))
+    return found._replace(flushed=max(found.flushed, said))
 
 
 def _identity(path: Path) -> bytes:

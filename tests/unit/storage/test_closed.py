@@ -91,6 +91,22 @@ def test_who_gives_up_what_is_lost_opens_it_all_the_same(tmp_path: Path) -> None
     assert last(path) == 3
 
 
+@pytest.mark.parametrize("left", [(), ("IDENTITY",), ("IDENTITY", "OPTIONS", "LOG")], ids=repr)
+def test_a_log_of_which_only_the_note_is_left_is_no_new_one(tmp_path: Path, left: tuple[str, ...]) -> None:
+    """Without CURRENT, tables and WAL it was opened as one that never had a batch."""
+    path = tmp_path / "raft"
+    grow(path, 3)
+    for file in path.iterdir():
+        if not file.name.startswith((FILE, *left)):
+            file.unlink()
+    for _ in range(2):
+        with pytest.raises(Corruption, match=r"WAL \(\*.log\) are gone.*forgotten a vote.*member replace"):
+            RocksEngine.open_log(path)
+    found = examine_log(path)
+    assert found is not None
+    assert found.missing
+
+
 @pytest.mark.parametrize("text", [b"", b"3\n", b"3 00000000\n", b"\xff" * 20, b"0" * 100])
 def test_a_note_that_is_damaged_says_nothing(tmp_path: Path, text: bytes) -> None:
     path = tmp_path / "raft"
