@@ -37,9 +37,12 @@ from nebuladb.storage.log import LogStore
 from nebuladb.storage.owner import check_access, unusable
 from nebuladb.storage.rocks import RocksEngine, RocksMemory
 from nebuladb.storage.rocks_errors import is_damage
+from nebuladb.storage.sealed import sealed, unsealed
 
 VOTING: Final = "voting"
-_LIFE: Final = re.compile(rb"[0-9a-f]{16}\n")
+_LIFE: Final = re.compile(rb"[0-9a-f]{16}")
+_UNSEALED: Final = re.compile(rb"[0-9a-f]{16}\n")
+"""As builds wrote it that put no checksum there."""
 ANOTHER_VOTING: Final = (
     "if its cluster wasn't restored from a backup since this node was last in it, copy the file from another node, or "
     "make it an empty one if there is no other; else empty the directory and restore this node, too"
@@ -52,7 +55,8 @@ def life_in(text: bytes) -> int | None:
     """What the content of `VOTING` says of which life of the cluster this is; 0: nothing yet. None: it is damaged."""
     if not text:
         return 0
-    return int(text, 16) if _LIFE.fullmatch(text) else None
+    life = text.removesuffix(b"\n") if _UNSEALED.fullmatch(text) else unsealed(text)
+    return int(life, 16) if life is not None and _LIFE.fullmatch(life) else None
 
 
 def put_data_aside(path: Path, why: str, only: Collection[int]) -> None:
@@ -235,7 +239,7 @@ class DataDirectory:
 
     def keep_life(self, life: int) -> None:
         """Keep, durably, which life of the cluster this node is in, for `life`. Raises `StoreError` or `DiskFull`."""
-        self._write(self.path / VOTING, b"%016x\n" % life)
+        self._write(self.path / VOTING, sealed(b"%016x" % life))
 
     def _write(self, file: Path, data: bytes) -> None:
         """Durably. Raises `StoreError` or `DiskFull`."""

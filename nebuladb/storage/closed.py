@@ -15,24 +15,23 @@ from typing import Final
 from nebuladb.env import probe
 from nebuladb.ids import BatchId
 from nebuladb.storage.files import exists, read, write_durably
-from nebuladb.storage.wal import crc32c
+from nebuladb.storage.sealed import sealed, unsealed
 
 FILE: Final = "CLOSED"
-_NOTE: Final = re.compile(rb"([0-9]{1,20}) ([0-9a-f]{8})\n")
+_NUMBER: Final = re.compile(rb"[0-9]{1,20}")
 
 
 def note(directory: Path, last: BatchId) -> None:
     """Say durably that `last` is there. Raises `OSError`."""
-    number = b"%d" % last
-    write_durably(directory / FILE, b"%b %08x\n" % (number, crc32c(number)))
+    write_durably(directory / FILE, sealed(b"%d" % last))
 
 
 def noted(directory: Path) -> BatchId:
     """What was said last; 0 if nothing was, or that is damaged. Raises `StoreError` if that can't be told."""
     if not exists(file := directory / FILE):
         return BatchId(0)
-    found = _NOTE.fullmatch(read(file))
-    if found is None or int(found[2], 16) != crc32c(found[1]):
+    number = unsealed(read(file))
+    if number is None or not _NUMBER.fullmatch(number):
         probe("note of a log's end damaged")
         return BatchId(0)
-    return BatchId(int(found[1]))
+    return BatchId(int(number))

@@ -18,7 +18,7 @@ from nebuladb.node.joined import Joined
 from nebuladb.node.memory import plan
 from nebuladb.node.meta import meta_shard
 from nebuladb.node.registry import first_row
-from nebuladb.server.directory import DAMAGED, VOTING, DataDirectory
+from nebuladb.server.directory import DAMAGED, VOTING, DataDirectory, life_in
 from nebuladb.server.space import BALLAST_FILE
 from nebuladb.server.verify import verify
 from nebuladb.storage.engine import Batch
@@ -190,6 +190,24 @@ def test_a_log_in_use_is_noted_where_a_crash_came_before_or_an_older_build_had_i
         assert not (tmp_path / VOTING).exists()
         log_of(directory).close()
     assert (tmp_path / VOTING).read_bytes() == b""
+
+
+@pytest.mark.parametrize(
+    ("text", "life"),
+    [
+        (b"", 0),
+        (b"00000000000000ab\n", 0xAB),  # of a build that wrote no checksum
+        (b"00000000000000ab a25468bc\n", 0xAB),
+        (b"00000000000000aa a25468bc\n", None),
+        (b"00000000000000ab a25468bd\n", None),
+        (b"00000000000000ab a25468bc", None),
+        (b"ab\n", None),
+    ],
+)
+def test_a_life_that_is_damaged_is_not_believed(text: bytes, life: int | None) -> None:
+    """Of 16 hexadecimal digits any is as good as another: the node took itself for one of another life, and its peers
+    told it to have its directory emptied."""
+    assert life_in(text) == life
 
 
 def log_of(directory: DataDirectory) -> LogStore:

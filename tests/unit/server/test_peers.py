@@ -168,7 +168,7 @@ def test_a_link_to_another_life_ends_when_this_node_hears_of_its_own(ours: Peers
         ours.pump = node(of_life(life))
         ours.meta_changed(links)  # type: ignore[arg-type]
         assert links.dropped == dropped
-    assert (tmp_path / "voting").read_bytes() == b"000000000000000b\n"
+    assert (tmp_path / "voting").read_bytes() == b"000000000000000b 7124c74e\n"
 
 
 def test_a_node_whose_data_does_not_say_so_yet_knows_its_life_of_before(ours: Peers, tmp_path: Path) -> None:
