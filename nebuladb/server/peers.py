@@ -36,6 +36,9 @@ REMIND_SECONDS: Final = 10.0
 MAX_INCARNATIONS: Final = 64
 """Lives of one peer that are remembered, to notice two processes with one identity (S18)."""
 
+MAX_REFUSED: Final = 64
+"""Reasons to refuse a peer that are remembered, to say each once however often it comes."""
+
 
 class Peers:
     """`nebuladb.rpc.PeerEvents` for a node, before and after its cluster is founded."""
@@ -57,7 +60,8 @@ class Peers:
         self._kept_life = directory.life()
         self._lives: dict[int, int] = {}
         """Node → which life of the cluster it said to be of, in its last handshake."""
-        self._refused: set[str] = set()
+        self._refused: dict[str, None] = {}
+        """Why peers were refused, the last time of each; the oldest first."""
         self._log = structlog.get_logger("peers")
 
     # --- joining ---------------------------------------------------------------------------------------------------
@@ -334,10 +338,13 @@ class Peers:
         return found
 
     def _refuse(self, text: str) -> None:
-        """Say once why a peer was refused."""
-        if text not in self._refused and len(self._refused) < MAX_INCARNATIONS:
-            self._refused.add(text)
+        """Say why a peer was refused, unless that was one of the last things said."""
+        if text not in self._refused:
             self._log.warning("peer refused", why=text)
+        self._refused.pop(text, None)
+        self._refused[text] = None
+        if len(self._refused) > MAX_REFUSED:
+            del self._refused[next(iter(self._refused))]
 
     @property
     def life(self) -> int:

@@ -9,6 +9,7 @@ from typing import Any
 
 import grpc.aio
 import pytest
+from structlog.testing import capture_logs
 
 from nebuladb.errors import IdentityError, NodeRemoved
 from nebuladb.kv.answer import KeyValue
@@ -20,7 +21,7 @@ from nebuladb.node.record import NodeRecord, NodeState
 from nebuladb.pb.nebula.peer.v1 import peer_pb2 as pb
 from nebuladb.server import config, peers
 from nebuladb.server.directory import DataDirectory
-from nebuladb.server.peers import Peers
+from nebuladb.server.peers import MAX_REFUSED, Peers
 from nebuladb.server.site import restored_id
 
 FOUNDING = Founding(7, (Founder("n1", 11, "a:1"), Founder("n2", 12, "b:1")))
@@ -265,3 +266,19 @@ def test_of_who_was_removed_nothing_is_kept(ours: Peers) -> None:
     ours.pump = node(REMOVED)
     ours.meta_changed(Links())  # type: ignore[arg-type]
     assert list(ours._seen) == list(ours._lives) == [13]
+
+
+def test_why_a_peer_is_refused_is_said_once_and_again_when_it_is_long_ago(ours: Peers) -> None:
+    """Of a node that was wiped, and is started anew under another id each time, nothing was said after 64 of them."""
+
+    def said(*ids: int) -> int:
+        with capture_logs() as logs:
+            for number in ids:
+                with pytest.raises(IdentityError):
+                    ours.check(shake(number, "n3", issued=1))
+        return len(logs)
+
+    assert said(100, 100) == 1
+    assert said(*range(200, 200 + MAX_REFUSED - 1), 100) == MAX_REFUSED - 1
+    assert said(300, 100) == 1, "one that comes again and again is not long ago"
+    assert said(200) == 1
