@@ -17,7 +17,7 @@ from jepsen import churn, history, nemesis, schedule
 from jepsen.clocks import Clocks, preloads
 from jepsen.history import TOLD, Op, Outcome
 from jepsen.network import Network, members
-from jepsen.verdict import Findings, Summary
+from jepsen.verdict import MIN_RATE, Findings, Summary
 from jepsen.workloads import WORKLOADS
 from jepsen.workloads.base import Clients
 from nebuladb.client import AsyncClient
@@ -237,6 +237,8 @@ def report(summary: Summary) -> list[str]:
     lines += [f"nemesis {kind}: never hurt anything" for kind in summary.idle]
     if summary.undecided:
         lines.append(f"{summary.undecided} keys could not be decided")
+    if summary.verdict == "too-little-done":
+        lines.append(f"{summary.ok} operations succeeded, less than {MIN_RATE} a second")
     return [*lines, summary.line()]
 
 

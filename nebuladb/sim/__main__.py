@@ -43,6 +43,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
     for result in results:
         report.add(result.report)
+        if result.report.undecided:
+            count = result.report.undecided
+            print(f"seed {result.seed}: {count} histories were not decided", file=sys.stderr, flush=True)
         if result.violation:
             failed.append(result)
             if len(failed) <= MAX_SHOWN:
@@ -52,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(line)
     trace = f" trace={result.trace}" if options.seed is not None else ""
     print(report.line() + trace)
-    return 1 if failed else 0
+    return 1 if failed or report.undecided else 0
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:

@@ -13,7 +13,7 @@ from nebuladb.sim.__main__ import main
 from nebuladb.sim.faults import Faults
 from nebuladb.sim.report import Report
 from nebuladb.sim.runner import run_seed
-from nebuladb.sim.world import Variant
+from nebuladb.sim.world import Result, Variant
 
 SEEDS = [seed for seed in range(1, 100) if not Faults.draw(Random(f"{seed} faults")).ambush][:20]
 """With a mix of faults each."""
@@ -131,3 +131,15 @@ def test_a_violation_ends_with_exit_code_1_and_the_command_that_replays_it(
     out, err = capsys.readouterr()
     assert out.splitlines()[-1].endswith("violations=1")
     assert "replay: python -m nebuladb.sim --seed 3 --seconds 1 --trace" in err
+
+
+def test_a_history_that_was_not_decided_ends_with_exit_code_1_and_the_seed(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was counted, and proved nothing."""
+    result = Result(3, Report(seeds=1, undecided=2), "")
+    monkeypatch.setattr("nebuladb.sim.__main__.run_seeds", lambda *_, **__: iter([result]))
+    assert main(["--seeds", "1", "--first-seed", "3"]) == 1
+    out, err = capsys.readouterr()
+    assert out.splitlines()[-1].endswith("violations=0")
+    assert err == "seed 3: 2 histories were not decided\n"

@@ -15,7 +15,7 @@ from jepsen.namespaces import discipline, packets, rules
 from jepsen.nemesis import NEMESES, Field
 from jepsen.network import Addresses, Delay, Network
 from jepsen.partitions import Pairs
-from jepsen.run import unanswered
+from jepsen.run import report, unanswered
 from jepsen.schedule import Fault
 from jepsen.table import KINDS, runs
 from jepsen.verdict import Summary, parse
@@ -24,7 +24,7 @@ from tests.integration.cluster import Cluster
 
 def summary(
     *,
-    ok: int = 5,
+    ok: int = 60,
     failed: int = 1,
     leader_changes: int = 1,
     faults: Mapping[str, int] | None = None,
@@ -47,7 +47,8 @@ def test_a_valid_run_did_something_under_faults_that_bit() -> None:
     [
         (summary(violations=["x"]), "violated"),
         (summary(undecided=1), "undecided"),
-        (summary(ok=0), "nothing-done"),
+        (summary(ok=0), "too-little-done"),
+        (summary(ok=59), "too-little-done"),
         (summary(faults={"kill": 2}), "no-fault-bit"),
         (summary(failed=0, leader_changes=0), "no-fault-bit"),
     ],
@@ -55,6 +56,12 @@ def test_a_valid_run_did_something_under_faults_that_bit() -> None:
 def test_anything_else_exits_with_1(bad: Summary, verdict: str) -> None:
     assert bad.verdict == verdict
     assert bad.exit_code == 1
+
+
+def test_a_run_that_did_too_little_says_how_little() -> None:
+    """One success in a minute was valid."""
+    assert "59 operations succeeded, less than 1 a second" in report(summary(ok=59))
+    assert len(report(summary())) == len(report(summary(ok=59))) - 1
 
 
 def test_the_last_line_has_the_numbers() -> None:
