@@ -98,10 +98,12 @@ class Peers:
             others = [address for node, address in sorted(self.addresses().items()) if node != identity.node]
             calls = [transport.hello(address, request) for address in others]
             for reply in await asyncio.gather(*calls, return_exceptions=True):
-                if isinstance(reply, pb.HelloResponse) and reply.removed and reply.cluster_id == identity.cluster:
+                if not isinstance(reply, pb.HelloResponse) or reply.cluster_id != identity.cluster:
+                    continue
+                if reply.removed:
                     removed(NodeRemoved(removed_text(identity.name)))
                     return
-                if isinstance(reply, pb.HelloResponse) and reply.cluster_id == identity.cluster:
+                if reply.node_id != identity.node:  # else another was here once, and it's our own old picture
                     self._learned |= {peer.node_id: peer.address for peer in reply.peers}
             transport.connect_to(self.addresses())
 

@@ -232,6 +232,22 @@ async def test_without_a_leader_a_node_asks_where_the_others_are(ours: Peers, mo
     assert transport.wanted[0] == {11: "a:1", 12: "b:1", 13: "c:1"}
 
 
+async def test_what_a_node_says_to_itself_is_no_news(ours: Peers, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It has n3's address, and n3 its own: by its own old picture it looked for n3 where it is itself, for ever."""
+    monkeypatch.setattr(peers, "REMOVAL_SECONDS", 0)
+    transport, moved = Neighbours(pb.HelloResponse()), pb.PeerAddress(node_id=13, address="a:1")
+
+    async def hello(address: str, request: pb.HelloRequest) -> pb.HelloResponse:
+        return ours.hello(request) if address == "c:1" else pb.HelloResponse(node_id=12, cluster_id=7, peers=[moved])
+
+    monkeypatch.setattr(transport, "hello", hello)
+    task = asyncio.create_task(ours.watch_removal(transport, lambda _: None))  # type: ignore[arg-type]
+    while not transport.wanted:  # noqa: ASYNC110
+        await asyncio.sleep(0)
+    task.cancel()
+    assert transport.wanted[0][13] == "a:1"
+
+
 async def test_a_node_that_was_removed_hears_of_it(ours: Peers, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(peers, "REMOVAL_SECONDS", 0)
     _, removed = await watch(ours, pb.HelloResponse(cluster_id=7, removed=True), 1)
