@@ -65,7 +65,7 @@ class ClusterService:
         if request.keyspace:
             shards = routing.shards(request.keyspace)
         else:
-            shards = [routing.descriptors[group] for group in sorted(routing.descriptors)]
+            shards = [shard for _, shard in sorted(routing.descriptors.items())]
         response = pb.ShardsResponse(header=self._backend.header())
         for shard in shards:
             response.shards.append(descriptor_message(shard))

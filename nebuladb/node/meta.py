@@ -17,9 +17,9 @@ The meta group is an ordinary group (1) with an ordinary store; its rows are key
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from copy import copy
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from nebuladb.errors import Corruption
 from nebuladb.ids import DEFAULT_GROUP, ETCD_GROUP, META_GROUP
@@ -87,30 +87,44 @@ class Meta:
 
     def __init__(self, rows: Iterable[KeyValue] = ()) -> None:
         self._orders: dict[int, dict[bytes, Removal]] = {}
-        """Node → key → an order. Apart from the rest: they may be many, and most changes are of nothing else."""
-        decoded = [(row.key, row.mod_revision, _decode(row.key, row.value)) for row in rows]
-        for key, _, value in decoded:
+        """Node → key → an order. Apart from the rest, as descriptors are: they may be many, and most changes are of
+        nothing else."""
+        self._descriptors: dict[bytes, tuple[int, Descriptor]] = {}
+        """Key → revision and descriptor."""
+        self._rows: dict[bytes, tuple[int, _Value | None]] = {}
+        """Likewise, of all others."""
+        for row in rows:
+            value = _decode(row.key, row.value)
             if isinstance(value, Removal):
-                self._orders.setdefault(value.node, {})[key] = value
-        self._fill({key: (revision, value) for key, revision, value in decoded if not isinstance(value, Removal)})
+                self._orders.setdefault(value.node, {})[row.key] = value
+            elif isinstance(value, Descriptor):
+                self._descriptors[row.key] = row.mod_revision, value
+            else:
+                self._rows[row.key] = row.mod_revision, value
+        self._fill()
+        self._place()
+        self.routing = RoutingTable((), ())
+        self._route({shard.keyspace for shard in self.shards.values()})
 
     def after(self, changes: Iterable[Change]) -> Meta:
         """The picture after `changes`, which are all there were since this one. Only they are decoded; what they don't
         concern is shared by both pictures."""
         meta = copy(self)
-        orders, others = list[Change](), list[Change]()
+        orders, shards, others = list[Change](), list[Change](), list[Change]()
         for change in changes:
-            (orders if change.key.startswith(REMOVED_PREFIX) else others).append(change)
+            order, shard = change.key.startswith(REMOVED_PREFIX), change.key.startswith(SHARD_PREFIX)
+            (orders if order else shards if shard else others).append(change)
         if orders:
             meta._carry(orders)
         if others:
-            rows = dict(self._rows)
-            for change in others:
-                if change.deleted:
-                    rows.pop(change.key, None)
-                else:
-                    rows[change.key] = (change.revision, _decode(change.key, change.record.value))
-            meta._fill(rows)
+            meta._rows = _changed(self._rows, others)
+            meta._fill()
+        if shards:
+            meta._descriptors = _changed(self._descriptors, shards)
+            meta._place()
+        if shards or others:
+            old, new = self._descriptors, meta._descriptors
+            meta._route({of[one.key][1].keyspace for one in shards for of in (old, new) if one.key in of})
         return meta
 
     def _carry(self, changes: Iterable[Change]) -> None:
@@ -144,48 +158,51 @@ class Meta:
         """The orders of all nodes."""
         return [removal for orders in self._orders.values() for removal in orders.values()]
 
-    def _fill(self, rows: dict[bytes, tuple[int, _Value | None]]) -> None:
-        self._rows = rows
+    def _fill(self) -> None:
+        """What follows from the rows without descriptors."""
         self.nodes: dict[int, NodeRecord] = {}
         """All that are, or are about to be, or still are members."""
         self.removed: dict[int, NodeRecord] = {}
         self.keyspaces: dict[str, Keyspace] = {}
         """All, also those that are being created or dropped; `routing` has the ready ones."""
-        self.shards: dict[int, Descriptor] = {}
-        """By group, likewise; the meta group is none of them."""
-        self.own: Descriptor | None = None
-        """The meta group's, once it was changed."""
         self.declared: list[DeclaredAlarm] = []
-        for key in sorted(rows):
-            value = rows[key][1]
+        for key in sorted(self._rows):
+            value = self._rows[key][1]
             if isinstance(value, NodeRecord):
                 (self.removed if value.state is NodeState.REMOVED else self.nodes)[value.node] = value
             elif isinstance(value, Keyspace):
                 self.keyspaces[value.name] = value
-            elif isinstance(value, Descriptor) and value.group == META_GROUP:
-                self.own = value
-            elif isinstance(value, Descriptor):
-                self.shards[value.group] = value
             elif isinstance(value, DeclaredAlarm):
                 self.declared.append(value)
         self.learners = frozenset(node for node, record in self.nodes.items() if record.learner)
         """Those that nobody has promoted."""
         self.alarmed = frozenset(alarm.kind for alarm in self.declared)
-        self.told = (*((self.own,) if self.own else ()), *self.shards.values())
-        """The descriptors of all groups that it tells of: its own, once that has changed, and the shards."""
-        self.changing = [shard.group for shard in self.told if shard.roles]
-        """Groups whose replicas aren't plain voters all."""
         self.version = self._number(VERSION_KEY, 0)
         self.life = self._number(LIFE_KEY, 0)
         """Which life of the cluster this is; 0: it isn't known."""
         self.next_group = self._number(GROUP_KEY, FIRST_GROUP)
         self.next_replica = self._number(REPLICA_KEY, 0)
         self.issued_nodes = self._number(NODE_KEY, 0)
+
+    def _place(self) -> None:
+        """What follows from the descriptors."""
+        found = [self._descriptors[key][1] for key in sorted(self._descriptors)]
+        self.shards: dict[int, Descriptor] = {shard.group: shard for shard in found if shard.group != META_GROUP}
+        """By group, all; the meta group is none of them."""
+        self.own: Descriptor | None = next((shard for shard in found if shard.group == META_GROUP), None)
+        """The meta group's, once it was changed."""
+        self.told = (*((self.own,) if self.own else ()), *self.shards.values())
+        """The descriptors of all groups that it tells of: its own, once that has changed, and the shards."""
+        self.changing = [shard.group for shard in self.told if shard.roles]
+        """Groups whose replicas aren't plain voters all."""
+
+    def _route(self, concerned: Collection[str]) -> None:
+        """What follows from both: shards of the `concerned` keyspaces have changed."""
         ready = {name: found for name, found in self.keyspaces.items() if found.state is KeyspaceState.READY}
-        self.routing = RoutingTable(
-            ready.values(), [shard for shard in self.shards.values() if shard.keyspace in ready]
-        )
-        self.routing.check()
+        before = self.routing.keyspaces
+        changed = {name for name, found in ready.items() if name in concerned or before.get(name) != found}
+        shards = [shard for shard in self.shards.values() if shard.keyspace in changed] if changed else []
+        self.routing = self.routing.after(ready.values(), changed, shards)
 
     def descriptor(self, group: int) -> Descriptor | None:
         """Of a shard, or of the meta group itself."""
@@ -208,7 +225,8 @@ class Meta:
 
     def mod(self, key: bytes) -> int:
         """The revision that changed a row last, for a compare; 0: it isn't there."""
-        return self._rows[key][0] if key in self._rows else 0
+        found = self._descriptors.get(key) or self._rows.get(key)
+        return found[0] if found else 0
 
     def client_address(self, node: int) -> str:
         """Where clients reach a node; empty if it isn't known."""
@@ -225,6 +243,17 @@ def read_meta(store: Store) -> Meta:
         rows += page.kvs
         start = page.cursor
     return Meta(rows)
+
+
+def _changed(rows: Mapping[bytes, tuple[int, Any]], changes: Iterable[Change]) -> dict[bytes, tuple[int, Any]]:
+    """`rows` after `changes`."""
+    changed = dict(rows)
+    for change in changes:
+        if change.deleted:
+            changed.pop(change.key, None)
+        else:
+            changed[change.key] = change.revision, _decode(change.key, change.record.value)
+    return changed
 
 
 def _decode(key: bytes, value: bytes) -> _Value | None:

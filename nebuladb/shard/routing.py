@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from itertools import pairwise
 
 from nebuladb.errors import KeyspaceNotFound, WrongShard, invariant
@@ -15,15 +15,32 @@ class RoutingTable:
 
     def __init__(self, keyspaces: Iterable[Keyspace], descriptors: Iterable[Descriptor]) -> None:
         self.keyspaces = {keyspace.name: keyspace for keyspace in keyspaces}
-        self.descriptors = {descriptor.group: descriptor for descriptor in descriptors}
         self._shards: dict[str, list[Descriptor]] = {name: [] for name in self.keyspaces}
-        for descriptor in self.descriptors.values():
+        for descriptor in descriptors:
             self._shards.setdefault(descriptor.keyspace, []).append(descriptor)
         self._bounds: dict[str, list[bytes] | list[int]] = {}
         for name, shards in self._shards.items():
             shards.sort(key=lambda shard: (shard.slots[0], shard.start))
             hashed = name in self.keyspaces and self.keyspaces[name].partitioning is Partitioning.HASH
             self._bounds[name] = [shard.slots[0] for shard in shards] if hashed else [shard.start for shard in shards]
+
+    def after(
+        self, keyspaces: Collection[Keyspace], changed: Collection[str], descriptors: Iterable[Descriptor]
+    ) -> RoutingTable:
+        """The next picture, checked, with these keyspaces, of which those that have `changed` have these shards; the
+        others', which were here, are shared."""
+        table = RoutingTable([one for one in keyspaces if one.name in changed], descriptors)
+        table.check()
+        for keyspace in keyspaces:
+            if (name := keyspace.name) not in changed:
+                table.keyspaces[name] = keyspace
+                table._shards[name], table._bounds[name] = self._shards[name], self._bounds[name]
+        return table
+
+    @property
+    def descriptors(self) -> dict[int, Descriptor]:
+        """The shards of all keyspaces, by group; made anew each time."""
+        return {shard.group: shard for shards in self._shards.values() for shard in shards}
 
     def check(self) -> None:
         """Raise `InvariantViolation` unless each keyspace is covered once."""
