@@ -94,8 +94,7 @@ class MessageReader:
         size = len(data) - PREFIX_BYTES
         if (
             size < 0
-            or data[0]
-            or int.from_bytes(data[1:PREFIX_BYTES], "big") != size
+            or data[:PREFIX_BYTES] != b"\0" + size.to_bytes(4, "big")
             or size > self._max_size
             or self.buffer
             or self.listener is None

@@ -127,17 +127,6 @@ def packed(frame: bytes) -> bytes:
     return pb.LinkMessage(frame=frame).SerializeToString()
 
 
-def unpacked(message: bytes) -> bytes:
-    """The frame of a ``LinkMessage``. Raises protobuf's `DecodeError`."""
-    size = len(message) - 2
-    if 0 <= size < 1 << 7 and message[0] == _FRAME_TAG and message[1] == size:
-        return message[2:]
-    size -= 1
-    if 1 << 7 <= size < 1 << 14 and message[:3] == bytes((_FRAME_TAG, size & 0x7F | 0x80, size >> 7)):
-        return message[3:]
-    return pb.LinkMessage.FromString(message).frame
-
-
 class _Link:
     """One standing stream, and a bounded queue of frames for when it takes none at once."""
 
@@ -154,21 +143,20 @@ class _Link:
         self._direct: Direct | None = getattr(stream, "direct", None)
         self._full = self._direct is None
         """The stream takes nothing now, or not without a task: frames wait for `carry`."""
-        self.unflushed = False
-        """Something was put that was not written."""
 
     def send(self, frame: bytes) -> None:
-        """Put a frame on the stream, or behind those that wait for that."""
+        """Write a frame to the stream, or put it behind those that wait for that."""
         direct = self._direct
         if self._full or direct is None:
             self._wait(frame)
             return
         try:
             self._full = direct.put_bytes(packed(frame))
-            self.unflushed = True
         except (*CALL_ERRORS, asyncio.InvalidStateError, asyncio.CancelledError):
             probe("frame lost with its link")  # which `read` ends, if it has
             return
+        if (connection := direct.connection) is not None:
+            connection.flush()
         if self._full:
             self._filled.set()
 
@@ -179,13 +167,6 @@ class _Link:
         self._queue.append(frame)
         self._size += len(frame)
         self._filled.set()
-
-    def flush(self) -> None:
-        """Write what was put."""
-        self.unflushed = False
-        connection = self._direct.connection if self._direct is not None else None
-        if connection is not None:
-            connection.flush()
 
     def leave(self) -> None:
         """End it: a newer link to the same node stands, or it was dropped."""
@@ -204,8 +185,6 @@ class _Link:
             self._full = False
             while self._queue and not self._full:
                 self.send(self._next())
-            if self.unflushed:
-                self.flush()
 
     def _next(self) -> bytes:
         frame = self._queue.popleft()
@@ -225,7 +204,7 @@ class _Link:
         if self.left.is_set():
             return
         try:
-            frame = unpacked(message)
+            frame = pb.LinkMessage.FromString(message).frame
         except DecodeError:
             LOG.warning(
                 "node %016x sent %d bytes that are no message of a link; the link ends, and is made anew",
@@ -296,9 +275,6 @@ class PeerTransport:
         for node, frame in frames:
             if (link := links.get(node)) is not None:
                 link.send(frame)
-        for link in links.values():
-            if link.unflushed:
-                link.flush()
 
     def connect_to(self, addresses: Mapping[int, str]) -> None:
         """Keep a link to each of these nodes (id → peer address), and dial no other; those with a lower id should dial

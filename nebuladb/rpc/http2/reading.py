@@ -14,6 +14,7 @@ from nebuladb.rpc.http2.limits import Limits
 from nebuladb.rpc.http2.receiving import Receiving
 from nebuladb.rpc.http2.stream import CLOSED, HALF_CLOSED_LOCAL, HALF_CLOSED_REMOTE, OPEN, Stream
 
+_unpack: Final = HEAD.unpack_from
 _HEADERS: Final = frames.HEADERS
 _LAST_HEADERS: Final = END_HEADERS | END_STREAM
 _REQUEST: Final = Kind.REQUEST
@@ -61,7 +62,7 @@ class Reading(Receiving):
             return False
         taken = stream.taken + size
         if (
-            HEAD.unpack_from(data) != (size << 8, 0, stream.id)
+            _unpack(data) != (size << 8, 0, stream.id)
             or size > self.limits.frame_size
             or not (stream.state is OPEN or stream.state is HALF_CLOSED_LOCAL)
             or not stream.heard
@@ -106,7 +107,7 @@ class Reading(Receiving):
 
     def _requests(self, data: bytes) -> int:
         """A server's: handle all whole frames, and return where the rest begins."""
-        unpack = HEAD.unpack_from
+        unpack = _unpack
         streams = self.streams
         events = self._events
         decoder = self._decoder
@@ -179,7 +180,7 @@ class Reading(Receiving):
 
     def _responses(self, data: bytes) -> int:
         """A client's: handle all whole frames, and return where the rest begins."""
-        unpack = HEAD.unpack_from
+        unpack = _unpack
         streams = self.streams
         too_large = (self.limits.frame_size + 1) << 8
         whole = self.whole_responses
@@ -207,7 +208,7 @@ class Reading(Receiving):
 
     def _response(self, stream: Stream, data: bytes, start: int, after: int, end: int) -> int:
         """A whole answer whose HEADERS' block is `data[start:after]`: where it ends, 0 if it isn't one."""
-        unpack = HEAD.unpack_from
+        unpack = _unpack
         stream_id = stream.id
         head, flags, second_id = unpack(data, after)
         size: int = head >> 8

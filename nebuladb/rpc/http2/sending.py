@@ -34,6 +34,7 @@ from nebuladb.rpc.http2.stream import (
 
 UPDATES_A_FRAME: Final = 2
 """WINDOW_UPDATEs that a frame of DATA may be answered by: the stream's and the connection's."""
+_head: Final = HEAD.pack
 PIECE: Final = MIN_FRAME_SIZE
 """Octets of a piece of waiting data. Pieces are copies: a view would hold all of a response whose last octet waits,
 and a peer that leaves one octet of each would hold a thousand responses that `waiting` doesn't count."""
@@ -106,11 +107,11 @@ class Sending(Core):
         self._window = window
         self._updates_earned += UPDATES_A_FRAME
         if len(block) <= MIN_FRAME_SIZE:
-            head = HEAD.pack(len(block) << 8 | HEADERS, END_HEADERS, stream_id)
-            self._out += (head, block, HEAD.pack(size << 8 | DATA, END_STREAM, stream_id), data)
+            head = _head(len(block) << 8 | HEADERS, END_HEADERS, stream_id)
+            self._out += (head, block, _head(size << 8 | DATA, END_STREAM, stream_id), data)
         else:
             self._out.append(header_frames(stream_id, block, peer.frame_size, end=False))
-            self._out += (HEAD.pack(size << 8 | DATA, END_STREAM, stream_id), data)
+            self._out += (_head(size << 8 | DATA, END_STREAM, stream_id), data)
         stream = self.streams[stream_id] = Stream(stream_id, HALF_CLOSED_LOCAL)
         stream.answered = True
         return stream
@@ -161,7 +162,7 @@ class Sending(Core):
             self._window = window
             stream.credit -= size
             self._updates_earned += UPDATES_A_FRAME
-            self._out += (HEAD.pack(size << 8 | DATA, 0, stream.id), data)
+            self._out += (_head(size << 8 | DATA, 0, stream.id), data)
             return
         self._check_sendable(stream)
         if not stream.answered:
@@ -260,13 +261,13 @@ class Sending(Core):
         largest = self._frame_out
         flags = END_STREAM if end else 0
         if size <= largest:
-            out.append(HEAD.pack(size << 8 | DATA, flags, stream.id))
+            out.append(_head(size << 8 | DATA, flags, stream.id))
             out.append(data)
             return
         view = memoryview(data)
         for at in range(0, size, largest):
             piece = view[at : at + largest]
-            out.append(HEAD.pack(len(piece) << 8 | DATA, flags if at + largest >= size else 0, stream.id))
+            out.append(_head(len(piece) << 8 | DATA, flags if at + largest >= size else 0, stream.id))
             out.append(piece)
 
     def _wait(self, stream: Stream, data: bytes) -> None:
