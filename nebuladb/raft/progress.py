@@ -64,14 +64,15 @@ class Progress:
         """Whether it was heard from in this period or the one before."""
         return self.active or self.was_active
 
-    def unproven(self) -> bool:
-        """Whether it is taken to hold what a snapshot brought and hasn't said so: it is asked, even if nothing new is
-        to be sent."""
+    def due(self, last: int, commit: int) -> bool:
+        """Whether anything is to be sent to it of a log that ends at `last` and is committed up to `commit`: entries;
+        or that what it holds, or is about to, is committed; or the question whether it holds what it is taken to have
+        from a snapshot, and hasn't said so."""
+        if self.next <= last and not self.paused:
+            return True
+        if self.state is REPLICATE:
+            return self.sent_commit < commit and self.sent_commit < self.next - 1
         return self.state is PROBE and not self.paused and self.match < self.next - 1
-
-    def untold(self, commit: int) -> bool:
-        """Whether it holds, or is about to, what it doesn't know to be committed."""
-        return self.state is REPLICATE and self.sent_commit < min(commit, self.next - 1)
 
     def sent(self, last: int, size: int) -> None:
         """An append was sent that ends at index `last` and holds `size` bytes of entries, none if 0."""

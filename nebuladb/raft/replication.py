@@ -89,29 +89,23 @@ class Replication:
     def unsent(self) -> bool:
         """Whether `send_appends` would send anything."""
         last, commit = self._log.last, self._log.commit
-        for _, progress in self.tracker.peers:
-            if progress.next <= last and not progress.paused:
-                return True
-            if progress.untold(commit) or progress.unproven():
-                return True
-        return False
+        return bool([replica for replica, progress in self.tracker.peers if progress.due(last, commit)])
 
     def send_appends(self) -> None:
         """Send each peer what it may have and has not been sent, or at least the commit index."""
         log = self._log
         last, commit = log.last, log.commit
         for replica, progress in self.tracker.peers:
-            while progress.next <= last and not progress.paused:
-                if not self._send(replica, progress, with_entries=True):
-                    break
-            if progress.untold(commit):
-                self._send(replica, progress, with_entries=False, hint=TOLD)
-            elif progress.unproven():
-                self._send(replica, progress, with_entries=False)
+            more = progress.due(last, commit)
+            while more:
+                entries = progress.next <= last and not progress.paused
+                hint = TOLD if progress.state is REPLICATE and not entries else 0
+                more = self._send(replica, progress, with_entries=entries, hint=hint)
 
     def _send(self, replica: int, progress: Progress, *, with_entries: bool, hint: int = 0) -> bool:
-        """Send one append after `progress.next` - 1. Returns False if the log doesn't reach back that far: then only a
-        snapshot helps, and the caller is asked for one, unless the peer isn't there to take it."""
+        """Send one append after `progress.next` - 1. Returns whether more entries may follow at once. If the log
+        doesn't reach back that far only a snapshot helps, and the caller is asked for one, unless the peer isn't there
+        to take it."""
         log, state = self._log, self._state
         previous = progress.next - 1
         if previous < log.start:
@@ -136,7 +130,7 @@ class Replication:
         )  # fmt: skip
         progress.sent(last, size)
         progress.sent_commit = max(progress.sent_commit, min(log.commit, last))
-        return True
+        return progress.next <= log.last and not progress.paused
 
     def snapshot_finished(self, replica: int, index: int) -> None:
         """A snapshot at `index` is in at `replica`, or (0) it won't come: look anew where the logs meet.
