@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from enum import IntEnum
 from typing import NamedTuple
 
@@ -68,10 +69,11 @@ class Command(NamedTuple):
         return self.version > 1
 
 
-class Work(NamedTuple):
+@dataclass(slots=True)
+class Work:
     """One committed log entry, decoded: what `Store.apply` takes."""
 
-    index: int  # type: ignore[assignment]  # hides tuple.index, which nobody calls on it
+    index: int
     term: int
     clock: int
     """The leader's lease clock in ms; apply takes the maximum (S27). 0 = none."""

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Sequence
+from dataclasses import dataclass
 from enum import IntEnum
 from typing import Final, NamedTuple
 from zlib import crc32
@@ -42,6 +43,9 @@ _FRAME: Final = struct.Struct(">BBHI40sQII")
 _ADDRESS: Final = struct.Struct(">5Q")
 _MESSAGE: Final = struct.Struct(">BBHI11QI")
 _LENGTH: Final = struct.Struct(">I")
+_HEAD_BYTES: Final = _FRAME.size
+_MESSAGE_BYTES: Final = _MESSAGE.size
+_LENGTH_BYTES: Final = _LENGTH.size
 ADDRESS: Final = slice(8, 48)
 """Where a frame says who speaks to whom (`Address`); of anything that is no frame, something else than any address."""
 
@@ -79,7 +83,8 @@ SNAPSHOT_CHUNK: Final = HostMessageType.SNAPSHOT_CHUNK
 """See `LEADER`."""
 
 
-class Envelope(NamedTuple):
+@dataclass(slots=True)
+class Envelope:
     """A message with its group; `commands` only for FORWARD."""
 
     group: int
@@ -107,22 +112,23 @@ def encode_frames(address: bytes, envelopes: Sequence[Envelope], status: int = 0
     frames = []
     parts: list[bytes] = []
     size = count = 0
-    for group, message, commands in envelopes:
-        items: Sequence[bytes] = [entry.record for entry in message.entries] if message.entries else commands
+    for envelope in envelopes:
+        message = envelope.message
+        items = [entry.record for entry in message.entries] if message.entries else envelope.commands
         length = sum(map(len, items)) if items else 0
-        if count and size + _MESSAGE.size + length > MAX_FRAME_BYTES:
+        if count and size + _MESSAGE_BYTES + length > MAX_FRAME_BYTES:
             frames.append(_sealed(address, status, count, parts))
             parts = []
             size = count = 0
-        size += _MESSAGE.size + length
+        size += _MESSAGE_BYTES + length
         count += 1
         parts.append(
             _MESSAGE.pack(
                 message.type,
                 message.reject,
                 0,
-                length + _LENGTH.size * len(items),
-                group,
+                length + _LENGTH_BYTES * len(items),
+                envelope.group,
                 message.sender,
                 message.receiver,
                 message.term,
@@ -155,9 +161,9 @@ def decode_frame(frame: bytes) -> tuple[int, list[Envelope]]:
         version, flags, status, _, _, _, count, crc = _FRAME.unpack_from(frame)
         if version != FRAME_VERSION or flags:
             raise Corruption(f"a peer frame has version {version}, flags {flags}; this build knows {FRAME_VERSION}, 0")
-        if crc32(memoryview(frame)[_FRAME.size :]) != crc:
+        if crc32(memoryview(frame)[_HEAD_BYTES:]) != crc:
             raise Corruption("a peer frame fails its CRC")
-        position = _FRAME.size
+        position = _HEAD_BYTES
         envelopes = []
         for _ in range(count):
             envelope, position = _decode_message(frame, position)
@@ -177,14 +183,14 @@ def _decode_message(frame: bytes, position: int) -> tuple[Envelope, int]:
     message = Message(
         kind, sender, receiver, term, log_term, index, commit, floor, bool(flags & 1), hint, nonce, context
     )
-    position += _MESSAGE.size
+    position += _MESSAGE_BYTES
     if not count and not size:
         return Envelope(group, message, []), position
     end = position + size
     items = []
     for _ in range(count):
         (length,) = _LENGTH.unpack_from(frame, position)
-        position += 4 + length
+        position += _LENGTH_BYTES + length
         items.append(frame[position - length : position])
     if position != end or end > len(frame):
         raise Corruption("a peer message does not end where its items do")

@@ -199,7 +199,7 @@ class Host:
         peer.heard, peer.silent, peer.status = self.now, False, status
         replicas = self.replicas
         for envelope in envelopes:
-            group, message, _ = envelope
+            group, message = envelope.group, envelope.message
             replica = replicas.get(group)
             if message.type == GONE:
                 if replica is not None and message.receiver == replica.id:
@@ -255,8 +255,9 @@ class Host:
                     if replica.stirs or replica.waits:
                         self._dirty[group] = None
             self.mail.add(done.held)
-            self._dirty.update(self._held)
-            self._held.clear()
+            if self._held:
+                self._dirty.update(self._held)
+                self._held.clear()
 
     def applied(self, group: int, generation: int, applied: Applied) -> None:
         """The store applied (a part of) the slice that was out."""
@@ -381,8 +382,11 @@ class Host:
     @property
     def works(self) -> bool:
         """Whether `poll` would look at a group or hand anything out, or something came that somebody acts on."""
-        gathers = self.batches.gathering is not None
-        return bool(self._dirty or self.mail.waiting or gathers or self.removed or self._output)
+        output = self._output
+        return bool(
+            self._dirty or self.mail.waiting or self.batches.gathering is not None or self.removed
+            or output.answers or output.reads or output.hashes or output.transfers
+        )  # fmt: skip
 
     def results(self) -> tuple[Outcomes, ReadOutcomes]:
         """Answers and reads that `applied` brought since the last poll: they needn't wait for the next one."""

@@ -30,15 +30,14 @@ class Mail:
     def add(self, addressed: Iterable[tuple[int, Envelope]]) -> None:
         """Put messages, each with its receiver's node, into the next frames."""
         for node, envelope in addressed:
-            if self.reaches(node):
-                self.waiting.setdefault(node, []).append(envelope)
+            self.waiting.setdefault(node, []).append(envelope)
 
     def frames(self, status: int) -> list[tuple[int, bytes]]:
         """All that waits, as (node, frame). `status`: how our disk is (``node.disk``)."""
         frames: list[tuple[int, bytes]] = []
         waiting, self.waiting = self.waiting, {}
         for node, envelopes in waiting.items():
-            peer = self._peers[node]
-            if peer.connected:  # else the link fell since they were addressed
+            peer = self._peers.get(node)
+            if peer is not None and peer.connected:
                 frames += [(node, frame) for frame in encode_frames(peer.to_it, envelopes, status)]
         return frames

@@ -19,8 +19,8 @@ It owns no retry, and decides nothing: what can be lost, repeated or reordered b
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Final, NamedTuple
+from dataclasses import dataclass
+from typing import Final
 
 from nebuladb.errors import NebulaError
 from nebuladb.kv.answer import Answer
@@ -33,7 +33,8 @@ TICK_MS: Final = 50
 """Between two calls of `Host.tick`."""
 
 
-class Request(NamedTuple):
+@dataclass(slots=True)
+class Request:
     """A write that a client of this node asked for, or the node itself."""
 
     request: int
@@ -45,7 +46,8 @@ class Request(NamedTuple):
     """Milliseconds of the monotonic clock. Past it the answer is *failed* if it was never sent, else *unknown*."""
 
 
-class Slice(NamedTuple):
+@dataclass(slots=True)
+class Slice:
     """Committed, durable entries for one group's store to apply; at most one is out per group."""
 
     group: int
@@ -53,26 +55,28 @@ class Slice(NamedTuple):
     works: Sequence[Work]
 
 
-@dataclass(slots=True)
 class Output:
     """What one turn asks the pump to do."""
 
-    batch: LogBatch | None = None
-    frames: list[tuple[int, bytes]] = field(default_factory=list)
-    """(node id, frame)"""
-    slices: list[Slice] = field(default_factory=list)
-    answers: list[tuple[int, Answer | NebulaError]] = field(default_factory=list)
-    """(request id, what its client is told)"""
-    reads: list[tuple[int, NebulaError | None]] = field(default_factory=list)
-    """(request id, None): the group's state is now at least as new as when the read came; serve it this turn."""
-    hashes: tuple[tuple[int, Message], ...] = ()
-    """(group, HASH): other replicas' reports of their state (S28)."""
-    snapshots: list[tuple[int, int]] = field(default_factory=list)
-    """(group, replica): it lacks entries that the log has no more; end each with `Raft.snapshot_finished`."""
-    transfers: list[tuple[int, Envelope]] = field(default_factory=list)
-    """(node, message): of transfers of snapshots."""
-    more: bool = False
-    """The batch was full: groups wait for the next poll, which should come at once."""
+    __slots__ = ("answers", "batch", "frames", "hashes", "more", "reads", "slices", "snapshots", "transfers")
+
+    def __init__(self) -> None:
+        self.batch: LogBatch | None = None
+        self.frames: list[tuple[int, bytes]] = []
+        """(node id, frame)"""
+        self.slices: list[Slice] = []
+        self.answers: list[tuple[int, Answer | NebulaError]] = []
+        """(request id, what its client is told)"""
+        self.reads: list[tuple[int, NebulaError | None]] = []
+        """(request id, None): the group's state is now at least as new as when the read came; serve it this turn."""
+        self.hashes: tuple[tuple[int, Message], ...] = ()
+        """(group, HASH): other replicas' reports of their state (S28)."""
+        self.snapshots: list[tuple[int, int]] = []
+        """(group, replica): it lacks entries that the log has no more; end each with `Raft.snapshot_finished`."""
+        self.transfers: list[tuple[int, Envelope]] = []
+        """(node, message): of transfers of snapshots."""
+        self.more = False
+        """The batch was full: groups wait for the next poll, which should come at once."""
 
     def __bool__(self) -> bool:
         asked = self.batch or self.frames or self.slices or self.answers or self.reads

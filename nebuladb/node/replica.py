@@ -101,6 +101,14 @@ def _applied(start: Start) -> int:
 class Replica:
     """See the module. `Host` owns it and is the only one to call it; nothing here waits."""
 
+    __slots__ = (
+        "_configured", "_context", "_forwarded", "_forwards", "_internal", "_leader", "_leaderless", "_observed",
+        "_proposed", "_refused", "_rng", "_slice_out", "_strangers", "_works", "_writes", "applied", "cut_due",
+        "durably_applied", "generation", "group", "id", "leader_changes", "lease", "lessor", "log", "log_start", "lost",
+        "node", "nodes", "nonce", "proposals", "proposed_entries", "raft", "reads", "refused_entries", "saved",
+        "serves_from", "start_term", "tail",
+    )  # fmt: skip
+
     def __init__(
         self,
         start: Start,
@@ -191,14 +199,8 @@ class Replica:
 
     def refuse(self, forward: Forward) -> tuple[int, Envelope]:
         """The reply that says: these commands certainly were not appended."""
-        message = Message(
-            FORWARD_REPLY,
-            self.id,
-            forward.replica,
-            self.raft.term,
-            reject=True,
-            context=forward.number,
-        )
+        number, term = forward.number, self.raft.term
+        message = Message(FORWARD_REPLY, self.id, forward.replica, term, reject=True, context=number)
         return forward.node, Envelope(self.group, message)
 
     def let_go(self) -> list[tuple[int, Envelope]]:
@@ -460,14 +462,8 @@ class Replica:
             if own:
                 proposals.placed(own, index, term)
             for forward in forwards:
-                message = Message(
-                    FORWARD_REPLY,
-                    self.id,
-                    forward.replica,
-                    term,
-                    index=index,
-                    context=forward.number,
-                )
+                number = forward.number
+                message = Message(FORWARD_REPLY, self.id, forward.replica, term, index=index, context=number)
                 replies.append((forward.node, Envelope(self.group, message)))
         return replies
 

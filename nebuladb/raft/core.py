@@ -270,7 +270,8 @@ class Raft(State):
             self._saved = (self.term, self.vote)
         elif not outbox:
             return None
-        return Ready(hard_state, entries, mark, *outbox.take())
+        messages, held, reads, snapshots = outbox.take()
+        return Ready(hard_state, entries, mark, messages, held, reads, snapshots)
 
     def durable(self, mark: DurableMark) -> None:
         """The batch with `mark` is durable, and so are all before it.

@@ -8,8 +8,9 @@ Layout (``docs/formats.md``, "Entry record"), big-endian, 24 bytes and then the 
 from __future__ import annotations
 
 import struct
+from dataclasses import dataclass
 from enum import IntEnum
-from typing import Final, NamedTuple
+from typing import Final
 from zlib import crc32
 
 from nebuladb.errors import Corruption
@@ -32,10 +33,11 @@ CONFIGURATION: Final = EntryKind.CONFIGURATION
 """See `LEADER`."""
 
 
-class Entry(NamedTuple):
+@dataclass(slots=True)
+class Entry:
     """One entry; `record` is the truth, the other fields are read off it."""
 
-    index: int  # type: ignore[assignment]  # hides tuple.index, which nobody calls on it
+    index: int
     term: int
     kind: int
     record: bytes

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 from nebuladb.raft.entry import Entry
@@ -17,12 +17,13 @@ class HardState(NamedTuple):
     commit: int = 0
 
 
-class DurableMark(NamedTuple):
+@dataclass(slots=True)
+class DurableMark:
     """What a batch makes durable: accepted in `term` with vote `vote`, log up to (`index`, `log_term`) (S2)."""
 
     term: int
     vote: int
-    index: int  # type: ignore[assignment]  # hides tuple.index, which nobody calls on it
+    index: int
     log_term: int
 
 
@@ -38,16 +39,16 @@ class ReadState(NamedTuple):
 class Ready:
     """See the package docstring for the caller's duties."""
 
-    hard_state: HardState | None = None
+    hard_state: HardState | None
     """Set whenever this Ready has anything to make durable."""
-    entries: list[Entry] = field(default_factory=list)
+    entries: list[Entry]
     """To be written; whatever the log holds from `entries[0].index` on is overwritten, its tail included."""
-    mark: DurableMark | None = None
+    mark: DurableMark | None
     """Set together with `hard_state`."""
-    messages: list[Message] = field(default_factory=list)
-    held: list[Message] = field(default_factory=list)
-    reads: list[ReadState] = field(default_factory=list)
-    snapshots: list[int] = field(default_factory=list)
+    messages: list[Message]
+    held: list[Message]
+    reads: list[ReadState]
+    snapshots: list[int]
     """Replicas that the log doesn't reach back to. Send each a snapshot, then call `snapshot_finished`, always."""
 
 

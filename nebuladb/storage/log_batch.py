@@ -22,25 +22,27 @@ class GroupWrite:
     entries: list[Entry] = field(default_factory=list)
 
 
-@dataclass(slots=True)
 class LogBatch:
     """Written atomically, in this order: dropped, created, writes (in their order), cuts, registry.
 
     Fill it through the methods, which keep `size` true.
     """
 
-    id: BatchId
-    """One more than the batch before."""
-    writes: list[GroupWrite] = field(default_factory=list)
-    cuts: list[tuple[GroupId, int, int]] = field(default_factory=list)
-    """(group, index, term): the log starts behind that entry now."""
-    registry: list[tuple[GroupId, bytes | None]] = field(default_factory=list)
-    created: list[tuple[GroupId, int, int]] = field(default_factory=list)
-    """(group, index, term) of the initial state; the group may not exist."""
-    dropped: list[GroupId] = field(default_factory=list)
-    """All but the registry row, which is the tombstone (S16), goes."""
-    size: int = 0
-    """Bytes, about (S31)."""
+    __slots__ = ("created", "cuts", "dropped", "id", "registry", "size", "writes")
+
+    def __init__(self, number: BatchId) -> None:
+        self.id = number
+        """One more than the batch before."""
+        self.writes: list[GroupWrite] = []
+        self.cuts: list[tuple[GroupId, int, int]] = []
+        """(group, index, term): the log starts behind that entry now."""
+        self.registry: list[tuple[GroupId, bytes | None]] = []
+        self.created: list[tuple[GroupId, int, int]] = []
+        """(group, index, term) of the initial state; the group may not exist."""
+        self.dropped: list[GroupId] = []
+        """All but the registry row, which is the tombstone (S16), goes."""
+        self.size = 0
+        """Bytes, about (S31)."""
 
     def __bool__(self) -> bool:
         return bool(self.writes or self.cuts or self.registry or self.created or self.dropped)

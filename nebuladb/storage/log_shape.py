@@ -45,7 +45,7 @@ class LogShape:
         for entry in entries:
             index += 1
             if entry.index != index or entry.term < term:  # the text only when it is needed: this runs for every entry
-                raise InvariantViolation(f"entry {entry[:2]} after {(index - 1, term)}")
+                raise InvariantViolation(f"entry {(entry.index, entry.term)} after {(index - 1, term)}")
             if entry.term != term:
                 term = entry.term
                 runs = (*runs, (index, term))

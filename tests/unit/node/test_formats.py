@@ -264,8 +264,8 @@ envelopes = st.one_of(
 def test_messages_survive_their_frame(address: Address, batch: list[Envelope]) -> None:
     found, back = decode_frame(encode_frame(address.encode(), batch))
     assert found == address
-    assert [(group, message, list(items)) for group, message, items in back] == [
-        (group, message, list(items)) for group, message, items in batch
+    assert [(one.group, one.message, list(one.commands)) for one in back] == [
+        (one.group, one.message, list(one.commands)) for one in batch
     ]
 
 

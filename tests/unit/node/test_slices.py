@@ -55,13 +55,13 @@ def replica(committed: int = 1 + ENTRIES, *, partial: bool = False) -> Replica:
 def test_a_partly_applied_slice_goes_on_with_what_was_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
     one = replica()
     decoded: list[int] = []
-    decode = one._decode
+    decode = Replica._decode
 
-    def count(entry: Entry, boottime: int) -> Work:
+    def count(self: Replica, entry: Entry, boottime: int) -> Work:
         decoded.append(entry.index)
-        return decode(entry, boottime)
+        return decode(self, entry, boottime)
 
-    monkeypatch.setattr(one, "_decode", count)
+    monkeypatch.setattr(Replica, "_decode", count)
     applied = 1
     while (work := one.next_slice(0)) is not None:
         assert one.next_slice(0) is None  # one is out

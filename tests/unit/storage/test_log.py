@@ -32,7 +32,7 @@ class Model:
     hard_state: HardState = field(default_factory=HardState)
 
     def last(self) -> tuple[int, int]:
-        return self.entries[-1][:2] if self.entries else self.start
+        return (self.entries[-1].index, self.entries[-1].term) if self.entries else self.start
 
 
 def check(store: LogStore, models: dict[GroupId, Model], rng: Random) -> None:
