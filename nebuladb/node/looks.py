@@ -10,7 +10,8 @@ from nebuladb.errors import NebulaError, TooManyRequests, Unavailable
 from nebuladb.kv.limits import MAX_REQUEST_BYTES
 from nebuladb.kv.loans import FETCH_BYTES, Misses
 from nebuladb.kv.store import Store
-from nebuladb.node.fetcher import ROWS_AT_ONCE, Fetcher, Values
+from nebuladb.node.ports import Fetches
+from nebuladb.node.rows_asked import ROWS_AT_ONCE, Values
 
 MAX_LOOKS: Final = 10_000
 """Reads that may wait for the disk; it gives some thousand rows a second at best."""
@@ -68,7 +69,7 @@ class Looks:
     larger than the room; and no more than one at a time is.
     """
 
-    def __init__(self, fetcher: Fetcher, store: Callable[[int], Store]) -> None:
+    def __init__(self, fetcher: Fetches, store: Callable[[int], Store]) -> None:
         """`store` gives a group's store, or raises."""
         self._fetcher = fetcher
         self._store = store

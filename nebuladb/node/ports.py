@@ -1,9 +1,11 @@
-"""What the pump is joined to: links to other nodes, clients' connections, and the books."""
+"""What the pump is joined to: links to other nodes, clients' connections, the books, and the disk's rows."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol
+
+from nebuladb.node.rows_asked import Values
 
 
 class Links(Protocol):
@@ -32,3 +34,11 @@ class Meter(Protocol):
     def log_fsync(self, seconds: float) -> None: ...
     def log_batch(self, size: int) -> None: ...
     def applied(self, entries: int, seconds: float) -> None: ...
+
+
+class Fetches(Protocol):
+    """Who reads rows from the disk (``node.fetcher``)."""
+
+    def fetch(self, rows: Sequence[bytes], done: Callable[[Values | BaseException], object]) -> None:
+        """Read `rows`, at least one; `done` is called once, perhaps in another thread."""
+        ...

@@ -31,7 +31,7 @@ from nebuladb.kv.store import Store
 from nebuladb.kv.watch import WatchHub
 from nebuladb.node.applier import Fetch
 from nebuladb.node.disk import heir
-from nebuladb.node.fetcher import Fetcher, Values
+from nebuladb.node.fetcher import Fetcher
 from nebuladb.node.flusher import Flusher
 from nebuladb.node.looks import Looks
 from nebuladb.node.node import Node
@@ -39,6 +39,7 @@ from nebuladb.node.outgoing import Outgoing
 from nebuladb.node.output import TICK_MS
 from nebuladb.node.ports import Answers, Links, Meter
 from nebuladb.node.reclaims import Reclaims
+from nebuladb.node.rows_asked import Values
 from nebuladb.node.tables import Tables
 from nebuladb.node.turn import Turn
 from nebuladb.node.unreadable import Unreadable

@@ -33,10 +33,15 @@ class Tables:
         """Begin what is due."""
         if self._stopped:
             return
-        if self._flush is None and self._node.flush_wanted:
-            self._flush = self._begin(self._flush_data(), "flush")
+        if self._node.flush_wanted:
+            self.flush()
         if self._compaction is None and self._node.vacuum.ready:
             self._compaction = self._begin(self._compact(), "compaction")
+
+    def flush(self) -> None:
+        """Begin a flush, unless one runs."""
+        if self._flush is None and not self._stopped:
+            self._flush = self._begin(self._flush_data(), "flush")
 
     async def stop(self) -> None:
         """Begin nothing more, and wait for what runs: its thread is in the engine, which is closed next. A compaction

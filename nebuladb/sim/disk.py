@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from random import Random
 
-from nebuladb.errors import StoreError
 from nebuladb.ids import BatchId
 from nebuladb.sim.core import Core
 from nebuladb.sim.faults import SLOW_SYNC_MS
@@ -14,9 +13,6 @@ from nebuladb.sim.violation import require
 from nebuladb.storage.log import LogStore
 from nebuladb.storage.log_batch import LogBatch
 from nebuladb.storage.memory import MemoryEngine
-
-CUT_SHORT = 0.3
-"""Share of the fetches that bring the first rows only."""
 
 
 class WatchedLog(LogStore):
@@ -48,8 +44,8 @@ class WatchedLog(LogStore):
 
 
 class Disk:
-    """`sync` and `flush` begin what ends after a drawn time, as the daemon's threads do: one of each at a time; a sync
-    covers what was written before it began.
+    """`sync` begins what ends after a drawn time, as the daemon's thread does: one at a time; it covers what was
+    written before it began.
 
     `lying`: it says so without having done it (for the simulator's self-test).
     """
@@ -60,7 +56,6 @@ class Disk:
         self._logs = logs
         self._lying = lying
         self._rng = core.stream(f"disk {place}")
-        self._reads = core.stream(f"disk {place} reads")
         self.log = MemoryEngine(wal=True)
         self.data = MemoryEngine(wal=False)
         self.hangs_until = 0
@@ -70,7 +65,7 @@ class Disk:
         self._wiped = False
         self._lives = 0
         self._wanted = self._synced = 0
-        self._syncing = self._flushing = False
+        self._syncing = False
 
     def open_log(self) -> WatchedLog:
         """The log as it is on the disk now."""
@@ -88,7 +83,7 @@ class Disk:
     def _begin(self, done: Callable[[int], None]) -> None:
         self._syncing = True
         position, batch = self.log.position, self._wanted
-        self._core.scheduler.after(self._time(), self._end, self._lives, position, batch, done)
+        self._core.scheduler.after(self.time(), self._end, self._lives, position, batch, done)
 
     def _end(self, life: int, position: int, batch: int, done: Callable[[int], None]) -> None:
         if life != self._lives:
@@ -102,30 +97,8 @@ class Disk:
             self._begin(done)
         done(batch)
 
-    def flush(self, done: Callable[[], None]) -> bool:
-        """Make the data written so far durable, unless that is under way: then False."""
-        if self._flushing:
-            return False
-        self._flushing = True
-        self._core.scheduler.after(self._time(), self._flushed, self._lives, self.data.position, done)
-        return True
-
-    def _flushed(self, life: int, position: int, done: Callable[[], None]) -> None:
-        if life != self._lives:
-            return
-        self.data.make_durable(position)
-        self._flushing = False
-        done()
-
-    def read(self, rows: Sequence[bytes]) -> Sequence[bytes | None] | StoreError:
-        """The first of some rows of the data, at least one, as of `node.fetcher`; or why they can't be read."""
-        some = 1 + self._reads.randrange(len(rows)) if self._reads.random() < CUT_SHORT else len(rows)
-        try:
-            return self.data.get_many(rows[:some])
-        except StoreError as error:
-            return error
-
-    def _time(self) -> int:
+    def time(self) -> int:
+        """What a sync or flush that begins now takes, in ms."""
         faults = self._core.faults
         slow = self._rng.random() < faults.slow_sync or self.slow_until > self._core.scheduler.now
         wait = max(0, self.hangs_until - self._core.scheduler.now)
@@ -150,7 +123,7 @@ class Disk:
         self.data = self.data.crash(self._rng)
         self._lives += 1
         self._wanted = self._synced = 0
-        self._syncing = self._flushing = False
+        self._syncing = False
 
     def renew(self) -> None:
         """Another node's disk takes its place; `crash` came before."""

@@ -8,10 +8,23 @@ from functools import partial
 from random import Random
 from typing import Final
 
-from nebuladb.kv import deletion, draft, export, sessions, watch
+from nebuladb.kv import deletion, draft, export, loans, sessions, watch
 from nebuladb.kv.limits import Limits
 from nebuladb.kv.store import Store
-from nebuladb.node import applier, balancer, batches, frame, outgoing, pauses, peer, proposals, reads, replica
+from nebuladb.node import (
+    applier,
+    balancer,
+    batches,
+    frame,
+    looks,
+    outgoing,
+    pauses,
+    peer,
+    proposals,
+    reads,
+    replica,
+    rows_asked,
+)
 from nebuladb.node.memory import MemoryPlan, plan
 from nebuladb.node.options import NodeOptions
 from nebuladb.node.retention import Retention, Rule
@@ -67,6 +80,15 @@ CHOICES: tuple[tuple[object, str, tuple[object, ...]], ...] = (
     # A snapshot of more chunks than are on their way at once; in whole ones all that a world has fits in one.
     (export, "CHUNK_BYTES", (1_000,)),
     (outgoing, "WINDOW_CHUNKS", (2,)),
+    # Rows that come from the disk in parts, or only the first of them; reads that must wait for others' to be done.
+    (rows_asked, "ROWS_AT_ONCE", (1, 3)),
+    (loans, "FETCH_BYTES", (100, 2_000)),
+    (loans, "FIRST_READ", (1,)),
+    (looks, "ROWS_AT_ONCE", (1,)),
+    (looks, "FETCH_BYTES", (100,)),
+    (looks, "LOOK_BYTES", (1, 1_000)),
+    (looks, "ENOUGH_BYTES", (1, 100)),
+    (looks, "MAX_LOOKS", (1, 3)),
 )
 """Where a bound stands and what else it may be; each keeps its own value in half of the seeds."""
 
@@ -81,9 +103,11 @@ reads to take at once."""
 
 
 def small_memory(rng: Random) -> MemoryPlan:
-    """A node's memory; in half of its lives caches and outboxes hold next to nothing."""
+    """A node's memory; in half of its lives caches and outboxes hold next to nothing, some caches nothing at all."""
     whole = plan()
-    return whole._replace(records=400, recent_entries=4_000, outboxes=2_000) if rng.randrange(2) else whole
+    if not rng.randrange(2):
+        return whole
+    return whole._replace(records=rng.choice((0, 400)), recent_entries=4_000, outboxes=2_000)
 
 
 def small_tail(rng: Random) -> TailLimits:

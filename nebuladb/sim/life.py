@@ -8,9 +8,9 @@ from typing import Any
 from nebuladb.errors import NebulaError
 from nebuladb.kv.answer import Answer
 from nebuladb.node.node import Node
-from nebuladb.node.turn import Flush
 from nebuladb.sim.clock import DriftingClock
 from nebuladb.sim.disk import WatchedLog
+from nebuladb.sim.process import Process
 
 Written = Callable[[Answer | NebulaError], None]
 Confirmed = Callable[[NebulaError | None], None]
@@ -29,7 +29,7 @@ class Life:
         self.late: list[tuple[Callable[..., None], tuple[Any, ...]]] = []
         """What came while it stood still, in order."""
         self.late_tick = False
-        self.flush: Flush | None = None
-        """Under way, or done and not seen yet: as in the pump, none begins before it is."""
+        self.process: Process
+        """What else runs in it."""
         self.writes: dict[int, Written] = {}
         self.reads: dict[int, Confirmed] = {}

@@ -1,17 +1,16 @@
-"""A client's read, which waits for rows that are on the disk only, as those of ``node.looks`` do."""
+"""A client's read of a node's store, which waits for rows that are on the disk only (``node.looks``)."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from random import Random
 
-from nebuladb.errors import NebulaError, StoreError
+from nebuladb.errors import NebulaError, StoreError, TooManyRequests, Unavailable
 from nebuladb.kv.loans import Misses
 from nebuladb.kv.store import Store
+from nebuladb.node import looks
 from nebuladb.sim.core import Core
-from nebuladb.sim.faults import FETCH_MS
 from nebuladb.sim.machine import Machine
-from nebuladb.sim.violation import require
 
 Then = Callable[[], None]
 """What the client does when it has its answer."""
@@ -36,55 +35,61 @@ class Look:
         self._core = core
         self._rng = rng
         self._machine = machine
-        self._group = group
         self._read = read
         self._answer = answer
         self._failed = failed
+        self._group = group
         self._store = machine.store(group)
-        self._held: list[bytes] = []
-        """What it has borrowed, until it is done."""
+        self._process = machine.process
+        self._work = self._process.looks.read(group, self._store, self._reads)
 
     def begin(self) -> None:
         """Read, now or when the rows are here."""
-        disk, missed, then = self._machine.disk, None, None
-        disk.chill(self._rng)
         try:
-            then = self._read(self._store)
-        except Misses as misses:
-            missed = list(misses.rows)
-        except StoreError:
-            if not self._machine.spoiled:
-                raise
-            self._failed()  # damage is never served
-        finally:
-            disk.warm()
-        if missed is None:
-            self._store.give_back(self._held)
+            waits = self._work.send(None)
+        except StopIteration as end:
+            self._process.loop.waits(self, None)
+            _, then = end.value
             if then is not None:
                 self._answer(then)
-            return
-        self._core.hit("cold read")
-        self._store.borrow(missed)
-        self._held += missed
-        self._core.scheduler.after(self._rng.randrange(FETCH_MS), self._fetch, missed)
-
-    def _fetch(self, rows: Sequence[bytes]) -> None:
-        """In a thread: what it reads may be old by the time it comes."""
-        found = self._machine.disk.read(rows)
-        self._core.scheduler.after(self._rng.randrange(FETCH_MS), self._came, rows, found)
-
-    def _came(self, rows: Sequence[bytes], found: Sequence[bytes | None] | StoreError) -> None:
-        try:
-            replaced = self._machine.store(self._group) is not self._store
-        except NebulaError:
-            replaced = True  # the node died, or stands still
-        if replaced or isinstance(found, StoreError):
-            require(replaced or self._machine.spoiled, f"group {self._group} on {self._machine.name}: {found}")
-            self._give_up()
+        except NebulaError as error:
+            self._process.loop.waits(self, None)
+            self._give_up(error)
         else:
-            self._store.supply(rows, found)
-            self.begin()
+            self._process.loop.waits(self, self._broken)
+            waits.add_done_callback(lambda _: self.begin())
 
-    def _give_up(self) -> None:
-        self._store.give_back(self._held)
+    def _reads(self, store: Store) -> Then | None:
+        """It may be called again."""
+        disk = self._machine.disk
+        disk.chill(self._rng)
+        try:
+            return self._read(store)
+        except Misses:
+            self._core.hit("cold read")
+            raise
+        finally:
+            disk.warm()
+
+    def _broken(self) -> None:
+        """The node died."""
+        self._work.close()
         self._failed()
+
+    def _give_up(self, error: NebulaError) -> None:
+        """Raise `error` unless it may be: damage is never served, and a store may be replaced."""
+        if isinstance(error, StoreError):
+            right = self._machine.spoiled
+        elif isinstance(error, TooManyRequests):
+            right = self._process.looks.waiting >= looks.MAX_LOOKS
+        else:
+            right = isinstance(error, Unavailable) and self._replaced()
+        if not right:
+            raise error
+        self._failed()
+
+    def _replaced(self) -> bool:
+        try:
+            return self._machine.store(self._group) is not self._store
+        except NebulaError:
+            return True  # the node stands still, or gives the group up

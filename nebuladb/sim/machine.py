@@ -26,6 +26,7 @@ from nebuladb.node.identity import Founding, Identity
 from nebuladb.node.node import Node
 from nebuladb.node.outgoing import Outgoing
 from nebuladb.node.output import TICK_MS
+from nebuladb.node.rows_asked import Values
 from nebuladb.node.turn import Turn
 from nebuladb.shard import Descriptor
 from nebuladb.sim.beginning import ASK_MS, Beginning, Neighbour
@@ -37,6 +38,7 @@ from nebuladb.sim.invariants.logs import Logs
 from nebuladb.sim.invariants.replicas import Replicas
 from nebuladb.sim.knobs import small_memory, small_options
 from nebuladb.sim.life import Confirmed, Life, Written
+from nebuladb.sim.process import Process
 
 TICK_JITTER_MS = 5
 RETRY_MS = 5  # after a write stall, as in the pump
@@ -192,6 +194,10 @@ class Machine:
             self._logs.flushed[self.place, group] = data.store.index
         self._doomed = None
         self._life = life = Life(node, log, clock)
+        life.process = Process(
+            self._core, self.disk, node, self._rng, self._held, self.store, partial(self._wake, life), self._stopped,
+            partial(self._logs.flush, self.place),
+        )  # fmt: skip
         self._opened(life)
         self._wake(life)
         self._core.scheduler.after(self._rng.randrange(TICK_MS), self._tick, life)
@@ -212,12 +218,12 @@ class Machine:
         """The product says that this node is no member any more."""
         raise error
 
-    def _stopped(self, error: StoreError | NodeRemoved) -> None:
+    def _stopped(self, error: BaseException) -> None:
         """The product gave up because of its disk: right if that is bad, and only then (S33)."""
         if isinstance(error, NodeRemoved):
             self._removed(error)
             return
-        if not (self.full if isinstance(error, DiskFull) else self.spoiled):
+        if not isinstance(error, StoreError) or not (self.full if isinstance(error, DiskFull) else self.spoiled):
             raise error
         self._core.note("stopped", self.name, type(error).__name__)
         self._core.hit(f"node stopped: {type(error).__name__}")
@@ -233,6 +239,7 @@ class Machine:
         self._core.note("power cut" if power else "kill", self.name)
         self._core.report.crashes += 1
         self._life = None
+        life.process.end()
         self.disk.crash(power=power)
         for request, written in life.writes.items():
             self._core.scheduler.after(1, written, UnknownOutcome(f"the connection broke under request {request}"))
@@ -296,6 +303,11 @@ class Machine:
         self.store(group)
         return self._alive().node.groups[group].hub
 
+    @property
+    def process(self) -> Process:
+        """What else runs in the node's process. Raises as `store`."""
+        return self._alive().process
+
     def work(self) -> None:
         """There is background work: a watch was made or drained."""
         life = self._life
@@ -337,16 +349,8 @@ class Machine:
     def flush(self) -> None:
         """Flush the data store, as the pump does when much was applied."""
         life = self._life
-        if life is not None and not life.paused and life.flush is None:
-            life.flush = life.node.begin_flush()
-            self.disk.flush(lambda: self._flushed(life))
-
-    def _flushed(self, life: Life) -> None:
-        if life is self._life and life.flush is not None and not self._held(self._flushed, life):
-            self._logs.flush(self.place, life.flush)
-            life.node.end_flush(life.flush)
-            life.flush = None
-            self._wake(life)
+        if life is not None and not life.paused:
+            life.process.tables.flush()
 
     def transfer(self, group: int, to: int) -> None:
         """Order this node to hand the group's leadership to node id `to`."""
@@ -365,6 +369,7 @@ class Machine:
         if not self._copes(life.node.tick, self._monotonic(life), life.clock.boottime()):
             return
         self._replicas.ticked(self.place, life.node)
+        life.process.tables.look()
         if life.node.background_waits:
             self.work()  # as the pump: for what came amid a round, and what stalled, nobody else asks
         if life.node.works:
@@ -418,11 +423,12 @@ class Machine:
             if (confirmed := life.reads.pop(request, None)) is not None:
                 confirmed(failure)
         for fetch in turn.fetches:
-            self._core.scheduler.after(self._rng.randrange(FETCH_MS) + 1, self._fetch, life, fetch)
+            seen = partial(life.process.loop.call_soon_threadsafe, self._fetched, life, fetch)
+            life.process.fetcher.fetch(fetch.rows, seen)
         for outgoing in turn.exports:
             self._core.scheduler.after(self._rng.randrange(FETCH_MS) + 1, self._exported, life, outgoing)
-        if life.node.flush_wanted:
-            self.flush()
+        if life.node.unflushed >= life.node.flush_bytes:
+            life.process.tables.look()
         if turn.applied:
             self.work()
         if turn.applied and life.node.midway:
@@ -452,18 +458,10 @@ class Machine:
         if life.node.works:
             self._wake(life)
 
-    def _fetch(self, life: Life, fetch: Fetch) -> None:
-        """In a thread: what it reads may be old when it comes, for the node writes on."""
-        if life is self._life:
-            found = self.disk.read(fetch.rows)
-            self._core.scheduler.after(self._rng.randrange(FETCH_MS), self._fetched, life, fetch, found)
-
-    def _fetched(self, life: Life, fetch: Fetch, found: Sequence[bytes | None] | StoreError) -> None:
-        if life is not self._life or self._held(self._fetched, life, fetch, found):
-            return
+    def _fetched(self, life: Life, fetch: Fetch, found: Values | BaseException) -> None:
         if isinstance(found, Corruption):
             life.node.damaged(fetch.group, found, fetch.store)
-        elif isinstance(found, StoreError):
+        elif isinstance(found, BaseException):
             self._stopped(found)
             return
         else:
@@ -487,6 +485,7 @@ class Machine:
         try:
             self.disk.chill(self._rng)
             life.working = life.node.background()
+            life.process.reclaims.settle()
         except StoreError as error:
             self._stopped(error)
             return

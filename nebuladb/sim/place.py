@@ -91,6 +91,11 @@ class Place(Machine):
     def _opened(self, life: Life) -> None:
         self.room(self._space)
 
+    def close(self) -> None:
+        """The world is over."""
+        if self._life is not None:
+            self._life.process.end()
+
     def wipe(self) -> None:
         """Its data directory is emptied: it comes back as a fresh node of the same name, and must not get far."""
         self.spoiled = True

@@ -163,6 +163,8 @@ class World:
             except Exception as error:  # the product gave up: an invariant of its own, or a bug
                 oracle = f"{type(error).__name__} in {raised_in(error)}"
                 violation = f"{type(error).__name__}: {error}\n{traceback.format_exc()}"
+        for machine in self.machines:
+            machine.close()
         report = core.report
         report.steps = core.scheduler.steps
         report.leader_changes = self._replicas.leader_changes

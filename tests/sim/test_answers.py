@@ -134,7 +134,7 @@ def test_what_a_compaction_superseded_must_be_gone() -> None:
 
 def test_worlds_have_all_of_it() -> None:
     total, judged, compared = Report(), 0, 0
-    for seed in range(1, 25):
+    for seed in range(1, 37):
         world = World(seed, seconds=4.0)
         result = world.run()
         assert not result.violation, f"seed {seed}: {result.violation}"

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from random import Random
 from types import SimpleNamespace
 from typing import cast
 
 import pytest
 
-from nebuladb.errors import Compacted, FutureRevision, NebulaError, Reason, Unavailable, UnknownOutcome
+from nebuladb.errors import Compacted, Corruption, FutureRevision, NebulaError, Reason, Unavailable, UnknownOutcome
 from nebuladb.kv import sessions
 from nebuladb.kv.answer import Answer, SessionResult
 from nebuladb.kv.command import Command, Kind
 from nebuladb.kv.loans import Misses
 from nebuladb.kv.store import Store
+from nebuladb.node.looks import Looks
 from nebuladb.node.retention import Rule
 from nebuladb.pb.nebula.v1 import session_pb2
 from nebuladb.sim.board import Board
@@ -24,13 +26,16 @@ from nebuladb.sim.faults import FETCH_MS, Faults
 from nebuladb.sim.invariants.changes import Changes
 from nebuladb.sim.invariants.floors import Floors
 from nebuladb.sim.look import Look, Then
+from nebuladb.sim.loop import Loop
 from nebuladb.sim.machine import Machine
+from nebuladb.sim.process import SlowFetcher
 from nebuladb.sim.session_client import SessionClient
 from nebuladb.sim.trace import Trace
 from nebuladb.sim.uses import Uses
 from nebuladb.sim.violation import Violation
 from nebuladb.sim.workloads.compactor import Compactor
 from nebuladb.sim.workloads.explorer import Explorer, _Scan
+from nebuladb.storage.memory import MemoryEngine
 from tests.unit.kv.helpers import GROUP, Log, compact, fresh, put, run
 
 
@@ -242,12 +247,30 @@ class ColdStore:
         return self.rows[row]
 
 
+class ColdDisk:
+    def chill(self, _: Random) -> None: ...
+
+    def warm(self) -> None: ...
+
+    def get_many(self, rows: Sequence[bytes]) -> list[bytes | None]:
+        if b"bad" in rows:
+            raise Corruption("damage")
+        return [row.upper() for row in rows]
+
+
 class ColdMachine:
     name, spoiled = "n1", False
-    disk = SimpleNamespace(chill=lambda _: None, warm=lambda: None, read=lambda rows: [row.upper() for row in rows])
 
-    def __init__(self) -> None:
+    def __init__(self, core: Core) -> None:
+        self.disk = ColdDisk()
         self.stores: Sequence[ColdStore] = [ColdStore()]
+        loop = Loop(core, Random(1), lambda _: False, lambda: 1)
+        with loop:
+            looks = Looks(
+                SlowFetcher(core, cast("MemoryEngine", self.disk), Random(1)),
+                cast("Callable[[int], Store]", self.store),
+            )
+        self.process = SimpleNamespace(loop=loop, looks=looks)
 
     def store(self, _: int) -> ColdStore:
         if not self.stores:
@@ -256,28 +279,66 @@ class ColdMachine:
 
 
 def test_a_clients_read_waits_for_what_is_on_the_disk_only() -> None:
-    machine, core, found, failed = ColdMachine(), world(), list[bytes | None](), list[str]()
-    read_twice = list[bytes | None]()
+    core, found, failed = world(), list[bytes | None](), list[str]()
+    machine = ColdMachine(core)
 
-    def read(store: Store) -> Then:
-        cold = cast("ColdStore", store)
-        read_twice[:] = [cold.get(b"a"), cold.get(b"b")]
-        return lambda: found.extend(read_twice)
+    def look(second: bytes = b"b") -> None:
+        def read(store: Store) -> Then:
+            cold = cast("ColdStore", store)
+            return partial(found.extend, [cold.get(b"a"), cold.get(second)])
 
-    def look() -> None:
         given = core, Random(1), cast("Machine", machine), GROUP, read
         Look(*given, lambda then: then(), lambda: failed.append("")).begin()
 
+    def passes() -> None:
+        core.scheduler.run(core.scheduler.now + 10 * FETCH_MS)
+
     look()
     (store,) = machine.stores
-    assert store.borrowed == [b"a"]
-    core.scheduler.run(5 * FETCH_MS)
+    passes()
     assert (found, failed, store.borrowed) == ([b"A", b"B"], [], [])
     assert core.report.faults["cold read"] == 2
 
-    for gone in ([ColdStore()], []):  # another generation took its place; the node died
+    for gone in ([ColdStore()], []):  # another generation took its place; the node stands still
         machine.stores = [store := ColdStore()]
         look()
         machine.stores = gone
-        core.scheduler.run(core.scheduler.now + 5 * FETCH_MS)
+        passes()
         assert (failed.pop(), failed, store.borrowed, len(found)) == ("", [], [], 2)
+
+    machine.stores, machine.spoiled = [ColdStore()], True
+    look(b"bad")  # damage is never served
+    passes()
+    assert (failed.pop(), failed, len(found)) == ("", [], 2)
+    machine.stores, machine.spoiled = [ColdStore()], False
+    look(b"bad")
+    with pytest.raises(Corruption):
+        passes()
+
+    machine.stores = [store := ColdStore()]
+    look()
+    machine.process.loop.close()  # the node died
+    passes()
+    assert (failed.pop(), failed, store.borrowed, len(found)) == ("", [], [], 2)
+
+
+def test_reads_are_refused_only_where_there_are_as_many_as_may_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    core, failed = world(), list[str]()
+    machine = ColdMachine(core)
+
+    def look() -> None:
+        def read(store: Store) -> None:
+            cast("ColdStore", store).get(b"a")
+
+        Look(
+            core, Random(1), cast("Machine", machine), GROUP, read, lambda then: then(), lambda: failed.append("")
+        ).begin()
+
+    monkeypatch.setattr("nebuladb.node.looks.MAX_LOOKS", 1)
+    look()
+    look()
+    assert failed == [""]
+    core.scheduler.run(10 * FETCH_MS)
+    machine.stores = [ColdStore()]
+    look()
+    assert failed == [""]

@@ -15,8 +15,9 @@ from nebuladb.kv.limits import Limits
 from nebuladb.kv.loans import FETCH_BYTES, MOST_READ, Misses
 from nebuladb.kv.store import Store
 from nebuladb.node import looks as looks_module
-from nebuladb.node.fetcher import ROWS_AT_ONCE, THREADS, Fetcher, Values
+from nebuladb.node.fetcher import THREADS, Fetcher
 from nebuladb.node.looks import LOOK_BYTES, Looks
+from nebuladb.node.rows_asked import ROWS_AT_ONCE, Values
 from nebuladb.pb.nebula.v1.kv_pb2 import Operation, RangeRequest, TxnRequest
 from nebuladb.storage.memory import MemoryEngine
 from tests.unit.kv.helpers import Log, fresh, put, reopen, run
@@ -229,7 +230,8 @@ async def test_a_read_that_waits_holds_nothing_of_what_it_found_or_others_fetch(
     log_row = store._keys.current + b"k059"
     engine.chill(lambda row: row == log_row)
     disk = Disk()
-    looks = Looks(Fetcher(disk), lambda _: store)
+    fetcher = Fetcher(disk)
+    looks = Looks(fetcher, lambda _: store)
     tracemalloc.start()
     try:
         reads = [
@@ -245,7 +247,7 @@ async def test_a_read_that_waits_holds_nothing_of_what_it_found_or_others_fetch(
     await asyncio.gather(*reads, return_exceptions=True)
     disk.gate.set()
     assert (store.borrowed, looks.waiting) == (0, 0)
-    await asyncio.to_thread(looks._fetcher.stop)
+    await asyncio.to_thread(fetcher.stop)
 
 
 async def test_damage_is_nobody_else_s_error() -> None:
