@@ -53,7 +53,7 @@ INTERNAL: Final[tuple[tuple[type, str], ...]] = (
 )
 """Oracles that look at what no client sees."""
 DRIVEN: Final = (
-    "_turn", "_tick", "_background", "_durable", "_flushed", "_fetched", "_exported", "_open", "receive", "peer_up",
+    "_turn", "_tick", "_background", "_durable", "_goes_on", "_fetched", "_exported", "_open", "receive", "peer_up",
     "peer_down", "flush", "submit", "confirm",
 )  # fmt: skip
 """Where a machine runs the product."""

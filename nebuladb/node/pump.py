@@ -40,6 +40,7 @@ from nebuladb.node.output import TICK_MS
 from nebuladb.node.ports import Answers, Links, Meter
 from nebuladb.node.reclaims import Reclaims
 from nebuladb.node.rows_asked import Values
+from nebuladb.node.serving import serving
 from nebuladb.node.tables import Tables
 from nebuladb.node.turn import Turn
 from nebuladb.node.unreadable import Unreadable
@@ -177,13 +178,7 @@ class Pump:
     def store(self, group: int) -> Store:
         """The store of `group`. Raises `Unavailable` while it is older than what was served before a restart."""
         self._check()
-        data = self.node.groups.get(group)
-        replica = self.node.host.replicas.get(group)
-        if data is None or replica is None:
-            raise Unavailable(f"this node has no replica of shard {group}; try another node")
-        if data.store.index < replica.serves_from:
-            raise Unavailable(f"this node is still replaying shard {group}'s log; try another node")
-        return data.store
+        return serving(self.node, group).store
 
     def hub(self, group: int) -> WatchHub:
         """The watches of `group`; raises like `store`."""

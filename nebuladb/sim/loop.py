@@ -23,13 +23,13 @@ class Loop:
     beginning of that time or at its end."""
 
     def __init__(
-        self, core: Core, rng: Random, held: Callable[[Callable[[], None]], bool], takes: Callable[[], int]
+        self, core: Core, rng: Random, runs: Callable[[Callable[[], None]], None], takes: Callable[[], int]
     ) -> None:
-        """`held`: whether the process stands still, and calls what it is given when it goes on."""
+        """`runs` calls what it is given, at once or when the process doesn't stand still any more."""
         self._core = core
         self._rng = rng
         self._takes = takes
-        self._process_held = held
+        self._runs = runs
         self._ready: deque[asyncio.Handle] = deque()
         self._due = False
         self._over = False
@@ -74,8 +74,13 @@ class Loop:
     def create_task(self, coro: Coroutine[Any, Any, T], *, name: str | None = None) -> asyncio.Task[T]:
         task = asyncio.Task(coro, loop=self._self, name=name)
         self._tasks[task] = coro
-        task.add_done_callback(self._tasks.pop)
+        task.add_done_callback(self._ended)
         return task
+
+    def _ended(self, task: asyncio.Task[Any]) -> None:
+        del self._tasks[task]
+        if not task.cancelled() and (error := task.exception()) is not None:
+            raise error
 
     def call_soon(
         self, callback: Callable[..., object], *args: Any, context: contextvars.Context | None = None
@@ -84,7 +89,7 @@ class Loop:
         self._ready.append(handle)
         if not self._due:
             self._due = True
-            self._core.scheduler.after(0, self._round)
+            self._core.scheduler.after(0, self._runs, self._round)
         return handle
 
     def call_soon_threadsafe(
@@ -113,7 +118,7 @@ class Loop:
     # --- time
 
     def _round(self) -> None:
-        if self._over or self._process_held(self._round):
+        if self._over:
             return
         self._due = False
         with self:

@@ -27,6 +27,7 @@ from nebuladb.node.node import Node
 from nebuladb.node.outgoing import Outgoing
 from nebuladb.node.output import TICK_MS
 from nebuladb.node.rows_asked import Values
+from nebuladb.node.serving import serving
 from nebuladb.node.turn import Turn
 from nebuladb.shard import Descriptor
 from nebuladb.sim.beginning import ASK_MS, Beginning, Neighbour
@@ -195,7 +196,7 @@ class Machine:
         self._doomed = None
         self._life = life = Life(node, log, clock)
         life.process = Process(
-            self._core, self.disk, node, self._rng, self._held, self.store, partial(self._wake, life), self._stopped,
+            self._core, self.disk, node, self._rng, self._goes_on, self.store, partial(self._wake, life), self._stopped,
             partial(self._logs.flush, self.place),
         )  # fmt: skip
         self._opened(life)
@@ -260,6 +261,11 @@ class Machine:
         life.late.append((action, args))
         return True
 
+    def _goes_on(self, action: Callable[[], None]) -> None:
+        """The process' loop, now or when it doesn't stand still any more."""
+        if not self._held(self._goes_on, action):
+            action()
+
     # --- what clients ask --------------------------------------------------------------------------------------------
 
     def submit(self, group: int, command: Command, timeout: int, written: Written) -> None:
@@ -292,16 +298,11 @@ class Machine:
 
     def store(self, group: int) -> Store:
         """As `Pump.store`: the group's state, unless it is older than what was served before a restart."""
-        node = self._alive().node
-        replica = node.host.replicas.get(group)
-        if replica is None or node.groups[group].store.index < replica.serves_from:
-            raise Unavailable(f"group {group} is not ready here")
-        return node.groups[group].store
+        return serving(self._alive().node, group).store
 
     def hub(self, group: int) -> WatchHub:
         """As `Pump.hub`: the watches of the group."""
-        self.store(group)
-        return self._alive().node.groups[group].hub
+        return serving(self._alive().node, group).hub
 
     @property
     def process(self) -> Process:

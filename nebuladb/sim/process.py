@@ -42,7 +42,7 @@ class SlowFetcher:
 
 
 class Process:
-    """Of one life of a machine. `held` is the loop's; `store` as `Pump.store`; `flushed` is told what a flush that is
+    """Of one life of a machine. `runs` is the loop's; `store` as `Pump.store`; `flushed` is told what a flush that is
     done has made durable."""
 
     def __init__(
@@ -51,13 +51,13 @@ class Process:
         disk: Disk,
         node: Node,
         rng: Random,
-        held: Callable[[Callable[[], None]], bool],
+        runs: Callable[[Callable[[], None]], None],
         store: Callable[[int], Store],
         wake: Callable[[], None],
         failed: Callable[[BaseException], None],
         flushed: Callable[[Flush], None],
     ) -> None:
-        self.loop = Loop(core, rng, held, disk.time)
+        self.loop = Loop(core, rng, runs, disk.time)
         self.fetcher = SlowFetcher(core, disk.data, rng)
         self._node = node
         self._flushed = flushed

@@ -22,12 +22,13 @@ class World:
         self.core = Core(1, Faults(), Trace())
         self.still = False
         self.late: list[Callable[[], None]] = []
-        self.loop = Loop(self.core, Random(1), self.held, lambda: THREAD_MS)
+        self.loop = Loop(self.core, Random(1), self.runs, lambda: THREAD_MS)
 
-    def held(self, action: Callable[[], None]) -> bool:
+    def runs(self, action: Callable[[], None]) -> None:
         if self.still:
             self.late.append(action)
-        return self.still
+        else:
+            action()
 
     def passes(self, milliseconds: int) -> None:
         self.core.scheduler.after(milliseconds, self.core.scheduler.stop)
@@ -109,6 +110,12 @@ def test_what_a_callback_raises_ends_the_run() -> None:
     def breaks() -> None:
         raise InvariantViolation("so it is")
 
+    async def breaks_too() -> None:
+        breaks()
+
     world.loop.call_soon(breaks)
+    with pytest.raises(InvariantViolation):
+        world.passes(1)
+    world.loop.create_task(breaks_too())
     with pytest.raises(InvariantViolation):
         world.passes(1)

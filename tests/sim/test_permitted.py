@@ -264,7 +264,7 @@ class ColdMachine:
     def __init__(self, core: Core) -> None:
         self.disk = ColdDisk()
         self.stores: Sequence[ColdStore] = [ColdStore()]
-        loop = Loop(core, Random(1), lambda _: False, lambda: 1)
+        loop = Loop(core, Random(1), lambda action: action(), lambda: 1)
         with loop:
             looks = Looks(
                 SlowFetcher(core, cast("MemoryEngine", self.disk), Random(1)),

@@ -1,0 +1,23 @@
+"""Whether a node serves a shard."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from nebuladb.errors import Unavailable
+
+if TYPE_CHECKING:
+    from nebuladb.node.applier import GroupData
+    from nebuladb.node.node import Node
+
+
+def serving(node: Node, group: int) -> GroupData:
+    """The node's data of `group`. Raises `Unavailable` where there is none, and while it is older than what was served
+    before a restart."""
+    data = node.groups.get(group)
+    replica = node.host.replicas.get(group)
+    if data is None or replica is None:
+        raise Unavailable(f"this node has no replica of shard {group}; try another node")
+    if data.store.index < replica.serves_from:
+        raise Unavailable(f"this node is still replaying shard {group}'s log; try another node")
+    return data
