@@ -62,6 +62,8 @@ class Disk:
         """Virtual ms before which no sync ends."""
         self.slow_until = 0
         """Virtual ms up to which every sync takes long."""
+        self.cramped = False
+        """While it is short of space, a compaction found no room."""
         self._wiped = False
         self._lives = 0
         self._wanted = self._synced = 0

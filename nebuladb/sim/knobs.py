@@ -23,7 +23,9 @@ from nebuladb.node import (
     proposals,
     reads,
     replica,
+    retention,
     rows_asked,
+    vacuum,
 )
 from nebuladb.node.memory import MemoryPlan, plan
 from nebuladb.node.options import NodeOptions
@@ -80,6 +82,7 @@ CHOICES: tuple[tuple[object, str, tuple[object, ...]], ...] = (
     # A snapshot of more chunks than are on their way at once; in whole ones all that a world has fits in one.
     (export, "CHUNK_BYTES", (1_000,)),
     (outgoing, "WINDOW_CHUNKS", (2,)),
+    (retention, "MIN_STEP", (3,)),
     # Rows that come from the disk in parts, or only the first of them; reads that must wait for others' to be done.
     (rows_asked, "ROWS_AT_ONCE", (1, 3)),
     (loans, "FETCH_BYTES", (100, 2_000)),
@@ -92,7 +95,13 @@ CHOICES: tuple[tuple[object, str, tuple[object, ...]], ...] = (
 )
 """Where a bound stands and what else it may be; each keeps its own value in half of the seeds."""
 
-SHORT: Final[tuple[tuple[object, str, int], ...]] = ((pauses, "FIRST_MS", 1_000), (pauses, "LONGEST_MS", 4_000))
+SHORT: Final[tuple[tuple[object, str, int], ...]] = (
+    (pauses, "FIRST_MS", 1_000),
+    (pauses, "LONGEST_MS", 4_000),
+    (vacuum, "PAUSE_MS", 100),
+    (vacuum, "REST", 1),
+    (vacuum, "FAILED_MS", 200),
+)
 """Waits that would outlast what a world has left when its faults are over: these in all seeds (seed 200230)."""
 
 NEEDED: Final = {"revivals": "Config", "halves": "__defaults__"}

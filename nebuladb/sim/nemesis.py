@@ -25,7 +25,9 @@ HANG_MS = 2_000
 SLOW_MS = 2_000
 PAUSE_MS = 2_500
 JUMP_MS = 5_000
-SHORT_MS = 2_000
+SHORT_MS = 3_000
+CRAMPED = 0.3
+"""Share of disks short of space on which a compaction finds no room, once."""
 STALLED_WRITES = 20
 LAST_KEY = b"\xff" * 32
 MASSACRE = 6
@@ -212,6 +214,8 @@ class Nemesis:
         if not machine.idle:
             self._core.hit("disk short of space")
             machine.room(self._rng.choice((Space.LOW, Space.CRITICAL)))
+            if self._rng.random() < CRAMPED:
+                machine.cramp()
             self._core.scheduler.after(1 + self._rng.randrange(SHORT_MS), machine.room, Space.PLENTY)
 
     def _spare(self) -> Place | None:

@@ -15,7 +15,9 @@ from nebuladb.shard import Descriptor
 from nebuladb.sim.beginning import answer
 from nebuladb.sim.life import Life, Written
 from nebuladb.sim.machine import Machine
+from nebuladb.sim.room import Room
 from nebuladb.sim.violation import require
+from nebuladb.storage.memory import Fault
 
 
 class Place(Machine):
@@ -23,6 +25,8 @@ class Place(Machine):
 
     _space = Space.PLENTY
     """How much room its disk has."""
+    _short: Room | None = None
+    """What its node is to give back, if it is short."""
 
     @property
     def idle(self) -> bool:
@@ -65,6 +69,8 @@ class Place(Machine):
         if life is not self._life:
             return
         self._core.note("resume", self.name)
+        self._short = None
+        self.room(self._space)
         life.clock.leap(-int(slept * life.clock.rate))
         late, life.late = life.late, []
         for action, args in late:
@@ -84,9 +90,31 @@ class Place(Machine):
         if space is not self._space:
             self._core.note("space", self.name, space.name)
         self._space, life = space, self._life
+        if space is Space.PLENTY:
+            self.disk.cramped = False
         if life is not None and life.node.host.disk.space is not space:
             life.node.space(space, f"there is {space.name} of space")
             self._wake(life)
+        if space is Space.PLENTY or life is None:
+            self._short = None
+        elif self._short is None or self._short.life is not life:
+            self._short = None
+            self._gives_back(None)
+
+    def _gives_back(self, room: Room | None) -> None:
+        """A node that is short of space gives back, and goes on giving back, what was deleted."""
+        life = self._life
+        if room is not self._short or life is None or life.paused or (room is not None and room.life is not life):
+            return
+        if room is not None:
+            room.check(self.name)
+        self._short = room = Room(life, self.disk, self._core)
+        self._core.scheduler.after(room.soon, self._gives_back, room)
+
+    def cramp(self) -> None:
+        """The next compaction finds no room."""
+        self.disk.cramped = True
+        self.disk.data.fail(Fault.CRAMPED)
 
     def _opened(self, life: Life) -> None:
         self.room(self._space)

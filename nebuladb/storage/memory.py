@@ -27,6 +27,7 @@ class Fault(Enum):
     FULL = "a write finds no space (DiskFull); nothing happened. With a WAL the engine is then broken until reopened"
     SYNC = "a sync fails (StoreError), what it was to make durable isn't, and the engine is broken until reopened"
     FLUSH = "a flush fails, likewise"
+    CRAMPED = "a compaction finds no room to compact in"
 
 
 class _Table:
@@ -58,6 +59,9 @@ class MemoryEngine:
         self._undo: deque[list[tuple[bytes, bytes | None]]] = deque()
         self._faults: Counter[Fault] = Counter()
         self._damaged: set[bytes] = set()
+        self.waste: dict[bytes, int] = {}
+        """Without a WAL: keys that were deleted and take room until they are compacted; each with its deletion's
+        position."""
         self._cold: Callable[[bytes], bool] | None = None
         self._state = ""
         """Empty, or why the engine refuses everything."""
@@ -104,10 +108,14 @@ class MemoryEngine:
                 if key in rows:
                     undo.append((key, rows.pop(key)))
                     del keys[bisect_left(keys, key)]
+                    self.waste[key] = self.position + 1
             else:
                 first, last = bisect_left(keys, key), bisect_left(keys, value)
                 undo.extend([(gone, rows.pop(gone)) for gone in keys[first:last]])
+                self.waste.update(dict.fromkeys(keys[first:last], self.position + 1))
                 del keys[first:last]
+        if self.wal and self.waste:
+            self.waste.clear()
         self._undo.append(undo)
         self.position += 1
 
@@ -123,10 +131,16 @@ class MemoryEngine:
 
     def compact(self, spans: Sequence[tuple[bytes, bytes]], stop: Callable[[], bool]) -> bool:
         self._check()
-        return not stop()
+        if stop() or self._strikes(Fault.CRAMPED):
+            return False
+        for key in [key for key, position in self.waste.items() if position <= self.durable]:
+            if any(low <= key < high for low, high in spans):
+                del self.waste[key]
+        return True
 
     def deleted(self) -> list[tuple[bytes, bytes]]:
-        return []
+        flushed = [key for key, position in self.waste.items() if position <= self.durable]
+        return [(min(flushed), max(flushed) + b"\0")] if flushed else []
 
     def trouble(self) -> str:
         return ""
@@ -162,6 +176,7 @@ class MemoryEngine:
         heir._table = _Table(table.rows, table.keys)
         heir._cold = self._cold
         heir._damaged = self._damaged & table.rows.keys()
+        heir.waste = {key: position for key, position in self.waste.items() if position <= kept}
         self._table = _Table({}, [])
         self._state = "the machine crashed"
         return heir
