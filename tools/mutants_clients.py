@@ -57,7 +57,7 @@ DRIVEN: Final = (
     "peer_down", "flush", "submit", "confirm",
 )  # fmt: skip
 """Where a machine runs the product."""
-INSIDE: Final = ("_keyspaces_are_settled", "_caught_up", "_hashes_equal", "_level", "_reclaimed")
+INSIDE: Final = ("_keyspaces_are_settled", "_caught_up", "_hashes_equal", "_level", "_reclaimed", "_no_alarms")
 """Steps of the recovery that no client sees."""
 FACTS: Final = "_facts_hold"
 CHECK: Final = "check"

@@ -8,11 +8,13 @@ from nebuladb.env import probe
 from nebuladb.errors import Corruption, IdentityError
 from nebuladb.ids import Generation, GroupId, NodeId
 from nebuladb.kv.cache import RecordShare
+from nebuladb.kv.rows import Keys
+from nebuladb.kv.state import State
 from nebuladb.kv.store import Store
 from nebuladb.node.registry import GroupState, RegistryRow
 from nebuladb.node.replica import Start
 from nebuladb.raft import Configuration
-from nebuladb.storage.engine import Engine
+from nebuladb.storage.engine import Engine, Reader
 from nebuladb.storage.log import LogStore
 from nebuladb.storage.log_reader import GroupLog
 from nebuladb.storage.memory import MemoryEngine
@@ -92,12 +94,24 @@ def _open_store(
         # the replica neither campaigns nor leads (S4).
         configuration = row.configuration.encode()
         Store.initialise(data, group, generation, index=index, term=term, configuration=configuration)
+    read_state(data, group, generation)
     store = Store(data, group, generation, NodeId(node), records=records)
     if store.index < log.start()[0]:
         probe("data older than the log")
         store.close()
         return None
     return store, [(lease.id, lease.expires, lease.renewal) for lease in store.leases()]
+
+
+def read_state(reader: Reader, group: GroupId, generation: Generation) -> State | None:
+    """What a shard's data says of itself; None: there is none. Raises `Corruption`, also where only the configuration
+    can't be read, which ``kv`` leaves to others."""
+    data = reader.get(Keys(group, generation).state)
+    if data is None:
+        return None
+    state = State.decode(data)
+    Configuration.decode(state.configuration)
+    return state
 
 
 def _stand_in(group: GroupId, log: GroupLog, row: RegistryRow, node: int) -> Store:

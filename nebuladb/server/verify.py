@@ -13,14 +13,12 @@ from typing import Final, NamedTuple
 
 from nebuladb.errors import IdentityError, NebulaError, StoreError
 from nebuladb.ids import Generation, GroupId
-from nebuladb.kv.rows import Keys
-from nebuladb.kv.state import State
 from nebuladb.kv.store import Store
 from nebuladb.kv.verify import verify_rows
 from nebuladb.node.identity import FOUNDING_FILE, IDENTITY_FILE, Founding, Identity
 from nebuladb.node.joined import JOINED_FILE, Joined
 from nebuladb.node.registry import GroupState, RegistryRow
-from nebuladb.node.starting import check_home
+from nebuladb.node.starting import check_home, read_state
 from nebuladb.server.directory import ANOTHER_VOTING, VOTING, life_in
 from nebuladb.storage.files import read
 from nebuladb.storage.lock import DirectoryLock
@@ -207,7 +205,7 @@ def _groups(engine: RocksEngine, log: LogStore, rows: dict[int, RegistryRow]) ->
     for group, generation in sorted(wanted):
         part = f"shard {group}"
         try:
-            state = _state(engine, group, generation)
+            state = read_state(engine, GroupId(group), Generation(generation))
             start, (last, term) = log.reader(GroupId(group)).start()[0], log.reader(GroupId(group)).last()
         except NebulaError as error:
             yield Finding(part, _damage(error), REBUILT)
@@ -243,11 +241,6 @@ def _rows(engine: RocksEngine, group: int, generation: int, part: str) -> Genera
         yield Finding(part, _damage(error), REBUILT)
         return False
     return not told
-
-
-def _state(engine: RocksEngine, group: int, generation: int) -> State | None:
-    data = engine.get(Keys(GroupId(group), Generation(generation)).state)
-    return None if data is None else State.decode(data)
 
 
 def report(path: Path, say: Callable[[str], None]) -> bool:

@@ -8,6 +8,7 @@ from functools import partial
 from random import Random
 from typing import Final
 
+from nebuladb.ids import DEFAULT_GROUP, ETCD_GROUP
 from nebuladb.kv import deletion, draft, export, loans, sessions, watch
 from nebuladb.kv.limits import Limits
 from nebuladb.kv.store import Store
@@ -28,8 +29,9 @@ from nebuladb.node import (
     vacuum,
 )
 from nebuladb.node.memory import MemoryPlan, plan
+from nebuladb.node.meta import DEFAULT, ETCD
 from nebuladb.node.options import NodeOptions
-from nebuladb.node.retention import Retention, Rule
+from nebuladb.node.retention import Retention
 from nebuladb.node.tail import TailLimits
 from nebuladb.raft import Config, log
 from nebuladb.raft import reads as raft_reads
@@ -131,8 +133,9 @@ def small_options(rng: Random, core: Core) -> NodeOptions:
     """How a node is set: in some of its lives it compacts by a rule, compares replicas, is impatient with its disk. All
     nodes of a cluster, and all their lives, have the same lease reads."""
     tail, ambush = small_tail(rng), core.drawn.ambush
-    retention = rng.choice((Retention(), Retention(Rule(revisions=3)), Retention(Rule(period=1_500))))
-    core.floors.rule(retention.default)
+    retention = Retention.parse(*rng.choice(RETENTIONS))
+    for group, keyspace in ((0, ""), (DEFAULT_GROUP, DEFAULT), (ETCD_GROUP, ETCD)):
+        core.floors.rule(retention.of(keyspace), group)
     return NodeOptions(
         retention=retention,
         tail=TailLimits(entries=1, cut_entries=1) if ambush == "strays" else tail,
@@ -140,6 +143,16 @@ def small_options(rng: Random, core: Core) -> NodeOptions:
         lease_reads=core.stream("lease reads").random() < LEASE_READS or ambush in ("naps", "handovers"),
         check=rng.choice((0, 500)),
     )
+
+
+RETENTIONS: Final = (
+    ("0", "periodic"),
+    ("3", "revision"),
+    ("1s", "periodic"),
+    ("2s,etcd=0", "periodic"),
+    ("0,default=3,etcd=1s", "revision"),
+)
+"""Which history a node keeps, as its operator writes it."""
 
 
 @contextmanager

@@ -28,6 +28,13 @@ JUMP_MS = 5_000
 SHORT_MS = 3_000
 CRAMPED = 0.3
 """Share of disks short of space on which a compaction finds no room, once."""
+UNFIT = 0.5
+"""Share of disks short of space that are those of nodes which get a snapshot,"""
+UNFIT_MS = 3_000
+"""if one comes within this time;"""
+UNFITTING_MS = 400
+"""for so long."""
+POLL_MS = 10
 STALLED_WRITES = 20
 LAST_KEY = b"\xff" * 32
 MASSACRE = 6
@@ -209,14 +216,27 @@ class Nemesis:
         self._any().flush()
 
     def _short(self) -> None:
-        """A disk is nearly full, for a while: any number of them may be, and then nobody takes what needs space."""
+        """A disk is nearly full, for a while: any number of them may be, and then nobody takes what needs space. Some
+        fill up under a snapshot."""
         machine = self._any()
-        if not machine.idle:
+        if self._rng.random() < UNFIT:
+            self._core.scheduler.after(POLL_MS, self._wait_for_snapshot, UNFIT_MS // POLL_MS)
+        elif not machine.idle:
             self._core.hit("disk short of space")
             machine.room(self._rng.choice((Space.LOW, Space.CRITICAL)))
             if self._rng.random() < CRAMPED:
                 machine.cramp()
             self._core.scheduler.after(1 + self._rng.randrange(SHORT_MS), machine.room, Space.PLENTY)
+
+    def _wait_for_snapshot(self, left: int) -> None:
+        """The first node to get one has no room for it."""
+        receivers = [machine for machine in self._machines if machine.receives]
+        if receivers and not self._stopped:
+            self._core.hit("snapshot doesn't fit")
+            receivers[0].room(Space.CRITICAL)
+            self._core.scheduler.after(UNFITTING_MS, receivers[0].room, Space.PLENTY)
+        elif left and not self._stopped:
+            self._core.scheduler.after(POLL_MS, self._wait_for_snapshot, left - 1)
 
     def _spare(self) -> Place | None:
         """One whose loss leaves a majority of whole disks."""

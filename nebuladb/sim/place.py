@@ -3,10 +3,11 @@ and what it tells a fresh one."""
 
 from __future__ import annotations
 
-from nebuladb.errors import NodeRemoved
+from nebuladb.errors import NodeRemoved, Unavailable
 from nebuladb.ids import META_GROUP
 from nebuladb.kv.command import Command
 from nebuladb.node.declared import forbidden
+from nebuladb.node.departure import departs
 from nebuladb.node.disk import Space
 from nebuladb.node.founding import Hello
 from nebuladb.node.identity import Founding, Identity
@@ -38,6 +39,11 @@ class Place(Machine):
         """Whether replicas of the running node have lost their data, and wait for snapshots."""
         return self._life is not None and bool(self._life.node.snapshots.lost)
 
+    @property
+    def receives(self) -> bool:
+        """Whether a snapshot is coming in."""
+        return self._life is not None and bool(self._life.node.snapshots.incoming)
+
     def hello(self, asker: str) -> Hello | None:
         """Its answer to a fresh node; None: there is none."""
         if (self._life is None and self._beginning is None) or self.paused:
@@ -49,10 +55,16 @@ class Place(Machine):
         return None if self._life is None or self.paused else self._founding
 
     def submit(self, group: int, command: Command, timeout: int, written: Written) -> None:
-        """As ``api.backend``: what alarms of the cluster forbid, by this node's picture of meta, is refused here."""
+        """As ``api.backend``: what alarms of the cluster forbid, by this node's picture of meta, is refused here, and
+        so is all by a node that is about to leave the shard."""
         node = None if self.paused else self.node
-        if node is not None and group != META_GROUP and (error := forbidden(node.meta.alarmed, command)):
-            raise error
+        if node is not None and group != META_GROUP:
+            if error := forbidden(node.meta.alarmed, command):
+                raise error
+            shard, replica = node.meta.shards.get(group), node.host.replicas.get(group)
+            if shard and shard.roles and departs(shard, self.node_id, replica.raft.configuration if replica else None):
+                self._core.hit("write to a node that leaves refused")
+                raise Unavailable("this node is leaving the shard")
         super().submit(group, command, timeout, written)
 
     def pause(self, milliseconds: int, *, suspended: bool) -> None:

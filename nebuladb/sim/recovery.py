@@ -43,7 +43,7 @@ SERVING: Final = ("puts succeed", "leases end", "watches complete")
 class Recovery:
     """Steps: clients have their outcomes; a put on each keyspace through each node; leases that nobody renews end; all
     replicas as far as the leader; a state hash at one index everywhere; all watches told all; all replicas level; what
-    is compacted is deleted. Then every node must show what clients may see, and `done` is set."""
+    is compacted is deleted; no alarm is left. Then every node must show what clients may see, and `done` is set."""
 
     def __init__(self, core: Core, machines: Sequence[Machine], clients: Sequence[Actor], board: Board) -> None:
         self.done = False
@@ -79,6 +79,7 @@ class Recovery:
             self._watches_complete,
             self._level,
             self._reclaimed,
+            self._no_alarms,
         ]
 
     def _poll(self) -> None:
@@ -252,6 +253,10 @@ class Recovery:
                     done = False
                     machine.work()
         return done
+
+    def _no_alarms(self) -> bool:
+        """Nobody is told any more of what was wrong."""
+        return not any(machine.node and machine.node.alarms_now.all() for machine in self._machines)
 
     def _facts_hold(self) -> None:
         """What was acknowledged is there, and what was refused is not, on every node; and what clients saw can be."""

@@ -15,16 +15,17 @@ class Floors:
 
     def __init__(self, *, clocks_jump: bool) -> None:
         self._clocks_jump = clocks_jump
-        self._rules: set[Rule] = set()
+        self._rules: dict[int, set[Rule]] = defaultdict(set)
+        """Group → its rules; 0: of all for whose keyspace no node may have one."""
         self._asked: dict[int, int] = {}
         """Group → the highest revision at which somebody wanted it compacted."""
         self._newest: dict[int, list[tuple[int, int]]] = defaultdict(list)
         """Group → (revision, ms at which it was published), ascending."""
         self._floors: dict[int, int] = {}
 
-    def rule(self, rule: Rule) -> None:
-        """A node compacts by `rule`."""
-        self._rules.add(rule)
+    def rule(self, rule: Rule, group: int = 0) -> None:
+        """A node compacts `group` by `rule`; 0: all that are not named otherwise."""
+        self._rules[group].add(rule)
 
     def asked(self, group: int, revision: int) -> None:
         """Somebody wants `group` compacted; not at a revision that is to come, for that is refused."""
@@ -41,7 +42,11 @@ class Floors:
         if floor <= self._floors.get(group, 0):
             return
         self._floors[group] = floor
-        allowed = max(1, self._asked.get(group, 0), *(self._by(rule, group, now) for rule in self._rules))
+        allowed = max(
+            1,
+            self._asked.get(group, 0),
+            *(self._by(rule, group, now) for rule in self._rules.get(group, self._rules[0])),
+        )
         require(
             floor <= allowed, f"group {group}: history is compacted at {floor}; {allowed} is the highest that may be"
         )

@@ -14,6 +14,7 @@ from nebuladb.kv.verify import verify_rows
 from nebuladb.node.backup import BackupReader, ShardPart, compare
 from nebuladb.sim.invariants.changes import Changes
 from nebuladb.sim.violation import require
+from nebuladb.sim.workloads.autopsy import is_noticed
 from nebuladb.storage.memory import MemoryEngine
 
 GENERATION: Final = Generation(1)
@@ -87,9 +88,10 @@ class Restored:
         its earlier revisions."""
         group = GroupId(part.descriptor.group)
         wrong = list(verify_rows(self._engine, group, GENERATION))
-        require(not wrong, f"group {group}, restored at revision {part.revision}: {wrong}")
-        store = Store(self._engine, group, GENERATION, NOBODY)
         where = f"group {group}, restored at revision {part.revision}"
+        require(not wrong, f"{where}: {wrong}")
+        is_noticed(self._engine, group, GENERATION, rng, where)
+        store = Store(self._engine, group, GENERATION, NOBODY)
         require(store.revision == part.revision, f"{where}: it is at revision {store.revision}")
         for revision in (part.revision, rng.randrange(max(store.floor, 1), part.revision + 1)):
             content = content_of(store, revision)

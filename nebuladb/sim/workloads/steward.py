@@ -20,6 +20,7 @@ from nebuladb.sim.board import Board
 from nebuladb.sim.core import Core
 from nebuladb.sim.machine import Machine
 from nebuladb.sim.place import Place
+from nebuladb.sim.workloads.lagging import in_sync_by_all
 from nebuladb.sim.workloads.refusals import FREE, ask_wrongly
 
 MAX_MEMBERS: Final = 6
@@ -151,6 +152,8 @@ class Steward(Actor):
         if wish.announced and (record is None or not record.claim):
             return self._announce(wish, meta, address, record)
         wish.begun = True
+        if not wish.place.idle and in_sync_by_all(self._machines, node, wish.place):
+            self._core.hit("new node in sync")
         if record is not None and record.learner and not wish.place.idle and self._rng.random() < PATIENCE:
             self._core.hit("learner promoted")
             return promote_step(meta, wish.name)

@@ -10,14 +10,20 @@ import pytest
 from nebuladb.errors import Corruption, IdentityError, InvariantViolation
 from nebuladb.ids import DEFAULT_GROUP, ETCD_GROUP, META_GROUP, Generation, GroupId
 from nebuladb.kv.answer import Answer, LeaseResult
+from nebuladb.kv.cache import RecordShare
 from nebuladb.kv.command import Command, Kind
+from nebuladb.kv.rows import Keys
+from nebuladb.kv.state import State
 from nebuladb.kv.store import Store
 from nebuladb.node import batches
 from nebuladb.node.identity import Founder, Founding, Identity
 from nebuladb.node.node import Node
 from nebuladb.node.options import NodeOptions
+from nebuladb.node.registry import RegistryRow
+from nebuladb.node.starting import open_replica, read_state
 from nebuladb.node.tail import TailLimits
 from nebuladb.pb.nebula.v1 import lease_pb2
+from nebuladb.storage.engine import Batch
 from nebuladb.storage.log import LogStore
 from nebuladb.storage.memory import Fault, MemoryEngine
 from tests.unit.node.trio import Trio
@@ -199,3 +205,24 @@ def test_a_node_alone_without_data_says_that_it_needs_a_backup() -> None:
     trio.start(0)
     assert trio.node(0).host.replicas[DEFAULT_GROUP].lost
     assert any("no other node has it: restore a backup" in text for text in trio.node(0).alarms())
+
+
+def test_a_configuration_that_cannot_be_read_is_damage_of_the_data() -> None:
+    """`nebulad verify` called it whole, and the node gave up where a snapshot would have mended it (simulator)."""
+    alone = Alone(MemoryEngine(wal=True), MemoryEngine(wal=False), UPTIME_MS)
+    alone.run(3000)
+    node = alone.node
+    registry = RegistryRow.decode(node.log.registry()[GroupId(DEFAULT_GROUP)])
+    name, generation = GroupId(DEFAULT_GROUP), Generation(registry.generation)
+    row = Keys(name, generation).state
+    whole = node.data.get(row)
+    assert whole is not None
+    assert read_state(node.data, name, generation) == State.decode(whole)
+    for length in range(len(whole)):
+        cut = Batch()
+        cut.put(row, whole[:length])
+        node.data.write(cut)
+        with pytest.raises(Corruption):
+            read_state(node.data, name, generation)
+    start, store = open_replica(DEFAULT_GROUP, registry, node.log, node.data, 11, RecordShare(0))
+    assert (start.lost, store.revision) == (True, 1)
