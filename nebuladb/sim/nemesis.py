@@ -26,7 +26,7 @@ SLOW_MS = 2_000
 PAUSE_MS = 2_500
 JUMP_MS = 5_000
 SHORT_MS = 3_000
-CRAMPED = 0.3
+CRAMPED = 0.15
 """Share of disks short of space on which a compaction finds no room, once."""
 UNFIT = 0.5
 """Share of disks short of space that are those of nodes which get a snapshot,"""

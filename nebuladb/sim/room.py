@@ -11,8 +11,8 @@ from nebuladb.sim.faults import SLOW_SYNC_MS
 from nebuladb.sim.life import Life
 from nebuladb.sim.violation import require
 
-TICKS_MS: Final = 500
-WRITES: Final = 5
+TICKS_MS: Final = 400
+WRITES: Final = 4
 """A flush and a compaction that run, those that begin then, and the rest between compactions."""
 
 

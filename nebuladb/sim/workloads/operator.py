@@ -20,7 +20,7 @@ from nebuladb.sim.core import Core
 from nebuladb.sim.machine import Machine
 from nebuladb.sim.violation import require
 from nebuladb.sim.workloads.hashes import ROWS, Hashes
-from nebuladb.sim.workloads.requests import delete_range, put
+from nebuladb.sim.workloads.requests import compact, delete_range, put
 
 PAUSE_MS: Final = 400
 HASHED: Final = 8
@@ -128,6 +128,8 @@ class Operator(Actor):
             require(not isinstance(refused, NoSpace), f"{where}: what makes room is refused (S33)")
             sent_on = leads and isinstance(refused, Unavailable)
             require(not sent_on, f"{where}: a leader sends what makes room to another node (S33): {refused}")
+            if self.group in node.groups:  # `Place` looks whether that gives room back
+                self._ask(compact(node.groups[self.group].store.revision), lambda outcome: None)
 
     def _refused(self, machine: Machine, command: Command) -> NebulaError | None:
         """Why the node doesn't take this; one that waits for a snapshot takes nothing."""
