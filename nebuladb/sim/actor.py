@@ -8,7 +8,7 @@ from random import Random
 from typing import ClassVar
 
 from nebuladb.errors import NebulaError, Outcome, Unavailable, UnknownOutcome
-from nebuladb.kv.answer import Answer
+from nebuladb.kv.answer import Answer, KeyValue
 from nebuladb.kv.command import Command, Kind
 from nebuladb.kv.store import Store
 from nebuladb.pb.nebula.v1 import kv_pb2
@@ -206,6 +206,10 @@ class Actor:
             self._calls.carry(broken, arrive)
         else:
             unreachable(Unavailable("the connection was refused"))
+
+    def _observe(self, store: Store, key: bytes) -> KeyValue | None:
+        """One key, as the store has it now."""
+        return self._board.changes.read(self.group, store, key, self.name)
 
     # --- outcomes ----------------------------------------------------------------------------------------------------
 

@@ -137,7 +137,7 @@ class Client(Actor):
         floor, told = register.settled, self._board.told(self.group)
 
         def looked(store: Store, machine: Machine) -> Then:
-            register.saw(floor, store.get(register.key))
+            register.saw(floor, self._observe(store, register.key))
             self._board.tell(self.group, store.revision, told, f"a read of {register} on {machine.name}")
             return self._ok
 
@@ -147,7 +147,7 @@ class Client(Actor):
         register = self._board.any_register(self.group, self._rng)
 
         def looked(store: Store, _: Machine) -> Then:
-            register.saw(0, store.get(register.key), linearizable=False)
+            register.saw(0, self._observe(store, register.key), linearizable=False)
             return self._ok
 
         self._look(looked, linearizable=False)

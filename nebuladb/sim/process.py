@@ -21,7 +21,8 @@ from nebuladb.storage.memory import MemoryEngine
 
 
 class SlowFetcher:
-    """Stands for the fetcher's threads: each part of what is asked for is read when the disk comes to it."""
+    """Stands for the fetcher's threads: each part of what is asked for is read when the disk comes to it, and what it
+    has read may be old when the loop hears of it, for the node writes on."""
 
     def __init__(self, core: Core, engine: MemoryEngine, rng: Random) -> None:
         self._core = core
@@ -32,13 +33,21 @@ class SlowFetcher:
 
     def fetch(self, rows: Sequence[bytes], done: Callable[[Values | BaseException], object]) -> None:
         """As `node.fetcher`."""
-        asked = RowsAsked(rows, done)
+
+        def read(values: Values | BaseException) -> None:
+            self._core.scheduler.after(self._rng.randrange(FETCH_MS), self._hand_over, done, values)
+
+        asked = RowsAsked(rows, read)
         for part in range(len(asked.parts)):
             self._core.scheduler.after(1 + self._rng.randrange(FETCH_MS), self._read, asked, part)
 
     def _read(self, asked: RowsAsked, part: int) -> None:
         if not self.over:
             asked.read(part, self._engine)
+
+    def _hand_over(self, done: Callable[[Values | BaseException], object], values: Values | BaseException) -> None:
+        if not self.over:
+            done(values)
 
 
 class Process:

@@ -58,6 +58,27 @@ def observer(changes: Changes) -> Observer:
     return Observer(Core(1, Faults(), Trace()), [], Board(changes), GROUP, "watch1")
 
 
+# --- reads -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_read_of_one_key_is_what_that_was_at_its_revision() -> None:
+    store, _, changes = written(put(b"k", b"1"), put(b"k", b"2"), delete(b"gone"))
+
+    class Stale:
+        """Of the newest revision, with a row that was read before."""
+
+        revision = store.revision
+
+        def __init__(self, value: KeyValue | None) -> None:
+            self.get = {b"k": value}.get
+
+    assert changes.read(GROUP, store, b"k", "r") == KeyValue(b"k", 2, 3, 2, 0, b"2")
+    assert changes.read(GROUP, store, b"gone", "r") is None
+    for stale in (KeyValue(b"k", 2, 2, 1, 0, b"1"), None):
+        with pytest.raises(Violation, match="at revision 3 it reads"):
+            changes.read(GROUP, cast("Store", Stale(stale)), b"k", "r")
+
+
 # --- watches ---------------------------------------------------------------------------------------------------------
 
 

@@ -95,6 +95,15 @@ class Changes:
         known = self._groups.get(group)
         return known.past.at(revision, low, high) if known else {}
 
+    def read(self, group: int, store: Store, key: bytes, where: str) -> KeyValue | None:
+        """What a node's `store` says of `key`, which must be what it was at the revision that the answer names."""
+        kv, revision = store.get(key), store.revision
+        known = self._groups.get(group)
+        if known is not None and known.past.since <= revision <= known.highest:
+            was = known.past.of(revision, key)
+            require(kv == was, f"group {group}, {where}: at revision {revision} it reads {kv} of {key!r}, it was {was}")
+        return kv
+
     def told(self, group: int, batch: EventBatch, after: int, asked: Asked, floor: int, where: str) -> None:
         """A watch that had come to `after` is told `batch`, by a node whose history begins at `floor`."""
         known = self._groups.get(group)

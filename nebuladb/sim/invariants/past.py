@@ -31,6 +31,12 @@ class Past:
         revisions.append(change.revision)
         states.append(None if change.deleted else key_value(change.key, change.record))
 
+    def of(self, revision: int, key: bytes) -> KeyValue | None:
+        """`key` as it was at `revision`, from `since` on."""
+        revisions, states = self._keys.get(key, ((), ()))
+        place = bisect_right(revisions, revision)
+        return states[place - 1] if place else None
+
     def at(self, revision: int, low: bytes, high: bytes) -> Contents | None:
         """The keys in [`low`, `high`) as they were at `revision`; None: nobody knows any more."""
         if revision < self.since:

@@ -49,7 +49,7 @@ class Appender(Actor):
         append = self._rng.random() < 0.6
 
         def looked(store: Store, _: Machine) -> Then:
-            kv = store.get(key)
+            kv = self._observe(store, key)
             text = kv.value.decode() if kv else ""
             self._texts.add(self.process, call, self._moment, Get(key), text)
             return partial(self._append, key, text, kv.mod_revision if kv else 0) if append else self._ok

@@ -5,7 +5,10 @@ from __future__ import annotations
 from typing import Final
 
 from nebuladb.errors import NebulaError, StoreError
+from nebuladb.kv.store import Store
 from nebuladb.sim.actor import Actor
+from nebuladb.sim.look import Then
+from nebuladb.sim.machine import Machine
 from nebuladb.sim.violation import require
 
 FIRST: Final = b"\0"
@@ -14,21 +17,20 @@ BEHIND: Final = b"\xff"
 
 
 class Glimpser(Actor):
-    """Looks at a node's store as it is, also in the middle of a command; the answer names the revision."""
+    """Looks at a node's store as it is, also in the middle of a command; the answer names the revision. Where rows come
+    from the disk, what is written meanwhile must not be missed (S22)."""
 
     def _begin(self) -> None:
-        machine = self._machine()
+        self._look(self._looked, linearizable=False)
+
+    def _looked(self, store: Store, machine: Machine) -> Then:
         try:
-            store = machine.store(self.group)
             revision, found = store.revision, store.range(FIRST, BEHIND).kvs
         except StoreError:
-            if not machine.spoiled:
-                raise
-            self._failed()  # damage is never served
+            raise
         except NebulaError:
-            self._failed()
-        else:
-            wanted = self._board.changes.contents(self.group, revision, FIRST, BEHIND)
-            differs = {*found} ^ {*(found if wanted is None else wanted.values())}
-            require(not differs, f"{self.name} looks at revision {revision} on {machine.name}: {differs} is wrong")
-            self._ok()
+            return self._failed
+        wanted = self._board.changes.contents(self.group, revision, FIRST, BEHIND)
+        differs = {*found} ^ {*(found if wanted is None else wanted.values())}
+        require(not differs, f"{self.name} looks at revision {revision} on {machine.name}: {differs} is wrong")
+        return self._ok

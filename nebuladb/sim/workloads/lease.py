@@ -185,7 +185,7 @@ class Leaseholder(Actor):
         key = self._key
 
         def looked(store: Store, _: Machine) -> Then:
-            if store.get(key) is None:
+            if self._observe(store, key) is None:
                 self._gone("its key is gone")
             return self._ok
 

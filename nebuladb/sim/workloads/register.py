@@ -62,7 +62,7 @@ class Contender(Actor):
 
     def _read(self, key: bytes, call: int) -> None:
         def looked(store: Store, _: Machine) -> Then:
-            kv = store.get(key)
+            kv = self._observe(store, key)
             self._seen[key] = kv.value if kv else None
             self._registers.add(self.process, call, self._moment, Read(key), self._seen[key])
             return self._ok

@@ -56,7 +56,7 @@ class Numberer(Actor):
         floor = self._ids.highest
 
         def looked(store: Store, _: Machine) -> Then:
-            kv = store.get(COUNTER)
+            kv = self._observe(store, COUNTER)
             number = int(kv.value) + 1 if kv else 1
             require(number > floor, f"group {self.group}: the counter is at {number - 1} after {floor} was handed out")
             command = put_if({COUNTER: kv.mod_revision if kv else 0}, {COUNTER: b"%d" % number})
