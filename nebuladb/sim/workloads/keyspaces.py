@@ -92,11 +92,23 @@ class Maker(Actor):
             self._creating = self._spec(f"user{self._count}")
             self._fleeting = bool(self._churn) and self._moments.random() < AT_ONCE
             if self._fleeting:
-                self._moments.choice(self._places).pause(STILL_MS, suspended=False)
+                self._sleeps(self._moments.choice(self._places))
         elif self._churn and self._ready and self._rng.random() < IDLE_MS / 2 / self._churn:
             self._dropping = self._rng.choice(sorted(self._ready))
             for group in self._ready.pop(self._dropping):
                 self._dropped(group)
+
+    def _sleeps(self, place: Place) -> None:
+        """Through the life of a keyspace; and where nodes die it may do so next, and read all of it again, piece by
+        piece."""
+        place.pause(STILL_MS, suspended=False)
+        if self._core.drawn.crash_every:
+            self._core.scheduler.after(STILL_MS + self._moments.randrange(STILL_MS), self._dies, place)
+
+    def _dies(self, place: Place) -> None:
+        if place.node is not None and self._core.faults is self._core.drawn:
+            self._core.hit("death after a keyspace that was slept through")
+            place.crash(power=self._moments.random() < 0.5)
 
     def _wrong_specs(self) -> None:
         """Refused before anything is asked of the cluster."""
