@@ -27,6 +27,8 @@ from nebuladb.storage.engine import Engine
 from tests.unit.kv.helpers import GENERATION, GROUP, Log, compact, delete, finish, fresh, put, run
 
 ROUNDS = 400
+SEEDS = 120
+"""At most; alarms are declared in one of six."""
 
 
 def _one(store: Store, log: Log, changes: Changes, command: Command) -> Answer:
@@ -133,8 +135,17 @@ def test_what_a_compaction_superseded_must_be_gone() -> None:
 
 
 def test_worlds_have_all_of_it() -> None:
-    total, judged, compared = Report(), 0, 0
-    for seed in range(1, 37):
+    """Whichever seeds they are: those that have an alarm differ with each change of the simulator."""
+    total, judged, compared, seed = Report(), 0, 0, 0
+    wanted = {
+        "alarm declared",
+        "alarm taken back",
+        "alarm NOSPACE obeyed",
+        "alarm CORRUPT obeyed",
+        "physical compaction",
+    }
+    while seed < SEEDS and not (judged > 50 and compared > 200 and wanted <= {*total.faults}):
+        seed += 1
         world = World(seed, seconds=4.0)
         result = world.run()
         assert not result.violation, f"seed {seed}: {result.violation}"
@@ -144,6 +155,4 @@ def test_worlds_have_all_of_it() -> None:
         compared += sum(fact.compared for fact in facts if isinstance(fact, Hashes))
     assert judged > 50
     assert compared > 200
-    for what in ("alarm declared", "alarm taken back", "alarm NOSPACE obeyed", "alarm CORRUPT obeyed"):
-        assert total.faults[what] > 0, what
-    assert total.faults["physical compaction"] > 0
+    assert not wanted - {*total.faults}
