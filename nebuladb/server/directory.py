@@ -97,8 +97,8 @@ class DataDirectory:
             self._lock = DirectoryLock(path)
         except OSError as error:
             raise (unwritten(path, error) if error.errno in FULL else unusable(path, error)) from error
-        self._only_copies: list[int] = []
-        """As the log was when it was opened."""
+        self._log: LogStore | None = None
+        """Once it is open."""
         self._pid = PidFile(path)
         try:
             check_access(path)
@@ -208,7 +208,6 @@ class DataDirectory:
         engine = RocksEngine.open_log(self.path / "raft", memtable_bytes=plan.log_memtable, memory=memory)
         log = LogStore(engine, plan.recent_entries)
         try:
-            self._only_copies = only_copies(log)
             if log.registry():
                 self.mark_voting()
             elif exists(self.path / VOTING):
@@ -220,6 +219,7 @@ class DataDirectory:
         except BaseException:
             log.close()
             raise
+        self._log = log
         return log
 
     def mark_voting(self) -> None:
@@ -257,7 +257,7 @@ class DataDirectory:
             if not is_damage(error):
                 raise
             probe("data store can't be opened")
-            put_data_aside(self.path, error.message, self._only_copies)
+            put_data_aside(self.path, error.message, only_copies(self._log) if self._log else ())
             return RocksEngine.open_data(self.path / "data", memtable_bytes=plan.data_memtable, memory=memory)
 
     def close(self) -> None:

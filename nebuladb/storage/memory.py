@@ -108,14 +108,14 @@ class MemoryEngine:
                 if key in rows:
                     undo.append((key, rows.pop(key)))
                     del keys[bisect_left(keys, key)]
-                    self.waste[key] = self.position + 1
+                    if not self.wal:
+                        self.waste[key] = self.position + 1
             else:
                 first, last = bisect_left(keys, key), bisect_left(keys, value)
                 undo.extend([(gone, rows.pop(gone)) for gone in keys[first:last]])
-                self.waste.update(dict.fromkeys(keys[first:last], self.position + 1))
+                if not self.wal:
+                    self.waste.update(dict.fromkeys(keys[first:last], self.position + 1))
                 del keys[first:last]
-        if self.wal and self.waste:
-            self.waste.clear()
         self._undo.append(undo)
         self.position += 1
 

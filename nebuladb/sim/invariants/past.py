@@ -42,9 +42,7 @@ class Past:
         if revision < self.since:
             return None
         found: Contents = {}
-        for key, (revisions, states) in self._keys.items():
-            if low <= key < high and (place := bisect_right(revisions, revision)):
-                state = states[place - 1]
-                if state is not None:
-                    found[key] = state
+        for key in self._keys:
+            if low <= key < high and (state := self.of(revision, key)) is not None:
+                found[key] = state
         return found
