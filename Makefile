@@ -43,7 +43,7 @@ $(STAMP): pyproject.toml requirements.lock requirements-dev.lock
 	$(PY) -m pip install -q --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $@
 
-test: setup ## The whole suite, in two runs of pytest at once.
+test: setup ## The whole suite, in four runs of pytest at once.
 	@$(PY) -m tools.suite
 
 check: setup ## Lint, format, types, floors, generated code, house rules.

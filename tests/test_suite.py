@@ -1,4 +1,4 @@
-"""`make test` fails if either of its runs of pytest does, and says what both found."""
+"""`make test` fails if one of its runs of pytest does, and says what all found."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Final
 
@@ -18,7 +19,7 @@ PROGRAM: Final = """
 import sys
 from pathlib import Path
 from tools.suite import run
-sys.exit(run([["one"], ["two"]], Path(sys.argv[1])))
+sys.exit(run({"first": ["one"], "second": ["two"]}, Path(sys.argv[1])))
 """
 PASSES: Final = "def test_a(): pass\n"
 FAILS: Final = "def test_b(): assert not 'broken'\n"
@@ -69,8 +70,8 @@ def test_both_must_pass(tmp_path: Path, one: str, two: str, total: str, code: in
         output = printed(process)
     last = output.splitlines()[-3:]
     assert process.returncode == code, output
-    assert last[0].startswith("pytest one: ")
-    assert last[1].startswith("pytest two: ")
+    assert last[0].startswith("first: ")
+    assert last[1].startswith("second: ")
     assert last[2].startswith(total)
     assert ("not 'broken'" in output) == (FAILS in {one, two}), "what failed is shown, whichever run it was of"
 
@@ -88,7 +89,7 @@ def test_a_signal_ends_both(tmp_path: Path, number: signal.Signals) -> None:
     assert process.returncode != 0, output
 
 
-def test_between_them_they_run_each_test_once() -> None:
-    assert (suite.ROOT / suite.NODES).is_dir()
-    first, second = suite.HALVES
-    assert (*second, *first) == ("tests", f"--ignore={suite.NODES}", suite.NODES)
+def test_between_them_they_run_each_file_once() -> None:
+    dealt = Counter(file for files in suite.parts().values() for file in files)
+    assert dealt == {str(file.relative_to(suite.ROOT)): 1 for file in Path(suite.ROOT, "tests").rglob("test_*.py")}
+    assert all(suite.parts().values())

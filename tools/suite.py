@@ -1,8 +1,9 @@
-"""``make test``: the whole suite, in two runs of pytest at once, as two cores have room for.
+"""``make test``: the whole suite, in four runs of pytest at once, as two cores have room for.
 
-The tests of real nodes wait, for elections and for timeouts, more than they compute; the others compute. The first run
-shows its progress as ever; what the second printed follows when both have ended, and then the sum. The exit code is 0
-only if both runs' are. Arguments go to both. ``pytest`` by itself runs the same tests one after another.
+The tests of real nodes wait, for elections and for timeouts, more than they compute; the others compute. Either kind's
+files are dealt to two runs. The first run shows its progress as ever; what the others printed follows when all have
+ended, and then the sum. The exit code is 0 only if all runs' are. Arguments go to each. ``pytest`` by itself runs the
+same tests one after another.
 """
 
 from __future__ import annotations
@@ -13,16 +14,28 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Final
+from typing import BinaryIO, Final
 from xml.etree import ElementTree as ET
 
 ROOT: Final = Path(__file__).resolve().parent.parent
 NODES: Final = "tests/integration"
-HALVES: Final = ((NODES,), ("tests", f"--ignore={NODES}"))
-"""Arguments of the two runs: between them they run each test once."""
+RUNS_A_KIND: Final = 2
 OUTCOMES: Final = ("failed", "passed", "skipped", "error")
+
+
+def parts(root: Path = ROOT) -> dict[str, list[str]]:
+    """Files of tests by the name of the run that runs them: between them the runs run each file once."""
+    files = sorted(str(file.relative_to(root)) for file in Path(root, "tests").rglob("test_*.py"))
+    nodes = [file for file in files if file.startswith(f"{NODES}/")]
+    kinds = {"nodes": nodes, "others": sorted(set(files) - set(nodes))}
+    return {
+        f"{kind} {number + 1} of {RUNS_A_KIND}": found[number::RUNS_A_KIND]
+        for kind, found in kinds.items()
+        for number in range(RUNS_A_KIND)
+    }
 
 
 def outcomes(report: Path) -> Counter[str]:
@@ -42,35 +55,41 @@ def line(counts: Counter[str]) -> str:
     return ", ".join(f"{counts[outcome]} {outcome}" for outcome in OUTCOMES if counts[outcome]) or "no tests ran"
 
 
-def run(halves: Sequence[Sequence[str]], root: Path = ROOT) -> int:
-    """Pytest in `root` with the arguments of each half, all at once; the exit code of the first that failed, or 0."""
+def run(runs: Mapping[str, Sequence[str]], root: Path = ROOT) -> int:
+    """Pytest in `root` with the arguments of each run, all at once; the exit code of the first that failed, or 0."""
     began = time.monotonic()
-    with tempfile.TemporaryDirectory(prefix="nebula-suite-") as scratch:
-        reports = [Path(scratch, f"{number}.xml") for number in range(len(halves))]
-        runs: list[subprocess.Popen[bytes]] = []
+    with tempfile.TemporaryDirectory(prefix="nebula-suite-") as scratch, ExitStack() as stack:
+        reports = {name: Path(scratch, f"{name}.xml") for name in runs}
+        kept: dict[str, BinaryIO] = {}
+        processes: dict[str, subprocess.Popen[bytes]] = {}
 
         def terminate(*_: object) -> None:
-            for process in runs:
+            for process in processes.values():
                 process.terminate()
 
-        with Path(scratch, "kept.txt").open("w+b") as kept:
-            for half, report in zip(halves, reports, strict=True):
-                # Without the cache: each would write its own failures over the other's.
-                command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", f"--junitxml={report}", *half]
-                output = kept if runs else None
-                runs.append(subprocess.Popen(command, cwd=root, stdin=subprocess.DEVNULL, stdout=output, stderr=output))
-            # Ctrl-C reaches the runs themselves, which then stop their nodes; this waits until they have.
-            signal.signal(signal.SIGINT, signal.SIG_IGN)
-            signal.signal(signal.SIGTERM, terminate)
-            codes = [process.wait() for process in runs]
-            kept.seek(0)
-            print(kept.read().decode(errors="replace"), flush=True)
-        found = [outcomes(report) for report in reports]
-    for half, code, counts in zip(halves, codes, found, strict=True):
-        print(f"pytest {' '.join(half)}: {line(counts)}, exit code {code}")
-    print(f"{line(sum(found, Counter()))} in {time.monotonic() - began:.2f}s", flush=True)
-    return next((code for code in codes if code), 0)
+        for name, arguments in runs.items():
+            # Without the cache: each would write its own failures over the others'.
+            options = ["-p", "no:cacheprovider", f"--junitxml={reports[name]}"]
+            command = [sys.executable, "-m", "pytest", *options, *arguments]
+            output = None
+            if processes:
+                output = kept[name] = stack.enter_context(Path(scratch, f"{name}.txt").open("w+b"))
+            processes[name] = subprocess.Popen(
+                command, cwd=root, stdin=subprocess.DEVNULL, stdout=output, stderr=output
+            )
+        # Ctrl-C reaches the runs themselves, which then stop their nodes; this waits until they have.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGTERM, terminate)
+        codes = {name: process.wait() for name, process in processes.items()}
+        for written in kept.values():
+            written.seek(0)
+            print(written.read().decode(errors="replace"), flush=True)
+        found = {name: outcomes(report) for name, report in reports.items()}
+    for name, code in codes.items():
+        print(f"{name}: {line(found[name])}, exit code {code}")
+    print(f"{line(sum(found.values(), Counter()))} in {time.monotonic() - began:.2f}s", flush=True)
+    return next((code for code in codes.values() if code), 0)
 
 
 if __name__ == "__main__":
-    sys.exit(run([(*half, *sys.argv[1:]) for half in HALVES]))
+    sys.exit(run({name: [*files, *sys.argv[1:]] for name, files in parts().items()}))
