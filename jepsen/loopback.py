@@ -118,27 +118,25 @@ class Loopback(Network):
     async def _carry(self, source: asyncio.StreamReader, sink: asyncio.StreamWriter, way: tuple[int, int]) -> None:
         """One direction. Ends with its source."""
         loop = asyncio.get_running_loop()
-        under_way: asyncio.Queue[tuple[float, bytes]] = asyncio.Queue(QUEUE)
+        under_way: asyncio.Queue[tuple[float, bytes] | None] = asyncio.Queue(QUEUE)
 
         async def deliver() -> None:
-            while True:
-                due, data = await under_way.get()
+            while (piece := await under_way.get()) is not None:
+                due, data = piece
                 await asyncio.sleep(due - loop.time())
                 while way in self._blocked:
                     self._held += 1
                     await self._changed.wait()
                 sink.write(data)
                 await sink.drain()
-                under_way.task_done()
 
         delivery = asyncio.create_task(deliver())
         try:
             with contextlib.suppress(OSError):
                 while data := await source.read(CHUNK):
                     await under_way.put((loop.time() + self._late(), data))
-                arrived = asyncio.create_task(under_way.join())
-                await asyncio.wait([arrived, delivery], return_when=asyncio.FIRST_COMPLETED)
-                arrived.cancel()
+                await under_way.put(None)
+                await delivery
         finally:
             delivery.cancel()
             await asyncio.gather(delivery, return_exceptions=True)
