@@ -36,7 +36,7 @@ from nebuladb.node.reads import ReadOutcomes
 from nebuladb.node.reconciler import Reconciler
 from nebuladb.node.registry import GroupState, RegistryRow
 from nebuladb.node.snapshots import Snapshots
-from nebuladb.node.starting import check_home, open_replica
+from nebuladb.node.starting import check_home, cure_of, open_replica
 from nebuladb.node.surgeon import Surgeon
 from nebuladb.node.turn import Flush, Turn
 from nebuladb.node.upkeep import Upkeep
@@ -172,9 +172,7 @@ class Node:
             data.store = store
         if start.lost:
             self.snapshots.lost[group] = None
-            others = len(dict(row.nodes)) > 1
-            cure = "it waits for a snapshot from its leader" if others else "no other node has it: restore a backup"
-            text = f"the data of shard {group} is gone or damaged; {cure}"
+            text = f"the data of shard {group} is gone or damaged; {cure_of(row)}"
             self.alarms_now.raised(Alarm(AlarmKind.DATA_LOST, text, group))
         if store.busy or data.hub.lagging:
             self._applier.look_at(group)  # physical deletion goes on where the last process left it

@@ -206,8 +206,8 @@ class Snapshots:
         replica = self._host.replicas.get(group)
         if replica is None or replica.lost:
             return
-        if len(replica.nodes) == 1:
-            raise error
+        if not replica.raft.configuration.votes_beside(replica.id):
+            raise error  # learners may have it, but without a leader nobody sends it
         probe("data damaged in use")
         self._drop(group)
         row = self._rows[group]

@@ -37,10 +37,20 @@ def check_home(rows: Iterable[RegistryRow], node: int) -> None:
 
 
 def only_copies(log: LogStore) -> list[int]:
-    """Groups of which no other node has the data, nor their logs all of it: they can't be had again."""
+    """Groups of which no other node that votes has the data, nor their logs all of it: nobody would send it again."""
     rows = {group: RegistryRow.decode(row) for group, row in log.registry().items()}
-    alone = [group for group, row in rows.items() if row.state == GroupState.NORMAL and len(row.nodes) == 1]
+    normal = {group: row for group, row in rows.items() if row.state == GroupState.NORMAL}
+    alone = [group for group, row in normal.items() if not row.configuration.votes_beside(row.replica)]
     return [group for group in alone if group in log.groups() and log.reader(group).start() != rows[group].initial]
+
+
+def cure_of(row: RegistryRow) -> str:
+    """What an operator is told of a replica without data."""
+    if row.configuration.votes_beside(row.replica):
+        return "it waits for a snapshot from its leader"
+    if len(row.nodes) > 1:
+        return "no other node that votes has it: `nebulad recover` one that doesn't vote, or restore a backup"
+    return "no other node has it: restore a backup"
 
 
 def open_replica(

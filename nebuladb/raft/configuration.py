@@ -30,6 +30,10 @@ class Configuration(NamedTuple):
         """Whether `replica` is to stay: it isn't one that only the outgoing voters have."""
         return replica in self.voters or replica in self.learners or replica in self.learners_next
 
+    def votes_beside(self, replica: int) -> bool:
+        """Whether any other replica than `replica` votes: nobody else can lead, nor send it a snapshot."""
+        return any(voter != replica for voter in (*self.voters, *self.outgoing))
+
     def encode(self) -> bytes:
         """The bytes above."""
         parts = [struct.pack(">BB", CONFIGURATION_VERSION, int(self.auto_leave))]

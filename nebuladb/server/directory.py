@@ -66,9 +66,10 @@ def put_data_aside(path: Path, why: str, only: Collection[int]) -> None:
     data, aside = path / "data", path / DAMAGED
     if only:
         raise StoreError(
-            f"{data} is damaged: {why}. The log does not go back to its beginning, and no other node has what is in "
-            "it, so it stays where it is: restore a backup into an empty directory (docs/operations.md, Backups). If "
-            "the damage was met in use, the node may be started again, and read, until it is met anew"
+            f"{data} is damaged: {why}. The log does not go back to its beginning, and no other node that votes has "
+            "what is in it, so it stays where it is: restore a backup into an empty directory (docs/operations.md, "
+            "Backups), or `nebulad recover` a node that has it and doesn't vote. If the damage was met in use, the "
+            "node may be started again, and read, until it is met anew"
         )
     structlog.get_logger("nebulad").error("data store put aside", to=str(aside), why=why)
     try:

@@ -26,13 +26,14 @@ class Started(Exception):
     """In place of a new process."""
 
 
-def used(path: Path, nodes: dict[int, int], begins: int) -> None:
-    """A directory with a replica on `nodes`, whose log begins behind index `begins`; and with data."""
+def used(path: Path, nodes: dict[int, int], begins: int, voters: tuple[int, ...] = ()) -> None:
+    """A directory with a replica on `nodes`, all of which vote unless `voters` says who does, whose log begins behind
+    index `begins`; and with data."""
     directory = DataDirectory(path)
     log = directory.open_log(plan(), RocksMemory(1 << 20, 1 << 20))
     batch = LogBatch(BatchId(1))
     batch.create(META, begins, 1)
-    batch.register(META, first_row(1, nodes, INITIAL).encode())
+    batch.register(META, first_row(1, nodes, INITIAL, voters).encode())
     log.write(batch, BatchId(0))
     log.sync()
     log.close()
@@ -73,11 +74,12 @@ def test_what_can_be_had_again_is_put_aside(
     assert (tmp_path / DAMAGED).is_dir()
 
 
+@pytest.mark.parametrize("nodes", [{1: 11}, {1: 11, 2: 12}], ids=["alone", "a learner"])
 def test_the_only_copy_stays_where_it_is_when_a_block_is_found_damaged(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, nodes: dict[int, int]
 ) -> None:
     """One bad block, met by a compaction: all the data was put aside, for a snapshot that nobody could send."""
-    used(tmp_path, {1: 11}, 7)
+    used(tmp_path, nodes, 7, voters=(1,))
     with pytest.raises(StoreError, match=r"block checksum mismatch.*no other node.*stays where it is.*backup"):
         failed(tmp_path, monkeypatch)
     assert (tmp_path / "data").is_dir()
