@@ -128,16 +128,19 @@ class Pump:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._tables.stop()
         await self._flusher.stop()
+        whole = self._broken is None
+        # No turn from here on, whatever peers send: it would ask threads that end now.
+        self._broken = self._broken or Unavailable("this node is stopping; try another one")
+        self._fail_waiters()
         await asyncio.to_thread(self._fetcher.stop)
         self.node.snapshots.close()
         await asyncio.to_thread(self._exporter.shutdown)
-        if self._broken is None:
+        if whole:
             try:
                 await asyncio.to_thread(self.node.data.flush)
             except StoreError as error:
-                self.fail(error)  # the log has it all, but whoever runs the node must know
-        self._broken = self._broken or Unavailable("this node is stopping; try another one")
-        self._fail_waiters()
+                self._broken = error
+                self._failed(error)  # the log has it all, but whoever runs the node must know
 
     # --- requests --------------------------------------------------------------------------------------------------
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from contextlib import suppress
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -15,6 +15,8 @@ from nebuladb.kv.answer import Answer, DeleteResult
 from nebuladb.kv.command import Command, Kind
 from nebuladb.kv.machine import DELETION_ROWS
 from nebuladb.node import pump
+from nebuladb.node.outgoing import Outgoing
+from nebuladb.node.turn import Turn
 from nebuladb.pb.nebula.v1 import kv_pb2
 from nebuladb.storage.memory import ALWAYS, Fault
 from tests.unit.node.lone import PUT, SECONDS, Lone
@@ -104,6 +106,30 @@ async def test_stopping_waits_for_a_flush_under_way(alone: Lone) -> None:
     await asyncio.wait_for(stopping, SECONDS)
     await asyncio.sleep(0)
     assert ended == ["flush", "stop"]
+
+
+async def test_a_node_that_stops_takes_no_turn_when_its_threads_have_ended(alone: Lone) -> None:
+    """A leader that nobody else could take over from was asked for a snapshot in its last flush: it ended with an
+    error, and exit code 1."""
+    flushing, gate = threading.Event(), threading.Event()
+
+    def flush() -> None:
+        flushing.set()
+        assert gate.wait(SECONDS)
+
+    def turn(*_: object) -> Turn:
+        return Turn([], [], [], more=False, exports=[cast("Outgoing", None)])
+
+    alone.data.flush = flush  # type: ignore[method-assign]
+    stopping = asyncio.create_task(alone.pump.stop())
+    await alone.until(flushing.is_set)
+    alone.node.turn = turn  # type: ignore[method-assign,assignment]
+    alone.pump.wake()
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    gate.set()
+    await asyncio.wait_for(stopping, SECONDS)
+    assert not alone.failures
 
 
 @pytest.mark.parametrize("method", ["tick", "background", "turn"])
