@@ -49,6 +49,8 @@ class Peers:
         self.joined = directory.joined()
         self._learned: dict[int, str] = {}
         """Where peers say that the members are, as long as this node has no better picture."""
+        self._learned_as_of = 0
+        """Index of the meta group's log that the newest such word is of."""
         self.joins: JoinService | None = None
         """Set when the node serves."""
         self.pump: Pump | None = None
@@ -89,6 +91,7 @@ class Peers:
             if replica.raft.leader:
                 if self._learned and replica.applied == replica.raft.commit:
                     self._learned.clear()  # meta has it all by now
+                    self._learned_as_of = 0
                     transport.connect_to(self.addresses())
                 continue
             identity = self.identity
@@ -104,8 +107,15 @@ class Peers:
                     removed(NodeRemoved(removed_text(identity.name)))
                     return
                 if reply.node_id != identity.node:  # else another was here once, and it's our own old picture
-                    self._learned |= {peer.node_id: peer.address for peer in reply.peers}
+                    self._learn(reply, replica.applied)
             transport.connect_to(self.addresses())
+
+    def _learn(self, reply: pb.HelloResponse, applied: int) -> None:
+        """Take a peer's word for where the members are, unless it is of before what this node knows, from others or by
+        its own picture, which is as of `applied`. A build that doesn't say of when it is, is believed."""
+        if not reply.meta_index or reply.meta_index >= max(applied, self._learned_as_of):
+            self._learned |= {peer.node_id: peer.address for peer in reply.peers}
+            self._learned_as_of = max(reply.meta_index, self._learned_as_of)
 
     # --- founding --------------------------------------------------------------------------------------------------
 
@@ -180,6 +190,7 @@ class Peers:
     def hello(self, request: pb.HelloRequest) -> pb.HelloResponse:
         """Who this node is, and under which id it knows the asker's name."""
         meta = self.pump.node.meta if self.pump is not None else Meta()
+        replica = self.pump.node.host.replicas.get(META_GROUP) if self.pump is not None else None
         ours = request.cluster_id == self.identity.cluster != 0
         answer = answer_hello(self.identity, self.founding, self._hash, request.name)
         return pb.HelloResponse(
@@ -191,6 +202,7 @@ class Peers:
             known_node_id=self._known(request.name) or (0 if answer.known_node in meta.removed else answer.known_node),
             removed=request.node_id in meta.removed,
             peers=[pb.PeerAddress(node_id=one.node, address=one.peer_address) for one in meta.nodes.values() if ours],
+            meta_index=replica.applied if replica is not None and ours else 0,
         )
 
     def _known(self, name: str) -> int:

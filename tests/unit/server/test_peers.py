@@ -232,6 +232,36 @@ async def test_without_a_leader_a_node_asks_where_the_others_are(ours: Peers, mo
     assert transport.wanted[0] == {11: "a:1", 12: "b:1", 13: "c:1"}
 
 
+async def test_what_is_older_than_its_own_picture_is_no_news(ours: Peers, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that had been away for long told it, round after round, where a third had been: its link there was cut, and
+    what lacked it for a majority had no leader for good."""
+    monkeypatch.setattr(peers, "REMOVAL_SECONDS", 0)
+    moved = [pb.PeerAddress(node_id=13, address="old:1")]
+    transport, _ = await watch(ours, pb.HelloResponse(cluster_id=7, meta_index=4, peers=moved), 1)
+    assert transport.wanted[0][13] == "c:1"
+
+
+@pytest.mark.parametrize("order", [1, -1])
+async def test_of_two_words_the_newer_one_counts(ours: Peers, monkeypatch: pytest.MonkeyPatch, order: int) -> None:
+    monkeypatch.setattr(peers, "REMOVAL_SECONDS", 0)
+    said = [
+        pb.HelloResponse(cluster_id=7, meta_index=index, peers=[pb.PeerAddress(node_id=14, address=address)])
+        for index, address in ((6, "old:1"), (7, "new:1"))
+    ]
+    transport = Neighbours(said[0])
+    replies = said[::order]
+
+    async def hello(address: str, request: pb.HelloRequest) -> pb.HelloResponse:
+        return replies.pop(0) if replies else said[0]
+
+    monkeypatch.setattr(transport, "hello", hello)
+    task = asyncio.create_task(ours.watch_removal(transport, lambda _: None))  # type: ignore[arg-type]
+    while len(transport.wanted) < 2:  # noqa: ASYNC110
+        await asyncio.sleep(0)
+    task.cancel()
+    assert [wanted[14] for wanted in transport.wanted] == ["new:1", "new:1"]
+
+
 async def test_what_a_node_says_to_itself_is_no_news(ours: Peers, monkeypatch: pytest.MonkeyPatch) -> None:
     """It has n3's address, and n3 its own: by its own old picture it looked for n3 where it is itself, for ever."""
     monkeypatch.setattr(peers, "REMOVAL_SECONDS", 0)

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19nebula/peer/v1/peer.proto\x12\x0enebula.peer.v1\"q\n\x0cHelloRequest\x12\x12\n\ncluster_id\x18\x01 \x01(\x06\x12\x0f\n\x07node_id\x18\x02 \x01(\x06\x12\x0c\n\x04name\x18\x03 \x01(\t\x12\x1c\n\x14initial_cluster_hash\x18\x04 \x01(\x0c\x12\x10\n\x08has_data\x18\x05 \x01(\x08\"\xc6\x01\n\rHelloResponse\x12\x12\n\ncluster_id\x18\x01 \x01(\x06\x12\x0f\n\x07node_id\x18\x02 \x01(\x06\x12\x0c\n\x04name\x18\x03 \x01(\t\x12\x1c\n\x14initial_cluster_hash\x18\x04 \x01(\x0c\x12\x10\n\x08has_data\x18\x05 \x01(\x08\x12\x15\n\rknown_node_id\x18\x06 \x01(\x06\x12\x0f\n\x07removed\x18\x07 \x01(\x08\x12*\n\x05peers\x18\x08 \x03(\x0b\x32\x1b.nebula.peer.v1.PeerAddress\"-\n\x0c\x46oundRequest\x12\x0f\n\x07node_id\x18\x01 \x01(\x06\x12\x0c\n\x04name\x18\x02 \x01(\t\"!\n\rFoundResponse\x12\x10\n\x08\x64ocument\x18\x01 \x01(\x0c\"@\n\x0bJoinRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x14\n\x0cpeer_address\x18\x02 \x01(\t\x12\r\n\x05\x63laim\x18\x03 \x01(\x06\"/\n\x0bPeerAddress\x12\x0f\n\x07node_id\x18\x01 \x01(\x06\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\"\x90\x01\n\x0cJoinResponse\x12\x0c\n\x04wait\x18\x01 \x01(\t\x12\x0f\n\x07refused\x18\x02 \x01(\t\x12\x10\n\x08\x66ounding\x18\x03 \x01(\x0c\x12\x0f\n\x07node_id\x18\x04 \x01(\x06\x12\x12\n\nmeta_group\x18\x05 \x01(\x0c\x12*\n\x05peers\x18\x06 \x03(\x0b\x32\x1b.nebula.peer.v1.PeerAddress\"2\n\x0bLagsRequest\x12\x12\n\ncluster_id\x18\x01 \x01(\x06\x12\x0f\n\x07node_id\x18\x02 \x01(\x06\"?\n\x03Lag\x12\r\n\x05group\x18\x01 \x01(\x04\x12\x0c\n\x04term\x18\x02 \x01(\x04\x12\x0c\n\x04last\x18\x03 \x01(\x04\x12\r\n\x05lacks\x18\x04 \x01(\x04\"1\n\x0cLagsResponse\x12!\n\x04lags\x18\x01 \x03(\x0b\x32\x13.nebula.peer.v1.Lag\"Y\n\x0bLinkMessage\x12.\n\thandshake\x18\x01 \x01(\x0b\x32\x19.nebula.peer.v1.HandshakeH\x00\x12\x0f\n\x05\x66rame\x18\x02 \x01(\x0cH\x00\x42\t\n\x07message\"\xb2\x01\n\tHandshake\x12\x12\n\ncluster_id\x18\x01 \x01(\x06\x12\x0f\n\x07node_id\x18\x02 \x01(\x06\x12\x0c\n\x04name\x18\x03 \x01(\t\x12\x13\n\x0bincarnation\x18\x04 \x01(\x06\x12\x0f\n\x07version\x18\x05 \x01(\r\x12\x10\n\x08receiver\x18\x06 \x01(\x06\x12\x16\n\x0e\x63lient_address\x18\x07 \x01(\t\x12\x14\n\x0cissued_nodes\x18\x08 \x01(\x04\x12\x0c\n\x04life\x18\t \x01(\x06\x32\xde\x02\n\x04Peer\x12\x44\n\x05Hello\x12\x1c.nebula.peer.v1.HelloRequest\x1a\x1d.nebula.peer.v1.HelloResponse\x12\x44\n\x05\x46ound\x12\x1c.nebula.peer.v1.FoundRequest\x1a\x1d.nebula.peer.v1.FoundResponse\x12\x41\n\x04Join\x12\x1b.nebula.peer.v1.JoinRequest\x1a\x1c.nebula.peer.v1.JoinResponse\x12\x41\n\x04Lags\x12\x1b.nebula.peer.v1.LagsRequest\x1a\x1c.nebula.peer.v1.LagsResponse\x12\x44\n\x04Link\x12\x1b.nebula.peer.v1.LinkMessage\x1a\x1b.nebula.peer.v1.LinkMessage(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19nebula/peer/v1/peer.proto\x12\x0enebula.peer.v1\"q\n\x0cHelloRequest\x12\x12\n\ncluster_id\x18\x01 \x01(\x06\x12\x0f\n\x07node_id\x18\x02 \x01(\x06\x12\x0c\n\x04name\x18\x03 \x01(\t\x12\x1c\n\x14initial_cluster_hash\x18\x04 \x01(\x0c\x12\x10\n\x08has_data\x18\x05 \x01(\x08\"\xda\x01\n\rHelloResponse\x12\x12\n\ncluster_id\x18\x01 \x01(\x06\x12\x0f\n\x07node_id\x18\x02 \x01(\x06\x12\x0c\n\x04name\x18\x03 \x01(\t\x12\x1c\n\x14initial_cluster_hash\x18\x04 \x01(\x0c\x12\x10\n\x08has_data\x18\x05 \x01(\x08\x12\x15\n\rknown_node_id\x18\x06 \x01(\x06\x12\x0f\n\x07removed\x18\x07 \x01(\x08\x12*\n\x05peers\x18\x08 \x03(\x0b\x32\x1b.nebula.peer.v1.PeerAddress\x12\x12\n\nmeta_index\x18\t \x01(\x04\"-\n\x0c\x46oundRequest\x12\x0f\n\x07node_id\x18\x01 \x01(\x06\x12\x0c\n\x04name\x18\x02 \x01(\t\"!\n\rFoundResponse\x12\x10\n\x08\x64ocument\x18\x01 \x01(\x0c\"@\n\x0bJoinRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x14\n\x0cpeer_address\x18\x02 \x01(\t\x12\r\n\x05\x63laim\x18\x03 \x01(\x06\"/\n\x0bPeerAddress\x12\x0f\n\x07node_id\x18\x01 \x01(\x06\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\"\x90\x01\n\x0cJoinResponse\x12\x0c\n\x04wait\x18\x01 \x01(\t\x12\x0f\n\x07refused\x18\x02 \x01(\t\x12\x10\n\x08\x66ounding\x18\x03 \x01(\x0c\x12\x0f\n\x07node_id\x18\x04 \x01(\x06\x12\x12\n\nmeta_group\x18\x05 \x01(\x0c\x12*\n\x05peers\x18\x06 \x03(\x0b\x32\x1b.nebula.peer.v1.PeerAddress\"2\n\x0bLagsRequest\x12\x12\n\ncluster_id\x18\x01 \x01(\x06\x12\x0f\n\x07node_id\x18\x02 \x01(\x06\"?\n\x03Lag\x12\r\n\x05group\x18\x01 \x01(\x04\x12\x0c\n\x04term\x18\x02 \x01(\x04\x12\x0c\n\x04last\x18\x03 \x01(\x04\x12\r\n\x05lacks\x18\x04 \x01(\x04\"1\n\x0cLagsResponse\x12!\n\x04lags\x18\x01 \x03(\x0b\x32\x13.nebula.peer.v1.Lag\"Y\n\x0bLinkMessage\x12.\n\thandshake\x18\x01 \x01(\x0b\x32\x19.nebula.peer.v1.HandshakeH\x00\x12\x0f\n\x05\x66rame\x18\x02 \x01(\x0cH\x00\x42\t\n\x07message\"\xb2\x01\n\tHandshake\x12\x12\n\ncluster_id\x18\x01 \x01(\x06\x12\x0f\n\x07node_id\x18\x02 \x01(\x06\x12\x0c\n\x04name\x18\x03 \x01(\t\x12\x13\n\x0bincarnation\x18\x04 \x01(\x06\x12\x0f\n\x07version\x18\x05 \x01(\r\x12\x10\n\x08receiver\x18\x06 \x01(\x06\x12\x16\n\x0e\x63lient_address\x18\x07 \x01(\t\x12\x14\n\x0cissued_nodes\x18\x08 \x01(\x04\x12\x0c\n\x04life\x18\t \x01(\x06\x32\xde\x02\n\x04Peer\x12\x44\n\x05Hello\x12\x1c.nebula.peer.v1.HelloRequest\x1a\x1d.nebula.peer.v1.HelloResponse\x12\x44\n\x05\x46ound\x12\x1c.nebula.peer.v1.FoundRequest\x1a\x1d.nebula.peer.v1.FoundResponse\x12\x41\n\x04Join\x12\x1b.nebula.peer.v1.JoinRequest\x1a\x1c.nebula.peer.v1.JoinResponse\x12\x41\n\x04Lags\x12\x1b.nebula.peer.v1.LagsRequest\x1a\x1c.nebula.peer.v1.LagsResponse\x12\x44\n\x04Link\x12\x1b.nebula.peer.v1.LinkMessage\x1a\x1b.nebula.peer.v1.LinkMessage(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,27 +34,27 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_HELLOREQUEST']._serialized_start=45
   _globals['_HELLOREQUEST']._serialized_end=158
   _globals['_HELLORESPONSE']._serialized_start=161
-  _globals['_HELLORESPONSE']._serialized_end=359
-  _globals['_FOUNDREQUEST']._serialized_start=361
-  _globals['_FOUNDREQUEST']._serialized_end=406
-  _globals['_FOUNDRESPONSE']._serialized_start=408
-  _globals['_FOUNDRESPONSE']._serialized_end=441
-  _globals['_JOINREQUEST']._serialized_start=443
-  _globals['_JOINREQUEST']._serialized_end=507
-  _globals['_PEERADDRESS']._serialized_start=509
-  _globals['_PEERADDRESS']._serialized_end=556
-  _globals['_JOINRESPONSE']._serialized_start=559
-  _globals['_JOINRESPONSE']._serialized_end=703
-  _globals['_LAGSREQUEST']._serialized_start=705
-  _globals['_LAGSREQUEST']._serialized_end=755
-  _globals['_LAG']._serialized_start=757
-  _globals['_LAG']._serialized_end=820
-  _globals['_LAGSRESPONSE']._serialized_start=822
-  _globals['_LAGSRESPONSE']._serialized_end=871
-  _globals['_LINKMESSAGE']._serialized_start=873
-  _globals['_LINKMESSAGE']._serialized_end=962
-  _globals['_HANDSHAKE']._serialized_start=965
-  _globals['_HANDSHAKE']._serialized_end=1143
-  _globals['_PEER']._serialized_start=1146
-  _globals['_PEER']._serialized_end=1496
+  _globals['_HELLORESPONSE']._serialized_end=379
+  _globals['_FOUNDREQUEST']._serialized_start=381
+  _globals['_FOUNDREQUEST']._serialized_end=426
+  _globals['_FOUNDRESPONSE']._serialized_start=428
+  _globals['_FOUNDRESPONSE']._serialized_end=461
+  _globals['_JOINREQUEST']._serialized_start=463
+  _globals['_JOINREQUEST']._serialized_end=527
+  _globals['_PEERADDRESS']._serialized_start=529
+  _globals['_PEERADDRESS']._serialized_end=576
+  _globals['_JOINRESPONSE']._serialized_start=579
+  _globals['_JOINRESPONSE']._serialized_end=723
+  _globals['_LAGSREQUEST']._serialized_start=725
+  _globals['_LAGSREQUEST']._serialized_end=775
+  _globals['_LAG']._serialized_start=777
+  _globals['_LAG']._serialized_end=840
+  _globals['_LAGSRESPONSE']._serialized_start=842
+  _globals['_LAGSRESPONSE']._serialized_end=891
+  _globals['_LINKMESSAGE']._serialized_start=893
+  _globals['_LINKMESSAGE']._serialized_end=982
+  _globals['_HANDSHAKE']._serialized_start=985
+  _globals['_HANDSHAKE']._serialized_end=1163
+  _globals['_PEER']._serialized_start=1166
+  _globals['_PEER']._serialized_end=1516
 # @@protoc_insertion_point(module_scope)

@@ -62,6 +62,7 @@ class HelloResponse(_message.Message):
     KNOWN_NODE_ID_FIELD_NUMBER: _builtins.int
     REMOVED_FIELD_NUMBER: _builtins.int
     PEERS_FIELD_NUMBER: _builtins.int
+    META_INDEX_FIELD_NUMBER: _builtins.int
     cluster_id: _builtins.int
     node_id: _builtins.int
     name: _builtins.str
@@ -71,6 +72,8 @@ class HelloResponse(_message.Message):
     """the id under which the answering node knows the asker's name; 0 = does not"""
     removed: _builtins.bool
     """the asker's id was removed from the cluster"""
+    meta_index: _builtins.int
+    """index of the meta group's log as of which it says so: whose picture is newer"""
     @_builtins.property
     def peers(self) -> _containers.RepeatedCompositeFieldContainer[Global___PeerAddress]:
         """for one of the same cluster: where the members are now"""
@@ -86,10 +89,11 @@ class HelloResponse(_message.Message):
         known_node_id: _builtins.int = ...,
         removed: _builtins.bool = ...,
         peers: _abc.Iterable[Global___PeerAddress] | None = ...,
+        meta_index: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cluster_id", b"cluster_id", "has_data", b"has_data", "initial_cluster_hash", b"initial_cluster_hash", "known_node_id", b"known_node_id", "name", b"name", "node_id", b"node_id", "peers", b"peers", "removed", b"removed"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cluster_id", b"cluster_id", "has_data", b"has_data", "initial_cluster_hash", b"initial_cluster_hash", "known_node_id", b"known_node_id", "meta_index", b"meta_index", "name", b"name", "node_id", b"node_id", "peers", b"peers", "removed", b"removed"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
