@@ -85,6 +85,8 @@ class KeyspaceService:
 
         await drive(self._backend, step, due, unfinished)
         waited = groups or self._dropped(first)  # whoever dropped it may not be done with that
+        if not first:
+            unfinished = _unknown(name)
         # A node that hasn't heard of it yet might still route to it; without a majority nothing comes of that.
         await until(lambda: self._powerless(waited), due, unfinished)
         # But by its lease who led a shard there answers reads without one.
@@ -129,6 +131,15 @@ def _voters(meta: Meta, group: int) -> int:
 
 def _unfinished(name: str, what: str) -> NebulaError:
     error = Unavailable(f"keyspace {name!r} is being {what}, which goes on; repeat the request to wait for it")
+    error.outcome = Outcome.UNKNOWN
+    return error
+
+
+def _unknown(name: str) -> NebulaError:
+    error = Unavailable(
+        f"there is no keyspace {name!r}; of one that was dropped, perhaps of that name, there are replicas still, "
+        "which are being destroyed: repeat the request to wait for it"
+    )
     error.outcome = Outcome.UNKNOWN
     return error
 
