@@ -299,6 +299,7 @@ class Node:
                 turn.reads.append(read)
             else:
                 then(read[1])
+                turn.more = True  # for what it has asked for
 
     def _write(self, turn: Turn) -> None:
         """Write what Host gave; a stalled engine is asked again in the next turn, in the same order (S32)."""

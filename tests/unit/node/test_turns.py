@@ -55,6 +55,17 @@ def test_another_turn_is_asked_for_while_entries_are_left(monkeypatch: pytest.Mo
     assert [request for request, _ in node.turn().answers] == requests[1:]
 
 
+def test_another_turn_is_asked_for_by_what_a_read_of_the_nodes_own_proposes() -> None:
+    """It waited for a tick, in each step of a change of members."""
+    trio = alone()
+    node, requests = trio.node(0), list[int]()
+    node.ask(DEFAULT_GROUP, 1_000, lambda _: requests.append(node.submit(DEFAULT_GROUP, PUT, trio.time + 1_000)))
+    turn = node.turn()
+    assert requests
+    assert turn.more
+    assert [request for request, _ in durable_turn(trio).answers] == requests
+
+
 def test_a_follower_with_nothing_to_do_needs_no_turn_for_a_tick() -> None:
     trio = Trio()
     trio.start()
