@@ -121,8 +121,12 @@ def _check(path: Path) -> None:
     Meta's log is applied to a copy of its rows in memory: the shards that must be there are those that it ends with.
     """
     Identity.decode(read(path / IDENTITY_FILE))
+    source = path / "raft"
+    if not source.exists():  # to look into it would make one
+        raise Corruption(
+            f"there is no {source}: this node was never in a cluster, or has lost its log; take another survivor"
+        )
     with ExitStack() as stack:
-        source = path / "raft"
         log = LogStore(RocksEngine.inspect(source, examine_log(source)))
         stack.callback(log.close)
         data: Engine = MemoryEngine(wal=False)

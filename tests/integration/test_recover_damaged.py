@@ -171,7 +171,11 @@ def no_database(path: Path) -> None:
     (path / "data").write_text("no database")
 
 
-@pytest.mark.parametrize("spoil", [without_meta, without_a_shard, no_database])
+def no_log(path: Path) -> None:
+    shutil.rmtree(path / "raft")
+
+
+@pytest.mark.parametrize("spoil", [without_meta, without_a_shard, no_database, no_log])
 def test_a_recovery_that_is_refused_has_touched_nothing(killed: Path, spoil: Callable[[Path], None]) -> None:
     spoil(killed)
     before = contents(killed)
