@@ -39,6 +39,9 @@ if TYPE_CHECKING:
 RATE: Final = 32 << 20
 """Bytes of rows that a node sends a second, all its snapshots together: about a quarter of a core here and one at the
 receiver, and less than half of what one disk writes beside its log."""
+MIN_RATE: Final = 128 << 10
+"""An operator may set no less: each of `MAX_OUTGOING` gets on by a chunk in 4 s then, and one that doesn't for
+`outgoing.IDLE_TICKS`, 10 s, is given up. With 10 KiB a second none ever came to its end."""
 MAX_OUTGOING: Final = 4
 """Each keeps old tables on the disk, and perhaps one memtable and four chunks in memory."""
 MAX_INCOMING: Final = 4

@@ -9,7 +9,7 @@ from typing import Final, TypeVar
 from nebuladb.errors import ConfigurationError
 from nebuladb.node.options import NodeOptions
 from nebuladb.node.retention import MODES, Retention, milliseconds
-from nebuladb.node.snapshots import SnapshotLimits
+from nebuladb.node.snapshots import MIN_RATE, SnapshotLimits
 from nebuladb.node.tail import TailLimits
 from nebuladb.server.space import AUTO_BALLAST, AUTO_LOW, SIZES, Reserves, amount
 
@@ -44,7 +44,8 @@ FLAGS: Final[Mapping[str, str]] = {
     "other in speed.",
     "log-keep-entries": "Log entries that a shard keeps for a replica that is away; a longer absence takes a snapshot.",
     "log-keep-size": "Bytes of log that it keeps at most, like 64MiB.",
-    "snapshot-rate": "Bytes of rows that this node sends in snapshots a second, all together, like 32MiB.",
+    "snapshot-rate": "Bytes of rows that this node sends in snapshots a second, all together, like 32MiB; at least "
+    f"{MIN_RATE >> 10}KiB.",
     "watch-progress-notify-interval": "How often an etcd watch that wants it, and gets no events, hears how far it has "
     "come, like 10m.",
 }
@@ -63,7 +64,7 @@ def parse(texts: Mapping[str, str]) -> NodeOptions:
         stall=_named("log-stall-timeout", texts, milliseconds),
         check=_named("consistency-check-interval", texts, milliseconds),
         tail=_tail(_named("log-keep-entries", texts, _number), _named("log-keep-size", texts, _number)),
-        snapshots=SnapshotLimits(rate=_named("snapshot-rate", texts, _number)),
+        snapshots=SnapshotLimits(rate=_named("snapshot-rate", texts, _rate)),
     )
 
 
@@ -97,6 +98,14 @@ def _number(text: str) -> int:
     if match is None or not int(match[1]):
         raise ConfigurationError(f"{text!r} is no positive number; write one like 1000 or 64MiB")
     return int(match[1]) * SIZES[match[2] or "B"]
+
+
+def _rate(text: str) -> int:
+    """Bytes a second, at least `MIN_RATE`. Raises `ConfigurationError`."""
+    rate = _number(text)
+    if rate < MIN_RATE:
+        raise ConfigurationError(f"{text} a second is too little: with less than {MIN_RATE >> 10}KiB no snapshot ends")
+    return rate
 
 
 def _named(key: str, texts: Mapping[str, str], read: Callable[[str], Value]) -> Value:

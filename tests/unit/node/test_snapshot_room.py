@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
 from nebuladb.ids import DEFAULT_GROUP
 from nebuladb.node.alarms import AlarmKind
 from nebuladb.node.disk import Space
 from nebuladb.node.pauses import FIRST_MS, LONGEST_MS, Pauses
+from nebuladb.node.snapshots import MAX_OUTGOING, MIN_RATE, SnapshotLimits
 from nebuladb.raft import StateRole
-from tests.unit.node.test_snapshots import away, founded, level, put, store
+from tests.unit.node.test_snapshots import OPTIONS, away, founded, level, put, store
 from tests.unit.node.trio import Trio
 
 
@@ -38,6 +40,15 @@ def test_a_snapshot_that_does_not_fit_is_sent_again_later_each_time() -> None:
     trio.until(level(trio), "level")
     assert not told(trio, follower)
     assert trio.node(leader).snapshots.counts["sent"] == 1
+
+
+def test_the_least_rate_is_enough_for_as_many_as_there_may_be() -> None:
+    """With 10 KiB a second each was given up for want of progress, and another begun, for good."""
+    trio = founded(replace(OPTIONS, snapshots=SnapshotLimits(rate=MIN_RATE // MAX_OUTGOING)))
+    leader, follower = away(trio, size=10_000)
+    trio.start(follower)
+    trio.until(level(trio), "level")
+    assert trio.node(leader).snapshots.counts["failed"] == 0
 
 
 def test_where_the_log_of_another_leader_reaches_back_far_enough_the_alarm_goes() -> None:

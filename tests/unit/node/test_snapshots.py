@@ -39,8 +39,8 @@ def store(trio: Trio, place: int, group: int = DEFAULT_GROUP) -> Store:
     return trio.node(place).groups[group].store
 
 
-def founded() -> Trio:
-    trio = Trio(options=OPTIONS)
+def founded(options: NodeOptions = OPTIONS) -> Trio:
+    trio = Trio(options=options)
     trio.start()
     trio.founded()
     return trio

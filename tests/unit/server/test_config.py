@@ -95,6 +95,7 @@ def test_a_cluster_may_be_a_table(tmp_path: Path) -> None:
         ({"join": "h"}, "join (flag --join): 'h' is not HOST:PORT"),
         ({"log-level": "loud"}, "'loud' is not one of debug, info"),
         ({"log-format": "xml"}, "'xml' is not one of auto, console, json"),
+        ({"snapshot-rate": "32"}, "snapshot-rate (flag --snapshot-rate): 32 a second is too little"),
     ],
 )
 def test_an_error_names_the_setting_and_what_to_do(flags: dict[str, str], told: str) -> None:
