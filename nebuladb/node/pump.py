@@ -93,9 +93,10 @@ class Pump:
         self._reads: dict[int, asyncio.Future[None]] = {}
         self._fresh: dict[int, tuple[int, int]] = {}
         """Group → (replica, boottime in ms as new as which its state is known to be); one for each that was read so."""
-        self._scheduled = self._stopped = False
+        self._scheduled = False
         self._idle = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
+        self._stopping: asyncio.Task[None] | None = None
         self._loop = asyncio.get_running_loop()
         self._flusher = Flusher(node.log, self._durable, self.fail)
         self._fetcher = Fetcher(node.data)
@@ -119,10 +120,13 @@ class Pump:
         self.wake()
 
     async def stop(self) -> None:
-        """Flush and end. What is unanswered by then is answered *unknown* or *failed*. Idempotent."""
-        if self._stopped:
-            return
-        self._stopped = True
+        """Flush and end. What is unanswered by then is answered *unknown* or *failed*. If this is cancelled it goes on,
+        and whoever calls it again waits for the same end."""
+        if self._stopping is None:
+            self._stopping = self._loop.create_task(self._stop(), name="stop")
+        await asyncio.shield(self._stopping)
+
+    async def _stop(self) -> None:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)

@@ -108,6 +108,29 @@ async def test_stopping_waits_for_a_flush_under_way(alone: Lone) -> None:
     assert ended == ["flush", "stop"]
 
 
+async def test_a_stop_that_was_cut_short_is_waited_for_by_the_next(alone: Lone) -> None:
+    """A drain has ten seconds; what comes after it closes the engine that the last flush is in."""
+    flushing, gate, ended = threading.Event(), threading.Event(), list[str]()
+
+    def flush() -> None:
+        flushing.set()
+        assert gate.wait(SECONDS)
+        ended.append("flush")
+
+    alone.data.flush = flush  # type: ignore[method-assign]
+    drain = asyncio.create_task(alone.pump.stop())
+    await alone.until(flushing.is_set)
+    drain.cancel()
+    with suppress(asyncio.CancelledError):
+        await drain
+    stopping = asyncio.create_task(alone.pump.stop())
+    stopping.add_done_callback(lambda _: ended.append("stop"))
+    asyncio.get_running_loop().call_later(0.05, gate.set)
+    await asyncio.wait_for(stopping, SECONDS)
+    await asyncio.sleep(0)
+    assert ended == ["flush", "stop"]
+
+
 async def test_a_node_that_stops_takes_no_turn_when_its_threads_have_ended(alone: Lone) -> None:
     """A leader that nobody else could take over from was asked for a snapshot in its last flush: it ended with an
     error, and exit code 1."""
