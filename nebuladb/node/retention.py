@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from typing import Final, NamedTuple
 
 from nebuladb.errors import ConfigurationError
+from nebuladb.ids import META_GROUP
 from nebuladb.node.applier import GroupData
 from nebuladb.node.host import Host
 from nebuladb.raft import StateRole
@@ -42,6 +43,11 @@ class Rule(NamedTuple):
     """ms"""
 
 
+META_RULE: Final = Rule(revisions=100)
+"""Of the meta group. Nobody reads its history, nor can anybody compact it: each keyspace that was made and dropped
+would leave some rows for each shard and node, in every snapshot, and for every start to pass over, for good."""
+
+
 class Retention(NamedTuple):
     """The rule for all keyspaces, and those that have their own."""
 
@@ -67,8 +73,13 @@ class Retention(NamedTuple):
         return cls(default, tuple(sorted(keyspaces.items())))
 
     def of(self, keyspace: str) -> Rule:
-        """The rule of a keyspace; that of the meta group, whose keyspace is empty, is the default."""
+        """The rule of a keyspace."""
         return dict(self.keyspaces).get(keyspace, self.default)
+
+    @property
+    def meta(self) -> Rule:
+        """The meta group's: the default, unless that keeps all."""
+        return META_RULE if self.default == Rule() else self.default
 
     def __bool__(self) -> bool:
         return any(rule != Rule() for rule in (self.default, *dict(self.keyspaces).values()))
@@ -112,15 +123,15 @@ class Compactor:
         self, host: Host, groups: Mapping[int, GroupData], shards: Mapping[int, Descriptor], now: int
     ) -> list[tuple[int, int]]:
         """(group, revision) of the compactions that this node, as a leader, should propose now."""
-        if not self._retention:
-            return []
         for gone in [group for group in self._samples if group not in groups]:
             del self._samples[gone]
         self._proposed = {group: proposed for group, proposed in self._proposed.items() if group in groups}
         found: list[tuple[int, int]] = []
-        for group, data in groups.items():
-            shard = shards.get(group)
-            rule = self._retention.of(shard.keyspace if shard else "")
+        for group in groups if self._retention else groups.keys() & {META_GROUP}:
+            data, shard = groups[group], shards.get(group)
+            if group != META_GROUP and shard is None:
+                continue  # of which keyspace it is, whose rule may be to keep all, this node has yet to hear
+            rule = self._retention.of(shard.keyspace) if shard else self._retention.meta
             revision, floor = data.store.revision, data.store.floor
             target = self._by_time(group, rule.period, revision, now)
             if rule.revisions:

@@ -8,7 +8,7 @@ from functools import partial
 from random import Random
 from typing import Final
 
-from nebuladb.ids import DEFAULT_GROUP, ETCD_GROUP
+from nebuladb.ids import DEFAULT_GROUP, ETCD_GROUP, META_GROUP
 from nebuladb.kv import deletion, draft, export, loans, sessions, watch
 from nebuladb.kv.limits import Limits
 from nebuladb.kv.store import Store
@@ -136,6 +136,7 @@ def small_options(rng: Random, core: Core) -> NodeOptions:
     retention = Retention.parse(*rng.choice(RETENTIONS))
     for group, keyspace in ((0, ""), (DEFAULT_GROUP, DEFAULT), (ETCD_GROUP, ETCD)):
         core.floors.rule(retention.of(keyspace), group)
+    core.floors.rule(retention.meta, META_GROUP)
     return NodeOptions(
         retention=retention,
         tail=TailLimits(entries=1, cut_entries=1) if ambush == "strays" else tail,

@@ -5,10 +5,11 @@ from __future__ import annotations
 import pytest
 
 from nebuladb.errors import ConfigurationError, Corruption
-from nebuladb.ids import DEFAULT_GROUP, ETCD_GROUP
+from nebuladb.ids import DEFAULT_GROUP, ETCD_GROUP, META_GROUP
 from nebuladb.kv.command import Command, Kind
+from nebuladb.node.keyspaces import transaction
 from nebuladb.node.options import NodeOptions
-from nebuladb.node.retention import Retention, Rule
+from nebuladb.node.retention import META_RULE, MIN_STEP, Retention, Rule
 from tests.unit.node.trio import Trio
 from tests.unit.node.wire import put_request
 
@@ -74,6 +75,42 @@ def test_revisions_beyond_those_kept_are_compacted_on_every_replica_and_deleted(
         while trio.node(place).background():
             pass
         assert not trio.node(place).groups[DEFAULT_GROUP].store.busy
+
+
+def test_of_the_meta_group_little_history_is_kept_whatever_the_rule() -> None:
+    """Nobody could give it up: each keyspace that was made and dropped left rows there, on every node, for ever."""
+    assert Retention().meta == Retention.parse("users=1h", "periodic").meta == META_RULE
+    assert Retention.parse("1h,users=0", "periodic").meta == Rule(period=HOUR)
+    trio = Trio()
+    trio.start()
+    trio.founded()
+    for number in range(2 * META_RULE.revisions):
+        trio.step(0, transaction({}, {b"test/%d" % number: b"v", b"test/%d" % (number - 1): None}))
+    revision = trio.node(0).groups[META_GROUP].store.revision
+    trio.run(3_000)
+    found = floors(trio, META_GROUP)
+    assert min(found) == max(found) >= revision - META_RULE.revisions - MIN_STEP
+    assert found[0] <= revision - META_RULE.revisions
+    assert floors(trio, DEFAULT_GROUP) == [0, 0, 0]
+    trio.crash(0)
+    trio.start(0)
+    trio.run(3_000)
+    assert trio.node(0).meta.nodes.keys() == trio.node(1).meta.nodes.keys()
+
+
+def test_a_shard_of_an_unknown_keyspace_is_left_alone() -> None:
+    """A node that was restarted, led it, and hadn't heard of its keyspace, whose history is to be kept, compacted it by
+    the rule of all others."""
+    trio = Trio(options=NodeOptions(retention=Retention.parse("50,etcd=0", "revision")))
+    trio.start()
+    trio.founded()
+    write(trio, ETCD_GROUP, 200)
+    leader = trio.leader(ETCD_GROUP)
+    assert leader is not None
+    node = trio.node(leader)
+    compactor = node._upkeep._compactor
+    assert compactor.due(node.host, node.groups, node.meta.shards, trio.time) == []
+    assert compactor.due(node.host, node.groups, {}, trio.time) == []
 
 
 def test_history_is_kept_for_its_period_and_a_new_leader_has_counted_too() -> None:
