@@ -469,7 +469,7 @@ class Pump:
         deadline = self._clock.monotonic() + int(STOP_SECONDS * 1000)
         while self._broken is None and self._clock.monotonic() < deadline:
             leading = [replica for replica in host.replicas.values() if replica.raft.role is StateRole.LEADER]
-            others = [replica for replica in leading if len(replica.nodes) > 1]
+            others = [replica for replica in leading if replica.raft.configuration.votes_beside(replica.id)]
             if not others:
                 return
             for replica in others:

@@ -108,6 +108,14 @@ async def test_stopping_waits_for_a_flush_under_way(alone: Lone) -> None:
     assert ended == ["flush", "stop"]
 
 
+async def test_who_alone_votes_waits_for_nobody_to_take_over(alone: Lone) -> None:
+    """A node with learners took two seconds longer to stop: none of them can lead."""
+    for replica in alone.node.host.replicas.values():
+        replica.nodes |= {99: 12}
+    # The clock stands still, so that no patience ends.
+    await asyncio.wait_for(alone.pump.hand_over(), SECONDS)
+
+
 async def test_a_stop_that_was_cut_short_is_waited_for_by_the_next(alone: Lone) -> None:
     """A drain has ten seconds; what comes after it closes the engine that the last flush is in."""
     flushing, gate, ended = threading.Event(), threading.Event(), list[str]()
