@@ -45,7 +45,11 @@ CALL_GRACE_SECONDS: Final = 2.0
 
 
 def run(config: Config) -> int:
-    """Serve until a signal; returns the exit code. Raises `NebulaError` if the node can't start."""
+    """Serve until a signal; returns the exit code. Raises `NebulaError` if the node can't start.
+
+    It starts anew by itself, as a new process, after damage of its data and when there is room again on a full disk,
+    unless it was asked to stop.
+    """
     limit_arenas()
     raise_descriptors()
     writer = logs.setup(config.name, config.log_format, config.log_level)
@@ -58,8 +62,10 @@ def run(config: Config) -> int:
         # It could not even open; or, after a failed append, closing the log failed likewise.
         shutdown.failure, code = shutdown.failure or error, 1
     finally:
-        if not isinstance(shutdown.failure, DiskFull):
+        if shutdown.requested or not isinstance(shutdown.failure, DiskFull):
             writer.close()
+    if shutdown.requested:
+        return code
     if isinstance(shutdown.failure, DataDamaged):
         put_data_aside(config.data_dir, shutdown.failure.message, shutdown.only_copies)
         os.execv(sys.executable, sys.orig_argv)

@@ -77,6 +77,8 @@ class Shutdown:
         """`on_end` is called when the end begins; see `end_in_time`."""
         self._on_end = on_end
         self._asked = asyncio.Event()
+        self.requested = False
+        """Somebody asked for the end: whatever fails in it, the node doesn't start again by itself."""
         self.failure: BaseException | None = None
         """What `fail` was told first, if anything."""
         self.only_copies: list[int] = []
@@ -89,6 +91,7 @@ class Shutdown:
             self._log.warning("second request to stop: exiting at once", why=why)
             os._exit(EXIT_FORCED)
         self._log.info("stopping", why=why)
+        self.requested = True
         self._asked.set()
         self._on_end()
 
