@@ -24,6 +24,7 @@ from nebuladb.kv import check
 from nebuladb.kv.answer import DeleteResult, KeyValue, OperationResult, PutResult, TxnResult
 from nebuladb.kv.command import Command, Kind
 from nebuladb.kv.loans import Misses
+from nebuladb.kv.trail import Trail
 from nebuladb.node.pump import BUSY_SECONDS, REST
 from nebuladb.pb.nebula.v1 import kv_pb2 as pb
 from nebuladb.shard import Descriptor
@@ -47,10 +48,11 @@ class KVService:
         )
         try:
             try:
-                found = store.get(request.key, request.revision)
+                trail = Trail() if request.revision > 0 else None
+                found = store.get(request.key, request.revision, trail)
             except Misses as misses:
                 store, found = await self._backend.pump.looks.look(
-                    shard.group, misses, lambda store: store.get(request.key, request.revision)
+                    shard.group, misses, lambda store: store.get(request.key, request.revision, trail)
                 )
         except Corruption as error:
             error.group = shard.group  # so that the replica gets its data anew

@@ -25,9 +25,11 @@ class Misses(Exception):
     No error of the tree: it is no answer, and never reaches a client.
     """
 
-    def __init__(self, rows: Sequence[bytes]) -> None:
+    def __init__(self, rows: Sequence[bytes], *, alone: bool = False) -> None:
         super().__init__(f"{len(rows)} rows are on the disk only")
         self.rows = rows
+        self.alone = alone
+        """What was fetched for the read before isn't needed with them."""
 
 
 class Room:

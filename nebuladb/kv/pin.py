@@ -8,6 +8,7 @@ from nebuladb.env import probe
 from nebuladb.errors import Unavailable
 from nebuladb.kv.rows import Record
 from nebuladb.kv.source import SnapshotSource
+from nebuladb.kv.trail import Trail
 from nebuladb.kv.view import STRETCH_BYTES, Page, page
 
 
@@ -27,6 +28,7 @@ class Pin:
         """The applied index when it was made: its age."""
         self.closed = False
         self._source = source
+        self._trail = Trail()
 
     def scan(
         self,
@@ -46,7 +48,7 @@ class Pin:
             raise Unavailable("the scan took too long; start it again from its last key")
         return page(
             self._source, self._source.keys.span(key, end), self.revision, limit=limit, max_bytes=max_bytes,
-            max_rows=max_rows, keys_only=keys_only, keep=keep, max_read=max_read,
+            max_rows=max_rows, keys_only=keys_only, keep=keep, max_read=max_read, trail=self._trail,
         )  # fmt: skip
 
     def forget(self, revision: int) -> None:

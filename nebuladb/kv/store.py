@@ -27,8 +27,9 @@ from nebuladb.kv.selection import Selection
 from nebuladb.kv.sessions import Sessions
 from nebuladb.kv.source import EngineSource, SnapshotSource, close
 from nebuladb.kv.state import State
+from nebuladb.kv.trail import Trail
 from nebuladb.kv.txn import Budget, Txn, check_revision, collect
-from nebuladb.kv.view import Page, at, page
+from nebuladb.kv.view import Page, as_of, at, page
 from nebuladb.kv.walk import Bounds, Changes, walk
 from nebuladb.pb.nebula.v1.kv_pb2 import TxnRequest
 from nebuladb.storage.engine import Batch, Engine
@@ -255,16 +256,16 @@ class Store:
 
     # --- reading
 
-    def get(self, key: bytes, revision: int = 0) -> KeyValue | None:
-        """A key as it was at `revision` (0 or less: now).
+    def get(self, key: bytes, revision: int = 0, trail: Trail | None = None) -> KeyValue | None:
+        """A key as it was at `revision` (0 or less: now). After `Misses` it goes on where `trail` is.
 
         Raises `Misses`, `Compacted`, `FutureRevision` or `Corruption`.
         """
         state = self._state
         if revision > 0:
             check_revision(revision, state.floor, state.revision)
-        else:
-            revision = state.revision
+            return as_of(self._source, key, revision, trail)
+        revision = state.revision
         record = self._source.newest(key)
         if record is None:
             return None

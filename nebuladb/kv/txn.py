@@ -17,7 +17,7 @@ from nebuladb.kv.limits import MAX_RESULT_BYTES, MAX_RESULT_ROWS, MAX_TXN_BYTES,
 from nebuladb.kv.rows import KEY_AT, Record, decode_record
 from nebuladb.kv.selection import Selection
 from nebuladb.kv.source import Source, close
-from nebuladb.kv.view import at, page
+from nebuladb.kv.view import UNBOUNDED, at, page
 from nebuladb.pb.nebula.v1 import kv_pb2
 
 _COMPARE: Final[dict[int, Callable[[Any, Any], bool]]] = {
@@ -36,7 +36,6 @@ _TARGET: Final[dict[int, Callable[[Record], int]]] = {
 
 EXAMINED_BYTES: Final = 4 << 10
 """So many bytes that were looked at count as a row more: a slice is some 4 MiB."""
-UNBOUNDED: Final = 1 << 62
 MAX_REVISION: Final = (1 << 64) - 1
 
 
@@ -260,7 +259,7 @@ class Txn:
         newest = self.draft.newest(key)
         if not self.sub:
             self._known[key] = newest
-        record, steps, read = at(self.draft, key, newest, revision)
+        record, steps, read = at(self.draft, key, newest, revision, self.budget.read)
         self.budget.spend(rows + steps, 0, read if newest is None else read + len(newest.value))
         return record
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final, NamedTuple
 
+from nebuladb.env import probe
 from nebuladb.errors import Corruption
 from nebuladb.kv.answer import KeyValue
 from nebuladb.kv.change import key_value
@@ -23,6 +24,7 @@ from nebuladb.kv.rows import (
     decode_row,
 )
 from nebuladb.kv.source import Source, close
+from nebuladb.kv.trail import Trail
 
 MISSES_AT_ONCE: Final = 1_024
 MISSES_BYTES: Final = 8 << 20
@@ -30,6 +32,7 @@ MISSES_BYTES: Final = 8 << 20
 records of their keys tell."""
 STRETCH_BYTES: Final = 4 << 20
 """Bytes that one turn of a long read looks at, shown or not: some 5 ms."""
+UNBOUNDED: Final = 1 << 62
 SMALL_BYTES: Final = 1 << 10
 """A row up to here isn't counted by its bytes: it is counted as a row, and those are bounded too."""
 
@@ -61,46 +64,82 @@ def load(source: Source, key: bytes, main: int, sub: int) -> Record:
     return record
 
 
-def at(source: Source, key: bytes, record: Record | None, revision: int) -> tuple[Record | None, int, int]:
+def at(
+    source: Source,
+    key: bytes,
+    record: Record | None,
+    revision: int,
+    most: int = UNBOUNDED,
+    trail: Trail | None = None,
+) -> tuple[Record | None, int, int]:
     """What `record`'s key was at `revision`, which isn't below the floor, a live record or None; and the look-ups that
-    it took and the bytes that those read, which are the same on every replica."""
+    it took and the bytes that those read, which are the same on every replica.
+
+    Beyond `most` bytes, or one look-up, it ends with a record above `revision`. It goes on where `trail` is, and leaves
+    that where it ends, by `Misses` as well.
+    """
     steps = read = 0
-    while record is not None and record.main > revision:
-        if record.anchor_main > revision:
-            record = load(source, key, record.anchor_main, record.anchor_sub)
-        elif record.past_main == 0 or (record.past_deleted and record.past_main <= revision):
-            # A tombstone at or below the revision may be gone from R already, so it is never looked up.
-            return None, steps, read
-        else:
-            record = load(source, key, record.past_main, record.past_sub)
-        steps += 1
-        read += len(record.value)
-    return (record if record is not None and record.version else None), steps, read
+    if trail is not None:
+        record = trail.reached(key, revision) or record
+    try:
+        while record is not None and record.main > revision and read <= most:
+            past = _past(record, revision)
+            if past is None:
+                return None, steps, read
+            record = load(source, key, *past)
+            steps += 1
+            read += len(record.value)
+    finally:
+        if trail is not None:
+            trail.leave(key, revision, record)
+    return (record if record is not None and (record.version or record.main > revision) else None), steps, read
+
+
+def _past(record: Record, revision: int) -> tuple[int, int] | None:
+    """The next record to look at from one above `revision`; None: the key didn't exist then."""
+    if record.anchor_main > revision:
+        return record.anchor_main, record.anchor_sub
+    if record.past_main == 0 or (record.past_deleted and record.past_main <= revision):
+        # A tombstone at or below the revision may be gone from R already, so it is never looked up.
+        return None
+    return record.past_main, record.past_sub
+
+
+def as_of(source: Source, key: bytes, revision: int, trail: Trail | None) -> KeyValue | None:
+    """A key as it was at `revision`, which isn't below the floor. Raises `Corruption`, or `Misses`: after these it goes
+    on where `trail` is, and where it has looked at `STRETCH_BYTES` it asks for the next row also if that is in memory.
+    """
+    if trail is None:
+        record, *_ = at(source, key, source.newest(key), revision)
+        return None if record is None else key_value(key, record)
+    try:
+        newest = trail.reached(key, revision) or source.newest(key)
+        record, *_ = at(source, key, newest, revision, STRETCH_BYTES, trail)
+    except Misses as misses:
+        raise Misses(misses.rows, alone=True) from None
+    if record is None:
+        return None
+    if record.main > revision and (position := _past(record, revision)) is not None:
+        probe("look into history rests")
+        raise Misses([source.keys.record_key(*position)], alone=True)
+    return key_value(key, record) if record.main <= revision else None
 
 
 def page(
-    source: Source,
-    span: tuple[bytes, bytes],
-    revision: int,
-    *,
-    limit: int,
-    max_bytes: int,
-    max_rows: int,
-    keys_only: bool = False,
-    keep: Callable[[Record], bool] | None = None,
-    floor: int = 0,
-    max_read: int = 1 << 62,
-    dead: Dead | None = None,
-) -> Page:
+    source: Source, span: tuple[bytes, bytes], revision: int, *, limit: int, max_bytes: int, max_rows: int,
+    keys_only: bool = False, keep: Callable[[Record], bool] | None = None, floor: int = 0, max_read: int = UNBOUNDED,
+    dead: Dead | None = None, trail: Trail | None = None,
+) -> Page:  # fmt: skip
     """The range as it was at `revision`, as far as `limit` keys, about `max_bytes` (at least one key), and `max_rows`
-    rows or `max_read` bytes looked at, and one key's history more, go. With `limit` 0 keys are counted and none
-    returned; what `keep` refuses is counted, too.
+    rows or `max_read` bytes looked at go, and one row more. With `limit` 0 keys are counted and none returned; what
+    `keep` refuses is counted, too. A page that ends amid a key's history has its cursor at that key: the next one goes
+    on with the same `trail`.
 
     What another replica may have deleted already, tombstones below `floor`, counts for nothing: `examined` and `read`
     are the same on all. `dead` is told of those, and may raise."""
     dead = dead or Dead()
     if not limit:
-        return _count(source, span, revision, max_rows, dead, floor, max_read)
+        return _count(source, span, revision, max_rows, dead, floor, max_read, trail)
     oldest = U64.pack(floor)
     kvs: list[KeyValue] = []
     missing: list[bytes] = []
@@ -123,7 +162,10 @@ def page(
         key = row[KEY_AT:]
         record = decode_record(data)
         try:
-            visible, steps, past = (record, 0, 0) if record.main <= revision else at(source, key, record, revision)
+            visible: Record | None = record
+            steps = past = 0
+            if record.main > revision:
+                visible, steps, past = at(source, key, record, revision, max(max_read - read, 0), trail)
         except Misses as misses:
             missing += misses.rows
             missed += len(data)
@@ -133,6 +175,10 @@ def page(
             continue
         examined += steps
         read += past
+        if visible is not None and visible.main > revision:
+            cursor = key
+            close(rows)
+            break
         if visible is None or visible.version == 0:
             continue
         counted += 1
@@ -148,8 +194,9 @@ def page(
 
 
 def _count(
-    source: Source, span: tuple[bytes, bytes], revision: int, max_rows: int, dead: Dead, floor: int, max_read: int
-) -> Page:
+    source: Source, span: tuple[bytes, bytes], revision: int, max_rows: int, dead: Dead, floor: int, max_read: int,
+    trail: Trail | None,
+) -> Page:  # fmt: skip
     """`page` with limit 0: of most rows two fields are all that it takes to tell."""
     missing: list[bytes] = []
     counted = examined = read = missed = 0
@@ -172,7 +219,8 @@ def _count(
             counted += not data[RECORD_FLAGS] & TOMBSTONE
         else:
             try:
-                visible, steps, past = at(source, row[KEY_AT:], decode_record(data), revision)
+                record, left = decode_record(data), max(max_read - read, 0)
+                visible, steps, past = at(source, row[KEY_AT:], record, revision, left, trail)
             except Misses as misses:
                 missing += misses.rows
                 missed += len(data)
@@ -181,8 +229,12 @@ def _count(
                     break
                 continue
             examined += steps
-            counted += visible is not None
             read += past
+            if visible is not None and visible.main > revision:
+                cursor = row[KEY_AT:]
+                close(rows)
+                break
+            counted += visible is not None
     if missing:
         raise Misses(missing)
     return Page((), counted, cursor, 0, examined, read)

@@ -114,12 +114,19 @@ class Looks:
                     return store, read(store)
                 except Misses as more:
                     misses = more
+                    if misses.alone:
+                        self._let_go(look)
         finally:
             del self._looks[look]
-            self.size -= look.size
-            look.size = 0
-            store.give_back(look.held)
+            self._let_go(look)
             self._schedule()
+
+    def _let_go(self, look: _Look) -> None:
+        """It wants nothing any more of what it has got."""
+        self.size -= look.size
+        look.size = 0
+        look.store.give_back(look.held)
+        look.held = []
 
     def _schedule(self) -> None:
         if self._looks and not self._due:

@@ -14,6 +14,7 @@ from nebuladb.kv.answer import RangeResult
 from nebuladb.kv.limits import Limits
 from nebuladb.kv.loans import FETCH_BYTES, MOST_READ, Misses
 from nebuladb.kv.store import Store
+from nebuladb.kv.trail import Trail
 from nebuladb.node import looks as looks_module
 from nebuladb.node.fetcher import THREADS, Fetcher
 from nebuladb.node.looks import LOOK_BYTES, Looks
@@ -263,3 +264,36 @@ async def test_damage_is_nobody_else_s_error() -> None:
     await asyncio.to_thread(fetcher.stop)
     await asyncio.sleep(0)
     assert (store.borrowed, looks.waiting, looks.size) == (0, 0, 0)
+
+
+async def test_a_read_of_an_old_revision_holds_one_version_at_a_time() -> None:
+    """It held all that are above it, a GiB perhaps."""
+    store, engine = fresh()
+    assert isinstance(engine, MemoryEngine)
+    log = Log()
+    for number in range(60):
+        run(store, log, put(b"k", b"%d" % number + bytes(MIB)))
+    store = reopen(engine, Limits(cache_bytes=0))
+    engine.chill(lambda _: True)
+    fetcher = Fetcher(engine)
+    looks = Looks(fetcher, lambda _: store)
+    most, supply = 0, store.supply
+
+    def supplied(rows: Sequence[bytes], values: Sequence[bytes | None]) -> None:
+        nonlocal most
+        supply(rows, values)
+        most = max(most, sum(map(len, filter(None, store._source.loans.rows.values()))), looks.size)
+
+    store.supply = supplied  # type: ignore[method-assign]
+
+    async def read(revision: int) -> None:
+        trail = Trail()
+        _, found = await looks.read(7, store, lambda store: store.get(b"k", revision, trail))
+        assert found is not None
+        assert found.value.startswith(b"%d\0" % (revision - 2))
+
+    async with asyncio.timeout(60):
+        await asyncio.gather(*map(read, range(2, 7)))
+    await asyncio.to_thread(fetcher.stop)
+    assert most <= LOOK_BYTES // 2
+    assert (store.borrowed, looks.size) == (0, 0)

@@ -1,0 +1,130 @@
+"""A key with many large versions above the one that is asked for: each is looked at once, and let go."""
+
+from __future__ import annotations
+
+import pytest
+
+from nebuladb.errors import ResultTooLarge
+from nebuladb.kv.limits import MAX_TXN_BYTES, Limits
+from nebuladb.kv.loans import Misses
+from nebuladb.kv.store import Store
+from nebuladb.kv.trail import Trail
+from nebuladb.kv.view import STRETCH_BYTES
+from nebuladb.pb.nebula.v1 import kv_pb2
+from nebuladb.storage.memory import MemoryEngine
+from tests.unit.kv.helpers import Log, delete, fresh, put, reopen, run
+
+SIZE, VERSIONS = 256 << 10, 300
+OLD = 3
+"""The revision of the second version."""
+
+
+class Counting(MemoryEngine):
+    """Counts the rows of the history that are read."""
+
+    def __init__(self) -> None:
+        super().__init__(wal=False)
+        self.cold = True
+        self.looks = 0
+
+    def get_cached(self, key: bytes) -> tuple[bool, bytes | None]:
+        return (False, None) if self.cold else super().get_cached(key)
+
+    def get(self, key: bytes) -> bytes | None:
+        self.looks += len(key) == 25
+        return super().get(key)
+
+
+@pytest.fixture
+def deep() -> tuple[Store, Counting]:
+    engine = Counting()
+    engine.cold = False
+    store, _ = fresh(engine=engine)
+    log, value = Log(), bytes(SIZE)
+    run(store, log, put(b"k", b"first"))
+    run(store, log, put(b"k", b"old"))
+    for _ in range(VERSIONS):
+        run(store, log, put(b"k", value))
+    engine.cold, engine.looks = True, 0
+    return reopen(engine, Limits(cache_bytes=0)), engine
+
+
+@pytest.mark.parametrize("cold", [True, False])
+def test_a_get_looks_at_each_version_once_and_holds_one(deep: tuple[Store, Counting], cold: bool) -> None:
+    """It looked at all of them again for each one that it lacked, and held them all."""
+    store, engine = deep
+    engine.cold, engine.looks = cold, 0
+    trail, held = Trail(), list[bytes]()
+    while True:
+        seen = engine.looks
+        try:
+            found = store.get(b"k", OLD, trail)
+            break
+        except Misses as misses:
+            assert engine.looks - seen <= STRETCH_BYTES // SIZE + 2
+            if misses.alone:
+                store.give_back(held)
+                held = []
+            rows = list(misses.rows)
+        store.borrow(rows)
+        held += rows
+        assert store.borrowed <= 2
+        store.supply(rows, store.fetch(rows))
+    store.give_back(held)
+    assert found is not None
+    assert found.value == b"old"
+    assert engine.looks <= VERSIONS + VERSIONS * SIZE // STRETCH_BYTES + 2
+
+
+@pytest.mark.parametrize("limit", [0, 10])
+def test_a_scan_ends_a_stretch_amid_a_key_s_history(deep: tuple[Store, Counting], limit: int) -> None:
+    """It looked at all of it in one turn of the loop."""
+    store, engine = deep
+    engine.cold = False
+    run(store, Log(store.index), put(b"j"), put(b"k\0"), put(b"l"))
+    pin, counted, cursor, values, pages = store.pin(OLD), 0, b"\0", list[bytes](), 0
+    engine.looks = 0
+    while cursor:
+        page = pin.scan(cursor, b"\0", limit=limit)
+        assert page.read <= STRETCH_BYTES + 2 * SIZE
+        counted, cursor, pages = counted + page.counted, page.cursor, pages + 1
+        values += [kv.value for kv in page.kvs]
+    assert (counted, values) == (1, [b"old"] if limit else [])
+    assert pages > VERSIONS * SIZE // STRETCH_BYTES
+    assert engine.looks <= VERSIONS + pages
+
+
+def test_a_stretch_of_few_bytes_gets_on_all_the_same(deep: tuple[Store, Counting]) -> None:
+    store, engine = deep
+    engine.cold = False
+    pin, cursor, pages = store.pin(OLD), b"k", 0
+    while cursor:
+        cursor, pages = pin.scan(cursor, b"l", max_read=1).cursor, pages + 1
+    assert pages == VERSIONS
+
+
+def test_a_trail_is_of_one_key_and_revision(deep: tuple[Store, Counting]) -> None:
+    store, engine = deep
+    engine.cold = False
+    log = Log(store.index)
+    run(store, log, put(b"a", b"1"), delete(b"a"), put(b"a", b"2"))
+    end = store.revision
+    trail = Trail()
+    with pytest.raises(Misses):
+        store.get(b"k", OLD, trail)
+    values = [kv and kv.value for kv in (store.get(b"a", end - back, trail) for back in (2, 1, 0, 3))]
+    assert values == [b"1", None, b"2", None]
+
+
+def test_a_transaction_looks_no_further_back_than_it_may(deep: tuple[Store, Counting]) -> None:
+    """It looked at all versions, and was refused then."""
+    store, engine = deep
+    engine.cold = False
+    request = kv_pb2.TxnRequest()
+    request.success.add(range=kv_pb2.RangeRequest(key=b"k", revision=OLD))
+    with pytest.raises(ResultTooLarge, match="64 MiB"):
+        store.read(request)
+    request.success[0].range.range_end = b"l"
+    with pytest.raises(ResultTooLarge, match="64 MiB"):
+        store.read(request)
+    assert engine.looks <= 2 * (MAX_TXN_BYTES // SIZE + 2) < 2 * VERSIONS
