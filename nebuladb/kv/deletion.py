@@ -40,6 +40,8 @@ class Deletion:
         self._pace = FIRST_ROWS
         self.deleted = Spans(KEY_AT)
         """Where rows were deleted, or overwritten long ago; whoever makes the room of them good takes them away."""
+        self.buried = 0
+        """Keys of which nothing is left; whoever counts them takes that away."""
         if data is not None:
             if len(data) != DELETION_ROW.size or data[0] != FORMAT:
                 raise Corruption("the deletion row is damaged")
@@ -104,6 +106,7 @@ class Deletion:
         the loop for a second, and after a range delete all rows of a step lie side by side."""
         if not dead:
             return
+        self.buried += len(dead)
         run: list[bytes] = []
         looked, most = 0, LOOKED_PER_DEAD * len(dead)
         rows = self._source.scan(min(dead), max(dead) + b"\0")

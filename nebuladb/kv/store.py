@@ -67,8 +67,7 @@ class Store:
         # Iterators wait for the disk in any case, and hold the interpreter's lock meanwhile: so do scans' look-ups.
         self._patient = SnapshotSource(engine, self._keys)
         self._sessions = Sessions(self._source)
-        self._deletion = Deletion(self._source, engine.get(self._keys.deletion))
-        self.deleted = self._deletion.deleted
+        self.deletion = Deletion(self._source, engine.get(self._keys.deletion))
         self.deleted_bytes = 0
         """Written by background deletion; whoever counts what the engine holds unflushed takes it away."""
         self._pending: tuple[Machine, Batch] | None = None
@@ -415,14 +414,14 @@ class Store:
     @property
     def busy(self) -> bool:
         """Whether `background` has anything to do, though pins may hold it back for now."""
-        return bool(self._jobs) or self._deletion.behind(self.floor)
+        return bool(self._jobs) or self.deletion.behind(self.floor)
 
     def reclaimed(self, revision: int) -> bool:
         """Whether all is deleted that a compaction at `revision`, at or below the floor, superseded. Raises
         `Unavailable` of a store that is not in use any more."""
         if self.failed:
             raise Unavailable("the shard's data was replaced; try again")
-        return self._deletion.passed(revision)
+        return self.deletion.passed(revision)
 
     @property
     def _deletable(self) -> int:
@@ -441,12 +440,12 @@ class Store:
         try:
             if self._jobs:
                 self._hash(budget)
-            elif self._deletion.behind(floor := self._deletable):
+            elif self.deletion.behind(floor := self._deletable):
                 self._delete(floor, budget)
         except Corruption:
             self.failed = True
             raise
-        return bool(self._jobs) or self._deletion.behind(self._deletable)
+        return bool(self._jobs) or self.deletion.behind(self._deletable)
 
     def _hash(self, budget: int) -> None:
         job = self._jobs[0]
@@ -459,12 +458,12 @@ class Store:
                 self._hashes.popitem(last=False)
 
     def _delete(self, floor: int, budget: int) -> None:
-        batch, position = self._deletion.step(floor, budget)
+        batch, position = self.deletion.step(floor, budget)
         self._write(batch)
         self.deleted_bytes += batch.size + TOMBSTONE_BYTES * len(batch.operations)
-        self._deletion.advance(position)
+        self.deletion.advance(position)
         probe("slice of superseded rows deleted")
-        if not self._deletion.behind(self.floor):
+        if not self.deletion.behind(self.floor):
             probe("superseded rows deleted")
 
     def _start_hash(self, index: int) -> None:

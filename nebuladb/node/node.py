@@ -19,7 +19,7 @@ from nebuladb.kv.command import Command
 from nebuladb.kv.store import Store
 from nebuladb.kv.watch import WatchHub
 from nebuladb.node.alarms import Alarm, AlarmKind, Alarms
-from nebuladb.node.applier import Applier, Fetch, GroupData
+from nebuladb.node.applier import BURIED_KEYS, Applier, Fetch, GroupData
 from nebuladb.node.consistency import hash_of
 from nebuladb.node.disk import Space
 from nebuladb.node.entry import encode_command
@@ -113,7 +113,7 @@ class Node:
         self.on_first_start: Callable[[], None] = lambda: None
         """Called when the registry has its first row, durably, and before any replica runs."""
         self.unflushed = 0
-        """Bytes that were written to the data store since its last flush began."""
+        """Bytes that were written to the data store since its last flush began; a key that went counts as more."""
         self.flush_bytes = self.memory.flush_bytes
         self._start_groups(joined)
 
@@ -418,8 +418,8 @@ class Node:
         """See `Applier.background`."""
         more = self._applier.background()
         self._see_to_damage()
-        self.unflushed += self._applier.deleted_bytes
-        self._applier.deleted_bytes = 0
+        self.unflushed += self._applier.deleted_bytes + self._applier.buried * self.flush_bytes // BURIED_KEYS
+        self._applier.deleted_bytes = self._applier.buried = 0
         hashed, self._applier.hashed = self._applier.hashed, []
         for one in hashed:
             self._upkeep.hashed(*one)

@@ -15,6 +15,7 @@ from nebuladb.ids import DEFAULT_GROUP, ETCD_GROUP, Generation, GroupId
 from nebuladb.kv.command import Command, Kind
 from nebuladb.kv.rows import Keys, group_span
 from nebuladb.kv.store import Store
+from nebuladb.node import node as node_module
 from nebuladb.node.disk import Space
 from nebuladb.node.vacuum import FAILED_MS, LONGEST_MS, PAUSE_MS, REST, Vacuum
 from nebuladb.pb.nebula.v1 import kv_pb2
@@ -179,6 +180,22 @@ async def test_what_a_compaction_deleted_is_flushed_and_compacted_on_a_full_disk
         assert any(low <= row < high for low, high in found.spans), "where rows were overwritten, too"
     groups = {group_span(group, Generation(1)) for group in (DEFAULT_GROUP, ETCD_GROUP)}
     assert not groups & set(found.spans), "no more than was deleted"
+
+
+async def test_many_keys_that_went_are_flushed_whatever_room_there_is(
+    alone: Lone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A queue's scans passed over all that went since the last flush: of 8 GiB of memory, half a million keys."""
+    monkeypatch.setattr(node_module, "BURIED_KEYS", 2)
+    found = Compactions(alone)
+    await delete(alone)
+    await alone.put(b"d")
+    revision = alone.node.groups[DEFAULT_GROUP].store.revision  # above the deletion
+    compact = Command(Kind.COMPACT, kv_pb2.CompactRequest(revision=revision).SerializeToString())
+    await asyncio.wait_for(alone.pump.propose(DEFAULT_GROUP, compact, SECONDS), SECONDS)
+    await alone.until(lambda: found.flushes == 1)
+    assert not found.spans
+    assert alone.node.unflushed < alone.node.flush_bytes
 
 
 async def test_a_dropped_shard_is_flushed_and_compacted_on_a_full_disk(alone: Lone) -> None:
