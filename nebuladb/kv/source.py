@@ -46,8 +46,13 @@ class EngineSource:
         self._current = keys.current
 
     def get(self, row: bytes) -> bytes | None:
+        rows = self.loans.rows
+        if row in rows:  # first: what the engine has in memory it copies
+            return rows[row]
         known, data = self._cached(row)
-        return data if known else self._borrowed(row)
+        if not known:
+            raise Misses((row,))
+        return data
 
     def scan(self, low: bytes, high: bytes) -> Iterator[tuple[bytes, bytes]]:
         return self._engine.scan(low, high)

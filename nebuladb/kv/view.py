@@ -16,7 +16,9 @@ from nebuladb.kv.rows import (
     FORMAT,
     KEY_AT,
     RECORD_FLAGS,
+    RECORD_HEAD_SIZE,
     RECORD_MAIN,
+    ROW_HEAD_SIZE,
     TOMBSTONE,
     U64,
     Record,
@@ -55,9 +57,17 @@ class Page(NamedTuple):
 
 def load(source: Source, key: bytes, main: int, sub: int) -> Record:
     """The record that R holds at (main, sub), which must be of `key`. Raises `Corruption`."""
+    return _decoded(_row(source, main, sub), key, main, sub)
+
+
+def _row(source: Source, main: int, sub: int) -> bytes:
     data = source.get(source.keys.record_key(main, sub))
     if data is None:
         raise Corruption(f"history has no row {main}.{sub}")
+    return data
+
+
+def _decoded(data: bytes, key: bytes, main: int, sub: int) -> Record:
     found, record = decode_row(data)
     if found != key or record.main != main or record.sub != sub:
         raise Corruption(f"row {main}.{sub} of the history is of another key or revision")
@@ -86,9 +96,12 @@ def at(
             past = _past(record, revision)
             if past is None:
                 return None, steps, read
-            record = load(source, key, *past)
+            data = _row(source, *past)
+            head = ROW_HEAD_SIZE + len(key) + RECORD_HEAD_SIZE
+            # The value of one that is passed over isn't copied: a read that lacks a row begins anew, a thousand times.
+            record = _decoded(data[:head] if past[0] > revision else data, key, *past)
             steps += 1
-            read += len(record.value)
+            read += len(data) - head
     finally:
         if trail is not None:
             trail.leave(key, revision, record)
