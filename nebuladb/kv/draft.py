@@ -44,7 +44,7 @@ class Draft:
     """
 
     __slots__ = (
-        "_buried", "_current", "_fresh", "_record", "_sorted", "_source", "added", "events", "floor", "forgotten",
+        "_current", "_fresh", "_record", "_sorted", "_source", "added", "buried", "events", "floor", "forgotten",
         "grown", "held", "keys", "leases", "records", "rows", "size",
     )  # fmt: skip
 
@@ -69,7 +69,8 @@ class Draft:
         """Bytes of the values that were superseded, which `events` keep: likewise."""
         self._sorted: list[bytes] = []
         self._fresh = 0
-        self._buried: list[list[bytes]] = []
+        self.buried: list[list[bytes]] = []
+        """Runs of C rows that `batch` deletes, of keys that are gone."""
 
     # --- reading
 
@@ -243,7 +244,7 @@ class Draft:
 
     def bury(self, dead: Clearing) -> None:
         """Remove these, too, and be read no more. What of them was written here stays for now."""
-        self._buried = dead.runs
+        self.buried = dead.runs
         self.forgotten = max(self.forgotten, dead.newest)
 
     def merge(self, other: Draft) -> None:
@@ -261,7 +262,7 @@ class Draft:
     def batch(self) -> Batch:
         """Everything as one engine batch."""
         batch = Batch()
-        for run in self._buried:
+        for run in self.buried:
             delete_run(batch, run)
         batch.operations += [
             (DELETE, row, b"") if data is None else (PUT, row, data) for row, data in self.rows.items()

@@ -211,6 +211,7 @@ class Store:
         machine.applied.background = machine.state.floor > self._state.floor or machine.hash_index > 0
         self._state = machine.state
         self._cache.update(machine.draft.records, machine.draft.rows, self._keys.current)
+        self.deletion.buried += sum(map(len, machine.draft.buried))
         for pin in self._pins:
             pin.forget(machine.draft.forgotten)
         if machine.hash_index:

@@ -277,7 +277,9 @@ def test_a_transaction_over_many_keys_that_are_gone_is_sliced_and_removes_them()
         assert [answer for part in parts for answer in part.answers] == [a for part in whole for a in part.answers]
         assert one.scan(b"a").kvs == other.scan(b"a").kvs
         assert state_hash(one, one_log) == state_hash(other, other_log)
+        finish(one)
         finish(other)
+        assert other.deletion.buried >= one.deletion.buried == GONE - 1  # by which the data store is flushed
         assert list(verify_rows(other._engine, GROUP, GENERATION)) == []
 
 
