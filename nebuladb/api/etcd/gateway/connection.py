@@ -172,7 +172,6 @@ class Connection(asyncio.Protocol):
                 self._refuse(503, "too many large requests")
         elif isinstance(event, h11.EndOfMessage):
             self._wait(None)
-            self._begun = False
             self._task = self._loop.create_task(self._serve(self._whole()), name="gateway request")
         elif isinstance(event, h11.ConnectionClosed):
             self._transport.close()
@@ -216,7 +215,7 @@ class Connection(asyncio.Protocol):
     def _answered(self) -> None:
         """The next request, if there may be one."""
         self._task = self._request = None
-        self._streaming = False
+        self._streaming = self._begun = False
         self._body = bytearray()
         self._let_go()
         if self._transport.is_closing():

@@ -222,8 +222,14 @@ async def test_a_client_that_asks_first_is_told_to_go_on(etcd: Faced) -> None:
     ],
     ids=["announced", "chunked", "head", "length", "no host"],
 )  # fmt: skip
-async def test_what_is_too_large_or_no_request_costs_the_connection(etcd: Faced, data: bytes, status: int) -> None:
+@pytest.mark.parametrize("kept", [False, True])
+async def test_what_is_too_large_or_no_request_costs_the_connection(
+    etcd: Faced, data: bytes, status: int, kept: bool
+) -> None:
     async with connected(etcd.address) as http:
+        if kept:  # the answer to an earlier request has been sent on it
+            http.send("GET", "/version")
+            assert (await http.response()).status == 200
         http.writer.write(data)
         response = await http.response()
         assert (response.status, response.headers["connection"]) == (status, "close")
