@@ -130,8 +130,7 @@ class Connection(asyncio.Protocol):
         else:
             self._begin(rpc)
 
-    def _begin(self, rpc: Rpc) -> bool:
-        """False if it has to wait; else it has begun, here or elsewhere, or has failed."""
+    def _begin(self, rpc: Rpc) -> None:
         self.calls[rpc] = None
         try:
             rpc.begin(self)
@@ -140,13 +139,11 @@ class Connection(asyncio.Protocol):
         except http2.StreamLimit:
             del self.calls[rpc]
             self._wait(rpc)
-            return False
         except LocalProtocolError:
             # The server went away, or the ids are used up.
             del self.calls[rpc]
             self._retire()
             self._owner.again(rpc)
-        return True
 
     def _wait(self, rpc: Rpc) -> None:
         if len(self.waiting) >= self._settings.max_waiting_calls:
@@ -442,12 +439,12 @@ class Connection(asyncio.Protocol):
         self._watch = self._loop.call_later(pause, self._look)
 
     def _admit_waiting(self) -> None:
-        while self.waiting and not self._paused and self.usable:
+        # Nobody is taken out of the line for whom there is no room: it would be at its end then.
+        while self.waiting and not self._paused and self.usable and self.http2.has_room():
             rpc = next(iter(self.waiting))
             del self.waiting[rpc]
             rpc.queued = None
-            if not self._begin(rpc):
-                break
+            self._begin(rpc)
 
     def _retire(self) -> None:
         if not self.usable and self._ready:

@@ -75,6 +75,8 @@ def _ask(host: str, port: int) -> asyncio.Future[list[Any]]:
         found: list[Any] | Exception
         try:
             found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, proto=socket.IPPROTO_TCP)
+        except ValueError as error:  # as of a name with an empty part, which can't be written for DNS
+            found = OSError(f"{host!r} is no name: {error}")
         except Exception as error:
             found = error
         with contextlib.suppress(RuntimeError):  # the loop is closed

@@ -56,6 +56,12 @@ class Sending(Core):
         self._reply_trailers: Fields | None = None
         self._reply_version = -1
 
+    def has_room(self) -> bool:
+        """Whether the peer allows one more stream; if not, `StreamsAllowed` follows."""
+        room = len(self.streams) < self.peer.concurrent_streams
+        self._refused = self._refused or not room
+        return room
+
     def open(self, headers: Fields, *, end: bool = False) -> Stream:
         """A client's new stream.
 
@@ -66,8 +72,7 @@ class Sending(Core):
         """
         if self.going_away or not self.client:
             raise LocalProtocolError("no streams are opened here, or no more", ErrorCode.REFUSED_STREAM)
-        if len(self.streams) >= self.peer.concurrent_streams:
-            self._refused = True
+        if not self.has_room():
             raise StreamLimit(f"{self.peer.concurrent_streams} streams are open", ErrorCode.REFUSED_STREAM)
         stream_id = self._next_id
         if stream_id > MAX_STREAM_ID:

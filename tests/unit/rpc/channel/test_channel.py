@@ -167,6 +167,14 @@ def test_a_loop_that_is_closed_first() -> None:
     del left
 
 
+@pytest.mark.parametrize("name", ["n1..example", "n" * 64])
+async def test_what_can_be_no_name_is_told_at_once(channels: Any, name: str) -> None:
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await asyncio.wait_for(unary(channels(f"{name}:1"))(b"x"), SECONDS)
+    assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+    assert f"{name!r} is no name" in (caught.value.details() or "")
+
+
 async def test_a_name_about_which_the_system_says_nothing_is_asked_for_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """By a thread of its own: those of the loop are for others, whose work would wait as long."""
     asked: list[str] = []

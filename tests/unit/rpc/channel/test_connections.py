@@ -258,6 +258,26 @@ async def test_more_calls_than_streams_wait_in_order(channels: Any) -> None:
         assert [call.cancelled() for call in calls] == [False, False, False, True, False]
 
 
+async def test_who_waits_for_a_stream_is_not_overtaken(channels: Any) -> None:
+    held: list[Any] = []
+
+    def script(peer: Peer, event: Any) -> None:
+        if isinstance(event, HeadersReceived):
+            held.append((event.stream, event.data))
+
+    async with Scripted(script, http2.Limits(concurrent_streams=1)) as server:
+        channel = channels(server.address)
+        await ready(channel)
+        calls = [unary(channel)(b"%d" % number) for number in range(8)]
+        for number in range(8):
+            await until(lambda: held)
+            stream, data = held.pop(0)
+            assert data == frame(b"%d" % number)
+            server.peers[0].answer(stream, data)
+            server.peers[0].flush()
+        await asyncio.wait_for(asyncio.gather(*calls), SECONDS)
+
+
 async def test_a_stream_that_is_taken_back_makes_room_whether_or_not_the_server_says_something(channels: Any) -> None:
     begun: list[Any] = []
 
