@@ -133,8 +133,8 @@ class Subchannel:
                 return
             except TimeoutError:
                 why = f"{endpoint}: no HTTP/2 preface within {self._settings.connect_timeout:g} s"
-            except OSError as error:  # ssl.SSLError is one
-                why = f"{endpoint}: {error.strerror or error}"
+            except OSError as error:  # ssl.SSLError is one; of a handshake that the server ends uvloop's says nothing
+                why = f"{endpoint}: {error.strerror or str(error) or 'the server ended the connection'}"
             finally:
                 if self._settling is not None:
                     connection, future = self._settling

@@ -167,6 +167,20 @@ def test_a_loop_that_is_closed_first() -> None:
     del left
 
 
+async def test_a_server_that_ends_the_handshake_of_tls_is_told_of() -> None:
+    async def end(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(1)
+        writer.close()
+
+    server = await asyncio.start_server(end, "127.0.0.1", 0)
+    address = f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    async with server, rpc.secure_channel(address, rpc.ssl_channel_credentials()) as channel:
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await asyncio.wait_for(unary(channel)(b"x"), SECONDS)
+    why = (caught.value.details() or "").rpartition(f"{address}: ")[2]
+    assert why in ("the server ended the connection", "Connection reset by peer")
+
+
 @pytest.mark.parametrize("name", ["n1..example", "n" * 64])
 async def test_what_can_be_no_name_is_told_at_once(channels: Any, name: str) -> None:
     with pytest.raises(grpc.aio.AioRpcError) as caught:
