@@ -159,7 +159,7 @@ class Connection(asyncio.Protocol):
         if isinstance(event, h11.Request):
             self._request = event
             self._wait(REQUEST_SECONDS)
-            announced = dict(event.headers.raw_items()).get(b"Content-Length", b"0")
+            announced = dict(event.headers).get(b"content-length", b"0")
             if announced.isdigit() and int(announced) > MAX_BODY_BYTES:
                 self._refuse(413, "Request Entity Too Large")
         elif isinstance(event, h11.Data):

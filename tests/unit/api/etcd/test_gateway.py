@@ -214,13 +214,14 @@ async def test_a_client_that_asks_first_is_told_to_go_on(etcd: Faced) -> None:
     ("data", "status"),
     [
         (b"POST /v3/kv/put HTTP/1.1\r\nHost: x\r\nContent-Length: 4194305\r\n\r\n", 413),
+        (b"POST /v3/kv/put HTTP/1.1\r\nhost: x\r\ncontent-length: 4194305\r\n\r\n", 413),
         (b"POST /v3/kv/put HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n" + b"100000\r\n" + bytes(1 << 20)
          + (b"\r\n100000\r\n" + bytes(1 << 20)) * 4, 413),
         (b"POST /" + b"x" * 40_000, 431),
         (b"POST /v3/kv/put HTTP/1.1\r\nHost: x\r\nContent-Length: x\r\n\r\n", 400),
         (b"GET / HTTP/1.1\r\n\r\n", 400),
     ],
-    ids=["announced", "chunked", "head", "length", "no host"],
+    ids=["announced", "in small letters", "chunked", "head", "length", "no host"],
 )  # fmt: skip
 @pytest.mark.parametrize("kept", [False, True])
 async def test_what_is_too_large_or_no_request_costs_the_connection(
