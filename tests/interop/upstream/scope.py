@@ -45,6 +45,7 @@ _INTERVAL: Final = "sets the interval of the servers in its own process"
 _WHOLE: Final = "etcd gives leases their whole time anew with each leader; here they keep what is left, as they should"
 
 _ONE: Final = "takes it for granted that all of history that a watch wants comes as one response"
+_EACH: Final = "waits for a response for each revision; two that were applied in one turn may share one (docs/etcd.md)"
 
 TESTS: Final = {
     "ExampleAuth": "users and rights, which there are none of yet",
@@ -74,6 +75,7 @@ TESTS: Final = {
     "TestWatchFragmentDisableWithGRPCLimit": _ONE,
     "TestWatchFragmentEnable": _ONE,
     "TestWatchFragmentEnableWithGRPCLimit": _ONE,
+    "TestWatchMultiWatcher": _EACH,
     "TestWatchWithProgressNotify": _INTERVAL,
     "TestWatchWithProgressNotifyNoEvent": _INTERVAL,
     "TestWatchWithRequireLeader": "waits for etcd's election timeout in the tests, 100 ms, and reads its metrics",
