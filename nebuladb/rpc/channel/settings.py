@@ -112,6 +112,6 @@ def _whole(name: str, value: Any, least: int) -> int:
 
 def _text(name: str, value: Any) -> str:
     text = value.decode() if isinstance(value, bytes) else value
-    if not isinstance(text, str) or not text.isascii() or not text.isprintable():
-        raise ValueError(f"{name}: must be printable ASCII, not {value!r}")
+    if not isinstance(text, str) or not text.isascii() or not text.isprintable() or text != text.strip():
+        raise ValueError(f"{name}: must be printable ASCII, without a space at either end, not {value!r}")
     return text

@@ -51,6 +51,8 @@ def test_every_setting_has_an_option() -> None:
         ("grpc.keepalive_time_ms", -1),
         ("grpc.lb_policy_name", "guess"),
         ("grpc.primary_user_agent", "a\nb"),
+        ("grpc.primary_user_agent", " a"),  # no header may say that: calls found no connection that would take them
+        ("grpc.default_authority", "a "),
     ],
 )
 def test_options_that_make_no_sense(option: tuple[str, Any]) -> None:
