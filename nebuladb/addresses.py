@@ -9,6 +9,8 @@ from typing import Final
 from nebuladb.errors import ConfigurationError
 
 MAX_PORT: Final = 65535
+MAX_NAME: Final = 253
+"""Letters of a host's name (RFC 1035, 2.3.4)."""
 
 
 def split_address(text: str) -> tuple[str, int]:
@@ -29,12 +31,25 @@ def split_address(text: str) -> tuple[str, int]:
             raise ConfigurationError(f"{text!r}: {host!r} is not an IPv6 address") from error
     elif ":" in host:
         raise ConfigurationError(f"{text!r}: an IPv6 address is written [ADDRESS]:PORT")
-    if any(letter.isspace() or letter in "/@,=" for letter in host):
+    if (
+        len(host) > MAX_NAME
+        or any(letter.isspace() or letter in "/@,=\0" for letter in host)
+        or not _can_be_asked(host)
+    ):
         raise ConfigurationError(f"{text!r}: {host!r} is not a host name")
     # isdecimal alone would accept digits of other scripts.
     if not (port_text.isascii() and port_text.isdecimal()) or not 1 <= int(port_text) <= MAX_PORT:
         raise ConfigurationError(f"{text!r}: the port is a number from 1 to {MAX_PORT}")
     return host, int(port_text)
+
+
+def _can_be_asked(host: str) -> bool:
+    """Whether DNS has a way to write it: Python has no other error for that than one of text."""
+    try:
+        host.encode("idna")
+    except UnicodeError:
+        return False
+    return True
 
 
 def is_unspecified(text: str) -> bool:
