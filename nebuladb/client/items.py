@@ -9,6 +9,9 @@ from contextlib import suppress
 from functools import partial
 from typing import Any, TypeVar
 
+from nebuladb.client.errors import OTHER_LOOP
+from nebuladb.errors import ClientClosed
+
 Item = TypeVar("Item")
 
 Work = Callable[[], Coroutine[Any, Any, None]]
@@ -56,6 +59,8 @@ class Items(AsyncIterator[Item]):
             self._next = asyncio.create_task(self._more(self._found))
             self._next.add_done_callback(self._heard)
         task = self._next
+        if task.get_loop() is not asyncio.get_running_loop():  # it would wake nobody here, and its end is not ours
+            raise ClientClosed(OTHER_LOOP)
         if not task.done():
             waiter = asyncio.get_running_loop().create_future()
             wake = partial(self._wake, waiter)
@@ -74,7 +79,9 @@ class Items(AsyncIterator[Item]):
                 del task  # else its exception, which has this frame, had itself
 
     async def aclose(self) -> None:
-        """Read no further; whoever waits for an item hears that there is none."""
+        """Read no further; whoever waits for an item hears that there is none. In another loop it does nothing."""
+        if self._next is not None and self._next.get_loop() is not asyncio.get_running_loop():
+            return
         self._over = True
         self._ready.clear()
         if self._next is not None:

@@ -104,6 +104,7 @@ class Many:
     async def _run(self, operations: list[Keyed], send: Send) -> list[Part | BaseException]:
         """Send them; what became of each request. Those that were refused by an old map, and so did nothing, go once
         more by the new one, unless another has failed for good."""
+        self._transport.check_home()
         fresh = self._map is None
         sent = await self._round(operations, send)
         parts = [part for _, part in sent]

@@ -202,6 +202,7 @@ class Session(Writes):
     def _check_open(self) -> None:
         if self._closed:
             raise ClientClosed("this session is closed; `session()` begins another")
+        self._transport.check_home()
 
     async def _window(self, key: bytes, group: int) -> Window:
         self._check_open()

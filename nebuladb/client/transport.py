@@ -27,7 +27,7 @@ from nebuladb.client.errors import (
 from nebuladb.client.methods import Answer, Method
 from nebuladb.client.retry import Attempts, Kind, Try
 from nebuladb.env import Rng
-from nebuladb.errors import ConfigurationError, RequestTooLarge, WrongEpoch
+from nebuladb.errors import ClientClosed, ConfigurationError, RequestTooLarge, WrongEpoch
 from nebuladb.pb.nebula.v1 import kv_pb2
 from nebuladb.rpc.engine import Engine, engine_of
 
@@ -200,6 +200,11 @@ class Transport:
             return "" if loop is asyncio.get_running_loop() else OTHER_LOOP
         except RuntimeError:  # what nobody runs any more is being closed
             return ""
+
+    def check_home(self) -> None:
+        """Raise `ClientClosed` elsewhere: who waits there for a turn here is woken by nobody."""
+        if why := self.elsewhere():
+            raise ClientClosed(why)
 
     def link(self, address: str) -> Link | Failure:
         """The channel to `address`; a Failure after `close`, and elsewhere than where the first was made."""

@@ -7,11 +7,14 @@ import os
 import subprocess
 import sys
 from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack, suppress
 
 import pytest
 
 from nebuladb import errors
 from nebuladb.client import AsyncClient
+from nebuladb.client.many import MAX_IN_FLIGHT
+from nebuladb.client.session import WINDOW
 from tests.unit.client.fake import Node
 
 SECONDS = 20.0
@@ -56,6 +59,67 @@ def test_a_second_run_is_another_loop(node: Node) -> None:
         with pytest.raises(errors.ClientClosed, match="event loop's"):
             second.run(client.put(b"k", b"w"))
         second.run(client.close())
+        first.run(client.close())
+
+
+async def test_another_loop_waits_for_nothing_of_the_right_one(node: Node) -> None:
+    """It waited for an event, or for its turn, of which nobody told it."""
+    client = AsyncClient([node.address])
+    session = client.session()
+    await client.get_many([b"k"])
+    await session.put(b"k", b"v")
+    events = client.watch(b"k", start_revision=3)
+    event = asyncio.create_task(anext(events))
+    (window,) = session._windows.values()
+    calls: list[Callable[[], Awaitable[object]]] = [
+        lambda: session.put(b"k", b"elsewhere"),
+        lambda: client.get_many([b"k"]),
+        lambda: anext(events),
+    ]
+
+    async def elsewhere() -> None:
+        for call in calls:
+            with pytest.raises(errors.ClientClosed, match="event loop's; make one in each"):
+                async with asyncio.timeout(SECONDS):
+                    await call()
+        await events.aclose()
+
+    async with AsyncExitStack() as busy:
+        for _ in range(WINDOW):
+            await busy.enter_async_context(window.number())
+        for _ in range(MAX_IN_FLIGHT):
+            await busy.enter_async_context(client._many._in_flight)
+        waiting = asyncio.create_task(client.get_many([b"k"]))
+        await asyncio.to_thread(asyncio.run, elsewhere())
+    await waiting
+    await session.put(b"k", b"w")
+    assert (await event).kv.value == b"w"
+    await client.close()
+
+
+def test_a_watch_that_waited_in_a_run_that_is_over_says_so(node: Node) -> None:
+    """The end of the first run was raised as the second one's own: `CancelledError`."""
+    client = AsyncClient([node.address])
+    events = client.watch(b"k")
+
+    async def poll() -> None:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(0.001):
+                await anext(events)
+
+    async def end() -> None:
+        """As `asyncio.run` ends what is left."""
+        left = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in left:
+            task.cancel()
+        await asyncio.wait(left)
+
+    with asyncio.Runner() as first, asyncio.Runner() as second:
+        first.run(poll())
+        first.run(end())
+        with pytest.raises(errors.ClientClosed, match="event loop's"):
+            second.run(poll())
+        second.run(events.aclose())
         first.run(client.close())
 
 
