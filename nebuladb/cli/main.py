@@ -20,7 +20,7 @@ from nebuladb.cli.settings import DEFAULT_ENDPOINTS, SOME_SECONDS, TEXT, Command
     envvar="NEBULA_ENDPOINTS",
     default=DEFAULT_ENDPOINTS,
     show_default=True,
-    metavar="HOST:PORT,…",
+    metavar="HOST:PORT,...",
     help="Client addresses of some nodes; the first that answers is asked. Also NEBULA_ENDPOINTS.",
 )
 @click.option("--keyspace", type=TEXT, default="default", show_default=True, help="The keyspace to work in.")

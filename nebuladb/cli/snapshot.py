@@ -170,7 +170,7 @@ def verify(settings: Settings, file: Path) -> None:
     "--name", type=TEXT, default="n1", show_default=True, help="Of the node that will start from the directory."
 )
 @click.option(
-    "--initial-cluster", type=TEXT, default="", help="NAME=HOST:PORT,… of all nodes of the new cluster: peer addresses."
+    "--initial-cluster", type=TEXT, default="", help="NAME=HOST:PORT,... of all of the new cluster: peer addresses."
 )
 @click.option("--token", type=TEXT, default="", help="Makes another cluster where the same backup was restored before.")
 @click.option(

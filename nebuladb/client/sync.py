@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import os
 import sys
 import threading
@@ -30,6 +31,7 @@ from nebuladb.errors import ClientClosed, InvalidArgument, NebulaError, UnknownO
 
 Given = ParamSpec("Given")
 Result = TypeVar("Result")
+Wrapped = TypeVar("Wrapped", bound=Callable[..., Any])
 
 CLOSING: Final = 1.0
 """Seconds for which `close` lets what it ended come to its own end."""
@@ -211,7 +213,7 @@ def _streams(
     def call(self: Client, /, *given: Given.args, **named: Given.kwargs) -> SyncItems[Result]:
         return SyncItems(method(self._client, *given, **named), self._thread.run, self._thread.leave)
 
-    return call
+    return _shown(call, method)
 
 
 def _scans(
@@ -221,6 +223,13 @@ def _scans(
     def call(self: Client, /, *given: Given.args, **named: Given.kwargs) -> SyncRows:
         return SyncRows(method(self._client, *given, **named), self._thread.run, self._thread.leave)
 
+    return _shown(call, method)
+
+
+def _shown(call: Wrapped, method: Callable[..., Any]) -> Wrapped:
+    """`call`, of which `help` says what it gives: not Items or Rows, but the synchronous one of that name."""
+    shown = inspect.signature(method)
+    call.__signature__ = shown.replace(return_annotation=f"Sync{shown.return_annotation}")  # type: ignore[attr-defined]
     return call
 
 

@@ -147,5 +147,6 @@ def _commands(command: click.Command, path: tuple[str, ...] = ()) -> list[tuple[
 def test_every_help_has_an_example(cli: Cli, path: tuple[str, ...]) -> None:
     answer = cli(*path, "--help")
     assert answer.exit_code == 0
+    assert answer.stdout.isascii(), "it can be told in any locale"
     assert "Example:\n" in answer.stdout
     assert "nebula-cli" in answer.stdout.split("Example:")[1]

@@ -70,6 +70,11 @@ def test_the_same_without_async(asynchronous: type, synchronous: type) -> None:
             assert list(inspect.signature(member).parameters) == list(inspect.signature(ours[name]).parameters), name
 
 
+def test_help_says_what_comes_of_it() -> None:
+    shown = {name: inspect.signature(getattr(Client, name)).return_annotation for name in ("scan", "watch", "get")}
+    assert shown == {"scan": "SyncRows", "watch": "SyncItems[Event]", "get": "KeyValue | None"}
+
+
 def test_a_script_with_an_unfinished_scan_and_watch_comes_to_its_end(node: Node) -> None:
     script = """
 import sys
