@@ -25,7 +25,7 @@ from nebuladb.client.types import BatchResult, Event, KeyValue, LeaseInfo, State
 from nebuladb.client.watch import WatchPlan
 from nebuladb.client.writes import WriteRequest, Writes
 from nebuladb.env import Rng
-from nebuladb.errors import InvalidArgument, KeyspaceNotFound, LeaseNotFound, Reason
+from nebuladb.errors import ConfigurationError, InvalidArgument, KeyspaceNotFound, LeaseNotFound, Reason
 from nebuladb.pb.nebula.v1 import cluster_pb2, common_pb2, keyspace_pb2, kv_pb2, lease_pb2
 
 Answer = TypeVar("Answer", bound=Message)
@@ -75,10 +75,12 @@ class AsyncClient(Writes):
         rng: Rng | None = None,
     ) -> None:
         """`endpoints`: client addresses, HOST:PORT; the first that answers is used. `timeout`: seconds a request, all
-        its attempts together. Raises `ConfigurationError` for what can't be either.
+        its attempts together. Raises `ConfigurationError` for what can't be either, and for a keyspace without a name.
 
         `clock` (seconds), `sleep` and `rng`, for pauses between attempts, are there to be replaced in tests.
         """
+        if not keyspace:  # the wire would take it for "default", in some of the calls
+            raise ConfigurationError(f"keyspace is {keyspace!r}; give its name, e.g. 'default'")
         self.keyspace = keyspace
         self._transport = Transport(endpoints, timeout, clock=clock, sleep=sleep, rng=rng)
         self._many = Many(self._transport, keyspace)

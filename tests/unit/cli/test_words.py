@@ -37,6 +37,7 @@ NO_TEXT = os.fsdecode(b"\xff")
         ("--timeout", "inf", "get", "k"),
         ("--endpoints", NO_TEXT, "get", "k"),
         ("--keyspace", NO_TEXT, "get", "k"),
+        ("--keyspace", "", "del", "k"),
         ("member", "add", NO_TEXT, "--peer-address", "127.0.0.1:1"),
         ("member", "add", "n4", "--peer-address", NO_TEXT),
         ("member", "remove", NO_TEXT),

@@ -75,6 +75,14 @@ async def test_a_keyspace_whose_name_is_no_text_is_refused(node: Node) -> None:
                 await call
 
 
+@pytest.mark.parametrize("name", ["", None])
+def test_a_keyspace_without_a_name_is_refused(name: Any) -> None:
+    """`put` and `get` took it for `default`; for a session, `batch` and `get_many` there was none."""
+    for kind in (AsyncClient, Client):
+        with pytest.raises(errors.ConfigurationError, match=r"keyspace is .*; give its name"):
+            kind(["h:1"], keyspace=name)
+
+
 def test_any_staleness_that_is_a_time_can_be_asked_for() -> None:
     assert [staleness(seconds) for seconds in (0, 1e-9, 0.5)] == [0, 1, 500]
     assert staleness(1e308) == LONGEST * 1000
