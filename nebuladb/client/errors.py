@@ -79,7 +79,9 @@ def not_sent(address: str) -> Failure:
 
 def silent(address: str) -> Failure:
     """What was asked for didn't come in time. Only for what writes nothing."""
-    return Failure(DeadlineExceeded(f"{address} gave no answer in time"), retryable=True, lost=True)
+    # A scan names no deadline: a node that finds no leader for it says so too late.
+    text = f"{address} gave no answer in time: it hangs, or knows no leader; see `nebula-cli shard list`"
+    return Failure(DeadlineExceeded(text), retryable=True, lost=True)
 
 
 def closed(why: str = "") -> Failure:

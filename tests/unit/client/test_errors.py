@@ -69,6 +69,12 @@ def test_a_deadline_is_not_called_a_lost_node_and_a_session_needs_no_advice_to_u
     assert said == [f"{head}, or use a session", head]
 
 
+def test_a_read_without_an_answer_may_want_a_leader() -> None:
+    """A scan where there was none was told of a node that gave no answer, which was well."""
+    late = failure_of(_status(grpc.StatusCode.DEADLINE_EXCEEDED), "a:1", writes=False)
+    assert "knows no leader" in late.error.message
+
+
 @pytest.mark.parametrize(
     ("code", "text", "kind", "retryable", "lost"),
     [
