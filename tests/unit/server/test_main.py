@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -129,3 +130,27 @@ def test_a_closed_stderr_is_a_log_that_goes_nowhere(tmp_path: Path, closed: str)
         process.wait(30)
         ports.close()
     assert process.returncode == 0
+
+
+INTERRUPTED = """
+import os, signal, sys
+amid = "nebuladb.server." + sys.argv.pop(1)
+class Meanwhile:
+    def find_spec(self, name, path=None, target=None):
+        if name == amid:
+            os.kill(os.getpid(), signal.SIGINT)
+sys.meta_path.insert(0, Meanwhile())
+from nebuladb.server.start import main
+main()
+"""
+
+
+@pytest.mark.parametrize(
+    ("amid", "words"), [("main", "--version"), ("assembly", "start --data-dir n"), ("dev", "dev --data-dir d")]
+)
+def test_who_is_interrupted_before_a_node_hears_it_shows_no_traceback(tmp_path: Path, amid: str, words: str) -> None:
+    """It was a traceback; and sometimes an import made nothing of it, and the cluster started all the same."""
+    begin = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+    program = [sys.executable, "-c", begin + INTERRUPTED, amid, *words.split()]
+    ran = subprocess.run(program, cwd=tmp_path, capture_output=True, timeout=30, check=False, text=True)
+    assert (ran.returncode, ran.stdout, ran.stderr) == (-signal.SIGINT, "", "")
