@@ -90,6 +90,10 @@ async def test_another_loop_waits_for_nothing_of_the_right_one(node: Node) -> No
         for _ in range(MAX_IN_FLIGHT):
             await busy.enter_async_context(client._many._in_flight)
         waiting = asyncio.create_task(client.get_many([b"k"]))
+        for _ in range(10):
+            await asyncio.sleep(0)
+        assert events._next
+        assert client._many._in_flight._waiters
         await asyncio.to_thread(asyncio.run, elsewhere())
     await waiting
     await session.put(b"k", b"w")
