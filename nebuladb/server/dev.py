@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from nebuladb.addresses import MAX_PORT
+from nebuladb.addresses import MAX_PORT, split_address
 from nebuladb.errors import ConfigurationError
 from nebuladb.node.identity import FOUNDING_FILE
 from nebuladb.server import config
@@ -130,6 +130,19 @@ def _check_same(old: Config, member: Member) -> None:
             )
 
 
+def _check_free(members: Sequence[Member]) -> None:
+    """Raise `ConfigurationError` if somebody listens at one of their ports."""
+    for member in members:
+        for address in (member.config.client_addr, member.config.peer_addr, member.config.admin_addr):
+            try:
+                socket.create_server(split_address(address)).close()
+            except OSError as error:
+                raise ConfigurationError(
+                    f"--base-port: {member.config.name} can't listen at {address}: {os.strerror(error.errno or 0)}; "
+                    "give another --base-port"
+                ) from error
+
+
 class _Child:
     """A node's process, started by us."""
 
@@ -174,7 +187,10 @@ def run(nodes: int, data_dir: Path, base_port: int, command: Sequence[str] = STA
     `command` starts a node when `--config FILE` is added to it.
     """
     data_dir = data_dir.absolute()
-    members = prepare(plan(nodes, data_dir, base_port), data_dir)
+    members = plan(nodes, data_dir, base_port)
+    if not any(member.file.exists() for member in members):
+        _check_free(members)  # else the files of a cluster that never ran would hold the next try to these ports
+    members = prepare(members, data_dir)
     with _Alarm() as alarm:
         children: list[_Child] = []
         try:

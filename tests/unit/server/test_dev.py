@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import select
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -138,6 +139,16 @@ def test_directories_that_were_restored_are_those_of_a_cluster(tmp_path: Path) -
     members[1].file.unlink()
     assert prepare(members, tmp_path) == members
     assert members[1].file.exists()
+
+
+def test_who_could_not_have_a_port_may_try_others_in_the_same_directory(tmp_path: Path, base: int) -> None:
+    """It left its files, which then asked for the same ports as before."""
+    data_dir = tmp_path / "d"
+    with socket.create_server(("127.0.0.1", base + 101)), supervisor(data_dir, base) as process:
+        _, errors = process.communicate(timeout=SECONDS)
+    assert process.returncode != 0
+    assert f"n2 can't listen at 127.0.0.1:{base + 101}: Address already in use; give another --base-port" in errors
+    assert not data_dir.exists()
 
 
 def test_a_node_whose_directory_was_emptied_is_left_out(tmp_path: Path, base: int) -> None:
