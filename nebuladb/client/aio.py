@@ -17,7 +17,7 @@ from nebuladb.client.items import Items
 from nebuladb.client.lease import LeaseKeeper
 from nebuladb.client.many import Many
 from nebuladb.client.methods import Method
-from nebuladb.client.requests import built
+from nebuladb.client.requests import built, check_mapping
 from nebuladb.client.scan import Rows, ScanPlan
 from nebuladb.client.session import Session
 from nebuladb.client.transport import StreamBroken, Transport, check_size
@@ -210,7 +210,9 @@ class AsyncClient(Writes):
             no_put=no_put,
             no_delete=no_delete,
         )
-        for shard, revision in (start_revisions or {}).items():
+        starts = start_revisions or {}
+        check_mapping("start_revisions", starts)
+        for shard, revision in starts.items():
             request.start_revisions.append(built(kv_pb2.ShardRevision, group=shard, revision=revision))
         return Items(self._watch(WatchPlan(request), patience))
 

@@ -9,7 +9,7 @@ from typing import Final
 
 from nebuladb.client import methods
 from nebuladb.client.methods import Method
-from nebuladb.client.requests import built
+from nebuladb.client.requests import built, check_mapping
 from nebuladb.client.shardmap import ShardMap
 from nebuladb.client.transport import Transport
 from nebuladb.client.txn import txn_result, written
@@ -57,6 +57,7 @@ class Many:
     async def batch(self, puts: Mapping[bytes, bytes], deletes: Iterable[bytes]) -> BatchResult:
         """Write all of it; see `AsyncClient.batch`. Raises `DuplicateKey` before anything is sent: its requests are
         under way at the same time, so nothing would say which of two writes of a key comes last."""
+        check_mapping("puts", puts)
         deletes = list(deletes)
         for key, times in Counter([*puts, *deletes]).items():
             if times > 1:

@@ -29,6 +29,12 @@ def built(kind: Callable[Fields, Request], *given: Fields.args, **fields: Fields
         raise _refusal(kind, fields) from error
 
 
+def check_mapping(name: str, given: object) -> None:
+    """Raises TypeError for what is none, before anything is made of it."""
+    if not isinstance(given, Mapping):
+        raise TypeError(f"{name} is of type {type(given).__name__}; give a mapping, a dict say")
+
+
 def _refusal(kind: Callable[..., object], fields: Mapping[str, object]) -> InvalidArgument:
     """Which field it is: protobuf doesn't say."""
     for name, value in fields.items():

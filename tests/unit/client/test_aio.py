@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 from contextlib import aclosing
 from itertools import pairwise
+from typing import Any
 
 import pytest
 
@@ -93,6 +94,16 @@ async def test_a_value_that_is_none_is_not_an_empty_one(node: Node) -> None:
         with pytest.raises(TypeError, match="give bytes"):
             client.txn().put(b"k", none)
     assert node.store.executed == ["put"]
+
+
+async def test_what_is_no_mapping_is_refused_by_its_name(node: Node) -> None:
+    pairs: dict[Any, Any] = [(b"k", b"v")]  # type: ignore[assignment]
+    async with AsyncClient([node.address]) as client:
+        with pytest.raises(TypeError, match="puts is of type list; give a mapping"):
+            await client.batch(pairs)
+        with pytest.raises(TypeError, match="start_revisions is of type list; give a mapping"):
+            client.watch(b"k", start_revisions=pairs)
+    assert not node.store.executed
 
 
 async def test_a_lost_write_is_unknown_and_not_repeated(node: Node) -> None:
