@@ -26,9 +26,9 @@ RUNS_A_KIND: Final = 2
 OUTCOMES: Final = ("failed", "passed", "skipped", "error")
 
 
-def parts(root: Path = ROOT) -> dict[str, list[str]]:
+def parts() -> dict[str, list[str]]:
     """Files of tests by the name of the run that runs them: between them the runs run each file once."""
-    files = sorted(str(file.relative_to(root)) for file in Path(root, "tests").rglob("test_*.py"))
+    files = sorted(str(file.relative_to(ROOT)) for file in Path(ROOT, "tests").rglob("test_*.py"))
     nodes = [file for file in files if file.startswith(f"{NODES}/")]
     kinds = {"nodes": nodes, "others": sorted(set(files) - set(nodes))}
     return {

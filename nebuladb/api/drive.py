@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Final
 
 from nebuladb.api.backend import Backend
-from nebuladb.errors import NebulaError, Outcome, UnknownOutcome
+from nebuladb.errors import NebulaError, Outcome, Unavailable, UnknownOutcome
 from nebuladb.ids import META_GROUP
 from nebuladb.kv.command import Command, Kind
 from nebuladb.node.meta import Meta
@@ -16,6 +16,13 @@ from nebuladb.shard import Descriptor
 POLL_SECONDS: Final = 0.02
 META: Final = Descriptor(META_GROUP, "", 1, b"", b"", (0, 0), ())
 """The meta group, as if it were a shard; whose replicas are nobody's concern here."""
+
+
+def goes_on(text: str) -> NebulaError:
+    """What was begun does, though the caller waits no more; the text says how to hear of it."""
+    error = Unavailable(text)
+    error.outcome = Outcome.UNKNOWN
+    return error
 
 
 class Due:

@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from nebuladb.api.backend import Backend, parse
-from nebuladb.api.drive import Due, drive, until
+from nebuladb.api.drive import Due, drive, goes_on, until
 from nebuladb.api.status import descriptor_message
-from nebuladb.errors import InvalidArgument, NebulaError, Outcome, Unavailable, UnknownOutcome
+from nebuladb.errors import InvalidArgument, NebulaError, UnknownOutcome
 from nebuladb.ids import DEFAULT_GROUP
 from nebuladb.node.keyspaces import MAX_SHARDS, Spec, check_name, checked, create_step, drop_step
 from nebuladb.node.meta import Meta
@@ -130,18 +130,14 @@ def _voters(meta: Meta, group: int) -> int:
 
 
 def _unfinished(name: str, what: str) -> NebulaError:
-    error = Unavailable(f"keyspace {name!r} is being {what}, which goes on; repeat the request to wait for it")
-    error.outcome = Outcome.UNKNOWN
-    return error
+    return goes_on(f"keyspace {name!r} is being {what}, which goes on; repeat the request to wait for it")
 
 
 def _unknown(name: str) -> NebulaError:
-    error = Unavailable(
+    return goes_on(
         f"there is no keyspace {name!r}; of one that was dropped, perhaps of that name, there are replicas still, "
         "which are being destroyed: repeat the request to wait for it"
     )
-    error.outcome = Outcome.UNKNOWN
-    return error
 
 
 def _spec(request: pb.KeyspaceCreateRequest) -> Spec:

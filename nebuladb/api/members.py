@@ -7,8 +7,8 @@ import secrets
 from typing import Any, Final
 
 from nebuladb.api.backend import Backend, parse
-from nebuladb.api.drive import Due, drive, until
-from nebuladb.errors import NebulaError, NodeRemoved, Outcome, Unavailable
+from nebuladb.api.drive import Due, drive, goes_on, until
+from nebuladb.errors import NebulaError, NodeRemoved
 from nebuladb.node.members import add_step, descriptors, find, promote_step, remove_step, replace_step
 from nebuladb.node.meta import Meta
 from nebuladb.node.record import NodeRecord, NodeState
@@ -129,6 +129,4 @@ def fresh_id(meta: Meta) -> int:
 
 
 def _unfinished(text: str) -> NebulaError:
-    error = Unavailable(f"{text}; see `nebula-cli member list`, or repeat the request to wait for it")
-    error.outcome = Outcome.UNKNOWN
-    return error
+    return goes_on(f"{text}; see `nebula-cli member list`, or repeat the request to wait for it")

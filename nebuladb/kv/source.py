@@ -50,9 +50,7 @@ class EngineSource:
         if row in rows:  # first: what the engine has in memory it copies
             return rows[row]
         known, data = self._cached(row)
-        if not known:
-            raise Misses((row,))
-        return data
+        return data if known else self._borrowed(row)
 
     def scan(self, low: bytes, high: bytes) -> Iterator[tuple[bytes, bytes]]:
         return self._engine.scan(low, high)

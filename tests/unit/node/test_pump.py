@@ -85,27 +85,38 @@ async def test_a_flush_waits_for_no_tick_when_much_was_written(alone: Lone) -> N
     await alone.until(lambda: told == 4)  # each begins, and ends
 
 
+class HeldFlush:
+    """Stands for the flushes of a data store: the first one ends when the gate is opened."""
+
+    def __init__(self, alone: Lone) -> None:
+        self.begun, self.gate = threading.Event(), threading.Event()
+        self.calls = 0
+        self._ended: list[str] = []
+        alone.data.flush = self._flush  # type: ignore[method-assign]
+
+    def _flush(self) -> None:
+        self.calls += 1
+        if self.calls == 1:
+            self.begun.set()
+            assert self.gate.wait(SECONDS)
+            self._ended.append("flush")
+
+    async def ends_before(self, stopping: asyncio.Task[None]) -> None:
+        """It is under way; `stopping` must wait for it."""
+        stopping.add_done_callback(lambda _: self._ended.append("stop"))
+        asyncio.get_running_loop().call_later(0.05, self.gate.set)
+        await asyncio.wait_for(stopping, SECONDS)
+        await asyncio.sleep(0)
+        assert self._ended == ["flush", "stop"]
+
+
 async def test_stopping_waits_for_a_flush_under_way(alone: Lone) -> None:
     """What comes after it is the end of the engine that the flush is in."""
-    begun, gate, calls, ended = threading.Event(), threading.Event(), [0], []
-
-    def flush() -> None:
-        calls[0] += 1
-        if calls[0] == 1:
-            begun.set()
-            assert gate.wait(SECONDS)
-            ended.append("flush")
-
-    alone.data.flush = flush  # type: ignore[method-assign]
+    flushing = HeldFlush(alone)
     alone.node.unflushed = 1 << 40
     await asyncio.wait_for(alone.put(), SECONDS)
-    await alone.until(begun.is_set)
-    stopping = asyncio.create_task(alone.pump.stop())
-    stopping.add_done_callback(lambda _: ended.append("stop"))
-    asyncio.get_running_loop().call_later(0.05, gate.set)
-    await asyncio.wait_for(stopping, SECONDS)
-    await asyncio.sleep(0)
-    assert ended == ["flush", "stop"]
+    await alone.until(flushing.begun.is_set)
+    await flushing.ends_before(asyncio.create_task(alone.pump.stop()))
 
 
 async def test_who_alone_votes_waits_for_nobody_to_take_over(alone: Lone) -> None:
@@ -118,47 +129,31 @@ async def test_who_alone_votes_waits_for_nobody_to_take_over(alone: Lone) -> Non
 
 async def test_a_stop_that_was_cut_short_is_waited_for_by_the_next(alone: Lone) -> None:
     """A drain has ten seconds; what comes after it closes the engine that the last flush is in."""
-    flushing, gate, ended = threading.Event(), threading.Event(), list[str]()
-
-    def flush() -> None:
-        flushing.set()
-        assert gate.wait(SECONDS)
-        ended.append("flush")
-
-    alone.data.flush = flush  # type: ignore[method-assign]
+    flushing = HeldFlush(alone)
     drain = asyncio.create_task(alone.pump.stop())
-    await alone.until(flushing.is_set)
+    await alone.until(flushing.begun.is_set)
     drain.cancel()
     with suppress(asyncio.CancelledError):
         await drain
-    stopping = asyncio.create_task(alone.pump.stop())
-    stopping.add_done_callback(lambda _: ended.append("stop"))
-    asyncio.get_running_loop().call_later(0.05, gate.set)
-    await asyncio.wait_for(stopping, SECONDS)
-    await asyncio.sleep(0)
-    assert ended == ["flush", "stop"]
+    await flushing.ends_before(asyncio.create_task(alone.pump.stop()))
+    assert flushing.calls == 1
 
 
 async def test_a_node_that_stops_takes_no_turn_when_its_threads_have_ended(alone: Lone) -> None:
     """A leader that nobody else could take over from was asked for a snapshot in its last flush: it ended with an
     error, and exit code 1."""
-    flushing, gate = threading.Event(), threading.Event()
-
-    def flush() -> None:
-        flushing.set()
-        assert gate.wait(SECONDS)
+    flushing = HeldFlush(alone)
 
     def turn(*_: object) -> Turn:
         return Turn([], [], [], more=False, exports=[cast("Outgoing", None)])
 
-    alone.data.flush = flush  # type: ignore[method-assign]
     stopping = asyncio.create_task(alone.pump.stop())
-    await alone.until(flushing.is_set)
+    await alone.until(flushing.begun.is_set)
     alone.node.turn = turn  # type: ignore[method-assign,assignment]
     alone.pump.wake()
     await asyncio.sleep(0)
     await asyncio.sleep(0)
-    gate.set()
+    flushing.gate.set()
     await asyncio.wait_for(stopping, SECONDS)
     assert not alone.failures
 

@@ -6,6 +6,7 @@ import asyncio
 import dataclasses
 import os
 import socket
+from collections.abc import Callable
 from typing import Any
 
 import grpc
@@ -235,14 +236,19 @@ async def test_a_reset_becomes_a_status(channels: Any, code: ErrorCode, status: 
         assert await status_of(unary(channels(server.address))(b"x")) is status
 
 
-async def test_more_calls_than_streams_wait_in_order(channels: Any) -> None:
-    held: list[Any] = []
+def holding(held: list[Any]) -> Callable[[Peer, Any], None]:
+    """A server that answers nothing by itself: streams gather in `held`, with what came of them."""
 
     def script(peer: Peer, event: Any) -> None:
         if isinstance(event, HeadersReceived):
             held.append((event.stream, event.data))
 
-    async with Scripted(script, http2.Limits(concurrent_streams=2)) as server:
+    return script
+
+
+async def test_more_calls_than_streams_wait_in_order(channels: Any) -> None:
+    held: list[Any] = []
+    async with Scripted(holding(held), http2.Limits(concurrent_streams=2)) as server:
         channel = channels(server.address, options=(("nebula.max_waiting_calls", 3),))
         await ready(channel)
         calls = [unary(channel)(b"%d" % number) for number in range(5)]
@@ -260,12 +266,7 @@ async def test_more_calls_than_streams_wait_in_order(channels: Any) -> None:
 
 async def test_who_waits_for_a_stream_is_not_overtaken(channels: Any) -> None:
     held: list[Any] = []
-
-    def script(peer: Peer, event: Any) -> None:
-        if isinstance(event, HeadersReceived):
-            held.append((event.stream, event.data))
-
-    async with Scripted(script, http2.Limits(concurrent_streams=1)) as server:
+    async with Scripted(holding(held), http2.Limits(concurrent_streams=1)) as server:
         channel = channels(server.address)
         await ready(channel)
         calls = [unary(channel)(b"%d" % number) for number in range(8)]
