@@ -104,6 +104,11 @@ class Client:
     def revoke(self, lease: int) -> leases.LeaseRevokeResponse:
         return self.call("Lease/LeaseRevoke", leases.LeaseRevokeRequest(ID=lease), leases.LeaseRevokeResponse)
 
+    def lease_ids(self) -> set[int]:
+        """Those that there are."""
+        answer = self.call("Lease/LeaseLeases", leases.LeaseLeasesRequest(), leases.LeaseLeasesResponse)
+        return {lease.ID for lease in answer.leases}
+
     def time_to_live(self, lease: int, *, keys: bool = False) -> leases.LeaseTimeToLiveResponse:
         request = leases.LeaseTimeToLiveRequest(ID=lease, keys=keys)
         return self.call("Lease/LeaseTimeToLive", request, leases.LeaseTimeToLiveResponse)

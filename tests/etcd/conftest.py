@@ -2,31 +2,52 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 from collections.abc import Iterator
 
 import pytest
 
-from tests.etcd.client import Client
+from tests.etcd.client import Client, Refused
 from tests.etcd.servers import ETCD, Nebula, RealEtcd
 
 _numbers = itertools.count()
 
 
 @pytest.fixture(scope="package")
-def nebula(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
-    """One node of ours, for all tests that leave it serving."""
+def one_node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
+    """One node of ours, for all tests of this package."""
     with Nebula(tmp_path_factory.mktemp("nebula"), 1) as server, Client(server.endpoints[0]) as client:
         yield client
 
 
 @pytest.fixture(scope="package")
-def real_etcd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
-    """One member of etcd."""
+def one_member(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
+    """One member of etcd, likewise."""
     if ETCD is None:
         pytest.skip("etcd isn't installed here (Debian: etcd-server)")
     with RealEtcd(tmp_path_factory.mktemp("etcd")) as server, Client(server.endpoints[0]) as client:
         yield client
+
+
+def _without_leases(client: Client) -> Iterator[Client]:
+    """For one test, whose leases end with it: one that expired later would make a revision in the midst of another."""
+    yield client
+    for lease in client.lease_ids():
+        with contextlib.suppress(Refused):  # it expired just now
+            client.revoke(lease)
+
+
+@pytest.fixture
+def nebula(one_node: Client) -> Iterator[Client]:
+    """One node of ours, for tests that leave it serving."""
+    yield from _without_leases(one_node)
+
+
+@pytest.fixture
+def real_etcd(one_member: Client) -> Iterator[Client]:
+    """One member of etcd."""
+    yield from _without_leases(one_member)
 
 
 @pytest.fixture(params=["nebula", "real_etcd"])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 
-from nebuladb.pb.etcd import lease_pb2 as pb
 from tests.etcd.client import Client
 from tests.etcd.test_lines_kv import refused
 
@@ -84,9 +83,7 @@ def test_an_expiry_deletes_its_keys_too(client: Client, place: bytes, end: bytes
 @pytest.mark.etcd(50)
 def test_leases_are_listed_by_their_ids(client: Client) -> None:
     mine = {client.grant(600).ID for _ in range(3)}
-    listed = client.call("Lease/LeaseLeases", pb.LeaseLeasesRequest(), pb.LeaseLeasesResponse)
-    assert mine <= {lease.ID for lease in listed.leases}
+    assert mine <= client.lease_ids()
     for lease in mine:
         client.revoke(lease)
-    listed = client.call("Lease/LeaseLeases", pb.LeaseLeasesRequest(), pb.LeaseLeasesResponse)
-    assert not mine & {lease.ID for lease in listed.leases}
+    assert not mine & client.lease_ids()
