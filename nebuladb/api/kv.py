@@ -22,6 +22,7 @@ from nebuladb.errors import (
 )
 from nebuladb.kv import check
 from nebuladb.kv.answer import DeleteResult, KeyValue, OperationResult, PutResult, TxnResult
+from nebuladb.kv.branches import Branches
 from nebuladb.kv.command import Command, Kind
 from nebuladb.kv.loans import Misses
 from nebuladb.kv.trail import Trail
@@ -90,11 +91,13 @@ class KVService:
     async def Txn(self, raw: bytes, context: Any) -> bytes:
         check.body(len(raw))
         request = parse(pb.TxnRequest, raw)
-        check.txn(request)
-        shard = self._sole_shard(request)
+        branches = check.txn(request)
+        shard = self._sole_shard(request, branches)
         timeout = self._backend.answer_within(context)
-        if not check.writes(request):
-            revision, result = await read_txn(self._backend, shard, request, timeout, serializable=request.serializable)
+        if not branches.has("put", "delete"):
+            revision, result = await read_txn(
+                self._backend, shard, branches, timeout, serializable=request.serializable
+            )
         elif request.serializable:
             raise InvalidArgument("a transaction that writes can't be serializable; leave that to those that only read")
         else:
@@ -129,10 +132,10 @@ class KVService:
         async for response in watch(self._backend, request, ending(context)):
             yield response.SerializeToString()
 
-    def _sole_shard(self, request: pb.TxnRequest) -> Descriptor:
+    def _sole_shard(self, request: pb.TxnRequest, branches: Branches) -> Descriptor:
         """The shard of every key of a transaction; across shards it needs two-phase commit, which is yet to come."""
         found: dict[int, Descriptor] = {}
-        for key, end in _ranges(request) or [(b"\0", b"")]:
+        for key, end in list(branches.spans()) or [(b"\0", b"")]:
             shard = self._backend.route_range(request.keyspace, key, end, request.epoch)
             found[shard.group] = shard
         if len(found) > 1:
@@ -143,13 +146,13 @@ class KVService:
 
 
 async def read_txn(
-    backend: Backend, shard: Descriptor, request: pb.TxnRequest, timeout: float, *, serializable: bool
+    backend: Backend, shard: Descriptor, branches: Branches, timeout: float, *, serializable: bool
 ) -> tuple[int, TxnResult]:
     """What a transaction that writes nothing gives, and the revision that it was read at: no log entry (etcd 23)."""
     store = await backend.current(shard, timeout, serializable=serializable)
     try:
-        if not _wide(request):
-            store, result = await backend.pump.looks.read(shard.group, store, lambda store: store.read(request))
+        if not any(end for _, end in branches.spans()):  # single keys are read in no time
+            store, result = await backend.pump.looks.read(shard.group, store, lambda store: store.read(branches))
             return store.revision, result
         # One round confirms many reads, which all go on in one turn: twenty of 50,000 rows each would keep the loop for
         # longer than followers wait for a heartbeat.
@@ -162,7 +165,7 @@ async def read_txn(
         try:
             begun = time.perf_counter()
             store = backend.pump.store(shard.group)  # a newer one does as well, and the old one may be closed
-            store, result = await backend.pump.looks.read(shard.group, store, lambda store: store.read(request))
+            store, result = await backend.pump.looks.read(shard.group, store, lambda store: store.read(branches))
             revision = store.revision
             if (seconds := time.perf_counter() - begun) > BUSY_SECONDS:
                 await asyncio.sleep(seconds * REST)
@@ -172,11 +175,6 @@ async def read_txn(
     except NebulaError as error:
         error.group = shard.group  # so that the replica gets its data anew, where that is damaged
         raise
-
-
-def _wide(request: pb.TxnRequest) -> bool:
-    """Whether the transaction looks at ranges: a read of single keys is over in no time."""
-    return any(end for _, end in _ranges(request))
 
 
 async def reclaimed(backend: Backend, shard: Descriptor, revision: int, timeout: float | None) -> None:
@@ -192,22 +190,6 @@ async def reclaimed(backend: Backend, shard: Descriptor, revision: int, timeout:
     except NebulaError as error:
         error.outcome = Outcome.UNKNOWN
         raise
-
-
-def _ranges(request: pb.TxnRequest | pb.NestedTxn) -> list[tuple[bytes, bytes]]:
-    """What a transaction reads or writes, nested ones included: keys and range ends."""
-    ranges = [(compare.key, compare.range_end) for compare in request.compare]
-    for operation in (*request.success, *request.failure):
-        which = operation.WhichOneof("operation")
-        if which == "put":
-            ranges.append((operation.put.key, b""))
-        elif which == "delete":
-            ranges.append((operation.delete.key, operation.delete.range_end))
-        elif which == "range":
-            ranges.append((operation.range.key, operation.range.range_end))
-        else:
-            ranges += _ranges(operation.txn)
-    return ranges
 
 
 def operation_result(result: OperationResult) -> pb.OperationResult:

@@ -7,6 +7,9 @@ from typing import Final
 
 from google.protobuf.message import DecodeError
 
+from nebuladb.errors import NebulaError
+from nebuladb.kv import check
+from nebuladb.kv.branches import Branches
 from nebuladb.kv.command import Command, Kind
 from nebuladb.kv.loans import FIRST_ROWS, Misses
 from nebuladb.kv.rows import is_lease_id
@@ -30,25 +33,35 @@ def rows_ahead(source: EngineSource, commands: Iterable[Command], most: int, mis
         if count == LOOK_AHEAD or len(rows) >= most:
             break
         try:
-            for key, lease in _reads(command):
-                if len(rows) >= most:
-                    break
-                if key and not source.holds(key) and source.misses(row := source.keys.current + key):
-                    rows[row] = None
-                if is_lease_id(lease) and source.misses(row := source.keys.lease_key(lease)):
-                    rows[row] = None
-        except DecodeError:
+            _miss(source, _reads(command), most, rows)
+        except (DecodeError, NebulaError):
             continue  # the command will be refused for it
-    found = list(rows)
-    return found[found.index(missed) :] if missed in rows else []
+    return _behind(missed, rows)
 
 
-def foreseen(source: EngineSource, request: kv_pb2.TxnRequest, misses: Misses) -> Misses:
+def foreseen(source: EngineSource, branches: Branches, misses: Misses) -> Misses:
     """What a transaction missed, with what it will miss next: one by one, each would be met only when the ones before
     it are here."""
-    command = Command(Kind.TXN, request.SerializeToString())
-    ahead = rows_ahead(source, [command], FIRST_ROWS, misses.rows[0])
-    return Misses(list(dict.fromkeys((*misses.rows, *ahead))))
+    rows: dict[bytes, None] = {}
+    _miss(source, _of_txn(branches), FIRST_ROWS, rows)
+    return Misses(list(dict.fromkeys((*misses.rows, *_behind(misses.rows[0], rows)))))
+
+
+def _miss(source: EngineSource, reads: Iterable[tuple[bytes, int]], most: int, rows: dict[bytes, None]) -> None:
+    """Add to `rows`, about `most` in all, what `reads` look up and isn't in memory."""
+    for key, lease in reads:
+        if len(rows) >= most:
+            break
+        if key and not source.holds(key) and source.misses(row := source.keys.current + key):
+            rows[row] = None
+        if is_lease_id(lease) and source.misses(row := source.keys.lease_key(lease)):
+            rows[row] = None
+
+
+def _behind(missed: bytes, rows: dict[bytes, None]) -> list[bytes]:
+    """From `missed` on; nothing if that isn't among them."""
+    found = list(rows)
+    return found[found.index(missed) :] if missed in rows else []
 
 
 def _reads(command: Command) -> Iterator[tuple[bytes, int]]:
@@ -63,21 +76,18 @@ def _reads(command: Command) -> Iterator[tuple[bytes, int]]:
     elif command.kind == Kind.LEASE_KEEP_ALIVE:
         yield b"", lease_pb2.LeaseKeepAliveRequest.FromString(command.body).id
     elif command.kind == Kind.TXN:
-        yield from _of_txn(kv_pb2.TxnRequest.FromString(command.body))
+        yield from _of_txn(check.txn(kv_pb2.TxnRequest.FromString(command.body)))
 
 
-def _of_txn(txn: kv_pb2.TxnRequest | kv_pb2.NestedTxn) -> Iterator[tuple[bytes, int]]:
+def _of_txn(txn: Branches) -> Iterator[tuple[bytes, int]]:
     """Of both branches, whichever it will be, and of the transactions within."""
-    for compare in txn.compare:
+    for compare in txn.compares:
         if not compare.range_end:
             yield compare.key, 0
-    for operation in (*txn.success, *txn.failure):
-        which = operation.WhichOneof("operation")
-        if which == "put":
-            yield operation.put.key, operation.put.lease
-        elif which == "delete" and not operation.delete.range_end:
-            yield operation.delete.key, 0
-        elif which == "range" and not operation.range.range_end:
-            yield operation.range.key, 0
-        elif which == "txn":
-            yield from _of_txn(operation.txn)
+    for which, asked in (*txn.success, *txn.failure):
+        if which == "txn":
+            yield from _of_txn(asked)
+        elif which == "put":
+            yield asked.key, asked.lease
+        elif not asked.range_end:
+            yield asked.key, 0

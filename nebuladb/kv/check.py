@@ -6,9 +6,10 @@ Each raises an error of ``nebuladb.errors`` or returns.
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Any, Final
 
 from nebuladb.errors import InvalidArgument, LeaseTtlTooLarge, RequestTooLarge, TooManyOperations
+from nebuladb.kv.branches import Branches, Operation
 from nebuladb.kv.limits import (
     MAX_CONTROL_BYTES,
     MAX_LEASE_TTL,
@@ -69,72 +70,63 @@ def range_(request: kv_pb2.RangeRequest) -> None:
         raise InvalidArgument(f"sort order {request.order} by target {request.target} does not exist")
 
 
-def txn(request: kv_pb2.TxnRequest) -> None:
-    """A transaction: number of operations, compares, and no key written twice in a branch (etcd 17, 18)."""
-    _txn(request, MAX_TXN_OPERATIONS, 0)
-    check_once(request.success[:])
-    check_once(request.failure[:])
+def txn(request: kv_pb2.TxnRequest) -> Branches:
+    """A transaction: number of operations, compares, and no key written twice in a branch (etcd 17, 18). Returns it
+    taken apart."""
+    branches, _ = _txn(request, MAX_TXN_OPERATIONS, 0)
+    check_once(branches.success)
+    check_once(branches.failure)
+    return branches
 
 
-def _txn(request: kv_pb2.TxnRequest | kv_pb2.NestedTxn, allowed: int, depth: int) -> int:
-    """The number of its operations, those of nested ones too: each level takes from what those below may have.
+def _txn(request: kv_pb2.TxnRequest | kv_pb2.NestedTxn, allowed: int, depth: int) -> tuple[Branches, int]:
+    """With the number of its operations, those of nested ones too: each level takes from what those below may have.
 
     It runs on every replica for every transaction. A repeated field is sliced before it is gone through: to go through
     one itself ends with an exception within the library, which costs as much as all else here. But first it is counted:
     a slice makes an object of each element, and a message of 2 MiB may have a million of them, of two bytes each, for
     which the library's table of living objects has been seen to take 15 s of the loop's time.
     """
-    sizes = len(request.compare), len(request.success), len(request.failure)
-    most = max(sizes)
+    compares, success, failure = request.compare, request.success, request.failure
+    sizes = len(compares), len(success), len(failure)
+    most, total = max(sizes), sum(sizes)
     if most > allowed:
         raise TooManyOperations(f"a transaction has {most} operations, {allowed} are allowed here; split it")
     if depth > MAX_TXN_DEPTH:
         raise TooManyOperations(f"transactions are nested {depth} deep, {MAX_TXN_DEPTH} are allowed; split them")
-    compares, success, failure = request.compare[:], request.success[:], request.failure[:]
-    for compare in compares:
+    conditions = compares[:]
+    for compare in conditions:
         if not compare.key:
             key(b"")
         if compare.result not in _RESULTS:
             raise InvalidArgument(f"compare result {compare.result} does not exist")
         if compare.target not in _TARGETS:
             raise InvalidArgument(f"compare target {compare.target} does not exist")
-    total = sum(sizes)
+    taken: list[list[Operation]] = []
     for branch in (success, failure):
-        for operation in branch:
-            match operation.WhichOneof("operation"):
-                case "put":
-                    put(operation.put)
-                case "range":
-                    range_(operation.range)
-                case "delete":
-                    delete(operation.delete)
-                case "txn":
-                    total += _txn(operation.txn, allowed - most, depth + 1)
-                case _:
-                    raise InvalidArgument("an operation of a transaction is empty")
+        operations: list[Operation] = []
+        for operation in branch[:]:
+            asked: Any
+            which = operation.WhichOneof("operation")
+            if which == "put":
+                asked = operation.put
+                put(asked)
+            elif which == "range":
+                asked = operation.range
+                range_(asked)
+            elif which == "delete":
+                asked = operation.delete
+                delete(asked)
+            elif which == "txn":
+                asked, more = _txn(operation.txn, allowed - most, depth + 1)
+                total += more
+            else:
+                raise InvalidArgument("an operation of a transaction is empty")
             if total > MAX_TXN_TOTAL:
                 raise TooManyOperations(f"nested transactions have {MAX_TXN_TOTAL} operations at most; split them")
-    return total
-
-
-def writes(request: kv_pb2.TxnRequest | kv_pb2.NestedTxn) -> bool:
-    """Whether a branch of the transaction writes; if none does, it needs no log entry (etcd 23)."""
-    for branch in (request.success[:], request.failure[:]):
-        for operation in branch:
-            which = operation.WhichOneof("operation")
-            if which != "range" and (which != "txn" or writes(operation.txn)):
-                return True
-    return False
-
-
-def puts(request: kv_pb2.TxnRequest | kv_pb2.NestedTxn) -> bool:
-    """Whether a branch of the transaction, or of one nested in it, puts anything."""
-    for branch in (request.success, request.failure):
-        for operation in branch:
-            which = operation.WhichOneof("operation")
-            if which == "put" or (which == "txn" and puts(operation.txn)):
-                return True
-    return False
+            operations.append((which, asked))
+        taken.append(operations)
+    return Branches(conditions, *taken), total
 
 
 def lease_grant(request: lease_pb2.LeaseGrantRequest) -> None:

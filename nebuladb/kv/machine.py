@@ -359,11 +359,10 @@ class Machine:
         return record
 
     def _txn(self, command: Command) -> Result:
-        request = kv_pb2.TxnRequest.FromString(command.body)
-        check.txn(request)
+        branches = check.txn(kv_pb2.TxnRequest.FromString(command.body))
         txn = self._transaction(command)
         try:
-            result = txn.run(request)
+            result = txn.run(branches)
         finally:
             self._examined += txn.budget.examined
         if txn.sub:

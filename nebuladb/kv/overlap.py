@@ -12,7 +12,7 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Sequence
 
 from nebuladb.errors import DuplicateKey
-from nebuladb.pb.nebula.v1 import kv_pb2
+from nebuladb.kv.branches import Branches, Operation
 
 
 class Spans:
@@ -48,28 +48,27 @@ class Spans:
         return bool(starts) and any((place := bisect_right(starts, key)) > 0 and key < ends[place - 1] for key in keys)
 
 
-def check_once(operations: Sequence[kv_pb2.Operation]) -> None:
+def check_once(operations: Sequence[Operation]) -> None:
     """A branch of a transaction. Raises `DuplicateKey`."""
-    if len(operations) > 1 or (operations and operations[0].WhichOneof("operation") == "txn"):
+    if len(operations) > 1 or (operations and operations[0][0] == "txn"):
         written(operations)
 
 
-def written(operations: Sequence[kv_pb2.Operation]) -> tuple[set[bytes], Spans]:
+def written(operations: Sequence[Operation]) -> tuple[set[bytes], Spans]:
     """What a branch puts, and what it deletes. Raises `DuplicateKey`."""
     deleted, put, own = Spans(), set[bytes](), list[bytes]()
-    nested: list[kv_pb2.NestedTxn] = []
-    for operation in operations:
-        which = operation.WhichOneof("operation")
+    nested: list[Branches] = []
+    for which, asked in operations:
         if which == "put":
-            own.append(operation.put.key)
+            own.append(asked.key)
         elif which == "delete":
-            start, end = operation.delete.key, operation.delete.range_end
+            start, end = asked.key, asked.range_end
             if not end:
                 deleted.add(start, start + b"\0")
             elif start < end:
                 deleted.add(start, end)
         elif which == "txn":
-            nested.append(operation.txn)
+            nested.append(asked)
     for child in nested:
         (then, gone), (other, gone_too) = written(child.success), written(child.failure)
         both = _union(then, other)

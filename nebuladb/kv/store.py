@@ -8,10 +8,10 @@ from collections.abc import Iterator, Sequence
 from nebuladb.env import probe
 from nebuladb.errors import Corruption, InvariantViolation, StoreError, TooManyRequests, Unavailable, WriteStalled
 from nebuladb.ids import Generation, GroupId, NodeId
-from nebuladb.kv import check
 from nebuladb.kv.ahead import foreseen
 from nebuladb.kv.answer import KeyValue, RangeResult, TxnResult
 from nebuladb.kv.attached import Attached
+from nebuladb.kv.branches import Branches
 from nebuladb.kv.cache import RecordCache, RecordShare
 from nebuladb.kv.change import Applied, LeaseInfo, LeaseState
 from nebuladb.kv.command import Work
@@ -31,7 +31,6 @@ from nebuladb.kv.trail import Trail
 from nebuladb.kv.txn import Budget, Txn, check_revision, collect
 from nebuladb.kv.view import Page, as_of, at, page
 from nebuladb.kv.walk import Bounds, Changes, walk
-from nebuladb.pb.nebula.v1.kv_pb2 import TxnRequest
 from nebuladb.storage.engine import Batch, Engine
 
 
@@ -300,19 +299,19 @@ class Store:
         selection = Selection(limit, keys_only, count_only)
         return collect(self._patient, self._keys.span(key, end), revision, budget, selection, self._state.floor)
 
-    def read(self, request: TxnRequest) -> TxnResult:
+    def read(self, branches: Branches) -> TxnResult:
         """A transaction that writes nothing, at the published revision (etcd 23).
 
         Raises `Misses` for keys that stand alone and are on the disk only, and what `Txn.run` raises.
         """
-        if check.writes(request):
+        if branches.has("put", "delete"):
             raise InvariantViolation("a transaction that writes is read")
         revision = self._state.revision
         draft = Draft(self._source, self._state.floor)
         try:
-            return Txn(draft, revision + 1, revision, self._patient).run(request)
+            return Txn(draft, revision + 1, revision, self._patient).run(branches)
         except Misses as misses:
-            raise foreseen(self._source, request, misses) from None
+            raise foreseen(self._source, branches, misses) from None
 
     def scan(
         self,

@@ -10,6 +10,7 @@ from typing import Any, Final, NamedTuple
 from nebuladb.env import probe
 from nebuladb.errors import Compacted, FutureRevision, KeyNotFound, ResultTooLarge
 from nebuladb.kv.answer import NO_PREVIOUS, DeleteResult, KeyValue, OperationResult, PutResult, RangeResult, TxnResult
+from nebuladb.kv.branches import Branches, Operation
 from nebuladb.kv.change import key_value
 from nebuladb.kv.dead import Dead
 from nebuladb.kv.draft import Draft
@@ -28,10 +29,10 @@ _COMPARE: Final[dict[int, Callable[[Any, Any], bool]]] = {
 }
 
 _TARGET: Final[dict[int, Callable[[Record], int]]] = {
-    kv_pb2.Compare.VERSION: lambda record: record.version,
-    kv_pb2.Compare.CREATE: lambda record: record.create,
-    kv_pb2.Compare.MOD: lambda record: record.main,
-    kv_pb2.Compare.LEASE: lambda record: record.lease,
+    kv_pb2.Compare.VERSION: operator.attrgetter("version"),
+    kv_pb2.Compare.CREATE: operator.attrgetter("create"),
+    kv_pb2.Compare.MOD: operator.attrgetter("main"),
+    kv_pb2.Compare.LEASE: operator.attrgetter("lease"),
 }
 
 EXAMINED_BYTES: Final = 4 << 10
@@ -92,7 +93,7 @@ class _Chosen(NamedTuple):
     """What a transaction does once its compares are decided: its branch's operations, by kind."""
 
     succeeded: bool
-    operations: list[tuple[str | None, Any]]
+    operations: list[Operation]
     """A nested transaction as a `_Chosen`."""
 
 
@@ -103,6 +104,8 @@ class Txn:
     that, as for a reader between two slices, `seen` is the published one, and nothing newer is looked at. `ranges` is
     where ranges are read from, if it isn't the draft. Without `bounded` it may read more than `MAX_TXN_BYTES`.
     """
+
+    __slots__ = ("_doubtful", "_known", "_ranges", "_seen", "budget", "draft", "main", "sub")
 
     def __init__(
         self, draft: Draft, main: int, seen: int = 0, ranges: Source | None = None, *, bounded: bool = True
@@ -121,11 +124,11 @@ class Txn:
         self._doubtful: list[tuple[str, Any]] = []
         """Chosen operations that the state may refuse, by kind and in their order, nested ones too."""
 
-    def run(self, request: kv_pb2.TxnRequest) -> TxnResult:
+    def run(self, branches: Branches) -> TxnResult:
         """Raises `KeyNotFound`, `LeaseNotFound`, `Compacted`, `FutureRevision` or `ResultTooLarge`."""
         # All compares see the state before it, those of nested ones too (etcd 19); then what can be refused is, in
         # etcd's order: all puts, all ranges.
-        chosen = self._decide(request)
+        chosen = self._decide(branches)
         if self._doubtful:
             self._check_puts()
             self._check_ranges()
@@ -139,20 +142,18 @@ class Txn:
         outer.merge(self.draft)
         return result
 
-    def _decide(self, request: kv_pb2.TxnRequest | kv_pb2.NestedTxn) -> _Chosen:
+    def _decide(self, branches: Branches) -> _Chosen:
         succeeded = True
-        for compare in request.compare[:]:  # a slice, as in `check`
+        for compare in branches.compares:
             if not self._holds(compare):
                 succeeded = False
                 break
-        operations: list[tuple[str | None, Any]] = []
-        for operation in request.success[:] if succeeded else request.failure[:]:
-            which = operation.WhichOneof("operation")
+        operations: list[Operation] = []
+        for which, asked in branches.success if succeeded else branches.failure:
             if which == "txn":
                 self.budget.spend(1, 0)
-                operations.append((which, self._decide(operation.txn)))
+                operations.append((which, self._decide(asked)))
                 continue
-            asked = getattr(operation, which or "delete")
             operations.append((which, asked))
             if (which == "put" and (asked.lease or asked.ignore_value or asked.ignore_lease)) or (
                 which == "range" and asked.revision
@@ -180,15 +181,14 @@ class Txn:
     def _apply(self, chosen: _Chosen) -> TxnResult:
         results: list[OperationResult] = []
         for which, operation in chosen.operations:
-            match which:
-                case "range":
-                    results.append(self._range(operation))
-                case "put":
-                    results.append(self._put(operation))
-                case "txn":
-                    results.append(self._apply(operation))
-                case _:
-                    results.append(self.delete(operation.key, operation.range_end, prev_kv=operation.prev_kv))
+            if which == "put":
+                results.append(self._put(operation))
+            elif which == "range":
+                results.append(self._range(operation))
+            elif which == "txn":
+                results.append(self._apply(operation))
+            else:
+                results.append(self.delete(operation.key, operation.range_end, prev_kv=operation.prev_kv))
         return TxnResult(chosen.succeeded, tuple(results))
 
     def _put(self, request: kv_pb2.TxnPut) -> PutResult:
@@ -259,8 +259,14 @@ class Txn:
         newest = self.draft.newest(key)
         if not self.sub:
             self._known[key] = newest
+        if newest is None:
+            self.budget.spend(rows, 0)
+            return None
+        if newest.main <= revision:
+            self.budget.spend(rows, 0, len(newest.value))
+            return newest if newest.version else None
         record, steps, read = at(self.draft, key, newest, revision, self.budget.read)
-        self.budget.spend(rows + steps, 0, read if newest is None else read + len(newest.value))
+        self.budget.spend(rows + steps, 0, read + len(newest.value))
         return record
 
     def _live(self, source: Source, key: bytes, end: bytes, seen: int) -> Generator[tuple[bytes, Record], None, None]:

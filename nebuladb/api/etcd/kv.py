@@ -100,18 +100,20 @@ class KVService:
 
     async def Txn(self, raw: bytes, context: Any) -> bytes:
         request = received(pb.TxnRequest, raw)
-        message = txn.translated(request)
+        branches = txn.taken_apart(request)
         face = self._face
         backend, shard = face.backend, face.shard(context)
         timeout = face.timeout(context)
-        if check.writes(message):
+        body = txn.body(branches)
+        if branches.has("put", "delete"):
             check_size(raw)
-            answer = await backend.propose(shard, Command(Kind.TXN, message.SerializeToString()), timeout)
+            answer = await backend.propose(shard, Command(Kind.TXN, body), timeout)
             assert isinstance(answer.result, TxnResult)
             revision, result = answer.revision, answer.result
         else:
-            local = txn.serializable(request)
-            revision, result = await read_txn(backend, shard, message, timeout, serializable=local)
+            ours = check.txn(kv_pb2.TxnRequest.FromString(body))
+            local = txn.serializable(branches)
+            revision, result = await read_txn(backend, shard, ours, timeout, serializable=local)
         return txn.encoded(face.prefix(shard.group, revision), revision, result)
 
     async def Compact(self, raw: bytes, context: Any) -> bytes:

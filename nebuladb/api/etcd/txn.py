@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Final
+from typing import Any, Final
 
 from nebuladb.api.etcd.errors import EtcdError
 from nebuladb.api.etcd.requests import check_key, check_put, check_range
-from nebuladb.api.etcd.wire import delete_response, key_value, message_field, range_response, varint
+from nebuladb.api.etcd.wire import (
+    WORD,
+    bytes_field,
+    delete_response,
+    key_value,
+    message_field,
+    number_field,
+    range_response,
+    varint,
+)
 from nebuladb.errors import TooManyOperations
 from nebuladb.kv.answer import DeleteResult, OperationResult, PutResult, RangeResult, TxnResult
+from nebuladb.kv.branches import Branches, Operation
 from nebuladb.kv.limits import MAX_TXN_DEPTH, MAX_TXN_OPERATIONS, MAX_TXN_TOTAL
 from nebuladb.kv.overlap import check_once
 from nebuladb.pb.etcd import kv_pb2 as pb
@@ -23,129 +33,138 @@ _UNIONS: Final[dict[int, str]] = {
     pb.Compare.LEASE: "lease",
 }
 """Where a compare's operand is, by target; one in another field counts as none."""
-_FILTERS: Final = ("min_mod_revision", "max_mod_revision", "min_create_revision", "max_create_revision")
+_RANGE_TAGS: Final = (b"\x18", b"\x20", b"\x28", b"\x30", b"\x38", b"\x40", b"\x48", b"\x50", b"\x58", b"\x60")
+"""Those of ``nebula.v1.RangeRequest``'s numbers, from `limit` on."""
 _RESULTS: Final = frozenset(pb.Compare.CompareResult.values())
 
 
-def translated(request: pb.TxnRequest) -> kv_pb2.TxnRequest:
-    """`request`, whose keyspace the caller knows. Raises what etcd refuses it with: its checks and ours are the same,
-    so what passes here passes at apply."""
-    message = kv_pb2.TxnRequest()
-    _fill(message, request, MAX_TXN_OPERATIONS, 0)
-    check_once(message.success[:])
-    check_once(message.failure[:])
-    return message
+def taken_apart(request: pb.TxnRequest) -> Branches:
+    """`request`, checked. Raises what etcd refuses it with: its checks and ours are the same, so what passes here
+    passes at apply."""
+    branches, _ = _checked(request, MAX_TXN_OPERATIONS, 0)
+    check_once(branches.success)
+    check_once(branches.failure)
+    return branches
 
 
-def serializable(request: pb.TxnRequest) -> bool:
+def serializable(branches: Branches) -> bool:
     """Whether all of a transaction's operations are ranges that may be old, and there are any (etcd 23)."""
-    operations = (*request.success, *request.failure)
+    operations = (*branches.success, *branches.failure)
     return bool(operations) and all(
-        operation.request_range.serializable
-        if operation.WhichOneof("request") == "request_range"
-        else operation.WhichOneof("request") == "request_txn" and serializable(operation.request_txn)
-        for operation in operations
+        asked.serializable if which == "range" else which == "txn" and serializable(asked)
+        for which, asked in operations
     )
 
 
-def _fill(message: kv_pb2.TxnRequest | kv_pb2.NestedTxn, request: pb.TxnRequest, allowed: int, depth: int) -> int:
-    """How many compares and operations there are, with those of nested ones. Repeated fields are counted and then
+def _checked(request: pb.TxnRequest, allowed: int, depth: int) -> tuple[Branches, int]:
+    """With how many compares and operations there are, with those of nested ones. Repeated fields are counted and then
     sliced, as in ``kv.check``."""
-    most = max(len(request.compare), len(request.success), len(request.failure))
+    compares, success, failure = request.compare, request.success, request.failure
+    most = max(len(compares), len(success), len(failure))
     if most > allowed or depth > MAX_TXN_DEPTH:
         raise TooManyOperations
-    compares, success, failure = request.compare[:], request.success[:], request.failure[:]
-    for compare in compares:
+    conditions = compares[:]
+    for compare in conditions:
         check_key(compare.key)
-        _compare(message.compare.add(), compare)
-    total = len(compares)
-    for operation in success:
-        total += _operation(message.success.add(), operation, allowed - most, depth)
-    for operation in failure:
-        total += _operation(message.failure.add(), operation, allowed - most, depth)
+    total = len(conditions)
+    taken: tuple[list[Operation], list[Operation]] = [], []
+    for branch, operations in zip((success, failure), taken, strict=True):
+        for operation in branch[:]:
+            asked: Any
+            match operation.WhichOneof("request"):
+                case "request_put":
+                    asked = operation.request_put
+                    check_put(asked)
+                    operations.append(("put", asked))
+                case "request_range":
+                    asked = operation.request_range
+                    check_range(asked)
+                    operations.append(("range", asked))
+                case "request_delete_range":
+                    asked = operation.request_delete_range
+                    check_key(asked.key)
+                    operations.append(("delete", asked))
+                case "request_txn":
+                    asked, more = _checked(operation.request_txn, allowed - most, depth + 1)
+                    operations.append(("txn", asked))
+                    total += more
+                case _:
+                    raise EtcdError("INVALID_ARGUMENT", "etcdserver: key not found")  # etcd 24
+            total += 1
     if total > MAX_TXN_TOTAL:
         raise TooManyOperations
-    return total
+    return Branches(conditions, *taken), total
 
 
-def _operation(message: kv_pb2.Operation, operation: pb.RequestOp, allowed: int, depth: int) -> int:
-    match operation.WhichOneof("request"):
-        case "request_put":
-            put = operation.request_put
-            check_put(put)
-            _put(message.put, put)
-        case "request_range":
-            ranged = operation.request_range
-            check_range(ranged)
-            _range(message.range, ranged)
-        case "request_delete_range":
-            delete = operation.request_delete_range
-            check_key(delete.key)
-            message.delete.key, message.delete.range_end = delete.key, delete.range_end
-            message.delete.prev_kv = delete.prev_kv
-        case "request_txn":
-            message.txn.SetInParent()
-            return 1 + _fill(message.txn, operation.request_txn, allowed, depth + 1)
-        case _:
-            raise EtcdError("INVALID_ARGUMENT", "etcdserver: key not found")  # etcd 24
-    return 1
+# --- the same as ``nebula.v1`` has it: bytes, which need no message object
 
 
-def _put(message: kv_pb2.TxnPut, request: pb.PutRequest) -> None:
-    """Fields that are rarely set are set rarely: this and `_range` run for every transaction."""
-    message.key, message.value = request.key, request.value
-    if request.lease:
-        message.lease = request.lease
-    if request.prev_kv:
-        message.prev_kv = True
-    if request.ignore_value:
-        message.ignore_value = True
-    if request.ignore_lease:
-        message.ignore_lease = True
+def body(branches: Branches) -> bytes:
+    """A ``TxnRequest`` of ``nebula.v1``."""
+    return _fields(branches, b"\x12", b"\x1a", b"\x22")
 
 
-def _range(message: kv_pb2.RangeRequest, request: pb.RangeRequest) -> None:
-    message.key = request.key
-    if request.range_end:
-        message.range_end = request.range_end
-    if request.limit:
-        message.limit = request.limit
-    if request.revision:
-        message.revision = request.revision
-    if request.keys_only:
-        message.keys_only = True
-    if request.count_only:
-        message.count_only = True
-    if request.sort_order or request.sort_target:
-        message.order = kv_pb2.RangeRequest.Order.ValueType(request.sort_order)
-        message.target = kv_pb2.RangeRequest.Target.ValueType(request.sort_target)
-    for name in _FILTERS:
-        if bound := getattr(request, name):
-            setattr(message, name, bound)
+def _fields(branches: Branches, compare: bytes, success: bytes, failure: bytes) -> bytes:
+    """Of a transaction, by the tags that its fields have."""
+    parts = [message_field(compare, _compare(one)) for one in branches.compares]
+    parts += [message_field(success, _operation(*one)) for one in branches.success]
+    parts += [message_field(failure, _operation(*one)) for one in branches.failure]
+    return b"".join(parts)
 
 
-def _compare(message: kv_pb2.Compare, compare: pb.Compare) -> None:
-    """etcd knows no bad target or result: one that it has no name for is decided without looking, and what it decides
-    can be said otherwise."""
+def _operation(which: str, asked: Any) -> bytes:
+    """``Operation``"""
+    match which:
+        case "put":
+            return message_field(b"\x12", _put(asked))
+        case "range":
+            return message_field(b"\x0a", _range(asked))
+        case "delete":
+            fields = bytes_field(b"\x0a", asked.key), bytes_field(b"\x12", asked.range_end)
+            return message_field(b"\x1a", b"".join((*fields, number_field(b"\x18", asked.prev_kv))))
+    return message_field(b"\x22", _fields(asked, b"\x0a", b"\x12", b"\x1a"))
+
+
+def _put(put: pb.PutRequest) -> bytes:
+    """``TxnPut``"""
+    key, value = put.key, put.value
+    fields = b"".join((b"\x0a", varint(len(key)), key, b"\x12", varint(len(value)), value))
+    if put.lease or put.prev_kv or put.ignore_value or put.ignore_lease:
+        fields += number_field(b"\x18", put.lease & WORD) + number_field(b"\x20", put.prev_kv)
+        fields += number_field(b"\x28", put.ignore_value) + number_field(b"\x30", put.ignore_lease)
+    return fields
+
+
+def _range(ranged: pb.RangeRequest) -> bytes:
+    """``RangeRequest``"""
+    numbers = (
+        ranged.limit, ranged.revision, ranged.keys_only, ranged.count_only, ranged.sort_order, ranged.sort_target,
+        ranged.min_mod_revision, ranged.max_mod_revision, ranged.min_create_revision, ranged.max_create_revision,
+    )  # fmt: skip
+    fields = bytes_field(b"\x0a", ranged.key) + bytes_field(b"\x12", ranged.range_end)
+    if any(numbers):
+        fields += b"".join([number_field(tag, one & WORD) for tag, one in zip(_RANGE_TAGS, numbers, strict=True)])
+    return fields
+
+
+def _compare(compare: pb.Compare) -> bytes:
+    """``Compare``. etcd knows no bad target or result: one that it has no name for is decided without looking, and what
+    it decides can be said otherwise."""
     target, result = int(compare.target), int(compare.result)
-    message.key = compare.key
-    if compare.range_end:
-        message.range_end = compare.range_end
+    subject = bytes_field(b"\x1a", compare.key) + bytes_field(b"\x22", compare.range_end)
     union = _UNIONS.get(target)
     if union is not None and result in _RESULTS:
-        message.target = kv_pb2.Compare.Target.ValueType(target)
-        message.result = kv_pb2.Compare.Result.ValueType(result)
-        if compare.WhichOneof("target_union") == union:
-            if target == pb.Compare.VALUE:
-                message.value = compare.value
-            else:
-                message.number = getattr(compare, _UNIONS[target])
-    elif target == pb.Compare.VALUE:
-        message.result = kv_pb2.Compare.GREATER  # there is a key: its version is above 0
-    elif result == pb.Compare.EQUAL or result not in _RESULTS:
-        message.result, message.number = kv_pb2.Compare.GREATER, -1  # always
-    else:
-        message.result = kv_pb2.Compare.LESS  # never
+        head = number_field(b"\x08", result) + number_field(b"\x10", target) + subject
+        if compare.WhichOneof("target_union") != union:
+            return head
+        if target == pb.Compare.VALUE:
+            return head + bytes_field(b"\x32", compare.value)
+        return head + number_field(b"\x28", getattr(compare, _UNIONS[target]) & WORD)
+    if target == pb.Compare.VALUE:
+        return number_field(b"\x08", kv_pb2.Compare.GREATER) + subject  # there is a key: its version is above 0
+    if result == pb.Compare.EQUAL or result not in _RESULTS:
+        return number_field(b"\x08", kv_pb2.Compare.GREATER) + subject + number_field(b"\x28", -1 & WORD)  # always
+    return number_field(b"\x08", kv_pb2.Compare.LESS) + subject  # never
 
 
 # --- answers

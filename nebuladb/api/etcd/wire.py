@@ -1,4 +1,4 @@
-"""Bytes of etcd's messages, for the answers that are given most: joined from parts that need no message object.
+"""Bytes of messages that come and go most: joined from parts that need no message object.
 
 Numbers are never negative, but for a lease's id. The order of the fields is that of the numbers, as protobuf's own
 encoders write it.
@@ -43,6 +43,11 @@ def number_field(tag: bytes, number: int) -> bytes:
 def message_field(tag: bytes, data: bytes) -> bytes:
     """A message, or bytes, under their tag."""
     return b"".join((tag, varint(len(data)), data))
+
+
+def bytes_field(tag: bytes, data: bytes) -> bytes:
+    """Bytes under their tag; nothing for none."""
+    return b"".join((tag, varint(len(data)), data)) if data else b""
 
 
 def key_value(kv: KeyValue) -> bytes:

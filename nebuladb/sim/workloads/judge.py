@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from nebuladb.errors import InvariantViolation, NebulaError, Reason, StoreError
+from nebuladb.kv import check
 from nebuladb.kv.answer import Answer, DeleteResult, OperationResult, PutResult, Result, TxnResult
 from nebuladb.kv.command import Command, Kind
 from nebuladb.kv.store import Store
@@ -53,7 +54,7 @@ class Judge:
         """What a store says now to a transaction that writes nothing."""
         answer = Answer(store.revision)
         try:
-            answer = answer._replace(result=store.read(request))
+            answer = answer._replace(result=store.read(check.txn(request)))
         except (StoreError, InvariantViolation):
             raise
         except NebulaError as error:

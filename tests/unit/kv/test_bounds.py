@@ -285,14 +285,14 @@ def test_a_transaction_over_many_keys_that_are_gone_is_sliced_and_removes_them()
 
 def test_a_read_passes_over_so_many_keys_that_are_gone_and_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
     store, _ = buried(Limits())
-    assert store.read(ranges_over()).succeeded
+    assert store.read(check.txn(ranges_over())).succeeded
     monkeypatch.setattr(txn, "Dead", lambda: Dead(GONE - 2))
     with pytest.raises(ResultTooLarge, match="are still being removed"):
-        store.read(ranges_over())
+        store.read(check.txn(ranges_over()))
     with pytest.raises(ResultTooLarge, match="are still being removed"):
         store.range(b"k", ALL)
     finish(store)
-    assert store.read(ranges_over()).succeeded
+    assert store.read(check.txn(ranges_over())).succeeded
     assert [kv.key for kv in store.range(b"k", ALL).kvs] == [b"k250a", b"z"]
 
 

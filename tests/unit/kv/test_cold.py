@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nebuladb.errors import NebulaError
+from nebuladb.kv import check
 from nebuladb.kv.answer import RangeResult, TxnResult
 from nebuladb.kv.change import Applied
 from nebuladb.kv.command import Work
@@ -326,7 +327,7 @@ def test_a_transaction_that_reads_is_the_models_warm_and_cold(
             expected = refused
         for _ in range(ROUNDS):
             try:
-                found: TxnResult | NebulaError = cold.store.read(request)
+                found: TxnResult | NebulaError = cold.store.read(check.txn(request))
             except Misses as misses:
                 cold.fetch(list(misses.rows))
                 continue

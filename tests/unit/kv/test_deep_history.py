@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from nebuladb.errors import ResultTooLarge
+from nebuladb.kv import check
 from nebuladb.kv.answer import RangeResult
 from nebuladb.kv.limits import MAX_TXN_BYTES, Limits
 from nebuladb.kv.loans import Misses
@@ -127,10 +128,10 @@ def test_a_transaction_looks_no_further_back_than_it_may(deep: tuple[Store, Coun
     request = kv_pb2.TxnRequest()
     request.success.add(range=kv_pb2.RangeRequest(key=b"k", revision=OLD))
     with pytest.raises(ResultTooLarge, match="64 MiB"):
-        store.read(request)
+        store.read(check.txn(request))
     request.success[0].range.range_end = b"l"
     with pytest.raises(ResultTooLarge, match="64 MiB"):
-        store.read(request)
+        store.read(check.txn(request))
     assert engine.looks <= 2 * (MAX_TXN_BYTES // SIZE + 2) < 2 * VERSIONS
 
 
@@ -142,7 +143,7 @@ def test_a_transaction_that_lacks_row_after_row_asks_the_engine_once_for_each(de
     engine.asked, held = 0, list[bytes]()
     while True:
         try:
-            (found,) = store.read(request).results
+            (found,) = store.read(check.txn(request)).results
             break
         except Misses as misses:
             rows = list(misses.rows)

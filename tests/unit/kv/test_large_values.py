@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from nebuladb.errors import InvariantViolation, Reason
-from nebuladb.kv import deletion, machine, txn
+from nebuladb.kv import check, deletion, machine, txn
 from nebuladb.kv.answer import DeleteResult, TxnResult
 from nebuladb.kv.limits import Limits
 from nebuladb.kv.loans import FETCH_BYTES, FIRST_ROWS, Misses
@@ -234,7 +234,7 @@ def test_what_a_branch_reads_that_is_not_taken_is_not_fetched_with_each_row_of_t
         failure=[Op(range=R(key=b"k%03d" % n, count_only=True)) for n in range(100, 130)],
     )
     loans_at_most(made, 30 * MIB + 2 * FETCH_BYTES + 4 * MIB)
-    assert made.patient(lambda: made.store.read(reads)).results
+    assert made.patient(lambda: made.store.read(check.txn(reads))).results
     commands = [txn_command(kv_pb2.TxnRequest(compare=reads.compare, success=reads.success, failure=[
         *reads.failure, Op(put=P(key=b"a"))
     ]))]  # fmt: skip

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from nebuladb.errors import InvariantViolation, Reason
+from nebuladb.kv import check
 from nebuladb.kv.answer import Answer, DeleteResult, KeyValue, PutResult, RangeResult, TxnResult
 from nebuladb.kv.limits import MAX_TXN_DEPTH, MAX_TXN_TOTAL, Limits
 from nebuladb.kv.store import Store
@@ -225,21 +226,21 @@ def test_a_read_between_two_slices_sees_nothing_of_a_deletion() -> None:
         compare=[exists(b"k0"), pb.Compare(key=b"k", range_end=b"l", target=pb.Compare.VERSION, number=1)],
         success=[reads(b"k0"), reads(b"k", b"l"), nested([reads(b"k1", keys_only=True)])],
     )
-    before = store.read(request)
+    before = store.read(check.txn(request))
     assert isinstance(before.results[1], RangeResult)
     assert (before.succeeded, before.results[1].count) == (True, 9)
     work = log.work(delete(b"k", b"l"))
     assert store.apply([work]).partial
     slices = 0
     while store.index < work.index:
-        assert store.read(request) == before
+        assert store.read(check.txn(request)) == before
         store.apply([work])
         slices += 1
     assert slices > 1
-    assert store.read(request) == TxnResult(False, ())  # noqa: FBT003
+    assert store.read(check.txn(request)) == TxnResult(False, ())  # noqa: FBT003
 
 
 def test_only_what_writes_nothing_is_read_without_the_log() -> None:
     store, _ = filled(b"a")
     with pytest.raises(InvariantViolation):
-        store.read(pb.TxnRequest(success=[nested([], [deletes(b"a")])]))
+        store.read(check.txn(pb.TxnRequest(success=[nested([], [deletes(b"a")])])))

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 import pytest
 
 from nebuladb.errors import Corruption, TooManyRequests, Unavailable
+from nebuladb.kv import check
 from nebuladb.kv.answer import RangeResult
 from nebuladb.kv.limits import Limits
 from nebuladb.kv.loans import FETCH_BYTES, MOST_READ, Misses
@@ -214,7 +215,7 @@ async def test_what_reads_hold_together_is_bounded_and_the_first_one_goes_on(eac
 
     async def read(number: int) -> None:
         keys = range(number * each, (number + 1) * each)
-        _, found = await looks.read(7, store, lambda store: store.read(together(keys)))
+        _, found = await looks.read(7, store, lambda store: store.read(check.txn(together(keys))))
         assert all(isinstance(result, RangeResult) and result.count == 1 for result in found.results)
         done.append(number)
 
@@ -236,7 +237,8 @@ async def test_a_read_that_waits_holds_nothing_of_what_it_found_or_others_fetch(
     tracemalloc.start()
     try:
         reads = [
-            asyncio.create_task(looks.read(7, store, lambda store: store.read(together(range(60))))) for _ in range(10)
+            asyncio.create_task(looks.read(7, store, lambda store: store.read(check.txn(together(range(60))))))
+            for _ in range(10)
         ]
         for _ in range(3):
             await asyncio.sleep(0)
