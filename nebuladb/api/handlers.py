@@ -17,6 +17,9 @@ from nebuladb.errors import NebulaError, StoreClosed, StoreError, TooManyRequest
 MAX_ORDINARY: Final = 20_000
 """Calls in progress, streams included, but for control's: a flood of them leaves those their room in the transport's
 bound. Each costs some kilobytes."""
+UNEXPECTED: Final = "INTERNAL"
+"""By which a call is counted that ends by an error of ours. Its client is told UNKNOWN; but so is one whose lock is
+refused, as by etcd, and of that nobody need be alarmed."""
 CONTROL_SERVICES: Final = frozenset(
     {"nebula.v1.Cluster", "nebula.v1.Session", "etcdserverpb.Cluster", "etcdserverpb.Maintenance"}
 )
@@ -77,7 +80,7 @@ class Handlers:
 
     def _unary(self, path: str, function: Unary, translate: Translate, weight: int) -> Unary:
         async def call(raw: bytes, context: Any) -> bytes:
-            begun, code = time.perf_counter(), "INTERNAL"
+            begun, code = time.perf_counter(), UNEXPECTED
             meta = self._backend.node.meta
             self._ordinary += weight
             try:
@@ -93,7 +96,9 @@ class Handlers:
                 code = "OK"
                 return response
             except NebulaError as error:
-                code = await self._abort(context, error, translate)
+                worded = self._worded(error, translate)
+                code = worded.code
+                await self._abort(context, worded, error.group)
                 raise
             except asyncio.CancelledError:
                 code = "CANCELLED"
@@ -106,7 +111,7 @@ class Handlers:
 
     def _stream(self, path: str, function: Stream, translate: Translate, weight: int, *, again: bool) -> Stream:
         async def call(asked: Any, context: Any) -> AsyncIterator[bytes]:
-            begun, code = time.perf_counter(), "INTERNAL"
+            begun, code = time.perf_counter(), UNEXPECTED
             meta, silent = self._backend.meta, True
             self._ordinary += weight
             try:
@@ -123,7 +128,9 @@ class Handlers:
                         yield response
                 code = "OK"
             except NebulaError as error:
-                code = await self._abort(context, error, translate)
+                worded = self._worded(error, translate)
+                code = worded.code
+                await self._abort(context, worded, error.group)
             except (asyncio.CancelledError, GeneratorExit):
                 code = "CANCELLED"
                 raise
@@ -133,18 +140,18 @@ class Handlers:
 
         return call
 
-    async def _abort(self, context: Any, error: NebulaError, translate: Translate) -> str:
-        """End the call; the code is for the books, should `abort` ever return."""
-        backend = self._backend
-        backend.pump.request_failed(error)
-        group = error.group
+    def _worded(self, error: NebulaError, translate: Translate) -> NebulaError:
+        """What the client is told of `error`; the pump hears of it, too."""
+        self._backend.pump.request_failed(error)
         if type(error) in (StoreError, StoreClosed):  # of a read, and this node's alone: its writes' end the node
             error = Unavailable(f"this node can't read its data store: {error.message}; ask another node")
-        worded = translate(error)
-        shard = backend.descriptor(group)
-        detail = status.detail(worded, backend.meta, backend.leader(group), shard)
+        return translate(error)
+
+    async def _abort(self, context: Any, worded: NebulaError, group: int) -> None:
+        """End the call with `worded`; `group`: whose leader and descriptor go with it. Does not return."""
+        backend = self._backend
+        detail = status.detail(worded, backend.meta, backend.leader(group), backend.descriptor(group))
         await status.abort(context, worded, detail)
-        return worded.code
 
 
 def _full() -> NebulaError:

@@ -16,7 +16,12 @@ from tests.unit.node.lone import SECONDS, Lone
 
 
 class Meter:
-    def rpc(self, method: str, code: str, seconds: float) -> None: ...
+    def __init__(self) -> None:
+        self.ended: list[tuple[str, str]] = []
+        """The method and the code of each call."""
+
+    def rpc(self, method: str, code: str, seconds: float) -> None:
+        self.ended.append((method, code))
 
 
 class Served(Lone):
@@ -31,7 +36,8 @@ class Served(Lone):
             probe.bind(("127.0.0.1", 0))
             self.address = f"127.0.0.1:{probe.getsockname()[1]}"
         self.backend = Backend(self.pump)
-        self.api = ApiServer(self.backend, Meter(), self.address, "", engine)
+        self.meter = Meter()
+        self.api = ApiServer(self.backend, self.meter, self.address, "", engine)
         await self.api.start(self.address)
         self.channel = engine.insecure_channel(self.address, options=self.options)
 

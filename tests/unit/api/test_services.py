@@ -4,7 +4,7 @@ behind that go away."""
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import grpc
@@ -84,6 +84,33 @@ async def test_watches_whose_clients_went_away_are_forgotten(served: Served) -> 
     for call in calls:
         call.cancel()
     await served.until(lambda: len(hub) == 0)
+
+
+async def test_a_call_is_counted_by_the_code_that_its_client_sees(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All that were refused were counted as INTERNAL. That is for errors of ours only."""
+
+    def broken(keyspace: str, key: bytes, epoch: int) -> None:
+        raise RuntimeError("an error of ours")
+
+    raw = kv_pb2.GetRequest(keyspace="nobody made it", key=b"k").SerializeToString()
+    get: Any = served.channel.unary_unary("/nebula.v1.KV/Get")
+    scan: Any = served.channel.unary_stream("/nebula.v1.KV/Scan")
+    seen = []
+    calls: list[Callable[[], Awaitable[object]]] = [lambda: get(raw), lambda: scan(raw).read(), lambda: get(raw)]
+    for call in calls:
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await asyncio.wait_for(call(), SECONDS)
+        seen.append(caught.value.code().name)
+        monkeypatch.setattr(served.backend, "route", broken)
+    await served.until(lambda: len(served.meter.ended) == 3)
+    assert seen == ["NOT_FOUND", "NOT_FOUND", "UNKNOWN"]
+    assert served.meter.ended == [
+        ("/nebula.v1.KV/Get", "NOT_FOUND"),
+        ("/nebula.v1.KV/Scan", "NOT_FOUND"),
+        ("/nebula.v1.KV/Get", "INTERNAL"),
+    ]
 
 
 async def test_a_long_name_in_a_refusal_does_not_break_the_call(served: Served) -> None:
