@@ -7,6 +7,7 @@ import inspect
 import os
 import sys
 import threading
+import weakref
 from collections.abc import (
     Callable,
     Coroutine,
@@ -95,11 +96,14 @@ class _Handed(Generic[Result]):
 
 
 class _Thread:
-    """An event loop on a daemon thread. A forked child has no such thread, and may not use it."""
+    """An event loop on a daemon thread. A forked child has no such thread, and may not use it.
+
+    The thread knows nothing of this object, and ends with it: whoever lets go of a client, and of all that is read from
+    it, without a `close` leaves nothing behind.
+    """
 
     def __init__(self, last: Work) -> None:
         """`last`: what its end begins with."""
-        self._last = last
         self._loop = asyncio.new_event_loop()
         self._process = os.getpid()
         self._gate = threading.RLock()
@@ -108,15 +112,25 @@ class _Thread:
         self._closed = False
         self._end = asyncio.Event()
         self._leaving: set[asyncio.Task[None]] = set()
-        self._thread = threading.Thread(target=self._serve, name="nebula-client", daemon=True)
+        self._thread = threading.Thread(
+            target=self._serve, args=(self._loop, self._end, last), name="nebula-client", daemon=True
+        )
+        weakref.finalize(self, self._dropped, self._loop, self._end, self._process).atexit = False
         self._thread.start()
 
-    def _serve(self) -> None:
+    @classmethod
+    def _serve(cls, loop: asyncio.AbstractEventLoop, end: asyncio.Event, last: Work) -> None:
         try:
-            self._loop.run_until_complete(self._end.wait())
-            self._loop.run_until_complete(self._finish())
+            loop.run_until_complete(end.wait())
+            loop.run_until_complete(cls._finish(loop, last))
         finally:
-            self._loop.close()
+            loop.close()
+
+    @staticmethod
+    def _dropped(loop: asyncio.AbstractEventLoop, end: asyncio.Event, process: int) -> None:
+        if os.getpid() == process:
+            with suppress(RuntimeError):  # the loop is closed
+                loop.call_soon_threadsafe(end.set)
 
     def run(self, work: Coroutine[Any, Any, Result]) -> Result:
         """Its result or exception; an interrupted wait cancels it. Raises `ClientClosed`, and on the loop's own thread
@@ -182,14 +196,15 @@ class _Thread:
         if threading.current_thread() is not self._thread:
             self._thread.join()
 
-    async def _finish(self) -> None:
-        await self._last()
+    @staticmethod
+    async def _finish(loop: asyncio.AbstractEventLoop, last: Work) -> None:
+        await last()
         if others := asyncio.all_tasks() - {asyncio.current_task()}:
             _, late = await asyncio.wait(others, timeout=CLOSING)
             for task in late:
                 task.cancel()
             await asyncio.gather(*late, return_exceptions=True)
-        await self._loop.shutdown_asyncgens()
+        await loop.shutdown_asyncgens()
 
 
 def _waits(

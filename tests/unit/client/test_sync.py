@@ -122,6 +122,22 @@ def _run(script: str, node: Node) -> tuple[int, str, str]:
     return done.returncode, done.stdout, done.stderr
 
 
+def test_a_client_that_nobody_has_any_more_ends_its_thread(node: Node) -> None:
+    """It kept the thread, its loop and its connections for as long as the process lived."""
+    before = set(threading.enumerate())
+    client = Client([node.address])
+    [thread] = set(threading.enumerate()) - before
+    client.batch({b"a": b"", b"b": b""})
+    rows = client.scan(page_size=1)
+    del client
+    gc.collect()
+    assert [row.key for row in rows] == [b"a", b"b"], "what is still read from needs it"
+    del rows
+    gc.collect()
+    thread.join(SECONDS)
+    assert not thread.is_alive()
+
+
 def test_the_collector_may_end_a_scan_on_the_clients_own_thread(node: Node) -> None:
     with Client([node.address]) as client:
         client.put(b"k", b"v")
