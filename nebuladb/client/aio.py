@@ -359,6 +359,7 @@ class AsyncClient(Writes):
         """Have the members' client addresses behind those that were named at first, which may be gone one day, and no
         others; `endpoints` are returned. Call it now and then: members change."""
         self._transport.endpoints.learn(member.client_address for member in await self.members())
+        self._transport.forget()
         return self.endpoints
 
     async def status(self, endpoint: str = "") -> cluster_pb2.StatusResponse:

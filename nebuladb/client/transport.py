@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import random
+import weakref
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Final, Generic
 
@@ -112,7 +113,7 @@ class Link:
 class Transport:
     """Sends requests to a cluster.
 
-    At most one channel an address that was ever asked. That to a member of before stays: calls may be under way on it.
+    At most one channel an address that is an endpoint, or was asked by name since `forget`.
 
     The process and the loop that make the first have all of them. A forked child's frames would go into the midst of
     its parent's, on the same socket; so elsewhere nothing is sent, and closing closes nothing.
@@ -138,6 +139,8 @@ class Transport:
         self.rng: Rng = rng or random.Random()
         self._engine = engine or engine_of()
         self._links: dict[str, Link] = {}
+        self._former: weakref.WeakSet[Link] = weakref.WeakSet()
+        """Those on which nothing but calls of before is under way, which hold them."""
         self._home: tuple[int, asyncio.AbstractEventLoop] | None = None
         """The process and the loop of the links, once there is one."""
         self._closed = False
@@ -185,9 +188,15 @@ class Transport:
         if self.elsewhere():
             return
         self._closed = True
-        links, self._links = self._links, {}
-        for link in links.values():
+        links = [*self._links.values(), *self._former]
+        self._links = {}
+        for link in links:
             await link.channel.close()
+
+    def forget(self) -> None:
+        """Let go of the channels to who is no endpoint any more: each would try to connect for as long as we live."""
+        for address in self._links.keys() - set(self.endpoints.addresses):
+            self._former.add(self._links.pop(address))
 
     def elsewhere(self) -> str:
         """Why this process or loop may not touch the links; empty if it may."""
@@ -267,6 +276,7 @@ class Stream(Generic[Answer]):
             raise StreamBroken(link)
         if not await link.connected(self._step.connect):
             raise StreamBroken(not_sent(self._step.address))
+        self._link = link  # as long as the call runs: the transport may forget it
         self._call = link.stream(self._method, self._request)
         return self._read
 
