@@ -24,6 +24,7 @@ from nebuladb.kv import check
 from nebuladb.kv.answer import DeleteResult, KeyValue, OperationResult, PutResult, TxnResult
 from nebuladb.kv.branches import Branches
 from nebuladb.kv.command import Command, Kind
+from nebuladb.kv.findings import Findings
 from nebuladb.kv.loans import Misses
 from nebuladb.kv.trail import Trail
 from nebuladb.node.pump import BUSY_SECONDS, REST
@@ -151,8 +152,11 @@ async def read_txn(
     """What a transaction that writes nothing gives, and the revision that it was read at: no log entry (etcd 23)."""
     store = await backend.current(shard, timeout, serializable=serializable)
     try:
+        findings = Findings()
         if not any(end for _, end in branches.spans()):  # single keys are read in no time
-            store, result = await backend.pump.looks.read(shard.group, store, lambda store: store.read(branches))
+            store, result = await backend.pump.looks.read(
+                shard.group, store, lambda store: store.read(branches, findings)
+            )
             return store.revision, result
         # One round confirms many reads, which all go on in one turn: twenty of 50,000 rows each would keep the loop for
         # longer than followers wait for a heartbeat.
@@ -165,7 +169,9 @@ async def read_txn(
         try:
             begun = time.perf_counter()
             store = backend.pump.store(shard.group)  # a newer one does as well, and the old one may be closed
-            store, result = await backend.pump.looks.read(shard.group, store, lambda store: store.read(branches))
+            store, result = await backend.pump.looks.read(
+                shard.group, store, lambda store: store.read(branches, findings)
+            )
             revision = store.revision
             if (seconds := time.perf_counter() - begun) > BUSY_SECONDS:
                 await asyncio.sleep(seconds * REST)

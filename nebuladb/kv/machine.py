@@ -39,6 +39,7 @@ from nebuladb.kv.change import Applied, key_value
 from nebuladb.kv.command import Command, Kind, Work
 from nebuladb.kv.dead import Buried, Clearing
 from nebuladb.kv.draft import Draft
+from nebuladb.kv.findings import Findings
 from nebuladb.kv.leases import Leases
 from nebuladb.kv.limits import MAX_COMMANDS, MAX_REQUEST_BYTES, Limits
 from nebuladb.kv.loans import FETCH_BYTES, FIRST_ROWS, Misses
@@ -69,7 +70,16 @@ class Unfinished(Exception):
 class Machine:
     """Runs works; afterwards `state`, `draft` and `applied` hold the outcome, and `hashes` the indexes to hash at."""
 
-    def __init__(self, source: EngineSource, state: State, sessions: Sessions, node: int, limits: Limits) -> None:
+    def __init__(
+        self,
+        source: EngineSource,
+        state: State,
+        sessions: Sessions,
+        node: int,
+        limits: Limits,
+        findings: Findings,
+    ) -> None:
+        """`findings`: those of the calls before."""
         self.state = state.copy()
         self.draft = draft = Draft(source, state.floor)
         self.applied = Applied(events=draft.events, leases=draft.leases)
@@ -79,6 +89,7 @@ class Machine:
         self._sessions = sessions
         self._node = node
         self._limits = limits
+        self._findings = findings
         self._index = 0
         self._place = 0
         self._hashed = False
@@ -89,6 +100,11 @@ class Machine:
     def run(self, works: Sequence[Work]) -> None:
         """Apply as much of `works` as a slice may hold; those at or below the applied index are passed over."""
         state, applied, last = self.state, self.applied, works[-1].index
+        try:
+            self._findings.go_on(self._source)
+        except Misses as misses:
+            applied.wanted = list(misses.rows[: self._ahead])
+            applied.partial, works = state.partial, ()
         for work in works:
             if work.index <= state.index:
                 continue
@@ -116,8 +132,9 @@ class Machine:
             if self.hash_index or (work.index < last and self._full()):
                 break
         loans = self._source.loans
-        if loans.ahead > FIRST_ROWS and not applied.wanted:
-            loans.ahead = FIRST_ROWS  # what it misses next may be of another kind
+        if not applied.wanted:
+            loans.ahead = min(loans.ahead, FIRST_ROWS)  # what it misses next may be of another kind
+            self._findings.forget()
         applied.midway |= bool(state.cursor)
         applied.index, applied.term, applied.revision = state.index, state.term, state.revision
         applied.examined = max(len(self.draft.rows) + self._examined, self._run)
@@ -370,7 +387,8 @@ class Machine:
         return result
 
     def _transaction(self, command: Command) -> Txn:
-        txn = Txn(self.draft, self.state.revision + 1, bounded=command.bounded)
+        self._findings.begin(self._stamp)
+        txn = Txn(self.draft, self.state.revision + 1, look=self._findings.at, bounded=command.bounded)
         txn.budget.dead = Clearing(self._limits.dead_rows)
         return txn
 

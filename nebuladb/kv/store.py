@@ -17,6 +17,7 @@ from nebuladb.kv.change import Applied, LeaseInfo, LeaseState
 from nebuladb.kv.command import Work
 from nebuladb.kv.deletion import Deletion
 from nebuladb.kv.draft import Draft
+from nebuladb.kv.findings import Findings
 from nebuladb.kv.hashing import HashJob, hash_spans
 from nebuladb.kv.limits import DEFAULT_LIMITS, MAX_RESULT_BYTES, MAX_TXN_ROWS, TOMBSTONE_BYTES, Limits
 from nebuladb.kv.loans import Misses, Room, fetched
@@ -66,6 +67,7 @@ class Store:
         # Iterators wait for the disk in any case, and hold the interpreter's lock meanwhile: so do scans' look-ups.
         self._patient = SnapshotSource(engine, self._keys)
         self._sessions = Sessions(self._source)
+        self._findings = Findings()
         self.deletion = Deletion(self._source, engine.get(self._keys.deletion))
         self.deleted_bytes = 0
         """Written by background deletion; whoever counts what the engine holds unflushed takes it away."""
@@ -194,7 +196,7 @@ class Store:
             if not works or works[-1].index <= state.index:
                 return Applied(state.index, state.term, self.partial, revision=state.revision)
             self.failed = True  # until it has come to its end
-            machine = Machine(self._source, state, self._sessions, self._node, self._limits)
+            machine = Machine(self._source, state, self._sessions, self._node, self._limits, self._findings)
             machine.run(works)
             missed = machine.applied.wanted and not machine.draft.rows  # commands before it may have been answered
             if missed and (machine.state.index, machine.state.place) == (state.index, state.place):
@@ -299,17 +301,17 @@ class Store:
         selection = Selection(limit, keys_only, count_only)
         return collect(self._patient, self._keys.span(key, end), revision, budget, selection, self._state.floor)
 
-    def read(self, branches: Branches) -> TxnResult:
-        """A transaction that writes nothing, at the published revision (etcd 23).
-
+    def read(self, branches: Branches, findings: Findings | None = None) -> TxnResult:
+        """A transaction that writes nothing, at the published revision (etcd 23); `findings`: of the tries before.
         Raises `Misses` for keys that stand alone and are on the disk only, and what `Txn.run` raises.
         """
         if branches.has("put", "delete"):
             raise InvariantViolation("a transaction that writes is read")
         revision = self._state.revision
-        draft = Draft(self._source, self._state.floor)
+        draft, findings = Draft(self._source, self._state.floor), findings or Findings()
         try:
-            return Txn(draft, revision + 1, revision, self._patient).run(branches)
+            findings.go_on(self._source)
+            return Txn(draft, revision + 1, revision, self._patient, findings.at).run(branches)
         except Misses as misses:
             raise foreseen(self._source, branches, misses) from None
 
@@ -373,8 +375,7 @@ class Store:
         """
         state = self._state
         check_revision(after + 1, state.floor, state.revision + 1)
-        below = state.revision + 1, 0
-        bounds = Bounds(limit_rows, limit_bytes, cut)
+        below, bounds = (state.revision + 1, 0), Bounds(limit_rows, limit_bytes, cut)
         return walk(self._patient, (max(after, 0) + 1, sub), below, bounds, state.floor if previous else None)
 
     # --- leases

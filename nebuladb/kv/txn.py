@@ -15,10 +15,11 @@ from nebuladb.kv.change import key_value
 from nebuladb.kv.dead import Dead
 from nebuladb.kv.draft import Draft
 from nebuladb.kv.limits import MAX_RESULT_BYTES, MAX_RESULT_ROWS, MAX_TXN_BYTES, MAX_TXN_ROWS, ROW_OVERHEAD
+from nebuladb.kv.loans import FIRST_ROWS, Misses
 from nebuladb.kv.rows import KEY_AT, Record, decode_record
 from nebuladb.kv.selection import Selection
 from nebuladb.kv.source import Source, close
-from nebuladb.kv.view import UNBOUNDED, at, page
+from nebuladb.kv.view import UNBOUNDED, Look, at, page
 from nebuladb.pb.nebula.v1 import kv_pb2
 
 _COMPARE: Final[dict[int, Callable[[Any, Any], bool]]] = {
@@ -48,7 +49,7 @@ class Budget:
     below the floor, is never charged; `dead` bounds it.
     """
 
-    __slots__ = ("_allowed", "_readable", "dead", "read", "rows", "size")
+    __slots__ = ("_allowed", "_readable", "dead", "look", "read", "rows", "size")
 
     def __init__(self, rows: int = MAX_TXN_ROWS, size: int = MAX_RESULT_BYTES) -> None:
         self._allowed = rows
@@ -57,6 +58,8 @@ class Budget:
         self.read = self._readable = MAX_TXN_BYTES
         """Bytes of rows that may still be looked at."""
         self.dead = Dead()
+        self.look: Look = at
+        """What finds out how a key was."""
 
     def unbind(self) -> None:
         """Any number of bytes may be looked at."""
@@ -102,19 +105,28 @@ class Txn:
 
     `main` is the revision that its writes get, one above the published one. Where a half-done deletion may lie under
     that, as for a reader between two slices, `seen` is the published one, and nothing newer is looked at. `ranges` is
-    where ranges are read from, if it isn't the draft. Without `bounded` it may read more than `MAX_TXN_BYTES`.
+    where ranges are read from, if it isn't the draft; `look` finds out how a key was. Without `bounded` it may read
+    more than `MAX_TXN_BYTES`.
     """
 
     __slots__ = ("_doubtful", "_known", "_ranges", "_seen", "budget", "draft", "main", "sub")
 
     def __init__(
-        self, draft: Draft, main: int, seen: int = 0, ranges: Source | None = None, *, bounded: bool = True
+        self,
+        draft: Draft,
+        main: int,
+        seen: int = 0,
+        ranges: Source | None = None,
+        look: Look = at,
+        *,
+        bounded: bool = True,
     ) -> None:
         self.draft = draft
         self.main = main
         self.sub = 0
         """Changes so far; 0 at the end = it wrote nothing and steps no revision."""
         self.budget = Budget()
+        self.budget.look = look
         if not bounded:
             self.budget.unbind()
         self._seen = seen or main
@@ -132,6 +144,7 @@ class Txn:
         if self._doubtful:
             self._check_puts()
             self._check_ranges()
+            self._look_back()
         if len(chosen.operations) == 1 and chosen.operations[0][0] != "txn":
             return self._apply(chosen)  # an operation that is refused has written nothing
         outer = self.draft
@@ -177,6 +190,24 @@ class Txn:
                 # A negative one stands for now, unless something was compacted: etcd compares it with what was.
                 if revision > 0 or self.draft.floor or revision < -1:
                     check_revision(revision, self.draft.floor or 1, self.main - 1)
+
+    def _look_back(self) -> None:
+        """Meet all rows that reads of old revisions lack at once: one by one, each would begin the transaction anew."""
+        budget, missing = self.budget, list[bytes]()
+        rows, size = budget.rows, budget.read
+        for which, asked in self._doubtful:
+            if which == "range" and asked.revision > 0 and not asked.range_end:
+                try:
+                    newest = self.draft.newest(asked.key)
+                    _, steps, read = budget.look(self.draft, asked.key, newest, asked.revision, budget.read, None)
+                except Misses as misses:
+                    missing += misses.rows
+                else:
+                    rows, size = rows - steps, size - read
+                if rows < 0 or size < 0 or len(missing) >= FIRST_ROWS:
+                    break
+        if missing:
+            raise Misses(missing)
 
     def _apply(self, chosen: _Chosen) -> TxnResult:
         results: list[OperationResult] = []
@@ -265,7 +296,7 @@ class Txn:
         if newest.main <= revision:
             self.budget.spend(rows, 0, len(newest.value))
             return newest if newest.version else None
-        record, steps, read = at(self.draft, key, newest, revision, self.budget.read)
+        record, steps, read = self.budget.look(self.draft, key, newest, revision, self.budget.read, None)
         self.budget.spend(rows + steps, 0, read + len(newest.value))
         return record
 
@@ -319,6 +350,7 @@ def collect(
         part = page(
             source, span, revision, limit=asked, max_bytes=budget.size + 1, max_rows=budget.rows,
             keys_only=selection.blank, keep=selection.keep, floor=floor, max_read=budget.read + 1, dead=budget.dead,
+            look=budget.look,
         )  # fmt: skip
         budget.spend(part.examined, part.size, part.read)
         found, count, cursor = part.kvs, part.counted, part.cursor
@@ -329,7 +361,7 @@ def collect(
         low = span[0][:KEY_AT] + cursor
         others = page(
             source, (low, span[1]), revision, limit=0, max_bytes=0, max_rows=budget.rows, floor=floor,
-            max_read=budget.read + 1, dead=budget.dead,
+            max_read=budget.read + 1, dead=budget.dead, look=budget.look,
         )  # fmt: skip
         budget.spend(others.examined, 0, others.read)
         if others.cursor:

@@ -104,8 +104,12 @@ def at(
             read += len(data) - head
     finally:
         if trail is not None:
-            trail.leave(key, revision, record)
+            trail.leave(key, revision, record, steps, read)
     return (record if record is not None and (record.version or record.main > revision) else None), steps, read
+
+
+Look = Callable[[Source, bytes, Record | None, int, int, Trail | None], tuple[Record | None, int, int]]
+"""What does as `at`."""
 
 
 def _past(record: Record, revision: int) -> tuple[int, int] | None:
@@ -141,18 +145,18 @@ def as_of(source: Source, key: bytes, revision: int, trail: Trail | None) -> Key
 def page(
     source: Source, span: tuple[bytes, bytes], revision: int, *, limit: int, max_bytes: int, max_rows: int,
     keys_only: bool = False, keep: Callable[[Record], bool] | None = None, floor: int = 0, max_read: int = UNBOUNDED,
-    dead: Dead | None = None, trail: Trail | None = None,
+    dead: Dead | None = None, trail: Trail | None = None, look: Look = at,
 ) -> Page:  # fmt: skip
     """The range as it was at `revision`, as far as `limit` keys, about `max_bytes` (at least one key), and `max_rows`
     rows or `max_read` bytes looked at go, and one row more. With `limit` 0 keys are counted and none returned; what
     `keep` refuses is counted, too. A page that ends amid a key's history has its cursor at that key: the next one goes
-    on with the same `trail`.
+    on with the same `trail`. `look` is `at`, or does as that.
 
     What another replica may have deleted already, tombstones below `floor`, counts for nothing: `examined` and `read`
     are the same on all. `dead` is told of those, and may raise."""
     dead = dead or Dead()
     if not limit:
-        return _count(source, span, revision, max_rows, dead, floor, max_read, trail)
+        return _count(source, span, revision, max_rows, dead, floor, max_read, trail, look)
     oldest = U64.pack(floor)
     kvs: list[KeyValue] = []
     missing: list[bytes] = []
@@ -178,7 +182,7 @@ def page(
             visible: Record | None = record
             steps = past = 0
             if record.main > revision:
-                visible, steps, past = at(source, key, record, revision, max(max_read - read, 0), trail)
+                visible, steps, past = look(source, key, record, revision, max(max_read - read, 0), trail)
         except Misses as misses:
             missing += misses.rows
             missed += len(data)
@@ -208,7 +212,7 @@ def page(
 
 def _count(
     source: Source, span: tuple[bytes, bytes], revision: int, max_rows: int, dead: Dead, floor: int, max_read: int,
-    trail: Trail | None,
+    trail: Trail | None, look: Look,
 ) -> Page:  # fmt: skip
     """`page` with limit 0: of most rows two fields are all that it takes to tell."""
     missing: list[bytes] = []
@@ -233,7 +237,7 @@ def _count(
         else:
             try:
                 record, left = decode_record(data), max(max_read - read, 0)
-                visible, steps, past = at(source, row[KEY_AT:], record, revision, left, trail)
+                visible, steps, past = look(source, row[KEY_AT:], record, revision, left, trail)
             except Misses as misses:
                 missing += misses.rows
                 missed += len(data)

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import pytest
 
-from nebuladb.errors import ResultTooLarge
+from nebuladb.errors import Reason, ResultTooLarge
 from nebuladb.kv import check
-from nebuladb.kv.answer import RangeResult
+from nebuladb.kv.answer import RangeResult, TxnResult
+from nebuladb.kv.findings import Findings
 from nebuladb.kv.limits import MAX_TXN_BYTES, Limits
 from nebuladb.kv.loans import Misses
+from nebuladb.kv.source import EngineSource
 from nebuladb.kv.store import Store
 from nebuladb.kv.trail import Trail
 from nebuladb.kv.view import STRETCH_BYTES
 from nebuladb.pb.nebula.v1 import kv_pb2
 from nebuladb.storage.memory import MemoryEngine
-from tests.unit.kv.helpers import Log, delete, fresh, put, reopen, run
+from tests.unit.kv.helpers import Log, delete, fresh, put, reopen, run, txn
 
 SIZE, VERSIONS = 256 << 10, 300
 OLD = 3
@@ -154,3 +156,112 @@ def test_a_transaction_that_lacks_row_after_row_asks_the_engine_once_for_each(de
     assert isinstance(found, RangeResult)
     assert found.kvs[0].mod_revision == VERSIONS - 50
     assert engine.asked <= 3 * 53
+
+
+WIDE, LONG = 12, 60
+"""Keys, and versions of each, on the disk only."""
+
+
+@pytest.fixture
+def many() -> tuple[Store, Counting]:
+    engine = Counting()
+    engine.cold = False
+    store, _ = fresh(engine=engine)
+    log = Log()
+    for version in range(LONG):
+        run(store, log, *(put(b"m%02d" % key, b"%d" % version) for key in range(WIDE)))
+    engine.cold, engine.looks = True, 0
+    return reopen(engine, Limits(cache_bytes=0)), engine
+
+
+@pytest.fixture
+def looks(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
+    """Rows of the history that are looked up, in memory or on loan."""
+    looks: list[bytes] = []
+    get = EngineSource.get
+
+    def noted(source: EngineSource, row: bytes) -> bytes | None:
+        if len(row) == 25:
+            looks.append(row)
+        return get(source, row)
+
+    monkeypatch.setattr(EngineSource, "get", noted)
+    return looks
+
+
+def old_reads(*, ranged: bool) -> kv_pb2.TxnRequest:
+    """All keys as they were when each had one version, by themselves or as a range."""
+    request = kv_pb2.TxnRequest()
+    if ranged:
+        request.success.add(range=kv_pb2.RangeRequest(key=b"m", range_end=b"n", revision=WIDE + 1))
+    else:
+        for key in range(WIDE):
+            request.success.add(range=kv_pb2.RangeRequest(key=b"m%02d" % key, revision=WIDE + 1))
+    return request
+
+
+def test_a_transaction_over_many_long_histories_looks_once_at_each_row(
+    many: tuple[Store, Counting], looks: list[bytes]
+) -> None:
+    """It began anew for each row that it lacked, and followed all histories from their ends again: of 40 keys with
+    1,000 versions each that took half an hour."""
+    store, _ = many
+    findings, held = Findings(), list[bytes]()
+    while True:
+        try:
+            results = store.read(check.txn(old_reads(ranged=False)), findings).results
+            break
+        except Misses as misses:
+            rows = list(misses.rows)
+        store.borrow(rows)
+        held += rows
+        store.supply(rows, store.fetch(rows))
+    store.give_back(held)
+    assert [kv.value for result in results if isinstance(result, RangeResult) for kv in result.kvs] == [b"0"] * WIDE
+    assert len(looks) <= 2 * WIDE * LONG
+    assert len(held) <= WIDE * (LONG + 2)
+
+
+@pytest.mark.parametrize("ranged", [False, True])
+def test_a_transaction_that_writes_looks_once_at_each_row_of_many_histories(
+    many: tuple[Store, Counting], looks: list[bytes], ranged: bool
+) -> None:
+    """All that came behind it in its shard waited, on each replica."""
+    store, _ = many
+    request, calls, held = old_reads(ranged=ranged), 0, list[bytes]()
+    request.success.add(put=kv_pb2.TxnPut(key=b"done"))
+    work = Log(store.index).work(txn(request))
+    while (applied := store.apply([work])).wanted:
+        calls += 1
+        store.borrow(applied.wanted)
+        held += applied.wanted
+        store.supply(applied.wanted, store.fetch(applied.wanted))
+    store.give_back(held)
+    ((_, answer),) = applied.answers
+    assert isinstance(answer.result, TxnResult)
+    found = [kv.value for result in answer.result.results if isinstance(result, RangeResult) for kv in result.kvs]
+    assert found == [b"0"] * WIDE
+    assert len(looks) <= 2 * WIDE * LONG
+    assert calls <= 2 * LONG
+
+
+def test_what_a_transaction_may_look_at_is_the_same_whether_it_lacked_rows(deep: tuple[Store, Counting]) -> None:
+    """Replicas that have other rows in memory answer alike, also where it goes beyond the bound in bytes."""
+    answers = []
+    for cold in (False, True):
+        store, engine = deep
+        engine.cold = cold
+        request = kv_pb2.TxnRequest()
+        for revision in (VERSIONS - 100, VERSIONS - 200, OLD):
+            request.success.add(range=kv_pb2.RangeRequest(key=b"k", revision=revision, keys_only=True))
+        held = list[bytes]()
+        work = Log(store.index).work(txn(request))
+        while (applied := store.apply([work])).wanted:
+            store.borrow(applied.wanted)
+            held += applied.wanted
+            store.supply(applied.wanted, store.fetch(applied.wanted))
+        store.give_back(held)
+        ((_, answer),) = applied.answers
+        answers.append((answer.reason, answer.message, answer.result))
+    assert answers[0][0] == Reason.RESULT_TOO_LARGE
+    assert answers[0] == answers[1]
