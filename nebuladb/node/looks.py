@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
+from contextlib import AbstractAsyncContextManager, nullcontext
 from typing import Final, TypeVar
 
 from nebuladb.errors import NebulaError, TooManyRequests, Unavailable
@@ -22,6 +23,8 @@ ENOUGH_BYTES: Final = 16 << 20
 """A read of which so much has come goes on before all that it lacks is here: it may not want the rest. Each time it
 begins anew, and takes some milliseconds of the loop for what it has."""
 
+Turn = AbstractAsyncContextManager[object]
+"""What long reads take one after the other."""
 T = TypeVar("T")
 
 
@@ -85,15 +88,24 @@ class Looks:
         """Reads in progress."""
         return len(self._looks)
 
-    async def read(self, group: int, store: Store, read: Callable[[Store], T]) -> tuple[Store, T]:
+    async def read(
+        self, group: int, store: Store, read: Callable[[Store], T], turn: Turn | None = None
+    ) -> tuple[Store, T]:
         """What `read` gives of `store`, and `store`; or as `look`, where that takes the disk."""
         try:
-            return store, read(store)
+            if turn is None:
+                return store, read(store)
+            async with turn:
+                store = self._store(group)  # a newer one does as well, and the old one may be closed
+                return store, read(store)
         except Misses as misses:
-            return await self.look(group, misses, read)
+            return await self.look(group, misses, read, turn)
 
-    async def look(self, group: int, misses: Misses, read: Callable[[Store], T]) -> tuple[Store, T]:
-        """What `read`, which met `misses`, gives once its rows are here, and the store as it was then.
+    async def look(
+        self, group: int, misses: Misses, read: Callable[[Store], T], turn: Turn | None = None
+    ) -> tuple[Store, T]:
+        """What `read`, which met `misses`, gives once its rows are here, and the store as it was then. Each try is
+        within `turn`, and no wait for the disk is.
 
         Raises what `read` raises, `TooManyRequests`, or `Unavailable` if the store was replaced meanwhile.
         """
@@ -108,14 +120,15 @@ class Looks:
                 look.came, look.got, look.new = self._loop.create_future(), [], 0
                 self._schedule()
                 store.supply(rows, await look.came)
-                if self._store(group) is not store:
-                    raise Unavailable("the shard's data was replaced during the read; try again")
-                try:
-                    return store, read(store)
-                except Misses as more:
-                    misses = more
-                    if misses.alone:
-                        self._let_go(look)
+                async with turn or nullcontext():
+                    if self._store(group) is not store:
+                        raise Unavailable("the shard's data was replaced during the read; try again")
+                    try:
+                        return store, read(store)
+                    except Misses as more:
+                        misses = more
+                        if misses.alone:
+                            self._let_go(look)
         finally:
             del self._looks[look]
             self._let_go(look)

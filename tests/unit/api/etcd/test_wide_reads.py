@@ -7,7 +7,7 @@ from collections import Counter
 
 import pytest
 
-from nebuladb.api import kv
+from nebuladb.api import kv, pace
 from nebuladb.api.etcd import ranges, wire
 from nebuladb.kv.answer import KeyValue
 from nebuladb.kv.store import Store
@@ -22,14 +22,36 @@ async def test_transactions_that_read_ranges_do_not_share_a_turn(etcd: Faced, mo
     turns, reads = Turns(), []
     read = Store.read
 
-    def noted(store: Store, request: object) -> object:
+    def noted(store: Store, *arguments: object) -> object:
         reads.append(turns.now)
-        return read(store, request)  # type: ignore[arg-type]
+        return read(store, *arguments)  # type: ignore[arg-type]
 
     monkeypatch.setattr(Store, "read", noted)
     request = pb.TxnRequest()
     request.success.add().request_range.CopyFrom(pb.RangeRequest(key=b"a", range_end=b"z"))
     await asyncio.gather(*(etcd.call("Txn", request) for _ in range(10)))
+    assert len(set(reads)) == 10
+
+
+@pytest.mark.parametrize(("keys", "revision"), [(kv.FEW_KEYS + 1, 0), (1, 2)])
+async def test_transactions_that_read_many_keys_or_old_ones_do_not_share_a_turn(
+    etcd: Faced, monkeypatch: pytest.MonkeyPatch, keys: int, revision: int
+) -> None:
+    """Each may look at 8,192 keys, or at 50,000 versions, and one round confirms all that wait."""
+    await etcd.set(b"k")
+    monkeypatch.setattr(pace, "STRETCH_SECONDS", 0.0)
+    turns, reads = Turns(), []
+    read = Store.read
+
+    def noted(store: Store, *arguments: object) -> object:
+        reads.append(turns.now)
+        return read(store, *arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Store, "read", noted)
+    one = pb.RequestOp(request_range=pb.RangeRequest(key=b"k", revision=revision))
+    request = pb.TxnRequest(success=[one] * keys)
+    answers = await asyncio.gather(*(etcd.call("Txn", request) for _ in range(10)))
+    assert all(len(answer.responses) == keys for answer in answers)
     assert len(set(reads)) == 10
 
 
