@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
 
 from nebuladb.api.etcd.face import Face
-from nebuladb.api.etcd.watch_stream import WatchStream
-from nebuladb.pb.etcd import kv_pb2
+from nebuladb.api.etcd.watch_stream import ENDED_AT_ONCE, WatchStream
+from nebuladb.kv.watch import WatchHub
+from nebuladb.kv.watcher import Watcher
+from nebuladb.pb.etcd import kv_pb2, watch_pb2
 from tests.unit.api.etcd.faced import Faced
-from tests.unit.api.etcd.streams import create
+from tests.unit.api.etcd.streams import GROUP, create
+from tests.unit.api.turns import Turns
 
 COUNT = 4_000
 
@@ -33,4 +40,64 @@ async def test_what_watches_that_are_made_without_end_have_to_say_does_not_gathe
             break
         await asyncio.sleep(0)
     assert most <= 1_000
+    stream.close()
+
+
+async def with_watches(etcd: Faced) -> WatchStream:
+    """A stream of `COUNT` that want progress and nothing else, all told that they are made."""
+    face = Face(etcd.backend)
+    stream = WatchStream(face, face.backend.routing.shards("etcd")[0])
+
+    async def requests() -> AsyncIterator[bytes]:
+        for number in range(COUNT):
+            yield create(b"w%05d" % number, b"w%05dz" % number, progress_notify=True).SerializeToString()
+
+    listening = asyncio.create_task(stream.listen(requests()))
+    responses = stream.responses()
+    for _ in range(COUNT):
+        await anext(responses)
+    await listening
+    return stream
+
+
+async def test_a_client_that_goes_and_had_many_watches_does_not_keep_the_loop(
+    etcd: Faced, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """50,000 ranges took more than half a second, for which no heartbeat went out."""
+    stream = await with_watches(etcd)
+    turns, removed = Turns(), Counter[int]()
+    remove = WatchHub.remove
+
+    def noted(hub: WatchHub, watcher: Watcher) -> None:
+        removed[turns.now] += 1
+        remove(hub, watcher)
+
+    monkeypatch.setattr(WatchHub, "remove", noted)
+    stream.close()
+    hub = etcd.pump.hub(GROUP)
+    await etcd.until(lambda: not len(hub))
+    assert max(removed.values()) <= ENDED_AT_ONCE
+    assert removed.total() == COUNT
+
+
+async def test_notifications_of_many_watches_are_made_as_they_are_sent(
+    etcd: Faced, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All at once, 50,000 took the loop for a tenth of a second."""
+    stream = await with_watches(etcd)
+    turns, made = Turns(), Counter[int]()
+    response = watch_pb2.WatchResponse
+
+    def noted(**fields: Any) -> watch_pb2.WatchResponse:
+        made[turns.now] += 1
+        return response(**fields)
+
+    monkeypatch.setattr(watch_pb2, "WatchResponse", noted)
+    stream._tick()
+    responses = stream.responses()
+    for _ in range(COUNT):
+        told = response.FromString(await anext(responses))
+        assert not told.created
+        await asyncio.sleep(0)
+    assert max(made.values()) <= 2
     stream.close()
