@@ -11,6 +11,7 @@ from nebuladb.ids import lease_group
 from nebuladb.kv import check
 from nebuladb.kv.answer import LeaseResult
 from nebuladb.kv.command import Command, Kind
+from nebuladb.kv.sorting import in_order
 from nebuladb.node.meta import DEFAULT
 from nebuladb.pb.nebula.v1 import lease_pb2 as pb
 from nebuladb.shard import Descriptor
@@ -97,4 +98,4 @@ class LeaseService:
 
 def _list(response: pb.LeaseListResponse, leases: list[tuple[int, int, int]]) -> None:
     """Add them by rising id, negative ones last."""
-    response.ids.extend(sorted((lease for _, _, lease in leases), key=lambda lease: (lease < 0, lease)))
+    response.ids.extend(in_order([lease for _, _, lease in leases], key=lambda lease: (lease < 0, lease)))

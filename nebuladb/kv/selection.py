@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import islice
 from operator import attrgetter
 from typing import Any, Final, NamedTuple
 
 from nebuladb.kv.answer import KeyValue
 from nebuladb.kv.rows import Record
+from nebuladb.kv.sorting import in_order
 from nebuladb.pb.nebula.v1.kv_pb2 import RangeRequest
 
 _KEYS: Final[dict[int, Callable[[KeyValue], Any]]] = {
@@ -88,14 +90,18 @@ class Selection(NamedTuple):
             or (self.min_create and create < self.min_create)
         )
 
-    def finish(self, kvs: Sequence[KeyValue]) -> tuple[Sequence[KeyValue], bool]:
-        """`kvs`, which passed and are in the order of keys, as they are answered; and whether the limit cut some."""
-        if self.sorted:
-            # Python keeps the order of equals in a reversed sort, too.
-            kvs = sorted(kvs, key=_KEYS[self.target], reverse=self.order == RangeRequest.DESCEND)
+    def finish(self, kvs: Sequence[KeyValue], *, beside: bool = False) -> tuple[Sequence[KeyValue], bool]:
+        """`kvs`, which passed and are in the order of keys, as they are answered; and whether the limit cut some.
+        `beside`: it is a thread beside the loop that asks."""
         more = 0 < self.limit < len(kvs)
-        if more:
-            kvs = kvs[: self.limit]
+        shown = self.limit if more else len(kvs)
+        if self.sorted:
+            key, descending = _KEYS[self.target], self.order == RangeRequest.DESCEND
+            # Python keeps the order of equals in a reversed sort, too.
+            ordered = in_order(kvs, key, reverse=descending) if beside else sorted(kvs, key=key, reverse=descending)
+            kvs = list(islice(ordered, shown))
+        elif more:
+            kvs = kvs[:shown]
         if self.keys_only and not self.blank:
             kvs = [kv._replace(value=b"") for kv in kvs]
         return kvs, more

@@ -15,6 +15,7 @@ from nebuladb.env import probe
 from nebuladb.errors import NebulaError, Outcome, Unavailable
 from nebuladb.kv.answer import Answer, LeaseResult
 from nebuladb.kv.command import Command, Kind
+from nebuladb.kv.sorting import in_order
 from nebuladb.pb.etcd import lease_pb2 as pb
 from nebuladb.pb.nebula.v1 import lease_pb2
 from nebuladb.shard import Descriptor
@@ -169,5 +170,5 @@ class _KeepAlives:
 
 def _listed(leases: list[tuple[int, int, int]]) -> bytes:
     """The field `leases` of a response, in the order of what is left of them, as etcd lists them."""
-    statuses = (pb.LeaseStatus(ID=lease) for _, _, lease in sorted(leases))
+    statuses = (pb.LeaseStatus(ID=lease) for _, _, lease in in_order(leases, tuple))
     return pb.LeaseLeasesResponse(leases=statuses).SerializeToString()

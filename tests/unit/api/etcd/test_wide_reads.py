@@ -4,16 +4,38 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
+from collections.abc import Iterable
+from types import ModuleType
+from typing import Any
 
 import pytest
 
-from nebuladb.api import kv, pace
-from nebuladb.api.etcd import ranges, wire
+from nebuladb.api import backend, kv, pace
+from nebuladb.api import lease as api_lease
+from nebuladb.api.etcd import lease, ranges, wire
+from nebuladb.kv import selection, sorting
 from nebuladb.kv.answer import KeyValue
 from nebuladb.kv.store import Store
 from nebuladb.pb.etcd import kv_pb2 as pb
+from nebuladb.pb.etcd import lease_pb2
+from nebuladb.pb.nebula.v1 import lease_pb2 as nebula_lease_pb2
 from tests.unit.api.etcd.faced import Faced
+from tests.unit.api.etcd.streams import ask
 from tests.unit.api.turns import Turns
+
+
+def sorts(monkeypatch: pytest.MonkeyPatch, *modules: ModuleType) -> list[int]:
+    """How many items each sort of these modules has."""
+    sizes: list[int] = []
+
+    def noted(items: Iterable[Any], **options: Any) -> list[Any]:
+        found = sorted(items, **options)
+        sizes.append(len(found))
+        return found
+
+    for module in modules:
+        monkeypatch.setattr(module, "sorted", noted, raising=False)
+    return sizes
 
 
 async def test_transactions_that_read_ranges_do_not_share_a_turn(etcd: Faced, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -77,7 +99,26 @@ async def test_a_sorted_range_is_put_together_in_stretches(
         return encode(kv)
 
     monkeypatch.setattr(ranges, "key_value", noted)
+    monkeypatch.setattr(sorting, "RUN", 10)
+    at_once = sorts(monkeypatch, selection, sorting)
     found = await etcd.range(b"k", b"l", sort_order=pb.RangeRequest.DESCEND, sort_target=target, limit=55)
     assert [kv.key for kv in found.kvs] == [b"k%02d" % n for n in order[:55]]
     assert (found.more, found.count) == (True, 60)
     assert sorted(encoded.values()) == [5, 10, 10, 10, 10, 10]
+    assert at_once == [10] * 6, "a sort keeps the interpreter's lock to its end, in a thread as well"
+
+
+async def test_lists_of_many_leases_are_sorted_in_stretches(etcd: Faced, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A million took two seconds."""
+    monkeypatch.setattr(backend, "MAX_LISTED_HERE", 1)
+    monkeypatch.setattr(sorting, "RUN", 10)
+    for number in range(25):
+        await ask(etcd, lease_pb2.LeaseGrantRequest(ID=100 - number, TTL=60 + number))
+    at_once = sorts(monkeypatch, lease, api_lease, sorting)
+    listed = await ask(etcd, lease_pb2.LeaseLeasesRequest())
+    assert [one.ID for one in listed.leases] == list(range(100, 75, -1))
+    assert at_once == [10, 10, 5]
+    response = nebula_lease_pb2.LeaseListResponse()
+    api_lease._list(response, [(1, 1, one) for one in (*range(100, 77, -1), -1, -2)])
+    assert list(response.ids) == [*range(78, 101), -2, -1]
+    assert at_once == [10, 10, 5] * 2
