@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence, Sized
 from contextlib import nullcontext
-from functools import partial
 from typing import Any, Final, TypeVar
 
 from google.protobuf.message import DecodeError, Message
@@ -25,6 +24,7 @@ from nebuladb.node.catch_up import Lag
 from nebuladb.node.declared import forbidden
 from nebuladb.node.departure import departs
 from nebuladb.node.keyspaces import MAX_CLUSTER_SHARDS
+from nebuladb.node.lessor import Lessor
 from nebuladb.node.meta import DEFAULT, Meta
 from nebuladb.node.pump import Pump
 from nebuladb.pb.etcd import lease_pb2 as etcd_lease_pb2
@@ -67,10 +67,12 @@ class Backend:
         self.leadership = Leadership(self.leader)
         self.pace = Pace()
         """Of reads that take several turns."""
+        self.glances = Pace()
+        """Of those that are short, come by the thousand, and don't wait for long ones."""
         self.scanning = asyncio.Semaphore(MAX_SCANNING)
         """Of scans that read a page."""
         self.listing = asyncio.Lock()
-        """The keys of leases, in a thread: of one at a time."""
+        """Many leases, or the keys of one, in a thread: for one request at a time."""
         self.wide = asyncio.Lock()
         """Transactions that read ranges: one at a time, and a breath of the loop's between two."""
         self.lags_elsewhere: Callable[[int], Awaitable[list[Lag]]] = _alone
@@ -195,11 +197,25 @@ class Backend:
             finally:
                 attached.close()
 
-    async def leases(self, group: int, told: Callable[[list[tuple[int, int, int]]], T]) -> T:
-        """What `told` makes of (expires, renewal, id) of the leases of a group: a copy of this turn's, hence of the
-        store's revision now. Of many it does so in a thread."""
-        leases = self.node.host.replicas[group].lessor.leases()
-        return await _told(len(leases), partial(told, leases))
+    async def leases(self, group: int, told: Callable[[dict[int, tuple[int, int]]], T]) -> tuple[int, T]:
+        """The store's revision, and what `told` makes of (expires, renewal) of the leases of a group then, by id. Of
+        many it does so in a thread, of one request at a time: each has a copy of them all."""
+        if len(self._lessor(group)) <= MAX_LISTED_HERE:
+            async with self.pace:
+                return self.pump.store(group).revision, told(self._lessor(group).leases())
+        await self.listing.acquire()
+        try:
+            revision = self.pump.store(group).revision
+            telling = asyncio.create_task(asyncio.to_thread(told, self._lessor(group).leases()))
+        except BaseException:
+            self.listing.release()
+            raise
+        # Not before: the thread goes on though its caller is gone.
+        telling.add_done_callback(lambda _: self.listing.release())
+        return revision, await asyncio.shield(telling)
+
+    def _lessor(self, group: int) -> Lessor:
+        return self.node.host.replicas[group].lessor
 
     def hub(self, shard: Descriptor) -> WatchHub:
         """The shard's watches on this node."""

@@ -31,8 +31,8 @@ from nebuladb.node.pump import BUSY_SECONDS, REST
 from nebuladb.pb.nebula.v1 import kv_pb2 as pb
 from nebuladb.shard import Descriptor
 
-FEW_KEYS: Final = 64
-"""A transaction that reads so many is over in 0.3 ms."""
+FEW_KEYS: Final = 16
+"""A transaction that reads so many is over in 0.1 ms."""
 
 
 class KVService:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import partial
 from typing import Any
 
@@ -75,9 +76,8 @@ class LeaseService:
         shards = self._backend.routing.shards(request.keyspace or DEFAULT)
         response = pb.LeaseListResponse()
         for shard in shards:
-            store = await self._backend.current(shard, self._backend.answer_within(context))
-            revision = store.revision
-            await self._backend.leases(shard.group, partial(_list, response))
+            await self._backend.current(shard, self._backend.answer_within(context))
+            revision, _ = await self._backend.leases(shard.group, partial(_list, response))
             response.header.CopyFrom(
                 self._backend.header(shard.group, revision) if len(shards) == 1 else self._backend.header()
             )
@@ -96,6 +96,6 @@ class LeaseService:
         return len(self._backend.routing.shards(keyspace or DEFAULT)) > 1
 
 
-def _list(response: pb.LeaseListResponse, leases: list[tuple[int, int, int]]) -> None:
+def _list(response: pb.LeaseListResponse, leases: Iterable[int]) -> None:
     """Add them by rising id, negative ones last."""
-    response.ids.extend(in_order([lease for _, _, lease in leases], key=lambda lease: (lease < 0, lease)))
+    response.ids.extend(in_order(list(leases), key=lambda lease: (lease < 0, lease)))

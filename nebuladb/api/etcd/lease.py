@@ -62,9 +62,9 @@ class LeaseService:
     async def LeaseLeases(self, raw: bytes, context: Any) -> bytes:
         received(pb.LeaseLeasesRequest, raw)
         backend, shard = self._face.backend, self._face.shard(context)
-        store = await Views(backend, self._face.timeout(context), leaderless=True).current(shard)
-        prefix = self._face.prefix(shard.group, store.revision)
-        return prefix + await backend.leases(shard.group, _listed)
+        await Views(backend, self._face.timeout(context), leaderless=True).current(shard)
+        revision, listed = await backend.leases(shard.group, _listed)
+        return self._face.prefix(shard.group, revision) + listed
 
     async def LeaseKeepAlive(self, requests: AsyncIterator[bytes], context: Any) -> AsyncIterator[bytes]:
         """Answers in the order of the requests, of which many are on their way at once: they share log entries."""
@@ -168,7 +168,8 @@ class _KeepAlives:
         return response.SerializeToString()
 
 
-def _listed(leases: list[tuple[int, int, int]]) -> bytes:
+def _listed(leases: dict[int, tuple[int, int]]) -> bytes:
     """The field `leases` of a response, in the order of what is left of them, as etcd lists them."""
-    statuses = (pb.LeaseStatus(ID=lease) for _, _, lease in in_order(leases, tuple))
+    ordered = in_order([(*time, lease) for lease, time in leases.items()], tuple)
+    statuses = (pb.LeaseStatus(ID=lease) for _, _, lease in ordered)
     return pb.LeaseLeasesResponse(leases=statuses).SerializeToString()

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
+from contextlib import ExitStack, closing
 from enum import Enum
 from typing import Final, NamedTuple
 from weakref import WeakValueDictionary
@@ -44,15 +45,16 @@ class Standing(NamedTuple):
 
 
 async def standing(backend: Backend, shard: Descriptor, name: bytes) -> Standing:
-    """The entries under a name as they are now. Few small ones are read at once; of others, whose values go by as well,
-    a stretch at a time, as `Scan` does it, or calls that look at once would keep the loop for all of them.
+    """The entries under a name as they are now. Few small ones are read in one go; of others, whose values go by as
+    well, a stretch at a time, as `Scan` does it, or calls that look at once would keep the loop for all of them.
 
     Raises `ResultTooLarge` for more than `MAX_ENTRIES`, `TooManyRequests`, or `Unavailable`.
     """
     cursor, end = entries(name)
-    pin = backend.pump.store(shard.group).pin()
-    try:
-        page = pin.scan(cursor, end, keys_only=True, limit=FEW_ENTRIES, max_rows=FEW_ENTRIES, max_read=FEW_BYTES)
+    with ExitStack() as held:
+        async with backend.glances:  # pinned in it: who waits holds nothing
+            pin = held.enter_context(closing(backend.pump.store(shard.group).pin()))
+            page = pin.scan(cursor, end, keys_only=True, limit=FEW_ENTRIES, max_rows=FEW_ENTRIES, max_read=FEW_BYTES)
         found = list(page.kvs)
         while page.cursor:
             probe("etcd: entries are read in stretches")
@@ -61,9 +63,7 @@ async def standing(backend: Backend, shard: Descriptor, name: bytes) -> Standing
             found += page.kvs
             if len(found) > MAX_ENTRIES:
                 raise ResultTooLarge(f"there are more than {MAX_ENTRIES} entries under this name")
-    finally:
-        pin.close()
-    return Standing(pin.revision, found)
+        return Standing(pin.revision, found)
 
 
 class Place(Enum):

@@ -15,12 +15,15 @@ from nebuladb.api import lease as api_lease
 from nebuladb.api.etcd import lease, ranges, wire
 from nebuladb.kv import selection, sorting
 from nebuladb.kv.answer import KeyValue
+from nebuladb.kv.pin import Pin
 from nebuladb.kv.store import Store
+from nebuladb.kv.view import Page
+from nebuladb.node.lessor import Lessor
+from nebuladb.pb.etcd import election_pb2, lease_pb2
 from nebuladb.pb.etcd import kv_pb2 as pb
-from nebuladb.pb.etcd import lease_pb2
 from nebuladb.pb.nebula.v1 import lease_pb2 as nebula_lease_pb2
 from tests.unit.api.etcd.faced import Faced
-from tests.unit.api.etcd.streams import ask
+from tests.unit.api.etcd.streams import ask, begin
 from tests.unit.api.turns import Turns
 
 
@@ -119,6 +122,47 @@ async def test_lists_of_many_leases_are_sorted_in_stretches(etcd: Faced, monkeyp
     assert [one.ID for one in listed.leases] == list(range(100, 75, -1))
     assert at_once == [10, 10, 5]
     response = nebula_lease_pb2.LeaseListResponse()
-    api_lease._list(response, [(1, 1, one) for one in (*range(100, 77, -1), -1, -2)])
+    api_lease._list(response, dict.fromkeys((*range(100, 77, -1), -1, -2), (1, 1)))
     assert list(response.ids) == [*range(78, 101), -2, -1]
     assert at_once == [10, 10, 5] * 2
+
+
+@pytest.mark.parametrize("many", [False, True])
+async def test_lists_of_leases_do_not_share_a_turn_and_of_many_there_is_one_copy(
+    etcd: Faced, monkeypatch: pytest.MonkeyPatch, many: bool
+) -> None:
+    """60 requests at once, with 120,000 leases, kept the loop for eight seconds; and each had a copy of all."""
+    monkeypatch.setattr(pace, "STRETCH_SECONDS", 0.0)
+    monkeypatch.setattr(backend, "MAX_LISTED_HERE", 1 if many else 1_000)
+    await ask(etcd, lease_pb2.LeaseGrantRequest(ID=1, TTL=60))
+    await ask(etcd, lease_pb2.LeaseGrantRequest(ID=2, TTL=60))
+    turns, copied = Turns(), []
+    leases = Lessor.leases
+
+    def noted(lessor: Lessor) -> dict[int, tuple[int, int]]:
+        copied.append(turns.now)
+        return leases(lessor)
+
+    monkeypatch.setattr(Lessor, "leases", noted)
+    calls = [asyncio.ensure_future(begin(etcd, lease_pb2.LeaseLeasesRequest())) for _ in range(10)]
+    calls[3].cancel()  # the others have it all the same
+    answers = [await call for call in calls if call is not calls[3]]
+    assert all({one.ID for one in answer.leases} == {1, 2} for answer in answers)
+    assert len(set(copied)) == len(copied) >= 9
+
+
+async def test_those_who_look_for_a_leader_do_not_share_a_turn(etcd: Faced, monkeypatch: pytest.MonkeyPatch) -> None:
+    """2,000 that observe kept the loop for a quarter of a second."""
+    monkeypatch.setattr(pace, "STRETCH_SECONDS", 0.0)
+    await etcd.set(b"e/1")
+    turns, scans = Turns(), []
+    scan = Pin.scan
+
+    def noted(pin: Pin, *arguments: Any, **options: Any) -> Page:
+        scans.append(turns.now)
+        return scan(pin, *arguments, **options)
+
+    monkeypatch.setattr(Pin, "scan", noted)
+    found = await asyncio.gather(*(ask(etcd, election_pb2.LeaderRequest(name=b"e")) for _ in range(10)))
+    assert all(one.kv.key == b"e/1" for one in found)
+    assert len(set(scans)) == 10
