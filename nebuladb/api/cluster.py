@@ -21,6 +21,9 @@ from nebuladb.pb.nebula.v1 import cluster_pb2 as pb
 from nebuladb.shard import Descriptor
 
 HASH_POLL_SECONDS: Final = 0.01
+"""Until it is looked for a hash again: the first time, and twice as long after each."""
+HASH_POLL_MOST: Final = 0.5
+"""10,000 calls may wait, for one that is never taken."""
 
 
 class ClusterService:
@@ -91,15 +94,16 @@ class ClusterService:
 
     async def _hash(self, shard: Descriptor, index: int, timeout: float) -> bytes:
         loop = asyncio.get_running_loop()
-        deadline = loop.time() + timeout
-        while loop.time() < deadline:
+        deadline, pause = loop.time() + timeout, HASH_POLL_SECONDS
+        while (left := deadline - loop.time()) > 0:
             store = self._backend.pump.store(shard.group)
             found = store.hash_at(index)
             if found is not None:
                 return found
             if store.index >= index and not store.hashing(index):
                 raise HashNotFound(f"this node has no hash of shard {shard.group} at index {index}; order a new one")
-            await asyncio.sleep(HASH_POLL_SECONDS)
+            await asyncio.sleep(min(pause, left))
+            pause = min(2 * pause, HASH_POLL_MOST)
         raise DeadlineExceeded(f"this node's hash of shard {shard.group} at index {index} took too long")
 
     async def Snapshot(self, raw: bytes, context: Any) -> AsyncIterator[bytes]:

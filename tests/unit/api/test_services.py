@@ -16,6 +16,7 @@ from nebuladb.api.services import OPTIONS, ApiServer
 from nebuladb.errors import ConfigurationError
 from nebuladb.ids import DEFAULT_GROUP
 from nebuladb.kv.hashing import HashJob
+from nebuladb.kv.store import Store
 from nebuladb.pb.nebula.v1 import cluster_pb2, kv_pb2
 from nebuladb.rpc.engine import ENGINES, NEBULA
 from tests.unit.api.served import Meter, Served
@@ -39,6 +40,24 @@ async def test_damaged_data_is_never_served_and_is_an_alarm(served: Served) -> N
     assert caught.value.code() is grpc.StatusCode.DATA_LOSS
     [alarm] = served.node.alarms()
     assert "checksum" in alarm
+
+
+async def test_who_waits_for_a_hash_in_vain_looks_for_it_more_and_more_seldom(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """5,000 that looked every 10 ms, for a hash at an index that doesn't come, left nobody else much of the loop."""
+    looks: list[int] = []
+    monkeypatch.setattr(Store, "hash_at", lambda store, index: looks.append(index))
+    ask = served.channel.unary_unary(
+        "/nebula.v1.Cluster/StateHash",
+        cluster_pb2.StateHashRequest.SerializeToString,
+        cluster_pb2.StateHashResponse.FromString,
+    )
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await ask(cluster_pb2.StateHashRequest(group=DEFAULT_GROUP, index=1 << 60), timeout=0.8)
+    assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+    assert 1 <= len(looks) <= 8
+    assert set(looks) == {1 << 60}
 
 
 async def test_a_hash_is_ordered_once_and_waited_for_as_often_as_it_takes(
