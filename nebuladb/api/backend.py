@@ -68,7 +68,8 @@ class Backend:
         self.pace = Pace()
         """Of reads that take several turns."""
         self.glances = Pace()
-        """Of those that are short, come by the thousand, and don't wait for long ones."""
+        """Of those that are short and don't wait for long ones: by the thousand they would keep the loop, too. What is
+        said of a cluster's shards is one of them, of which there may be 8,192."""
         self.scanning = asyncio.Semaphore(MAX_SCANNING)
         """Of scans that read a page."""
         self.listing = asyncio.Lock()

@@ -39,16 +39,17 @@ class ClusterService:
     async def Status(self, raw: bytes, context: Any) -> bytes:
         parse(pb.StatusRequest, raw)
         client, peer = self._addresses
-        response = pb.StatusResponse(
-            header=self._backend.header(),
-            name=self._backend.node.identity.name,
-            version=__version__,
-            client_address=client,
-            peer_address=peer,
-            groups=[pb.GroupStatus(**fields) for fields in group_statuses(self._backend.node)],
-            alarms=self._backend.node.alarms(),
-        )
-        return response.SerializeToString()
+        async with self._backend.glances:
+            response = pb.StatusResponse(
+                header=self._backend.header(),
+                name=self._backend.node.identity.name,
+                version=__version__,
+                client_address=client,
+                peer_address=peer,
+                groups=[pb.GroupStatus(**fields) for fields in group_statuses(self._backend.node)],
+                alarms=self._backend.node.alarms(),
+            )
+            return response.SerializeToString()
 
     async def Members(self, raw: bytes, context: Any) -> bytes:
         return await self._members.list(raw, context)
@@ -64,16 +65,17 @@ class ClusterService:
 
     async def Shards(self, raw: bytes, context: Any) -> bytes:
         request = parse(pb.ShardsRequest, raw)
-        routing = self._backend.routing
-        if request.keyspace:
-            shards = routing.shards(request.keyspace)
-        else:
-            shards = [shard for _, shard in sorted(routing.descriptors.items())]
-        response = pb.ShardsResponse(header=self._backend.header())
-        for shard in shards:
-            response.shards.append(descriptor_message(shard))
-            response.leaders.append(self._backend.leader(shard.group))
-        return response.SerializeToString()
+        async with self._backend.glances:
+            routing = self._backend.routing
+            if request.keyspace:
+                shards = routing.shards(request.keyspace)
+            else:
+                shards = [shard for _, shard in sorted(routing.descriptors.items())]
+            response = pb.ShardsResponse(header=self._backend.header())
+            for shard in shards:
+                response.shards.append(descriptor_message(shard))
+                response.leaders.append(self._backend.leader(shard.group))
+            return response.SerializeToString()
 
     async def StateHash(self, raw: bytes, context: Any) -> bytes:
         """Ordering a hash and waiting for it are two requests: a wait may be repeated, here or at any node, however

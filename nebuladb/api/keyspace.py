@@ -36,18 +36,20 @@ class KeyspaceService:
     async def List(self, raw: bytes, context: Any) -> bytes:
         parse(pb.KeyspaceListRequest, raw)
         await self._backend.refresh(self._backend.answer_within(context))
-        keyspaces = sorted(self._backend.routing.keyspaces.items())
-        response = pb.KeyspaceListResponse(header=self._backend.header())
-        response.keyspaces.extend(self._info(keyspace) for _, keyspace in keyspaces)
-        return response.SerializeToString()
+        async with self._backend.glances:
+            keyspaces = sorted(self._backend.routing.keyspaces.items())
+            response = pb.KeyspaceListResponse(header=self._backend.header())
+            response.keyspaces.extend(self._info(keyspace) for _, keyspace in keyspaces)
+            return response.SerializeToString()
 
     async def Describe(self, raw: bytes, context: Any) -> bytes:
         request = parse(pb.KeyspaceDescribeRequest, raw)
         await self._backend.refresh(self._backend.answer_within(context))
-        self._backend.routing.shards(request.name)
-        info = self._info(self._backend.routing.keyspaces[request.name])
-        response = pb.KeyspaceDescribeResponse(header=self._backend.header(), keyspace=info)
-        return response.SerializeToString()
+        async with self._backend.glances:
+            self._backend.routing.shards(request.name)
+            info = self._info(self._backend.routing.keyspaces[request.name])
+            response = pb.KeyspaceDescribeResponse(header=self._backend.header(), keyspace=info)
+            return response.SerializeToString()
 
     async def Create(self, raw: bytes, context: Any) -> bytes:
         spec = _spec(parse(pb.KeyspaceCreateRequest, raw))

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
 
+from nebuladb.api import cluster, pace
 from nebuladb.api import keyspace as module
 from nebuladb.api.drive import Due, drive, until
 from nebuladb.client import AsyncClient
@@ -15,8 +16,9 @@ from nebuladb.errors import Unavailable, UnknownOutcome
 from nebuladb.ids import META_GROUP
 from nebuladb.node.keyspaces import drop_step
 from nebuladb.node.read_lease import ReadLease
-from nebuladb.pb.nebula.v1 import keyspace_pb2
+from nebuladb.pb.nebula.v1 import cluster_pb2, keyspace_pb2
 from tests.unit.api.served import Served
+from tests.unit.api.turns import Turns
 from tests.unit.node.lone import SECONDS
 
 
@@ -73,3 +75,36 @@ async def test_who_repeats_a_drop_waits_as_well_until_nobody_can_read_it(
     raw = await service.Drop(request.SerializeToString(), context)
     assert keyspace_pb2.KeyspaceDropResponse.FromString(raw).dropped is named
     assert not served.node.meta.removals
+
+
+@pytest.mark.parametrize(
+    ("service", "method", "request_of", "told"),
+    [
+        ("Keyspace", "List", keyspace_pb2.KeyspaceListRequest, (module, "descriptor_message")),
+        ("Keyspace", "Describe", keyspace_pb2.KeyspaceDescribeRequest, (module, "descriptor_message")),
+        ("Cluster", "Shards", cluster_pb2.ShardsRequest, (cluster, "descriptor_message")),
+        ("Cluster", "Status", cluster_pb2.StatusRequest, (cluster, "group_statuses")),
+    ],
+)
+async def test_those_who_ask_for_many_shards_do_not_share_a_turn(
+    served: Served,
+    monkeypatch: pytest.MonkeyPatch,
+    service: str,
+    method: str,
+    request_of: Any,
+    told: tuple[ModuleType, str],
+) -> None:
+    """A crowd whose picture is old asks at once: 200 lists of 800 shards kept the loop for more than a second."""
+    monkeypatch.setattr(pace, "STRETCH_SECONDS", 0.0)
+    request = request_of(name="default") if method == "Describe" else request_of()
+    turns, made = Turns(), list[int]()
+    tell = getattr(*told)
+
+    def noted(*arguments: Any) -> Any:
+        made.append(turns.now)
+        return tell(*arguments)
+
+    monkeypatch.setattr(*told, noted)
+    call: Any = served.channel.unary_unary(f"/nebula.v1.{service}/{method}", request_of.SerializeToString)
+    await asyncio.gather(*(call(request, timeout=SECONDS) for _ in range(10)))
+    assert len(set(made)) == 10
