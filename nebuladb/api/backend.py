@@ -11,6 +11,7 @@ from google.protobuf.message import DecodeError, Message
 
 from nebuladb.api.deliveries import Deliveries
 from nebuladb.api.leadership import Leadership
+from nebuladb.api.leaving import Leaving
 from nebuladb.api.pace import Pace
 from nebuladb.api.status import refusal
 from nebuladb.errors import InvalidArgument, KeyspaceNotFound, NebulaError, Unavailable, WrongEpoch, WrongShard
@@ -65,6 +66,9 @@ class Backend:
         self.id = pump.node.identity.node
         self.deliveries = Deliveries()
         self.leadership = Leadership(self.leader)
+        self.leaving = Leaving()
+        self.parts = 0
+        """Of ``nebula.v1``'s watches: each has one a shard."""
         self.pace = Pace()
         """Of reads that take several turns."""
         self.glances = Pace()

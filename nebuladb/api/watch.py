@@ -9,7 +9,15 @@ from typing import Final
 
 from nebuladb.api.backend import Backend, check_points, key_value
 from nebuladb.api.deliveries import Delivery
-from nebuladb.errors import InvalidArgument, KeyspaceNotFound, NebulaError, NoLeader, Unavailable, WrongShard
+from nebuladb.errors import (
+    InvalidArgument,
+    KeyspaceNotFound,
+    NebulaError,
+    NoLeader,
+    TooManyRequests,
+    Unavailable,
+    WrongShard,
+)
 from nebuladb.kv.watcher import Event, EventBatch, Watcher
 from nebuladb.node.meta import DEFAULT
 from nebuladb.pb.nebula.v1 import kv_pb2 as pb
@@ -18,6 +26,10 @@ from nebuladb.shard import Descriptor
 MAX_RESPONSE_EVENTS: Final = 1_000
 MAX_RESPONSE_BYTES: Final = 1 << 20
 """Revisions share a response up to here; a larger one comes in fragments."""
+MAX_PARTS: Final = 200_000
+"""Of all watches of a node, one a shard each; 2 KiB of memory."""
+PARTS_AT_ONCE: Final = 128
+"""Of them that are made in one go: a millisecond."""
 PROGRESS_SECONDS: Final = 10.0
 """So often a watch that asked for it is told of each shard without events how far it has come there."""
 
@@ -45,15 +57,21 @@ class ShardWatch:
             no_delete=request.no_delete,
             on_ready=lambda: heard(self),
         )
-        self.created = self._empty()
+        self._created = self._empty()
         """To be sent first. Made now, because its revision is what the watch begins after."""
-        self.created.created = True
+        self._created.created = True
         self._told = False
         """Of an event, since `progress` was asked."""
         self._held: list[Event] = []
 
     def _empty(self) -> pb.WatchResponse:
         return pb.WatchResponse(header=self._backend.header(self.group, self._hub.revision))
+
+    def announced(self) -> pb.WatchResponse:
+        """That it is created; once, and before all else."""
+        created = self._created
+        del self._created  # of a thousand shards they would be half a MiB
+        return created
 
     def take(self) -> Iterator[pb.WatchResponse]:
         """What waits, in responses; the last one may say that the watch is canceled."""
@@ -112,15 +130,18 @@ async def watch(
         leaderless = True
         ready.set()
 
+    _reserve(backend, len(shards))
     following = ExitStack()
     try:
         following.enter_context(backend.leadership.followed([shard.group for shard in shards], lost))
-        for shard in shards:
-            start = starts.get(shard.group, request.start_revision)
-            parts.append(ShardWatch(backend, shard, request, start, heard))
+        for at in range(0, len(shards), PARTS_AT_ONCE):
+            async with backend.glances:
+                for shard in shards[at : at + PARTS_AT_ONCE]:
+                    start = starts.get(shard.group, request.start_revision)
+                    parts.append(ShardWatch(backend, shard, request, start, heard))
         fresh.update(dict.fromkeys(parts))  # one may be canceled already
         for part in parts:
-            yield part.created
+            yield part.announced()
         due = _later(request)
         while True:
             ready.clear()
@@ -149,8 +170,22 @@ async def watch(
     finally:
         following.close()
         delivery.give()
-        for part in parts:
-            part.close()
+        backend.leaving.add(_forgotten(backend, parts, len(shards)))
+
+
+def _reserve(backend: Backend, count: int) -> None:
+    """Room for so many parts, which `_forgotten` gives back."""
+    if backend.parts + count > MAX_PARTS:
+        raise TooManyRequests(f"this node has {MAX_PARTS} watches, each counted once a shard; watch at another node")
+    backend.parts += count
+
+
+def _forgotten(backend: Backend, parts: Iterable[ShardWatch], count: int) -> Iterator[None]:
+    """Close the parts that were made of so many."""
+    for part in parts:
+        part.close()
+        yield
+    backend.parts -= count
 
 
 def _starts(backend: Backend, request: pb.WatchRequest, shards: list[Descriptor]) -> dict[int, int]:

@@ -25,8 +25,6 @@ MAX_CONTROL: Final = 128
 """Answers about watches (created, canceled, progress) that wait to be sent; then no further request is read."""
 MAX_WATCHES: Final = MAX_WATCHERS
 """Of one stream, those included that have ended and that the client hasn't canceled: each keeps its id."""
-ENDED_AT_ONCE: Final = 256
-"""Watches of a stream that is over that one turn of the loop forgets: 5 ms. Of many ranges each takes 15 us."""
 LOOK_SECONDS: Final = 0.1
 """How often it is seen whether a progress request can be answered that waits for watches to catch up."""
 NO_ID: Final = -1
@@ -339,10 +337,5 @@ class WatchStream:
             self._timer.cancel()
         if self._look is not None:
             self._look.cancel()
-        self._forget()
-
-    def _forget(self) -> None:
-        for _ in range(min(ENDED_AT_ONCE, len(self._watches))):
-            self._end(self._watches.popitem()[1])
-        if self._watches:
-            asyncio.get_running_loop().call_soon(self._forget)
+        watches, self._watches = self._watches, {}
+        self._face.backend.leaving.add(map(self._end, watches.values()))

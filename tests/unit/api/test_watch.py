@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from contextlib import aclosing
 from itertools import pairwise
 from typing import Any, cast
 
+import grpc
+import grpc.aio
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nebuladb.api import leadership
+from nebuladb.api import leadership, leaving, pace
 from nebuladb.api import watch as module
 from nebuladb.api.backend import Backend
 from nebuladb.api.watch import MAX_RESPONSE_BYTES, MAX_RESPONSE_EVENTS, ShardWatch, _responses
@@ -22,9 +25,11 @@ from nebuladb.errors import InvalidArgument, NoLeader, Unavailable, WrongShard
 from nebuladb.ids import DEFAULT_GROUP
 from nebuladb.kv import watch as hubs
 from nebuladb.kv.answer import KeyValue
-from nebuladb.kv.watcher import Event, EventBatch
+from nebuladb.kv.watch import WatchHub
+from nebuladb.kv.watcher import Event, EventBatch, Watcher
 from nebuladb.pb.nebula.v1 import kv_pb2
 from tests.unit.api.served import Served
+from tests.unit.api.turns import Turns
 from tests.unit.node.lone import SECONDS, Lone
 
 
@@ -76,7 +81,7 @@ async def test_progress_does_not_pass_over_an_event_that_is_held(
         await client.batch(dict.fromkeys((b"a", b"b", b"c", b"d", b"e"), b""))
         part = ShardWatch(backend, backend.route("", b"a"), kv_pb2.WatchRequest(key=b"a"), 0, lambda _: None)
         plan = WatchPlan(kv_pb2.WatchRequest(key=b"a"))
-        assert plan.absorb(part.created) == []
+        assert plan.absorb(part.announced()) == []
         await client.delete(b"a", b"f")
     hub = served.pump.hub(DEFAULT_GROUP)
     while not part.watcher.count:
@@ -259,3 +264,40 @@ async def test_a_range_without_keys_is_refused_or_empty_however_many_shards_ther
                 await anext(client.watch(b"k9", b"k1"))
         assert (await client.delete(b"k9", b"k1")).deleted == 0
         assert [kv async for kv in client.scan(b"k9", b"k1")] == []
+
+
+async def test_watches_over_many_shards_are_made_and_forgotten_in_stretches_and_have_a_bound(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """300 over 1,024 shards took 600 MB, and kept the loop for a second when they came, and two when they went."""
+    async with AsyncClient([served.address], timeout=SECONDS) as client:
+        await client.create_keyspace("k", "hash", shards=8)
+    monkeypatch.setattr(module, "PARTS_AT_ONCE", 4)
+    monkeypatch.setattr(pace, "STRETCH_SECONDS", 0.0)
+    monkeypatch.setattr(leaving, "AT_ONCE", 4)
+    monkeypatch.setattr(module, "MAX_PARTS", 31)
+    turns, made, gone = Turns(), Counter[int](), Counter[int]()
+    begin, remove = WatchHub.watch, WatchHub.remove
+
+    def noted(hub: WatchHub, *arguments: Any, **options: Any) -> Watcher:
+        made[turns.now] += 1
+        return begin(hub, *arguments, **options)
+
+    def forgotten(hub: WatchHub, watcher: Watcher) -> None:
+        gone[turns.now] += 1
+        remove(hub, watcher)
+
+    monkeypatch.setattr(WatchHub, "watch", noted)
+    monkeypatch.setattr(WatchHub, "remove", forgotten)
+    request = kv_pb2.WatchRequest(keyspace="k", key=b"a", range_end=b"z")
+    calls = [served.watch(request) for _ in range(3)]
+    await asyncio.gather(*(anext(aiter(call)) for call in calls))
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await anext(aiter(served.watch(request)))
+    assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    for call in calls:
+        call.cancel()
+    await served.until(lambda: not served.backend.parts)
+    assert (made.total(), max(made.values())) == (24, 4)
+    assert (gone.total(), max(gone.values())) == (24, 4)
+    await anext(aiter(served.watch(request)))

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from nebuladb.api.etcd.face import Face
-from nebuladb.api.etcd.watch_stream import ENDED_AT_ONCE, WatchStream
+from nebuladb.api.etcd.watch_stream import WatchStream
+from nebuladb.api.leaving import AT_ONCE
 from nebuladb.kv.watch import WatchHub
 from nebuladb.kv.watcher import Watcher
 from nebuladb.pb.etcd import kv_pb2, watch_pb2
@@ -76,7 +77,7 @@ async def test_a_client_that_goes_and_had_many_watches_does_not_keep_the_loop(
     stream.close()
     hub = etcd.pump.hub(GROUP)
     await etcd.until(lambda: not len(hub))
-    assert max(removed.values()) <= ENDED_AT_ONCE
+    assert max(removed.values()) <= AT_ONCE
     assert removed.total() == COUNT
 
 
