@@ -17,7 +17,7 @@ STRETCH_SECONDS: Final = 0.005
 
 class Pace:
     """``async with pace:`` around a stretch; if it must wait for the disk within, that counts as its time. Who waits is
-    bounded by the pins of the stores."""
+    bounded by the pins of the stores, and by calls."""
 
     def __init__(self) -> None:
         self._waiting: deque[asyncio.Future[None]] = deque()
