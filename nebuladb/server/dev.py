@@ -26,6 +26,8 @@ from nebuladb.server import config
 from nebuladb.server.config import Config
 from nebuladb.server.lifecycle import DRAIN_SECONDS
 from nebuladb.server.process import EXIT_REMOVED
+from nebuladb.storage.lock import DirectoryLock
+from nebuladb.storage.owner import unusable
 
 CONFIG_FILE: Final = "nebulad.toml"
 PORTS_PER_NODE: Final = 100
@@ -143,6 +145,16 @@ def _check_free(members: Sequence[Member]) -> None:
                 ) from error
 
 
+def _lock(data_dir: Path) -> DirectoryLock:
+    """The cluster's directory for us alone: a second supervisor is told before its children are, one by one. Theirs
+    stay what keeps two nodes off one directory (S18). Raises `ConfigurationError` and `IdentityError`."""
+    try:
+        data_dir.mkdir(parents=True, exist_ok=True)
+        return DirectoryLock(data_dir)
+    except OSError as error:
+        raise unusable(data_dir, error) from error
+
+
 class _Child:
     """A node's process, started by us."""
 
@@ -184,13 +196,21 @@ class _Child:
 def run(nodes: int, data_dir: Path, base_port: int, command: Sequence[str] = START) -> int:
     """Run a cluster until SIGTERM or Ctrl-C; returns the exit code (1 if a node died before all were ready).
 
-    `command` starts a node when `--config FILE` is added to it.
+    `command` starts a node when `--config FILE` is added to it. Raises `ConfigurationError`, and `IdentityError` if
+    another `nebulad dev` runs on `data_dir`.
     """
     data_dir = data_dir.absolute()
     members = plan(nodes, data_dir, base_port)
     if not any(member.file.exists() for member in members):
         _check_free(members)  # else the files of a cluster that never ran would hold the next try to these ports
-    members = prepare(members, data_dir)
+    lock = _lock(data_dir)
+    try:
+        return _run(prepare(members, data_dir), command)
+    finally:
+        lock.release()
+
+
+def _run(members: Sequence[Member], command: Sequence[str]) -> int:
     with _Alarm() as alarm:
         children: list[_Child] = []
         try:

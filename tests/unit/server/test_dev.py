@@ -16,10 +16,10 @@ from pathlib import Path
 
 import pytest
 
-from nebuladb.errors import ConfigurationError
+from nebuladb.errors import ConfigurationError, IdentityError
 from nebuladb.node.identity import FOUNDING_FILE
 from nebuladb.server.config import load
-from nebuladb.server.dev import MAX_NODES, _Alarm, plan, prepare
+from nebuladb.server.dev import MAX_NODES, _Alarm, plan, prepare, run
 from tests.integration.cluster import Ports
 
 FAKE = Path(__file__).with_name("fake_node.py")
@@ -250,6 +250,18 @@ def test_somebody_else_s_answer_is_not_readiness(tmp_path: Path, base: int) -> N
         for _ in range(3):
             process.stderr.readline()
         assert not select.select([process.stdout], [], [], 0.5)[0]
+
+
+def test_a_second_supervisor_of_a_directory_is_refused_before_it_starts_a_node(tmp_path: Path, base: int) -> None:
+    """Also where a child of the first has died, whose place the second one's would take for a while."""
+    with supervisor(tmp_path, base) as process:
+        line_of(process)
+        os.kill(children(process)[1], signal.SIGKILL)
+        with pytest.raises(IdentityError, match=rf"{tmp_path} is in use by another nebulad \(process {process.pid}\)"):
+            run(3, tmp_path, base, ("false",))
+        process.kill()
+        process.wait()
+    assert run(3, tmp_path, base, ("false",)) == 1  # `false` is a node that dies
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs PR_SET_PDEATHSIG")
