@@ -18,7 +18,10 @@ from nebuladb.ids import META_GROUP
 from nebuladb.pb.nebula.v1 import cluster_pb2
 
 PATIENCE: Final = 60.0
-"""Seconds that a request of a comparison may take, but for a hash."""
+"""Seconds that a request of a comparison may take, but for a hash; and all shards together for which none could be
+ordered: where a majority is gone, none can be for any."""
+LEAST_PATIENCE: Final = 2.0
+"""Seconds to order the hash of each shard behind those that used this up: they may have a leader."""
 HASH_PATIENCE: Final = 3_600.0
 """Seconds for the hash of one shard: every row of it is read, between requests, on a machine that may be busy."""
 HASH_TRIES: Final = 3
@@ -143,6 +146,8 @@ class _Comparison:
         self.verdict = Verdict.SAME
         self._output = output
         self._names: dict[int, str] = {}
+        self._patience = PATIENCE
+        """What is left of it."""
 
     async def run(self, client: AsyncClient) -> None:
         """Compare, shard after shard. Raises `NebulaError`, `OSError`."""
@@ -153,13 +158,44 @@ class _Comparison:
             for (group, keyspace), replicas in sorted((await _replicas(client, members, nodes)).items()):
                 holders = sorted(replicas, key=lambda node_id: (self._name(node_id), node_id))
                 try:
-                    index, answers = await _hashes_of(client, group, [nodes.get(node_id) for node_id in holders])
+                    index, answers = await self._hashes(client, group, [nodes.get(node_id) for node_id in holders])
                 except _Dropped:
                     complain(f"group {group}: skipped, keyspace {keyspace} was dropped meanwhile")
                 except NebulaError as error:
                     self.incomplete(f"group {group}: not compared: {error.message}")
                 else:
                     self._tell(group, keyspace, index, dict(zip(holders, answers, strict=True)))
+
+    async def _hashes(
+        self, client: AsyncClient, group: int, nodes: Sequence[Node | None]
+    ) -> tuple[int, list[StateHash | str]]:
+        """Each node's hash of a group's state at one index, or why there is none; and the index.
+
+        Raises `_Dropped`, and why nothing could be ordered.
+        """
+        for left in reversed(range(HASH_TRIES)):
+            index = await self._order(client, group)
+            answers = await asyncio.gather(*(_hash_of(client, group, index, node) for node in nodes))
+            found = {answer.hash for answer in answers if isinstance(answer, StateHash)}
+            failed = any(isinstance(answer, NebulaError) for answer in answers)
+            # Two hashes that differ are what they are, whatever became of the shard since.
+            if len(found) < 2 and failed and await _gone(client, group):
+                raise _Dropped
+            if not (left and any(isinstance(answer, HashNotFound | WrongShard) for answer in answers)):
+                break
+        return index, [answer.message if isinstance(answer, NebulaError) else answer for answer in answers]
+
+    async def _order(self, client: AsyncClient, group: int) -> int:
+        """The index of a hash that was ordered. Raises `_Dropped`, and why there is none."""
+        clock = asyncio.get_running_loop().time
+        began = clock()
+        try:
+            return await client.order_hash(group, timeout=max(self._patience, LEAST_PATIENCE))
+        except NebulaError as error:
+            self._patience -= clock() - began
+            if await _gone(client, group):
+                raise _Dropped from error
+            raise
 
     def incomplete(self, why: str) -> None:
         """Something could not be compared; a difference that was found stays one."""
@@ -223,30 +259,6 @@ async def _nodes(client: AsyncClient, members: Mapping[int, cluster_pb2.Member])
     others = {i: m.client_address for i, m in members.items() if i not in nodes and m.client_address}
     asked = await _ask(client, list(others.values()))
     return nodes | dict(zip(others, asked, strict=True))
-
-
-async def _hashes_of(
-    client: AsyncClient, group: int, nodes: Sequence[Node | None]
-) -> tuple[int, list[StateHash | str]]:
-    """Each node's hash of a group's state at one index, or why there is none; and the index.
-
-    Raises `_Dropped`, and why nothing could be ordered.
-    """
-    for left in reversed(range(HASH_TRIES)):
-        try:
-            index = await client.order_hash(group)
-        except NebulaError as error:
-            if await _gone(client, group):
-                raise _Dropped from error
-            raise
-        answers = await asyncio.gather(*(_hash_of(client, group, index, node) for node in nodes))
-        found = {answer.hash for answer in answers if isinstance(answer, StateHash)}
-        # Two hashes that differ are what they are, whatever became of the shard since.
-        if len(found) < 2 and any(isinstance(answer, NebulaError) for answer in answers) and await _gone(client, group):
-            raise _Dropped
-        if not (left and any(isinstance(answer, HashNotFound | WrongShard) for answer in answers)):
-            break
-    return index, [answer.message if isinstance(answer, NebulaError) else answer for answer in answers]
 
 
 async def _gone(client: AsyncClient, group: int) -> bool:

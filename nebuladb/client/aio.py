@@ -366,10 +366,10 @@ class AsyncClient(Writes):
         """A node's own account of itself and its groups."""
         return await self._transport.call(methods.STATUS, cluster_pb2.StatusRequest(), pinned=endpoint)
 
-    async def order_hash(self, group: int) -> int:
+    async def order_hash(self, group: int, *, timeout: float = 0.0) -> int:
         """Make a log entry at which every replica of a shard takes the hash of its state (S28); its index."""
-        found = await self._transport.call(methods.STATE_HASH, built(cluster_pb2.StateHashRequest, group=group))
-        return found.index
+        request = built(cluster_pb2.StateHashRequest, group=group)
+        return (await self._transport.call(methods.STATE_HASH, request, timeout=timeout)).index
 
     async def state_hash(self, group: int, index: int = 0, endpoint: str = "", *, timeout: float = 0.0) -> StateHash:
         """A node's hash of a shard's state at the index of an order; 0 orders one first. It may take as long as a scan

@@ -5,7 +5,9 @@ import json
 import click
 import pytest
 
+from nebuladb.cli import status
 from nebuladb.cli.main import main
+from nebuladb.client import AsyncClient
 from nebuladb.errors import NodeRemoved
 from tests.unit.cli.conftest import Cli
 from tests.unit.client.fake import Fault, Node
@@ -110,6 +112,31 @@ def test_a_shard_that_could_not_be_compared_is_not_one_that_differs(cli: Cli, no
     assert answer.exit_code == (1 if differ else 3)
     assert [json.loads(line)["group"] for line in answer.stdout.splitlines()] == [1, 1, 1, 2, 2, 2, 4, 4, 4]
     assert "group 3: not compared: there is no shard 3" in answer.stderr
+
+
+def test_shards_without_a_leader_share_one_patience(
+    cli: Cli, nodes: list[Node], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a majority gone that is all of them, a minute each; and those behind them are compared all the same."""
+    given: list[float] = []
+
+    async def order(client: AsyncClient, group: int, *, timeout: float = 0.0) -> int:
+        given.append(timeout)
+        return await ordered(client, group, timeout=timeout)
+
+    ordered = AsyncClient.order_hash
+    monkeypatch.setattr(AsyncClient, "order_hash", order)
+    monkeypatch.setattr(status, "PATIENCE", 0.5)
+    monkeypatch.setattr(status, "LEAST_PATIENCE", 0.125)
+    for node in nodes:
+        node.more_shards, node.leaderless = "more", {1, 2}
+    answer = cli("-o", "json", "check")
+    assert answer.exit_code == 3
+    assert answer.stderr.count("not compared: no leader took the write in time") == 2
+    assert [json.loads(line)["group"] for line in answer.stdout.splitlines()] == [4, 4, 4]
+    assert given[0] == 0.5
+    assert len(given) == 4
+    assert sum(given) < 1
 
 
 def test_a_check_that_fails_as_a_whole_says_not_that_nodes_differ(cli: Cli, nodes: list[Node]) -> None:

@@ -54,6 +54,8 @@ class Node:
         """So many times it will say that it has lost what was ordered."""
         self.more_shards = ""
         """If set, GONE and LATER are among the shards; GONE has no hash, and if "dropped" it isn't in a second list."""
+        self.leaderless: set[int] = set()
+        """Shards for which no hash can be ordered."""
         self.die_after = 0
         """So many unary calls; then every connection breaks."""
         self._server = grpc.server(ThreadPoolExecutor(16), options=(("grpc.so_reuseport", 0),))
@@ -372,6 +374,8 @@ class Node:
             if request.group == GONE:
                 raise errors.WrongShard(f"there is no shard {GONE}")
             if not request.index:
+                if request.group in self.leaderless:
+                    raise errors.NoLeader("no leader took the write in time; nothing was done, try again")
                 self.store.index += 1
                 return cluster_pb2.StateHashResponse(header=self._header(), index=self.store.index)
             if self.lost_hashes:
