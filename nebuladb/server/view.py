@@ -62,7 +62,9 @@ class NodeView:
         """
         pump = self._peers.pump
         if pump is None:
-            return False, "waiting for the other founding nodes"
+            if self._peers.identity.cluster:
+                return False, "the databases are not open yet"
+            return False, "waiting to join" if self._config.join else "waiting for the other founding nodes"
         if not self.serving:
             return False, "the client port is not open"
         if not pump.node.meta.version:

@@ -175,6 +175,20 @@ async def test_a_shard_that_nobody_leads_is_not_waited_for(
     assert await shown.readyz() == (True, "")
 
 
+@pytest.mark.parametrize(
+    ("cluster", "join", "why"),
+    [(0, "n2:2", "waiting to join"), (7, "n2:2", "the databases are not open yet"), (7, "", "the databases are not")],
+)
+async def test_a_node_that_joins_or_opens_its_databases_waits_for_no_founding_node(
+    tmp_path: Path, cluster: int, join: str, why: str
+) -> None:
+    peers: Any = SimpleNamespace(pump=None, identity=SimpleNamespace(name="n1", node=11, cluster=cluster))
+    settings = {"name": "n1", "data-dir": str(tmp_path), "join": join}
+    ready, told = await NodeView(config.load(settings, {}, None), cast(Peers, peers)).readyz()
+    assert not ready
+    assert told.startswith(why)
+
+
 async def test_a_node_that_waits_to_be_founded_says_so(tmp_path: Path) -> None:
     shown = view(None, tmp_path)
     assert await shown.readyz() == (False, "waiting for the other founding nodes")
