@@ -101,6 +101,8 @@ class Membership:
                 raise ChangeRefused(f"replica {replica} is no learner yet: only one that has caught up becomes a voter")
             if not tracker.progress[replica].caught_up:
                 raise ChangeRefused(f"learner {replica} has not caught up: it lacks {self.lag(replica)} entries")
+            if not tracker.progress[replica].lives:
+                raise ChangeRefused(f"learner {replica} is not heard from: its vote would be one that is lost")
 
     def _check_alive(self, target: Configuration) -> None:
         """The majorities that will decide must be there, or the change would end the group's service (S13). So would
@@ -132,9 +134,10 @@ class Membership:
         return self._free() and not self._replication.tracker.configuration.outgoing
 
     def caught_up(self, replica: int) -> bool:
-        """Whether a learner may become a voter as far as its log goes (S13)."""
+        """Whether a learner may become a voter (S13): it has the log, and is there. Of a group in which nothing is
+        written, who is away has the log for good."""
         progress = self._replication.tracker.progress.get(replica)
-        return progress is not None and progress.caught_up
+        return progress is not None and progress.caught_up and progress.lives
 
     def lives(self, replica: int) -> bool:
         """Whether a leader has heard from `replica` lately."""

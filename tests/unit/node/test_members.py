@@ -32,6 +32,17 @@ def put(trio: Trio, key: bytes, place: int = 0, group: int = DEFAULT_GROUP) -> N
     assert not isinstance(machine.answers[request], Exception), machine.answers[request]
 
 
+def with_learner() -> tuple[Trio, int]:
+    """Three nodes that vote, and the place of a fourth that doesn't, and has all groups."""
+    trio = Trio()
+    trio.start()
+    trio.founded()
+    trio.drive(0, lambda meta: add_step(meta, "n4", "n4:2", 88, learner=True))
+    place = trio.join("n4")
+    trio.until(lambda: trio.node(place).groups.keys() >= set(GROUPS), "it has all groups")
+    return trio, place
+
+
 def voters(trio: Trio, group: int, place: int = 0) -> set[int]:
     """Places whose replicas vote, as a node has it."""
     replica = trio.node(place).host.replicas[group]
@@ -261,12 +272,7 @@ def test_every_shard_of_a_keyspace_gets_a_replica_on_a_new_node() -> None:
 
 def test_a_learner_of_a_group_that_rests_is_promoted() -> None:
     """Its leader sends no heartbeats, by which it would see that the learner has caught up."""
-    trio = Trio()
-    trio.start()
-    trio.founded()
-    trio.drive(0, lambda meta: add_step(meta, "n4", "n4:2", 88, learner=True))
-    place = trio.join("n4")
-    trio.until(lambda: trio.node(place).groups.keys() >= set(GROUPS), "it has all groups")
+    trio, place = with_learner()
     leader = trio.leader(ETCD_GROUP)
     assert leader is not None
     resting = trio.node(leader).host.replicas[ETCD_GROUP].raft
@@ -280,18 +286,25 @@ def test_a_learner_of_a_group_that_rests_is_promoted() -> None:
 
 
 def test_a_learner_votes_when_it_is_promoted() -> None:
-    trio = Trio()
-    trio.start()
-    trio.founded()
-    trio.drive(0, lambda meta: add_step(meta, "n4", "n4:2", 88, learner=True))
-    place = trio.join("n4")
-    trio.until(lambda: trio.node(place).groups.keys() >= set(GROUPS), "it has all groups")
+    trio, place = with_learner()
     trio.run(3_000)
     assert all(voters(trio, group) == {0, 1, 2} for group in GROUPS)
     assert trio.node(0).host.replicas[DEFAULT_GROUP].raft.configuration.learners
     trio.drive(0, lambda meta: promote_step(meta, "n4"))
     trio.until(lambda: trio.state(place) is NodeState.MEMBER, "a member")
     are(trio, range(4))
+
+
+def test_a_learner_that_is_away_is_promoted_when_it_comes() -> None:
+    """Its groups rest, and it lacks nothing: as a voter it would leave three others none to lose."""
+    trio, place = with_learner()
+    trio.crash(place)
+    trio.run(5_000)
+    trio.drive(0, lambda meta: promote_step(meta, "n4"))
+    trio.run(5_000)
+    assert all(voters(trio, group) == {0, 1, 2} for group in GROUPS)
+    trio.start(place)
+    trio.until(lambda: trio.state(place) is NodeState.MEMBER, "a member")
 
 
 @pytest.mark.parametrize("seed", range(6))

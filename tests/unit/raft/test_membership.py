@@ -186,6 +186,20 @@ def test_a_learner_that_fell_behind_again_has_not_caught_up() -> None:
         network[1].change(voter(4))
 
 
+def test_a_learner_that_is_away_becomes_no_voter_though_it_lacks_nothing() -> None:
+    """Of three voters and it, one more could be lost no longer."""
+    network = with_learner()
+    network.cut_off(4)
+    network.tick(ROUND)
+    assert network[1].raft.membership.lag(4) == 0
+    assert not network[1].raft.membership.caught_up(4)
+    with pytest.raises(ChangeRefused, match="not heard from"):
+        network[1].change(voter(4))
+    network.heal()
+    network.tick(ROUND)
+    network[1].change(voter(4))
+
+
 # 4.2.2: removing the leader.
 
 
