@@ -206,8 +206,7 @@ class Planner:
         issued = meta.next_replica
         active = [Standing(one.node, votes=not one.learner) for _, one in sorted(meta.nodes.items()) if one.active]
         for shard in descriptors(meta, self._founding):
-            own = shard.group == META_GROUP
-            standings = active + _lingering(meta, shard) if own else active
+            standings = _in_meta(meta, shard, active) if shard.group == META_GROUP else active
             if self._right.get(shard.group) == (shard, standings):
                 continue
             change = revision(shard, wanted(shard, standings))
@@ -234,6 +233,17 @@ class Planner:
 def is_joining(record: NodeRecord) -> bool:
     """Whether a node was started and isn't a member yet; a learner stays on that way until somebody promotes it."""
     return record.state is NodeState.JOINING and record.claim != 0
+
+
+def _in_meta(meta: Meta, own: Descriptor, active: list[Standing]) -> list[Standing]:
+    """Who may have a replica of the meta group. While one that votes lingers nobody new votes: who takes its place does
+    so by one joint change, as in every group. With a vote before, it and the dead node that it replaces would be two of
+    four, and if it died, too, the two that live no majority any more."""
+    lingering = _lingering(meta, own)
+    if any(one.votes for one in lingering):
+        voting = {node for replica, node in own.replicas if own.role(replica) is Role.VOTER}
+        active = [one._replace(votes=one.votes and one.node in voting) for one in active]
+    return active + lingering
 
 
 def _lingering(meta: Meta, own: Descriptor) -> list[Standing]:
