@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Mapping
-from typing import Any, Final
+from collections import defaultdict
+from collections.abc import Mapping, Set
+from typing import Any, Final, NamedTuple
 
 from nebuladb.api.backend import Backend, parse
 from nebuladb.api.drive import Due, drive, goes_on, until
@@ -72,8 +72,8 @@ class KeyspaceService:
         name, first = request.name, request.group
         check_name(name)
         due, unfinished = Due(self._backend.answer_within(context)), _unfinished(name, "dropped")
-        groups: dict[int, int] = {}
-        """Group → voters that it had, as far as that can be told still."""
+        groups: dict[int, _Voters] = {}
+        """Group → who voted in it, as far as that can be told still."""
 
         def step(meta: Meta) -> bytes | None:
             nonlocal first
@@ -82,7 +82,8 @@ class KeyspaceService:
             if first not in found:
                 return None  # it is gone, and what has its name now is another one
             for group in found:
-                groups.setdefault(group, _voters(meta, group))
+                if group in meta.shards or group not in groups:
+                    groups[group] = _voters(meta, group)
             return drop_step(meta, name)
 
         await drive(self._backend, step, due, unfinished)
@@ -104,18 +105,21 @@ class KeyspaceService:
         plan = keyspace.plan if keyspace else None
         return range(plan.first_group, plan.first_group + plan.shards) if plan else range(0)
 
-    def _dropped(self, first: int) -> dict[int, int]:
-        """Group → voters that it had, of all from `first` on that are gone and have replicas still, whatever their
+    def _dropped(self, first: int) -> dict[int, _Voters]:
+        """Group → who voted in it, of all from `first` on that are gone and have replicas still, whatever their
         keyspace was: nothing says that any more."""
         meta = self._backend.meta
         gone = {removal.group for removal in meta.removals if removal.group not in meta.shards}
         return {group: _voters(meta, group) for group in sorted(gone) if group >= first}
 
-    def _powerless(self, groups: Mapping[int, int]) -> bool:
+    def _powerless(self, groups: Mapping[int, _Voters]) -> bool:
         """Whether no group has a majority of its voters left that haven't destroyed their replica."""
         meta = self._backend.meta
-        left = Counter(one.group for one in meta.removals if one.group in groups and one.node not in meta.learners)
-        return all(count <= (groups[group] - 1) // 2 for group, count in left.items())
+        left: defaultdict[int, set[int]] = defaultdict(set)
+        for one in meta.removals:
+            if one.group in groups and one.node not in meta.learners | groups[one.group].never:
+                left[one.group].add(one.node)
+        return all(groups[group].powerless(nodes) for group, nodes in left.items())
 
     def _info(self, keyspace: Keyspace) -> pb.KeyspaceInfo:
         return pb.KeyspaceInfo(
@@ -125,10 +129,32 @@ class KeyspaceService:
         )
 
 
-def _voters(meta: Meta, group: int) -> int:
-    """How many voters a group has; one whose descriptor is gone already had as many as `default` has."""
-    shard = meta.shards.get(group) or meta.shards[DEFAULT_GROUP]
-    return sum(shard.role(replica) is Role.VOTER for replica, _ in shard.replicas)
+class _Voters(NamedTuple):
+    """Who votes in a group, as its descriptor says."""
+
+    certain: int
+    """So many do, whatever is under way."""
+    perhaps: frozenset[int]
+    """Nodes that join or leave it, and so vote, or don't yet, or don't any more."""
+    never: frozenset[int]
+    """Nodes with a learner."""
+
+    def powerless(self, left: Set[int]) -> bool:
+        """Whether `left` are no majority, whichever of those that join or leave vote: worst is that `left` do."""
+        return len(left) <= (self.certain + len(left & self.perhaps)) // 2
+
+
+def _voters(meta: Meta, group: int) -> _Voters:
+    """Who votes in a group; of one whose descriptor is gone already nobody knows: as many as in `default`."""
+    shard = meta.shards.get(group)
+    if shard is None:
+        return _voters(meta, DEFAULT_GROUP)._replace(perhaps=frozenset(), never=frozenset())
+    roles = {node: shard.role(replica) for replica, node in shard.replicas}
+    return _Voters(
+        sum(role is Role.VOTER for role in roles.values()),
+        frozenset(node for node, role in roles.items() if role in (Role.JOINING, Role.LEAVING)),
+        frozenset(node for node, role in roles.items() if role is Role.LEARNER),
+    )
 
 
 def _unfinished(name: str, what: str) -> NebulaError:

@@ -13,10 +13,12 @@ from nebuladb.api import keyspace as module
 from nebuladb.api.drive import Due, drive, until
 from nebuladb.client import AsyncClient
 from nebuladb.errors import Unavailable, UnknownOutcome
-from nebuladb.ids import META_GROUP
+from nebuladb.ids import DEFAULT_GROUP, META_GROUP
 from nebuladb.node.keyspaces import drop_step
+from nebuladb.node.meta import Removal
 from nebuladb.node.read_lease import ReadLease
 from nebuladb.pb.nebula.v1 import cluster_pb2, keyspace_pb2
+from nebuladb.shard import Role
 from tests.unit.api.served import Served
 from tests.unit.api.turns import Turns
 from tests.unit.node.lone import SECONDS
@@ -108,3 +110,20 @@ async def test_those_who_ask_for_many_shards_do_not_share_a_turn(
     call: Any = served.channel.unary_unary(f"/nebula.v1.{service}/{method}", request_of.SerializeToString)
     await asyncio.gather(*(call(request, timeout=SECONDS) for _ in range(10)))
     assert len(set(made)) == 10
+
+
+@pytest.mark.parametrize(
+    ("away", "over"),
+    [({3}, True), ({3, 4}, True), ({4, 5}, True), ({2}, True), ({2, 3}, False), ({2, 3, 4}, False), ({1, 2}, False)],
+)
+async def test_who_drops_a_keyspace_while_a_node_is_replaced_waits_for_no_more_than_a_majority(
+    served: Served, away: set[int], *, over: bool
+) -> None:
+    """1 and 2 vote, 4 takes the place of 3, 5 has a learner: with 3 dead, it was waited for in vain."""
+    shard = served.node.meta.shards[DEFAULT_GROUP]._replace(replicas=(), roles=())
+    for node, role in ((1, Role.VOTER), (2, Role.VOTER), (3, Role.LEAVING), (4, Role.JOINING), (5, Role.LEARNER)):
+        shard = shard.with_role(node, node, role)
+    removals = [Removal(shard.group, node, node) for node in sorted(away)]
+    meta: Any = SimpleNamespace(shards={shard.group: shard}, removals=removals, learners=frozenset())
+    backend: Any = SimpleNamespace(meta=meta)
+    assert module.KeyspaceService(backend)._powerless({shard.group: module._voters(meta, shard.group)}) is over
