@@ -128,7 +128,10 @@ def _unread(error: NebulaError) -> StoreError:
 
 def _databases(path: Path) -> Iterator[Finding]:
     if not (path / "raft").exists():
-        yield Finding("raft", "the log's database is missing", LOST)
+        if any((path / name).exists() for name in ("data", VOTING)):
+            yield Finding("raft", "the log's database is missing", LOST)
+        else:  # as `DataDirectory.identity` has it: the node starts
+            yield Finding("raft: none yet, and no vote: this node has not been in its cluster")
         return
     try:
         found = examine_log(path / "raft")

@@ -222,6 +222,16 @@ def test_lost_databases(copy: Path) -> None:
     assert problems(copy) == ["raft: the log's database is missing"]
 
 
+def test_a_node_that_waits_to_join_has_lost_nothing(tmp_path: Path) -> None:
+    """It was to be replaced, though it only has to be started again."""
+    directory = DataDirectory(tmp_path)
+    directory.identity("n9")
+    directory.close()
+    code, text = command(tmp_path)
+    assert code == 0
+    assert "raft: none yet" in text
+
+
 def test_what_is_no_directory_of_a_node(tmp_path: Path) -> None:
     code, text = command(tmp_path)
     assert code == 2
