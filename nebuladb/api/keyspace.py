@@ -56,9 +56,7 @@ class KeyspaceService:
         due, unfinished = Due(self._backend.answer_within(context)), _unfinished(spec.name, "created")
         await drive(self._backend, lambda meta: create_step(meta, spec), due, unfinished)
         groups = self._groups(spec.name)
-        await until(
-            lambda: self._groups(spec.name) != groups or all(map(self._backend.leader, groups)), due, unfinished
-        )
+        await until(lambda: self._groups(spec.name) != groups or all(map(self._serves, groups)), due, unfinished)
         if not groups or self._groups(spec.name) != groups or spec.name not in self._backend.routing.keyspaces:
             raise UnknownOutcome(
                 f"keyspace {spec.name!r} was created, and somebody dropped it meanwhile; create it again"
@@ -104,6 +102,13 @@ class KeyspaceService:
         keyspace = self._backend.meta.keyspaces.get(name)
         plan = keyspace.plan if keyspace else None
         return range(plan.first_group, plan.first_group + plan.shards) if plan else range(0)
+
+    def _serves(self, group: int) -> bool:
+        """Whether a new group has a leader, as far as this node can tell: one that leaves gets no replica of it."""
+        shard = self._backend.meta.shards.get(group)
+        if shard is not None and self._backend.node.identity.node not in dict(shard.replicas).values():
+            return True
+        return self._backend.leader(group) != 0
 
     def _dropped(self, first: int) -> dict[int, _Voters]:
         """Group → who voted in it, of all from `first` on that are gone and have replicas still, whatever their

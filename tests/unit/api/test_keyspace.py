@@ -42,6 +42,26 @@ async def test_who_creates_a_keyspace_that_is_dropped_meanwhile_is_told_so(
             await module.KeyspaceService(served.backend).Create(request.SerializeToString(), context)
 
 
+async def test_who_creates_a_keyspace_through_a_node_that_leaves_hears_that_it_is_there(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It waited to see leaders, and that node has no replica by which it would."""
+
+    async def elsewhere(*args: Any) -> None:
+        shards = served.node.meta.shards
+        for shard in [shard for shard in shards.values() if shard.keyspace == "k"]:
+            replicas = tuple((replica, 99) for replica, _ in shard.replicas)
+            monkeypatch.setitem(shards, shard.group, shard._replace(replicas=replicas))
+        monkeypatch.setattr(served.backend, "leader", lambda group: 0)
+        await until(*args)
+
+    monkeypatch.setattr(module, "until", elsewhere)
+    request = keyspace_pb2.KeyspaceCreateRequest(name="k", partitioning=keyspace_pb2.SINGLE)
+    context = SimpleNamespace(time_remaining=lambda: 1.0)
+    raw = await module.KeyspaceService(served.backend).Create(request.SerializeToString(), context)
+    assert keyspace_pb2.KeyspaceCreateResponse.FromString(raw).keyspace.name == "k"
+
+
 async def test_who_drops_a_keyspace_waits_out_the_lease_by_which_it_may_be_read_elsewhere(served: Served) -> None:
     """A leader that was cut off, and hadn't heard of it, went on answering reads after the drop was acknowledged."""
     context = SimpleNamespace(time_remaining=lambda: SECONDS)
