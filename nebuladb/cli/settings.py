@@ -68,15 +68,12 @@ class Settings:
     style: Style
     timeout: float
 
-    def client(self, timeout: float = 0.0) -> AsyncClient:
-        """A client with these settings, perhaps a more patient one."""
-        return AsyncClient(self.endpoints, keyspace=self.keyspace, timeout=max(self.timeout, timeout))
-
     def run(self, work: Callable[[AsyncClient], Awaitable[Result]], timeout: float = 0.0) -> Result:
-        """Do `work` with a client."""
+        """Do `work` with a client of these settings, which has at least `timeout` seconds for a request."""
 
         async def main() -> Result:
-            async with self.client(timeout) as client:
+            patience = max(self.timeout, timeout)
+            async with AsyncClient(self.endpoints, keyspace=self.keyspace, timeout=patience) as client:
                 return await work(client)
 
         return asyncio.run(main())

@@ -127,9 +127,8 @@ class Transport:
         clock: Callable[[], float] = boottime,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
         rng: Rng | None = None,
-        engine: Engine | None = None,
     ) -> None:
-        """`timeout`: seconds for a request, all its attempts together. `engine`: None for the environment's."""
+        """`timeout`: seconds for a request, all its attempts together."""
         if not timeout > 0:
             raise ConfigurationError(f"timeout is {timeout}; give the seconds a request may take, e.g. 5")
         self.endpoints = Endpoints(addresses)
@@ -137,7 +136,7 @@ class Transport:
         self.clock = clock
         self.sleep = sleep
         self.rng: Rng = rng or random.Random()
-        self._engine = engine or engine_of()
+        self._engine = engine_of()
         self._links: dict[str, Link] = {}
         self._former: weakref.WeakSet[Link] = weakref.WeakSet()
         """Those on which nothing but calls of before is under way, which hold them."""

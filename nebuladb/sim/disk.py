@@ -66,7 +66,7 @@ class Disk:
         """While it is short of space, a compaction found no room."""
         self._wiped = False
         self._lives = 0
-        self._wanted = self._synced = 0
+        self._wanted = 0
         self._syncing = False
 
     def open_log(self) -> WatchedLog:
@@ -94,7 +94,6 @@ class Disk:
             self.log.make_durable(position)
         self._logs.durable(self._place, position)
         self._syncing = False
-        self._synced = batch
         if self._wanted > batch:
             self._begin(done)
         done(batch)
@@ -124,7 +123,7 @@ class Disk:
         self.log = self.log.crash(self._rng)
         self.data = self.data.crash(self._rng)
         self._lives += 1
-        self._wanted = self._synced = 0
+        self._wanted = 0
         self._syncing = False
 
     def renew(self) -> None:

@@ -75,8 +75,8 @@ class Expectation:
         """Those that are read."""
         self.puts: list[kv_pb2.TxnPut] = [step for kind, step in steps if kind == "put"]
 
-    def outcome(self, floor: int = 0) -> Expected:
-        """`floor`: what is compacted, if that is known. Raises `Refused` or `Unknown`."""
+    def outcome(self, floor: int) -> Expected:
+        """`floor`: what is compacted; 0 if that isn't known. Raises `Refused` or `Unknown`."""
         for branch in (self._request.success, self._request.failure):
             written(branch)
         for put in self.puts:

@@ -13,13 +13,13 @@ def put(key: bytes, value: bytes) -> Command:
     return Command(Kind.PUT, kv_pb2.PutRequest(key=key, value=value).SerializeToString())
 
 
-def put_if(revisions: Mapping[bytes, int], puts: Mapping[bytes, bytes], *, lease: int = 0) -> Command:
+def put_if(revisions: Mapping[bytes, int], puts: Mapping[bytes, bytes]) -> Command:
     """Put all of `puts` if each of these keys was changed last at its revision (0: does not exist)."""
     request = kv_pb2.TxnRequest()
     for key, revision in revisions.items():
         request.compare.add(target=kv_pb2.Compare.MOD, key=key, number=revision)
     for key, value in puts.items():
-        request.success.add(put=kv_pb2.TxnPut(key=key, value=value, lease=lease))
+        request.success.add(put=kv_pb2.TxnPut(key=key, value=value))
     return Command(Kind.TXN, request.SerializeToString())
 
 
