@@ -38,10 +38,10 @@ DEFAULT_SECONDS: Final = 5.0
 """For a call that names no deadline."""
 MAX_SECONDS: Final = 300.0
 EARLIER: Final = 0.25
-"""Seconds before a caller's deadline at which its request is given up, so that it hears what came of it: requests are
-looked at for their time every 0.2 s (`host.EXPIRE_TICKS`)."""
+"""A request is given up so many seconds before its caller's deadline, so that the caller hears what came of it: whose
+time is up is looked for every 0.2 s (`host.EXPIRE_TICKS`)."""
 EARLIER_PART: Final = 5
-"""A short time is not used up by that: at most this part of it."""
+"""But by this part of the caller's time at most: else nothing of a short one would be left."""
 MAX_SCANNING: Final = 32
 """Scans that read a page at the same time; the others hold none."""
 MAX_LISTED_HERE: Final = 1_000

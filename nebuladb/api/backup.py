@@ -29,8 +29,8 @@ TRY_SECONDS: Final = 0.02
 class Views:
     """How new what is read is: as new as now, each shard in at most `timeout` seconds.
 
-    With `leaderless`, from the first shard on whose leader doesn't answer, as this node has it: what a lost majority
-    leaves behind is got out of the nodes that survived.
+    With `leaderless`: once a shard's leader doesn't answer, this one and all later shards are as this node has them. So
+    what a lost majority leaves behind is got out of the nodes that survived.
     """
 
     def __init__(self, backend: Backend, timeout: float, *, leaderless: bool = False) -> None:

@@ -43,8 +43,8 @@ async def drive(
     """Propose what `step_of` plans from this node's picture of meta, step after step, until it gives None. Lost leaders
     and races only repeat a step: each names what it is from.
 
-    Raises what `step_of` refuses with, which it does by a picture that is at least as new as the call; when time is up,
-    and a step was or may have been taken, `unfinished`, or `UnknownOutcome`; else what was in the way.
+    Raises what `step_of` refuses with, judged by a picture that is at least as new as the call. When time is up it
+    raises `unfinished` or `UnknownOutcome` if a step was or may have been taken, else what was in the way.
     """
     begun = known = False
     while True:

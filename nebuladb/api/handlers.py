@@ -26,7 +26,7 @@ CONTROL_SERVICES: Final = frozenset(
 CONTROL_METHODS: Final = frozenset(
     {"KeepAlive", "Revoke", "LeaseKeepAlive", "LeaseRevoke", "Unlock", "Resign", "Compact"}
 )
-"""What must get through on a node that has too much to do, or it would have more: leases would end under clients that
+"""What must get through on a node that has too much to do, or things get worse: leases would end under clients that
 live, all who wait for a lock would keep out the one that unlocks it, and nobody could look at the node, or take it
 out."""
 

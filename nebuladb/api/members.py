@@ -25,8 +25,8 @@ class Members:
         self._backend = backend
 
     async def list(self, raw: bytes, context: Any) -> bytes:
-        """All nodes but former ones, as they are now; where nobody can tell, as this node sees them: one that
-        lags would show a node that was removed in place of one that has just come under its name."""
+        """All nodes but former ones, as they are now, or as this node sees them where nobody can tell. (It asks, for a
+        node that lags would show one that was removed in place of one that has just come under its name.)"""
         parse(pb.MembersRequest, raw)
         with contextlib.suppress(NebulaError):
             await self._backend.refresh(min(LIST_SECONDS, self._backend.answer_within(context)))

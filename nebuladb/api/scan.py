@@ -23,8 +23,8 @@ PAGE_KEYS: Final = 1_000
 PAGE_BYTES: Final = 1 << 20
 """A page, and what is read ahead of it in all shards together."""
 FIRST_PAGE_BYTES: Final = 16 << 10
-"""A page of a client that hasn't shown yet that it reads, or does so slowly: with what is read ahead it is a small
-delivery (``api.deliveries``), which waits for nobody, and isn't ended for others."""
+"""A page of a client that reads slowly, or hasn't shown yet that it reads. With what is read ahead it is a small
+delivery (``api.deliveries``): it waits for nobody, and isn't ended for others."""
 PAGE_GROWTH: Final = 4
 PROOF_BYTES: Final = 256 << 10
 """So much a client has taken at once before its pages grow: more than waits for it in the transport."""

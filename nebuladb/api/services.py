@@ -43,8 +43,8 @@ OPTIONS: Final = (
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
     ("grpc.max_send_message_length", MAX_RESPONSE_BYTES),
     ("grpc.max_metadata_size", MAX_METADATA_BYTES),
-    # As many as there may be calls: what is over that is told so, where one more stream would wait in its client for
-    # ever, as an Unlock behind all that wait for the lock.
+    # As many as there may be calls. One more is refused, and says so; past the streams it would wait in its client for
+    # ever, as an Unlock would behind all that wait for the lock.
     ("grpc.max_concurrent_streams", MAX_CALLS),
     ("grpc.so_reuseport", 0),
     ("nebula.descriptors_left", DESCRIPTORS_LEFT),

@@ -80,9 +80,9 @@ def get(
 ) -> None:
     """Print the value of KEY and a newline. Of a missing key it prints nothing, writes no file, and exits 1.
 
-    --file writes the value as it is, with nothing added, and prints nothing else. A new file appears whole or not at
-    all, and so does one that takes the place of a file of yours; another user's, one with several names (hard links),
-    one whose directory takes no other file, and what is no file are written in place.
+    --file writes the value as it is, with nothing added, and prints nothing else. The file appears whole or not at all,
+    also in the place of one of yours. Written in place are another user's file, one with several names (hard links),
+    one in a directory where you may make none, and what is no file, such as a pipe.
 
     \b
     Example:

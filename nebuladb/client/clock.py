@@ -8,6 +8,6 @@ from nebuladb.env import BOOTTIME
 
 
 def boottime() -> float:
-    """Seconds, also those in which the machine slept: the servers' lease clocks ran on meanwhile (S27), and whoever
-    wakes must not believe that it still holds what has ended."""
+    """Seconds, those in which the machine slept included. The servers' lease clocks ran on meanwhile (S27), so a client
+    that wakes must not believe that it still holds what has ended."""
     return time.clock_gettime(BOOTTIME)

@@ -15,15 +15,15 @@ from nebuladb.pb.nebula.v1 import lease_pb2
 RENEWALS: Final = 3
 """Renewals a TTL: one may be lost, and there is time for another."""
 GONE: Final = (LeaseNotFound, KeyspaceNotFound, WrongShard)
-"""Answers after which there is no such lease, nor ever will be: a node says that there is no such keyspace or shard
-only when it has asked the meta group, and the shard that a lease's id names is in no keyspace that is made anew."""
+"""Answers after which there is no such lease, nor ever will be. A node says that there is no such keyspace or shard
+only when it has asked the meta group; and a keyspace that is made anew never has the shard that a lease's id names."""
 
 
 class LeaseKeeper:
     """Renews a lease as long as its ``async with`` block runs. It doesn't revoke it in the end.
 
-    Whoever acts under the lease asks `held` or `check` before each step: `lost` is set when the cluster says that the
-    lease is gone, and also when no renewal has succeeded for a whole TTL, counted from when the last one was *sent*;
+    Whoever acts under the lease asks `held` or `check` before each step. `lost` is set when the cluster says that the
+    lease is gone, and also when no renewal has succeeded for a whole TTL, counted from when the last one was *sent*:
     so a holder that was cut off knows it no later than the others do.
     """
 

@@ -16,18 +16,18 @@ LONGEST_PAUSE: Final = 0.5
 
 SHARES: Final = 3
 READ_SHARES: Final = 6
-"""A request that may be repeated gives one node this part of the time, a read the smaller one: one that hangs must
-not use it all up. Each try that took all of its time gives the next one a share more: what takes longer than one share
-would never end, and where every disk is slow, who asks with no more patience than before only makes another log entry
-each time, which takes as long again. So a read has three tries, of a sixth, a third and half of its time, and reaches
-the one node of three, or of five, that answers where two hang."""
+"""A request that may be repeated gives one node this part of its time, a read the smaller one: a node that hangs must
+not use it all up. A try that took all of its time gives the next one a share more, since what takes longer than one
+share would never end; where every disk is slow, each try of a write would only make another log entry. So a read has
+three tries, of a sixth, a third and half of its time. If two of three nodes hang, or of five, it still reaches one that
+answers."""
 SILENT: Final = 0.8
 """A try took all of its time if it took this part of it."""
 
 LEAST: Final = 0.3
 LEAST_PART: Final = 5
-"""Seconds, or at most this part of a request's time, without which no try of a write begins: a node that can't do it
-would have no time to say so, and a write that has failed so far would become *unknown*."""
+"""No try of a write begins with less than these seconds left, or than this part of the request's time if that is less:
+a node that can't do it would have no time to say so, and a write that has failed so far would become *unknown*."""
 
 CONNECT: Final = 1.0
 """Seconds at most to wait for a connection."""

@@ -24,9 +24,9 @@ def rows_ahead(source: EngineSource, commands: Iterable[Command], most: int, mis
     """Point look-ups only, about `most`: what a range holds is known when it is read. A guess: a wrong one costs a
     fetch.
 
-    Only those that follow `missed`, the row that the first command lacks, and none where it is no such look-up. What
-    comes before it and isn't here is of a branch that isn't taken; and all that is fetched is held until that command
-    is done, so that one which misses a hundred rows one by one may not bring others' along each time.
+    Only those that follow `missed`, the row that the first command lacks; none if it is no such look-up. What comes
+    before it and isn't here belongs to a branch that isn't taken. All that is fetched is held until that command is
+    done: if it misses a hundred rows one by one, it may not bring others' along each time.
     """
     rows: dict[bytes, None] = {}
     for count, command in enumerate(commands):

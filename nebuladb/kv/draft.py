@@ -36,8 +36,8 @@ _position: Final = POSITION.pack
 
 
 class Draft:
-    """Over the engine one for each apply call, so that a later command sees what an earlier one wrote; over that one
-    for each transaction, which is dropped if the transaction fails and merged if it doesn't.
+    """What was written and isn't in the engine yet. Each apply call has one, so that a later command sees what an
+    earlier one wrote; each transaction has one on top, which is merged, or dropped if it fails.
 
     Within it a row is written once: the last write wins. `added` and `grown` are what it changed of the number of keys
     and of their bytes.
@@ -61,8 +61,8 @@ class Draft:
         self.added = 0
         self.grown = 0
         self.forgotten = 0
-        """Revision of the newest tombstone that a put took no notice of, or that is removed: no way leads back from
-        the new record, or from none, so who reads at an earlier revision doesn't find the key any more."""
+        """Revision of the newest tombstone that is removed, or that a put took no notice of. The new record, if there
+        is one, doesn't lead back past it, so a read at an earlier revision doesn't find the key any more."""
         self.size = 0
         """Bytes written, about: for the slice's bound."""
         self.held = 0

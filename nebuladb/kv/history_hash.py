@@ -1,8 +1,8 @@
 """The hash of a shard's keys and their history up to one revision, the same on every replica that has it (etcd 55).
 
-Unlike ``hashing``, which compares whole states at one log index, this is of what clients can read: each key in order,
-and of each every version from the one that is read at the floor to the one at the revision. So physical deletion isn't
-seen, nor are slices, leases or sessions. Two nodes with equal revision and floor have the same hash, or one is damaged.
+``hashing`` compares whole states at one log index; this hashes what clients can read: each key in order, and each of
+its versions, from the one that is read at the floor to the one at the revision. Physical deletion isn't seen, nor are
+slices, leases or sessions. Two nodes with equal revision and floor have the same hash, or one is damaged.
 """
 
 from __future__ import annotations

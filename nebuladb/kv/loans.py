@@ -11,11 +11,11 @@ FIRST_ROWS: Final = 128
 MOST_ROWS: Final = 1024
 """Rows asked for at once: the first time, and where those have turned out to be small."""
 FETCH_BYTES: Final = 4 << 20
-"""Bytes after which a fetch ends, and which are asked for at once as far as that can be told before they are here: what
-a slice may supersede (`Limits.slice_bytes`), since what it leaves over is given back with the rest."""
+"""Bytes after which a fetch ends, and as many as are asked for at once, by a guess of how large rows are. No more than
+a slice may supersede (`Limits.slice_bytes`): what it leaves over is given back with the rest."""
 FIRST_READ: Final = 4
 MOST_READ: Final = 16
-"""Rows that are read in one go, the first time, and where those before were small: nothing tells how large one is
+"""Rows that are read in one go: the first time, and where those before were small. Nothing tells how large one is
 before it is here, and this many of the largest are 24 MiB."""
 
 

@@ -54,9 +54,9 @@ class Sessions:
         return len(self._sessions)
 
     def open(self, draft: Draft, stamp: int, chosen: int = 0) -> int:
-        """A new session. Its name is `chosen`, which the leader drew, so that none has it in another shard, in a
-        keyspace made anew or in another life of the cluster: a client that still uses that one would get answers of
-        this one's, or leave its own. 0: an entry from before, which names it by `stamp`."""
+        """A new session. Its name is `chosen`, which the leader drew, so that no other shard, no keyspace made anew and
+        no other life of the cluster has a session of that name: its client would get this one's answers, or leave its
+        own here. 0: an entry of an older build, which names it by `stamp`."""
         name = chosen or stamp
         while name in self._sessions:
             name = name % LAST_NAME + 1

@@ -51,8 +51,8 @@ class State:
         )  # fmt: skip
 
     def forget_half(self) -> None:
-        """The rest of the entry that is half applied is lost with the log: what it did stays done, and the next entry
-        is another one, of which nothing is."""
+        """The rest of the entry that is half applied is lost with the log. What it did stays done; the next entry is
+        another one, and is not begun."""
         self.revision += self.deleted > 0
         self.place, self.cursor, self.deleted, self.deleted_size = 0, b"", 0, 0
 

@@ -82,8 +82,8 @@ def at(
     most: int = UNBOUNDED,
     trail: Trail | None = None,
 ) -> tuple[Record | None, int, int]:
-    """What `record`'s key was at `revision`, which isn't below the floor, a live record or None; and the look-ups that
-    it took and the bytes that those read, which are the same on every replica.
+    """What `record`'s key was at `revision`, a live record or None; then how many look-ups that took, and how many
+    bytes they read, the same on every replica. `revision` isn't below the floor.
 
     Beyond `most` bytes, or one look-up, it ends with a record above `revision`. It goes on where `trail` is, and leaves
     that where it ends, by `Misses` as well.

@@ -25,8 +25,8 @@ TURN_ROWS: Final = 2_048
 BACKGROUND_ROWS: Final = 256
 """Rows of one group's background work between two turns of the loop: 2 to 4 ms."""
 BURIED_KEYS: Final = 16_384
-"""Keys whose rows were deleted, after which the data store is flushed, however large its memtables are: until then each
-range that begins before them passes over them, some 0.5 us a key."""
+"""After so many keys whose rows were deleted the data store is flushed, however small its memtables are: until then
+each range that begins before them passes over them, some 0.5 us a key."""
 
 
 @dataclass(slots=True)
@@ -159,8 +159,8 @@ class Applier:
         self.busy[group] = None
 
     def forget(self, group: int) -> None:
-        """The group's store is closed, and what was handed out for it is void: a store that takes its place starts from
-        its own index, under the same generation if it stands in for one that is damaged (S5)."""
+        """The group's store is closed, and what was handed out for it is void. A store that takes its place starts from
+        its own index, and may have the same generation, if it stands in for one that is damaged (S5)."""
         self.slices = deque(work for work in self.slices if work.group != group)
         self.busy.pop(group, None)
         self._fetching.pop(group, None)

@@ -1,9 +1,9 @@
 """Who should lead is `shard.preferred`; here is when the one that leads hands over.
 
 Founding groups stay where they are elected: there are two, and whoever looks for the leader of `default` finds it where
-it was. For all others, leadership follows the nodes that live, slowly enough that it can't flap: a node counts as back,
-or as dead, only after `STEADY_MS`; a leader keeps a group that long before it gives it away (a node that is being
-stopped hands over, and would get the group back at once); a hand-over that failed is tried again `RETRY_MS` later.
+it was. For all others, leadership follows the nodes that live, slowly enough that it can't flap. A node counts as back,
+or as dead, only after `STEADY_MS`. A leader keeps a group that long before it gives it away: a node that is being
+stopped hands over, and would get the group back at once. A hand-over that failed is tried again `RETRY_MS` later.
 """
 
 from __future__ import annotations

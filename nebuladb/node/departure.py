@@ -7,8 +7,8 @@ from nebuladb.shard import Descriptor, Role
 
 
 def departs(shard: Descriptor, node: int, configuration: Configuration | None) -> bool:
-    """Whether the replica on `node` is about to be removed: of a write that it took now it might not hear what became,
-    which would be *unknown* then (S19).
+    """Whether the replica on `node` is about to be removed. It might never hear what became of a write that it took
+    now: that write would be *unknown* (S19).
 
     `configuration`: in force at that replica; None: it isn't there. A voter whose place another is to take serves until
     that one has caught up, which may take long: then a joint configuration says that it goes.

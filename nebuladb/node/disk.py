@@ -3,9 +3,9 @@
 Below a watermark of free space (`Space.LOW`) it takes no write that grows the data from its clients, and hands
 leadership to a node with space. Below half of it (`Space.CRITICAL`) it doesn't append such writes of a leader either,
 as if the message had been lost: it stays a member that votes, and catches up when there is space again. Deletions,
-compactions, revokes, keep-alives and configurations go through at all times: they make room, or are small. A
-linearizable read through it that would wait for what it doesn't append is refused at once, so that clients ask another;
-so is a write, which would be done, and never applied here, by which it is answered.
+compactions, revokes, keep-alives and configurations go through at all times: they make room, or are small. What would
+wait for an entry that it doesn't append is refused at once, so that clients ask another node: linearizable reads, and
+writes, which would be done elsewhere and never be answered, since they are answered when they are applied here.
 
 Each frame says how the sender is (``frame.decode_frame``), so that nobody hands leadership to one that can't use it.
 """
@@ -68,8 +68,8 @@ class DiskState:
         return self.space | (STALLED_BIT if self.stalled else 0)
 
     def admit(self, request: Request, replica: Replica, peers: Mapping[int, Peer]) -> None:
-        """Raise `NoSpace` for a client's write that needs space which this node or a majority of the others lacks;
-        `Unavailable` for any whose answer would have to come from what this node won't have."""
+        """Raise `NoSpace` for a client's write if it needs space and this node, or a majority of the others, has none;
+        `Unavailable` for any that could not be applied here, and so not answered."""
         if self.stuck and request.group != META_GROUP:
             raise Unavailable("this node's data store takes no writes, so nothing was done: ask another node")
         short = self.space is not Space.PLENTY or most_full(replica, peers, own=False)

@@ -10,9 +10,9 @@ and each command 80 bytes and its body, which is the client's own bytes::
     | u64 lowest unanswered | u64 principal | u64 auth revision | u64 chosen | body
 
 A command is encoded once, by the node that took the request; it is forwarded, proposed and replicated as those bytes.
-An empty payload is a new leader's no-op. In one of version 1, which is read as well, a transaction may read more bytes
-than in one of version 2 (`MAX_TXN_BYTES`): every replica does with an entry what the leader that wrote it would do, and
-one of a build that doesn't know the bound stops at version 2.
+An empty payload is a new leader's no-op. Version 1 is read as well: there a transaction may read more bytes than
+`MAX_TXN_BYTES`, the bound of version 2. So every replica does with an entry what the leader that wrote it would do; one
+of a build that doesn't know the bound stops at version 2.
 """
 
 from __future__ import annotations

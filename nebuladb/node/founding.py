@@ -1,4 +1,4 @@
-"""How fresh nodes become one cluster, as a pure state machine (``../docs/architecture.md``, "Founding").
+"""How fresh nodes become one cluster, as a pure state machine (``docs/architecture.md``, "Founding").
 
 A fresh node says Hello to every node of its ``--initial-cluster`` until every one answered: silence is not "fresh", and
 one that has data may remember votes of a node that this one replaces (S14). When all are fresh and were told the same,

@@ -177,8 +177,8 @@ class Host:
         self._wake(node)
 
     def forget(self, node: int) -> None:
-        """`node` was removed for ever, and no link to it is made any more: what is known of it goes once that is down,
-        the numbers of its forwards too, for none is heard whose replica is gone (S16)."""
+        """`node` was removed for ever, and no link to it is made any more. Once the last one is down, what is known of
+        it goes, the numbers of its forwards included: nobody hears a forward of a replica that is gone (S16)."""
         if node in self.peers and not self.peers[node].connected:
             del self.peers[node]
             self.mail.waiting.pop(node, None)

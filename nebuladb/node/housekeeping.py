@@ -93,9 +93,9 @@ class Housekeeper:
             self._due = node.host.now + FINISHING_MS
 
     def _announce(self) -> None:
-        """Its own addresses and version, if meta has others. Not before it has kept which life of the cluster it is in,
-        which it does as soon as its picture says so: who has announced itself and comes without has forgotten its votes
-        (S15)."""
+        """Its own addresses and version, if meta has others. It must have kept first which life of the cluster it is
+        in, as it does once its picture says so: a node that has announced itself and comes without a life has forgotten
+        its votes (S15)."""
         meta, identity = self._node.meta, self._node.identity
         peer, client = self._addresses
         known = meta.nodes.get(identity.node)

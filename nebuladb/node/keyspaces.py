@@ -1,10 +1,10 @@
 """Keyspaces that users make and drop: from the picture of meta to the next transaction, as pure functions (S17).
 
 A keyspace begins with its record: state *creating*, and every id that it needs, issued in the same transaction. Its
-shards are a function of the record, so building it is transactions of puts that anyone may repeat at any time, as many
-as it takes, and a last one that makes it *ready*, which is when it is routed to. Dropping is the same backwards: state
-*dropping*, then descriptors turn into removals, one for each replica (the node that has it destroys it and deletes the
-row), and the record goes last.
+shards are a function of the record: they are put by as many transactions as it takes, which anyone may repeat at any
+time. The last one makes it *ready*; only then it is routed to. Dropping is the same backwards: state *dropping*, then
+descriptors turn into removals, one for each replica (the node that has it destroys it and deletes the row), and the
+record goes last.
 
 Each transaction compares the modification revisions of what it was planned from. Hence two creators of one name can't
 both win, a late transaction of a creation changes nothing once a drop began, and an id is never issued twice. Whoever

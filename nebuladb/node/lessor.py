@@ -1,9 +1,9 @@
 """A group's lease clock and what is due by it (S27, ``docs/architecture.md``).
 
-The clock is differences of a clock that counts suspension, added to the last value that this replica saw in an entry:
-it never runs ahead of the line that the entries draw, so no lease expires early, whoever leads. The heap lies outside
-the state machine; it is built from the store once and kept by what entries change, on every replica, so that a new
-leader has it at once.
+The clock is the last value that this replica saw in an entry, and what has passed since by a clock that counts
+suspension. So it never runs ahead of what the entries say, and no lease expires early, whoever leads. The heap lies
+outside the state machine. Every replica builds it from its store once and keeps it up to date by what entries change,
+so that a new leader has it at once.
 """
 
 from __future__ import annotations

@@ -126,10 +126,12 @@ def remove_step(meta: Meta, founding: Founding, name: str, connected: Collection
 
 
 def claim_step(meta: Meta, name: str, peer: str, claim: int, node: int) -> bytes | None:
-    """Give the data directory that drew `claim` the id that was issued for `name`, or for a node without a name at that
-    peer address, which gets it; None: it has it. A name that nobody added is added, under id `node`, a fresh random
-    one. A name that was added may come with another address than it was added with, but with no other node's. Raises
-    `ChangeRefused`, or `Unavailable` if it has to wait."""
+    """Give the data directory that drew `claim` the id that was issued for `name`; None: it has it.
+
+    If no id was, it gets the one of a node without a name at that peer address, which is called `name` then; else
+    `name` is added, under id `node`, a fresh random one. A name that was added may come with another address than it
+    was added with, but with no other node's. Raises `ChangeRefused`, or `Unavailable` if it has to wait.
+    """
     _check_name(meta, name)
     record = find(meta, name) or _nameless(meta, peer)
     if record is None:

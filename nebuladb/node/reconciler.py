@@ -1,12 +1,13 @@
 """Makes this node's groups what meta says they are: the registry as it will be once all batches are written (S17).
 
-A group is created because a descriptor lists it, whenever that is seen, however often; it is removed because a
-committed removal names this very replica, never because something is absent. Removing is three steps, and a crash after
-any of them goes on with the next: tombstone and the log's end in one batch; once that is durable, the data; then the
-removal's row is deleted from meta, by which the cluster knows. (Were the data to go first, a crash would leave a
-replica in the registry whose data is gone: a lost disk looks like that.) At start, data of a tombstone is data that
-nobody refers to (S30). A tombstone stays: ids are never used again (S16). One is left, too, for a replica that was
-removed before it was made here, since meta's log, read again after a crash, lists it again.
+A group is created because a descriptor lists it, whenever that is seen, however often. It is removed because a
+committed removal names this very replica, never because something is absent.
+
+Removing is three steps, and a crash after any of them goes on with the next. First tombstone and the log's end, in one
+batch; once that is durable, the data; then the removal's row in meta, so that the cluster knows. (Were the data to go
+first, a crash would leave a replica in the registry whose data is gone: a lost disk looks like that.) At start, data of
+a tombstone is data that nobody refers to (S30). A tombstone stays: ids are never used again (S16). A replica that was
+removed before it was made here leaves one, too: after a crash meta's log is read again, and lists it again.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
 """Changes of members, step by step: what the meta group's leader plans, and what each group's leader makes of it.
 
-A leader that finds its group's configuration other than the descriptor says first makes sure of both: a linearizable
-read of the meta group, then one of its own group, and only if neither its term nor the descriptor has changed since, it
-acts. Without the first, a leader that hears from meta late would bring back a replica that was removed, or throw out
-one that has just been added. Without the second, one that was deposed and doesn't know it would report that a replica
-is gone which its successor has just made a voter, and that replica would be destroyed. And it reports a change only
-when a majority of those who stay knows that it is committed: one that doesn't would ask the destroyed for its vote.
+A leader whose group has another configuration than the descriptor says first makes sure of both: by a linearizable read
+of the meta group, then one of its own group. It acts only if neither its term nor the descriptor has changed since.
+Without the first, a leader that hears from meta late would bring back a replica that was removed, or throw out one that
+has just been added. Without the second, a leader that was deposed and doesn't know it might report a replica as gone
+that its successor has just made a voter; that replica would be destroyed. And it reports a change only when a majority
+of those who stay knows that it is committed: one that doesn't would ask the destroyed for its vote.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """How much of a log is kept, and for whom: the slow-follower rule.
 
-What every replica has is cut. A replica that isn't heard from holds the log back by a tail of bounded length only, and
-one that lives, but lags, by `LAG_TAILS` tails; behind that a snapshot helps it, and costs less than the log would. A
-snapshot that is on its way holds what follows its index, or it would be useless when it is in.
+What every replica has is cut. For a replica that isn't heard from a tail of bounded length is kept, and `LAG_TAILS` of
+them for one that lives, but lags; beyond that it gets a snapshot, which costs less than the log would. While a snapshot
+is on its way, what follows its index is kept: without that it would be useless when it is in.
 """
 
 from __future__ import annotations

@@ -2,10 +2,9 @@
 
 A change is an entry whose payload is the configuration that shall be in force. Every replica takes it when it applies
 the entry, as the batch of the applied index does (S4): what is in force is always something that was committed, and a
-truncated entry changed nothing. So that two changes never overlap without a common majority, a leader proposes one only
-when the one before is applied, and the first of its term only after its own no-op is (Ongaro's message to raft-dev of
-2015, "bug in single-server membership changes": without it, two leaders of different terms may each change one voter
-and commit by majorities that share nobody).
+truncated entry changed nothing. A leader proposes a change only when the one before is applied, and the first of its
+term only after its own no-op is. Without that, two leaders of different terms may each change one voter and commit by
+majorities that share nobody (Ongaro to raft-dev, 2015, "bug in single-server membership changes").
 """
 
 from __future__ import annotations

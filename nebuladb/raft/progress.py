@@ -66,8 +66,7 @@ class Progress:
 
     def due(self, last: int, commit: int) -> bool:
         """Whether anything is to be sent to it of a log that ends at `last` and is committed up to `commit`: entries;
-        or that what it holds, or is about to, is committed; or the question whether it holds what it is taken to have
-        from a snapshot, and hasn't said so."""
+        a commit index that covers more of what it was sent; or, after a snapshot, the question whether it has that."""
         if self.next <= last and not self.paused:
             return True
         if self.state is REPLICATE:

@@ -124,8 +124,8 @@ async def _failed(request: Request, error: Exception) -> Response:
 
 class _BoundedProtocol(H11Protocol):
     """uvicorn's connection, for a bounded time: uvicorn's own clock stops at every byte that comes, and while a client
-    doesn't read. One connection too many ends the one that has answered nothing for the longest: who holds them all
-    keeps out no probe on whose word the node is killed."""
+    doesn't read. One connection too many ends the one that has answered nothing for the longest: else whoever holds
+    them all would keep out the probe on whose word the node is killed."""
 
     since = 0.0
     """The loop's time of the connection, or of the last answer's end."""

@@ -80,9 +80,9 @@ class Peers:
         return await self.joins.answer(request)
 
     async def watch_removal(self, transport: PeerTransport, removed: Callable[[NodeRemoved], None]) -> None:
-        """While nobody leads the meta group here, ask the others whether this node is a member still (they refuse the
-        links of one that is none, so that it wouldn't hear it otherwise) and who the others are now: all those that it
-        knew, or their addresses, may have changed while it was away."""
+        """While nobody leads the meta group here, ask the others two things. Is this node still a member? (They refuse
+        the links of one that isn't, so it wouldn't hear it otherwise.) And who are they now? All of them, or their
+        addresses, may have changed while it was away."""
         while True:
             await asyncio.sleep(REMOVAL_SECONDS)
             replica = self.pump.node.host.replicas.get(META_GROUP) if self.pump is not None else None
@@ -289,10 +289,10 @@ class Peers:
             )
 
     def _remembers(self, handshake: pb.Handshake, who: str) -> None:
-        """Raise `IdentityError` if the other end, which knows of no life, may have been in this one: restored once more
-        it has its id, and has forgotten its votes and what it acknowledged (S14, S15). Ids of a cluster that was never
-        restored are random, and who lost its directory lost its id with it: there a node without a life is one that a
-        build ran on that kept none."""
+        """Raise `IdentityError` if the other end, which knows of no life, may have been in this one. A node that is
+        restored once more has its old id, and has forgotten its votes and what it acknowledged (S14, S15). In a cluster
+        that was never restored that can't be: ids are random there, and are lost with the directory. A node without a
+        life comes from a build that kept none."""
         if not self._restored:
             return
         assert self.pump is not None

@@ -101,8 +101,8 @@ class Site:
         if mark_compacted:
             state.floor = state.revision
         keys, batch = self.keys(shard.group), Batch()
-        # A renewal that was acknowledged since is not in there, and whoever heard of it counts on a whole TTL: with
-        # what was left of the one before, the lock would go to somebody else (S27).
+        # A renewal may have been acknowledged after the backup, and whoever heard of it counts on a whole TTL. With
+        # only what was left at the backup, the lock would go to somebody else meanwhile (S27).
         for row, data in self._data.scan(keys.lease, keys.lease + LAST_LEASE):
             lease = decode_lease(data)
             batch.put(row, encode_lease(lease._replace(expires=min(state.clock + lease.ttl, LAST_CLOCK))))

@@ -54,11 +54,11 @@ class NodeView:
         """A ReadIndex round on `default` and `etcd` passes through their leaders and majorities, as a put would. While
         reads of the data store fail here, others are ready, where there are any.
 
-        And all shards here have caught up: who waits for this stops the next node then, and of three the two that are
-        left commit nothing in a shard of which one lacks what the log doesn't reach back to any more.
+        And all shards here have caught up. Who waits for this stops the next node then; were this one to wait for a
+        snapshot of some shard still, the two that are left of three would commit nothing there.
 
-        And the cluster has this node's addresses. Before that the others find it at its old ones only; and of one that
-        is restored from a backup once more they don't know that it has been in this life, and forgot its votes (S14).
+        And the cluster has this node's addresses. Before that the others find it at its old ones only. And were it
+        restored from a backup once more, they wouldn't know that it has been in this life, and forgot its votes (S14).
         """
         pump = self._peers.pump
         if pump is None:

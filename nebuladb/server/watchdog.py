@@ -25,10 +25,9 @@ LATE_SECONDS: Final = 0.02
 LOG_SECONDS: Final = 1.0
 """At most one line in this time: a slow machine must not be slowed by complaints about it."""
 SWITCH_SECONDS: Final = 0.0005
-"""How long a thread that comes back from the disk waits for a busy loop to let go of the interpreter's lock. Beside a
-loop that never waits, a thread that waits 0.2 ms for the disk came round 1,150 times a second with 50 us, 550 with
-0.5 ms, 130 with the default of 5 ms; the loop's own work was the same within the noise from 0.5 ms up, and up to a
-sixth less below. So 0.5 ms."""
+"""How long a thread that comes back from the disk waits for a busy loop to let go of the interpreter's lock. Measured
+with a thread that waits 0.2 ms for the disk, beside a loop that never waits: it came round 1,150 times a second with
+50 us, 550 with 0.5 ms, 130 with the default of 5 ms. Below 0.5 ms the loop got up to a sixth less done."""
 GC_THRESHOLDS: Final = (10_000, 20, 5)
 """Thousand requests in flight are some thousand new containers; a young collection of 10,000 takes 0.3 ms and meets
 mostly dead ones. What is kept in numbers, records and log entries, is kept as bytes, which none of them looks at. A

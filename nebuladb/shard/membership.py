@@ -29,8 +29,9 @@ class Standing(NamedTuple):
 def wanted(shard: Descriptor, standings: Iterable[Standing]) -> dict[int, Role]:
     """Node → VOTER or LEARNER: what each node that may have replicas should have of `shard`.
 
-    Who votes stays where it is, then those that are about to, then learners; the places that are left are filled in an
-    order that differs from group to group. All others have a learner, so that every node answers for every key.
+    Votes go first to those who have one, then to those who are about to get one, then to learners, and what is left to
+    nodes in an order that differs from group to group. All others have a learner, so that every node answers for every
+    key.
     """
     standings = sorted(standings)
     roles = {node: shard.role(replica) for replica, node in shard.replicas}
@@ -107,9 +108,9 @@ def decide(
 ) -> Decision:
     """The next step from `configuration`, which is the group's and not joint, to what `shard` says; `own` leads.
 
-    `caught_up(learner)`, and `heirs`: voters that could lead, the best first. New replicas become learners first; those
-    that have caught up are promoted, in one joint change with the removal of those that leave; as long as none has,
-    nobody leaves whose place they are to take. Nothing is removed because the descriptor doesn't have it (S17).
+    `caught_up(learner)`, and `heirs`: voters that could lead, the best first. New replicas become learners first. Those
+    that have caught up are promoted, in one joint change with the removal of those whose place they take; until then
+    these stay. Nothing is removed because the descriptor doesn't have it (S17).
     """
     reported = _reported(shard, configuration)
     if reported != shard:

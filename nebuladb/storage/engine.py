@@ -110,8 +110,8 @@ class Engine(Reader, Protocol):
 
     def compact(self, spans: Sequence[tuple[bytes, bytes]], stop: Callable[[], bool]) -> bool:
         """Rewrite what was flushed of `spans`, [low, high) each, so that what was deleted there takes no room any more.
-        Blocking, and for long; for a thread, one at a time. It goes step by step, each of which needs room for what it
-        rewrites, until `stop` says so; False: something is left, for that or for want of room."""
+        Blocking, and for long; for a thread, one at a time. It goes step by step, and each step needs room for what it
+        rewrites. Returns False if something is left, because `stop` said so or for want of room."""
         ...
 
     def deleted(self) -> list[tuple[bytes, bytes]]:

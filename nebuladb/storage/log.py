@@ -1,8 +1,8 @@
 """The Raft log, hard states and registry of all groups of a node, in one engine.
 
 The loop calls `write`, which costs microseconds and makes nothing durable; that is done beside the loop
-(`nebuladb.node.flusher`). Every batch carries a stamp, (its id, the last id known to be flushed), in its first row: by
-that, ``wal`` can tell what a damaged WAL has lost from what nobody was ever told (S34).
+(`nebuladb.node.flusher`). The first row of every batch is a stamp: its id, and the last id known to be flushed. By it
+``wal`` can tell, of a damaged WAL, what was promised and is lost from what nobody was ever told (S34).
 """
 
 from __future__ import annotations

@@ -54,8 +54,8 @@ class LogShape:
     def cut(self, index: int, term: int) -> tuple[LogShape, int]:
         """The log from behind (`index`, `term`) on, and the index below which everything is to be deleted.
 
-        A log that doesn't hold that entry (too short, or another term there) contradicts the snapshot that the cut
-        comes from, and nothing of it stays (paper, figure 13, step 7).
+        The cut comes from a snapshot. A log that doesn't hold that entry, being too short or having another term there,
+        contradicts it, and nothing of the log stays (paper, figure 13, step 7).
         """
         if index < self.start[0]:
             raise InvariantViolation(f"a cut at {index} of the log {self}")

@@ -1,10 +1,10 @@
 """Zeros ahead of where RocksDB writes its log, so that a sync has nothing to tell the file system's own journal.
 
-To make a file durable that grew, a sync also writes down its new size and which blocks it has, which takes the journal
-of ext4 or xfs several turns of the disk more. Where size and blocks are there already, only the data goes: that is why
-etcd writes its WAL into files that it filled before (``server/storage/wal/file_pipeline.go``). RocksDB reserves blocks,
-but not the size, and blocks that were never written have to be marked when they are. It could overwrite files of its
-own past; docs/adr/0004 says why ours doesn't.
+To make a file durable that grew, a sync also writes down its new size and its blocks: several more turns of the disk
+for the journal of ext4 or xfs. Where both are there already, only the data goes; that is why etcd writes its WAL into
+files that it filled before (``server/storage/wal/file_pipeline.go``). RocksDB reserves blocks, but not the size, and a
+block has to be marked when it is first written. It could overwrite files of its own past; docs/adr/0004 says why ours
+doesn't.
 
 Hence zeros lie behind the last record of a WAL: never a record, so an end (`nebuladb.storage.wal`).
 """

@@ -206,11 +206,11 @@ class RocksEngine:
         return value
 
     def get_cached(self, key: bytes) -> tuple[bool, bytes | None]:
-        # Looks into memtables and cached blocks only. It says False for what is certainly not there, (True, value) for
-        # what is in memory, and for what it can't tell (True, None), or (True, b"") if it is a part of an index that
-        # isn't in memory: an empty value proves nothing. False would also hide a damaged block, but blocks are checked
-        # before they get into the cache, and it reads no others. Two calls, for the one that brings a value loses 32
-        # bytes of memory for ever whenever there is none: 30 MiB a million new keys.
+        # `key_may_exist` looks into memtables and cached blocks only. It says False for what is certainly not there,
+        # (True, value) for what is in memory, and (True, None) where it can't tell; (True, b"") may also mean that a
+        # part of an index isn't in memory, so an empty value proves nothing. False hides no damaged block: blocks are
+        # checked before they get into the cache. Two calls, since the one that brings a value loses 32 bytes of memory
+        # for ever whenever there is none: 30 MiB a million new keys.
         try:
             if not self._db.key_may_exist(key):
                 return True, None

@@ -29,8 +29,8 @@ class WalFile:
     """Of the database in `directory`, whose number `version` gives.
 
     Invariant: while the version is that of the last look, all that was written and isn't durable is in the look's file,
-    and the file's name is durable. For a look is taken before a sync by RocksDB: what was written before that sync is
-    durable, in whatever files it is, and what came after it went to this one (S1, S2).
+    and the file's name is durable. For each look is followed by a sync by RocksDB: what was written before that sync is
+    durable, whatever files it went to, and what came after it went to this one (S1, S2).
     """
 
     def __init__(self, directory: Path, version: Callable[[], int | None]) -> None:

@@ -1,8 +1,8 @@
 """``etcdserverpb.Cluster``: our nodes as etcd's members (etcd 51, 52).
 
 A member's id is its node's, its URLs are ``http://`` and an address. A member that etcd's API adds has no name until it
-starts: meanwhile its node is called by its id in hexadecimal, and who joins from the peer address that was added gets
-the id and gives the name (``node.members.claim_step``).
+starts, and is called by its id in hexadecimal. A node that joins from the peer address that was added gets that id, and
+brings the name (``node.members.claim_step``).
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
 Who enters has the key ``<name>/<lease in hex>``, which goes with its lease. Of all keys under the name the one with the
 lowest create revision owns; everybody else waits for those before it to go (`line`). Create revisions never go back and
-no two keys share one here, so that of an owner is a fencing token: who keeps the greatest that it has seen refuses the
-late words of an earlier owner.
+no two keys share one here. So an owner's is a fencing token: whatever remembers the greatest that it has seen can
+refuse the late words of an earlier owner.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Who has an entry under a name, in the order in which they came, kept up to date by one watch while anybody waits.
 
-etcd's client reads all earlier entries again whenever the one before its own has gone: of n that wait, each release
-costs n. Here it costs the same however many wait: entries are told of in the order in which they are made, so that who
-comes next is known without a look, and nobody else is woken.
+etcd's client reads all earlier entries again whenever the one before its own has gone: with n that wait, each release
+costs n. Here a release costs the same however many wait: the watch tells of entries in the order in which they are
+made, so who comes next is known without a look, and nobody else is woken.
 """
 
 from __future__ import annotations

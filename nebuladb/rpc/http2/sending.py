@@ -36,8 +36,8 @@ UPDATES_A_FRAME: Final = 2
 """WINDOW_UPDATEs that a frame of DATA may be answered by: the stream's and the connection's."""
 _head: Final = HEAD.pack
 PIECE: Final = MIN_FRAME_SIZE
-"""Octets of a piece of waiting data. Pieces are copies: a view would hold all of a response whose last octet waits,
-and a peer that leaves one octet of each would hold a thousand responses that `waiting` doesn't count."""
+"""Octets of a piece of waiting data. Pieces are copies: a view would keep a whole response in memory for its last
+octet, and a peer that takes all but one of each would make us keep a thousand that `waiting` doesn't count."""
 
 
 class Sending(Core):
@@ -313,8 +313,8 @@ class Sending(Core):
 
     def _pump(self) -> None:
         """Let go what waits, a frame a stream in turn, until the connection's window or every stream's is used up, or
-        the owner must take the output first: of hundreds of MiB that wait all would be there once more, and in what
-        `take` joins again."""
+        the owner must take the output first. Else hundreds of MiB that wait would be copied whole into the output, and
+        once more by `take`."""
         sendable = self._sendable
         self.held_back = False
         while sendable and self._window > 0:

@@ -103,10 +103,10 @@ class Register(Model[Value, Input, Value]):
         return f"{operation.input} → {output}"
 
     def simplify(self, operations: Sequence[RegisterOperation]) -> Sequence[RegisterOperation | None]:
-        """Leave out unknown reads. Make one of all values that nothing asks for, so that unknown writes of them are
-        alike; and leave those out if no compare was refused, for only that can tell that they happened. Give an
-        unknown write that was seen, and is the only one of its value, a return: it took effect before the first that
-        saw it ended. So values that are written once make even long histories easy."""
+        """Leave out unknown reads. Make all values that nothing asks for one value, so that unknown writes of them are
+        alike; leave those out unless a compare was refused, since nothing else could tell that they happened. If an
+        unknown write was seen and is the only one of its value, give it a return: it took effect before the first call
+        that saw it ended. So values that are written once make even long histories easy."""
         for _ in range(MAX_PASSES):
             uses = _Uses(self._initial, operations)
             settled = [uses.settled(operation) for operation in operations]

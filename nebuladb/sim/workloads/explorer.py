@@ -52,8 +52,8 @@ class _Scan(NamedTuple):
     """The longest between two pages, ms."""
 
     def lapsed(self, error: NebulaError) -> bool:
-        """Whether a store that is still in use may meet it with `error`: what it reads is compacted, and a pin, which
-        shows that all the same, is cut off by a key made anew since or is old."""
+        """Whether a store that is still in use may meet it with `error`: `Compacted` if what it reads is compacted. A
+        pin shows that all the same, and is `Unavailable` if it is old, or a key was made anew since."""
         compacted = self.revision < self.store.floor
         if isinstance(self.source, Pin):
             old = self.store.index - self.source.index > self.store._limits.snapshot_age

@@ -105,8 +105,8 @@ class Leaseholder(Actor):
 
     @property
     def until(self) -> int:
-        """Virtual ms up to which the lease certainly lives, if there is one: from the moment at which the last renewal
-        that succeeded was *sent*, the time to live, on the fastest clock there was."""
+        """Virtual ms up to which the lease certainly lives, if there is one: its time to live, by the fastest clock
+        there was, from when the last renewal that succeeded was *sent*."""
         return self._sent + int(TTL * 1_000 / self._core.fastest) - ROUNDING_MS
 
     def _lived(self, sent: int) -> None:

@@ -40,8 +40,8 @@ it. A client that waits in a stream need not say anything: nothing else would ev
 PROBES: Final = 4
 """Without an answer, then the connection is lost."""
 SMALL_READ: Final = 4 << 10
-"""Bytes that are taken apart as they come. More waits for turns that all connections share: in chunks of one byte each
-8 MiB, which libuv may read of one socket in a turn of the loop, would be a minute in which nobody else is served."""
+"""Bytes that are taken apart as they come. More waits for turns that all connections share: libuv may read 8 MiB of one
+socket in a turn of the loop, and in chunks of a byte each that would be a minute in which nobody else is served."""
 LINGER_SECONDS: Final = 2.0
 """That a client which is refused may take to read why, and to stop sending."""
 
