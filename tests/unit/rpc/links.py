@@ -25,6 +25,7 @@ class End:
         self.frames: list[tuple[int, bytes]] = []
         self.refuses = False
         self.error: Exception | None = None
+        self.checks = 0
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self.address = f"127.0.0.1:{probe.getsockname()[1]}"
@@ -46,6 +47,7 @@ class End:
         return pb.Handshake(node_id=self.node, incarnation=self.incarnation, receiver=node)
 
     def check(self, handshake: pb.Handshake) -> None:
+        self.checks += 1
         if self.error is not None:
             raise self.error
         if self.refuses:

@@ -103,8 +103,7 @@ async def test_who_is_refused_tries_again_until_it_is_taken(ends: tuple[End, End
     one, other = ends
     other.refuses = True
     one.transport.connect_to({2: other.address})
-    for _ in range(100):
-        await asyncio.sleep(0)
+    await until(lambda: other.checks >= 2)
     assert one.links == other.links == []
     other.refuses = False
     await until(lambda: one.transport.connected == [2])
@@ -115,8 +114,7 @@ async def test_no_error_ends_the_dialling(ends: tuple[End, End], side: int) -> N
     one, other = ends
     ends[side].error = RuntimeError("a bug")
     one.transport.connect_to({2: other.address})
-    for _ in range(200):
-        await asyncio.sleep(0.001)
+    await until(lambda: ends[side].checks >= 2)
     ends[side].error = None
     await until(lambda: one.transport.connected == [2])
 
