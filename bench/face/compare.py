@@ -6,6 +6,7 @@ import asyncio
 import statistics
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from operator import attrgetter
 from typing import Final, NamedTuple, Protocol
 
 from bench.face import requests
@@ -61,6 +62,11 @@ class Measured(NamedTuple):
     """Cores that the other side's nodes took meanwhile."""
     late: float
     """Paced: milliseconds by which the client was late itself, in the median."""
+
+
+_rate, _p50, _p99, _cpu, _client, _share, _late = map(
+    attrgetter, ("rate", "p50", "p99", "cpu", "client", "share", "late")
+)
 
 
 @dataclass(slots=True)
@@ -198,31 +204,3 @@ def pairs(sides: Sequence[Side], cells: Sequence[Cell]) -> str:
 
 def _latencies(side: Side, cell: Cell) -> str:
     return f"{side.median(cell, _p50):.2f}, {side.median(cell, _p99):.2f}"
-
-
-def _rate(measured: Measured) -> float:
-    return measured.rate
-
-
-def _p50(measured: Measured) -> float:
-    return measured.p50
-
-
-def _p99(measured: Measured) -> float:
-    return measured.p99
-
-
-def _cpu(measured: Measured) -> float:
-    return measured.cpu
-
-
-def _client(measured: Measured) -> float:
-    return measured.client
-
-
-def _share(measured: Measured) -> float:
-    return measured.share
-
-
-def _late(measured: Measured) -> float:
-    return measured.late
