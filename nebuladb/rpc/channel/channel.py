@@ -70,7 +70,7 @@ class Channel(grpc.aio.Channel):
                 raise ValueError(f"{interceptor!r} is no client interceptor of grpc.aio")
             # The first of its kinds, as in grpc.aio.
             self._interceptors[kinds[0]].append(interceptor)
-        self._encoding = encoding_of(compression) or settings.compression
+        self._encoding = encoding_of(compression)
         if self._encoding:
             compressor(self._encoding)
         limits = replace(limits or LIMITS, header_list=settings.max_metadata)

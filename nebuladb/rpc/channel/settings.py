@@ -37,7 +37,6 @@ _TEXTS: Final = {
     "grpc.default_authority": "authority",
     "grpc.ssl_target_name_override": "server_name",
     "grpc.lb_policy_name": "policy",
-    "nebula.compression": "compression",
 }
 _FLAGS: Final = {"grpc.keepalive_permit_without_calls": "keepalive_without_calls"}
 
@@ -69,8 +68,6 @@ class Settings:
     server_name: str = ""
     """That the server's certificate must bear, instead of the target's host."""
     policy: str = PICK_FIRST
-    compression: str = ""
-    """A grpc-encoding that ``grpc.Compression`` has no name for: zstd."""
 
     @classmethod
     def of(cls, options: Options | None) -> Self:
