@@ -106,11 +106,6 @@ class Proposals:
         """Forwards without a reply."""
         return len(self._forwards)
 
-    @property
-    def places(self) -> int:
-        """Log indexes at which writes wait for what is applied here."""
-        return len(self._placed)
-
     def add(self, request: Request) -> None:
         """Queue a write. Raises `TooManyRequests`, with nothing queued, past the bounds."""
         pending = Pending(request)

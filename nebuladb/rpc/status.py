@@ -17,8 +17,6 @@ from nebuladb.rpc.metadata import Fields, Value, decode_metadata, encode_metadat
 
 STATUS: Final = b"grpc-status"
 MESSAGE: Final = b"grpc-message"
-DETAILS: Final = "grpc-status-details-bin"
-"""The trailer with an encoded ``google.rpc.Status``; metadata like any other, and not opened here."""
 
 MAX_MESSAGE: Final = 4096
 """Bytes of an encoded grpc-message; the rest is cut off. A peer that bounds its header lists would drop it whole."""

@@ -156,9 +156,9 @@ def test_what_expired_where_the_leader_put_it_is_kept_no_longer() -> None:
     proposals.sent(take(proposals), 5, LEADER)
     proposals.replied(5, LEADER, 100, 1, refused=False, applied=0)
     assert told(proposals.expire(1_500)) == {1: "UnknownOutcome"}
-    assert proposals.places == 1
+    assert len(proposals._placed) == 1
     assert told(proposals.expire(2_500)) == {2: "UnknownOutcome"}
-    assert proposals.places == 0
+    assert not proposals._placed
 
 
 def test_without_a_leader_what_never_left_fails_before_its_deadline_and_nothing_else_does() -> None:

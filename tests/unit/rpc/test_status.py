@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 from nebuladb.rpc.http2.errors import ErrorCode
 from nebuladb.rpc.metadata import MetadataError
 from nebuladb.rpc.status import (
-    DETAILS,
     MAX_MESSAGE,
     OK_TRAILERS,
     decode_message,
@@ -49,10 +48,10 @@ def test_a_broken_message_is_shown(raw: bytes, text: str) -> None:
 
 @pytest.mark.parametrize("code", list(grpc.StatusCode))
 def test_every_code_arrives(code: grpc.StatusCode) -> None:
-    status = parse_trailers(trailers(code, "why \u00fc", [(DETAILS, b"\0\1"), ("key", "value")]))
+    status = parse_trailers(trailers(code, "why \u00fc", [("grpc-status-details-bin", b"\0\1"), ("key", "value")]))
     assert status.code is code
     assert status.details == "why \u00fc"
-    assert tuple(status.trailing) == ((DETAILS, b"\0\1"), ("key", "value"))
+    assert tuple(status.trailing) == (("grpc-status-details-bin", b"\0\1"), ("key", "value"))
 
 
 def test_success_is_one_constant() -> None:
