@@ -131,6 +131,11 @@ def test_history_is_kept_for_its_period_and_a_new_leader_has_counted_too() -> No
     trio.run(70_000)
     others = [machine.node.groups[DEFAULT_GROUP].store.floor for machine in trio.running if machine.node]
     assert others == [20, 20]
+    logged = [machine.node.groups[DEFAULT_GROUP].store.index for machine in trio.running if machine.node]
+    trio.run(70_000)
+    assert logged == [machine.node.groups[DEFAULT_GROUP].store.index for machine in trio.running if machine.node], (
+        "an idle shard is not compacted again and again"
+    )
 
 
 def test_a_shard_whose_data_is_about_to_be_replaced_is_left_alone() -> None:
