@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import re
 import shutil
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -35,8 +37,9 @@ async def run(*command: str) -> bytes:
     return out
 
 
-async def test_health() -> None:
-    servicer: Any = health.aio.HealthServicer()
+@asynccontextmanager
+async def healthy(servicer: Any) -> AsyncIterator[Any]:
+    """A stub of a server with `servicer`, once its checks have answered."""
     server = rpc.server()
     health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
     port = server.add_insecure_port("127.0.0.1:0")
@@ -48,29 +51,24 @@ async def test_health() -> None:
             with pytest.raises(grpc.aio.AioRpcError) as error:
                 await stub.Check(health_pb2.HealthCheckRequest(service="nobody"))
             assert error.value.code() == grpc.StatusCode.NOT_FOUND
-            watch = stub.Watch(health_pb2.HealthCheckRequest(service="x"))
-            assert (await watch.read()).status == health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
-            await servicer.set("x", health_pb2.HealthCheckResponse.NOT_SERVING)
-            assert (await watch.read()).status == health_pb2.HealthCheckResponse.NOT_SERVING
-            watch.cancel()
+            yield stub
     finally:
         await server.stop(None)
+
+
+async def test_health() -> None:
+    servicer: Any = health.aio.HealthServicer()
+    async with healthy(servicer) as stub:
+        watch = stub.Watch(health_pb2.HealthCheckRequest(service="x"))
+        assert (await watch.read()).status == health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
+        await servicer.set("x", health_pb2.HealthCheckResponse.NOT_SERVING)
+        assert (await watch.read()).status == health_pb2.HealthCheckResponse.NOT_SERVING
+        watch.cancel()
 
 
 async def test_health_written_for_threads() -> None:
-    server = rpc.server()
-    health_pb2_grpc.add_HealthServicer_to_server(health.HealthServicer(), server)
-    port = server.add_insecure_port("127.0.0.1:0")
-    await server.start()
-    try:
-        async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
-            stub = health_pb2_grpc.HealthStub(channel)
-            assert (await stub.Check(health_pb2.HealthCheckRequest())).status == health_pb2.HealthCheckResponse.SERVING
-            with pytest.raises(grpc.aio.AioRpcError) as error:
-                await stub.Check(health_pb2.HealthCheckRequest(service="nobody"))
-            assert error.value.code() == grpc.StatusCode.NOT_FOUND
-    finally:
-        await server.stop(None)
+    async with healthy(health.HealthServicer()):
+        pass
 
 
 async def test_reflection() -> None:

@@ -119,18 +119,24 @@ async def test_no_error_ends_the_dialling(ends: tuple[End, End], side: int) -> N
     await until(lambda: one.transport.connected == [2])
 
 
+async def linked_twice(channel: grpc.aio.Channel) -> list[Any]:
+    """Links of node 1 in two lives, the older one first."""
+    link: Any = channel.stream_stream(
+        f"/{module.SERVICE}/Link", pb.LinkMessage.SerializeToString, pb.LinkMessage.FromString
+    )
+    calls = []
+    for incarnation in (7, 8):
+        call = link()
+        await call.write(pb.LinkMessage(handshake=pb.Handshake(node_id=1, incarnation=incarnation)))
+        assert (await call.read()).HasField("handshake")
+        calls.append(call)
+    return calls
+
+
 async def test_a_newer_link_takes_an_older_ones_place_and_its_end_is_not_the_newers(ends: tuple[End, End]) -> None:
     _, other = ends
     async with grpc.aio.insecure_channel(other.address) as channel:
-        link: Any = channel.stream_stream(
-            f"/{module.SERVICE}/Link", pb.LinkMessage.SerializeToString, pb.LinkMessage.FromString
-        )
-        calls = []
-        for incarnation in (7, 8):
-            call = link()
-            await call.write(pb.LinkMessage(handshake=pb.Handshake(node_id=1, incarnation=incarnation)))
-            assert (await call.read()).HasField("handshake")
-            calls.append(call)
+        calls = await linked_twice(channel)
         await until(lambda: other.links == ["up 1", "down 1", "up 1"])
         calls[0].cancel()
         await calls[1].write(pb.LinkMessage(frame=b"frame"))
@@ -145,15 +151,7 @@ async def test_an_older_link_ends_when_a_newer_one_takes_its_place(ends: tuple[E
     """Else each lost connection would leave a call behind until the kernel notices."""
     _, other = ends
     async with grpc.aio.insecure_channel(other.address) as channel:
-        link: Any = channel.stream_stream(
-            f"/{module.SERVICE}/Link", pb.LinkMessage.SerializeToString, pb.LinkMessage.FromString
-        )
-        calls = []
-        for incarnation in (7, 8):
-            call = link()
-            await call.write(pb.LinkMessage(handshake=pb.Handshake(node_id=1, incarnation=incarnation)))
-            await call.read()
-            calls.append(call)
+        calls = await linked_twice(channel)
         assert await asyncio.wait_for(calls[0].read(), SECONDS) is grpc.aio.EOF
 
 
