@@ -9,7 +9,7 @@ from nebuladb.ids import DEFAULT_GROUP, ETCD_GROUP, META_GROUP
 from nebuladb.kv.command import Command, Kind
 from nebuladb.node.keyspaces import transaction
 from nebuladb.node.options import NodeOptions
-from nebuladb.node.retention import META_RULE, MIN_STEP, Retention, Rule
+from nebuladb.node.retention import META_RULE, MIN_STEP, Compactor, Retention, Rule
 from tests.unit.node.trio import Trio
 from tests.unit.node.wire import put_request
 
@@ -96,6 +96,19 @@ def test_of_the_meta_group_little_history_is_kept_whatever_the_rule() -> None:
     trio.start(0)
     trio.run(3_000)
     assert trio.node(0).meta.nodes.keys() == trio.node(1).meta.nodes.keys()
+
+
+def test_a_shard_is_compacted_by_its_leader_alone() -> None:
+    trio = Trio()
+    trio.start()
+    trio.founded()
+    write(trio, DEFAULT_GROUP, 200)
+    retention = Retention.parse("50", "revision")
+    due = [
+        Compactor(retention, trio.time).due(node.host, node.groups, node.meta.shards, trio.time)
+        for node in map(trio.node, range(3))
+    ]
+    assert [DEFAULT_GROUP in dict(one) for one in due] == [place == trio.leader(DEFAULT_GROUP) for place in range(3)]
 
 
 def test_a_shard_of_an_unknown_keyspace_is_left_alone() -> None:
