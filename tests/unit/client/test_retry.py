@@ -245,6 +245,15 @@ def test_the_last_that_worked_is_kept() -> None:
     assert endpoints.current == "b:1"
 
 
+def test_the_leader_that_a_node_names_is_asked_next_unless_it_was_already() -> None:
+    endpoints = Endpoints(["a:1", "b:1", "c:1"])
+    attempts = Attempts(Kind.WRITE, endpoints, random.Random(1), timeout=5, now=0)
+    for asked, named in (("a:1", "c:1"), ("c:1", "a:1"), ("b:1", "")):
+        assert attempts.next(0).address == asked
+        attempts.failed(asked, Failure(errors.NotLeader(), retryable=True, leader_address=named), 0)
+    assert endpoints.current == "c:1"
+
+
 @pytest.mark.parametrize("kind", list(Kind))
 def test_who_found_no_leader_for_all_the_time_there_was_is_not_asked_first_again(kind: Kind) -> None:
     """A node that is cut off from the majority took every write for its whole time, and no other was ever asked."""
