@@ -169,6 +169,15 @@ def test_doubt_stays_until_a_recorded_answer_settles_it() -> None:
     assert (type(unasked), unasked.outcome) == (errors.SessionExpired, Outcome.FAILED)
 
 
+def test_what_may_be_done_again_tells_in_doubt_why_it_was_refused() -> None:
+    again, once = (
+        _final(kind, LOST, Failure(errors.KeyspaceNotFound(), retryable=False)) for kind in (Kind.AGAIN, Kind.ONCE)
+    )
+    assert (type(again), again.outcome) == (errors.KeyspaceNotFound, Outcome.UNKNOWN)
+    assert isinstance(once, errors.UnknownOutcome)
+    assert isinstance(_final(Kind.AGAIN, LOST, Failure(errors.NoLeader(), retryable=True)), errors.UnknownOutcome)
+
+
 @pytest.mark.parametrize("kind", [Kind.WRITE, Kind.ONCE])
 def test_no_try_of_a_write_begins_so_late_that_a_failure_would_become_unknown(kind: Kind) -> None:
     refused = Failure(errors.NoLeader(), retryable=True)
