@@ -225,7 +225,7 @@ def test_verify_finds_one_altered_byte(cli: Cli, nodes: list[Node], tree: Path) 
     cli("load", str(tree))
     row = nodes[0].store.history[b"sub/big\0chunk\x0000000001"][-1].kv
     assert row is not None
-    row.value = row.value[:-1] + b"!"
+    row.value = row.value[:-1] + bytes((row.value[-1] ^ 1,))
     cli("del", "empty", "--end", "emptz")
     (tree / "exact").write_bytes(b"other")
     answer = cli("load", "--verify", str(tree))
