@@ -6,7 +6,7 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from typing import Any, Final, NamedTuple
 from urllib.parse import parse_qs
 
@@ -65,6 +65,8 @@ class Gateway:
         self._worker = Worker()
         self.turns = Turns()
         self._held = 0
+        self._quiet = asyncio.Event()
+        """Set when the last connection is gone, of a gateway that stops."""
         self.stopping = False
 
     def serve(self, handlers: grpc.GenericRpcHandler, service: ServiceDescriptor) -> None:
@@ -106,6 +108,8 @@ class Gateway:
         """It is gone."""
         self._connections.pop(connection, None)
         self._turned_away.pop(connection, None)
+        if self.stopping and not self._connections:
+            self._quiet.set()
 
     def hold(self, size: int) -> bool:
         """So many bytes more, or less, of a body are held; whether there is room for them."""
@@ -113,11 +117,14 @@ class Gateway:
         return self._held <= MAX_HELD_BYTES
 
     async def stop(self, grace: float) -> None:
-        """Take no more requests; give those in progress `grace` seconds."""
+        """Take no more requests; give those in progress, and clients that haven't taken all of their answers yet,
+        `grace` seconds."""
         self.stopping = True
         tasks = [task for connection in list(self._connections) if (task := connection.finish()) is not None]
-        if tasks:
-            await asyncio.wait(tasks, timeout=grace)
+        if self._connections:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(grace):
+                    await self._quiet.wait()
         for connection in [*self._connections, *self._turned_away]:
             connection.abort()
         await asyncio.gather(*tasks, return_exceptions=True)

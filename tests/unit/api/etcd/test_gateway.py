@@ -303,6 +303,32 @@ async def test_a_stop_ends_idle_connections_and_cuts_streams(etcd: Faced) -> Non
             await busy.chunk()
 
 
+async def test_a_stop_waits_for_clients_that_take_their_answers(etcd: Faced, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a transport still held of an answer was thrown away, and its client was left with a part of it."""
+    answered: list[connection.Connection] = []
+    next_one = connection.Connection._answered
+
+    def counted(self: connection.Connection) -> None:
+        next_one(self)
+        answered.append(self)
+
+    monkeypatch.setattr(connection.Connection, "_answered", counted)
+    await etcd.set(b"foo", bytes(24 << 10))
+    async with connected(etcd.address) as http:
+        http.writer.transport.pause_reading()  # type: ignore[attr-defined]
+        while not (answered and answered[0]._transport.get_write_buffer_size()):
+            before = len(answered)
+            http.send("POST", "/v3/kv/range", '{"key":"Zm9v"}')
+            await etcd.until(lambda: len(answered) > before)  # noqa: B023
+        stopping = asyncio.create_task(etcd.api.stop(SECONDS))
+        await etcd.until(lambda: etcd.api._gateway.stopping)
+        http.writer.transport.resume_reading()  # type: ignore[attr-defined]
+        bodies = [(await http.response()).body for _ in answered]
+        assert set(map(len, bodies)) == {len(bodies[0])}
+        assert await http.ended()
+        await asyncio.wait_for(stopping, SECONDS)
+
+
 async def test_with_grpcios_engine_there_is_no_gateway() -> None:
     etcd = Faced()
     await asyncio.wait_for(etcd.open(ENGINES[GRPCIO]), SECONDS)
