@@ -29,7 +29,7 @@ MAX_BODY_BYTES: Final = 4 << 20
 REQUEST_SECONDS: Final = 60.0
 """For a request to come in whole."""
 IDLE_SECONDS: Final = 300.0
-"""Without a request."""
+"""Without a request, or to take the end of the last answer."""
 HELD_SECONDS: Final = 60.0
 """That a client may leave an answer unread."""
 HELD_PROGRESS: Final = 4 << 10
@@ -221,6 +221,7 @@ class Connection(asyncio.Protocol):
         if self._transport.is_closing():
             return
         if self._gateway.stopping or self._http.our_state is not h11.DONE or self._http.their_state is not h11.DONE:
+            self._wait(IDLE_SECONDS)  # for the client to take what is left
             self._transport.close()
             return
         self._http.start_next_cycle()

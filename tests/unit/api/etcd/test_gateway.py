@@ -15,7 +15,7 @@ from nebuladb.api.etcd.requests import MAX_RECEIVED_BYTES
 from nebuladb.ids import ETCD_GROUP
 from nebuladb.rpc.engine import ENGINES, GRPCIO
 from tests.unit.api.etcd.faced import Faced
-from tests.unit.api.etcd.http import connected, get, post
+from tests.unit.api.etcd.http import Http, connected, get, post
 from tests.unit.node.lone import SECONDS
 
 WATCH = '{"create_request":{"key":"Zm9v","start_revision":"1"}}'
@@ -303,23 +303,36 @@ async def test_a_stop_ends_idle_connections_and_cuts_streams(etcd: Faced) -> Non
             await busy.chunk()
 
 
-async def test_a_stop_waits_for_clients_that_take_their_answers(etcd: Faced, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a transport still held of an answer was thrown away, and its client was left with a part of it."""
-    answered: list[connection.Connection] = []
+@pytest.fixture
+def answered(monkeypatch: pytest.MonkeyPatch) -> list[connection.Connection]:
+    """The connection of each request that was answered."""
+    done: list[connection.Connection] = []
     next_one = connection.Connection._answered
 
     def counted(self: connection.Connection) -> None:
         next_one(self)
-        answered.append(self)
+        done.append(self)
 
     monkeypatch.setattr(connection.Connection, "_answered", counted)
+    return done
+
+
+async def fill(etcd: Faced, http: Http, answered: list[connection.Connection]) -> None:
+    """Ask, and take nothing, until the transport holds a part of an answer, but none waits for it."""
     await etcd.set(b"foo", bytes(24 << 10))
+    http.writer.transport.pause_reading()  # type: ignore[attr-defined]
+    while not (answered and answered[0]._transport.get_write_buffer_size()):
+        before = len(answered)
+        http.send("POST", "/v3/kv/range", '{"key":"Zm9v"}')
+        await etcd.until(lambda: len(answered) > before)  # noqa: B023
+
+
+async def test_a_stop_waits_for_clients_that_take_their_answers(
+    etcd: Faced, answered: list[connection.Connection]
+) -> None:
+    """What a transport still held of an answer was thrown away, and its client was left with a part of it."""
     async with connected(etcd.address) as http:
-        http.writer.transport.pause_reading()  # type: ignore[attr-defined]
-        while not (answered and answered[0]._transport.get_write_buffer_size()):
-            before = len(answered)
-            http.send("POST", "/v3/kv/range", '{"key":"Zm9v"}')
-            await etcd.until(lambda: len(answered) > before)  # noqa: B023
+        await fill(etcd, http, answered)
         stopping = asyncio.create_task(etcd.api.stop(SECONDS))
         await etcd.until(lambda: etcd.api._gateway.stopping)
         http.writer.transport.resume_reading()  # type: ignore[attr-defined]
@@ -327,6 +340,17 @@ async def test_a_stop_waits_for_clients_that_take_their_answers(etcd: Faced, mon
         assert set(map(len, bodies)) == {len(bodies[0])}
         assert await http.ended()
         await asyncio.wait_for(stopping, SECONDS)
+
+
+async def test_who_takes_nothing_of_its_last_answer_is_given_up(
+    etcd: Faced, answered: list[connection.Connection], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It kept one of the gateway's connections for as long as it liked."""
+    async with connected(etcd.address) as http:
+        await fill(etcd, http, answered)
+        monkeypatch.setattr(connection, "IDLE_SECONDS", 0.05)
+        http.send("GET", "/version", Connection="close")
+        await etcd.until(lambda: not etcd.api._gateway._connections)
 
 
 async def test_with_grpcios_engine_there_is_no_gateway() -> None:
