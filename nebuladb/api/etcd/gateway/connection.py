@@ -233,7 +233,9 @@ class Connection(asyncio.Protocol):
         self._advance()
 
     def eof_received(self) -> bool:
-        """A client that says no more is gone."""
+        """A client that says no more is gone, once it has taken what was sent, or doesn't."""
+        if not self._refused:
+            self._wait(IDLE_SECONDS)
         return False
 
     def connection_lost(self, error: Exception | None) -> None:

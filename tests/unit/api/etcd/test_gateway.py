@@ -353,6 +353,20 @@ async def test_who_takes_nothing_of_its_last_answer_is_given_up(
         await etcd.until(lambda: not etcd.api._gateway._connections)
 
 
+async def test_who_says_no_more_and_takes_nothing_is_given_up(
+    etcd: Faced, answered: list[connection.Connection], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its watch stayed for as long as it liked."""
+    hub = etcd.pump.hub(ETCD_GROUP)
+    async with connected(etcd.address) as http:
+        await fill(etcd, http, answered)
+        monkeypatch.setattr(connection, "IDLE_SECONDS", 0.05)
+        http.send("POST", "/v3/watch", '{"create_request":{"key":"eA=="}}')
+        await etcd.until(lambda: len(hub) == 1)
+        http.writer.write_eof()
+        await etcd.until(lambda: len(hub) == 0 and not etcd.api._gateway._connections)
+
+
 async def test_with_grpcios_engine_there_is_no_gateway() -> None:
     etcd = Faced()
     await asyncio.wait_for(etcd.open(ENGINES[GRPCIO]), SECONDS)
