@@ -9,9 +9,9 @@ from typing import Final
 import click
 
 from nebuladb.addresses import MAX_PORT
-from nebuladb.cli.settings import TEXT, Commands, Settings, pass_settings
+from nebuladb.cli.settings import TEXT, Commands, Settings, complain, pass_settings
 from nebuladb.client import AsyncClient
-from nebuladb.errors import NebulaError
+from nebuladb.errors import InvalidArgument, NebulaError
 from nebuladb.pb.nebula.v1 import cluster_pb2
 
 PATIENCE: Final = 60.0
@@ -96,12 +96,15 @@ def member_replace(settings: Settings, old: str, new: str | None, peer_address: 
     """
 
     async def work(client: AsyncClient) -> None:
+        members = await client.members()
         address = peer_address
         if address is None:
             # One that isn't there is refused by the server, with the reason.
-            known = {found.name: found.peer_address for found in await client.members()}
-            address = known.get(old, "")
+            address = {found.name: found.peer_address for found in members}.get(old, "")
+        first = to_do_first(members, old, address)
         await _added(settings, client, await client.add_member(new or f"{old}b", address, replaces=old), old)
+        if first:
+            complain(first)
 
     settings.run(work)
 
@@ -148,6 +151,20 @@ def door(members: Sequence[cluster_pb2.Member], old: str) -> str:
     other: it may be stopped by then, and have had the new one's own address."""
     there = [one for one in members if one.connected and one.state == "member"]
     return next((one.peer_address for one in sorted(there, key=lambda one: one.name == old)), "")
+
+
+def to_do_first(members: Sequence[cluster_pb2.Member], old: str, address: str) -> str:
+    """What comes before the start of a node that replaces `old` and has the peer address `address`; mostly nothing.
+    Raises `InvalidArgument` if it can never start there."""
+    theirs = next((one for one in members if one.name == old), cluster_pb2.Member())
+    if not theirs.connected or address != theirs.peer_address:
+        return ""
+    if address == door(members, old):
+        raise InvalidArgument(
+            f"nobody but {old!r} can let the new node in, so both must run at once: give --peer-address HOST:PORT, "
+            f"another one than {address}"
+        )
+    return f"{old!r} runs, and has the address {address}: stop it before you start the new node there"
 
 
 def start_command(made: cluster_pb2.Member, door: str) -> str:

@@ -79,10 +79,12 @@ class Config:
 
     def check_founding(self) -> None:
         """Raise `WrongSetting` if the listed cluster knows this node under another address: the others would be told
-        that one once it is founded, and lose the node.
+        that one once it is founded, and lose the node. Or if it would ask itself to let it in, and so wait for ever.
 
-        Only for a node that belongs to no cluster yet: later `initial_cluster` is ignored and the address may change.
+        Only for a node that belongs to no cluster yet: later both are ignored, and the address may change.
         """
+        if self.join and self.join in (self.advertise_peer_addr, self.peer_addr):
+            raise WrongSetting(f"join: {self.join} is this node's own peer address; give that of a member")
         listed = self.initial_cluster.get(self.name, self.advertise_peer_addr)
         if listed != self.advertise_peer_addr:
             raise WrongSetting(

@@ -158,6 +158,14 @@ def test_a_founder_must_have_the_listed_address() -> None:
             load({"initial-cluster": f"n1={listed}"}, {}).check_founding()
 
 
+def test_a_node_that_is_new_is_not_let_in_by_itself() -> None:
+    load({"join": "127.0.0.1:7390"}, {}).check_founding()
+    elsewhere = {"peer-addr": "0.0.0.0:7380", "advertise-peer-addr": "n4:7380"}
+    for settings in ({"join": "127.0.0.1:7380"}, elsewhere | {"join": "n4:7380"}, elsewhere | {"join": "0.0.0.0:7380"}):
+        with pytest.raises(WrongSetting, match="is this node's own peer address"):
+            load(settings, {}).check_founding()
+
+
 def test_split_address_takes_brackets_off() -> None:
     assert split_address("[::1]:7379") == ("::1", 7379)
     assert split_address("node-1.example:65535") == ("node-1.example", 65535)
