@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Final
 
 from nebuladb.addresses import MAX_PORT, split_address
-from nebuladb.errors import ConfigurationError
+from nebuladb.errors import ConfigurationError, IdentityError
 from nebuladb.node.identity import FOUNDING_FILE
 from nebuladb.server import config
 from nebuladb.server.config import Config
@@ -214,6 +214,8 @@ def _run(members: Sequence[Member], command: Sequence[str]) -> int:
     with _Alarm() as alarm:
         children: list[_Child] = []
         try:
+            if not _until_free(members, alarm):
+                return 0
             children.extend(_Child(member, _spawn(command, member.file)) for member in members)
             if not _until_ready(children, alarm):
                 return 0 if alarm.rung else 1
@@ -224,6 +226,27 @@ def _run(members: Sequence[Member], command: Sequence[str]) -> int:
             return 0
         finally:
             _stop(children, alarm)
+
+
+def _until_free(members: Sequence[Member], alarm: _Alarm) -> bool:
+    """Wait until no node runs on their directories, `STOP_SECONDS` at most: those of a supervisor that was killed still
+    stop. One that goes on running is for our child to complain of. False: a signal came."""
+    deadline = time.monotonic() + STOP_SECONDS
+    for member in members:
+        said = False
+        while time.monotonic() < deadline:
+            try:
+                DirectoryLock(member.directory).release()
+                break
+            except OSError:
+                break  # our child says what it is
+            except IdentityError as error:
+                if not said:
+                    _say(f"{error.message}. Waiting {STOP_SECONDS:.0f} s for it to stop by itself")
+                said = True
+            if alarm.wait(POLL_SECONDS):
+                return False
+    return not alarm.rung
 
 
 def _until_ready(children: Sequence[_Child], alarm: _Alarm) -> bool:

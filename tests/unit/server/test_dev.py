@@ -20,6 +20,7 @@ from nebuladb.errors import ConfigurationError, IdentityError
 from nebuladb.node.identity import FOUNDING_FILE
 from nebuladb.server.config import load
 from nebuladb.server.dev import MAX_NODES, _Alarm, plan, prepare, run
+from nebuladb.storage.lock import DirectoryLock
 from tests.integration.cluster import Ports
 
 FAKE = Path(__file__).with_name("fake_node.py")
@@ -262,6 +263,29 @@ def test_a_second_supervisor_of_a_directory_is_refused_before_it_starts_a_node(t
         process.kill()
         process.wait()
     assert run(3, tmp_path, base, ("false",)) == 1  # `false` is a node that dies
+
+
+def test_a_node_of_a_killed_supervisor_that_still_stops_is_waited_for(tmp_path: Path, base: int) -> None:
+    """Its successor found the directory taken, and died; so did the cluster."""
+    (tmp_path / "n2").mkdir()
+    stopping = DirectoryLock(tmp_path / "n2")
+    with supervisor(tmp_path, base) as process:
+        assert process.stderr is not None
+        assert f"{tmp_path / 'n2'} is in use by another nebulad" in process.stderr.readline()
+        assert children(process) == []
+        stopping.release()
+        assert line_of(process).startswith("cluster ready")
+
+
+def test_a_signal_ends_the_wait_for_a_node_that_still_stops(tmp_path: Path, base: int) -> None:
+    (tmp_path / "n2").mkdir()
+    stopping = DirectoryLock(tmp_path / "n2")
+    with supervisor(tmp_path, base) as process:
+        assert process.stderr is not None
+        process.stderr.readline()
+        process.terminate()
+        assert process.wait(SECONDS / 4) == 0
+    stopping.release()
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs PR_SET_PDEATHSIG")
