@@ -32,6 +32,7 @@ IDLE_MS: Final = 300_000
 """...or by anything once so much time has passed since the last compaction; etcd looks as often."""
 AGAIN_MS: Final = 10_000
 """A compaction that was proposed and not applied by then is proposed again."""
+_NUMBER: Final = re.compile(r"[0-9]{1,18}")
 _DURATION: Final = re.compile(r"(?:(\d{1,9})h)?(?:(\d{1,9})m)?(?:(\d{1,9})s)?")
 
 
@@ -63,6 +64,8 @@ class Retention(NamedTuple):
             name, equals, value = (piece.strip() for piece in part.rpartition("="))
             if not equals and place:
                 raise ConfigurationError(f"{part!r}: only the first may stand without KEYSPACE=")
+            if equals and not name:
+                raise ConfigurationError(f"{part!r}: no keyspace has an empty name")
             if name in keyspaces:
                 raise ConfigurationError(f"keyspace {name!r} stands there twice")
             rule = _rule(value, mode)
@@ -86,12 +89,15 @@ class Retention(NamedTuple):
 
 
 def _rule(text: str, mode: str) -> Rule:
-    if text.isascii() and text.isdecimal():
+    if _NUMBER.fullmatch(text):
         number = int(text)
         if mode == "revision":
             return Rule(revisions=number)
         return Rule(period=number * HOUR_MS)
-    return Rule(period=milliseconds(text))
+    try:
+        return Rule(period=milliseconds(text))
+    except ConfigurationError as error:
+        raise ConfigurationError(f"{text!r} is neither a number nor a time like 90s, 30m or 1h30m") from error
 
 
 def milliseconds(text: str) -> int:
@@ -100,7 +106,7 @@ def milliseconds(text: str) -> int:
     if text == "0":
         return 0
     if not text or match is None:
-        raise ConfigurationError(f"{text!r} is neither a number nor a time like 90s, 30m or 1h30m")
+        raise ConfigurationError(f"{text!r} is no time with units, like 90s, 30m or 1h30m")
     hours, minutes, seconds = (int(group or 0) for group in match.groups())
     return hours * HOUR_MS + minutes * MINUTE_MS + seconds * SECOND_MS
 

@@ -9,7 +9,7 @@ from nebuladb.ids import DEFAULT_GROUP, ETCD_GROUP, META_GROUP
 from nebuladb.kv.command import Command, Kind
 from nebuladb.node.keyspaces import transaction
 from nebuladb.node.options import NodeOptions
-from nebuladb.node.retention import META_RULE, MIN_STEP, Compactor, Retention, Rule
+from nebuladb.node.retention import META_RULE, MIN_STEP, Compactor, Retention, Rule, milliseconds
 from tests.unit.node.trio import Trio
 from tests.unit.node.wire import put_request
 
@@ -40,10 +40,16 @@ def test_a_keyspace_may_have_a_rule_of_its_own() -> None:
     assert Retention.parse("etcd=5", "revision") == Retention(Rule(), (("etcd", Rule(revisions=5)),))
 
 
-@pytest.mark.parametrize("text", ["", "1x", "-1", "1h,2h", "a=1,a=2", "m", "a="])
+@pytest.mark.parametrize("text", ["", "1x", "-1", "1h,2h", "a=1,a=2", "m", "a=", "=1h", "1h,=2h", "9" * 5000])
 def test_nonsense_is_refused(text: str) -> None:
     with pytest.raises(ConfigurationError):
         Retention.parse(text, "periodic")
+
+
+def test_a_number_without_a_unit_is_no_time() -> None:
+    with pytest.raises(ConfigurationError, match="'5' is no time with units, like 90s"):
+        milliseconds("5")
+    assert milliseconds("0") == 0
 
 
 def write(trio: Trio, group: int, count: int) -> None:
