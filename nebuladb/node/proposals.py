@@ -93,6 +93,8 @@ class Proposals:
         """Control commands that are pending."""
         self._size = 0
         """Bytes of the others."""
+        self.refused = 0
+        """Writes that found no room, since the process started."""
         self._forwards: dict[int, tuple[int, list[Pending]]] = {}
         self._placed: dict[int, list[Pending]] = {}
         self._share = share or Share(MAX_PENDING_BYTES)
@@ -100,6 +102,16 @@ class Proposals:
 
     def __len__(self) -> int:
         return len(self._pending)
+
+    @property
+    def size(self) -> int:
+        """Bytes of the writes that wait here, but for control commands."""
+        return self._size
+
+    @property
+    def most(self) -> int:
+        """How many there may be."""
+        return self._share.limit // GROUP_PART
 
     @property
     def forwards(self) -> int:
@@ -112,7 +124,7 @@ class Proposals:
         size = len(request.wire)
         if is_control(request.group, request.wire):
             if self._control >= MAX_CONTROL:
-                raise TooManyRequests("the shard has too many lease and session requests in flight; back off")
+                raise self._refused("the shard has too many lease and session requests in flight; back off")
             pending.control = True
             self._control += 1
             self.control_queue.append(pending)
@@ -126,9 +138,13 @@ class Proposals:
 
     def _check(self, size: int) -> None:
         if len(self._pending) - self._control >= MAX_PENDING or self._size + size > self._share.limit // GROUP_PART:
-            raise TooManyRequests("this shard has too many writes in flight on this node; back off and try again")
+            raise self._refused("this shard has too many writes in flight on this node; back off and try again")
         if not (self._share.fits(size) and self._counts.fits(1)):
-            raise TooManyRequests("this node has too many writes in flight; back off and try again")
+            raise self._refused("this node has too many writes in flight; back off and try again")
+
+    def _refused(self, why: str) -> TooManyRequests:
+        self.refused += 1
+        return TooManyRequests(why)
 
     def take(self, max_commands: int, max_bytes: int, *, urgent: bool = False) -> list[Pending]:
         """The front of the queue, at least one if there is any. The caller places, sends or gives back each.

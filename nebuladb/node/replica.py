@@ -105,7 +105,7 @@ class Replica:
         "_configured", "_context", "_forwarded", "_forwards", "_internal", "_leader", "_leaderless", "_observed",
         "_proposed", "_refused", "_rng", "_slice_out", "_strangers", "_works", "_writes", "applied", "cut_due",
         "durably_applied", "generation", "group", "id", "leader_changes", "lease", "lessor", "log", "log_start", "lost",
-        "node", "nodes", "nonce", "proposals", "proposed_entries", "raft", "reads", "refused_entries", "saved",
+        "node", "nodes", "nonce", "proposals", "proposed_entries", "raft", "reads", "saved",
         "serves_from", "start_term", "tail",
     )  # fmt: skip
 
@@ -170,7 +170,7 @@ class Replica:
         self._context = context
         self._leader = (0, 0)
         self._leaderless = 0  # ticks for which nobody has led, as far as this replica knows
-        self.leader_changes = self.proposed_entries = self.refused_entries = 0
+        self.leader_changes = self.proposed_entries = 0
         """Counts since the process started."""
 
     # --- what comes in -------------------------------------------------------------------------------------------
@@ -453,7 +453,6 @@ class Replica:
                 index, term = self.raft.propose(payload)
             except (NotLeader, TooManyRequests) as error:
                 probe(f"proposal refused: {type(error).__name__}")
-                self.refused_entries += 1
                 proposals.give_back(own)
                 return [*replies, *(self.refuse(forward) for forward in forwards)]
             self._internal.clear()  # not before: what lease time demands waits for the end of a hand-over

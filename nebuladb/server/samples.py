@@ -26,6 +26,7 @@ class GroupSample:
     proposals: int
     """Entries that this replica appended as leader."""
     proposals_refused: int
+    """Writes that this replica refused its node's clients, since too many waited."""
 
 
 @dataclass(frozen=True, slots=True)

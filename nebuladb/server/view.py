@@ -176,7 +176,7 @@ class NodeView:
                 revision=pump.node.groups[group].store.revision,
                 leader_changes=replica.leader_changes,
                 proposals=replica.proposed_entries,
-                proposals_refused=replica.refused_entries,
+                proposals_refused=replica.proposals.refused,
             )
 
     def snapshots(self) -> Mapping[str, int]:
@@ -207,7 +207,9 @@ class NodeView:
         stores = [data.store for data in node.groups.values()]
         yield QueueSample("sessions", sum(store.session_count for store in stores), MAX_SESSIONS * len(stores))
         for group, replica in sorted(host.replicas.items()):
-            yield QueueSample(f"writes_{group}", len(replica.proposals), proposals.MAX_PENDING)
+            writes = replica.proposals
+            yield QueueSample(f"writes_{group}", len(writes), proposals.MAX_PENDING)
+            yield QueueSample(f"writes_bytes_{group}", writes.size, writes.most)
             yield QueueSample(f"reads_{group}", len(replica.reads), reads.MAX_READS)
 
 

@@ -113,7 +113,7 @@ def test_what_is_kept_is_not_hunted_again(tmp_path: Path, capsys: pytest.Capture
 
 
 def test_a_mutant_that_no_seed_finds_fails_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    line = "        self.leader_changes = self.proposed_entries = self.refused_entries = 0"
+    line = "        self.leader_changes = self.proposed_entries = 0"
     harmless = change(line, line.replace("= 0", "= 1"), "nebuladb/node/replica.py")
     (tmp_path / "harmless.patch").write_text(harmless)
     monkeypatch.setattr("tools.mutants.DIRECTORY", tmp_path)

@@ -10,16 +10,18 @@ from typing import Any, cast
 
 import pytest
 
-from nebuladb.errors import DeadlineExceeded, StoreError
+from nebuladb.errors import DeadlineExceeded, StoreError, TooManyRequests
 from nebuladb.futures import PromptFuture
-from nebuladb.ids import META_GROUP, Generation, GroupId
+from nebuladb.ids import DEFAULT_GROUP, ETCD_GROUP, META_GROUP, Generation, GroupId
 from nebuladb.kv.command import Command, Kind
 from nebuladb.kv.importer import Importer
 from nebuladb.node.disk import STALLED_BIT, Space
+from nebuladb.node.entry import encode_command
 from nebuladb.node.housekeeping import announced
 from nebuladb.node.incoming import Incoming
 from nebuladb.node.keyspaces import Spec, checked, create_step
 from nebuladb.node.meta import Meta
+from nebuladb.node.output import Request
 from nebuladb.node.peer import Peer
 from nebuladb.node.record import NodeState
 from nebuladb.server import config
@@ -227,3 +229,20 @@ async def test_a_node_that_cannot_read_its_data_is_not_ready_where_another_is_we
     ready, why = await shown.readyz()
     assert ready is not well
     assert ("data store" in why) is well
+
+
+async def test_a_shard_whose_writes_find_no_room_shows_a_full_queue_and_counts_them(lone: Lone, tmp_path: Path) -> None:
+    """It may have half of the node's bytes: their queue was half full at most, and nothing said what was refused."""
+    shown = view(lone, tmp_path)
+    waiting = lone.node.host.replicas[DEFAULT_GROUP].proposals
+    wire = encode_command(Command(Kind.PUT, b"x" * (waiting.most // 16)))
+    for number in range(1 << 20, (1 << 20) + 15):
+        waiting.add(Request(number, DEFAULT_GROUP, wire, 1 << 60))
+    with pytest.raises(TooManyRequests):
+        waiting.add(Request(1, DEFAULT_GROUP, wire, 1 << 60))
+    filled = {queue.name: queue.size / queue.bound for queue in shown.queues()}
+    refused = {group.group: group.proposals_refused for group in shown.groups()}
+    waiting.close()
+    assert filled[f"writes_bytes_{DEFAULT_GROUP}"] > 0.9
+    assert filled["writes_bytes"] < 0.6
+    assert refused == {META_GROUP: 0, DEFAULT_GROUP: 1, ETCD_GROUP: 0}
