@@ -6,6 +6,7 @@ calls a second would be a good part of a core.
 
 from __future__ import annotations
 
+import time
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Final
@@ -77,6 +78,7 @@ class Metrics:
         """Seconds by which the loop came round late at worst; and likewise, less those for which it had no core."""
         self.rpc_seconds: dict[str, Buckets] = {}
         self.rpc_handled: dict[tuple[str, str], int] = {}
+        self._started = time.time()
         self._samples: NodeSamples | None = None
         self._room: SpaceWatch | None = None
         self._registry = CollectorRegistry(auto_describe=False)
@@ -123,6 +125,9 @@ class Metrics:
 
     def families(self) -> Iterator[Metric]:
         """Our own metrics, as they are now."""
+        # Not process_start_time_seconds, which stays when a node starts anew by itself: it is the same process.
+        start = "When the node started, the last time, in seconds since 1970."
+        yield GaugeMetricFamily("nebula_start_time_seconds", start, value=self._started)
         yield _counter("nebula_log_fsync", "Flushes of the Raft log to disk.", self.fsync_seconds.count)
         yield _histogram("nebula_log_fsync_seconds", "Time of one flush of the Raft log.", self.fsync_seconds)
         yield _histogram("nebula_log_batch_bytes", "Size of one batch of the Raft log.", self.batch_bytes)

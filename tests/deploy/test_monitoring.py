@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterable, Mapping
 
 import pytest
@@ -27,6 +28,16 @@ SCRAPED = {"job", "instance"}
 
 
 NOTHING_KEPT = Reserves(Amount(0, 0), Amount(0, 0))
+
+
+TWO_LIVES = """
+import os, re, sys
+from nebuladb.server.metrics import Metrics
+shown = b"".join(Metrics().parts()).decode()
+print(re.search(rf"^{sys.argv[1]} (.*)$", shown, re.MULTILINE)[1], flush=True)
+if len(sys.argv) == 2:
+    os.execv(sys.executable, [*sys.orig_argv, "again"])
+"""
 
 
 class Node:
@@ -110,6 +121,17 @@ def test_a_rare_path_that_an_expression_names_is_one_of_the_code() -> None:
     assert "connection refused for want of descriptors" in named
     code = "".join(file.read_text() for file in (ROOT / "nebuladb").rglob("*.py"))
     assert [name for name in named if f'probe("{name}")' not in code] == []
+
+
+def test_a_start_in_the_same_process_is_one_that_the_alert_on_restarts_sees() -> None:
+    """As after a full disk: a process that is executed anew keeps its `process_start_time_seconds`."""
+    (rule,) = [rule for rule in alerts() if rule["alert"] == "NebulaRestarts"]
+    (name,) = metrics(rule["expr"])
+    done = subprocess.run(
+        [sys.executable, "-c", TWO_LIVES, name], cwd=ROOT, capture_output=True, text=True, timeout=60, check=True
+    )
+    first, second = done.stdout.split()
+    assert float(first) < float(second)
 
 
 def test_prometheus_scrapes_each_node_s_admin_port_and_reads_the_rules() -> None:
