@@ -94,7 +94,7 @@ class Proposals:
         self._size = 0
         """Bytes of the others."""
         self.refused = 0
-        """Writes that found no room, since the process started."""
+        """Writes that were one too many, since the process started."""
         self._forwards: dict[int, tuple[int, list[Pending]]] = {}
         self._placed: dict[int, list[Pending]] = {}
         self._share = share or Share(MAX_PENDING_BYTES)

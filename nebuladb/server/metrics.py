@@ -233,7 +233,7 @@ def _group_families(groups: Iterable[GroupSample]) -> Iterator[Metric]:
     counters = (
         ("nebula_raft_leader_changes", "New leaders that this replica saw.", "leader_changes"),
         ("nebula_raft_proposals", "Entries that this replica appended as leader.", "proposals"),
-        ("nebula_raft_proposals_refused", "Writes that found no room at this replica.", "proposals_refused"),
+        ("nebula_raft_proposals_refused", "Writes refused, since too many waited.", "proposals_refused"),
     )
     for name, text, field in counters:
         counter = CounterMetricFamily(name, text, labels=labels)
