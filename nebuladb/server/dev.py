@@ -242,7 +242,8 @@ def _until_free(members: Sequence[Member], alarm: _Alarm) -> bool:
                 break  # our child says what it is
             except IdentityError as error:
                 if not said:
-                    _say(f"{error.message}. Waiting {STOP_SECONDS:.0f} s for it to stop by itself")
+                    left = deadline - time.monotonic()
+                    _say(f"{error.message}. Waiting for it to stop by itself, {left:.0f} s at most")
                 said = True
             if alarm.wait(POLL_SECONDS):
                 return False
