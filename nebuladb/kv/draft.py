@@ -66,7 +66,8 @@ class Draft:
         self.size = 0
         """Bytes written, about: for the slice's bound."""
         self.held = 0
-        """Bytes of the values that were superseded, which `events` keep: likewise."""
+        """Bytes of the values that were superseded, which `events` keep, and of the answers of sessions that were read:
+        likewise."""
         self._sorted: list[bytes] = []
         self._fresh = 0
         self.buried: list[list[bytes]] = []

@@ -89,7 +89,7 @@ class Limits(NamedTuple):
     """Likewise of one that ends within a command: nobody waits for its end as all do for the loop's return."""
     slice_bytes: int = 2 << 20
     """Bytes written by one `Store.apply`, likewise; the engine takes 8 ms for them. Of values that it supersedes, which
-    were read and go out with its events, twice as many."""
+    were read and go out with its events, and of answers of sessions that it reads, twice as many."""
     dead_rows: int = 4096
     """Rows of keys that are gone, deleted and compacted, which one command passes over before they are removed, so that
     it may go on in the next slice."""

@@ -23,6 +23,8 @@ from nebuladb.kv.source import Source
 
 LAST_NAME: Final = (1 << 64) - 1
 """A name is a u64, and none is 0."""
+REPEAT: Final = 4
+"""So many times the bytes of an answer count that is given again: to take it apart, of 20,000 keys, takes 20 ms."""
 
 
 @dataclass(slots=True)
@@ -89,6 +91,7 @@ class Sessions:
             data = draft.get(self._answer_row(command.session, command.sequence))
             if data is None:
                 raise Corruption("a session's answer is missing")
+            draft.held += REPEAT * len(data)
             return answer_codec.decode(data)
         if session.total >= SESSION_BYTES and _after(sizes, lowest) >= SESSION_BYTES:
             raise SessionWindow("too many bytes of answers wait for the client to say that it has them")
@@ -123,6 +126,7 @@ class Sessions:
             low = self.keys.answer + U64.pack(name)
             session.sizes = {int.from_bytes(row[-8:]): len(data) for row, data in draft.scan(low, low + b"\xff" * 9)}
             session.total = sum(session.sizes.values())
+            draft.held += session.total
         return session.sizes
 
     def _write(self, draft: Draft, name: int) -> None:
