@@ -95,7 +95,7 @@ class Applied:
     size: int = 0
     """Bytes written to the engine."""
     examined: int = 0
-    """Rows written or looked at."""
+    """Rows written or looked at; many bytes count as several."""
     wanted: list[bytes] = field(default_factory=list)
     """Not empty: the next command reads rows that are on the disk only. `Store.borrow` them, fetch them, `supply` them,
     and call again with the same works."""

@@ -137,9 +137,11 @@ class Machine:
             self._findings.forget()
         applied.midway |= bool(state.cursor)
         applied.index, applied.term, applied.revision = state.index, state.term, state.revision
-        applied.examined = max(len(self.draft.rows) + self._examined, self._run)
-        state.keys += self.draft.added
-        state.size += self.draft.grown
+        draft, limits = self.draft, self._limits
+        size = (draft.size + draft.held // 2) * limits.slice_rows // limits.slice_bytes
+        applied.examined = max(len(draft.rows) + self._examined, self._run, size)
+        state.keys += draft.added
+        state.size += draft.grown
 
     def _look_ahead(self, works: Sequence[Work]) -> None:
         """Ask for what later commands will miss too."""

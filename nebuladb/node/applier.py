@@ -21,7 +21,7 @@ from nebuladb.node.output import Slice
 from nebuladb.storage.spans import Spans
 
 TURN_ROWS: Final = 2_048
-"""Rows that one turn writes or looks at before other groups' slices wait for the next: 10 ms of puts."""
+"""Rows that one turn writes or looks at, or 4 MiB, before other groups' slices wait for the next: 10 ms of puts."""
 BACKGROUND_ROWS: Final = 256
 """Rows of one group's background work between two turns of the loop: 2 to 4 ms."""
 BURIED_KEYS: Final = 16_384

@@ -225,3 +225,22 @@ def test_a_paused_command_lets_others_go_on() -> None:
     slice_of_it()
     assert (store.index, store.key_count) == (work.index, 0)
     assert not applier.midway
+
+
+def test_large_values_of_many_groups_share_a_turns_room() -> None:
+    """Each group's slice has its bound in bytes; 64 of them at once kept the loop for half a second."""
+    stores, value = Stores(), bytes(1 << 20)
+    put = Command(Kind.PUT, kv_pb2.PutRequest(key=b"k", value=value).SerializeToString())
+    many = 32
+    for group in range(1, many + 1):
+        stores.applier.slices.append(Slice(group, 1, [stores.logs[group].work(put)]))
+
+    def done() -> int:
+        return sum(data.store.index for data in stores.groups.values())
+
+    turns = before = 0
+    while done() < many:
+        stores.applier.run()
+        assert 0 < done() - before <= 4, "values of a MiB in one turn"
+        turns, before = turns + 1, done()
+    assert turns >= many // 4
