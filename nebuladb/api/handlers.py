@@ -98,7 +98,11 @@ class Handlers:
             except NebulaError as error:
                 worded = self._worded(error, translate)
                 code = worded.code
-                await self._abort(context, worded, error.group)
+                try:
+                    await self._abort(context, worded, error.group)
+                finally:
+                    # Both this frame, with the request, and those of who set a future by it have the error.
+                    error.__traceback__ = None
                 raise
             except asyncio.CancelledError:
                 code = "CANCELLED"
@@ -130,7 +134,11 @@ class Handlers:
             except NebulaError as error:
                 worded = self._worded(error, translate)
                 code = worded.code
-                await self._abort(context, worded, error.group)
+                try:
+                    await self._abort(context, worded, error.group)
+                finally:
+                    # Both this frame, with the request, and those of who set a future by it have the error.
+                    error.__traceback__ = None
             except (asyncio.CancelledError, GeneratorExit):
                 code = "CANCELLED"
                 raise

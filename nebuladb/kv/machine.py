@@ -463,10 +463,11 @@ class Machine:
 
 
 def _expected(error: NebulaError) -> NebulaError:
-    """`error` if it is an answer; raised again if it means that this replica must stop."""
+    """`error` if it is an answer; raised again if it means that this replica must stop. Its traceback would lead back
+    to who keeps it, and keep all that the slice has written until the collector comes."""
     if isinstance(error, StoreError | InvariantViolation):
         raise error
-    return error
+    return error.with_traceback(None)
 
 
 def _refused(revision: int, error: NebulaError) -> Answer:
