@@ -13,6 +13,7 @@ from nebuladb.api.deliveries import Deliveries
 from nebuladb.api.leadership import Leadership
 from nebuladb.api.leaving import Leaving
 from nebuladb.api.pace import Pace
+from nebuladb.api.portions import Portions
 from nebuladb.api.status import refusal
 from nebuladb.errors import InvalidArgument, KeyspaceNotFound, NebulaError, Unavailable, WrongEpoch, WrongShard
 from nebuladb.ids import META_GROUP, lease_group
@@ -65,6 +66,7 @@ class Backend:
         self.cluster = pump.node.founding.cluster
         self.id = pump.node.identity.node
         self.deliveries = Deliveries()
+        self.portions = Portions()
         self.leadership = Leadership(self.leader)
         self.leaving = Leaving()
         self.parts = 0

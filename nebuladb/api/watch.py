@@ -150,7 +150,7 @@ async def watch(
             sent, turn = False, list(fresh)
             fresh.clear()
             for part in turn:
-                await _admitted(delivery, part.watcher)
+                await _admitted(backend, delivery, part.watcher)
                 for response in part.take():
                     sent = True
                     yield response
@@ -204,11 +204,16 @@ def _starts(backend: Backend, request: pb.WatchRequest, shards: list[Descriptor]
     return starts
 
 
-async def _admitted(delivery: Delivery, watcher: Watcher) -> None:
-    """Wait until what waits for a watch may be delivered."""
-    while not delivery.admits(watcher.waiting):
-        await delivery.room.wait()
-        delivery.room.clear()
+async def _admitted(backend: Backend, delivery: Delivery, watcher: Watcher) -> None:
+    """Wait until what waits for a watch may be delivered, and its turn has come."""
+    turn = False
+    while True:
+        while not delivery.admits(watcher.waiting):
+            await delivery.room.wait()
+            delivery.room.clear()
+        if turn or not await backend.portions.turn(watcher.waiting):
+            return
+        turn = True  # but it may be more by now
 
 
 def _later(request: pb.WatchRequest) -> float | None:

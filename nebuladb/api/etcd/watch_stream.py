@@ -182,6 +182,7 @@ class WatchStream:
 
     async def responses(self) -> AsyncIterator[bytes]:
         """Responses as bytes: of each watch `created` first, then its events in order. Ends by raising only."""
+        portions, turn = self._face.backend.portions, False
         while True:
             # A watch is announced before it is told anything (etcd 31).
             while self._control and self._amid is None:
@@ -200,6 +201,10 @@ class WatchStream:
                         await self._news.wait()  # or for something to say, or the end
                         self._news.clear()
                         break
+                    if not turn and await portions.turn(self._ready[0].due):
+                        turn = True  # but who is first, and whether all are announced, is to be looked at again
+                        break
+                    turn = False
                     watch = self._ready.popleft()
                     for response in self._told(watch):
                         yield response
