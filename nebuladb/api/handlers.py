@@ -125,11 +125,13 @@ class Handlers:
                     async for response in function(asked, context):
                         silent = False
                         yield response
+                        del response  # the next one may be long in coming
                 except NebulaError as error:
                     if not (again and silent and await self._backend.learned(error, meta, context)):
                         raise
                     async for response in function(asked, context):
                         yield response
+                        del response
                 code = "OK"
             except NebulaError as error:
                 worded = self._worded(error, translate)

@@ -129,12 +129,16 @@ class KVService:
             encoded = response.SerializeToString()
             del response  # or there would be two of it, for as long as its client takes
             yield encoded
+            del encoded  # while the next page is read
 
     async def Watch(self, raw: bytes, context: Any) -> AsyncIterator[bytes]:
         request = parse(pb.WatchRequest, raw)
         check.key(request.key)
         async for response in watch(self._backend, request, ending(context)):
-            yield response.SerializeToString()
+            encoded = response.SerializeToString()
+            del response  # as in a scan
+            yield encoded
+            del encoded  # the next one may be long in coming
 
     def _sole_shard(self, request: pb.TxnRequest, branches: Branches) -> Descriptor:
         """The shard of every key of a transaction; across shards it needs two-phase commit, which is yet to come."""

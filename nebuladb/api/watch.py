@@ -156,6 +156,7 @@ async def watch(
                     yield response
                     if response.canceled:
                         return
+                    del response  # the next one may be long in coming
                 delivery.give()
             # What was taken may have made room for a watcher that lags.
             backend.pump.work()

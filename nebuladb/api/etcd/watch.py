@@ -27,6 +27,7 @@ class WatchService:
             try:
                 async for response in stream.responses():
                     yield response
+                    del response  # the next one may be long in coming
             finally:
                 listening.cancel()
                 stream.close()

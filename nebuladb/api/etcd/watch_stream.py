@@ -208,6 +208,7 @@ class WatchStream:
                     watch = self._ready.popleft()
                     for response in self._told(watch):
                         yield response
+                        del response  # the next one may be long in coming
                     self._amid = watch if watch.fragment and watch.telling.size and not watch.dead else None
                     self._delivery.give()
                     if watch.dead and self._watches.get(watch.id) is not watch:

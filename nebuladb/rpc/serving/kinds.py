@@ -66,7 +66,9 @@ async def _generated(call: Call, route: Route, request: Any) -> None:
     put = call.put
     try:
         async for response in responses:
-            if put(response):
+            full = put(response)
+            del response  # the next one may be long in coming
+            if full:
                 await call.room()
     finally:
         # Not left to the collector: a generator that holds a lock or a watch must let go when its call ends.
