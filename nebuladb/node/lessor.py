@@ -18,6 +18,9 @@ EXPIRE_RETRY_MS: Final = 2_000
 """A proposed expiry that was not applied by then is proposed again."""
 MAX_DUE: Final = 1_000
 """Expiries proposed in one tick."""
+STALE_AT_ONCE: Final = 4_000
+"""Heap entries of renewed and gone leases that one tick takes out: 20 ms. A new leader has one for each lease that was
+renewed while it followed."""
 STALE_ENTRIES: Final = 1_000
 """Heap entries of renewed and gone leases, beyond one a lease, that may lie about. Only a leader takes any out, so
 without a bound a follower's heap would grow with every keep-alive."""
@@ -81,15 +84,19 @@ class Lessor:
         return True
 
     def due(self, now: int) -> list[tuple[int, int]]:
-        """(lease, renewal) of leases that the leader should propose to expire, at most `MAX_DUE`."""
+        """(lease, renewal) of leases that the leader should propose to expire, at most `MAX_DUE`; others come when
+        what is stale before them is gone."""
         clock = self.clock(now)
         due: list[tuple[int, int]] = []
         again: list[tuple[int, int, int]] = []
-        while self._heap and self._heap[0][0] <= clock and len(due) < MAX_DUE:
+        stale = 0
+        while self._heap and self._heap[0][0] <= clock and len(due) < MAX_DUE and stale < STALE_AT_ONCE:
             _, lease, renewal = heappop(self._heap)
             if lease in self._leases and self._leases[lease][1] == renewal:
                 due.append((lease, renewal))
                 again.append((clock + EXPIRE_RETRY_MS, lease, renewal))
+            else:
+                stale += 1
         for item in again:
             heappush(self._heap, item)
         return due
