@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, nullcontext
 from typing import Final
 
 from nebuladb.api.backend import Backend
-from nebuladb.errors import NebulaError, Outcome, Unavailable, UnknownOutcome
+from nebuladb.errors import NebulaError, Outcome, TooManyRequests, Unavailable, UnknownOutcome
 from nebuladb.ids import META_GROUP
 from nebuladb.kv.command import Command, Kind
 from nebuladb.node.meta import Meta
@@ -37,8 +38,33 @@ class Due:
         return self._at - self._time()
 
 
+class Turns:
+    """Of those that take steps of a kind through this node: one at a time, or each that is taken would have all others
+    proposed in vain, and planned anew, which of a thousand is half a million entries."""
+
+    def __init__(self) -> None:
+        self._lock = asyncio.Lock()
+
+    @asynccontextmanager
+    async def turn(self, due: Due) -> AsyncIterator[None]:
+        """Raises `TooManyRequests` if it doesn't come in time."""
+        try:
+            async with asyncio.timeout(due.left()):
+                await self._lock.acquire()
+        except TimeoutError:
+            raise TooManyRequests("too many such changes are under way through this node; try again") from None
+        try:
+            yield
+        finally:
+            self._lock.release()
+
+
 async def drive(
-    backend: Backend, step_of: Callable[[Meta], bytes | None], due: Due, unfinished: NebulaError | None = None
+    backend: Backend,
+    step_of: Callable[[Meta], bytes | None],
+    due: Due,
+    unfinished: NebulaError | None = None,
+    turns: Turns | None = None,
 ) -> None:
     """Propose what `step_of` plans from this node's picture of meta, step after step, until it gives None. Lost leaders
     and races only repeat a step: each names what it is from.
@@ -52,11 +78,12 @@ async def drive(
             if not known:
                 await backend.refresh(due.left())
                 known = True
-            step = step_of(backend.meta)
-            if step is None:
-                return
-            await backend.propose(META, Command(Kind.TXN, step), due.left())
-            begun = True
+            async with turns.turn(due) if turns else nullcontext():
+                step = step_of(backend.meta)
+                if step is None:
+                    return
+                await backend.propose(META, Command(Kind.TXN, step), due.left())
+                begun = True
         except NebulaError as error:
             if not (error.retryable or error.outcome is Outcome.UNKNOWN):
                 raise

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Set
 from typing import Any, Final, NamedTuple
 
 from nebuladb.api.backend import Backend, parse
-from nebuladb.api.drive import Due, drive, goes_on, until
+from nebuladb.api.drive import Due, Turns, drive, goes_on, until
 from nebuladb.api.status import descriptor_message
 from nebuladb.errors import InvalidArgument, NebulaError, UnknownOutcome
 from nebuladb.ids import DEFAULT_GROUP
@@ -32,6 +32,8 @@ class KeyspaceService:
 
     def __init__(self, backend: Backend) -> None:
         self._backend = backend
+        self._turns = Turns()
+        """Of keyspaces that are made or dropped."""
 
     async def List(self, raw: bytes, context: Any) -> bytes:
         parse(pb.KeyspaceListRequest, raw)
@@ -54,7 +56,7 @@ class KeyspaceService:
     async def Create(self, raw: bytes, context: Any) -> bytes:
         spec = _spec(parse(pb.KeyspaceCreateRequest, raw))
         due, unfinished = Due(self._backend.answer_within(context)), _unfinished(spec.name, "created")
-        await drive(self._backend, lambda meta: create_step(meta, spec), due, unfinished)
+        await drive(self._backend, lambda meta: create_step(meta, spec), due, unfinished, self._turns)
         groups = self._groups(spec.name)
         await until(lambda: self._groups(spec.name) != groups or all(map(self._serves, groups)), due, unfinished)
         if not groups or self._groups(spec.name) != groups or spec.name not in self._backend.routing.keyspaces:
@@ -84,7 +86,7 @@ class KeyspaceService:
                     groups[group] = _voters(meta, group)
             return drop_step(meta, name)
 
-        await drive(self._backend, step, due, unfinished)
+        await drive(self._backend, step, due, unfinished, self._turns)
         waited = groups or self._dropped(first)  # whoever dropped it may not be done with that
         if not first:
             unfinished = _unknown(name)
