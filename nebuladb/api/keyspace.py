@@ -33,7 +33,7 @@ class KeyspaceService:
     def __init__(self, backend: Backend) -> None:
         self._backend = backend
         self._turns = Turns()
-        """Of keyspaces that are made or dropped."""
+        """Of keyspaces that are made: each takes the next free groups. Those that are dropped don't meet."""
 
     async def List(self, raw: bytes, context: Any) -> bytes:
         parse(pb.KeyspaceListRequest, raw)
@@ -86,7 +86,7 @@ class KeyspaceService:
                     groups[group] = _voters(meta, group)
             return drop_step(meta, name)
 
-        await drive(self._backend, step, due, unfinished, self._turns)
+        await drive(self._backend, step, due, unfinished)
         waited = groups or self._dropped(first)  # whoever dropped it may not be done with that
         if not first:
             unfinished = _unknown(name)

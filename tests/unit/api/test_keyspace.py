@@ -150,7 +150,7 @@ async def test_who_drops_a_keyspace_while_a_node_is_replaced_waits_for_no_more_t
     assert module.KeyspaceService(backend)._powerless({shard.group: module._voters(meta, shard.group)}) is over
 
 
-async def test_many_that_are_made_and_dropped_at_once_are_as_many_entries(
+async def test_many_that_are_made_or_dropped_at_once_are_as_many_entries(
     served: Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each step that was taken had those of all others proposed in vain, and planned anew: of 1,000 keyspaces 300 were
