@@ -80,8 +80,6 @@ class Backend:
         """Of scans that read a page."""
         self.listing = asyncio.Lock()
         """Many leases, or the keys of one, in a thread: for one request at a time."""
-        self.wide = asyncio.Lock()
-        """Transactions that read ranges: one at a time, and a breath of the loop's between two."""
         self.lags_elsewhere: Callable[[int], Awaitable[list[Lag]]] = _alone
         """What other nodes say of how far a node is behind in the groups that they lead."""
 

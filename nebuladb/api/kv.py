@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import AsyncIterator, Iterable
+from contextlib import nullcontext
 from typing import Any, Final
 
 from nebuladb.api.backend import Backend, key_value, parse, session_fields
@@ -27,7 +27,6 @@ from nebuladb.kv.command import Command, Kind
 from nebuladb.kv.findings import Findings
 from nebuladb.kv.loans import Misses
 from nebuladb.kv.trail import Trail
-from nebuladb.node.pump import BUSY_SECONDS, REST
 from nebuladb.pb.nebula.v1 import kv_pb2 as pb
 from nebuladb.shard import Descriptor
 
@@ -158,35 +157,18 @@ async def read_txn(
 ) -> tuple[int, TxnResult]:
     """What a transaction that writes nothing gives, and the revision that it was read at: no log entry (etcd 23)."""
     store = await backend.current(shard, timeout, serializable=serializable)
+    findings, spans = Findings(), list(branches.spans())
+    # One round confirms many reads, which all go on in one turn: twenty of 50,000 rows each would keep the loop for
+    # longer than followers wait for a heartbeat. A few single keys are read in no time, unless they are old.
+    long = len(spans) > FEW_KEYS or any(end for _, end in spans) or _old(branches)
     try:
-        findings = Findings()
-        spans = list(branches.spans())
-        if not any(end for _, end in spans):  # single keys are read in no time, unless they are many, or old
-            turn = backend.pace if len(spans) > FEW_KEYS or _old(branches) else None
+        async with asyncio.timeout(timeout) if long else nullcontext():
             store, result = await backend.pump.looks.read(
-                shard.group, store, lambda store: store.read(branches, findings), turn
+                shard.group, store, lambda store: store.read(branches, findings), backend.pace if long else None
             )
-            return store.revision, result
-        # One round confirms many reads, which all go on in one turn: twenty of 50,000 rows each would keep the loop for
-        # longer than followers wait for a heartbeat.
-        try:
-            await asyncio.wait_for(backend.wide.acquire(), timeout)
-        except TimeoutError:
-            raise TooManyRequests(
-                "this node has too many transactions that read ranges; back off, or use Scan"
-            ) from None
-        try:
-            begun = time.perf_counter()
-            store = backend.pump.store(shard.group)  # a newer one does as well, and the old one may be closed
-            store, result = await backend.pump.looks.read(
-                shard.group, store, lambda store: store.read(branches, findings)
-            )
-            revision = store.revision
-            if (seconds := time.perf_counter() - begun) > BUSY_SECONDS:
-                await asyncio.sleep(seconds * REST)
-        finally:
-            backend.wide.release()
-        return revision, result
+        return store.revision, result
+    except TimeoutError:
+        raise TooManyRequests("this node has too many transactions that read much; back off, or use Scan") from None
     except NebulaError as error:
         error.group = shard.group  # so that the replica gets its data anew, where that is damaged
         raise

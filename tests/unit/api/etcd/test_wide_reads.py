@@ -15,10 +15,12 @@ from nebuladb.api import lease as api_lease
 from nebuladb.api.etcd import lease, ranges, wire
 from nebuladb.kv import selection, sorting
 from nebuladb.kv.answer import KeyValue
+from nebuladb.kv.loans import Misses
 from nebuladb.kv.pin import Pin
 from nebuladb.kv.store import Store
 from nebuladb.kv.view import Page
 from nebuladb.node.lessor import Lessor
+from nebuladb.node.looks import Looks
 from nebuladb.pb.etcd import election_pb2, lease_pb2
 from nebuladb.pb.etcd import kv_pb2 as pb
 from nebuladb.pb.nebula.v1 import lease_pb2 as nebula_lease_pb2
@@ -43,7 +45,7 @@ def sorts(monkeypatch: pytest.MonkeyPatch, *modules: ModuleType) -> list[int]:
 
 async def test_transactions_that_read_ranges_do_not_share_a_turn(etcd: Faced, monkeypatch: pytest.MonkeyPatch) -> None:
     await etcd.set(b"k")
-    monkeypatch.setattr(kv, "BUSY_SECONDS", 0.0)
+    monkeypatch.setattr(pace, "STRETCH_SECONDS", 0.0)
     turns, reads = Turns(), []
     read = Store.read
 
@@ -166,3 +168,32 @@ async def test_those_who_look_for_a_leader_do_not_share_a_turn(etcd: Faced, monk
     found = await asyncio.gather(*(ask(etcd, election_pb2.LeaderRequest(name=b"e")) for _ in range(10)))
     assert all(one.kv.key == b"e/1" for one in found)
     assert len(set(scans)) == 10
+
+
+async def test_a_transaction_that_waits_for_the_disk_keeps_none_from_its_turn(
+    etcd: Faced, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All others that read ranges were refused until it had come, though what they read is in memory."""
+    await etcd.set(b"k")
+    read, look = Store.read, Looks.look
+    waiting, come = asyncio.Event(), asyncio.Event()
+
+    def cold(store: Store, *arguments: object) -> object:
+        if not waiting.is_set():
+            raise Misses((b"a row",))
+        return read(store, *arguments)  # type: ignore[arg-type]
+
+    async def slow(looks: Looks, *arguments: Any) -> object:
+        waiting.set()
+        await come.wait()
+        return await look(looks, *arguments)
+
+    monkeypatch.setattr(Store, "read", cold)
+    monkeypatch.setattr(Looks, "look", slow)
+    request = pb.TxnRequest()
+    request.success.add().request_range.CopyFrom(pb.RangeRequest(key=b"a", range_end=b"z"))
+    first = asyncio.create_task(etcd.call("Txn", request))
+    await waiting.wait()
+    assert (await etcd.call("Txn", request)).succeeded
+    come.set()
+    assert (await first).succeeded
