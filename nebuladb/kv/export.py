@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from itertools import chain
+from itertools import chain, repeat
 from typing import Final
 
 from zstandard import ZstdCompressor
 
-from nebuladb.errors import Corruption, Unavailable
+from nebuladb.errors import Corruption, StoreClosed, Unavailable
 from nebuladb.ids import Generation, GroupId
 from nebuladb.kv.chunk import CHUNK_BYTES, ROW_LENGTHS, ChunkKind, End, Head, encode_chunk, stream_hash
 from nebuladb.kv.rows import PREFIX_SIZE, Keys, group_span
@@ -54,7 +54,7 @@ class Exporter:
         self.head = Head(
             group, state.index, state.term, state.revision, state.floor, state.keys, state.size, state.configuration
         )
-        self._chunks = self._run(spans)
+        self._chunks: Iterator[bytes] = self._run(spans)
 
     def read(self) -> bytes | None:
         """The next chunk; None after the last. Raises `Corruption` or `StoreError`; then the sequence has no end."""
@@ -63,6 +63,7 @@ class Exporter:
     def close(self) -> None:
         """Let go of the engine, even while `read` runs in a thread, which then raises `StoreError`. Idempotent."""
         self._view.close()
+        self._chunks = map(_closed, repeat(None))  # what it was leads back to this, and has a row and a chunk
 
     def _run(self, spans: Sequence[tuple[bytes, bytes]]) -> Iterator[bytes]:
         head = self.head.encode()
@@ -93,3 +94,7 @@ class Exporter:
             yield rows_chunk(bytes(waiting))
         end = End(rows, size, digest.digest()).encode()
         yield encode_chunk(ChunkKind.END, number + 1, len(end), end)
+
+
+def _closed(_: None) -> bytes:
+    raise StoreClosed
