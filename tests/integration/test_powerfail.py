@@ -340,8 +340,9 @@ die()
 def test_failing_disk(number: int, kind: str, library: Path, data: Path, records: Path) -> None:
     """A failed fdatasync reaches us, classified, and the WAL writer stays broken when the disk has recovered (S33).
 
-    But RocksDB looks every 5 s whether a full disk has room again, and goes on by itself then: on a busy machine the
-    second write may come after that. (The daemon never writes a second time.)
+    But RocksDB looks every 5 s whether a full disk has room again, and goes on by itself then: on a busy machine that
+    may come before the second write, or amid it, and what was refused is durable then. (The daemon never writes a
+    second time.)
     """
     program = (
         STORE
@@ -364,7 +365,7 @@ die()
     first, second = run(program, data, powerfail.environ(library, records, data)).stdout.split()
     assert first == kind
     powerfail.cut(data, records)
-    if number == errno.ENOSPC and second == "written":
+    if number == errno.ENOSPC:
         assert opened(data) >= 5
     else:
         assert second != "written"
