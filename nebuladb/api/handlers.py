@@ -98,11 +98,7 @@ class Handlers:
             except NebulaError as error:
                 worded = self._worded(error, translate)
                 code = worded.code
-                try:
-                    await self._abort(context, worded, error.group)
-                finally:
-                    # Both this frame, with the request, and those of who set a future by it have the error.
-                    error.__traceback__ = None
+                await self._abort(context, worded, error)
                 raise
             except asyncio.CancelledError:
                 code = "CANCELLED"
@@ -136,11 +132,7 @@ class Handlers:
             except NebulaError as error:
                 worded = self._worded(error, translate)
                 code = worded.code
-                try:
-                    await self._abort(context, worded, error.group)
-                finally:
-                    # Both this frame, with the request, and those of who set a future by it have the error.
-                    error.__traceback__ = None
+                await self._abort(context, worded, error)
             except (asyncio.CancelledError, GeneratorExit):
                 code = "CANCELLED"
                 raise
@@ -157,11 +149,16 @@ class Handlers:
             error = Unavailable(f"this node can't read its data store: {error.message}; ask another node")
         return translate(error)
 
-    async def _abort(self, context: Any, worded: NebulaError, group: int) -> None:
-        """End the call with `worded`; `group`: whose leader and descriptor go with it. Does not return."""
-        backend = self._backend
-        detail = status.detail(worded, backend.meta, backend.leader(group), backend.descriptor(group))
-        await status.abort(context, worded, detail)
+    async def _abort(self, context: Any, worded: NebulaError, error: NebulaError) -> None:
+        """End the call with `worded`, in the words for clients, for `error`, with whose group's leader and descriptor.
+        Does not return."""
+        backend, group = self._backend, error.group
+        try:
+            detail = status.detail(worded, backend.meta, backend.leader(group), backend.descriptor(group))
+            await status.abort(context, worded, detail)
+        finally:
+            # The call's frame, with the request, and those of who set a future by it have the error.
+            error.__traceback__ = None
 
 
 def _full() -> NebulaError:

@@ -97,7 +97,7 @@ class KVService:
         branches = check.txn(request)
         shard = self._sole_shard(request, branches)
         timeout = self._backend.answer_within(context)
-        if not branches.has("put", "delete"):
+        if not branches.writes:
             revision, result = await read_txn(
                 self._backend, shard, branches, timeout, serializable=request.serializable
             )
@@ -160,7 +160,11 @@ async def read_txn(
     findings, spans = Findings(), list(branches.spans())
     # One round confirms many reads, which all go on in one turn: twenty of 50,000 rows each would keep the loop for
     # longer than followers wait for a heartbeat. A few single keys are read in no time, unless they are old.
-    long = len(spans) > FEW_KEYS or any(end for _, end in spans) or _old(branches)
+    long = (
+        len(spans) > FEW_KEYS
+        or any(end for _, end in spans)
+        or any(asked.revision > 0 for _, asked in branches.plain())
+    )
     try:
         async with asyncio.timeout(timeout) if long else nullcontext():
             store, result = await backend.pump.looks.read(
@@ -172,13 +176,6 @@ async def read_txn(
     except NebulaError as error:
         error.group = shard.group  # so that the replica gets its data anew, where that is damaged
         raise
-
-
-def _old(branches: Branches) -> bool:
-    """Whether the transaction looks at a key's past, which may be a thousand versions."""
-    return any(
-        _old(asked) if which == "txn" else asked.revision > 0 for which, asked in (*branches.success, *branches.failure)
-    )
 
 
 async def reclaimed(backend: Backend, shard: Descriptor, revision: int, timeout: float | None) -> None:

@@ -30,8 +30,20 @@ class Branches(NamedTuple):
             else:
                 yield asked.key, b"" if which == "put" else asked.range_end
 
-    def has(self, *kinds: str) -> bool:
-        """Whether a branch, or one of a transaction nested in it, has an operation of these kinds."""
-        return any(
-            which in kinds or (which == "txn" and asked.has(*kinds)) for which, asked in (*self.success, *self.failure)
-        )
+    def plain(self) -> Iterator[Operation]:
+        """All operations that are no transactions, those of nested ones in their place."""
+        for which, asked in (*self.success, *self.failure):
+            if which == "txn":
+                yield from asked.plain()
+            else:
+                yield which, asked
+
+    @property
+    def puts(self) -> bool:
+        """Whether a branch puts anything."""
+        return any(which == "put" for which, _ in self.plain())
+
+    @property
+    def writes(self) -> bool:
+        """Whether a branch writes; if none does, the transaction needs no log entry (etcd 23)."""
+        return any(which != "range" for which, _ in self.plain())

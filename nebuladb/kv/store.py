@@ -305,7 +305,7 @@ class Store:
         """A transaction that writes nothing, at the published revision (etcd 23); `findings`: of the tries before.
         Raises `Misses` for keys that stand alone and are on the disk only, and what `Txn.run` raises.
         """
-        if branches.has("put", "delete"):
+        if branches.writes:
             raise InvariantViolation("a transaction that writes is read")
         revision = self._state.revision
         draft, findings = Draft(self._source, self._state.floor), findings or Findings()

@@ -148,6 +148,6 @@ def grows(kind: int, body: bytes) -> bool:
     if kind != Kind.TXN:
         return kind in GROWING
     try:
-        return check.txn(kv_pb2.TxnRequest.FromString(body)).has("put")
+        return check.txn(kv_pb2.TxnRequest.FromString(body)).puts
     except Exception:  # it will be refused at apply, and takes its own bytes in the log
         return True

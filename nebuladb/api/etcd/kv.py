@@ -105,7 +105,7 @@ class KVService:
         backend, shard = face.backend, face.shard(context)
         timeout = face.timeout(context)
         body = txn.body(branches)
-        if branches.has("put", "delete"):
+        if branches.writes:
             check_size(raw)
             answer = await backend.propose(shard, Command(Kind.TXN, body), timeout)
             assert isinstance(answer.result, TxnResult)

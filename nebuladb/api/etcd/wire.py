@@ -47,7 +47,7 @@ def message_field(tag: bytes, data: bytes) -> bytes:
 
 def bytes_field(tag: bytes, data: bytes) -> bytes:
     """Bytes under their tag; nothing for none."""
-    return b"".join((tag, varint(len(data)), data)) if data else b""
+    return message_field(tag, data) if data else b""
 
 
 def key_value(kv: KeyValue) -> bytes:
