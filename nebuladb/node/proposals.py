@@ -98,6 +98,8 @@ class Proposals:
         self._forwards: dict[int, tuple[int, list[Pending]]] = {}
         self._placed: dict[int, list[Pending]] = {}
         self._share = share or Share(MAX_PENDING_BYTES)
+        self.most = self._share.limit // GROUP_PART
+        """How many bytes of them there may be."""
         self._counts = counts or Share(MAX_NODE_PENDING)
 
     def __len__(self) -> int:
@@ -107,11 +109,6 @@ class Proposals:
     def size(self) -> int:
         """Bytes of the writes that wait here, but for control commands."""
         return self._size
-
-    @property
-    def most(self) -> int:
-        """How many there may be."""
-        return self._share.limit // GROUP_PART
 
     @property
     def forwards(self) -> int:
@@ -137,7 +134,7 @@ class Proposals:
         self._pending[request.request] = pending
 
     def _check(self, size: int) -> None:
-        if len(self._pending) - self._control >= MAX_PENDING or self._size + size > self._share.limit // GROUP_PART:
+        if len(self._pending) - self._control >= MAX_PENDING or self._size + size > self.most:
             raise self._refused("this shard has too many writes in flight on this node; back off and try again")
         if not (self._share.fits(size) and self._counts.fits(1)):
             raise self._refused("this node has too many writes in flight; back off and try again")
