@@ -189,6 +189,8 @@ class Raft(State):
         """Stand for election now. `transfer`: because the leader asked for it, hence without a pre-vote."""
         if self.role is LEADER or not self._promotable() or self.log.change_unapplied():
             return  # a committed configuration may count by another majority than ours (S4)
+        if self._election.bound and not transfer:
+            return
         if self._config.pre_vote and not transfer:
             self._become_pre_candidate()
         else:
@@ -340,6 +342,8 @@ class Raft(State):
         """Enter `role`: reads that asked the former leader fail, and a transfer ends."""
         if self.role is LEADER:
             self._reads.fail()
+        elif self.leader:
+            self._election.bind()
         self._forwarded.fail()
         self.transferee = self._idle = 0
         self.quiet = False

@@ -19,7 +19,7 @@ TRANSFER: Final = 1
 class Election:
     """One replica's part in elections: as a voter, and as a candidate of either kind."""
 
-    __slots__ = ("_config", "_log", "_outbox", "_rng", "_state", "_tracker", "_votes", "_young", "elapsed", "timeout")
+    __slots__ = ("_bound", "_config", "_log", "_outbox", "_rng", "_state", "_tracker", "_votes", "elapsed", "timeout")
 
     def __init__(
         self, config: Config, state: State, log: RaftLog, outbox: Outbox, tracker: ProgressTracker, rng: Rng
@@ -31,8 +31,9 @@ class Election:
         self._tracker = tracker
         self._rng = rng
         self._votes: dict[int, bool] = {}
-        self._young = config.election_ticks if config.guards_leases else 0
-        """Ticks for which we don't vote: we may have answered a leader, and forgotten it in a restart (S9)."""
+        self._bound = config.election_ticks if config.guards_leases else 0
+        """Ticks for which we neither vote nor stand: we may have answered a leader, and forgotten it in a restart, or
+        have it no more since we heard of a later term. It may still read by its lease (S9)."""
         self.elapsed = 0
         """Ticks since we heard from a leader or voted; on a leader, since it last made sure of its quorum."""
         self.timeout = 0
@@ -48,13 +49,25 @@ class Election:
     def tick(self) -> bool:
         """Returns whether the timeout has passed."""
         self.elapsed += 1
-        if self._young:
-            self._young -= 1
+        if self._bound:
+            self._bound -= 1
         return self.elapsed >= self.timeout
 
     def loyal(self) -> bool:
         """Whether a leader spoke within the least election timeout: then we ignore candidates (thesis §4.2.3)."""
         return self._config.check_quorum and self._state.leader != 0 and self.elapsed < self._config.election_ticks
+
+    @property
+    def bound(self) -> bool:
+        """Whether a leader may still read by what we answered it (S9)."""
+        return self._bound > 0
+
+    def bind(self) -> None:
+        """We are about to have another leader than the one we heard from last, or none. (A candidate of a later term
+        that we refused, or that never reached us, answers what we once asked it. Were we free then, its request, late,
+        or its next one would elect it while our leader reads by its lease.)"""
+        if self._config.guards_leases:
+            self._bound = max(self._bound, self._config.election_ticks - self.elapsed)
 
     def campaign(self, kind: MessageType, term: int, hint: int) -> None:
         """Ask every other voter for its (pre-)vote for `term`. Our own counts when `count` says so.
@@ -77,8 +90,8 @@ class Election:
     def on_request(self, message: Message) -> None:
         """Answer a vote or pre-vote request of our term, or a pre-vote request of a later one."""
         state, pre = self._state, message.type == MessageType.PRE_VOTE
-        if self._young and message.hint != TRANSFER:  # a leader that hands over has given up its lease (S10)
-            probe("no vote so soon after the start")
+        if self._bound and message.hint != TRANSFER:  # a leader that hands over has given up its lease (S10)
+            probe("no vote while a leader may read by its lease")
             self.refuse(message)
             return
         free = state.vote == message.sender or (state.vote == 0 and state.leader == 0)

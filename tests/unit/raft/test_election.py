@@ -353,6 +353,54 @@ class TestStickiness:
         assert [m.reject for m in replica.take()] == [False]
 
 
+class TestLeases:
+    """What a voter owes a leader that may read by its lease (thesis §6.4.1; S9)."""
+
+    def heard(self, *, guards: bool = True) -> Replica:
+        """A voter that has heard from leader 1 of term 1."""
+        replica = Replica(2, config=Config(2, guards_leases=guards))
+        replica.tick(10)
+        replica.step(heartbeat(1, 2, 1))
+        replica.take()
+        return replica
+
+    def test_who_answered_a_leader_votes_for_nobody_for_as_long_also_where_it_hears_of_a_later_term(self) -> None:
+        """3 stood in term 2 while 1 was silent; its request takes its time, and 1 speaks again, to 2 alone. An answer
+        of 3 to a request of 2's, from before, tells 2 the term: it has no leader then, but 1 may read by its lease."""
+        replica = self.heard()
+        replica.step(Message(T.PRE_VOTE_REPLY, 3, 2, 2, reject=True))
+        assert (replica.raft.term, replica.raft.leader) == (2, 0)
+        for ask in (vote(3, 2, 2), pre_vote(3, 2, 3), vote(3, 2, 3)):
+            replica.step(ask)
+            assert [reply.reject for reply in replica.take()] == [True]
+        replica.tick(9)
+        replica.step(vote(3, 2, 3))
+        assert [reply.reject for reply in replica.take(T.VOTE_REPLY)] == [True]
+        replica.tick()
+        replica.step(vote(3, 2, 3))
+        assert [reply.reject for reply in replica.take(T.VOTE_REPLY)] == [False]
+
+    def test_nor_does_it_stand_itself(self) -> None:
+        replica = self.heard()
+        replica.step(Message(T.PRE_VOTE_REPLY, 3, 2, 2, reject=True))
+        replica.campaign()
+        assert replica.role() is StateRole.FOLLOWER
+        replica.tick(10)
+        replica.campaign()
+        assert replica.role() is StateRole.PRE_CANDIDATE
+
+    def test_a_leader_that_hands_over_has_given_its_lease_up(self) -> None:
+        replica = self.heard()
+        replica.step(vote(3, 2, 2, hint=1))
+        assert [reply.reject for reply in replica.take()] == [False]
+
+    def test_without_leases_a_later_term_frees_it(self) -> None:
+        replica = self.heard(guards=False)
+        replica.step(Message(T.PRE_VOTE_REPLY, 3, 2, 2, reject=True))
+        replica.step(vote(3, 2, 2))
+        assert [reply.reject for reply in replica.take()] == [False]
+
+
 class TestCheckQuorum:
     """Thesis §6.2: "a leader steps down if an election timeout elapses without a successful round of heartbeats"."""
 
