@@ -6,9 +6,11 @@ from random import Random
 
 import pytest
 
+from nebuladb.node.members import add_step
 from nebuladb.sim.violation import Violation
 from nebuladb.sim.workloads import refusals
 from nebuladb.sim.workloads.refusals import ask_wrongly
+from nebuladb.sim.workloads.steward import WRONG
 from tests.unit.node.trio import Trio
 
 ASKED = ("add_step", "claim_step", "move_step", "promote_step", "remove_step", "replace_step")
@@ -25,6 +27,17 @@ def _ask_all(seeds: int) -> None:
 
 def test_the_product_refuses_all_of_it() -> None:
     _ask_all(200)
+
+
+def test_what_the_steward_gives_by_mistake_is_none_of_it() -> None:
+    """Seed 7300835: the same node, asked for again at the same wrong address, is no other of its name."""
+    trio = Trio()
+    trio.start()
+    trio.founded()
+    trio.drive(0, lambda meta: add_step(meta, "n4", WRONG, 99))
+    node = trio.node(0)
+    for seed in range(200):
+        ask_wrongly(Random(seed), node.meta, node.founding)
 
 
 @pytest.mark.parametrize("step", ASKED)

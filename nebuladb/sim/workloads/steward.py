@@ -21,7 +21,7 @@ from nebuladb.sim.core import Core
 from nebuladb.sim.machine import Machine
 from nebuladb.sim.place import Place
 from nebuladb.sim.workloads.lagging import in_sync_by_all
-from nebuladb.sim.workloads.refusals import FREE, ask_wrongly
+from nebuladb.sim.workloads.refusals import ask_wrongly
 
 MAX_MEMBERS: Final = 6
 """One more than vote: it has learners."""
@@ -30,6 +30,8 @@ ASKS_MS: Final = 600
 """After which a node that was removed and hasn't noticed asks about itself."""
 DEAD: Final = 0.5
 """Share of the nodes to be replaced that are dead, for good."""
+WRONG: Final = "wrong:2"
+"""A peer address that a node is made known under by mistake."""
 PATIENCE: Final = 0.3
 """Share of the looks at a learner after which it shall vote."""
 
@@ -163,7 +165,7 @@ class Steward(Actor):
         """The node isn't started: it is made known, perhaps under a wrong address first, and then it is."""
         fresh = self._rng.getrandbits(63) | 1
         if record is None:
-            first = FREE if self._rng.random() < 0.3 else address
+            first = WRONG if self._rng.random() < 0.3 else address
             return add_step(meta, wish.name, first, fresh, learner=wish.learner)
         wish.begun = True
         if record.peer_address != address:
