@@ -62,6 +62,8 @@ class Disk:
         """Virtual ms before which no sync ends."""
         self.slow_until = 0
         """Virtual ms up to which every sync takes long."""
+        self.rests_until = 0
+        """Virtual ms up to which whoever writes much may rest: as long as it took what hung, or was slow."""
         self.cramped = False
         """While it is short of space, a compaction found no room."""
         self._wiped = False
@@ -100,10 +102,13 @@ class Disk:
 
     def time(self) -> int:
         """What a sync or flush that begins now takes, in ms."""
-        faults = self._core.faults
-        slow = self._rng.random() < faults.slow_sync or self.slow_until > self._core.scheduler.now
-        wait = max(0, self.hangs_until - self._core.scheduler.now)
-        return wait + self._rng.randrange((SLOW_SYNC_MS if slow else faults.sync) + 1)
+        faults, now = self._core.faults, self._core.scheduler.now
+        strained, wait = self.slow_until > now, max(0, self.hangs_until - now)
+        slow = self._rng.random() < faults.slow_sync or strained
+        time = wait + self._rng.randrange((SLOW_SYNC_MS if slow else faults.sync) + 1)
+        if wait or strained:
+            self.rests_until = max(self.rests_until, now + 2 * time)
+        return time
 
     def chill(self, rng: Random) -> None:
         """Until `warm`, some rows are on the disk only. Clients' reads, between turns, find everything in memory."""

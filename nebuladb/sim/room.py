@@ -31,7 +31,7 @@ class Room:
     def check(self, name: str) -> None:
         """Raise `Violation` if any of it still takes room, and the disk is to blame for nothing."""
         disk = self._disk
-        if max(disk.hangs_until, disk.slow_until) > self._since or disk.cramped:
+        if max(disk.hangs_until, disk.slow_until, disk.rests_until) > self._since or disk.cramped:
             return
         left = [key for key, since in self._waste.items() if disk.data.waste.get(key) == since]
         require(not left, f"{name} is short of space, and {left} take room after {self.soon} ms (S33)")

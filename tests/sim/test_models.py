@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import random
 from collections import Counter
+from typing import TYPE_CHECKING, cast
 
 import pytest
 
-from nebuladb.ids import BatchId, GroupId
+from nebuladb.ids import BatchId, Generation, GroupId
 from nebuladb.kv.answer import KeyValue
+from nebuladb.kv.rows import Keys
 from nebuladb.node.frame import Address, Envelope
 from nebuladb.raft import HardState, Message, MessageType
 from nebuladb.raft.entry import encode_entry
@@ -21,11 +23,16 @@ from nebuladb.sim.invariants.changes import Changes
 from nebuladb.sim.invariants.logs import Logs
 from nebuladb.sim.network import Network
 from nebuladb.sim.register import Register
+from nebuladb.sim.room import Room
 from nebuladb.sim.scheduler import Scheduler
 from nebuladb.sim.trace import Trace
 from nebuladb.sim.violation import Violation
+from nebuladb.storage.engine import Batch
 from nebuladb.storage.log_batch import GroupWrite, LogBatch
 from tests.unit.node.wire import encode_frame
+
+if TYPE_CHECKING:
+    from nebuladb.sim.life import Life
 
 GROUP = GroupId(1)
 
@@ -214,6 +221,34 @@ def test_a_hanging_disk_ends_no_sync_before_its_time() -> None:
     disk.sync(2, lambda batch: done.append(world.scheduler.now))
     run(world)
     assert 1_000 <= done[0] < 1_010
+
+
+def wasteful(disk: Disk) -> None:
+    """A deletion takes room there, durably."""
+    row = Keys(GROUP, Generation(1)).record_key(2, 0)
+    put, deletion = Batch(), Batch()
+    put.put(row, b"x")
+    deletion.delete(row)
+    for batch in (put, deletion):
+        disk.data.write(batch)
+    disk.data.flush()
+
+
+@pytest.mark.parametrize("hung", [0, 700])
+def test_who_compacted_while_the_disk_hung_may_rest_as_long(hung: int) -> None:
+    """Seed 7300786: a compaction took 635 ms, and the rest behind it was taken for room that isn't given back."""
+    world = core()
+    disk = Disk(world, 0, Logs())
+    disk.hangs_until = hung
+    disk.time()
+    world.scheduler.after(800, wasteful, disk)
+    run(world)
+    room = Room(cast("Life", None), disk, world)
+    if hung:
+        room.check("n1")
+    else:
+        with pytest.raises(Violation, match="take room"):
+            room.check("n1")
 
 
 def test_clocks_drift_and_begin_anywhere() -> None:
