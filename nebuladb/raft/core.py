@@ -189,8 +189,8 @@ class Raft(State):
         """Stand for election now. `transfer`: because the leader asked for it, hence without a pre-vote."""
         if self.role is LEADER or not self._promotable() or self.log.change_unapplied():
             return  # a committed configuration may count by another majority than ours (S4)
-        if self._election.bound and not transfer:
-            return
+        if self._election.bound and not transfer and self.configuration.votes_beside(self.replica):
+            return  # the leader that we answered may read by its lease (S9)
         if self._config.pre_vote and not transfer:
             self._become_pre_candidate()
         else:

@@ -389,6 +389,11 @@ class TestLeases:
         replica.campaign()
         assert replica.role() is StateRole.PRE_CANDIDATE
 
+    def test_who_votes_alone_waits_for_nobody(self) -> None:
+        replica = Replica(1, (1,), config=Config(1, guards_leases=True))
+        replica.campaign()
+        assert replica.role() is StateRole.LEADER
+
     def test_a_leader_that_hands_over_has_given_its_lease_up(self) -> None:
         replica = self.heard()
         replica.step(vote(3, 2, 2, hint=1))
