@@ -165,3 +165,57 @@ def test_a_replica_does_not_vote_just_after_its_start() -> None:
     request = trio.node(other).submit(DEFAULT_GROUP, Command(Kind.PUT, put_request(b"k", b"w")), trio.time + 10_000)
     trio.until(lambda: request in machine.answers, "a write")
     assert isinstance(machine.answers[request], Answer)
+
+
+def stands(trio: Trio, place: int) -> None:
+    """A replica's patience is over."""
+    host = trio.node(place).host
+    host.replicas[DEFAULT_GROUP].raft.campaign()
+    host._dirty[DEFAULT_GROUP] = None
+
+
+def test_who_answered_a_leader_elects_nobody_though_it_hears_of_a_later_term() -> None:
+    """The leader stands still, and doesn't reach one of the others, which stands: its frames are slow. The voter asks
+    that one for its vote in turn, and hears from the leader again, which reads by its lease from then on. The slow
+    one's answer tells the voter the later term; were it free then, the next request would elect a second leader."""
+    trio = founded()
+    old = leased(trio)
+    voter, other = (old + 1) % 3, (old + 2) % 3
+    ids = [trio.node(place).identity.node for place in range(3)]
+    rafts = [trio.node(place).host.replicas[DEFAULT_GROUP].raft for place in range(3)]
+    for raft in rafts:
+        raft._election.timeout = 1_000  # who stands, and when, is told here
+    cut, late = {(old, other), (other, old)}, list[bytes]()
+
+    def lost(sender: int, receiver: int, frame: bytes) -> bool:
+        way = ids.index(sender), ids.index(receiver)
+        if way == (other, voter) and rafts[other].role is StateRole.CANDIDATE:
+            late.append(frame)
+        return way in cut or frame in late
+
+    trio.lose = lost
+    trio.hung.add(old)
+    trio.run(500)
+    stands(trio, other)
+    trio.settle()
+    stands(trio, voter)
+    trio.settle()
+    trio.hung.clear()
+    trio.run(100)
+    trio.node(old).read(DEFAULT_GROUP, trio.time + 10_000)
+    trio.settle()
+    assert reading(trio, old), "the voter has confirmed it"
+    cut |= {(old, voter), (voter, old)}
+    for frame in late:
+        trio.node(voter).host.receive(ids[other], frame)
+    assert rafts[voter].term == rafts[other].term > rafts[old].term
+    trio.lose = lambda sender, receiver, frame: ids[old] in (sender, receiver)
+    stands(trio, other)
+    trio.settle()
+    assert reading(trio, old), "its lease holds still"
+    assert rafts[other].role is not StateRole.LEADER
+    trio.run(500)
+    stands(trio, other)
+    trio.settle()
+    assert rafts[other].role is StateRole.LEADER
+    assert not reading(trio, old)
