@@ -10,11 +10,13 @@ from typing import Final
 
 from nebuladb.api.backend import Backend, check_points, key_value
 from nebuladb.api.deliveries import Delivery
+from nebuladb.api.drive import Due
 from nebuladb.env import probe
 from nebuladb.errors import Corruption, InvalidArgument, WrongShard
 from nebuladb.kv import check
 from nebuladb.kv.answer import KeyValue
 from nebuladb.kv.pin import Pin
+from nebuladb.kv.store import Store
 from nebuladb.node.meta import DEFAULT
 from nebuladb.pb.nebula.v1 import kv_pb2 as pb
 from nebuladb.shard import Descriptor
@@ -34,6 +36,8 @@ MIN_STRETCH_KEYS: Final = 32
 """Keys that are read from one shard at a time at least, however many shards there are."""
 MIN_STRETCH_BYTES: Final = 1 << 10
 """Likewise."""
+SHARDS_AT_ONCE: Final = 128
+"""Whose revisions are asked for in one go: some milliseconds."""
 STRETCH_ROWS: Final = 2_048
 """Rows that are looked at in one turn of the loop: 5 ms."""
 HOLD_SECONDS: Final = 10.0
@@ -293,13 +297,9 @@ async def _pin(
     if request.revision and len(shards) > 1:
         raise WrongShard("a revision is one shard's; scan one shard's keys, or leave the revision open")
     named = {pair.group: pair.revision for pair in request.revisions}
-    for group in named:
-        backend.route_group(request.keyspace, group)  # or the rest of it would be another keyspace's of the same name
-    stores = await asyncio.gather(
-        *(
-            backend.current(shard, timeout, serializable=request.serializable, max_staleness=request.max_staleness)
-            for shard in shards
-        )
+    backend.check_groups(request.keyspace, named)  # or the rest of it would be another keyspace's of the same name
+    stores = await _stores(
+        backend, shards, timeout, serializable=request.serializable, max_staleness=request.max_staleness
     )
     read = [
         (shard, named.get(shard.group) or request.revision or store.revision)
@@ -307,8 +307,30 @@ async def _pin(
     ]
     # A scan that goes on here may have begun at a node that was further than this one, which needn't be up to date.
     behind = [shard for (shard, revision), store in zip(read, stores, strict=True) if revision > store.revision]
-    await asyncio.gather(*(backend.current(shard, timeout) for shard in behind))
+    await _stores(backend, behind, timeout)
     return read
+
+
+async def _stores(
+    backend: Backend, shards: list[Descriptor], timeout: float, *, serializable: bool = False, max_staleness: int = 0
+) -> list[Store]:
+    """As `Backend.current` of each, of a thousand some a turn of the loop."""
+    found, due = list[Store](), Due(timeout)
+    for at in range(0, len(shards), SHARDS_AT_ONCE):
+        async with backend.glances:
+            asking = asyncio.gather(
+                *(
+                    backend.current(shard, due.left(), serializable=serializable, max_staleness=max_staleness)
+                    for shard in shards[at : at + SHARDS_AT_ONCE]
+                )
+            )
+            try:
+                await asyncio.sleep(0)  # each has asked then, and that is what takes time
+            except asyncio.CancelledError:
+                asking.cancel()
+                raise
+        found += await asking
+    return found
 
 
 def _weight(row: KeyValue) -> int:

@@ -198,8 +198,7 @@ def _starts(backend: Backend, request: pb.WatchRequest, shards: list[Descriptor]
         )
     check_points(request.start_revisions)
     starts = {pair.group: pair.revision for pair in request.start_revisions}
-    for group in starts:
-        backend.route_group(request.keyspace, group)  # or it would begin now, and miss what was asked for
+    backend.check_groups(request.keyspace, starts)  # or it would begin now, and miss what was asked for
     if min((request.start_revision, *starts.values())) < 0:
         raise InvalidArgument("a watch starts at a revision from 1 on, or at 0: with the next change")
     return starts

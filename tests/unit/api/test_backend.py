@@ -18,7 +18,7 @@ from nebuladb.node.meta import Meta, founding_request
 from nebuladb.node.pump import Pump
 from nebuladb.pb.nebula.v1 import kv_pb2
 from nebuladb.raft import Configuration
-from nebuladb.shard import Role
+from nebuladb.shard import Descriptor, Role
 
 FOUNDING = Founding(7, (Founder("n1", 11, "a:1"), Founder("n2", 12, "a:2")))
 
@@ -58,6 +58,21 @@ def test_a_lease_is_found_by_the_keyspaces_only_shard_and_a_group_must_be_the_ke
     assert backend(founded()).route_group("default", 0).group == 2
     with pytest.raises(WrongShard):
         backend(founded()).route_group("default", 3)
+
+
+def test_many_groups_are_looked_for_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    looks: list[str] = []
+    shards = [Descriptor(group, "k", 1, b"", b"", (0, 0), ()) for group in range(10, 500)]
+
+    def all_of(keyspace: str) -> list[Descriptor]:
+        looks.append(keyspace)
+        return shards
+
+    monkeypatch.setattr(Backend, "routing", SimpleNamespace(shards=all_of))
+    backend(founded()).check_groups("k", {shard.group: 1 for shard in shards})
+    assert looks == ["k"]
+    with pytest.raises(WrongShard, match="no shard 500"):
+        backend(founded()).check_groups("k", {10: 1, 500: 1})
 
 
 class Lagging:

@@ -12,6 +12,7 @@ import grpc.aio
 import pytest
 
 from nebuladb.api import scan
+from nebuladb.api.pace import Pace
 from nebuladb.errors import Reason
 from nebuladb.ids import DEFAULT_GROUP
 from nebuladb.kv.command import Command, Kind
@@ -159,9 +160,50 @@ async def test_where_a_scan_goes_on_at_a_node_that_is_behind_it_waits_for_its_re
         asked.append(how.get("serializable", False))
         return SimpleNamespace(revision=5)
 
-    backend: Any = SimpleNamespace(current=current, route_group=lambda keyspace, group: shard)
+    backend: Any = SimpleNamespace(current=current, check_groups=lambda keyspace, groups: None, glances=Pace())
     for revision, waits in ((5, []), (6, [False])):
         asked.clear()
         request = kv_pb2.ScanRequest(serializable=True, revisions=[kv_pb2.ShardRevision(group=7, revision=revision)])
         assert await scan._pin(backend, request, [shard], SECONDS) == [(shard, revision)]
         assert asked == [True, *waits]
+
+
+async def test_of_a_thousand_shards_some_are_asked_a_turn_of_the_loop() -> None:
+    shards = [
+        Descriptor(group, "k", 1, b"", b"", (0, 0), ((1, 1),)) for group in range(10, 10 + 3 * scan.SHARDS_AT_ONCE)
+    ]
+    asked: list[int] = []
+    answered = asyncio.Event()
+
+    async def current(shard: Descriptor, timeout: float, **how: Any) -> int:
+        asked.append(shard.group)
+        await answered.wait()
+        return shard.group
+
+    backend: Any = SimpleNamespace(current=current, glances=Pace())
+    reading = asyncio.create_task(scan._stores(backend, shards, SECONDS))
+    for _ in range(10):
+        await asyncio.sleep(0)
+    assert len(asked) == scan.SHARDS_AT_ONCE
+    answered.set()
+    found: list[Any] = await reading
+    assert found == [shard.group for shard in shards]
+
+
+async def test_a_scan_that_is_given_up_while_it_asks_leaves_nobody_asking() -> None:
+    ended = asyncio.Event()
+
+    async def current(shard: Descriptor, timeout: float, **how: Any) -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ended.set()
+
+    backend: Any = SimpleNamespace(current=current, glances=Pace())
+    shard = Descriptor(7, "k", 1, b"", b"", (0, 0), ((1, 1),))
+    reading = asyncio.create_task(scan._stores(backend, [shard], SECONDS))
+    await asyncio.sleep(0)
+    reading.cancel()  # in the turn in which it is asked
+    with pytest.raises(asyncio.CancelledError):
+        await reading
+    await asyncio.wait_for(ended.wait(), SECONDS)
