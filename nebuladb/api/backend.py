@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Collection, Sequence, Sized
-from contextlib import nullcontext
+from collections.abc import Awaitable, Callable, Collection, Sized
 from typing import Any, Final, TypeVar
 
 from google.protobuf.message import DecodeError, Message
@@ -15,9 +14,18 @@ from nebuladb.api.leaving import Leaving
 from nebuladb.api.pace import Pace
 from nebuladb.api.portions import Portions
 from nebuladb.api.status import refusal
-from nebuladb.errors import InvalidArgument, KeyspaceNotFound, NebulaError, Unavailable, WrongEpoch, WrongShard
+from nebuladb.errors import (
+    InvalidArgument,
+    KeyspaceNotFound,
+    NebulaError,
+    ResultTooLarge,
+    Unavailable,
+    WrongEpoch,
+    WrongShard,
+)
 from nebuladb.ids import META_GROUP, lease_group
 from nebuladb.kv.answer import Answer, KeyValue
+from nebuladb.kv.attached import Attached
 from nebuladb.kv.change import LeaseInfo
 from nebuladb.kv.command import Command
 from nebuladb.kv.store import Store
@@ -46,7 +54,12 @@ EARLIER_PART: Final = 5
 MAX_SCANNING: Final = 32
 """Scans that read a page at the same time; the others hold none."""
 MAX_LISTED_HERE: Final = 1_000
-"""Leases, or keys of one, that are told on the loop; of a million others would hear nothing for a second."""
+"""Leases that are told on the loop; of a million others would hear nothing for a second."""
+MAX_KEYS_BYTES: Final = 64 << 20
+"""Of a lease's keys in an answer."""
+KEYS_AT_ONCE: Final = 1_000
+KEYS_AT_ONCE_BYTES: Final = 256 << 10
+"""Of them that are encoded in one go, in a thread."""
 
 TimeToLive = lease_pb2.LeaseTimeToLiveResponse | etcd_lease_pb2.LeaseTimeToLiveResponse
 M = TypeVar("M", bound=Message)
@@ -191,22 +204,40 @@ class Backend:
             raise
 
     async def lease(
-        self, shard: Descriptor, lease: int, timeout: float, *, keys: bool
-    ) -> tuple[int, LeaseInfo | None, Sequence[bytes]]:
-        """A revision of the shard, at least as new as now, and what is left of a lease then; None: there is none. And
-        its keys, if they are asked for."""
+        self,
+        shard: Descriptor,
+        lease: int,
+        timeout: float,
+        told: Callable[[int, LeaseInfo | None], TimeToLive],
+        *,
+        keys: bool,
+    ) -> bytes:
+        """What `told` makes of a revision of the shard, at least as new as now, and of what is left of a lease then;
+        None: there is none. And its keys, if they are asked for, of one lease at a time."""
         await self.current(shard, timeout)
-        async with self.listing if keys else nullcontext():
-            store, found = await self.pump.looks.read(
-                shard.group, self.pump.store(shard.group), lambda store: store.lease(lease)
-            )
-            if found is None or not keys:
-                return store.revision, found, ()
-            revision, attached = store.revision, store.attached(lease)
-            try:
-                return revision, found, await asyncio.to_thread(attached.read)
-            finally:
-                attached.close()
+        if not keys:
+            revision, info, _ = await self._lease(shard.group, lease, keys=False)
+            return told(revision, info).SerializeToString()
+        await self.listing.acquire()
+        telling = asyncio.create_task(self._with_keys(shard.group, lease, told))
+        # Not before: the thread goes on though its caller is gone.
+        telling.add_done_callback(lambda _: self.listing.release())
+        return await asyncio.shield(telling)
+
+    async def _with_keys(self, group: int, lease: int, told: Callable[[int, LeaseInfo | None], TimeToLive]) -> bytes:
+        revision, info, attached = await self._lease(group, lease, keys=True)
+        response = told(revision, info)
+        if attached is None:
+            return response.SerializeToString()
+        try:
+            return await asyncio.to_thread(_with_keys, response, attached)
+        finally:
+            attached.close()
+
+    async def _lease(self, group: int, lease: int, *, keys: bool) -> tuple[int, LeaseInfo | None, Attached | None]:
+        """With its keys, to be closed, if it is there and they are wanted."""
+        store, found = await self.pump.looks.read(group, self.pump.store(group), lambda store: store.lease(lease))
+        return store.revision, found, store.attached(lease) if keys and found is not None else None
 
     async def leases(self, group: int, told: Callable[[dict[int, tuple[int, int]]], T]) -> tuple[int, T]:
         """The store's revision, and what `told` makes of (expires, renewal) of the leases of a group then, by id. Of
@@ -272,19 +303,29 @@ def check_points(pairs: Sized) -> None:
         raise InvalidArgument(f"the request names {len(pairs)} shards; a cluster has {MAX_CLUSTER_SHARDS} at most")
 
 
-async def with_keys(response: TimeToLive, keys: Sequence[bytes]) -> bytes:
-    """The bytes of a response about a lease, with its keys."""
+def _with_keys(response: TimeToLive, attached: Attached) -> bytes:
+    """The bytes of a response about a lease, with its keys. In one go a million would keep the interpreter, and the
+    loop with it, for as long as that takes. Raises `ResultTooLarge`."""
+    kind, parts = type(response), [response.SerializeToString()]
+    some: list[bytes] = []
+    held = size = 0
 
-    def told() -> bytes:
-        response.keys.extend(keys)
-        return response.SerializeToString()
+    def encode() -> None:
+        nonlocal held, size
+        parts.append(kind(keys=some).SerializeToString())
+        size += len(parts[-1])
+        if size > MAX_KEYS_BYTES:
+            raise ResultTooLarge(f"the lease's keys have more than {MAX_KEYS_BYTES >> 20} MiB; ask without them")
+        some.clear()
+        held = 0
 
-    return await _told(len(keys), told)
-
-
-async def _told(count: int, tell: Callable[[], T]) -> T:
-    """What `tell` makes of `count` things, of many in a thread."""
-    return tell() if count <= MAX_LISTED_HERE else await asyncio.to_thread(tell)
+    for key in attached.read():
+        some.append(key)
+        held += len(key)
+        if len(some) == KEYS_AT_ONCE or held >= KEYS_AT_ONCE_BYTES:
+            encode()
+    encode()
+    return b"".join(parts)
 
 
 def key_value(kv: KeyValue) -> pb.KeyValue:

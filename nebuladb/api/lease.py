@@ -6,11 +6,12 @@ from collections.abc import Iterable
 from functools import partial
 from typing import Any
 
-from nebuladb.api.backend import Backend, Divided, parse, session_fields, with_keys
+from nebuladb.api.backend import Backend, Divided, parse, session_fields
 from nebuladb.errors import InvalidArgument, LeaseNotFound
 from nebuladb.ids import lease_group
 from nebuladb.kv import check
 from nebuladb.kv.answer import LeaseResult
+from nebuladb.kv.change import LeaseInfo
 from nebuladb.kv.command import Command, Kind
 from nebuladb.kv.sorting import in_order
 from nebuladb.node.meta import DEFAULT
@@ -65,11 +66,15 @@ class LeaseService:
         request = parse(pb.LeaseTimeToLiveRequest, raw)
         shard = self._shard(request.keyspace, request.id)
         timeout = self._backend.answer_within(context)
-        revision, lease, keys = await self._backend.lease(shard, request.id, timeout, keys=request.keys)
-        response = pb.LeaseTimeToLiveResponse(header=self._backend.header(shard.group, revision), id=request.id, ttl=-1)
-        if lease is not None:
-            response.ttl, response.granted_ttl = lease.remaining, lease.ttl
-        return await with_keys(response, keys)
+
+        def told(revision: int, lease: LeaseInfo | None) -> pb.LeaseTimeToLiveResponse:
+            header = self._backend.header(shard.group, revision)
+            response = pb.LeaseTimeToLiveResponse(header=header, id=request.id, ttl=-1)
+            if lease is not None:
+                response.ttl, response.granted_ttl = lease.remaining, lease.ttl
+            return response
+
+        return await self._backend.lease(shard, request.id, timeout, told, keys=request.keys)
 
     async def List(self, raw: bytes, context: Any) -> bytes:
         request = parse(pb.LeaseListRequest, raw)

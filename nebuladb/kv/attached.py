@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from nebuladb.storage.engine import Engine
 
 
@@ -15,9 +17,9 @@ class Attached:
         self._rows = self._view.scan(low, high)
         self._key_at = len(low)
 
-    def read(self) -> tuple[bytes, ...]:
+    def read(self) -> Iterator[bytes]:
         """All of them, ascending. Once only. Raises `Corruption` or `StoreError`."""
-        return tuple(row[self._key_at :] for row, _ in self._rows)
+        return (row[self._key_at :] for row, _ in self._rows)
 
     def close(self) -> None:
         """Let go of the engine. Idempotent."""

@@ -7,13 +7,13 @@ from collections import deque
 from collections.abc import AsyncIterator, Awaitable
 from typing import Any, Final
 
-from nebuladb.api.backend import with_keys
 from nebuladb.api.backup import Views
 from nebuladb.api.etcd.face import MAX_SECONDS, Face
 from nebuladb.api.etcd.requests import received
 from nebuladb.env import probe
 from nebuladb.errors import NebulaError, Outcome, Unavailable
 from nebuladb.kv.answer import Answer, LeaseResult
+from nebuladb.kv.change import LeaseInfo
 from nebuladb.kv.command import Command, Kind
 from nebuladb.kv.sorting import in_order
 from nebuladb.pb.etcd import lease_pb2 as pb
@@ -53,11 +53,15 @@ class LeaseService:
         request = received(pb.LeaseTimeToLiveRequest, raw)
         backend, shard = self._face.backend, self._face.shard(context)
         timeout = self._face.timeout(context)
-        revision, lease, keys = await backend.lease(shard, request.ID, timeout, keys=request.keys)
-        response = pb.LeaseTimeToLiveResponse(header=self._face.header(shard.group, revision), ID=request.ID, TTL=-1)
-        if lease is not None:
-            response.TTL, response.grantedTTL = lease.remaining, lease.ttl
-        return await with_keys(response, keys)
+
+        def told(revision: int, lease: LeaseInfo | None) -> pb.LeaseTimeToLiveResponse:
+            header = self._face.header(shard.group, revision)
+            response = pb.LeaseTimeToLiveResponse(header=header, ID=request.ID, TTL=-1)
+            if lease is not None:
+                response.TTL, response.grantedTTL = lease.remaining, lease.ttl
+            return response
+
+        return await backend.lease(shard, request.ID, timeout, told, keys=request.keys)
 
     async def LeaseLeases(self, raw: bytes, context: Any) -> bytes:
         received(pb.LeaseLeasesRequest, raw)

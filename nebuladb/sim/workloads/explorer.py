@@ -357,7 +357,7 @@ class Explorer(Actor):
         if info is not None and contents is not None:
             keys = tuple(key for key in sorted(contents) if contents[key].lease == self._lease)
             attached = store.attached(self._lease)
-            said = attached.read()
+            said = tuple(attached.read())
             attached.close()
             right = said == keys and 0 <= info.remaining < info.ttl
             what = f"lease {self._lease} is {info} with {said}, its keys are {keys}"

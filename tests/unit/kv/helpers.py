@@ -153,7 +153,7 @@ def attached(store: Store, lease: int) -> tuple[bytes, ...]:
     """The keys of a lease."""
     view = store.attached(lease)
     try:
-        return view.read()
+        return tuple(view.read())
     finally:
         view.close()
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -161,7 +163,7 @@ async def test_the_keys_of_a_lease_are_read_and_told_beside_the_loop(
         put = await etcd.set(key, lease=7)
     begun, go_on, read = threading.Event(), threading.Event(), Attached.read
 
-    def late(self: Attached) -> tuple[bytes, ...]:
+    def late(self: Attached) -> Iterator[bytes]:
         begun.set()
         assert go_on.wait(10)
         return read(self)
@@ -178,6 +180,47 @@ async def test_the_keys_of_a_lease_are_read_and_told_beside_the_loop(
     assert told.header.revision == put.header.revision
     assert len(closed) == 1
     assert (await left(etcd, 7, keys=True)).keys == [b"a", b"b", b"c"]
+
+
+async def test_a_leases_keys_are_told_whole_or_refused(etcd: Faced, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They were all held, twice, before an answer of hundreds of MiB was refused."""
+    monkeypatch.setattr(backend, "KEYS_AT_ONCE", 2)
+    monkeypatch.setattr(backend, "MAX_KEYS_BYTES", 40)
+    await grant(etcd, 60, 7)
+    keys = [b"%d" % number * 6 for number in range(5)]  # 8 bytes each, as they are encoded
+    for key in keys:
+        await etcd.set(key, lease=7)
+    assert (await left(etcd, 7, keys=True)).keys == keys
+    await etcd.set(b"5", lease=7)
+    assert await refused(etcd, pb.LeaseTimeToLiveRequest(ID=7, keys=True)) == (
+        StatusCode.RESOURCE_EXHAUSTED,
+        "the lease's keys have more than 0 MiB; ask without them",
+    )
+    assert (await left(etcd, 7)).grantedTTL == 60
+
+
+async def test_the_keys_of_one_lease_are_read_at_a_time_though_who_asked_has_gone(
+    etcd: Faced, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await grant(etcd, 60, 7)
+    await etcd.set(b"a", lease=7)
+    begun, go_on, read = threading.Event(), threading.Event(), Attached.read
+
+    def late(self: Attached) -> Iterator[bytes]:
+        begun.set()
+        assert go_on.wait(10)
+        return read(self)
+
+    monkeypatch.setattr(Attached, "read", late)
+    asked = asyncio.ensure_future(left(etcd, 7, keys=True))
+    await asyncio.to_thread(begun.wait, 10)
+    asked.cancel()
+    with suppress(asyncio.CancelledError):
+        await asked
+    await etcd.set(b"b", lease=7)
+    assert etcd.backend.listing.locked()
+    go_on.set()
+    assert (await left(etcd, 7, keys=True)).keys == [b"a", b"b"]
 
 
 async def test_a_revoke_deletes_the_keys_sorted_in_one_revision(etcd: Faced) -> None:
