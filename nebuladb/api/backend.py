@@ -8,6 +8,7 @@ from typing import Any, Final, TypeVar
 
 from google.protobuf.message import DecodeError, Message
 
+from nebuladb.api.asked import Asked
 from nebuladb.api.deliveries import Deliveries
 from nebuladb.api.leadership import Leadership
 from nebuladb.api.leaving import Leaving
@@ -80,6 +81,7 @@ class Backend:
         self.id = pump.node.identity.node
         self.deliveries = Deliveries()
         self.portions = Portions()
+        self.asked = Asked()
         self.leadership = Leadership(self.leader)
         self.leaving = Leaving()
         self.parts = 0

@@ -17,6 +17,8 @@ from nebuladb.errors import NebulaError, StoreClosed, StoreError, TooManyRequest
 MAX_ORDINARY: Final = 20_000
 """Calls in progress, streams included, but for control's: a flood of them leaves those their room in the transport's
 bound. Each costs some kilobytes."""
+COPIES: Final = 3
+"""Of the request of a stream while it is answered: its bytes, the message, and the keys that are read or watched."""
 UNEXPECTED: Final = "INTERNAL"
 """By which a call is counted that ends by an error of ours. Its client is told UNKNOWN; but so is one whose lock is
 refused, as by etcd, and of that nobody need be alarmed."""
@@ -112,11 +114,13 @@ class Handlers:
     def _stream(self, path: str, function: Stream, translate: Translate, weight: int, *, again: bool) -> Stream:
         async def call(asked: Any, context: Any) -> AsyncIterator[bytes]:
             begun, code = time.perf_counter(), UNEXPECTED
-            meta, silent = self._backend.meta, True
+            meta, silent, held = self._backend.meta, True, 0
             self._ordinary += weight
             try:
                 if weight and self._ordinary > MAX_ORDINARY:
                     raise _full()
+                if again:
+                    held = self._backend.asked.take(COPIES * len(asked))
                 try:
                     async for response in function(asked, context):
                         silent = False
@@ -138,6 +142,7 @@ class Handlers:
                 raise
             finally:
                 self._ordinary -= weight
+                self._backend.asked.give(held)
                 self._meter.rpc(path, code, time.perf_counter() - begun)
 
         return call

@@ -50,12 +50,12 @@ class _Part:
 
     __slots__ = ("cursor", "done", "end", "group", "revision", "rows", "start")
 
-    def __init__(self, shard: Descriptor, revision: int, request: pb.ScanRequest) -> None:
+    def __init__(self, shard: Descriptor, revision: int, key: bytes, end: bytes) -> None:
         self.group = shard.group
         self.revision = revision
-        self.start = self.cursor = max(request.key, shard.start) or b"\0"
+        self.start = self.cursor = max(key, shard.start) or b"\0"
         """Where the next stretch begins; empty: nowhere."""
-        self.end = _lower_end(request.range_end or check.TO_THE_LAST, shard.end)
+        self.end = _lower_end(end or check.TO_THE_LAST, shard.end)
         self.rows: deque[KeyValue] = deque()
         """Read ahead."""
         self.done = False
@@ -76,7 +76,8 @@ class Scan:
     def __init__(self, backend: Backend, request: pb.ScanRequest, pinned: list[tuple[Descriptor, int]]) -> None:
         self._backend = backend
         self._keys_only = request.keys_only
-        self._parts = [_Part(shard, revision, request) for shard, revision in pinned]
+        key, end = request.key, request.range_end  # of which each part would else have a copy
+        self._parts = [_Part(shard, revision, key, end) for shard, revision in pinned]
         self._merged = any(shard.slots[1] for shard, _ in pinned)
         self._share = max(1, len(pinned))
         keys = max(MIN_STRETCH_KEYS, PAGE_KEYS // self._share)

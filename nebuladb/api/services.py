@@ -18,6 +18,7 @@ from nebuladb.api.etcd.gateway import Gateway
 from nebuladb.api.etcd.gateway.pages import Pages
 from nebuladb.api.etcd.services import etcd_services
 from nebuladb.api.handlers import MAX_ORDINARY, Handlers, Meter
+from nebuladb.api.health import Health
 from nebuladb.api.keyspace import KeyspaceService
 from nebuladb.api.kv import KVService
 from nebuladb.api.lease import LeaseService
@@ -82,7 +83,7 @@ class ApiServer:
         self._server = engine.server(options=OPTIONS, maximum_concurrent_rpcs=MAX_CALLS, **beside)
         if isinstance(self._server, Server):
             backend.pump.answers = self._server
-        self._health = health.aio.HealthServicer()
+        self._health = Health()
         services: list[Any] = [
             KVService(backend),
             LeaseService(backend),

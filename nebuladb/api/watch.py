@@ -42,15 +42,16 @@ class ShardWatch:
         backend: Backend,
         shard: Descriptor,
         request: pb.WatchRequest,
+        span: tuple[bytes, bytes],
         start: int,
         heard: Callable[[ShardWatch], None],
     ) -> None:
+        """`span`: the request's, of which each part would else have a copy."""
         self.group = shard.group
         self._backend = backend
         self._hub = backend.hub(shard)
         self.watcher: Watcher = self._hub.watch(
-            request.key,
-            request.range_end,
+            *span,
             start,
             prev_kv=request.prev_kv,
             no_put=request.no_put,
@@ -113,7 +114,7 @@ async def watch(
     `Delivery`. Raises `NoLeader` once a shard has had no leader for some seconds, as far as this node knows."""
     shards = backend.routing.covering(request.keyspace or DEFAULT, request.key, request.range_end)
     shards = shards or [backend.route(request.keyspace, request.key)]  # a range without keys: the hub refuses it
-    starts = _starts(backend, request, shards)
+    starts, span = _starts(backend, request, shards), (request.key, request.range_end)
     ready, room = asyncio.Event(), asyncio.Event()
     delivery = backend.deliveries.stream(room, end)
     parts: list[ShardWatch] = []
@@ -138,7 +139,7 @@ async def watch(
             async with backend.glances:
                 for shard in shards[at : at + PARTS_AT_ONCE]:
                     start = starts.get(shard.group, request.start_revision)
-                    parts.append(ShardWatch(backend, shard, request, start, heard))
+                    parts.append(ShardWatch(backend, shard, request, span, start, heard))
         fresh.update(dict.fromkeys(parts))  # one may be canceled already
         for part in parts:
             yield part.announced()

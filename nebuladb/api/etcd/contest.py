@@ -35,6 +35,10 @@ LEAVE_PAUSE_SECONDS: Final = 0.1
 """Between two tries: while nobody leads, each is refused soon."""
 
 
+COPIES: Final = 4
+"""Of the name of a caller that waits: its request, as bytes and as a message, the name, and the key."""
+
+
 class Entry(NamedTuple):
     """An entry that was made, or found."""
 
@@ -194,7 +198,9 @@ class Contest:
         the caller goes.
         """
         try:
-            if not await self._turn(expired):
+            with self._backend.asked.holding(COPIES * len(self._name)):
+                waited = await self._turn(expired)
+            if not waited:
                 return 0
             # What this node knew may be old: its lease may have ended since.
             store = await self._backend.current(self._shard, self._contests.face.timeout(context))

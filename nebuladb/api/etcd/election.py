@@ -9,7 +9,7 @@ from typing import Any, Final
 from nebuladb.api.backend import key_value
 from nebuladb.api.etcd.contest import Contest, Contests, create_is, refused, resignation
 from nebuladb.api.etcd.face import Face
-from nebuladb.api.etcd.line import entries, standing
+from nebuladb.api.etcd.line import earliest, entries
 from nebuladb.api.etcd.requests import received
 from nebuladb.errors import NebulaError
 from nebuladb.kv.answer import KeyValue
@@ -107,12 +107,13 @@ class ElectionService:
         """The leader's key, as of now, and the revision at which it is that, or at which there was none."""
         backend = self._face.backend
         await backend.current(shard, self._face.timeout(context))
-        while (found := await standing(backend, shard, name)).entries:
-            leader = min(found.entries, key=lambda kv: kv.create_revision)
+        while True:
+            revision, leader = await earliest(backend, shard, name)
+            if leader is None:
+                return revision, None
             store, kv = await self._get(shard, backend.pump.store(shard.group), leader.key)
             if kv is not None and kv.create_revision == leader.create_revision:
                 return store.revision, kv
-        return found.revision, None
 
     async def _get(self, shard: Descriptor, store: Store, key: bytes) -> tuple[Store, KeyValue | None]:
         """A key, of this store or, where that takes the disk, of what is there then."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack, closing
 from enum import Enum
 from typing import Final, NamedTuple
@@ -45,25 +45,46 @@ class Standing(NamedTuple):
 
 
 async def standing(backend: Backend, shard: Descriptor, name: bytes) -> Standing:
-    """The entries under a name as they are now. Few small ones are read in one go; of others, whose values go by as
-    well, a stretch at a time, as `Scan` does it, or calls that look at once would keep the loop for all of them.
+    """The entries under a name as they are now. Raises as `earliest`."""
+    found: list[KeyValue] = []
+    return Standing(await _read(backend, shard, name, found.extend), found)
+
+
+async def earliest(backend: Backend, shard: Descriptor, name: bytes) -> tuple[int, KeyValue | None]:
+    """A revision that is published, and the first entry under a name then, without its value. Nothing is kept of the
+    others, whose keys may be large: each call that looks for the leader would have all of them.
 
     Raises `ResultTooLarge` for more than `MAX_ENTRIES`, `TooManyRequests`, or `Unavailable`.
     """
+    first: KeyValue | None = None
+
+    def take(some: Sequence[KeyValue]) -> None:
+        nonlocal first
+        first = min(some if first is None else (first, *some), key=lambda kv: kv.create_revision, default=None)
+
+    return await _read(backend, shard, name, take), first
+
+
+async def _read(backend: Backend, shard: Descriptor, name: bytes, take: Callable[[Sequence[KeyValue]], None]) -> int:
+    """Let `take` have the entries under a name, as they are at the revision that this gives. Few small ones are read in
+    one go; of others, whose values go by as well, a stretch at a time, as `Scan` does it, or calls that look at once
+    would keep the loop for all of them."""
     cursor, end = entries(name)
     with ExitStack() as held:
         async with backend.glances:  # pinned in it: who waits holds nothing
             pin = held.enter_context(closing(backend.pump.store(shard.group).pin()))
             page = pin.scan(cursor, end, keys_only=True, limit=FEW_ENTRIES, max_rows=FEW_ENTRIES, max_read=FEW_BYTES)
-        found = list(page.kvs)
+        count = len(page.kvs)
+        take(page.kvs)
         while page.cursor:
             probe("etcd: entries are read in stretches")
             async with backend.pace:
                 page = pin.scan(page.cursor, end, keys_only=True)
-            found += page.kvs
-            if len(found) > MAX_ENTRIES:
+            count += len(page.kvs)
+            take(page.kvs)
+            if count > MAX_ENTRIES:
                 raise ResultTooLarge(f"there are more than {MAX_ENTRIES} entries under this name")
-        return Standing(pin.revision, found)
+        return pin.revision
 
 
 class Place(Enum):
@@ -136,6 +157,7 @@ class Line:
         """Watch no more. Idempotent."""
         self._broken = True
         self._hub.remove(self._watcher)
+        self._watcher.on_ready = None  # it leads back here: all entries' names would be left to the collector
 
     def _first(self) -> int:
         """The create revision of the first entry."""

@@ -37,7 +37,7 @@ TOO_LARGE: Final = "etcdserver: a revision is too large for one message; watch w
 class Watch:
     """One watch of a stream."""
 
-    __slots__ = ("dead", "elide", "fragment", "id", "notify", "start", "telling", "watcher")
+    __slots__ = ("dead", "elide", "fragment", "held", "id", "notify", "start", "telling", "watcher")
 
     def __init__(self, watch_id: int, request: pb.WatchCreateRequest) -> None:
         self.id = watch_id
@@ -45,6 +45,8 @@ class Watch:
         self.fragment = request.fragment
         self.telling = events.Telling(watch_id, fragment=request.fragment)
         self.notify = request.progress_notify
+        self.held = 0
+        """Bytes of its keys, as they are counted."""
         self.elide = False
         """It was told something since the last notification was due."""
         self.watcher: Watcher
@@ -152,15 +154,21 @@ class WatchStream:
             self._ready.append(watch)
             self._news.set()
 
-        watch.watcher = self._hub.watch(
-            request.key or b"\0",
-            request.range_end,
-            request.start_revision,
-            prev_kv=request.prev_kv,
-            no_put=pb.WatchCreateRequest.NOPUT in request.filters,
-            no_delete=pb.WatchCreateRequest.NODELETE in request.filters,
-            on_ready=ready,
-        )
+        key, end, asked = request.key or b"\0", request.range_end, self._face.backend.asked
+        watch.held = asked.take(len(key) + len(end))
+        try:
+            watch.watcher = self._hub.watch(
+                key,
+                end,
+                request.start_revision,
+                prev_kv=request.prev_kv,
+                no_put=pb.WatchCreateRequest.NOPUT in request.filters,
+                no_delete=pb.WatchCreateRequest.NODELETE in request.filters,
+                on_ready=ready,
+            )
+        except BaseException:
+            asked.give(watch.held)
+            raise
         if watch.watcher.canceled:
             ready()
         elif watch.watcher.lagging:
@@ -333,6 +341,8 @@ class WatchStream:
         watch.telling.forget()
         if self._amid is watch:
             self._amid = None
+        self._face.backend.asked.give(watch.held)
+        watch.held = 0
         self._hub.remove(watch.watcher)
         watch.watcher.on_ready = None  # it knows the watch and this stream: they would be left to the collector
 

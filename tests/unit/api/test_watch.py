@@ -79,7 +79,8 @@ async def test_progress_does_not_pass_over_an_event_that_is_held(
     backend = Backend(served.pump)
     async with AsyncClient([served.address], timeout=SECONDS) as client:
         await client.batch(dict.fromkeys((b"a", b"b", b"c", b"d", b"e"), b""))
-        part = ShardWatch(backend, backend.route("", b"a"), kv_pb2.WatchRequest(key=b"a"), 0, lambda _: None)
+        span = b"a", b""
+        part = ShardWatch(backend, backend.route("", b"a"), kv_pb2.WatchRequest(), span, 0, lambda _: None)
         plan = WatchPlan(kv_pb2.WatchRequest(key=b"a"))
         assert plan.absorb(part.announced()) == []
         await client.delete(b"a", b"f")
