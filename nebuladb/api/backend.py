@@ -241,9 +241,9 @@ class Backend:
         store, found = await self.pump.looks.read(group, self.pump.store(group), lambda store: store.lease(lease))
         return store.revision, found, store.attached(lease) if keys and found is not None else None
 
-    async def leases(self, group: int, told: Callable[[dict[int, tuple[int, int]]], T]) -> tuple[int, T]:
-        """The store's revision, and what `told` makes of (expires, renewal) of the leases of a group then, by id. Of
-        many it does so in a thread, of one request at a time: each has a copy of them all."""
+    async def leases(self, group: int, told: Callable[[dict[int, tuple[int, int, int]]], T]) -> tuple[int, T]:
+        """The store's revision, and what `told` makes of `Lessor.leases` of a group then. Of many it does so in a
+        thread, of one request at a time: each has a copy of them all."""
         if len(self._lessor(group)) <= MAX_LISTED_HERE:
             async with self.pace:
                 return self.pump.store(group).revision, told(self._lessor(group).leases())

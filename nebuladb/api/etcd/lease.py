@@ -172,8 +172,8 @@ class _KeepAlives:
         return response.SerializeToString()
 
 
-def _listed(leases: dict[int, tuple[int, int]]) -> bytes:
+def _listed(leases: dict[int, tuple[int, int, int]]) -> bytes:
     """The field `leases` of a response, in the order of what is left of them, as etcd lists them."""
-    ordered = in_order([(*time, lease) for lease, time in leases.items()], tuple)
+    ordered = in_order([(expires, renewal, lease) for lease, (expires, renewal, _) in leases.items()], tuple)
     statuses = (pb.LeaseStatus(ID=lease) for _, _, lease in ordered)
     return pb.LeaseLeasesResponse(leases=statuses).SerializeToString()

@@ -141,7 +141,7 @@ async def test_lists_of_leases_do_not_share_a_turn_and_of_many_there_is_one_copy
     turns, copied = Turns(), []
     leases = Lessor.leases
 
-    def noted(lessor: Lessor) -> dict[int, tuple[int, int]]:
+    def noted(lessor: Lessor) -> dict[int, tuple[int, int, int]]:
         copied.append(turns.now)
         return leases(lessor)
 
