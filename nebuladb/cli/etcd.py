@@ -10,7 +10,7 @@ from typing import Final
 import click
 from click.core import ParameterSource
 
-from nebuladb.cli.etcd_leases import Leases
+from nebuladb.cli.etcd_leases import MIN_TTL, Leases
 from nebuladb.cli.etcd_source import EtcdSource, Security
 from nebuladb.cli.output import printable
 from nebuladb.cli.parallel import in_parallel
@@ -83,20 +83,14 @@ def import_command(
         settings = Settings(settings.endpoints, KEYSPACE, settings.style, settings.timeout)
     live = EtcdSource(source, Security(cacert, cert, key, user), max(settings.timeout, PATIENCE))
     importer = Importer(Progress(sys.stderr, "imported", noun="keys"), merge=merge, force=force)
-    chosen = settings
 
     async def work(client: AsyncClient) -> None:
         async with live, client.session() as session:
             await importer.run(live, client, session)
 
     try:
-        # Patience is for what happens on the way: a wrong address or keyspace should be told soon.
-        shards = settings.run(lambda client: client.describe_keyspace(chosen.keyspace)).shards
-        if len(shards) != 1:
-            raise ChangeRefused(
-                f"keyspace {settings.keyspace!r} has {len(shards)} shards; etcd's keys need one with a single line of "
-                "revisions: create it with `--partitioning single`"
-            )
+        # Patience is for what happens on the way: what is wrong from the beginning should be told soon.
+        settings.run(_ready)
         settings.run(work, PATIENCE)
     except (NebulaError, KeyboardInterrupt) as error:
         if importer.begun:
@@ -113,6 +107,18 @@ def import_command(
             with settings.output() as output:
                 tally = importer.tally
                 output.row({n: tally[n] for n in NAMES}, b" ".join(b"%s=%d" % (n.encode(), tally[n]) for n in NAMES))
+
+
+async def _ready(client: AsyncClient) -> None:
+    """Raise what stands in the way: a wrong address or keyspace, or an alarm by which writes are refused."""
+    shards = (await client.describe_keyspace(client.keyspace)).shards
+    if len(shards) != 1:
+        raise ChangeRefused(
+            f"keyspace {client.keyspace!r} has {len(shards)} shards; etcd's keys need one with a single line of "
+            "revisions: create it with `--partitioning single`"
+        )
+    # A lease takes space, as what is copied will; --force must not have deleted anything by then.
+    await client.revoke_lease((await client.grant_lease(MIN_TTL)).id)
 
 
 class Importer:

@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from typing import Any
 
 import grpc
 import grpc.aio
@@ -25,6 +26,7 @@ from nebuladb.errors import LeaseExists, Unavailable
 from nebuladb.kv import txn
 from nebuladb.kv.limits import MAX_REQUEST_BYTES
 from nebuladb.pb.etcd import auth_pb2, kv_pb2, lease_pb2
+from nebuladb.pb.etcd import maintenance_pb2 as pb
 from nebuladb.pb.etcd.mvcc_pb2 import KeyValue
 from tests.unit.api.etcd.faced import Faced
 from tests.unit.node.lone import SECONDS
@@ -168,6 +170,21 @@ async def test_force_deletes_first(pair: Pair, lease: int) -> None:
     result = await pair.run("---", "--force")
     assert result.exit_code == 0, result.stderr
     assert await pair.content(pair.target) == await pair.content(pair.source)
+
+
+async def test_a_cluster_without_space_says_so_before_anything_is_deleted(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(command, "PATIENCE", 1.0)
+    await pair.source.set(b"a", b"theirs")
+    await pair.target.set(b"b", b"ours")
+    full = pb.AlarmRequest(action=pb.AlarmRequest.ACTIVATE, memberID=7, alarm=pb.NOSPACE)
+    alarm: Any = pair.target.channel.unary_unary("/etcdserverpb.Maintenance/Alarm")
+    await alarm(full.SerializeToString(), timeout=SECONDS)
+    result = await pair.run("--timeout", "1", "---", "--force")
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert result.stderr.startswith("nebula-cli: the alarm NOSPACE is raised")
+    assert await pair.content(pair.target) == {b"b": (b"ours", 0)}
 
 
 async def test_what_it_would_delete_is_not_what_it_reads(pair: Pair) -> None:
