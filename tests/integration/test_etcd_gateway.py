@@ -84,7 +84,7 @@ def both(pair: Pair, method: str, path: str, body: str | None = None, **headers:
         kind = answer.headers.get("content-type", "")
         lines = answer.body.splitlines() if kind == "application/json" else [answer.body]
         bodies = [normal(json.loads(line)) for line in lines] if kind == "application/json" else lines
-        own = {name: answer.headers.get(name) for name in ("access-control-allow-origin", "allow")}
+        own = {name: answer.headers.get(name) for name in ("access-control-allow-origin", "allow", "location")}
         found.append((answer.status, kind, own, bodies))
     return found[0], found[1]
 
@@ -236,6 +236,10 @@ PAGES: tuple[tuple[str, str], ...] = (
     ("GET", "/readyz/serializable_read?exclude=serializable_read&verbose"), ("GET", "/livez/linearizable_read"),
     ("POST", "/readyz/data_corruption"), ("HEAD", "/livez/serializable_read"),
     ("GET", "http://elsewhere/version"), ("POST", "HTTP://elsewhere:1/version"),
+    *(("POST", path) for path in (
+        "//v3/kv/range", "/v3/kv//range/?a=b&c", "/v3/./kv/x/../range", "/v3", "/v3beta", "/..", "///", "/version/.",
+        "/v3/%2e%2e/x%20y", "/v3//kv%2Frange/%25", "http://elsewhere//version", "/version//", "/v3beta/../v3//",
+    )),
     ("GET", "/"), ("GET", "/nope"), ("GET", "/v3alpha/kv/range"), ("POST", "/v2/keys"), ("OPTIONS", "/v3/kv/put"),
 )  # fmt: skip
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from http import HTTPStatus
 from typing import Final, NamedTuple
+from urllib.parse import quote
 
 import grpc
 
@@ -58,6 +59,12 @@ def http_status(code: grpc.StatusCode) -> int:
 def text(status: int, body: str, *headers: tuple[bytes, bytes]) -> Answer:
     """A refusal as Go's ``http.Error`` says it."""
     return Answer(status, (TEXT, NO_SNIFFING, *headers), body.encode() + b"\n")
+
+
+def moved(path: str, query: str) -> Answer:
+    """Where `path` is, as Go's router says it, without the page for people."""
+    where = quote(path, safe="/$&+,:;=@") + ("?" + query if query else "")
+    return Answer(301, ((b"location", where.encode()),))
 
 
 def refusal(code: grpc.StatusCode, message: str, status: int = 0) -> Answer:

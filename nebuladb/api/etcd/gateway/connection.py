@@ -6,6 +6,7 @@ import asyncio
 import email.utils
 import logging
 import math
+import re
 import socket
 import time
 from contextlib import suppress
@@ -44,6 +45,8 @@ SMALL_READ: Final = 4 << 10
 socket in a turn of the loop, and in chunks of a byte each that would be a minute in which nobody else is served."""
 LINGER_SECONDS: Final = 2.0
 """That a client which is refused may take to read why, and to stop sending."""
+_BROKEN_ESCAPE: Final = re.compile(rb"%(?![0-9A-Fa-f]{2})")
+"""In a path; what is in a query is the page's business."""
 
 
 class Request(NamedTuple):
@@ -159,6 +162,9 @@ class Connection(asyncio.Protocol):
         if isinstance(event, h11.Request):
             self._request = event
             self._wait(REQUEST_SECONDS)
+            if _BROKEN_ESCAPE.search(event.target.partition(b"?")[0]):
+                self._refuse(400, "Bad Request")
+                return
             announced = dict(event.headers).get(b"content-length", b"0")
             if announced.isdigit() and int(announced) > MAX_BODY_BYTES:
                 self._refuse(413, "Request Entity Too Large")

@@ -16,12 +16,12 @@ from google.protobuf import message_factory
 from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
 from google.protobuf.message import Message
 
-from nebuladb.api.etcd.gateway.answer import FROM_GRPC, JSON, Answer, http_status, refusal, stream_error, text
+from nebuladb.api.etcd.gateway.answer import FROM_GRPC, JSON, Answer, http_status, moved, refusal, stream_error, text
 from nebuladb.api.etcd.gateway.connection import Connection, Request
 from nebuladb.api.etcd.gateway.context import Context
 from nebuladb.api.etcd.gateway.mapping import Reader, to_json
 from nebuladb.api.etcd.gateway.pages import PAGES, Pages
-from nebuladb.api.etcd.gateway.routes import PATHS, normal
+from nebuladb.api.etcd.gateway.routes import PATHS, clean, normal
 from nebuladb.api.etcd.gateway.worker import Worker
 from nebuladb.api.etcd.requests import MAX_RECEIVED_BYTES
 from nebuladb.errors import InvalidArgument
@@ -137,7 +137,11 @@ class Gateway:
         if request.method == "OPTIONS":
             await connection.send(Answer(200, ()))
             return
-        path = normal(request.path)
+        path = clean(request.path)
+        if path != request.path:
+            await connection.send(moved(path, request.query))
+            return
+        path = normal(path)
         if path in PAGES:
             allowed = request.method == "GET"
             found = await self._pages.answer(path, parse_qs(request.query, keep_blank_values=True)) if allowed else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import posixpath
 from typing import Final
 
 _BASE: Final = {
@@ -78,6 +79,12 @@ PATHS: Final[dict[str, tuple[str, str]]] = {
     for path, method in paths.items()
 }
 """Path → full name of the service, and method."""
+
+
+def clean(path: str) -> str:
+    """`path` without empty parts and dots, as Go's router has it: who writes it otherwise is sent there."""
+    found = "/" + posixpath.normpath(path).lstrip("/")
+    return found + "/" if (path.endswith("/") and found != "/") or found == "/v3" else found
 
 
 def normal(path: str) -> str:

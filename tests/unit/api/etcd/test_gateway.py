@@ -88,9 +88,22 @@ async def test_the_pages(etcd: Faced) -> None:
         for method in ("POST", "HEAD"):
             refused = await get(etcd.address, path, method)
             assert (refused.status, refused.headers["allow"]) == (405, "get")
-    for path in ("/", "/metrics", "/v2/keys", "/v3alpha/kv/range", "/v3"):
+    for path in ("/", "/metrics", "/v2/keys", "/v3alpha/kv/range", "/v3beta"):
         nothing = await get(etcd.address, path)
         assert (nothing.status, nothing.body) == (404, b"404 page not found\n")
+
+
+async def test_another_way_to_write_a_path_leads_to_it(etcd: Faced) -> None:
+    for path, where in (
+        ("//v3/kv/range", "/v3/kv/range"),
+        ("/v3//kv/./x/../range/?a=%zz", "/v3/kv/range/?a=%zz"),
+        ("/v3", "/v3/"),
+        ("/../version", "/version"),
+        ("//elsewhere/%0d%0ax:%20y", "/elsewhere/%0d%0ax:%20y"),
+    ):
+        for method in ("GET", "POST", "HEAD"):
+            moved = await get(etcd.address, path, method)
+            assert (moved.status, moved.headers["location"], moved.body) == (301, where, b"")
 
 
 async def test_health_tells_of_alarms(etcd: Faced) -> None:
@@ -220,8 +233,10 @@ async def test_a_client_that_asks_first_is_told_to_go_on(etcd: Faced) -> None:
         (b"POST /" + b"x" * 40_000, 431),
         (b"POST /v3/kv/put HTTP/1.1\r\nHost: x\r\nContent-Length: x\r\n\r\n", 400),
         (b"GET / HTTP/1.1\r\n\r\n", 400),
+        (b"GET /version%zz HTTP/1.1\r\nHost: x\r\n\r\n", 400),
+        (b"POST /v3/kv/put% HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\n{}", 400),
     ],
-    ids=["announced", "in small letters", "chunked", "head", "length", "no host"],
+    ids=["announced", "in small letters", "chunked", "head", "length", "no host", "escape", "half an escape"],
 )  # fmt: skip
 @pytest.mark.parametrize("kept", [False, True])
 async def test_what_is_too_large_or_no_request_costs_the_connection(
