@@ -22,6 +22,15 @@ LARGER: Final = "larger than max"
 _COMPRESSED: Final = 1
 
 
+class CutError(StatusError):
+    """A body ended in the middle of its message, or before it: `begun` says which."""
+
+    def __init__(self, *, begun: bool) -> None:
+        # As gRPC for Go says it.
+        super().__init__(grpc.StatusCode.INTERNAL, "unexpected EOF" if begun else "EOF")
+        self.begun = begun
+
+
 def frame(message: bytes) -> bytes:
     """`message` behind its prefix, uncompressed. Raises `OverflowError` past 4 GiB."""
     return b"\0" + len(message).to_bytes(4, "big") + message
@@ -48,14 +57,16 @@ def _checked(flag: int, size: int, max_size: int, inflate: Inflate | None) -> No
 def unframe(data: bytes, max_size: int, inflate: Inflate | None = None) -> bytes:
     """The one message that is all of `data`: a unary request or response that came whole.
 
-    Raises `StatusError`: INTERNAL for none, a part of one, or more than one; else as `MessageReader.feed`.
+    Raises `StatusError`: `CutError` for none or a part of one, INTERNAL for more; else as `MessageReader.feed`.
     """
     if len(data) < PREFIX_BYTES:
-        raise StatusError(grpc.StatusCode.INTERNAL, "a body without the one message that belongs in it")
+        raise CutError(begun=bool(data))
     flag, size = data[0], int.from_bytes(data[1:PREFIX_BYTES], "big")
     _checked(flag, size, max_size, inflate)
-    if size != len(data) - PREFIX_BYTES:
-        raise StatusError(grpc.StatusCode.INTERNAL, "a body holds more or less than the one message that belongs in it")
+    if size > len(data) - PREFIX_BYTES:
+        raise CutError(begun=True)
+    if size < len(data) - PREFIX_BYTES:
+        raise StatusError(grpc.StatusCode.INTERNAL, "a body holds more than the one message that belongs in it")
     message = data[PREFIX_BYTES:]
     return inflate(message, max_size) if flag and inflate is not None else message
 
@@ -163,6 +174,6 @@ class MessageReader:
         return self._inflate(message, self._max_size)
 
     def ended(self) -> None:
-        """The body is over. Raises `StatusError` INTERNAL if that cut a message."""
+        """The body is over. Raises `CutError` if that cut a message."""
         if self.buffer:
-            raise StatusError(grpc.StatusCode.INTERNAL, "the stream ended in the middle of a message")
+            raise CutError(begun=True)

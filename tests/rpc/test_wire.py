@@ -51,7 +51,7 @@ class TestRequests:
             await passes(lambda: server.calls == 0)
 
     @pytest.mark.parametrize("method", ["Echo", "Count"])
-    @pytest.mark.parametrize("body", [b"", b"\0\0\0\0\5hi", b"\0\0\0\0\1a\0\0\0\0\1b", b"\7\0\0\0\0", b"\1\0\0\0\0"])
+    @pytest.mark.parametrize("body", [b"\0\0\0\0\1a\0\0\0\0\1b", b"\7\0\0\0\0", b"\1\0\0\0\0"])
     async def test_a_body_that_is_not_one_message(self, method: str, body: bytes) -> None:
         async with met() as (client, server):
             client.request(1, method)
@@ -62,6 +62,33 @@ class TestRequests:
             client.frame(wire.DATA, wire.END_STREAM, 3)
             for stream in (1, 3):
                 assert (await client.end_of(stream))["grpc-status"] == "13"
+            assert server.calls == 0
+
+    @pytest.mark.parametrize(
+        ("method", "body", "status", "text"),
+        [
+            ("Echo", b"", "2", "EOF"),
+            ("Echo", b"\0\0", "2", "unexpected EOF"),
+            ("Echo", b"\0\0\0\0\5hi", "2", "unexpected EOF"),
+            ("Count", b"", "2", "EOF"),
+            ("Count", b"\0\0\0\0\5hi", "13", "unexpected EOF"),
+            ("Total", b"\0\0\0\0\1a\0", "13", "unexpected EOF"),
+            ("Chat", b"\0\0\0\0\5hi", "13", "unexpected EOF"),
+        ],
+    )
+    async def test_a_body_that_ends_early_is_told_as_go_does(
+        self, method: str, body: bytes, status: str, text: str
+    ) -> None:
+        async with met() as (client, server):
+            client.request(1, method)
+            client.frame(wire.DATA, wire.END_STREAM, 1, body)
+            client.request(3, method)
+            for byte in body:
+                client.frame(wire.DATA, 0, 3, bytes((byte,)))
+            client.frame(wire.DATA, wire.END_STREAM, 3)
+            for stream in (1, 3):
+                end = await client.end_of(stream)
+                assert (end["grpc-status"], end["grpc-message"]) == (status, text)
             assert server.calls == 0
 
     async def test_headers_that_are_no_grpc_request(self) -> None:

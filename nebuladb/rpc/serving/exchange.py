@@ -14,7 +14,7 @@ import grpc.aio
 
 from nebuladb.rpc import framing, status
 from nebuladb.rpc.compression import Codec
-from nebuladb.rpc.framing import MessageReader, Packed
+from nebuladb.rpc.framing import CutError, MessageReader, Packed
 from nebuladb.rpc.http2.errors import ErrorCode
 from nebuladb.rpc.http2.stream import State, Stream
 from nebuladb.rpc.metadata import Fields, Value, encode_metadata
@@ -138,8 +138,13 @@ class Exchange:
 
     def refuse(self, error: StatusError) -> None:
         """End with the status of `error`."""
+        code, route = error.code, self.route
+        if isinstance(error, CutError):
+            # As gRPC for Go has it, which etcd's clients know: UNKNOWN, but for what a stream cuts off.
+            streaming = route is None or route.request_streaming or route.response_streaming
+            code = code if error.begun and streaming else grpc.StatusCode.UNKNOWN
         self._trailing_fields += encode_metadata(error.trailing)
-        self.end(error.code, error.details)
+        self.end(code, error.details)
 
     def end(self, code: grpc.StatusCode | None = None, details: str = "") -> None:
         """Send the status: this one, or what the handler set."""
@@ -336,8 +341,10 @@ class Exchange:
     def whole(self) -> bytes:
         """The one message of a unary request that has come to its end. Raises `StatusError`."""
         message = self.take()
-        if message is None or self._inbox:
-            raise StatusError(grpc.StatusCode.INTERNAL, "a request holds more or less than the one message it must")
+        if message is None:
+            raise CutError(begun=False)
+        if self._inbox:
+            raise StatusError(grpc.StatusCode.INTERNAL, "a request holds more than the one message it must")
         return message
 
     def decode(self, message: bytes) -> Any:
