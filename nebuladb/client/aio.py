@@ -200,6 +200,8 @@ class AsyncClient(Writes):
         majority; it raises `Compacted` where events are lost for good, and the last error if no node serves it for
         `patience` seconds. An event that is waited for with a timeout is not lost (`Items`).
         """
+        if not patience >= 0:
+            raise InvalidArgument(f"patience is {patience}; give seconds, 0 or more (0: the client's timeout)")
         request = built(
             kv_pb2.WatchRequest,
             keyspace=self.keyspace,

@@ -28,7 +28,7 @@ from nebuladb.client.errors import (
 from nebuladb.client.methods import Answer, Method
 from nebuladb.client.retry import Attempts, Kind, Try
 from nebuladb.env import Rng
-from nebuladb.errors import ClientClosed, ConfigurationError, RequestTooLarge, WrongEpoch
+from nebuladb.errors import ClientClosed, ConfigurationError, InvalidArgument, RequestTooLarge, WrongEpoch
 from nebuladb.pb.nebula.v1 import kv_pb2
 from nebuladb.rpc.engine import Engine, engine_of
 
@@ -173,7 +173,9 @@ class Transport:
                 await self.sleep(pause)
 
     def attempts(self, kind: Kind = Kind.READ, pinned: str = "", timeout: float = 0.0) -> Attempts:
-        """A new request's attempts."""
+        """A new request's attempts. Raises `InvalidArgument` for a `timeout` that can't be."""
+        if not timeout >= 0:
+            raise InvalidArgument(f"timeout is {timeout}; give seconds, 0 or more (0: the client's)")
         return Attempts(
             kind, self.endpoints, self.rng, timeout=timeout or self.timeout, now=self.clock(), pinned=pinned
         )

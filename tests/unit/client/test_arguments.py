@@ -47,6 +47,11 @@ WRONG: list[tuple[str, Callable[[AsyncClient], Any]]] = [
     (r"name is '\\ud800', which is no valid text", lambda c: c.create_keyspace("\ud800")),
     ("group is -1", lambda c: c.state_hash(-1)),
     ("node_id is -1", lambda c: c.transfer_leadership(2, -1)),
+    ("patience is -1; give seconds", lambda c: anext(c.watch(b"k", patience=-1))),
+    ("patience is nan", lambda c: anext(c.watch(b"k", patience=math.nan))),
+    ("timeout is -1; give seconds", lambda c: c.create_keyspace("k", timeout=-1)),
+    # It would lie in the loop's heap of timers, and in that of deadlines: those that were added later come too late.
+    ("timeout is nan", lambda c: c.create_keyspace("k", timeout=math.nan)),
 ]
 
 
