@@ -11,6 +11,8 @@ from nebuladb.errors import ConfigurationError
 MAX_PORT: Final = 65535
 MAX_NAME: Final = 253
 """Letters of a host's name (RFC 1035, 2.3.4)."""
+SCHEMES: Final = frozenset({"dns", "ipv4", "ipv6", "unix", "unix-abstract", "vsock", "xds", "google-c2p"})
+"""With these words before a colon gRPC says of what kind the rest of a target is."""
 
 
 def split_address(text: str) -> tuple[str, int]:
@@ -41,6 +43,11 @@ def split_address(text: str) -> tuple[str, int]:
     if not (port_text.isascii() and port_text.isdecimal()) or not 1 <= int(port_text) <= MAX_PORT:
         raise ConfigurationError(f"{text!r}: the port is a number from 1 to {MAX_PORT}")
     return host, int(port_text)
+
+
+def channel_target(address: str) -> str:
+    """What a channel is given for a valid address: `address`, unless its host is called as a scheme of gRPC's is."""
+    return f"dns:///{address}" if address.partition(":")[0].lower() in SCHEMES else address
 
 
 def _can_be_asked(host: str) -> bool:

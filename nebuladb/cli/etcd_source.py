@@ -10,7 +10,7 @@ import grpc
 import grpc.aio
 from google.protobuf.message import Message
 
-from nebuladb.addresses import split_address
+from nebuladb.addresses import channel_target, split_address
 from nebuladb.errors import Compacted, ConfigurationError, Unavailable
 from nebuladb.pb.etcd import auth_pb2, kv_pb2, lease_pb2
 from nebuladb.pb.etcd.mvcc_pb2 import KeyValue
@@ -100,9 +100,9 @@ class EtcdSource:
     async def __aenter__(self) -> Self:
         options = (("grpc.max_receive_message_length", MAX_MESSAGE),)
         if self._credentials is not None:
-            self._channel = secure_channel(self.address, self._credentials, options)
+            self._channel = secure_channel(channel_target(self.address), self._credentials, options)
         else:
-            self._channel = insecure_channel(self.address, options)
+            self._channel = insecure_channel(channel_target(self.address), options)
         return self
 
     async def __aexit__(self, *_: object) -> None:

@@ -13,6 +13,7 @@ import grpc
 import grpc.aio
 from google.protobuf.message import Message
 
+from nebuladb.addresses import channel_target
 from nebuladb.client.clock import boottime
 from nebuladb.client.endpoints import Endpoints
 from nebuladb.client.errors import (
@@ -62,7 +63,7 @@ class Link:
     """One node's channel, with its calls kept ready."""
 
     def __init__(self, address: str, engine: Engine | None = None) -> None:
-        self.channel = (engine or engine_of()).insecure_channel(address, options=OPTIONS)
+        self.channel = (engine or engine_of()).insecure_channel(channel_target(address), options=OPTIONS)
         self._calls: dict[str, Any] = {}
 
     def unary(self, method: Method[Answer]) -> Callable[..., Awaitable[Answer]]:

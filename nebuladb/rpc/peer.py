@@ -12,6 +12,7 @@ import grpc
 import grpc.aio
 from google.protobuf.message import DecodeError
 
+from nebuladb.addresses import channel_target
 from nebuladb.env import Rng, probe
 from nebuladb.errors import ConfigurationError, IdentityError
 from nebuladb.pb.nebula.peer.v1 import peer_pb2 as pb
@@ -319,7 +320,7 @@ class PeerTransport:
         return response
 
     async def _call(self, address: str, method: str, request: Any, response: Any) -> Any:
-        async with self._engine.insecure_channel(address, options=OPTIONS) as channel:
+        async with self._engine.insecure_channel(channel_target(address), options=OPTIONS) as channel:
             call = channel.unary_unary(f"/{SERVICE}/{method}", type(request).SerializeToString, response.FromString)
             return await call(request, timeout=CALL_SECONDS)
 
@@ -385,7 +386,7 @@ class PeerTransport:
 
     async def _dial(self, node: int, address: str) -> bool:
         """One link from beginning to end; True if it stood."""
-        async with self._engine.insecure_channel(address, options=OPTIONS) as channel:
+        async with self._engine.insecure_channel(channel_target(address), options=OPTIONS) as channel:
             method = channel.stream_stream(
                 f"/{SERVICE}/Link", pb.LinkMessage.SerializeToString, pb.LinkMessage.FromString
             )

@@ -1,9 +1,14 @@
 from __future__ import annotations
 
+import socket
+from typing import Any
+
 import pytest
 
+from nebuladb.client import AsyncClient
 from nebuladb.client.endpoints import Endpoints
 from nebuladb.errors import ConfigurationError
+from tests.unit.client.fake import Node
 
 
 @pytest.mark.parametrize("address", ["http://h:1", "h:99999", "h", "h:", "a b:1", "::1:7", "h:٣"])
@@ -35,3 +40,21 @@ def test_a_caller_that_names_many_learns_the_members_all_the_same() -> None:
     endpoints = Endpoints(named)
     endpoints.learn(["m:1"])
     assert endpoints.addresses == [*named, "m:1"]
+
+
+@pytest.mark.parametrize("host", ["dns", "unix", "ipv4", "ipv6"])
+async def test_a_host_may_be_called_as_a_scheme_of_grpcs_is(
+    node: Node, host: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of `dns:7379` the host 7379 was asked, at port 443, and `ipv4:7379` was a ValueError."""
+    known = socket.getaddrinfo
+    asked: list[str] = []
+
+    def getaddrinfo(name: str, *args: Any, **kwargs: Any) -> list[Any]:
+        asked.append(name)
+        return known("127.0.0.1", *args, **kwargs)
+
+    monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
+    async with AsyncClient([f"{host}:{node.port}"]) as client:
+        assert await client.get(b"k") is None
+    assert host in asked
