@@ -41,6 +41,7 @@ TOO_LARGE: Final = "larger than max"
 
 
 FORKED: Final = "this client is another process's; make one after the fork"
+PICKLED: Final = "a client can't be sent to another process; make one there"
 OTHER_LOOP: Final = "this client is another event loop's; make one in each loop"
 
 

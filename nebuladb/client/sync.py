@@ -18,10 +18,10 @@ from collections.abc import (
 )
 from contextlib import contextmanager, suppress
 from functools import wraps
-from typing import Any, Concatenate, Final, Generic, ParamSpec, Self, TypeVar
+from typing import Any, Concatenate, Final, Generic, NoReturn, ParamSpec, Self, TypeVar
 
 from nebuladb.client.aio import AsyncClient
-from nebuladb.client.errors import FORKED
+from nebuladb.client.errors import FORKED, PICKLED
 from nebuladb.client.items import Items, SyncItems, Work
 from nebuladb.client.lease import LeaseKeeper
 from nebuladb.client.scan import Rows, SyncRows
@@ -117,6 +117,9 @@ class _Thread:
         )
         weakref.finalize(self, self._dropped, self._loop, self._end, self._process).atexit = False
         self._thread.start()
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(PICKLED)
 
     @classmethod
     def _serve(cls, loop: asyncio.AbstractEventLoop, end: asyncio.Event, last: Work) -> None:

@@ -7,18 +7,19 @@ import os
 import random
 import weakref
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any, Final, Generic
+from typing import Any, Final, Generic, NoReturn
 
 import grpc
 import grpc.aio
 from google.protobuf.message import Message
 
-from nebuladb.addresses import channel_target
+from nebuladb.addresses import channel_target, split_address
 from nebuladb.client.clock import boottime
 from nebuladb.client.endpoints import Endpoints
 from nebuladb.client.errors import (
     FORKED,
     OTHER_LOOP,
+    PICKLED,
     Failure,
     closed,
     closed_amid,
@@ -145,6 +146,9 @@ class Transport:
         """The process and the loop of the links, once there is one."""
         self._closed = False
 
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(PICKLED)
+
     async def call(
         self,
         method: Method[Answer],
@@ -218,13 +222,15 @@ class Transport:
             raise ClientClosed(why)
 
     def link(self, address: str) -> Link | Failure:
-        """The channel to `address`; a Failure after `close`, and elsewhere than where the first was made."""
+        """The channel to `address`; a Failure after `close`, and elsewhere than where the first was made. Raises
+        `ConfigurationError` for what is no address."""
         if self._closed:
             return closed()
         if why := self.elsewhere():
             return closed(why)
         link = self._links.get(address)
         if link is None:
+            split_address(address)  # a caller may name any
             self._home = self._home or (os.getpid(), asyncio.get_running_loop())
             link = self._links[address] = Link(address, self._engine)
         return link

@@ -107,3 +107,11 @@ def test_endpoints_of_another_type_are_refused(endpoints: Any, said: str) -> Non
     for kind in (AsyncClient, Client):
         with pytest.raises(errors.ConfigurationError, match=said):
             kind(endpoints)
+
+
+@pytest.mark.parametrize("address", ["http://127.0.0.1:7379", "127.0.0.1", "127.0.0.1:99999"])
+async def test_a_node_that_is_named_by_no_address_is_refused(node: Node, address: str) -> None:
+    """It was a ValueError, or without a port "can't be reached", of port 443."""
+    async with AsyncClient([node.address]) as client:
+        with pytest.raises(errors.ConfigurationError, match=r"HOST:PORT|from 1 to"):
+            await client.status(address)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import pickle
 import subprocess
 import sys
 from collections.abc import Awaitable, Callable
@@ -12,7 +13,7 @@ from contextlib import AsyncExitStack, suppress
 import pytest
 
 from nebuladb import errors
-from nebuladb.client import AsyncClient
+from nebuladb.client import AsyncClient, Client
 from nebuladb.client.many import MAX_IN_FLIGHT
 from nebuladb.client.session import WINDOW
 from tests.unit.client.fake import Node
@@ -134,7 +135,7 @@ def test_a_forked_child_leaves_its_parents_connections_alone(node: Node) -> None
     script = """
 import asyncio, os, sys, warnings
 from nebuladb import errors
-from nebuladb.client import AsyncClient
+from nebuladb.client import AsyncClient, Client
 warnings.simplefilter("ignore")
 
 async def child(client, unused, events):
@@ -172,3 +173,12 @@ asyncio.run(main())
     )
     assert (done.returncode, done.stdout) == (0, "0 b'w'\n"), done.stderr
     assert node.count("Watch") == 1, "the parent's went on"
+
+
+async def test_what_would_send_a_client_to_another_process_is_told_to_make_one_there(node: Node) -> None:
+    """As multiprocessing's "spawn" does with arguments: it spoke of a `_contextvars.Context`, or a `WeakSet`."""
+    with Client([node.address]) as client, client.session() as session:
+        async with AsyncClient([node.address]) as other:
+            for one in (client, session, other, other.session(), other.keep_alive(1)):
+                with pytest.raises(TypeError, match="make one there"):
+                    pickle.dumps(one)
