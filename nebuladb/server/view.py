@@ -74,6 +74,8 @@ class NodeView:
             return False, "reads of this node's data store fail, and another node is well"
         if pump.node.host.disk.stuck:
             return False, "the data store takes no writes; the alarm says why"
+        if why := _awaited(pump):  # first: a read of such a shard only waits in vain, and can't tell for what
+            return False, why
         for group in (DEFAULT_GROUP, ETCD_GROUP):
             try:
                 await pump.confirm(group, CONFIRM_SECONDS)
@@ -87,13 +89,9 @@ class NodeView:
     async def _behind(self, pump: Pump) -> str:
         """Why a shard here isn't as new as its leader's, and never was in this process; empty: all are or were, but
         for those that nobody leads: no waiting for this node helps these. A full disk doesn't take what is new."""
-        node = pump.node
-        if node.host.disk.space is Space.CRITICAL:
+        if pump.node.host.disk.space is Space.CRITICAL:
             return ""
-        for group in (*node.snapshots.lost, *node.snapshots.incoming):
-            if _waits(pump, group):
-                return f"shard {group} waits for a snapshot"
-        here = {(group, replica.id) for group, replica in node.host.replicas.items()}
+        here = {(group, replica.id) for group, replica in pump.node.host.replicas.items()}
         self._current &= here
         slots = asyncio.Semaphore(MAX_ASKED)
         asked = [self._ask(pump, group, replica, slots) for group, replica in sorted(here - self._current)]
@@ -211,6 +209,15 @@ class NodeView:
             yield QueueSample(f"writes_{group}", len(writes), proposals.MAX_PENDING)
             yield QueueSample(f"writes_bytes_{group}", writes.size, writes.most)
             yield QueueSample(f"reads_{group}", len(replica.reads), reads.MAX_READS)
+
+
+def _awaited(pump: Pump) -> str:
+    """Which shard here waits for a snapshot, and may get it; empty: none. A full disk doesn't take one."""
+    if pump.node.host.disk.space is Space.CRITICAL:
+        return ""
+    snapshots = pump.node.snapshots
+    awaited = (group for group in (*snapshots.lost, *snapshots.incoming) if _waits(pump, group))
+    return next((f"shard {group} waits for a snapshot" for group in awaited), "")
 
 
 def _waits(pump: Pump, group: int) -> bool:

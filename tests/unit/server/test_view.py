@@ -159,6 +159,22 @@ async def test_a_node_that_waits_for_a_snapshot_is_not_ready(lone: Lone, tmp_pat
     assert await shown.readyz() == (True, ""), "which a full disk doesn't take"
 
 
+async def test_of_the_shard_that_every_node_needs_it_says_that_a_snapshot_is_awaited(
+    lone: Lone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A read of it said, 2 s later, that no leader confirmed it: whoever looked for the fault looked at the leader."""
+
+    def asking(of: int, timeout: float) -> PromptFuture[None]:
+        raise DeadlineExceeded("no leader confirmed the read in time")
+
+    monkeypatch.setattr(lone.pump, "confirm", asking)
+    shown = view(lone, tmp_path)
+    shown.serving = True
+    importer = Importer(lone.data, DEFAULT_GROUP, Generation(9))
+    lone.node.snapshots.incoming[DEFAULT_GROUP] = Incoming((99, 1), 2, 12, importer, 9)
+    assert await shown.readyz() == (False, f"shard {DEFAULT_GROUP} waits for a snapshot")
+
+
 async def test_a_shard_that_nobody_leads_is_not_waited_for(
     lone: Lone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
