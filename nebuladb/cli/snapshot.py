@@ -165,7 +165,7 @@ def verify(settings: Settings, file: Path) -> None:
 
 @snapshot.command("restore")
 @click.argument("files", type=FILE, nargs=-1, required=True)
-@click.option("--data-dir", type=click.Path(path_type=Path, file_okay=False), required=True, help="Must be empty.")
+@click.option("--data-dir", type=click.Path(file_okay=False), required=True, help="Must be empty.")
 @click.option(
     "--name", type=TEXT, default="n1", show_default=True, help="Of the node that will start from the directory."
 )
@@ -184,7 +184,7 @@ def verify(settings: Settings, file: Path) -> None:
 def restore_command(
     settings: Settings,
     files: tuple[Path, ...],
-    data_dir: Path,
+    data_dir: str,
     name: str,
     initial_cluster: str,
     token: str,
@@ -206,10 +206,10 @@ def restore_command(
     from nebuladb.server.restore import Wanted, restore
 
     # The node's own settings know how to read a cluster, and what is wrong with one.
-    flags = {"name": name, "data-dir": str(data_dir), "initial-cluster": initial_cluster}
+    flags = {"name": name, "data-dir": data_dir, "initial-cluster": initial_cluster}
     members = config.load(flags, {}).initial_cluster
     wanted = Wanted(name, members, token, bump_revision, mark_compacted)
-    parts = _with_progress(files, "restored", lambda update: restore(files, data_dir, wanted, update))
+    parts = _with_progress(files, "restored", lambda update: restore(files, Path(data_dir), wanted, update))
     with settings.output() as output:
         _print_parts(output, parts)
 

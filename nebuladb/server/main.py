@@ -59,6 +59,15 @@ class _Group(_Command, click.Group):
     command_class = _Command
 
 
+class _Directory(click.Path):
+    """A directory that there is, or may be."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if value == "":
+            self.fail("it must not be empty", param, ctx)  # for `Path` it is the current directory
+        return super().convert(value, param, ctx)
+
+
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(__version__, prog_name="nebulad", message="%(prog)s %(version)s")
 def nebulad() -> None:
@@ -108,7 +117,7 @@ nebulad.add_command(_start_command())
 @click.option("--nodes", default=3, show_default=True, help="How many nodes.")
 @click.option(
     "--data-dir",
-    type=click.Path(path_type=Path, file_okay=False),
+    type=_Directory(path_type=Path, file_okay=False),
     default=Path("nebula-dev"),
     show_default=True,
     help="Directory of the cluster; node i keeps its data in n{i}.",
@@ -127,7 +136,7 @@ def dev_command(nodes: int, data_dir: Path, base_port: int) -> None:
 
 
 @nebulad.command("verify")
-@click.option("--data-dir", type=click.Path(path_type=Path, file_okay=False), required=True, help="The directory.")
+@click.option("--data-dir", type=_Directory(path_type=Path, file_okay=False), required=True, help="The directory.")
 def verify_command(data_dir: Path) -> None:
     """Check a data directory that no node runs on: documents, log, and the rows of every shard.
 
@@ -143,7 +152,7 @@ def verify_command(data_dir: Path) -> None:
 
 
 @nebulad.command("recover")
-@click.option("--data-dir", type=click.Path(path_type=Path, file_okay=False), required=True, help="A survivor's.")
+@click.option("--data-dir", type=_Directory(path_type=Path, file_okay=False), required=True, help="A survivor's.")
 @click.option(
     "--i-accept-data-loss", "accepted", is_flag=True, help="Do it; without this flag it says what may be lost."
 )

@@ -46,7 +46,7 @@ async def restore(tmp_path: Path) -> AsyncIterator[Restore]:
     saved = await cli("snapshot", "save", file)
     assert saved.exit_code == 0, saved.stderr
 
-    async def run(directory: Path, *flags: object) -> Result:
+    async def run(directory: Path | str, *flags: object) -> Result:
         return await cli("snapshot", "restore", file, "--data-dir", directory, *flags)
 
     yield run
@@ -258,6 +258,17 @@ async def test_a_file_that_is_refused_is_named(save: Save, restore: Restore, tmp
         refused = await asyncio.to_thread(CliRunner().invoke, main, arguments)
         assert (refused.exit_code, refused.stderr.count("\n")) == (1, 1)
         assert refused.stderr.startswith(f"nebula-cli: {file}: ")
+
+
+async def test_a_directory_without_a_name_is_not_the_current_one(
+    restore: Restore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As of `--data-dir "$UNSET"`."""
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    refused = await restore("")
+    assert (refused.exit_code, "data-dir (flag --data-dir): must not be empty" in refused.stderr) == (2, True)
+    assert not os.listdir()
 
 
 async def test_progress_is_told_in_shards(save: Save, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -37,6 +37,9 @@ def nebulad(*words: str, **environ: str) -> subprocess.CompletedProcess[str]:
         (("start", "--config", "/no/such.toml"), "nebulad: config file /no/such.toml: No such file or directory\n"),
         (("dev", "--nodes", "many"), "'many' is not a valid integer"),
         (("dev", "--nodes", "0"), "nebulad: --nodes: 0 is not a number from 1 to"),
+        (("dev", "--data-dir", ""), "Invalid value for '--data-dir': it must not be empty"),
+        (("verify", "--data-dir", ""), "Invalid value for '--data-dir': it must not be empty"),
+        (("recover", "--data-dir", "", "--i-accept-data-loss"), "Invalid value for '--data-dir': it must not be empty"),
         (("fly",), "No such command 'fly'"),
     ],
 )
