@@ -8,17 +8,17 @@ from nebuladb.env import Rng, probe
 from nebuladb.errors import NotLeader, invariant
 from nebuladb.raft.confchange import Change
 from nebuladb.raft.configuration import Configuration
-from nebuladb.raft.election import TRANSFER, Election
+from nebuladb.raft.election import Election
 from nebuladb.raft.entry import CONFIGURATION, NORMAL, Entry
 from nebuladb.raft.following import Following
 from nebuladb.raft.log import RaftLog
 from nebuladb.raft.membership import Membership
-from nebuladb.raft.message import APPEND_REPLY, HEARTBEAT_REPLY, LEADERS_OWN, Message, MessageType
+from nebuladb.raft.message import APPEND_REPLY, HEARTBEAT_REPLY, LEADERS_OWN, REST, TRANSFER, Message, MessageType
 from nebuladb.raft.outbox import Outbox
 from nebuladb.raft.quorum import VoteResult
 from nebuladb.raft.reads import ForwardedReads, LeaderReads
 from nebuladb.raft.ready import DurableMark, HardState, LogReader, Ready
-from nebuladb.raft.replication import REST, Replication
+from nebuladb.raft.replication import Replication
 from nebuladb.raft.state import CANDIDATE, FOLLOWER, LEADER, PRE_CANDIDATE, Config, State, StateRole
 from nebuladb.raft.transfer import Transfer
 

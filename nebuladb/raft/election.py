@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Final
-
 from nebuladb.env import Rng, probe
 from nebuladb.raft.log import RaftLog
-from nebuladb.raft.message import Message, MessageType
+from nebuladb.raft.message import TRANSFER, Message, MessageType
 from nebuladb.raft.outbox import Outbox
 from nebuladb.raft.quorum import VoteResult, vote_result
 from nebuladb.raft.state import Config, State
 from nebuladb.raft.tracker import ProgressTracker
-
-TRANSFER: Final = 1
-"""`Message.hint` of a vote request whose campaign the leader itself asked for."""
 
 
 class Election:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from nebuladb.env import probe
 from nebuladb.raft.log import RaftLog
-from nebuladb.raft.message import APPEND_REPLY, HEARTBEAT_REPLY, Message
+from nebuladb.raft.message import APPEND_REPLY, COMMIT_ONLY, HEARTBEAT_REPLY, REST, Message
 from nebuladb.raft.outbox import Outbox
-from nebuladb.raft.replication import REST, TOLD
 from nebuladb.raft.state import State
 
 
@@ -42,7 +41,7 @@ class Following:
                 log.splice(entries)
                 index += len(entries)
             log.commit_to(min(message.commit, index))
-            if entries or message.hint != TOLD:
+            if entries or message.hint != COMMIT_ONLY:
                 self._outbox.acknowledge(message.sender, index)
 
     def on_heartbeat(self, message: Message) -> None:

@@ -38,20 +38,28 @@ READ_INDEX_REPLY: Final = MessageType.READ_INDEX_REPLY
 LEADERS_OWN: Final = (APPEND, HEARTBEAT)
 """Only the leader of their term sends these."""
 REPLIES: Final = (APPEND_REPLY, HEARTBEAT_REPLY)
-"""Of them, what a leader hears all the time, mostly without anything that follows from it (`Raft.stirs`)."""
+"""What a leader hears all the time, mostly without anything that follows from it (`Raft.stirs`)."""
+
+TRANSFER: Final = 1
+"""`hint` of a VOTE: the leader itself asked for this campaign."""
+COMMIT_ONLY: Final = 1
+"""`hint` of an APPEND without entries: it only tells the commit index. A follower that holds the entry before has
+acknowledged that, or will, and doesn't answer; one that doesn't refuses it like any other."""
+REST: Final = 1
+"""`hint` of a HEARTBEAT: the last one until something happens (S11)."""
 
 
 @dataclass(slots=True)
 class Message:
     """One message. Which fields count depends on the type; the others stay 0.
 
-    PRE_VOTE, VOTE: `index`, `log_term` of the candidate's last entry; `hint` 1 = part of a leadership transfer.
-    Replies to them: `reject`. APPEND: `index`, `log_term` of the entry before `entries`; `commit`; `floor`; `hint` 1 =
-    it only tells the commit index, and needs no answer.
+    PRE_VOTE, VOTE: `index`, `log_term` of the candidate's last entry; `hint` (`TRANSFER`). Their replies: `reject`.
+    APPEND: `index`, `log_term` of the entry before `entries`; `commit`; `floor`; `hint` (`COMMIT_ONLY`).
     APPEND_REPLY: `index` = last index that now matches; or, with `reject`, the refused `index` and in (`hint`,
     `log_term`) the last entry of the follower that could match.
-    HEARTBEAT: `commit` (never above the receiver's match), `floor`, `context` = read round (0 = none), which its reply
-    echoes. READ_INDEX: (`nonce`, `context`) name the follower's read; the reply repeats them, with `index` or `reject`.
+    HEARTBEAT: `commit` (never above the receiver's match), `floor`, `hint` (`REST`), `context` = read round (0 = none),
+    which its reply echoes.
+    READ_INDEX: (`nonce`, `context`) name the follower's read; the reply repeats them, with `index` or `reject`.
     """
 
     type: int

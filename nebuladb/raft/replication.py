@@ -3,24 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Final
 
 from nebuladb.env import probe
 from nebuladb.errors import InvariantViolation, TooManyRequests
 from nebuladb.raft.entry import ENTRY_HEADER, NORMAL, Entry, EntryKind, encode_entry
 from nebuladb.raft.log import FORGOTTEN, RaftLog
-from nebuladb.raft.message import APPEND, HEARTBEAT, Message
+from nebuladb.raft.message import APPEND, COMMIT_ONLY, HEARTBEAT, Message
 from nebuladb.raft.outbox import Outbox
 from nebuladb.raft.progress import PROBE, REPLICATE, SNAPSHOT, Progress
 from nebuladb.raft.quorum import committed
 from nebuladb.raft.state import LEADER, Config, State
 from nebuladb.raft.tracker import ProgressTracker
-
-REST: Final = 1
-"""`Message.hint` of a heartbeat after which none comes until something happens (S11)."""
-TOLD: Final = 1
-"""`Message.hint` of an append without entries that only tells the commit index: whoever holds what it follows on has
-acknowledged that, or will, and needn't answer. Who doesn't, refuses it as any other."""
 
 
 class Replication:
@@ -99,7 +92,7 @@ class Replication:
             more = progress.due(last, commit)
             while more:
                 entries = progress.next <= last and not progress.paused
-                hint = TOLD if progress.state is REPLICATE and not entries else 0
+                hint = COMMIT_ONLY if progress.state is REPLICATE and not entries else 0
                 more = self._send(replica, progress, with_entries=entries, hint=hint)
 
     def _send(self, replica: int, progress: Progress, *, with_entries: bool, hint: int = 0) -> bool:

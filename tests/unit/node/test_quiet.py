@@ -13,7 +13,7 @@ from nebuladb.node.host import SILENT_MS
 from nebuladb.node.keyspaces import Spec, checked, create_step
 from nebuladb.node.members import add_step
 from nebuladb.raft import MessageType
-from nebuladb.raft.replication import REST
+from nebuladb.raft.message import REST
 from nebuladb.shard import Partitioning
 from tests.unit.node.trio import Trio
 from tests.unit.node.wire import decode_frame, put_request

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from nebuladb.raft import Message, MessageType
-from nebuladb.raft.replication import REST
+from nebuladb.raft.message import REST
 from tests.unit.raft.harness import Replica, entry, log_of
 from tests.unit.raft.test_replication import append
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from nebuladb.raft import MessageType
-from nebuladb.raft.replication import TOLD
+from nebuladb.raft.message import COMMIT_ONLY
 from tests.unit.raft.harness import Replica, log_of
 from tests.unit.raft.test_replication import ack, append, leader_of
 
@@ -18,7 +18,7 @@ def test_what_only_tells_the_commit_index_is_answered_only_if_it_is_refused(
 ) -> None:
     replica = Replica(1, term=2, log=log_of(1, 1, 2))
     message = append(3, index, log_term, commit=3)
-    message.hint = TOLD
+    message.hint = COMMIT_ONLY
     replica.step(message)
     assert [reply.reject for reply in replica.take()] == answers
     assert replica.raft.commit == (0 if answers else 3)
@@ -35,5 +35,6 @@ def test_who_has_all_entries_is_told_the_commit_index_and_asked_nothing() -> Non
     told = [message for message in leader.take() if message.type == T.APPEND]
     assert {message.receiver for message in told} == {2, 3}
     assert all(
-        (message.index, message.commit, message.hint, message.entries) == (last, last, TOLD, ()) for message in told
+        (message.index, message.commit, message.hint, message.entries) == (last, last, COMMIT_ONLY, ())
+        for message in told
     )
