@@ -80,7 +80,7 @@ FORWARD_REPLY: Final = HostMessageType.FORWARD_REPLY
 GONE: Final = HostMessageType.GONE
 HASH: Final = HostMessageType.HASH
 SNAPSHOT_CHUNK: Final = HostMessageType.SNAPSHOT_CHUNK
-"""See `LEADER`."""
+"""Bound once: see `raft.state.LEADER`."""
 
 
 @dataclass(slots=True)

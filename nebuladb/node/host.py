@@ -114,7 +114,7 @@ class Host:
                 continue
             replica.tick(boottime)
             replica.cut_due |= cut
-            if replica.cut_due or replica.waits or replica.stirs:
+            if replica.cut_due or replica.waits or replica.has_work:
                 self._dirty[group] = None
             if expire:
                 self._output.answers += replica.expire(now)
@@ -219,7 +219,7 @@ class Host:
         if message.type < FORWARD:
             if not message.entries or not self.disk.refuses(replica, message, self.peers, self.batches.flooded):
                 replica.raft.step(message)
-            if message.type not in REPLIES or replica.stirs:  # of a majority's, the last ask for nothing
+            if message.type not in REPLIES or replica.has_work:  # of a majority's, the last ask for nothing
                 self._dirty[envelope.group] = None
             return
         self._dirty[envelope.group] = None
@@ -252,7 +252,7 @@ class Host:
                 replica = self.replicas.get(group)
                 if replica is not None:
                     replica.raft.durable(mark)
-                    if replica.stirs or replica.waits:
+                    if replica.has_work or replica.waits:
                         self._dirty[group] = None
             self.mail.add(done.held)
             if self._held:
@@ -380,7 +380,7 @@ class Host:
     # --- out -----------------------------------------------------------------------------------------------------
 
     @property
-    def works(self) -> bool:
+    def has_work(self) -> bool:
         """Whether `poll` would look at a group or hand anything out, or something came that somebody acts on."""
         output = self._output
         return bool(

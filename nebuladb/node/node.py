@@ -244,9 +244,9 @@ class Node:
     # --- out -------------------------------------------------------------------------------------------------------
 
     @property
-    def works(self) -> bool:
+    def has_work(self) -> bool:
         """Whether a turn would find anything to do; if not, what came in asks for none."""
-        return self.host.works or bool(self._unwritten) or self.reconciler.busy or self.snapshots.busy
+        return self.host.has_work or bool(self._unwritten) or self.reconciler.busy or self.snapshots.busy
 
     def turn(
         self,
@@ -361,7 +361,7 @@ class Node:
             turn.answers += answers
             if reads:
                 self._take_reads(turn, reads)
-            turn.more |= self.host.works or (bool(self._applier.slices) and self._applier.waits)
+            turn.more |= self.host.has_work or (bool(self._applier.slices) and self._applier.waits)
 
     def _slice_applied(self, work: Slice, data: GroupData, applied: Applied) -> None:
         self._applied += len(work.works)

@@ -58,7 +58,7 @@ class State(IntEnum):
 WAITING: Final = State.WAITING
 SENT: Final = State.SENT
 PLACED: Final = State.PLACED
-"""See `raft.LEADER`."""
+"""Bound once: see `raft.state.LEADER`."""
 
 
 class Pending:

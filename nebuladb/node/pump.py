@@ -236,7 +236,7 @@ class Pump:
             except BaseException as error:
                 self.fail(error)
                 return
-            if self.node.host.works:
+            if self.node.host.has_work:
                 self.wake()
 
     # --- turns -----------------------------------------------------------------------------------------------------
@@ -433,7 +433,7 @@ class Pump:
             except BaseException as error:
                 self.fail(error)
                 return
-            if self.node.works:
+            if self.node.has_work:
                 self.wake()
 
     def fail(self, error: BaseException) -> None:

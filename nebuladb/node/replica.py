@@ -329,9 +329,9 @@ class Replica:
         return self.proposes or self.reads.wants_round
 
     @property
-    def stirs(self) -> bool:
+    def has_work(self) -> bool:
         """Whether Raft may have something to hand out, or the store something to apply."""
-        return self.raft.log.commit > self.applied or self.raft.stirs
+        return self.raft.log.commit > self.applied or self.raft.has_ready
 
     @property
     def urgent(self) -> bool:

@@ -113,7 +113,7 @@ class Raft(State):
         return self._tracker.configuration
 
     @property
-    def stirs(self) -> bool:
+    def has_ready(self) -> bool:
         """Whether `ready` may have something."""
         if self.log.taken != self.log.last or self._saved != (self.term, self.vote) or self._outbox:
             return True
@@ -152,13 +152,13 @@ class Raft(State):
         Raises `NotLeader` (with the leader's replica id, 0 also while leadership is handed over) or `TooManyRequests`;
         then the entry certainly was not appended.
         """
-        self._leads(on=True)
+        self._check_leads(proposing=True)
         return self._replication.append(NORMAL, payload)
 
     def propose_change(self, changes: Iterable[Change]) -> tuple[int, int]:
         """Likewise, the entry that changes the group's members: with more than one voter changed by way of a joint
         configuration, which the leader leaves by itself. Raises `ChangeRefused` or `InvalidArgument`, too."""
-        self._leads(on=True)
+        self._check_leads(proposing=True)
         return self.membership.propose(changes)
 
     def snapshot_finished(self, replica: int, index: int) -> None:
@@ -177,7 +177,7 @@ class Raft(State):
     def transfer_leadership(self, to: int) -> None:
         """Hand leadership to voter `to` once its log is as long as ours, or give up after an election timeout.
         Raises `NotLeader`, or `InvalidArgument` if `to` can't lead."""
-        self._leads()
+        self._check_leads()
         self._transfer.begin(to)
 
     def step_down(self) -> None:
@@ -315,13 +315,13 @@ class Raft(State):
 
     # Transitions.
 
-    def _leads(self, *, on: bool = False) -> None:
-        """Raise `NotLeader` unless we lead, and mean to lead `on`; what is asked of a leader wakes the group."""
+    def _check_leads(self, *, proposing: bool = False) -> None:
+        """Raise `NotLeader` unless we lead, or, if `proposing`, while we hand leadership over. Wakes the group."""
         if self.role is not LEADER:
             raise NotLeader(f"replica {self.replica} does not lead its group", leader=self.leader)
         if self.quiet or self._idle:
             self.wake()
-        if on and self.transferee:
+        if proposing and self.transferee:
             raise NotLeader(f"replica {self.replica} is handing leadership over")
 
     def _reconfigure(self, configuration: Configuration) -> None:

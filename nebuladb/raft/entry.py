@@ -30,7 +30,7 @@ class EntryKind(IntEnum):
 
 NORMAL: Final = EntryKind.NORMAL
 CONFIGURATION: Final = EntryKind.CONFIGURATION
-"""See `LEADER`."""
+"""Bound once: see `raft.state.LEADER`."""
 
 
 @dataclass(slots=True)

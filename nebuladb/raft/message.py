@@ -34,11 +34,11 @@ HEARTBEAT: Final = MessageType.HEARTBEAT
 HEARTBEAT_REPLY: Final = MessageType.HEARTBEAT_REPLY
 READ_INDEX: Final = MessageType.READ_INDEX
 READ_INDEX_REPLY: Final = MessageType.READ_INDEX_REPLY
-"""The frequent ones (see `LEADER`)."""
+"""The frequent ones, bound once: see `raft.state.LEADER`."""
 LEADERS_OWN: Final = (APPEND, HEARTBEAT)
 """Only the leader of their term sends these."""
 REPLIES: Final = (APPEND_REPLY, HEARTBEAT_REPLY)
-"""What a leader hears all the time, mostly without anything that follows from it (`Raft.stirs`)."""
+"""What a leader hears all the time, mostly without anything that follows from it (`Raft.has_ready`)."""
 
 TRANSFER: Final = 1
 """`hint` of a VOTE: the leader itself asked for this campaign."""

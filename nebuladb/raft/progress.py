@@ -18,7 +18,7 @@ class ProgressState(Enum):
 PROBE: Final = ProgressState.PROBE
 REPLICATE: Final = ProgressState.REPLICATE
 SNAPSHOT: Final = ProgressState.SNAPSHOT
-"""See `LEADER`."""
+"""Bound once: see `raft.state.LEADER`."""
 
 
 class Progress:

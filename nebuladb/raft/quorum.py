@@ -23,7 +23,7 @@ class VoteResult(Enum):
 
 
 WON: Final = VoteResult.WON
-"""See `LEADER`."""
+"""Bound once: see `raft.state.LEADER`."""
 
 
 def majority_committed(voters: tuple[int, ...], progress: Mapping[int, Progress]) -> int:

@@ -330,7 +330,7 @@ class Machine:
         life = self._life
         if life is None or (life.paused and self._held(self.receive, sender, frame)):
             return
-        if self._copes(life.node.host.receive, sender, frame) and life.node.host.works:
+        if self._copes(life.node.host.receive, sender, frame) and life.node.host.has_work:
             self._wake(life)
 
     def peer_up(self, peer: int, incarnation: int) -> None:
@@ -373,7 +373,7 @@ class Machine:
         life.process.tables.look()
         if life.node.background_waits:
             self.work()  # as the pump: for what came amid a round, and what stalled, nobody else asks
-        if life.node.works:
+        if life.node.has_work:
             self._wake(life)
         delay = int(TICK_MS / life.clock.rate) + self._rng.randrange(TICK_JITTER_MS)
         self._core.scheduler.after(delay, self._tick, life)
@@ -456,7 +456,7 @@ class Machine:
         if not self._copes(life.node.host.durable, batch):
             return
         self._send_all(life.node.host.frames())
-        if life.node.works:
+        if life.node.has_work:
             self._wake(life)
 
     def _fetched(self, life: Life, fetch: Fetch, found: Values | BaseException) -> None:

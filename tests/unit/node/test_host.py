@@ -406,7 +406,7 @@ def test_all_groups_share_the_batch_that_gathers() -> None:
         while box.host.replicas[group].raft.role is not StateRole.LEADER:
             box.host.tick(0, 0)
             box.turn()
-    while box.host.works:
+    while box.host.has_work:
         box.turn()
     for round_ in range(3):
         for number, group in enumerate(groups):

@@ -40,7 +40,7 @@ def test_who_waits_for_an_apply_is_answered_in_its_turn_and_no_other_turn_is_ask
     assert turn.applied == 1
     assert isinstance(dict(turn.answers)[request], Answer)
     assert not turn.more
-    assert not node.host.works
+    assert not node.host.has_work
 
 
 def test_another_turn_is_asked_for_while_entries_are_left(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -79,17 +79,17 @@ def test_a_follower_with_nothing_to_do_needs_no_turn_for_a_tick() -> None:
     for _ in range(4):
         trio.time += TICK_MS
         follower.tick(trio.time, trio.time)
-        quiet += not follower.host.stepped or not follower.host.works
+        quiet += not follower.host.stepped or not follower.host.has_work
         turn = follower.turn()
         assert not turn.written
         assert not turn.answers
     assert quiet >= 2  # the others have a frame that says that it lives
     follower.submit(DEFAULT_GROUP, PUT, trio.time + 1_000)
-    assert follower.host.works
+    assert follower.host.has_work
 
 
-def works(box: Box) -> bool:
-    return box.host.works
+def has_work(box: Box) -> bool:
+    return box.host.has_work
 
 
 def test_an_acknowledgement_that_changes_nothing_asks_for_no_turn() -> None:
@@ -104,17 +104,17 @@ def test_an_acknowledgement_that_changes_nothing_asks_for_no_turn() -> None:
         boxes.collect(follower)
     boxes.collect(near)
     boxes.deliver()
-    assert works(leader)  # a majority has it
+    assert has_work(leader)  # a majority has it
     boxes.collect(leader)
-    while works(leader):
+    while has_work(leader):
         boxes.collect(leader)
     boxes.collect(far)
     (late,) = [frame for source, target, frame in boxes.flight if source is far and target is leader]
     leader.host.receive(far.node, late)
     assert leader.replica.raft.commit == leader.replica.applied == leader.replica.raft.last_index
-    assert not works(leader)
+    assert not has_work(leader)
     leader.put(2)
-    assert works(leader)
+    assert has_work(leader)
 
 
 def test_a_leaders_own_sync_asks_for_no_turn_before_another_has_the_entry() -> None:
@@ -124,7 +124,7 @@ def test_a_leaders_own_sync_asks_for_no_turn_before_another_has_the_entry() -> N
     boxes.settle()
     leader.put(1)
     boxes.collect(leader)  # writes, sends, and syncs
-    assert not works(leader)
+    assert not has_work(leader)
     boxes.settle()
     assert 1 in leader.answers
 
