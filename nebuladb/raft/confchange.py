@@ -15,16 +15,15 @@ from nebuladb.raft.configuration import Configuration
 
 
 class ChangeType(Enum):
-    """What becomes of a replica. UPDATE changes nothing here; it marks an entry that carries news about the replica."""
+    """What becomes of a replica."""
 
     ADD_VOTER = "v"
     ADD_LEARNER = "l"
     REMOVE = "r"
-    UPDATE = "u"
 
 
 class Change(NamedTuple):
-    """One step of a configuration change. Replica id 0 makes it void."""
+    """One step of a configuration change."""
 
     type: ChangeType
     replica: int
@@ -90,8 +89,6 @@ def _apply(configuration: Configuration, changes: Iterable[Change]) -> Configura
     voters, learners = set(configuration.voters), set(configuration.learners)
     outgoing, learners_next = set(configuration.outgoing), set(configuration.learners_next)
     for kind, replica in changes:
-        if replica == 0 or kind is ChangeType.UPDATE:
-            continue
         for ids in (voters, learners, learners_next):
             ids.discard(replica)
         if kind is ChangeType.ADD_VOTER:

@@ -39,10 +39,6 @@ class ProgressTracker:
         self.progress = {}
         self.configure(self.configuration, following)
 
-    def learner(self, replica: int) -> bool:
-        """Whether `replica` is a learner."""
-        return replica in self.configuration.learners
-
     def votes(self, replica: int) -> bool:
         """Whether `replica` is a voter, of either half."""
         return replica in self.configuration.voters or replica in self.configuration.outgoing

@@ -130,7 +130,7 @@ class TestTracker:
         tracker.configure(Configuration((1, 2), learners=(3,)), 9)
         assert [(r, p.match, p.next) for r, p in tracker.progress.items()] == [(1, 0, 5), (2, 4, 5), (3, 0, 9)]
         assert [r for r, _ in tracker.peers] == [2, 3]
-        assert (tracker.learner(3), tracker.votes(3), tracker.votes(2)) == (True, False, True)
+        assert (tracker.votes(3), tracker.votes(2)) == (False, True)
         tracker.configure(Configuration((1, 3)), 9)
         assert [r for r, _ in tracker.peers] == [3]
 
