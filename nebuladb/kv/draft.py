@@ -28,8 +28,8 @@ from nebuladb.pb.nebula.v1 import kv_pb2
 from nebuladb.storage.engine import DELETE, PUT, Batch
 
 # Bound once: `put` runs for every write there is. A named tuple made by `tuple.__new__` skips a Python-level call.
-_record: Final = partial(tuple.__new__, Record)
-_change: Final = partial(tuple.__new__, Change)
+_new_record: Final = partial(tuple.__new__, Record)
+_new_change: Final = partial(tuple.__new__, Change)
 _record_head: Final = RECORD_HEAD.pack
 _row_head: Final = ROW_HEAD.pack
 _position: Final = POSITION.pack
@@ -168,7 +168,7 @@ class Draft:
             )
             + value
         )
-        record = _record(
+        record = _new_record(
             (
                 main, sub, create, version, lease, past_main, past_sub, past_deleted, anchor_main, anchor_sub, stride,
                 value,
@@ -191,7 +191,7 @@ class Draft:
             self.held += superseded
             if previous.lease != lease:  # type: ignore[union-attr]
                 self._attach(key, previous.lease, lease)  # type: ignore[union-attr]
-        self.events.append(_change((key, record, previous)))
+        self.events.append(_new_change((key, record, previous)))
         return previous
 
     def delete(self, main: int, sub: int, key: bytes, previous: Record) -> None:

@@ -15,7 +15,7 @@ from nebuladb.errors import DuplicateKey
 from nebuladb.kv.branches import Branches, Operation
 
 
-class Spans:
+class KeyRanges:
     """Ranges of keys, [start, end) each, kept apart and in order."""
 
     __slots__ = ("_ends", "_starts")
@@ -35,7 +35,7 @@ class Spans:
         self._starts[low:high] = [start]
         self._ends[low:high] = [end]
 
-    def join(self, other: Spans) -> Spans:
+    def join(self, other: KeyRanges) -> KeyRanges:
         """Both; one of the two is used up."""
         more, less = (self, other) if len(self) >= len(other) else (other, self)
         for start, end in zip(less._starts, less._ends, strict=True):
@@ -54,9 +54,9 @@ def check_once(operations: Sequence[Operation]) -> None:
         written(operations)
 
 
-def written(operations: Sequence[Operation]) -> tuple[set[bytes], Spans]:
+def written(operations: Sequence[Operation]) -> tuple[set[bytes], KeyRanges]:
     """What a branch puts, and what it deletes. Raises `DuplicateKey`."""
-    deleted, put, own = Spans(), set[bytes](), list[bytes]()
+    deleted, put, own = KeyRanges(), set[bytes](), list[bytes]()
     nested: list[Branches] = []
     for which, asked in operations:
         if which == "put":

@@ -73,7 +73,7 @@ class Record(NamedTuple):
 
 
 # Bound once: `decode_record` runs for every row that is read. `tuple.__new__` skips a Python-level call.
-_record: Final = partial(tuple.__new__, Record)
+_new_record: Final = partial(tuple.__new__, Record)
 _unpack_head: Final = RECORD_HEAD.unpack_from
 
 
@@ -101,7 +101,7 @@ def decode_record(data: bytes, offset: int = 0) -> Record:
     if not (anchor_main < past_main < main or (anchor_main, anchor_sub) <= (past_main, past_sub) < (main, sub)):
         # A pointer that doesn't lead back would send a walk over history round in circles.
         raise Corruption(f"a record of revision {main}.{sub} points to {past_main}.{past_sub} and {anchor_main}")
-    return _record(
+    return _new_record(
         (
             main, sub, create, version, lease, past_main, past_sub, flags & AFTER_TOMBSTONE != 0, anchor_main,
             anchor_sub, stride, data[offset + RECORD_HEAD_SIZE :],

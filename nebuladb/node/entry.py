@@ -31,8 +31,8 @@ MAX_COMMANDS: Final = 0xFFFF
 _HEAD: Final = struct.Struct(">BBHQ")
 _COMMAND: Final = struct.Struct(">HHI9Q")
 COMMAND_HEADER: Final = _COMMAND.size
-_command: Final = partial(tuple.__new__, Command)
-"""Of its fields, without a call on Python's level."""
+_new_command: Final = partial(tuple.__new__, Command)
+"""From its fields, without a Python-level call."""
 _CHOSEN: Final = struct.Struct(">Q")
 _CHOSEN_OFFSET: Final = COMMAND_HEADER - 8
 
@@ -97,7 +97,7 @@ def decode_payload(record: bytes, position: int) -> tuple[int, list[Command]]:
             position += COMMAND_HEADER
             body = record[position : position + length]
             position += length
-            commands.append(_command((kind, body, *fields[3:], flags, version)))
+            commands.append(_new_command((kind, body, *fields[3:], flags, version)))
     except struct.error as error:
         raise InvariantViolation("an entry's payload is cut short") from error
     if position != end:

@@ -71,10 +71,11 @@ BACKGROUND_JOBS: Final = 2
 COMPACTION_READAHEAD_BYTES: Final = 256 << 10
 """For each table that a compaction reads, of which there may be dozens; RocksDB's 2 MiB are for spinning disks."""
 COMPACTION_BYTES: Final = 256 << 20
-"""That one step of `compact` rewrites, about: what it needs as room, and how long a node that stops waits for it."""
-ROOM_PART: Final = 4
-"""And one in so many bytes of the room that there is, but so much in any case:"""
+"""What one step of `compact` rewrites at most, about: it needs as much room, and a node that stops waits for it."""
+FREE_PART: Final = 4
+"""Nor does a step rewrite more than one in so many bytes of the free space."""
 LEAST_STEP: Final = 1 << 20
+"""But it may always rewrite this much."""
 SCAN_READAHEAD_BYTES: Final = 64 << 10
 """An iterator waits for the disk with the interpreter's lock held, so it should wait seldom: 1,024 cold rows of 300
 bytes took 78 reads of a block, and 6 of this size, in the same CPU time. Ten rows then read 220 KiB instead of 15."""
@@ -299,7 +300,7 @@ class RocksEngine:
         """Bytes that one step of `compact` may rewrite in the room there is. RocksDB's own compactions, which become
         due behind it, get no more either, or they would take what is left."""
         free = shutil.disk_usage(self._db.path()).free
-        most = max(min(COMPACTION_BYTES, free // ROOM_PART), LEAST_STEP)
+        most = max(min(COMPACTION_BYTES, free // FREE_PART), LEAST_STEP)
         self._db.set_options({"max_compaction_bytes": str(most)})
         return most
 
