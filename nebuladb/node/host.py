@@ -11,6 +11,7 @@ from nebuladb.ids import BatchId, GroupId
 from nebuladb.kv.change import Applied
 from nebuladb.node.batches import MAX_UNSYNCED_BYTES, Batches
 from nebuladb.node.disk import STALLED_BIT, DiskState
+from nebuladb.node.forwards import Forward
 from nebuladb.node.frame import (
     ADDRESS,
     FORWARD,
@@ -28,7 +29,7 @@ from nebuladb.node.output import TICK_MS, Output, Request
 from nebuladb.node.peer import Peer
 from nebuladb.node.proposals import MAX_NODE_PENDING, MAX_PENDING_BYTES, Outcomes
 from nebuladb.node.reads import ReadOutcomes
-from nebuladb.node.replica import Forward, Replica, Start
+from nebuladb.node.replica import Replica, Start
 from nebuladb.node.tail import TailLimits, cut_index, wants_flush
 from nebuladb.raft import FOLLOWER, LEADER, REPLIES, HardState, Message
 from nebuladb.raft.confchange import Change
@@ -427,7 +428,7 @@ class Host:
         if replica.proposes:
             if self.batches.crowded(self._ticks):
                 self._held[replica.group] = None
-                self.mail.add(replica.let_go())
+                self.mail.add(replica.forwards.let_go())
             else:
                 self._forward_number += 2
                 crowd = len(self.stepped) >= CROWD
@@ -482,8 +483,8 @@ class Host:
         commands = envelope.commands
         size = sum(map(len, commands))
         forward = Forward(node, message.sender, message.context, message.term, list(commands), size)
-        if not replica.forwarded(forward):
-            self.mail.add([replica.refuse(forward)])
+        if not replica.forwards.add(forward):
+            self.mail.add([replica.forwards.refuse(forward)])
 
     def _address(self, replica: Replica, messages: list[Message]) -> list[tuple[int, Envelope]]:
         """A replica that a configuration names may be one that this node hasn't heard of, or that is gone: what is sent

@@ -11,10 +11,11 @@ from nebuladb.errors import NotLeader, TooManyRequests, invariant
 from nebuladb.ids import LEASE_GROUP_SHIFT
 from nebuladb.kv.command import Command, Kind, Work
 from nebuladb.node.entry import command_kind, decode_payload, encode_command, encode_payload, with_chosen
+from nebuladb.node.forwards import Forwards
 from nebuladb.node.frame import FORWARD, FORWARD_REPLY, Envelope
 from nebuladb.node.lessor import Lessor
 from nebuladb.node.output import Output, Slice
-from nebuladb.node.proposals import MAX_PENDING_BYTES, Outcomes, Proposals, is_control
+from nebuladb.node.proposals import MAX_PENDING_BYTES, Outcomes, Proposals
 from nebuladb.node.read_lease import ReadLease, lease_length
 from nebuladb.node.reads import ReadOutcomes, Reads
 from nebuladb.node.tail import LogTail
@@ -35,8 +36,6 @@ LEFT_OPEN: Final = frozenset((Kind.SESSION_OPEN, Kind.LEASE_GRANT))
 """Kinds of commands with a value that the leader chooses."""
 NEVER: Final = 1 << 63
 """An index that no log reaches."""
-MAX_FORWARDED: Final = 20_000
-"""Forwarded commands that may wait here to be proposed."""
 LEADERLESS_TICKS: Final = 40
 """2 s without a leader: longer than elections take where there is a majority. Then another node is worth a try."""
 
@@ -71,19 +70,6 @@ class Start:
     applies until a snapshot is in (S5, S15)."""
 
 
-@dataclass(slots=True)
-class Forward:
-    """Commands that another node forwarded here and that are not proposed yet."""
-
-    node: int
-    replica: int
-    number: int
-    term: int
-    commands: list[bytes]
-    size: int
-    """Bytes of the commands."""
-
-
 def _applied(start: Start) -> int:
     """The index of the last entry that was applied, if only by half: it was committed, though the durable commit index,
     which isn't written with the data, may be older. (Else who leads by it would wait for a majority in order to go on,
@@ -102,11 +88,10 @@ class Replica:
     """See the module. `Host` owns it and is the only one to call it; nothing here waits."""
 
     __slots__ = (
-        "_configured", "_context", "_forwarded", "_forwards", "_internal", "_leader", "_leaderless", "_observed",
-        "_proposed", "_refused", "_rng", "_slice_out", "_strangers", "_works", "_writes", "applied", "cut_due",
-        "durably_applied", "generation", "group", "id", "leader_changes", "lease", "lessor", "log", "log_start", "lost",
-        "node", "nodes", "nonce", "proposals", "proposed_entries", "raft", "reads", "saved",
-        "serves_from", "start_term", "tail",
+        "_configured", "_context", "_internal", "_leader", "_leaderless", "_observed", "_proposed", "_refused", "_rng",
+        "_slice_out", "_strangers", "_works", "applied", "cut_due", "durably_applied", "forwards", "generation",
+        "group", "id", "leader_changes", "lease", "lessor", "log", "log_start", "lost", "node", "nodes", "nonce",
+        "proposals", "proposed_entries", "raft", "reads", "saved", "serves_from", "start_term", "tail",
     )  # fmt: skip
 
     def __init__(
@@ -141,8 +126,9 @@ class Replica:
         self.start_term = hard_state.term
         self.serves_from = NEVER if start.lost else hard_state.commit
         """No serializable read, watch or readiness before this index is applied: it was served before the restart."""
-        self._writes = writes or Share(MAX_PENDING_BYTES)
-        self.proposals = Proposals(self._writes, counts)
+        writes = writes or Share(MAX_PENDING_BYTES)
+        self.proposals = Proposals(writes, counts)
+        self.forwards = Forwards(start.group, self.raft, writes)
         self.reads = Reads()
         self.lessor = Lessor(start.clock, boottime, start.leases)
         self.applied = start.applied
@@ -152,8 +138,6 @@ class Replica:
         self.saved = (hard_state.term, hard_state.vote, self.raft.last_index)
         """Term, vote and last index of the last hard state that went into a log batch."""
         self._rng = rng
-        self._forwards: list[Forward] = []
-        self._forwarded = 0
         self._internal: list[bytes] = []
         self._refused = False
         self._works: list[Work] = []
@@ -174,40 +158,6 @@ class Replica:
         """Counts since the process started."""
 
     # --- what comes in -------------------------------------------------------------------------------------------
-
-    def forwarded(self, forward: Forward) -> bool:
-        """Take another node's commands for the next entry; False: certainly not taken (S19). Those of a replica that is
-        removed, or about to be, aren't: it wouldn't be sent the entry that answers them."""
-        leads = self.raft.role is LEADER and self.raft.term == forward.term
-        if leads and not self.raft.configuration.keeps(forward.replica):
-            probe("forward of a replica that goes refused")
-            return False
-        control = all(is_control(self.group, wire) for wire in forward.commands)
-        most = 2 * MAX_FORWARDED if control else MAX_FORWARDED
-        if not leads or self._forwarded + len(forward.commands) > most:
-            return False
-        if not control and not self._writes.fits(forward.size):
-            probe("forward refused under pressure")
-            return False
-        self._writes.take(forward.size)
-        if control:
-            self._forwards.insert(0, forward)
-        else:
-            self._forwards.append(forward)
-        self._forwarded += len(forward.commands)
-        return True
-
-    def refuse(self, forward: Forward) -> tuple[int, Envelope]:
-        """The reply that says: these commands certainly were not appended."""
-        number, term = forward.number, self.raft.term
-        message = Message(FORWARD_REPLY, self.id, forward.replica, term, reject=True, context=number)
-        return forward.node, Envelope(self.group, message)
-
-    def let_go(self) -> list[tuple[int, Envelope]]:
-        """If we don't lead (any more), what was forwarded here goes back, whatever our disk does."""
-        if not self._forwards or self.raft.role is LEADER:
-            return []
-        return [self.refuse(forward) for forward in self._drop_forwards()]
 
     def slice_applied(self, index: int, configuration: bytes = b"") -> None:
         """The store finished the slice that was out, up to `index`: not all of it if an entry is half applied. The last
@@ -235,7 +185,7 @@ class Replica:
         """
         if self.raft.role is LEADER:
             return self._propose_here(boottime, 1 if crowd else MAX_ENTRIES_IN_FLIGHT)
-        replies = self.let_go()
+        replies = self.forwards.let_go()
         self._internal.clear()
         leader = self.raft.leader
         node = self.home(leader)
@@ -315,13 +265,13 @@ class Replica:
     @property
     def unanswered(self) -> bool:
         """Whether somebody waits for something here."""
-        return bool(len(self.proposals) or len(self.reads) or self._forwards or self._internal)
+        return bool(len(self.proposals) or len(self.reads) or self.forwards.queue or self._internal)
 
     @property
     def proposes(self) -> bool:
         """Whether something waits to be proposed or forwarded."""
         proposals = self.proposals
-        return bool(proposals.queue or proposals.control_queue or self._forwards or self._internal)
+        return bool(proposals.queue or proposals.control_queue or self.forwards.queue or self._internal)
 
     @property
     def waits(self) -> bool:
@@ -385,7 +335,7 @@ class Replica:
 
     def close(self, output: Output) -> None:
         """The replica leaves this node: nobody waits for it any more."""
-        self._drop_forwards()
+        self.forwards.drop()
         output.answers += self.proposals.close()
         output.reads += self.reads.close()
 
@@ -440,7 +390,7 @@ class Replica:
         proposals = self.proposals
         while len(self._proposed) < most and self.proposes:
             wires = self._internal.copy()
-            forwards = self._take_forwards() if self._forwards else []
+            forwards = self.forwards.take(MAX_ENTRY_COMMANDS, MAX_ENTRY_BYTES) if self.forwards.queue else []
             for forward in forwards:
                 wires += forward.commands
             own = []
@@ -454,7 +404,7 @@ class Replica:
             except (NotLeader, TooManyRequests) as error:
                 probe(f"proposal refused: {type(error).__name__}")
                 proposals.give_back(own)
-                return [*replies, *(self.refuse(forward) for forward in forwards)]
+                return [*replies, *(self.forwards.refuse(forward) for forward in forwards)]
             self._internal.clear()  # not before: what lease time demands waits for the end of a hand-over
             self._proposed.append(index)
             self.proposed_entries += 1
@@ -471,23 +421,3 @@ class Replica:
         if command_kind(wire) == Kind.SESSION_OPEN:
             return with_chosen(wire, self._rng.randrange(1, 1 << 63))
         return with_chosen(wire, self.group << LEASE_GROUP_SHIFT | self._rng.randrange(1, 1 << LEASE_GROUP_SHIFT))
-
-    def _take_forwards(self) -> list[Forward]:
-        """Forwards for one entry; each stays whole."""
-        count = size = taken = 0
-        for forward in self._forwards:
-            commands = len(forward.commands)
-            if taken and (count + commands > MAX_ENTRY_COMMANDS or size + forward.size > MAX_ENTRY_BYTES):
-                break
-            count += commands
-            size += forward.size
-            taken += 1
-        forwards, self._forwards = self._forwards[:taken], self._forwards[taken:]
-        self._forwarded -= count
-        self._writes.give(size)
-        return forwards
-
-    def _drop_forwards(self) -> list[Forward]:
-        forwards, self._forwards, self._forwarded = self._forwards, [], 0
-        self._writes.give(sum(forward.size for forward in forwards))
-        return forwards
