@@ -30,7 +30,7 @@ from nebuladb.node.peer import Peer
 from nebuladb.node.proposals import MAX_NODE_PENDING, MAX_PENDING_BYTES, Outcomes
 from nebuladb.node.reads import ReadOutcomes
 from nebuladb.node.replica import Replica, Start
-from nebuladb.node.tail import TailLimits, cut_index, wants_flush
+from nebuladb.node.tail import TailLimits
 from nebuladb.raft import FOLLOWER, LEADER, REPLIES, HardState, Message
 from nebuladb.raft.confchange import Change
 from nebuladb.storage.log_batch import GroupWrite
@@ -465,8 +465,8 @@ class Host:
     def _cut(self, replica: Replica) -> None:
         """Cut the log to what is durably applied here and nobody waits for (S6)."""
         replica.cut_due = False
-        index = cut_index(replica, self.tail_limits, self.held_logs.get(replica.group, {}))
-        self.flush_due |= wants_flush(replica, self.tail_limits)
+        index = replica.cut_index(self.tail_limits, self.held_logs.get(replica.group, {}))
+        self.flush_due |= replica.wants_flush(self.tail_limits)
         if index:
             probe("log cut")
             self.batches.current(self._ticks).cut(GroupId(replica.group), index, replica.log.term(index))

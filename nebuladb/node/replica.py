@@ -18,7 +18,7 @@ from nebuladb.node.output import Output, Slice
 from nebuladb.node.proposals import MAX_PENDING_BYTES, Outcomes, Proposals
 from nebuladb.node.read_lease import ReadLease, lease_length
 from nebuladb.node.reads import ReadOutcomes, Reads
-from nebuladb.node.tail import LogTail
+from nebuladb.node.tail import LogTail, TailLimits
 from nebuladb.raft import LEADER, Config, Configuration, HardState, Message, Raft
 from nebuladb.raft.entry import CONFIGURATION, ENTRY_HEADER, NORMAL, Entry
 from nebuladb.raft.log import FORGOTTEN
@@ -326,6 +326,24 @@ class Replica:
             leads = self.raft.role is LEADER and entry.term == self.raft.term
             self.lessor.observe(clock, boottime, leads=leads)
         return Work(entry.index, entry.term, clock, commands)
+
+    def cut_index(self, limits: TailLimits, held: Mapping[int, int]) -> int:
+        """Up to where the log may be cut now; 0: not enough is to be gained. A leader decides first what is kept for
+        whom; `held`: see `LogTail.needed`."""
+        raft, tail = self.raft, self.tail
+        if raft.role is LEADER:
+            raft.release(tail.needed(limits, raft.membership.peers(), held))
+        index, start = min(self.durably_applied, raft.floor), self.log_start
+        gain = tail.size_up_to(index) - tail.size_up_to(start)
+        return index if index > start and (index - start >= limits.cut_entries or gain >= limits.cut_size) else 0
+
+    def wants_flush(self, limits: TailLimits) -> bool:
+        """Whether the log is longer than anyone needs, and only the data's flush lets it be cut."""
+        loose, start = min(self.raft.floor, self.applied), self.durably_applied
+        if loose <= start:
+            return False
+        gain = self.tail.size_up_to(loose) - self.tail.size_up_to(start)
+        return loose - start >= limits.entries or gain >= limits.size
 
     def cut(self, index: int) -> None:
         """The log up to `index` goes with the next batch."""

@@ -9,13 +9,10 @@ from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import Final, NamedTuple
 
-from nebuladb.raft import LEADER, Entry
+from nebuladb.raft import Entry
 from nebuladb.raft.progress import Progress
-
-if TYPE_CHECKING:
-    from nebuladb.node.replica import Replica
 
 KEEP_ENTRIES: Final = 100_000
 """Some minutes of a busy shard, whose entries carry many commands each."""
@@ -89,36 +86,15 @@ class LogTail:
         by_size = self._marks[place][0] if wanted > 0 and place >= 0 else 0
         return max(self._last - entries, by_size, 0)
 
-
-def cut_index(replica: Replica, limits: TailLimits, held: Mapping[int, int]) -> int:
-    """Where `replica` may cut its log now, or 0: not enough is to be gained. On a leader this decides first what is
-    kept for whom. `held`: replica → index of the snapshot that is on its way there."""
-    raft, tail = replica.raft, replica.tail
-    if raft.role is LEADER:
-        raft.release(_needed(tail, limits, raft.membership.peers(), held))
-    index, start = min(replica.durably_applied, raft.floor), replica.log_start
-    gain = tail.size_up_to(index) - tail.size_up_to(start)
-    return index if index > start and (index - start >= limits.cut_entries or gain >= limits.cut_size) else 0
-
-
-def wants_flush(replica: Replica, limits: TailLimits) -> bool:
-    """Whether the log is longer than anyone needs, and only the data's flush lets it be cut."""
-    raft, tail, start = replica.raft, replica.tail, replica.durably_applied
-    loose = min(raft.floor, replica.applied)
-    if loose <= start:
-        return False
-    gain = tail.size_up_to(loose) - tail.size_up_to(start)
-    return loose - start >= limits.entries or gain >= limits.size
-
-
-def _needed(tail: LogTail, limits: TailLimits, peers: Iterable[tuple[int, Progress]], held: Mapping[int, int]) -> int:
-    """The log behind this index is kept for one of `peers` (by replica id) or another."""
-    short = tail.behind(limits.entries, limits.size)
-    long = tail.behind(limits.entries * LAG_TAILS, limits.size * LAG_TAILS)
-    lowest = 1 << 63
-    for replica, progress in peers:
-        index = held.get(replica)
-        if index is None:
-            index = max(progress.match, long if progress.lives else short)
-        lowest = min(lowest, index)
-    return lowest
+    def needed(self, limits: TailLimits, peers: Iterable[tuple[int, Progress]], held: Mapping[int, int]) -> int:
+        """A leader's: the log behind this index is kept for one or another of `peers` (by replica id). `held`: replica
+        → index of the snapshot that is on its way there."""
+        short = self.behind(limits.entries, limits.size)
+        long = self.behind(limits.entries * LAG_TAILS, limits.size * LAG_TAILS)
+        lowest = 1 << 63
+        for replica, progress in peers:
+            index = held.get(replica)
+            if index is None:
+                index = max(progress.match, long if progress.lives else short)
+            lowest = min(lowest, index)
+        return lowest
