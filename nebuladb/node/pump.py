@@ -137,7 +137,7 @@ class Pump:
         self._broken = self._broken or Unavailable("this node is stopping; try another one")
         self._fail_waiters()
         await asyncio.to_thread(self._fetcher.stop)
-        self.node.snapshots.close()
+        self.node.snapshots.sender.close()
         await asyncio.to_thread(self._exporter.shutdown)
         if whole:
             try:
@@ -367,7 +367,7 @@ class Pump:
         if self._broken is not None:
             return
         given_up = outgoing.outcome is not None
-        self.node.snapshots.chunk_read(outgoing, chunk)
+        self.node.snapshots.sender.chunk_read(outgoing, chunk)
         if isinstance(problem, Corruption) and not given_up:
             self._damaged(outgoing.group, problem)
         elif problem is not None and not given_up:

@@ -1,53 +1,40 @@
-"""Snapshots between nodes: which are sent and taken now, and how one that is in becomes a replica's state.
+"""Snapshots between nodes: which are taken now, and how one that is in becomes a replica's state.
 
 Every message may be lost, repeated or reordered (house rule 11). The leader sends chunks in a window and sends again
-what isn't acknowledged; the receiver takes them in order, so it says what it has and nothing is taken twice. Rows are
-written under a generation that nobody refers to. When the last chunk has come true, the data store is flushed; then one
-synced batch in raft/ makes that generation the replica's (S30), cuts its log there and leaves its vote (S5); then the
-replica is built anew from exactly that, in place. A crash leaves the old state or the new one, and what nobody refers
-to is removed at the next start.
+what isn't acknowledged (``node.snapshot_sender``); the receiver takes them in order, so it says what it has and nothing
+is taken twice. Rows are written under a generation that nobody refers to. When the last chunk is in and all of it is
+right, the data store is flushed; then one synced batch in raft/ makes that generation the replica's (S30), cuts its log
+there and leaves its vote (S5); then the replica is built anew from exactly that, in place. A crash leaves the old state
+or the new one, and what nobody refers to is removed at the next start.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final
 
 from nebuladb.env import probe
 from nebuladb.errors import Corruption, Unavailable, WriteStalled
 from nebuladb.ids import META_GROUP, Generation, GroupId
-from nebuladb.kv.chunk import CHUNK_BYTES, content_size
-from nebuladb.kv.export import Exporter
 from nebuladb.kv.importer import Importer
 from nebuladb.node.alarms import AlarmKind
-from nebuladb.node.disk import CRITICAL_BIT, Space
+from nebuladb.node.disk import Space
 from nebuladb.node.frame import Envelope, HostMessageType
 from nebuladb.node.incoming import Incoming, Stage
-from nebuladb.node.outgoing import Outgoing, TransferOutcome
-from nebuladb.node.output import TICK_MS
-from nebuladb.node.pauses import Pauses
+from nebuladb.node.options import SnapshotLimits
 from nebuladb.node.registry import GroupState, RegistryRow
+from nebuladb.node.replica import Replica
+from nebuladb.node.snapshot_sender import SnapshotSender
+from nebuladb.node.turn import Turn
 from nebuladb.node.unfit import Unfit
-from nebuladb.raft import Configuration, Message, StateRole
+from nebuladb.raft import Configuration, Message
 
 if TYPE_CHECKING:
     from nebuladb.node.node import Node
-    from nebuladb.node.replica import Replica
-    from nebuladb.node.turn import Turn
 
-RATE: Final = 32 << 20
-"""Bytes of rows that a node sends a second, all its snapshots together: about a quarter of a core here and one at the
-receiver, and less than half of what one disk writes beside its log."""
-MIN_RATE: Final = 128 << 10
-"""An operator may set no less: each of `MAX_OUTGOING` gets on by a chunk in 4 s then, and one that doesn't for
-`outgoing.IDLE_TICKS`, 10 s, is given up. With 10 KiB a second none ever came to its end."""
-MAX_OUTGOING: Final = 4
-"""Each keeps old tables on the disk, and perhaps one memtable and four chunks in memory."""
-MAX_INCOMING: Final = 4
 CHUNKS_A_TURN: Final = 2
 """That are written in one turn: 2 to 4 ms."""
-TICKS_A_SECOND: Final = 1_000 // TICK_MS
 WANT_TICKS: Final = 20
 """Between two requests of a replica that has no data for a snapshot."""
 HAS_SOME: Final = 1
@@ -56,18 +43,10 @@ GENERATION_STEP: Final = 256
 """Generations of snapshots are so far apart, and those of a group that comes back after its removal are one."""
 
 
-class SnapshotLimits(NamedTuple):
-    """What an operator may set."""
-
-    rate: int = RATE
-    outgoing: int = MAX_OUTGOING
-    incoming: int = MAX_INCOMING
-
-
 class Snapshots:
     """All transfers of snapshots that one node takes part in, either way.
 
-    Invariant: a group has one incoming snapshot at most, and a replica is sent one at most.
+    Invariant: a group has one incoming snapshot at most.
     """
 
     def __init__(self, node: Node, limits: SnapshotLimits, rows: dict[int, RegistryRow]) -> None:
@@ -76,11 +55,9 @@ class Snapshots:
         self._rows = rows
         self._host = node.host
         self._limits = limits
-        self._wanted: dict[tuple[int, int], int] = {}
-        """(group, replica) → the least index that helps it; in the order they were asked for."""
-        self.outgoing: dict[tuple[int, int], Outgoing] = {}
-        """(group, replica) → what is on its way."""
-        node.host.receivers = self.receivers
+        self.counts: Counter[str] = Counter()
+        """For metrics: sent, received and failed snapshots, bytes of chunks, milliseconds."""
+        self.sender = SnapshotSender(node.host, node.data, limits, self.counts, self.damaged)
         self.incoming: dict[int, Incoming] = {}
         self.lost: dict[int, None] = {}
         """Groups whose replica here has no data."""
@@ -90,32 +67,17 @@ class Snapshots:
         """Generations that nobody refers to any more."""
         self._suspended: dict[int, int] = {}
         """Group whose data is damaged → the batch that says so."""
-        self._pauses = Pauses()
         self._unfit = Unfit(node.identity.name, node.alarms_now)
-        self._number = 0
         self._posted = False
         """Messages wait for the next frames."""
-        self._budget = self._ticks = 0
-        self.counts: Counter[str] = Counter()
-        """For metrics: sent, received and failed snapshots, bytes of chunks, milliseconds."""
+        self._ticks = 0
 
     # --- in ------------------------------------------------------------------------------------------------------
 
     def tick(self) -> None:
         """A tick passed."""
         self._ticks += 1
-        slot = self._limits.rate // TICKS_A_SECOND
-        self._budget = min(self._budget + slot, max(slot, CHUNK_BYTES))
-        for outgoing in list(self.outgoing.values()):
-            peer = self._host.peers.get(outgoing.node)
-            if peer is None or peer.incarnation != outgoing.incarnation or not self._leads(outgoing):
-                probe("snapshot's receiver or our leadership gone")
-                outgoing.outcome = TransferOutcome.FAILED
-            elif peer.status & CRITICAL_BIT:
-                probe("snapshot's receiver is short of space")
-                outgoing.outcome = outgoing.outcome or TransferOutcome.FAILED
-            else:
-                outgoing.tick(connected=peer.connected)
+        self.sender.tick()
         for group, incoming in list(self.incoming.items()):
             replica = self._host.replicas.get(group)
             if not incoming.tick(replica.raft.term if replica is not None else 0):
@@ -139,38 +101,30 @@ class Snapshots:
     @property
     def busy(self) -> bool:
         """Whether a transfer is wanted or under way, or one's end waits for a batch to become durable."""
-        return bool(self._wanted or self.outgoing or self.incoming or self._suspended or self._doomed)
+        sender = self.sender  # looked into rather than asked: this is, in every turn
+        return bool(sender.wanted or sender.outgoing or self.incoming or self._suspended or self._doomed)
 
     def turn(self, wanted: Iterable[tuple[int, int]], messages: Sequence[tuple[int, Envelope]], turn: Turn) -> None:
         """Take what Host handed out, and do what can be done now. For turns in which it handed out any, or `busy`."""
-        for key in wanted:
-            self._wanted.setdefault(key, 0)
+        for group, receiver in wanted:
+            self.sender.want(group, receiver)
         told: dict[int, None] = {}
         for node, envelope in messages:
             self._message(node, envelope, told)
         for group in [group for group, batch in self._suspended.items() if batch <= self._host.batches.durable]:
             del self._suspended[group]
             self._node.restart_group(group)
-        if self._wanted:
-            self._begin()
+        self.sender.begin()
         if self.incoming:
             self._take(turn, told)
         for group in told:
             if group in self.incoming:
                 self._reply(group, self.incoming[group])
-        if self.outgoing:
-            self._send(turn)
+        self.sender.send(turn)
         if self._doomed:
             self._bury(turn)
         turn.more |= self._posted
         self._posted = False
-
-    def chunk_read(self, outgoing: Outgoing, chunk: bytes | None) -> None:
-        """One of `Turn.exports` was read; None: it can't be."""
-        outgoing.chunk_read(chunk)
-        if chunk is not None:
-            self._budget -= content_size(chunk)
-            self.counts["sent_bytes"] += len(chunk)
 
     def forget(self, group: int) -> None:
         """The group leaves this node."""
@@ -218,99 +172,10 @@ class Snapshots:
         row = self._rows[group] = row._replace(state=GroupState.INSTALLING)
         self._suspended[group] = self._host.suspend(group, row.encode())
 
-    def close(self) -> None:
-        """Let go of the engine."""
-        for outgoing in self.outgoing.values():
-            outgoing.exporter.close()
-        self.outgoing.clear()
-
     @property
     def _full(self) -> bool:
         """Whether this node has no room for one."""
         return self._host.disk.space is Space.CRITICAL
-
-    # --- the sender's side -----------------------------------------------------------------------------------------
-
-    def receivers(self, group: int) -> set[int]:
-        """See `Host`. Also one that is left alone for a while, since it had no room."""
-        return {receiver for of, receiver in (*self._wanted, *self.outgoing) if of == group}
-
-    def _leads(self, outgoing: Outgoing) -> bool:
-        replica = self._host.replicas.get(outgoing.group)
-        return (
-            replica is not None
-            and replica.raft.role is StateRole.LEADER
-            and replica.raft.term == outgoing.term
-            and replica.home(outgoing.receiver) == outgoing.node
-        )
-
-    def _begin(self) -> None:
-        """Begin what is wanted, as much at a time as is allowed."""
-        for (group, receiver), index in list(self._wanted.items()):
-            replica = self._host.replicas.get(group)
-            node = replica.home(receiver) if replica is not None else 0
-            peer = self._host.peers.get(node)
-            if (group, receiver) in self.outgoing:
-                del self._wanted[group, receiver]
-            elif replica is None or replica.raft.role is not StateRole.LEADER or peer is None or not peer.connected:
-                del self._wanted[group, receiver]
-                self._pauses.forget((group, receiver))
-                self._finished(group, receiver, 0)
-            elif peer.status & CRITICAL_BIT or self._pauses.last((group, receiver), self._host.now):
-                continue  # it has no room for one
-            elif len(self.outgoing) < self._limits.outgoing and replica.applied >= index:
-                try:
-                    exporter = Exporter(self._node.data, GroupId(group), Generation(replica.generation))
-                except Unavailable:
-                    continue  # half an entry is applied
-                except Corruption as error:
-                    self.damaged(group, error)
-                    continue
-                probe("snapshot begun")
-                del self._wanted[group, receiver]
-                self._number += 1
-                self.outgoing[group, receiver] = Outgoing(
-                    group, replica.id, receiver, node, peer.incarnation, replica.raft.term, self._number, exporter
-                )
-                self._host.held_logs.setdefault(group, {})[receiver] = exporter.head.index
-
-    def _send(self, turn: Turn) -> None:
-        """Chunks that were read leave, those that may be read are read, and what is over ends."""
-        for key, outgoing in list(self.outgoing.items()):
-            if outgoing.outcome is not None:
-                self._end(key, outgoing)
-                continue
-            for envelope in outgoing.messages():
-                self._posted = True
-                self._host.post(outgoing.node, envelope)
-            if outgoing.wants_chunk and self._budget > 0:
-                outgoing.reading = True
-                turn.exports.append(outgoing)
-
-    def _end(self, key: tuple[int, int], outgoing: Outgoing) -> None:
-        group, receiver = key
-        outgoing.exporter.close()
-        del self.outgoing[key]
-        held = self._host.held_logs[group]
-        del held[receiver]
-        if not held:
-            del self._host.held_logs[group]
-        done = outgoing.outcome is TransferOutcome.INSTALLED
-        probe("snapshot sent" if done else "snapshot not sent")
-        self.counts["sent" if done else "failed"] += 1
-        peer = self._host.peers.get(outgoing.node)
-        if done:
-            self._pauses.forget(key)
-        elif peer is not None and peer.status & CRITICAL_BIT:
-            probe("snapshot didn't fit")
-            self._pauses.failed(key, self._host.now)
-        self._finished(group, receiver, outgoing.index if done else 0)
-
-    def _finished(self, group: int, receiver: int, index: int) -> None:
-        """Raft goes on with the receiver (also if it never asked)."""
-        replica = self._host.replicas.get(group)
-        if replica is not None:
-            replica.raft.snapshot_finished(receiver, index)
 
     # --- messages --------------------------------------------------------------------------------------------------
 
@@ -322,16 +187,9 @@ class Snapshots:
         if message.type == HostMessageType.SNAPSHOT_CHUNK and len(envelope.commands) == 1:
             self._chunk(node, replica, message, envelope.commands[0], told)
         elif message.type == HostMessageType.SNAPSHOT_REPLY:
-            outgoing = self.outgoing.get((group, message.sender))
-            if outgoing is not None:
-                outgoing.replied(message)
+            self.sender.replied(group, message)
         elif message.type == HostMessageType.SNAPSHOT_WANTED:
-            outgoing = self.outgoing.get((group, message.sender))
-            if outgoing is None:
-                self._wanted[group, message.sender] = message.index
-            elif outgoing.acknowledged and not message.hint:
-                probe("receiver has dropped what it had")
-                outgoing.outcome = outgoing.outcome or TransferOutcome.FAILED
+            self.sender.asked(group, message)
 
     def _chunk(self, node: int, replica: Replica, message: Message, chunk: bytes, told: dict[int, None]) -> None:
         group, name = replica.group, (message.term, message.context)
@@ -390,7 +248,7 @@ class Snapshots:
                 )  # fmt: skip
                 self._host.post(replica.home(replica.raft.leader), Envelope(group, message))
 
-    # --- the receiver's side ---------------------------------------------------------------------------------------
+    # --- from chunks to a state ------------------------------------------------------------------------------------
 
     def _generation(self, group: int, current: int) -> int:
         """One that is not in use, nor being removed."""

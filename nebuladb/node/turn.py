@@ -35,7 +35,7 @@ class Turn:
     fetches: Sequence[Fetch] = ()
     """Rows to be read in a thread; then call `Node.fetched`, and take a turn. Their order doesn't matter."""
     exports: list[Outgoing] = field(default_factory=list)
-    """Read the next chunk of each `exporter` in a thread; then call `Snapshots.chunk_read`, and take a turn."""
+    """Read the next chunk of each `exporter` in a thread; then call `SnapshotSender.chunk_read`, and take a turn."""
 
 
 @dataclass(slots=True)

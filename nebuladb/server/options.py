@@ -7,9 +7,8 @@ from collections.abc import Callable, Mapping
 from typing import Final, TypeVar
 
 from nebuladb.errors import ConfigurationError
-from nebuladb.node.options import NodeOptions
+from nebuladb.node.options import MIN_SNAPSHOT_RATE, NodeOptions, SnapshotLimits
 from nebuladb.node.retention import MODES, Retention, milliseconds
-from nebuladb.node.snapshots import MIN_RATE, SnapshotLimits
 from nebuladb.node.tail import TailLimits
 from nebuladb.server.space import AUTO_BALLAST, AUTO_LOW, SIZES, Reserves, amount
 
@@ -45,7 +44,7 @@ FLAGS: Final[Mapping[str, str]] = {
     "log-keep-entries": "Log entries that a shard keeps for a replica that is away; a longer absence takes a snapshot.",
     "log-keep-size": "Bytes of log that it keeps at most, like 64MiB.",
     "snapshot-rate": "Bytes of rows that this node sends in snapshots a second, all together, like 32MiB; at least "
-    f"{MIN_RATE >> 10}KiB.",
+    f"{MIN_SNAPSHOT_RATE >> 10}KiB.",
     "watch-progress-notify-interval": "How often an etcd watch that wants it, and gets no events, hears how far it has "
     "come, like 10m.",
 }
@@ -101,10 +100,12 @@ def _number(text: str) -> int:
 
 
 def _rate(text: str) -> int:
-    """Bytes a second, at least `MIN_RATE`. Raises `ConfigurationError`."""
+    """Bytes a second, at least `MIN_SNAPSHOT_RATE`. Raises `ConfigurationError`."""
     rate = _number(text)
-    if rate < MIN_RATE:
-        raise ConfigurationError(f"{text} a second is too little: with less than {MIN_RATE >> 10}KiB no snapshot ends")
+    if rate < MIN_SNAPSHOT_RATE:
+        raise ConfigurationError(
+            f"{text} a second is too little: with less than {MIN_SNAPSHOT_RATE >> 10}KiB no snapshot ends"
+        )
     return rate
 
 

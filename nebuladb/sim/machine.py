@@ -474,10 +474,10 @@ class Machine:
     def _exported(self, life: Life, outgoing: Outgoing) -> None:
         if life is self._life and not self._held(self._exported, life, outgoing):
             try:
-                life.node.snapshots.chunk_read(outgoing, None if outgoing.outcome else outgoing.exporter.read())
+                life.node.snapshots.sender.chunk_read(outgoing, None if outgoing.outcome else outgoing.exporter.read())
             except Corruption as error:
                 life.node.damaged(outgoing.group, error)
-                life.node.snapshots.chunk_read(outgoing, None)
+                life.node.snapshots.sender.chunk_read(outgoing, None)
             self._wake(life)
 
     def _background(self, life: Life) -> None:

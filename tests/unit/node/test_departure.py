@@ -15,9 +15,8 @@ from nebuladb.kv.command import Command, Kind
 from nebuladb.node.departure import departs
 from nebuladb.node.members import add_step, remove_step, replace_step
 from nebuladb.node.node import Node
-from nebuladb.node.options import NodeOptions
+from nebuladb.node.options import NodeOptions, SnapshotLimits
 from nebuladb.node.record import NodeState
-from nebuladb.node.snapshots import SnapshotLimits
 from nebuladb.node.tail import TailLimits
 from nebuladb.raft import Configuration, MessageType
 from nebuladb.shard import Descriptor, Role

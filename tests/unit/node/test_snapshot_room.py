@@ -8,8 +8,8 @@ from dataclasses import replace
 from nebuladb.ids import DEFAULT_GROUP
 from nebuladb.node.alarms import AlarmKind
 from nebuladb.node.disk import Space
+from nebuladb.node.options import MAX_OUTGOING, MIN_SNAPSHOT_RATE, SnapshotLimits
 from nebuladb.node.pauses import FIRST_MS, LONGEST_MS, Pauses
-from nebuladb.node.snapshots import MAX_OUTGOING, MIN_RATE, SnapshotLimits
 from nebuladb.raft import StateRole
 from tests.unit.node.test_snapshots import OPTIONS, away, founded, level, put, store
 from tests.unit.node.trio import Trio
@@ -29,7 +29,7 @@ def test_a_snapshot_that_does_not_fit_is_sent_again_later_each_time() -> None:
         trio.until(lambda: DEFAULT_GROUP in trio.node(follower).snapshots.incoming, "on its way")
         began.append(trio.time)
         trio.node(follower).space(Space.CRITICAL, "its rows fill the disk")
-        trio.until(lambda: not trio.node(leader).snapshots.outgoing, "given up")
+        trio.until(lambda: not trio.node(leader).snapshots.sender.outgoing, "given up")
         trio.node(follower).space(Space.PLENTY, "")  # for its rows are gone
         assert len(told(trio, follower)) == 1
         assert "doesn't fit" in told(trio, follower)[0], "that there is room again says nothing"
@@ -44,7 +44,7 @@ def test_a_snapshot_that_does_not_fit_is_sent_again_later_each_time() -> None:
 
 def test_the_least_rate_is_enough_for_as_many_as_there_may_be() -> None:
     """With 10 KiB a second each was given up for want of progress, and another begun, for good."""
-    trio = founded(replace(OPTIONS, snapshots=SnapshotLimits(rate=MIN_RATE // MAX_OUTGOING)))
+    trio = founded(replace(OPTIONS, snapshots=SnapshotLimits(rate=MIN_SNAPSHOT_RATE // MAX_OUTGOING)))
     leader, follower = away(trio, size=10_000)
     trio.start(follower)
     trio.until(level(trio), "level")
@@ -68,7 +68,7 @@ def test_where_the_log_of_another_leader_reaches_back_far_enough_the_alarm_goes(
     trio.start(follower)
     trio.until(lambda: DEFAULT_GROUP in trio.node(follower).snapshots.incoming, "on its way")
     trio.node(follower).space(Space.CRITICAL, "its rows fill the disk")
-    trio.until(lambda: not trio.node(leader).snapshots.outgoing, "given up")
+    trio.until(lambda: not trio.node(leader).snapshots.sender.outgoing, "given up")
     trio.node(follower).space(Space.PLENTY, "")
     trio.run(1_000)
     assert told(trio, follower)
@@ -86,7 +86,7 @@ def test_who_waits_for_one_that_did_not_fit_is_handed_nothing() -> None:
     trio.start(follower)
     trio.until(lambda: DEFAULT_GROUP in trio.node(follower).snapshots.incoming, "on its way")
     trio.node(follower).space(Space.CRITICAL, "its rows fill the disk")
-    trio.until(lambda: not trio.node(leader).snapshots.outgoing, "given up")
+    trio.until(lambda: not trio.node(leader).snapshots.sender.outgoing, "given up")
     trio.node(follower).space(Space.PLENTY, "")  # so that it looks like the only node that is well
     for place in (third, leader):
         trio.run(200)

@@ -42,7 +42,7 @@ def test_who_dropped_what_it_had_is_sent_it_anew(stage: Stage) -> None:
     _, follower = away(trio, size=30_000)
     for machine in trio.running:
         snapshots = trio.node(machine.place).snapshots
-        snapshots._limits = snapshots._limits._replace(rate=4_000_000)
+        snapshots.sender._limits = snapshots.sender._limits._replace(rate=4_000_000)
     trio.unflushed.add(follower)
     trio.start(follower)
     coming = trio.node(follower).snapshots.incoming
@@ -75,7 +75,7 @@ def test_who_asks_while_the_first_chunk_is_on_its_way_ends_nothing() -> None:
 
     trio.lose = lose
     trio.node(follower).damaged(DEFAULT_GROUP, DAMAGE)
-    under_way = trio.node(leader).snapshots.outgoing
+    under_way = trio.node(leader).snapshots.sender.outgoing
     trio.until(lambda: bool(under_way), "on its way")
     before = [*under_way.values()]
     asked = 0
@@ -92,11 +92,11 @@ def test_a_sender_that_gave_up_is_asked_again_in_its_term() -> None:
     trio.until(level(trio), "level")
     for machine in trio.running:
         snapshots = trio.node(machine.place).snapshots
-        snapshots._limits = snapshots._limits._replace(rate=2_000_000)
+        snapshots.sender._limits = snapshots.sender._limits._replace(rate=2_000_000)
     trio.node(follower).damaged(DEFAULT_GROUP, DAMAGE)
     coming = trio.node(follower).snapshots.incoming
     trio.until(lambda: DEFAULT_GROUP in coming and coming[DEFAULT_GROUP].importer.next > 0, "on its way")
-    (outgoing,) = trio.node(leader).snapshots.outgoing.values()
+    (outgoing,) = trio.node(leader).snapshots.sender.outgoing.values()
     outgoing.chunk_read(None)
     before = trio.time
     trio.until(lambda: not lost(trio, follower), "a snapshot is in")
@@ -130,10 +130,10 @@ def test_a_chunk_is_read_by_one_thread_at_a_time() -> None:
     leader, follower = away(trio, size=30_000)
     trio.start(follower)
     node = trio.node(leader)
-    trio.until(lambda: bool(node.snapshots.outgoing), "on its way")
-    [outgoing] = node.snapshots.outgoing.values()
+    trio.until(lambda: bool(node.snapshots.sender.outgoing), "on its way")
+    [outgoing] = node.snapshots.sender.outgoing.values()
     assert outgoing.wants_chunk, "what it may send in a tick is used up"
-    node.snapshots._budget = 1 << 20
+    node.snapshots.sender._budget = 1 << 20
     exports = [one for _ in range(5) for one in node.turn().exports]
     assert exports == [outgoing], "nobody has said yet that it was read"
 
@@ -172,13 +172,13 @@ def test_a_node_that_runs_out_of_space_lets_go_of_what_comes() -> None:
     leader, follower = away(trio, size=30_000)
     for machine in trio.running:
         snapshots = trio.node(machine.place).snapshots
-        snapshots._limits = snapshots._limits._replace(rate=4_000_000)
+        snapshots.sender._limits = snapshots.sender._limits._replace(rate=4_000_000)
     trio.start(follower)
     trio.until(lambda: DEFAULT_GROUP in trio.node(follower).snapshots.incoming, "on its way")
     trio.node(follower).space(Space.CRITICAL, "0 MiB are free")
     trio.run(500)
     assert not trio.node(follower).snapshots.incoming
-    assert not trio.node(leader).snapshots.outgoing
+    assert not trio.node(leader).snapshots.sender.outgoing
     trio.node(follower).space(Space.PLENTY, "")
     trio.until(level(trio), "level")
 

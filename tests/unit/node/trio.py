@@ -161,7 +161,7 @@ class Trio:
                 machine.answers.update(turn.answers)
                 machine.served.update(number for number, error in turn.reads if error is None)
                 for outgoing in turn.exports:
-                    machine.node.snapshots.chunk_read(outgoing, outgoing.exporter.read())
+                    machine.node.snapshots.sender.chunk_read(outgoing, outgoing.exporter.read())
                     busy = True
                 if machine.node.flush_wanted and machine.place not in self.unflushed:
                     self.flush(machine.place)
