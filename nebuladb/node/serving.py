@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from nebuladb.errors import Unavailable
-
-if TYPE_CHECKING:
-    from nebuladb.node.applier import GroupData
-    from nebuladb.node.node import Node
+from nebuladb.node.applier import GroupData
+from nebuladb.node.node import Node
 
 
 def serving(node: Node, group: int) -> GroupData:

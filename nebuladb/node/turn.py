@@ -4,16 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 from nebuladb.errors import NebulaError
 from nebuladb.kv.answer import Answer
-
-if TYPE_CHECKING:
-    from nebuladb.node.applier import Fetch
-    from nebuladb.node.incoming import Incoming
-    from nebuladb.node.outgoing import Outgoing
-    from nebuladb.storage.spans import Span
+from nebuladb.node.applier import Fetch
+from nebuladb.node.incoming import Incoming
+from nebuladb.node.outgoing import Outgoing
+from nebuladb.storage.spans import Span
 
 
 @dataclass(slots=True)

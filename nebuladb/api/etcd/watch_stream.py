@@ -6,9 +6,10 @@ import asyncio
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from random import Random
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from nebuladb.api.etcd import events
+from nebuladb.api.etcd.face import Face
 from nebuladb.api.etcd.requests import received
 from nebuladb.env import probe
 from nebuladb.errors import KeyspaceNotFound, NebulaError, TooManyRequests, Unavailable
@@ -17,9 +18,6 @@ from nebuladb.kv.watch import MAX_WATCHERS, WatchHub
 from nebuladb.kv.watcher import Watcher
 from nebuladb.pb.etcd import watch_pb2 as pb
 from nebuladb.shard import Descriptor
-
-if TYPE_CHECKING:
-    from nebuladb.api.etcd.face import Face
 
 MAX_CONTROL: Final = 128
 """Answers about watches (created, canceled, progress) that wait to be sent; then no further request is read."""

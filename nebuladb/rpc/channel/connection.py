@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from time import monotonic
-from typing import TYPE_CHECKING, Any, Final, Protocol, cast
+from typing import Any, Final, Protocol, cast
 
 import grpc
 
 from nebuladb.env import probe
 from nebuladb.rpc import http2
+from nebuladb.rpc.channel.rpc import Rpc
 from nebuladb.rpc.channel.settings import Settings
 from nebuladb.rpc.http2.errors import ErrorCode, LocalProtocolError
 from nebuladb.rpc.http2.events import (
@@ -25,11 +26,8 @@ from nebuladb.rpc.http2.events import (
     Writable,
 )
 from nebuladb.rpc.http2.headers import FIELD_OVERHEAD
+from nebuladb.rpc.http2.stream import Stream
 from nebuladb.rpc.metadata import Fields
-
-if TYPE_CHECKING:
-    from nebuladb.rpc.channel.rpc import Rpc
-    from nebuladb.rpc.http2.stream import Stream
 
 UNSENT_BYTES: Final = 1 << 16
 """Output that goes to the transport before the turn ends; the transport then says whether it can take more."""

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import grpc
 import grpc.aio
 
 from nebuladb.rpc.compression import IDENTITY, Inflate, decompressor
+from nebuladb.rpc.http2.headers import HeaderBlock
 from nebuladb.rpc.metadata import Fields, MetadataError, decode_metadata
 from nebuladb.rpc.status import HTTP_CODES, Status, StatusError, parse_trailers
-
-if TYPE_CHECKING:
-    from nebuladb.rpc.http2.headers import HeaderBlock
 
 CONTENT_TYPE: Final = b"application/grpc"
 

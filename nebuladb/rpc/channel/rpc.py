@@ -12,19 +12,18 @@ import grpc
 import grpc.aio
 
 from nebuladb.rpc.channel.head import Head, head_of
+from nebuladb.rpc.channel.method import Method
 from nebuladb.rpc.compression import ZSTD, compressor
 from nebuladb.rpc.framing import LARGER, PREFIX_BYTES, frame, frame_compressed, unframe
 from nebuladb.rpc.http2.errors import ErrorCode
-from nebuladb.rpc.http2.stream import State
+from nebuladb.rpc.http2.headers import HeaderBlock
+from nebuladb.rpc.http2.stream import State, Stream
 from nebuladb.rpc.metadata import Fields, format_timeout
 from nebuladb.rpc.status import UNDONE, Status, StatusError, reset_status
 
 if TYPE_CHECKING:
     from nebuladb.rpc.channel.connection import Connection
     from nebuladb.rpc.channel.dispatcher import Dispatcher
-    from nebuladb.rpc.channel.method import Method
-    from nebuladb.rpc.http2.headers import HeaderBlock
-    from nebuladb.rpc.http2.stream import Stream
 
 LOCALLY_CANCELLED: Final = "Locally cancelled by application!"
 COLLECTED: Final = "Cancelled upon garbage collection!"

@@ -6,19 +6,17 @@ import asyncio
 import random
 from collections.abc import Awaitable, Callable
 from time import monotonic
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import Any, Final, Protocol
 
 import grpc
 
 from nebuladb.env import probe
 from nebuladb.rpc.channel.connection import Connection
+from nebuladb.rpc.channel.rpc import Rpc
 from nebuladb.rpc.channel.settings import Settings
 from nebuladb.rpc.channel.target import Endpoint
 from nebuladb.rpc.http2 import Limits
 from nebuladb.rpc.tls import ChannelCredentials
-
-if TYPE_CHECKING:
-    from nebuladb.rpc.channel.rpc import Rpc
 
 GROWTH: Final = 1.6
 JITTER: Final = 0.2

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from nebuladb.rpc.http2.errors import ErrorCode
-    from nebuladb.rpc.http2.headers import HeaderBlock
-    from nebuladb.rpc.http2.stream import Stream
+from nebuladb.rpc.http2.errors import ErrorCode
+from nebuladb.rpc.http2.headers import HeaderBlock
+from nebuladb.rpc.http2.stream import Stream
 
 
 @dataclass(slots=True)
