@@ -17,9 +17,7 @@ ASKED = ("add_step", "claim_step", "move_step", "promote_step", "remove_step", "
 
 
 def _ask_all(seeds: int) -> None:
-    trio = Trio()
-    trio.start()
-    trio.founded()
+    trio = Trio.started()
     node = trio.node(0)
     for seed in range(seeds):
         ask_wrongly(Random(seed), node.meta, node.founding)

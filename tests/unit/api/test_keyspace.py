@@ -21,7 +21,7 @@ from nebuladb.node.read_lease import ReadLease
 from nebuladb.pb.nebula.v1 import cluster_pb2, keyspace_pb2
 from nebuladb.shard import Role
 from tests.unit.api.served import Served
-from tests.unit.api.turns import Turns
+from tests.unit.api.turns import turns_of_calls
 from tests.unit.node.lone import SECONDS
 
 
@@ -120,14 +120,7 @@ async def test_those_who_ask_for_many_shards_do_not_share_a_turn(
     """A crowd whose picture is old asks at once: 200 lists of 800 shards kept the loop for more than a second."""
     monkeypatch.setattr(pace, "STRETCH_SECONDS", 0.0)
     request = request_of(name="default") if method == "Describe" else request_of()
-    turns, made = Turns(), list[int]()
-    tell = getattr(*told)
-
-    def noted(*arguments: Any) -> Any:
-        made.append(turns.now)
-        return tell(*arguments)
-
-    monkeypatch.setattr(*told, noted)
+    made = turns_of_calls(monkeypatch, *told)
     call: Any = served.channel.unary_unary(f"/nebula.v1.{service}/{method}", request_of.SerializeToString)
     await asyncio.gather(*(call(request, timeout=SECONDS) for _ in range(10)))
     assert len(set(made)) == 10

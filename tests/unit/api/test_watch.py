@@ -26,10 +26,10 @@ from nebuladb.ids import DEFAULT_GROUP
 from nebuladb.kv import watch as hubs
 from nebuladb.kv.answer import KeyValue
 from nebuladb.kv.watch import WatchHub
-from nebuladb.kv.watcher import Event, EventBatch, Watcher
+from nebuladb.kv.watcher import Event, EventBatch
 from nebuladb.pb.nebula.v1 import kv_pb2
 from tests.unit.api.served import Served
-from tests.unit.api.turns import Turns
+from tests.unit.api.turns import turns_of_calls
 from tests.unit.node.lone import SECONDS, Lone
 
 
@@ -277,19 +277,8 @@ async def test_watches_over_many_shards_are_made_and_forgotten_in_stretches_and_
     monkeypatch.setattr(pace, "STRETCH_SECONDS", 0.0)
     monkeypatch.setattr(leaving, "AT_ONCE", 4)
     monkeypatch.setattr(module, "MAX_PARTS", 31)
-    turns, made, gone = Turns(), Counter[int](), Counter[int]()
-    begin, remove = WatchHub.watch, WatchHub.remove
-
-    def noted(hub: WatchHub, *arguments: Any, **options: Any) -> Watcher:
-        made[turns.now] += 1
-        return begin(hub, *arguments, **options)
-
-    def forgotten(hub: WatchHub, watcher: Watcher) -> None:
-        gone[turns.now] += 1
-        remove(hub, watcher)
-
-    monkeypatch.setattr(WatchHub, "watch", noted)
-    monkeypatch.setattr(WatchHub, "remove", forgotten)
+    made = turns_of_calls(monkeypatch, WatchHub, "watch")
+    gone = turns_of_calls(monkeypatch, WatchHub, "remove")
     request = kv_pb2.WatchRequest(keyspace="k", key=b"a", range_end=b"z")
     calls = [served.watch(request) for _ in range(3)]
     await asyncio.gather(*(anext(aiter(call)) for call in calls))
@@ -299,6 +288,6 @@ async def test_watches_over_many_shards_are_made_and_forgotten_in_stretches_and_
     for call in calls:
         call.cancel()
     await served.until(lambda: not served.backend.parts)
-    assert (made.total(), max(made.values())) == (24, 4)
-    assert (gone.total(), max(gone.values())) == (24, 4)
+    assert (len(made), max(Counter(made).values())) == (24, 4)
+    assert (len(gone), max(Counter(gone).values())) == (24, 4)
     await anext(aiter(served.watch(request)))

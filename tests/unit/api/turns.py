@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
+
+import pytest
 
 
 class Turns:
@@ -16,3 +19,16 @@ class Turns:
     def _count(self) -> None:
         self.now += 1
         self._loop.call_soon(self._count)
+
+
+def turns_of_calls(monkeypatch: pytest.MonkeyPatch, owner: object, name: str) -> list[int]:
+    """For each call of `owner`'s function `name` from now on, the turn of the loop in which it came."""
+    turns, found = Turns(), list[int]()
+    function = getattr(owner, name)
+
+    def noted(*arguments: Any, **options: Any) -> Any:
+        found.append(turns.now)
+        return function(*arguments, **options)
+
+    monkeypatch.setattr(owner, name, noted)
+    return found

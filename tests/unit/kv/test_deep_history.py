@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytest
 
 from nebuladb.errors import Reason, ResultTooLarge
 from nebuladb.kv import check
-from nebuladb.kv.answer import RangeResult, TxnResult
+from nebuladb.kv.answer import Answer, RangeResult, TxnResult
 from nebuladb.kv.findings import Findings
 from nebuladb.kv.limits import MAX_TXN_BYTES, Limits
 from nebuladb.kv.loans import Misses
@@ -42,6 +44,39 @@ class Counting(MemoryEngine):
         return super().get(key)
 
 
+def lend(store: Store, rows: Sequence[bytes], held: list[bytes]) -> None:
+    """Fetch `rows`, which somebody lacks; `held`: what is to be given back in the end."""
+    store.borrow(rows)
+    held += rows
+    store.supply(rows, store.fetch(rows))
+
+
+def read(store: Store, request: kv_pb2.TxnRequest, findings: Findings | None = None) -> tuple[TxnResult, list[bytes]]:
+    """What `request` reads, and the rows that were fetched for it."""
+    held = list[bytes]()
+    while True:
+        try:
+            result = store.read(check.txn(request), findings)
+            break
+        except Misses as misses:
+            rows = list(misses.rows)
+        lend(store, rows, held)
+    store.give_back(held)
+    return result, held
+
+
+def apply(store: Store, request: kv_pb2.TxnRequest) -> tuple[Answer, int]:
+    """The answer to `request`, and how often rows were fetched for it."""
+    fetches, held = 0, list[bytes]()
+    work = Log(store.index).work(txn(request))
+    while (applied := store.apply([work])).wanted:
+        fetches += 1
+        lend(store, applied.wanted, held)
+    store.give_back(held)
+    ((_, answer),) = applied.answers
+    return answer, fetches
+
+
 @pytest.fixture
 def deep() -> tuple[Store, Counting]:
     engine = Counting()
@@ -73,10 +108,8 @@ def test_a_get_looks_at_each_version_once_and_holds_one(deep: tuple[Store, Count
                 store.give_back(held)
                 held = []
             rows = list(misses.rows)
-        store.borrow(rows)
-        held += rows
+        lend(store, rows, held)
         assert store.borrowed <= 2
-        store.supply(rows, store.fetch(rows))
     store.give_back(held)
     assert found is not None
     assert found.value == b"old"
@@ -142,17 +175,8 @@ def test_a_transaction_that_lacks_row_after_row_asks_the_engine_once_for_each(de
     store, engine = deep
     request = kv_pb2.TxnRequest()
     request.success.add(range=kv_pb2.RangeRequest(key=b"k", revision=VERSIONS - 50))
-    engine.asked, held = 0, list[bytes]()
-    while True:
-        try:
-            (found,) = store.read(check.txn(request)).results
-            break
-        except Misses as misses:
-            rows = list(misses.rows)
-        store.borrow(rows)
-        held += rows
-        store.supply(rows, store.fetch(rows))
-    store.give_back(held)
+    engine.asked = 0
+    (found,) = read(store, request)[0].results
     assert isinstance(found, RangeResult)
     assert found.kvs[0].mod_revision == VERSIONS - 50
     assert engine.asked <= 3 * 53
@@ -189,6 +213,10 @@ def looks(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
     return looks
 
 
+def values(result: TxnResult) -> list[bytes]:
+    return [kv.value for one in result.results if isinstance(one, RangeResult) for kv in one.kvs]
+
+
 def old_reads(*, ranged: bool) -> kv_pb2.TxnRequest:
     """All keys as they were when each had one version, by themselves or as a range."""
     request = kv_pb2.TxnRequest()
@@ -206,18 +234,8 @@ def test_a_transaction_over_many_long_histories_looks_once_at_each_row(
     """It began anew for each row that it lacked, and followed all histories from their ends again: of 40 keys with
     1,000 versions each that took half an hour."""
     store, _ = many
-    findings, held = Findings(), list[bytes]()
-    while True:
-        try:
-            results = store.read(check.txn(old_reads(ranged=False)), findings).results
-            break
-        except Misses as misses:
-            rows = list(misses.rows)
-        store.borrow(rows)
-        held += rows
-        store.supply(rows, store.fetch(rows))
-    store.give_back(held)
-    assert [kv.value for result in results if isinstance(result, RangeResult) for kv in result.kvs] == [b"0"] * WIDE
+    found, held = read(store, old_reads(ranged=False), Findings())
+    assert values(found) == [b"0"] * WIDE
     assert len(looks) <= 2 * WIDE * LONG
     assert len(held) <= WIDE * (LONG + 2)
 
@@ -228,21 +246,13 @@ def test_a_transaction_that_writes_looks_once_at_each_row_of_many_histories(
 ) -> None:
     """All that came behind it in its shard waited, on each replica."""
     store, _ = many
-    request, calls, held = old_reads(ranged=ranged), 0, list[bytes]()
+    request = old_reads(ranged=ranged)
     request.success.add(put=kv_pb2.TxnPut(key=b"done"))
-    work = Log(store.index).work(txn(request))
-    while (applied := store.apply([work])).wanted:
-        calls += 1
-        store.borrow(applied.wanted)
-        held += applied.wanted
-        store.supply(applied.wanted, store.fetch(applied.wanted))
-    store.give_back(held)
-    ((_, answer),) = applied.answers
+    answer, fetches = apply(store, request)
     assert isinstance(answer.result, TxnResult)
-    found = [kv.value for result in answer.result.results if isinstance(result, RangeResult) for kv in result.kvs]
-    assert found == [b"0"] * WIDE
+    assert values(answer.result) == [b"0"] * WIDE
     assert len(looks) <= 2 * WIDE * LONG
-    assert calls <= 2 * LONG
+    assert fetches <= 2 * LONG
 
 
 def test_what_a_transaction_may_look_at_is_the_same_whether_it_lacked_rows(deep: tuple[Store, Counting]) -> None:
@@ -254,14 +264,7 @@ def test_what_a_transaction_may_look_at_is_the_same_whether_it_lacked_rows(deep:
         request = kv_pb2.TxnRequest()
         for revision in (VERSIONS - 100, VERSIONS - 200, OLD):
             request.success.add(range=kv_pb2.RangeRequest(key=b"k", revision=revision, keys_only=True))
-        held = list[bytes]()
-        work = Log(store.index).work(txn(request))
-        while (applied := store.apply([work])).wanted:
-            store.borrow(applied.wanted)
-            held += applied.wanted
-            store.supply(applied.wanted, store.fetch(applied.wanted))
-        store.give_back(held)
-        ((_, answer),) = applied.answers
+        answer, _ = apply(store, request)
         answers.append((answer.reason, answer.message, answer.result))
     assert answers[0][0] == Reason.RESULT_TOO_LARGE
     assert answers[0] == answers[1]

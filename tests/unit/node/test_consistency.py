@@ -74,9 +74,7 @@ def checked(trio: Trio) -> None:
 
 
 def test_altered_data_on_one_node_raises_an_alarm_on_all_that_names_shard_and_node() -> None:
-    trio = Trio(options=NodeOptions(check=EVERY))
-    trio.start()
-    trio.founded()
+    trio = Trio.started(options=NodeOptions(check=EVERY))
     trio.node(0).submit(DEFAULT_GROUP, Command(Kind.PUT, put_request(b"k", b"value")), trio.time + 10_000)
     checked(trio)
     assert [trio.node(place).alarms() for place in range(3)] == [[], [], []]
@@ -92,9 +90,7 @@ def test_altered_data_on_one_node_raises_an_alarm_on_all_that_names_shard_and_no
 
 
 def test_the_alarm_of_a_shard_ends_with_the_shard() -> None:
-    trio = Trio()
-    trio.start()
-    trio.founded()
+    trio = Trio.started()
     trio.drive(0, partial(create_step, spec=Spec("h", Partitioning.SINGLE)))
     trio.until(lambda: FIRST_GROUP in trio.node(0).host.replicas, "made")
     trio.node(0)._upkeep._judged(Verdict(FIRST_GROUP, 7, (trio.node(0).host.replicas[FIRST_GROUP].id,)))
@@ -105,9 +101,7 @@ def test_the_alarm_of_a_shard_ends_with_the_shard() -> None:
 
 
 def test_a_shard_in_which_nothing_happens_is_not_woken() -> None:
-    trio = Trio(options=NodeOptions(check=EVERY))
-    trio.start()
-    trio.founded()
+    trio = Trio.started(options=NodeOptions(check=EVERY))
     checked(trio)
     before = [trio.node(0).host.replicas[group].raft.commit for group in (1, 2, 3)]
     checked(trio)

@@ -58,9 +58,7 @@ def test_who_leaves_takes_writes_until_nothing_holds_it(
 def told(place: int, *, replaced: bool, refuses: Callable[[Node], bool]) -> list[object]:
     """What clients of the node at `place` are told, who write all the while it leaves, three every tick; with `refuses`
     they are told nothing, for they ask elsewhere."""
-    trio = Trio()
-    trio.start()
-    trio.founded()
+    trio = Trio.started()
     trio.run(3_000)
     machine, through = trio.machines[place], (place + 1) % 3
     requests: list[int] = []
@@ -115,9 +113,7 @@ def test_a_leader_takes_nothing_more_from_who_goes(replaced: bool) -> None:
 def cut(place: int) -> Trio:
     """The node at `place` leads `default`, whose log is cut: who isn't there yet gets a snapshot, for five seconds."""
     snapshots = SnapshotLimits(rate=200 << 10)
-    trio = Trio(options=NodeOptions(tail=TailLimits(entries=5, cut_entries=2), snapshots=snapshots))
-    trio.start()
-    trio.founded()
+    trio = Trio.started(options=NodeOptions(tail=TailLimits(entries=5, cut_entries=2), snapshots=snapshots))
     lead(trio, DEFAULT_GROUP, place)
     for number in range(20):
         put = put_request(b"%d" % number, random.Random(number).randbytes(50_000))
@@ -150,9 +146,7 @@ def lead(trio: Trio, group: int, place: int) -> None:
 def test_nobody_is_destroyed_before_those_who_stay_know_that_it_is_gone() -> None:
     """Voters n1 to n4, and n4 goes. n1, n2 and n4 have the change, of which n2 doesn't know that it is committed, when
     n1 dies for good. n2 and n3 are two of the three who stay, and n2 asks by the configuration that it knows."""
-    trio = Trio()
-    trio.start()
-    trio.founded()
+    trio = Trio.started()
     trio.drive(0, lambda meta: add_step(meta, "n4", "n4:2", 77))
     place = trio.join("n4")
     trio.until(lambda: trio.state(place) is NodeState.MEMBER, "four")
@@ -184,9 +178,7 @@ def test_nobody_is_destroyed_before_those_who_stay_know_that_it_is_gone() -> Non
 def test_a_node_that_left_meta_votes_until_the_one_that_stays_has_it_on_its_disk() -> None:
     """Of two, n2 leaves; it stopped as soon as it had applied that, while a power cut of n1 could still undo it there:
     n1 asked for the vote of one that must not come back, for ever."""
-    trio = Trio(2)
-    trio.start()
-    trio.founded()
+    trio = Trio.started(2)
     for group in (META_GROUP, DEFAULT_GROUP, DEFAULT_GROUP + 1):
         lead(trio, group, 0)
     alone = False

@@ -48,10 +48,7 @@ def test_what_needs_space(command: Command, grows: bool) -> None:
 
 @pytest.fixture
 def trio() -> Trio:
-    trio = Trio(options=NodeOptions(stall=1_000))
-    trio.start()
-    trio.founded()
-    return trio
+    return Trio.started(options=NodeOptions(stall=1_000))
 
 
 def lead(trio: Trio, group: int = DEFAULT_GROUP) -> int:
@@ -210,9 +207,7 @@ def test_where_most_disks_are_full_a_leader_with_space_refuses_at_once(trio: Tri
 
 
 def test_a_learners_full_disk_keeps_nobody_from_writing() -> None:
-    trio = Trio(1)
-    trio.start()
-    trio.founded()
+    trio = Trio.started(1)
     trio.drive(0, lambda meta: add_step(meta, "n2", "n2:2", 14, learner=True))
     place = trio.join("n2")
     trio.until(lambda: DEFAULT_GROUP in trio.node(place).host.replicas, "it has a replica")
@@ -250,9 +245,7 @@ def test_nobody_hands_leadership_to_another_one_short_of_space(trio: Trio) -> No
 
 
 def test_a_leader_whose_log_is_not_made_durable_any_more_leads_no_more() -> None:
-    trio = Trio(options=NodeOptions(stall=1_000))
-    trio.start()
-    trio.founded()
+    trio = Trio.started(options=NodeOptions(stall=1_000))
     place = lead(trio)
     trio.unsynced.add(place)
     trio.node(place).submit(DEFAULT_GROUP, PUT, trio.time + 60_000)

@@ -252,9 +252,7 @@ def test_creating_while_it_is_dropped_finishes_the_drop_first() -> None:
 
 
 def test_a_picture_carried_on_by_changes_is_the_one_read_anew() -> None:
-    trio = Trio(1)
-    trio.start()
-    trio.founded()
+    trio = Trio.started(1)
     trio.drive(0, partial(create_step, spec=HASH))
     trio.drive(0, partial(drop_step, name="h"))
     carried = trio.node(0).meta
@@ -359,9 +357,7 @@ def test_a_node_that_was_down_learns_of_a_drop_from_meta() -> None:
 
 
 def test_a_node_that_was_down_for_the_whole_life_of_a_keyspace() -> None:
-    trio = Trio()
-    trio.start()
-    trio.founded()
+    trio = Trio.started()
     trio.crash(2)
     trio.drive(0, partial(create_step, spec=HASH))
     trio.drive(0, partial(drop_step, name="h"))
@@ -435,9 +431,7 @@ def test_watchers_of_a_dropped_keyspace_are_canceled() -> None:
 
 @pytest.mark.parametrize("steps", range(4))
 def test_the_leader_of_meta_finishes_what_a_dead_creator_left(steps: int) -> None:
-    trio = Trio()
-    trio.start()
-    trio.founded()
+    trio = Trio.started()
     for _ in range(steps):
         step = create_step(trio.node(0).meta, HASH)
         if step is not None:

@@ -81,9 +81,7 @@ def test_a_clock_seen_after_a_sleep_does_not_run_ahead_by_it() -> None:
 
 
 def test_a_lease_that_is_over_while_leadership_is_handed_over_ends_as_soon_as_that_has_failed() -> None:
-    trio = Trio()
-    trio.start()
-    trio.founded()
+    trio = Trio.started()
     leader = trio.leader(DEFAULT_GROUP)
     assert leader is not None
     node = trio.node(leader)

@@ -15,9 +15,7 @@ from tests.unit.node.trio import Trio
 
 def test_its_data_stays_whatever_learners_have() -> None:
     """It gave up what was sound of it for a snapshot that never came; a learner gets one."""
-    trio = Trio(1)
-    trio.start()
-    trio.founded()
+    trio = Trio.started(1)
     trio.drive(0, lambda meta: add_step(meta, "n2", "n2:2", 88, learner=True))
     learner = trio.join("n2")
     trio.until(lambda: DEFAULT_GROUP in trio.node(learner).groups, "it has the group")

@@ -34,9 +34,7 @@ def put(trio: Trio, key: bytes, place: int = 0, group: int = DEFAULT_GROUP) -> N
 
 def with_learner() -> tuple[Trio, int]:
     """Three nodes that vote, and the place of a fourth that doesn't, and has all groups."""
-    trio = Trio()
-    trio.start()
-    trio.founded()
+    trio = Trio.started()
     trio.drive(0, lambda meta: add_step(meta, "n4", "n4:2", 88, learner=True))
     place = trio.join("n4")
     trio.until(lambda: trio.node(place).groups.keys() >= set(GROUPS), "it has all groups")
@@ -80,9 +78,7 @@ def remove(trio: Trio, place: int, through: int) -> None:
 
 
 def test_one_node_grows_to_five_and_shrinks_to_three() -> None:
-    trio = Trio(1)
-    trio.start()
-    trio.founded()
+    trio = Trio.started(1)
     put(trio, b"first")
     for count in range(1, 5):
         place = trio.join(f"m{count}")
@@ -99,9 +95,7 @@ def test_one_node_grows_to_five_and_shrinks_to_three() -> None:
 
 
 def test_more_than_five_nodes_all_answer_and_a_learner_takes_a_lost_vote() -> None:
-    trio = Trio(5)
-    trio.start()
-    trio.founded()
+    trio = Trio.started(5)
     place = trio.join("m1")
     trio.until(lambda: trio.state(place) is NodeState.MEMBER, "a member")
     spec = Spec("u", Partitioning.HASH, 6)
@@ -122,9 +116,7 @@ def test_more_than_five_nodes_all_answer_and_a_learner_takes_a_lost_vote() -> No
 
 
 def test_the_leader_of_everything_leaves_by_handing_over() -> None:
-    trio = Trio()
-    trio.start()
-    trio.founded()
+    trio = Trio.started()
     trio.crash(1)
     trio.run(3_000)
     trio.start(1)
@@ -138,9 +130,7 @@ def test_the_leader_of_everything_leaves_by_handing_over() -> None:
 
 
 def test_a_dead_node_is_removed_and_stops_when_it_comes_back() -> None:
-    trio = Trio()
-    trio.start()
-    trio.founded()
+    trio = Trio.started()
     trio.crash(2)
     remove(trio, 2, 0)
     trio.until(lambda: trio.state(2) is NodeState.REMOVED, "removed")
@@ -154,9 +144,7 @@ def test_a_dead_node_is_removed_and_stops_when_it_comes_back() -> None:
 
 
 def test_a_dead_node_is_replaced_by_one_joint_change() -> None:
-    trio = Trio()
-    trio.start()
-    trio.founded()
+    trio = Trio.started()
     put(trio, b"before")
     trio.crash(0)
     trio.run(3_000)
@@ -172,9 +160,7 @@ def test_a_dead_node_is_replaced_by_one_joint_change() -> None:
 
 def test_a_node_that_dies_while_it_replaces_another_is_replaced_itself() -> None:
     """The refusal named the node that was leaving as the one to wait for, or to remove."""
-    trio = Trio()
-    trio.start()
-    trio.founded()
+    trio = Trio.started()
     trio.crash(0)
     trio.run(3_000)
     trio.drive(1, lambda meta: replace_step(meta, "n1", "y", "y:2", 77))
@@ -195,9 +181,7 @@ def test_a_node_that_dies_while_it_replaces_another_is_replaced_itself() -> None
 
 def test_a_joint_configuration_is_left_after_a_hand_over_that_failed() -> None:
     """It came into force while leadership was being handed over, and nobody thought of it afterwards."""
-    trio = Trio()
-    trio.start()
-    trio.founded()
+    trio = Trio.started()
     trio.crash(0)
     trio.run(3_000)
     lost = [True]
@@ -232,9 +216,7 @@ def test_a_joint_configuration_is_left_after_a_hand_over_that_failed() -> None:
 def test_who_missed_a_replacement_follows_a_leader_that_it_has_never_heard_of() -> None:
     """The simulator's seed 5532: it took all that the new replica said for misdirected, so it never heard of the change
     either, and with the third node gone there was no majority (thesis §4.1)."""
-    trio = Trio()
-    trio.start()
-    trio.founded()
+    trio = Trio.started()
     trio.crash(1)
     trio.drive(0, lambda meta: replace_step(meta, "n3", "n3b", "n3b:2", 77))
     place = trio.join("n3b", 0)
@@ -255,9 +237,7 @@ def test_who_missed_a_replacement_follows_a_leader_that_it_has_never_heard_of() 
 
 
 def test_every_shard_of_a_keyspace_gets_a_replica_on_a_new_node() -> None:
-    trio = Trio()
-    trio.start()
-    trio.founded()
+    trio = Trio.started()
     spec = Spec("h", Partitioning.HASH, 5)
     trio.drive(0, lambda meta: create_step(meta, spec))
     place = trio.join("n4")
@@ -340,9 +320,7 @@ def test_crashes_at_any_point_of_a_change_lose_nothing_of_it(seed: int) -> None:
 
 def test_a_leader_acts_on_no_old_picture_of_who_is_to_be_a_member() -> None:
     """It hears late from meta that a node, which was to join, has been removed since: it must not bring it back."""
-    trio = Trio()
-    trio.start()
-    trio.founded()
+    trio = Trio.started()
     old: dict[int, Meta] = {}
 
     def joining(place: int) -> bool:
@@ -381,9 +359,7 @@ def test_a_leader_acts_on_no_old_picture_of_who_is_to_be_a_member() -> None:
 
 
 def test_what_is_unsafe_is_refused_with_the_reason() -> None:
-    trio = Trio()
-    trio.start()
-    trio.founded()
+    trio = Trio.started()
     meta = trio.node(0).meta
     everyone = {11, 12, 13}
     refusals: tuple[tuple[Callable[[], object], str], ...] = (
@@ -418,9 +394,7 @@ def test_who_replaces_a_node_at_another_address_is_taken_back_first() -> None:
 
 def test_two_members_do_not_leave_by_one_picture() -> None:
     """Asked through two nodes at once, each of two was removed since the other one stayed: both left, for ever."""
-    trio = Trio(2)
-    trio.start()
-    trio.founded()
+    trio = Trio.started(2)
     meta = trio.node(0).meta
     for step in [remove_step(meta, trio.founding, name, {11, 12}) for name in ("n1", "n2")]:
         assert step is not None
@@ -431,18 +405,14 @@ def test_two_members_do_not_leave_by_one_picture() -> None:
 
 
 def test_the_last_member_stays() -> None:
-    trio = Trio(1)
-    trio.start()
-    trio.founded()
+    trio = Trio.started(1)
     with pytest.raises(ChangeRefused, match="last member"):
         remove_step(trio.node(0).meta, trio.founding, "n1", {11})
 
 
 def test_a_configuration_stands_in_the_registry_too() -> None:
     """The data of a node that loses power is older than its registry; what was decided is in force all the same."""
-    trio = Trio()
-    trio.start()
-    trio.founded()
+    trio = Trio.started()
     place = trio.join("n4")
     trio.until(lambda: trio.state(place) is NodeState.MEMBER, "a member")
     row = trio.registry(0)[DEFAULT_GROUP]
@@ -486,9 +456,7 @@ def test_two_dead_of_six_are_replaced_one_after_the_other() -> None:
 
 def _six_of_which_the_last_is_dead() -> Trio:
     """And behind all others."""
-    trio = Trio(5)
-    trio.start()
-    trio.founded()
+    trio = Trio.started(5)
     trio.join("n6")
     trio.until(lambda: trio.state(5) is NodeState.MEMBER, "member")
     trio.run(5_000)

@@ -85,9 +85,7 @@ def test_nodes_that_start_as_they_were_added_do_so_side_by_side() -> None:
 def test_who_leaves_while_a_keyspace_is_made_that_names_it_still_makes_its_replicas(later: int) -> None:
     """Whoever made the keyspace died. Its plan was carried out when the node had left meta: of the shard's two voters
     one was never there, it had no leader, and the node was leaving for ever. `later`: than the last housekeeping."""
-    trio = Trio(2)
-    trio.start()
-    trio.founded()
+    trio = Trio.started(2)
     trio.run(2_000 + later)
     place = trio.leader(META_GROUP)
     assert place is not None
@@ -101,9 +99,7 @@ def test_who_leaves_while_a_keyspace_is_made_that_names_it_still_makes_its_repli
 
 def test_who_hears_of_its_replica_and_of_its_leaving_at_once_makes_it() -> None:
     """It is one of those who vote at the beginning, and with two that are down the others are too few without it."""
-    trio = Trio(5)
-    trio.start()
-    trio.founded()
+    trio = Trio.started(5)
     last = trio.join("n6")
     trio.until(lambda: trio.state(last) is NodeState.MEMBER, "a member")
     trio.run(3_000)

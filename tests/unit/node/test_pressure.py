@@ -18,9 +18,7 @@ BIG = Command(Kind.PUT, put_request(b"k", bytes(1 << 20)))
 
 @pytest.fixture
 def trio() -> Trio:
-    trio = Trio()
-    trio.start()
-    trio.founded()
+    trio = Trio.started()
     grant = lease_pb2.LeaseGrantRequest(id=LEASE, ttl=60).SerializeToString()
     assert isinstance(ask(trio, 0, Command(Kind.LEASE_GRANT, grant)), Answer)
     return trio

@@ -23,9 +23,7 @@ GROUPS = range(1, 10)
 
 def quiet() -> Trio:
     """Three nodes with nine groups that all rest."""
-    trio = Trio()
-    trio.start()
-    trio.founded()
+    trio = Trio.started()
     trio.drive(0, partial(create_step, spec=checked(Spec("h", Partitioning.HASH, 6))))
     trio.until(lambda: all(trio.leader(group) is not None for group in GROUPS), "leaders")
     trio.until(lambda: resting(trio) == len(GROUPS) * 3, "all rest")
@@ -189,9 +187,7 @@ def test_a_replica_that_loses_its_data_wakes_the_others(leads: bool) -> None:
 
 def with_learner() -> tuple[Trio, int]:
     """Three members and a learner, all groups of which rest."""
-    trio = Trio()
-    trio.start()
-    trio.founded()
+    trio = Trio.started()
     trio.drive(0, lambda meta: add_step(meta, "n4", "n4:2", 14, learner=True))
     place = trio.join("n4")
     trio.until(lambda: resting(trio) == 12, "all rest")

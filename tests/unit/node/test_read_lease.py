@@ -90,10 +90,7 @@ def leased(trio: Trio) -> int:
 
 
 def founded(*, on: bool = True) -> Trio:
-    trio = Trio(options=NodeOptions(lease_reads=on))
-    trio.start()
-    trio.founded()
-    return trio
+    return Trio.started(options=NodeOptions(lease_reads=on))
 
 
 def test_a_confirmed_leader_answers_at_once_for_a_while() -> None:

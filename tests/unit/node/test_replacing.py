@@ -12,9 +12,7 @@ from tests.unit.node.trio import Trio
 def test_the_meta_group_swaps_its_voters_too() -> None:
     """It had four, the dead one and its successor among them, until all other groups had swapped theirs; if the
     successor died before that, it had no leader any more."""
-    trio = Trio()
-    trio.start()
-    trio.founded()
+    trio = Trio.started()
     trio.crash(0)
     trio.run(3_000)
     trio.drive(1, lambda meta: replace_step(meta, "n1", "n1b", "n1b:2", 77))

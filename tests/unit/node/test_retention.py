@@ -66,9 +66,7 @@ def floors(trio: Trio, group: int) -> list[int]:
 
 
 def test_revisions_beyond_those_kept_are_compacted_on_every_replica_and_deleted() -> None:
-    trio = Trio(options=NodeOptions(retention=Retention.parse("50,etcd=0", "revision")))
-    trio.start()
-    trio.founded()
+    trio = Trio.started(options=NodeOptions(retention=Retention.parse("50,etcd=0", "revision")))
     write(trio, DEFAULT_GROUP, 148)
     write(trio, ETCD_GROUP, 148)
     trio.run(3_000)
@@ -87,9 +85,7 @@ def test_of_the_meta_group_little_history_is_kept_whatever_the_rule() -> None:
     """Nobody could give it up: each keyspace that was made and dropped left rows there, on every node, for ever."""
     assert Retention().meta == Retention.parse("users=1h", "periodic").meta == META_RULE
     assert Retention.parse("1h,users=0", "periodic").meta == Rule(period=HOUR)
-    trio = Trio()
-    trio.start()
-    trio.founded()
+    trio = Trio.started()
     for number in range(2 * META_RULE.revisions):
         trio.step(0, transaction({}, {b"test/%d" % number: b"v", b"test/%d" % (number - 1): None}))
     revision = trio.node(0).groups[META_GROUP].store.revision
@@ -105,9 +101,7 @@ def test_of_the_meta_group_little_history_is_kept_whatever_the_rule() -> None:
 
 
 def test_a_shard_is_compacted_by_its_leader_alone() -> None:
-    trio = Trio()
-    trio.start()
-    trio.founded()
+    trio = Trio.started()
     write(trio, DEFAULT_GROUP, 200)
     retention = Retention.parse("50", "revision")
     due = [
@@ -120,9 +114,7 @@ def test_a_shard_is_compacted_by_its_leader_alone() -> None:
 def test_a_shard_of_an_unknown_keyspace_is_left_alone() -> None:
     """A node that was restarted, led it, and hadn't heard of its keyspace, whose history is to be kept, compacted it by
     the rule of all others."""
-    trio = Trio(options=NodeOptions(retention=Retention.parse("50,etcd=0", "revision")))
-    trio.start()
-    trio.founded()
+    trio = Trio.started(options=NodeOptions(retention=Retention.parse("50,etcd=0", "revision")))
     write(trio, ETCD_GROUP, 200)
     leader = trio.leader(ETCD_GROUP)
     assert leader is not None
@@ -133,9 +125,7 @@ def test_a_shard_of_an_unknown_keyspace_is_left_alone() -> None:
 
 
 def test_history_is_kept_for_its_period_and_a_new_leader_has_counted_too() -> None:
-    trio = Trio(options=NodeOptions(retention=Retention.parse("60s", "periodic")))
-    trio.start()
-    trio.founded()
+    trio = Trio.started(options=NodeOptions(retention=Retention.parse("60s", "periodic")))
     write(trio, DEFAULT_GROUP, 9)
     trio.run(40_000)
     write(trio, DEFAULT_GROUP, 10)
@@ -159,9 +149,7 @@ def test_history_is_kept_for_its_period_and_a_new_leader_has_counted_too() -> No
 
 def test_a_shard_whose_data_is_about_to_be_replaced_is_left_alone() -> None:
     """Its store is still there, and its replica is not, until the disk has the word (found by a mutant's seed)."""
-    trio = Trio(options=NodeOptions(retention=Retention.parse("60s", "periodic")))
-    trio.start()
-    trio.founded()
+    trio = Trio.started(options=NodeOptions(retention=Retention.parse("60s", "periodic")))
     write(trio, DEFAULT_GROUP, 9)
     node = trio.node(0)
     trio.hung.add(0)

@@ -40,10 +40,7 @@ def store(trio: Trio, place: int, group: int = DEFAULT_GROUP) -> Store:
 
 
 def founded(options: NodeOptions = OPTIONS) -> Trio:
-    trio = Trio(options=options)
-    trio.start()
-    trio.founded()
-    return trio
+    return Trio.started(options=options)
 
 
 def away(trio: Trio, count: int = 40, size: int = 1) -> tuple[int, int]:
@@ -452,9 +449,7 @@ def test_a_flush_of_data_that_is_lost_meanwhile_says_nothing_of_the_log() -> Non
 
 def test_alone_it_stops() -> None:
     """There is nobody to send a snapshot, and what is committed can't be applied."""
-    trio = Trio(1)
-    trio.start()
-    trio.founded()
+    trio = Trio.started(1)
     with pytest.raises(Corruption):
         trio.node(0).damaged(DEFAULT_GROUP, Corruption("for the test"))
 

@@ -190,9 +190,7 @@ def test_a_log_that_is_older_than_the_data_is_refused_and_the_text_says_what_to_
 
 def test_a_node_alone_without_data_says_that_it_needs_a_backup() -> None:
     """Nobody could send it the snapshot that it said it waits for."""
-    trio = Trio(1, options=NodeOptions(tail=TailLimits(entries=5, cut_entries=2)))
-    trio.start()
-    trio.founded()
+    trio = Trio.started(1, options=NodeOptions(tail=TailLimits(entries=5, cut_entries=2)))
     for number in range(40):
         put = Command(Kind.PUT, put_request(b"%04d" % number, b"v"))
         trio.node(0).submit(DEFAULT_GROUP, put, trio.time + 20_000)

@@ -20,10 +20,7 @@ STALL = 1_000
 
 @pytest.fixture
 def trio() -> Trio:
-    trio = Trio(options=NodeOptions(stall=STALL))
-    trio.start()
-    trio.founded()
-    return trio
+    return Trio.started(options=NodeOptions(stall=STALL))
 
 
 def engine(node: Node) -> MemoryEngine:

@@ -67,9 +67,7 @@ def test_one_failed_read_is_enough() -> None:
 
 
 def test_it_leads_nothing_while_another_node_is_well() -> None:
-    trio = Trio()
-    trio.start()
-    trio.founded()
+    trio = Trio.started()
     leader = trio.leader(DEFAULT_GROUP)
     assert leader is not None
     node = trio.node(leader)

@@ -30,9 +30,7 @@ def test_a_node_names_itself_before_it_knows_the_cluster() -> None:
 
 def test_who_was_removed_is_forgotten_when_its_link_has_fallen() -> None:
     """Each keeps the numbers of up to 131,072 forwards: of a cluster whose nodes are replaced often, all its past."""
-    trio = Trio()
-    trio.start()
-    trio.founded()
+    trio = Trio.started()
     host, gone = trio.node(0).host, trio.who[2].node
     trio.hung.add(2)
     trio.run(600)
@@ -49,9 +47,7 @@ def test_who_was_removed_is_forgotten_when_its_link_has_fallen() -> None:
 
 
 def test_who_is_only_away_is_not_forgotten() -> None:
-    trio = Trio()
-    trio.start()
-    trio.founded()
+    trio = Trio.started()
     trio.crash(2)
     trio.run(2 * HOUSEKEEPING_MS)
     assert trio.who[2].node in trio.node(0).host.peers

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from typing import Self
 
 from nebuladb.errors import NebulaError, NodeRemoved
 from nebuladb.ids import META_GROUP
@@ -68,6 +69,14 @@ class Trio:
         """Whether a frame is lost; node ids."""
         self.sent: list[Envelope] = []
         """Messages that arrived."""
+
+    @classmethod
+    def started(cls, count: int = 3, options: NodeOptions | None = None) -> Self:
+        """All nodes run, have founded their cluster, and each group has a leader."""
+        trio = cls(count, options=options)
+        trio.start()
+        trio.founded()
+        return trio
 
     def monotonic(self) -> int:
         return self.time

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator
-from typing import Any
 
 import pytest
 
@@ -13,11 +12,10 @@ from nebuladb.api.etcd.face import Face
 from nebuladb.api.etcd.watch_stream import WatchStream
 from nebuladb.api.leaving import AT_ONCE
 from nebuladb.kv.watch import WatchHub
-from nebuladb.kv.watcher import Watcher
 from nebuladb.pb.etcd import kv_pb2, watch_pb2
 from tests.unit.api.etcd.faced import Faced
 from tests.unit.api.etcd.streams import GROUP, create
-from tests.unit.api.turns import Turns
+from tests.unit.api.turns import turns_of_calls
 
 COUNT = 4_000
 
@@ -66,19 +64,12 @@ async def test_a_client_that_goes_and_had_many_watches_does_not_keep_the_loop(
 ) -> None:
     """50,000 ranges took more than half a second, for which no heartbeat went out."""
     stream = await with_watches(etcd)
-    turns, removed = Turns(), Counter[int]()
-    remove = WatchHub.remove
-
-    def noted(hub: WatchHub, watcher: Watcher) -> None:
-        removed[turns.now] += 1
-        remove(hub, watcher)
-
-    monkeypatch.setattr(WatchHub, "remove", noted)
+    removed = turns_of_calls(monkeypatch, WatchHub, "remove")
     stream.close()
     hub = etcd.pump.hub(GROUP)
     await etcd.until(lambda: not len(hub))
-    assert max(removed.values()) <= AT_ONCE
-    assert removed.total() == COUNT
+    assert max(Counter(removed).values()) <= AT_ONCE
+    assert len(removed) == COUNT
 
 
 async def test_notifications_of_many_watches_are_made_as_they_are_sent(
@@ -86,19 +77,13 @@ async def test_notifications_of_many_watches_are_made_as_they_are_sent(
 ) -> None:
     """All at once, 50,000 took the loop for a tenth of a second."""
     stream = await with_watches(etcd)
-    turns, made = Turns(), Counter[int]()
     response = watch_pb2.WatchResponse
-
-    def noted(**fields: Any) -> watch_pb2.WatchResponse:
-        made[turns.now] += 1
-        return response(**fields)
-
-    monkeypatch.setattr(watch_pb2, "WatchResponse", noted)
+    made = turns_of_calls(monkeypatch, watch_pb2, "WatchResponse")
     stream._tick()
     responses = stream.responses()
     for _ in range(COUNT):
         told = response.FromString(await anext(responses))
         assert not told.created
         await asyncio.sleep(0)
-    assert max(made.values()) <= 2
+    assert max(Counter(made).values()) <= 2
     stream.close()

@@ -12,13 +12,11 @@ import pytest
 
 from nebuladb.api import backend, kv, pace
 from nebuladb.api import lease as api_lease
-from nebuladb.api.etcd import lease, ranges, wire
+from nebuladb.api.etcd import lease, ranges
 from nebuladb.kv import selection, sorting
-from nebuladb.kv.answer import KeyValue
 from nebuladb.kv.loans import Misses
 from nebuladb.kv.pin import Pin
 from nebuladb.kv.store import Store
-from nebuladb.kv.view import Page
 from nebuladb.node.lessor import Lessor
 from nebuladb.node.looks import Looks
 from nebuladb.pb.etcd import election_pb2, lease_pb2
@@ -26,7 +24,7 @@ from nebuladb.pb.etcd import kv_pb2 as pb
 from nebuladb.pb.nebula.v1 import lease_pb2 as nebula_lease_pb2
 from tests.unit.api.etcd.faced import Faced
 from tests.unit.api.etcd.streams import ask, begin
-from tests.unit.api.turns import Turns
+from tests.unit.api.turns import turns_of_calls
 
 
 def sorts(monkeypatch: pytest.MonkeyPatch, *modules: ModuleType) -> list[int]:
@@ -46,14 +44,7 @@ def sorts(monkeypatch: pytest.MonkeyPatch, *modules: ModuleType) -> list[int]:
 async def test_transactions_that_read_ranges_do_not_share_a_turn(etcd: Faced, monkeypatch: pytest.MonkeyPatch) -> None:
     await etcd.set(b"k")
     monkeypatch.setattr(pace, "STRETCH_SECONDS", 0.0)
-    turns, reads = Turns(), []
-    read = Store.read
-
-    def noted(store: Store, *arguments: object) -> object:
-        reads.append(turns.now)
-        return read(store, *arguments)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(Store, "read", noted)
+    reads = turns_of_calls(monkeypatch, Store, "read")
     request = pb.TxnRequest()
     request.success.add().request_range.CopyFrom(pb.RangeRequest(key=b"a", range_end=b"z"))
     await asyncio.gather(*(etcd.call("Txn", request) for _ in range(10)))
@@ -67,14 +58,7 @@ async def test_transactions_that_read_many_keys_or_old_ones_do_not_share_a_turn(
     """Each may look at 8,192 keys, or at 50,000 versions, and one round confirms all that wait."""
     await etcd.set(b"k")
     monkeypatch.setattr(pace, "STRETCH_SECONDS", 0.0)
-    turns, reads = Turns(), []
-    read = Store.read
-
-    def noted(store: Store, *arguments: object) -> object:
-        reads.append(turns.now)
-        return read(store, *arguments)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(Store, "read", noted)
+    reads = turns_of_calls(monkeypatch, Store, "read")
     one = pb.RequestOp(request_range=pb.RangeRequest(key=b"k", revision=revision))
     request = pb.TxnRequest(success=[one] * keys)
     answers = await asyncio.gather(*(etcd.call("Txn", request) for _ in range(10)))
@@ -96,20 +80,13 @@ async def test_a_sorted_range_is_put_together_in_stretches(
     puts = [pb.RequestOp(request_put=pb.PutRequest(key=b"k%02d" % n, value=b"v%02d" % n)) for n in range(60)]
     await etcd.call("Txn", pb.TxnRequest(success=puts))
     monkeypatch.setattr(ranges, "STRETCH_KEYS", 10)
-    turns, encoded = Turns(), Counter[int]()
-    encode = wire.key_value
-
-    def noted(kv: KeyValue) -> bytes:
-        encoded[turns.now] += 1
-        return encode(kv)
-
-    monkeypatch.setattr(ranges, "key_value", noted)
+    encoded = turns_of_calls(monkeypatch, ranges, "key_value")
     monkeypatch.setattr(sorting, "RUN", 10)
     at_once = sorts(monkeypatch, selection, sorting)
     found = await etcd.range(b"k", b"l", sort_order=pb.RangeRequest.DESCEND, sort_target=target, limit=55)
     assert [kv.key for kv in found.kvs] == [b"k%02d" % n for n in order[:55]]
     assert (found.more, found.count) == (True, 60)
-    assert sorted(encoded.values()) == [5, 10, 10, 10, 10, 10]
+    assert sorted(Counter(encoded).values()) == [5, 10, 10, 10, 10, 10]
     assert at_once == [10] * 6, "a sort keeps the interpreter's lock to its end, in a thread as well"
 
 
@@ -138,14 +115,7 @@ async def test_lists_of_leases_do_not_share_a_turn_and_of_many_there_is_one_copy
     monkeypatch.setattr(backend, "MAX_LISTED_HERE", 1 if many else 1_000)
     await ask(etcd, lease_pb2.LeaseGrantRequest(ID=1, TTL=60))
     await ask(etcd, lease_pb2.LeaseGrantRequest(ID=2, TTL=60))
-    turns, copied = Turns(), []
-    leases = Lessor.leases
-
-    def noted(lessor: Lessor) -> dict[int, tuple[int, int, int]]:
-        copied.append(turns.now)
-        return leases(lessor)
-
-    monkeypatch.setattr(Lessor, "leases", noted)
+    copied = turns_of_calls(monkeypatch, Lessor, "leases")
     calls = [asyncio.ensure_future(begin(etcd, lease_pb2.LeaseLeasesRequest())) for _ in range(10)]
     calls[3].cancel()  # the others have it all the same
     answers = [await call for call in calls if call is not calls[3]]
@@ -157,14 +127,7 @@ async def test_those_who_look_for_a_leader_do_not_share_a_turn(etcd: Faced, monk
     """2,000 that observe kept the loop for a quarter of a second."""
     monkeypatch.setattr(pace, "STRETCH_SECONDS", 0.0)
     await etcd.set(b"e/1")
-    turns, scans = Turns(), []
-    scan = Pin.scan
-
-    def noted(pin: Pin, *arguments: Any, **options: Any) -> Page:
-        scans.append(turns.now)
-        return scan(pin, *arguments, **options)
-
-    monkeypatch.setattr(Pin, "scan", noted)
+    scans = turns_of_calls(monkeypatch, Pin, "scan")
     found = await asyncio.gather(*(ask(etcd, election_pb2.LeaderRequest(name=b"e")) for _ in range(10)))
     assert all(one.kv.key == b"e/1" for one in found)
     assert len(set(scans)) == 10
