@@ -132,8 +132,8 @@ class Host:
             self._wake(node)
 
     def _rests(self, replica: Replica) -> bool:
-        """Whether a group needs no ticks. It is seen here at least once after it fell quiet: if its leader is lost by
-        then (the word to rest was the last that came), nobody else would wake it."""
+        """Whether a group needs no ticks. Each comes here once after it fell quiet: if its leader has been lost by then
+        (the word to rest was the last that came from it), nothing else would wake the group."""
         if not replica.resting:
             return False
         leader = replica.home(replica.raft.leader)

@@ -23,8 +23,8 @@ ENOUGH_BYTES: Final = 16 << 20
 """A read of which so much has come goes on before all that it lacks is here: it may not want the rest. Each time it
 begins anew, and takes some milliseconds of the loop for what it has."""
 
-Turn = AbstractAsyncContextManager[object]
-"""What long reads take one after the other."""
+LongRead = AbstractAsyncContextManager[object]
+"""What a long read enters to have its turn among the others (``api.pace``)."""
 T = TypeVar("T")
 
 
@@ -89,7 +89,7 @@ class Looks:
         return len(self._looks)
 
     async def read(
-        self, group: int, store: Store, read: Callable[[Store], T], turn: Turn | None = None
+        self, group: int, store: Store, read: Callable[[Store], T], turn: LongRead | None = None
     ) -> tuple[Store, T]:
         """What `read` gives of `store`, and `store`; or as `look`, where that takes the disk."""
         try:
@@ -102,7 +102,7 @@ class Looks:
             return await self.look(group, misses, read, turn)
 
     async def look(
-        self, group: int, misses: Misses, read: Callable[[Store], T], turn: Turn | None = None
+        self, group: int, misses: Misses, read: Callable[[Store], T], turn: LongRead | None = None
     ) -> tuple[Store, T]:
         """What `read`, which met `misses`, gives once its rows are here, and the store as it was then. Each try is
         within `turn`, and no wait for the disk is.

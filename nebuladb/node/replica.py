@@ -71,9 +71,10 @@ class Start:
 
 
 def _applied(start: Start) -> int:
-    """The index of the last entry that was applied, if only by half: it was committed, though the durable commit index,
-    which isn't written with the data, may be older. (Else who leads by it would wait for a majority in order to go on,
-    and until then has no whole state to send to one that needs it.) Raises `InvariantViolation` if the log ends before.
+    """The index of the last entry that was applied, wholly or in part. It was committed, though the durable commit
+    index, which isn't written with the data, may be lower. (By the lower one a new leader could finish the entry only
+    after a majority had answered, and until then would have no whole state to send to a replica that needs a snapshot.)
+    Raises `InvariantViolation` if the log ends before it.
     """
     index, last = start.applied + start.partial, start.log.last()[0]
     invariant(

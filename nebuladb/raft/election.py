@@ -67,8 +67,9 @@ class Election:
     def campaign(self, kind: MessageType, term: int, hint: int) -> None:
         """Ask every other voter for its (pre-)vote for `term`. Our own counts when `count` says so.
 
-        Who misses a leader and may not stand asks for a pre-vote in its own term, which changes nothing anywhere, and
-        nobody counts the answers: but voters wake, one of whom leads a group that rests, or may (S11).
+        A replica that misses a leader and may not stand for election asks for a pre-vote in its own term. That changes
+        nothing anywhere, and nobody counts the answers; but it wakes the voters, one of whom leads the group, if it
+        only rests, or can be elected (S11).
         """
         self._votes = {}
         self.restart()

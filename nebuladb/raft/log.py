@@ -210,8 +210,8 @@ class RaftLog:
         self.start = index
 
     def slice(self, low: int, high: int, max_bytes: int) -> list[Entry]:
-        """Entries low..high, both included: at least one, then as many as fit in `max_bytes` and are committed and
-        durable, or aren't, as the first is."""
+        """Entries low..high, both included: at least one, then as many as fit in `max_bytes`. If the first is committed
+        and durable, so are all."""
         after = self._cached_after
         settled = max(after, min(self.commit, self.durable))
         if low <= settled:

@@ -45,9 +45,10 @@ class Membership:
 
     @property
     def heard(self) -> bool:
-        """Of a leader: whether a majority of the configuration in force knows that it was committed: an entry that was
-        sent with that word is committed. Who is gone from it may be destroyed then, and no earlier: those who know
-        only the one before still ask for its vote, and if we died first, for ever (S13)."""
+        """Of a leader: whether a majority of the configuration in force knows that it was committed, because it has an
+        entry that was sent with that news. A replica that the change removed may be destroyed then, and no earlier:
+        those who know only the configuration before still ask for its vote, and if we died, would do so for ever
+        (S13)."""
         return self._log.commit > self._in_force
 
     def propose(self, changes: Iterable[Change]) -> tuple[int, int]:
@@ -104,8 +105,8 @@ class Membership:
                 raise ChangeRefused(f"learner {replica} is not heard from: its vote would be one that is lost")
 
     def _check_alive(self, target: Configuration) -> None:
-        """The majorities that will decide must be there, or the change would end the group's service (S13). So would
-        one that counts on who hasn't got yet what the log doesn't reach back to: nothing commits until it has."""
+        """The majorities that will decide must be alive, or the change would end the group's service (S13). A replica
+        that the log doesn't reach back to counts as dead: it acknowledges nothing before its snapshot is in."""
         progress, start = self._replication.tracker.progress, self._log.start
         alive = {
             replica: replica == self._state.replica or (one.lives and one.match >= start)

@@ -97,8 +97,7 @@ class Replication:
 
     def _send(self, replica: int, progress: Progress, *, with_entries: bool, hint: int = 0) -> bool:
         """Send one append after `progress.next` - 1. Returns whether more entries may follow at once. If the log
-        doesn't reach back that far only a snapshot helps, and the caller is asked for one, unless the peer isn't there
-        to take it."""
+        doesn't reach back that far, ask the caller for a snapshot instead, provided that the peer lives."""
         log, state = self._log, self._state
         previous = progress.next - 1
         if previous < log.start:

@@ -40,7 +40,6 @@ _NOT_ALLOWED: Final = refusal(grpc.StatusCode.UNIMPLEMENTED, "Method Not Allowed
 _LATE: Final = "context deadline exceeded"
 _FAILED: Final = "the handler failed; the server's log says why"
 
-
 _Reader = Reader[Message]
 
 
@@ -183,9 +182,7 @@ class Gateway:
             if context is not None:  # not before the client has taken the answer: what it holds counts until then
                 context.finish(cancelled=cancelled)
 
-    async def _unary(
-        self, method: _Method, reader: Reader[Message], context: Context, connection: Connection
-    ) -> Answer:
+    async def _unary(self, method: _Method, reader: _Reader, context: Context, connection: Connection) -> Answer:
         raw = _bounded(await self._worker.run(reader.left, reader.only))
         if isinstance(raw, Answer):
             return raw
