@@ -173,7 +173,7 @@ class World:
         if core.drawn.crash_every:
             report.ops_killed = report.ops_ok + report.ops_failed + report.ops_unknown
             report.unknown_killed = report.ops_unknown
-        report.violations = bool(violation) + 0
+        report.violations = int(bool(violation))
         without = tuple(sorted(self._without))
         return Result(core.seed, report, core.trace.digest(), violation, oracle, without, self._milliseconds / 1_000)
 

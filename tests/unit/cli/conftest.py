@@ -6,21 +6,14 @@ import pytest
 from click.testing import CliRunner, Result
 
 from nebuladb.cli.main import main
-from tests.unit.client.fake import Node
-from tests.unit.client.fake_store import Store
+from tests.unit.client.fake import Node, three_nodes
 
 Cli = Callable[..., Result]
 
 
 @pytest.fixture
 def nodes() -> Iterator[list[Node]]:
-    store = Store()
-    nodes = [Node(store, number) for number in (1, 2, 3)]
-    for node in nodes:
-        node.peers = nodes
-    yield nodes
-    for node in nodes:
-        node.stop()
+    yield from three_nodes()
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.unit.client.fake import Node
+from tests.unit.client.fake import Node, three_nodes
 from tests.unit.client.fake_store import Store
 
 
@@ -17,10 +17,4 @@ def node() -> Iterator[Node]:
 
 @pytest.fixture
 def nodes() -> Iterator[list[Node]]:
-    store = Store()
-    nodes = [Node(store, number) for number in (1, 2, 3)]
-    for node in nodes:
-        node.peers = nodes
-    yield nodes
-    for node in nodes:
-        node.stop()
+    yield from three_nodes()

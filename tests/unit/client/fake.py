@@ -400,3 +400,14 @@ def wait_until(condition: Callable[[], bool]) -> None:
     deadline = time.monotonic() + 5
     while not condition():
         assert time.monotonic() < deadline
+
+
+def three_nodes() -> Iterator[list[Node]]:
+    """Three of one cluster, which know of each other; a fixture's."""
+    store = Store()
+    nodes = [Node(store, number) for number in (1, 2, 3)]
+    for node in nodes:
+        node.peers = nodes
+    yield nodes
+    for node in nodes:
+        node.stop()

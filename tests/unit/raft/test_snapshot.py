@@ -43,16 +43,21 @@ def test_a_snapshot_is_asked_for_once_and_no_entry_is_sent_meanwhile() -> None:
     assert leader.snapshots == [3]
 
 
-def test_after_it_the_log_follows_from_there() -> None:
-    network = behind()
+def install(network: Network) -> None:
+    """What the caller does when the snapshot is in at follower 3: the replica starts anew behind it."""
     leader, follower = network[1], network[3]
-    # What the caller does when the snapshot is in: the replica starts anew behind it.
     installed = Replica(3, disk=follower.disk, term=follower.raft.term)
     installed.disk.log, installed.disk.start_at = [], (5, 1)
     installed.applied = list(leader.applied[:5])
     installed.raft = installed._build(5)
     network.replicas[3] = installed
     leader.raft.snapshot_finished(3, 5)
+
+
+def test_after_it_the_log_follows_from_there() -> None:
+    network = behind()
+    leader = network[1]
+    install(network)
     network.settle()
     leader.propose(b"e")
     network.settle()
@@ -65,14 +70,9 @@ def test_after_it_the_log_follows_from_there() -> None:
 def test_what_a_snapshot_brought_is_asked_for_also_if_nothing_follows_it(*, lost: bool) -> None:
     """Else a learner of an idle group is never known to have caught up, and never votes."""
     network = behind()
-    leader, follower = network[1], network[3]
-    installed = Replica(3, disk=follower.disk, term=follower.raft.term)
-    installed.disk.log, installed.disk.start_at = [], (5, 1)
-    installed.applied = list(leader.applied[:5])
-    installed.raft = installed._build(5)
-    network.replicas[3] = installed
+    leader = network[1]
     assert leader.raft.last_index == 5
-    leader.raft.snapshot_finished(3, 5)
+    install(network)
     if lost:
         leader.take(T.APPEND)
         network.tick(12)
