@@ -306,10 +306,8 @@ class Host:
     def create_group(self, group: int, initial: tuple[int, int], registry_row: bytes) -> BatchId:
         """Put a new group's log start and registry row into the next batch, whose id is returned. `add_group`, and data
         of the group, once that is durable, no earlier (S15, S17): a crash could take the row and leave the data."""
-        batch = self.batches.current(self._ticks)
-        batch.create(GroupId(group), *initial)
-        batch.register(GroupId(group), registry_row)
-        return batch.id
+        self.batches.current(self._ticks).create(GroupId(group), *initial)
+        return self.register_group(group, registry_row)
 
     def register_group(self, group: int, registry_row: bytes) -> BatchId:
         """Put a group's new registry row into the next batch, whose id is returned."""
@@ -324,10 +322,8 @@ class Host:
         replica = self.replicas.pop(group, None)
         if replica is not None:
             replica.close(self._output)
-        batch = self.batches.current(self._ticks)
-        batch.drop(GroupId(group))
-        batch.register(GroupId(group), tombstone)
-        return batch.id
+        self.batches.current(self._ticks).drop(GroupId(group))
+        return self.register_group(group, tombstone)
 
     def install(self, group: int, head: tuple[int, int], commit: int, registry_row: bytes) -> BatchId:
         """A snapshot at `head`, (index, term), takes the place of the group's state: the log up to there goes, or all
@@ -344,9 +340,7 @@ class Host:
     def suspend(self, group: int, registry_row: bytes) -> BatchId:
         """The replica is gone until `add_group`, likewise; its log stays as it is."""
         self.replicas.pop(group).close(self._output)
-        batch = self.batches.current(self._ticks)
-        batch.register(GroupId(group), registry_row)
-        return batch.id
+        return self.register_group(group, registry_row)
 
     def post(self, node: int, envelope: Envelope) -> None:
         """A message of the node's own, for the next frame."""
