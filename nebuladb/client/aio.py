@@ -225,8 +225,10 @@ class AsyncClient(Writes):
             step = attempts.next(transport.clock())
             created = math.inf
             try:
-                async with transport.open(methods.WATCH, plan.request, step, None) as read:
+                stream = transport.open(methods.WATCH, plan.request, step, step.seconds)
+                async with stream as read:
                     while (response := await read()) is not None:
+                        stream.patience = None  # a node that hangs doesn't even begin it
                         found = plan.absorb(response)
                         if isinstance(found, Failure):
                             raise StreamBroken(found)

@@ -186,7 +186,7 @@ class Transport:
         )
 
     def open(self, method: Method[Answer], request: Message, step: Try, patience: float | None) -> Stream[Answer]:
-        """One attempt at a stream. `patience`: seconds at most between two messages."""
+        """One attempt at a stream. `patience`: seconds at most between two messages, None: as long as it likes."""
         return Stream(self, method, request, step, patience)
 
     async def close(self) -> None:
@@ -276,7 +276,7 @@ class Stream(Generic[Answer]):
         self._method = method
         self._request = request
         self._step = step
-        self._patience = patience
+        self.patience = patience
 
     async def __aenter__(self) -> Callable[[], Awaitable[Answer | None]]:
         link = self._transport.link(self._step.address)
@@ -297,7 +297,7 @@ class Stream(Generic[Answer]):
         if why := self._transport.elsewhere():
             raise StreamBroken(closed(why))
         try:
-            async with asyncio.timeout(self._patience):
+            async with asyncio.timeout(self.patience):
                 message = await self._call.read()
         except grpc.aio.AioRpcError as status:
             raise StreamBroken(failure_of(status, address, writes=False)) from None

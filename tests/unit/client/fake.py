@@ -237,6 +237,9 @@ class Node:
     def watch(self, request: kv_pb2.WatchRequest, context: grpc.ServicerContext) -> Iterator[Message]:
         store = self.store
         with store.lock:
+            if self._fault("WatchHang"):
+                while context.is_active() and not self.stopping:
+                    store.changed.wait(0.05)
             starts = {pair.group: pair.revision for pair in request.start_revisions}
             start = starts.get(GROUP) or request.start_revision or store.revision + 1
             if start <= store.floor:

@@ -220,6 +220,17 @@ async def test_a_watch_behind_a_write_misses_nothing_until_it_is_first_asked(nod
         assert (await anext(events)).kv.value == b"2"
 
 
+async def test_a_watch_leaves_a_node_that_hangs_while_there_is_patience_for_others(nodes: list[Node]) -> None:
+    """The node that was asked first had all of it, and was left when its connection was given up, 15 s later."""
+    a, b, _ = nodes
+    a.faults.append(Fault("WatchHang", LOST))
+    async with asyncio.timeout(10), AsyncClient([a.address, b.address]) as client:
+        written = await client.put(b"k", b"v")
+        events = client.watch(b"k", start_revision=written.revision, patience=1.2)
+        assert (await anext(events)).kv.value == b"v"
+    assert (a.count("Watch"), b.count("Watch")) == (1, 1)
+
+
 async def test_watch_says_that_events_are_gone(node: Node) -> None:
     node.store.floor = 7
     async with AsyncClient([node.address]) as client:
