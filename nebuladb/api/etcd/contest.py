@@ -192,16 +192,19 @@ class Contest:
             await self._leave()
 
     async def owns(self, expired: NebulaError, context: Any) -> int:
-        """Wait until no earlier entry is left; the revision then, 0 if there was none to wait for.
+        """Wait until no earlier entry is left; a revision at which this one was the first.
+
+        Each owner's is above those of all owners before it: it is of a state in which their entries are gone. That is
+        not so of the revision that made the entry, even if there was nobody to wait for any more.
 
         Raises `expired` if this one goes meanwhile, with its lease or by hand. It is taken back if the wait fails, or
         the caller goes.
         """
         try:
             with self._backend.asked.holding(COPIES * len(self._name)):
-                waited = await self._turn(expired)
-            if not waited:
-                return 0
+                found = await self._turn(expired)
+            if found:
+                return found
             # What this node knew may be old: its lease may have ended since.
             store = await self._backend.current(self._shard, self._contests.face.timeout(context))
             self._require(store, expired)
@@ -211,10 +214,11 @@ class Contest:
             raise
         return store.revision
 
-    async def _turn(self, expired: NebulaError) -> bool:
-        """Wait until no earlier entry is left; whether there was any. This node has applied what made ours, hence
-        everything that was before it."""
+    async def _turn(self, expired: NebulaError) -> int:
+        """Wait until no earlier entry is left; the revision at which there was none when it looked first, or 0. This
+        node has applied what made ours, hence everything that was before it."""
         waited, place, lines = False, Place.UNKNOWN, self._contests.face.lines
+        revision = 0
         while place is Place.UNKNOWN:
             line = lines.join(self._shard, self._name)
             if line is None:
@@ -224,17 +228,19 @@ class Contest:
                         found = await standing(self._backend, self._shard, self._name)
                         if not any(kv.create_revision < self._create for kv in found.entries):
                             self._require(self._backend.pump.store(self._shard.group), expired)
+                            revision = found.revision
                             break
                         line = lines.begin(self._shard, self._name, found)
             try:
                 while (place := line.place(self.key, self._create)) is Place.BEHIND:
                     waited = True
                     await line.news(self.key)
+                revision = line.revision
             finally:
                 lines.leave(self._shard, self._name, line)
         if place is Place.GONE:
             raise expired
-        return waited
+        return 0 if waited else revision
 
     def _require(self, store: Store, expired: NebulaError) -> None:
         mine = store.range(self.key, keys_only=True).kvs

@@ -130,6 +130,11 @@ class Line:
         """Whether places are UNKNOWN for good."""
         return self._broken
 
+    @property
+    def revision(self) -> int:
+        """The one that the entries are of."""
+        return self._watcher.cursor - 1 if self._watcher.lagging else self._hub.revision
+
     def place(self, key: bytes, create: int) -> Place:
         """Where the entry `key` is that was made at `create`, which this node has applied."""
         self._take()
@@ -139,7 +144,7 @@ class Line:
         if mine == create:
             return Place.FIRST if self._first() >= create else Place.BEHIND
         # What it has not been told yet comes.
-        return Place.GONE if mine is not None or self._told() >= create else Place.BEHIND
+        return Place.GONE if mine is not None or self.revision >= create else Place.BEHIND
 
     async def news(self, key: bytes) -> None:
         """Until the place of `key` may be another."""
@@ -162,10 +167,6 @@ class Line:
     def _first(self) -> int:
         """The create revision of the first entry."""
         return next(iter(self._entries.values()))
-
-    def _told(self) -> int:
-        """The revision that the entries are of."""
-        return self._watcher.cursor - 1 if self._watcher.lagging else self._hub.revision
 
     def _ready(self) -> None:
         """Called within the hub, which must not be called back there."""

@@ -29,7 +29,7 @@ class LockService:
         lease = await contests.grant(shard, request.lease, context)
         contest = Contest(contests, shard, request.name, lease, granted=not request.lease)
         entry = await contest.enter(b"", context)
-        revision = await contest.owns(refused(EXPIRED), context) or entry.revision
+        revision = max(entry.revision, await contest.owns(refused(EXPIRED), context))
         return pb.LockResponse(header=face.header(shard.group, revision), key=contest.key).SerializeToString()
 
     async def Unlock(self, raw: bytes, context: Any) -> bytes:

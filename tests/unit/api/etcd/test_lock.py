@@ -79,6 +79,23 @@ async def test_it_goes_to_those_who_wait_in_their_order_and_the_fencing_token_ri
     assert len(etcd.node.groups[GROUP].hub) == 0
 
 
+async def test_the_token_of_who_finds_it_free_is_above_those_of_who_had_it_since_its_entry(etcd: Faced) -> None:
+    """Before it looks others may own it, be told so by a revision above that of its entry, and leave it."""
+    await leases(etcd, 1)
+    await etcd.set(b"L/earlier")
+    shard = etcd.backend.routing.shards("etcd")[0]
+    async with etcd.api.face.lines.reading(shard, b"L"):
+        task = asyncio.create_task(ask(etcd, lock(1)))
+
+        async def entered() -> bool:
+            return await keys(etcd) == [b"L/1", b"L/earlier"]
+
+        await eventually(entered)
+        told = (await etcd.range(b"L/earlier")).header.revision
+        gone = await etcd.call("DeleteRange", kv_pb2.DeleteRangeRequest(key=b"L/earlier"))
+    assert (await task).header.revision >= gone.header.revision > told
+
+
 class Reads:
     """Counts the keys that stores and their pins read of ranges."""
 
