@@ -217,7 +217,9 @@ class Gateway:
             async with aclosing(responses):
                 async for response in responses:
                     result = await self._worker.run(len(response), _json, method.response, response)
+                    del response  # the next one may be long in coming
                     await connection.chunk(200, head, b'{"result":%b}\n' % result)
+                    del result
 
         status = await _run(call, context)
         if status is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 from collections.abc import Iterator
+from contextlib import AsyncExitStack
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from google.protobuf.message import Message
 from nebuladb.pb.etcd import watch_pb2
 from nebuladb.pb.nebula.v1 import kv_pb2
 from tests.unit.api.etcd.faced import Faced
+from tests.unit.api.etcd.http import connected
 from tests.unit.api.etcd.streams import create
 from tests.unit.node.lone import SECONDS
 
@@ -63,3 +65,18 @@ async def test_what_was_told_is_let_go(etcd: Faced, watch: Any) -> None:
     assert sum(1 for _ in large()) < FEW
     for call in calls:
         call.cancel()
+
+
+async def test_what_was_told_as_json_is_let_go(etcd: Faced) -> None:
+    """Of the gateway each stream kept it twice."""
+    async with AsyncExitStack() as stack, asyncio.timeout(SECONDS):
+        streams = [await stack.enter_async_context(connected(etcd.address)) for _ in range(COUNT)]
+        for http in streams:
+            http.send("POST", "/v3/watch", '{"create_request":{"key":"aw=="}}')
+            await http.head()
+            await http.chunk()
+        await etcd.set(b"k", bytes(LARGE))
+        for http in streams:
+            assert len(await http.chunk()) > LARGE
+        await etcd.set(b"another")
+        assert sum(1 for _ in large()) < FEW
