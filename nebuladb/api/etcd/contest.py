@@ -226,7 +226,7 @@ class Contest:
                     line = lines.join(self._shard, self._name)  # of who has read meanwhile
                     if line is None:
                         found = await standing(self._backend, self._shard, self._name)
-                        if not any(kv.create_revision < self._create for kv in found.entries):
+                        if not any(create < self._create for create, _ in found.entries):
                             self._require(self._backend.pump.store(self._shard.group), expired)
                             revision = found.revision
                             break

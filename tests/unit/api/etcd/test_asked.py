@@ -116,9 +116,10 @@ async def test_a_line_is_let_go_with_those_who_waited(etcd: Faced) -> None:
         gc.enable()
 
 
-async def test_who_looks_for_the_leader_keeps_none_of_the_others() -> None:
-    """20,000 entries whose names have 16 KiB are 320 MiB, which each call that looked had for itself."""
-    size, count = 1 << 20, 32
+@pytest.mark.parametrize("whole", [False, True])
+async def test_of_the_entries_under_a_name_it_is_not_kept_for_each(whole: bool) -> None:
+    """20,000 whose names have 16 KiB are 320 MiB, which each call had for itself that looked for a leader."""
+    name, count = b"E" * (1 << 20), 32
 
     class Pin:
         revision = 9
@@ -128,7 +129,7 @@ async def test_who_looks_for_the_leader_keeps_none_of_the_others() -> None:
 
         def scan(self, *_: Any, **__: Any) -> Any:
             number = next(self._left)
-            kv = KeyValue(b"E/%02d" % number + b"n" * size, number, number, 1, 0, b"")
+            kv = KeyValue(name + b"/%02d" % number, number, number, 1, 0, b"")
             return SimpleNamespace(kvs=(kv,), cursor=b"more" if number > 1 else b"")
 
         def close(self) -> None:
@@ -136,15 +137,19 @@ async def test_who_looks_for_the_leader_keeps_none_of_the_others() -> None:
 
     store = SimpleNamespace(pin=Pin)
     backend: Any = SimpleNamespace(glances=Pace(), pace=Pace(), pump=SimpleNamespace(store=lambda _: store))
+    shard = Descriptor(7, "k", 1, b"", b"", (0, 0), ())
     tracemalloc.start()
     try:
-        revision, first = await line.earliest(backend, Descriptor(7, "k", 1, b"", b"", (0, 0), ()), b"E")
+        if whole:
+            found = await line.standing(backend, shard, name)
+            assert (found.revision, sorted(found.entries)) == (9, [(n, b"/%02d" % n) for n in range(1, count + 1)])
+        else:
+            revision, first = await line.earliest(backend, shard, name)
+            assert (revision, first and first.create_revision) == (9, 1)
         _, most = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
-    assert first is not None
-    assert (revision, first.create_revision) == (9, 1)
-    assert most < 8 * size
+    assert most < 8 * len(name)
 
 
 @pytest.fixture
