@@ -7,6 +7,7 @@ on: by `sync` in a thread, or by the kernel, which is told the file (`storage.wa
 
 from __future__ import annotations
 
+import resource
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
@@ -64,7 +65,10 @@ LEVEL_BASE_MEMTABLES: Final = 4
 TABLE_BYTES: Final = 32 << 20
 """At most; half RocksDB's default, for a compaction holds a table's index and filter in memory while it writes it."""
 OPEN_FILES: Final = 512
-"""Below the usual soft limit of 1,024 descriptors, with room for sockets; RocksDB's own default is unbounded."""
+"""Tables that a database holds open, or a fifth of the process's descriptors, if those are fewer than 2,560: half of
+them are kept for both databases and the rest of a node. RocksDB's own default is unbounded."""
+TABLE_SHARD_BITS: Final = 2
+"""RocksDB's 64 parts keep at least a table each, however few may be open."""
 BLOOM_BITS: Final = 10
 PEEK_CACHE_BYTES: Final = 1 << 20
 BACKGROUND_JOBS: Final = 2
@@ -453,6 +457,11 @@ def _table(memory: RocksMemory) -> BlockBasedOptions:
     return table
 
 
+def _open_files() -> int:
+    most, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return OPEN_FILES if most == resource.RLIM_INFINITY else min(OPEN_FILES, most // 5)
+
+
 def _options(memtable_bytes: int, memory: RocksMemory) -> Options:
     options = Options(raw_mode=True)
     options.create_if_missing(True)  # noqa: FBT003
@@ -460,7 +469,8 @@ def _options(memtable_bytes: int, memory: RocksMemory) -> Options:
     options.set_max_write_buffer_number(MEMTABLES)
     options.set_write_buffer_manager(memory.buffers)
     options.set_block_based_table_factory(_table(memory))
-    options.set_max_open_files(OPEN_FILES)
+    options.set_max_open_files(_open_files())
+    options.set_table_cache_num_shard_bits(TABLE_SHARD_BITS)
     options.set_max_background_jobs(BACKGROUND_JOBS)
     options.set_compaction_readahead_size(COMPACTION_READAHEAD_BYTES)
     options.set_keep_log_file_num(INFO_LOGS)
