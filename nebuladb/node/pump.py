@@ -183,7 +183,7 @@ class Pump:
         self._fresh[group] = (mine, begun)
 
     def store(self, group: int) -> Store:
-        """The store of `group`. Raises `Unavailable` while it is older than what was served before a restart."""
+        """The store of `group`. Raises `Unavailable` as `serving` does."""
         self._check()
         return serving(self.node, group).store
 

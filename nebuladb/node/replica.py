@@ -126,7 +126,8 @@ class Replica:
         self.raft = Raft(config, start.log, hard_state, start.configuration, start.applied, rng)
         self.start_term = hard_state.term
         self.serves_from = NEVER if start.lost else hard_state.commit
-        """No serializable read, watch or readiness before this index is applied: it was served before the restart."""
+        """No serializable read, watch or readiness before this index is applied: it may have been served before the
+        restart. So may a little beyond it: a commit index that came alone, with nothing else to write, isn't saved."""
         writes = writes or Share(MAX_PENDING_BYTES)
         self.proposals = Proposals(writes, counts)
         self.forwards = Forwards(start.group, self.raft, writes)

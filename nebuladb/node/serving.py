@@ -8,8 +8,8 @@ from nebuladb.node.node import Node
 
 
 def serving(node: Node, group: int) -> GroupData:
-    """The node's data of `group`. Raises `Unavailable` where there is none, and while it is older than what was served
-    before a restart."""
+    """The node's data of `group`. Raises `Unavailable` where there is none, and after a restart while it is older than
+    what the log says was committed (`Replica.serves_from`)."""
     data = node.groups.get(group)
     replica = node.host.replicas.get(group)
     if data is None or replica is None:

@@ -297,7 +297,7 @@ class Machine:
         self._wake(life)
 
     def store(self, group: int) -> Store:
-        """As `Pump.store`: the group's state, unless it is older than what was served before a restart."""
+        """As `Pump.store`."""
         return serving(self._alive().node, group).store
 
     def hub(self, group: int) -> WatchHub:
