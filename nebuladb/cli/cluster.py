@@ -85,7 +85,7 @@ def keyspace_create(
     if partitioning == "hash":
         shards = shards or DEFAULT_SHARDS
     keys = [key_bytes(key, hexadecimal) for key in split_at]
-    settings.run(
+    settings.change(
         lambda client: client.create_keyspace(name, partitioning, shards=shards or 0, split_at=keys, timeout=PATIENCE)
     )
     with settings.output() as output:

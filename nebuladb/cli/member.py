@@ -119,7 +119,7 @@ def member_promote(settings: Settings, name: str) -> None:
     Example:
       nebula-cli member promote n4
     """
-    settings.run(lambda client: client.promote_member(name, timeout=PATIENCE))
+    settings.change(lambda client: client.promote_member(name, timeout=PATIENCE))
     with settings.output() as output:
         output.row({"name": name, "promoted": True}, b"OK")
 
@@ -134,7 +134,7 @@ def member_remove(settings: Settings, name: str) -> None:
     Example:
       nebula-cli member remove n4
     """
-    settings.run(lambda client: client.remove_member(name, timeout=PATIENCE))
+    settings.change(lambda client: client.remove_member(name, timeout=PATIENCE))
     with settings.output() as output:
         output.row({"name": name, "removed": True}, b"OK")
 

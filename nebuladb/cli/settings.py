@@ -78,6 +78,15 @@ class Settings:
 
         return asyncio.run(main())
 
+    def change(self, work: Callable[[AsyncClient], Awaitable[Result]]) -> Result:
+        """Do `work`, which changes the cluster and has its own patience for that. A wrong address is told soon."""
+
+        async def main(client: AsyncClient) -> Result:
+            await client.members()  # of whichever node answers
+            return await work(client)
+
+        return self.run(main)
+
     def output(self) -> Output:
         """Where the results go."""
         return Output(self.style, sys.stdout.buffer)

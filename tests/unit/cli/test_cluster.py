@@ -39,6 +39,19 @@ def test_keyspaces_are_created_and_dropped(cli: Cli, nodes: list[Node]) -> None:
     assert cli("keyspace", "create", "x", "--partitioning", "single", "--shards", "2").exit_code == 2
 
 
+@pytest.mark.parametrize("words", ["keyspace create x", "member promote n4", "member remove n4"])
+def test_that_nobody_is_there_is_told_before_a_change_is_waited_for(
+    cli: Cli, nodes: list[Node], monkeypatch: pytest.MonkeyPatch, words: str
+) -> None:
+    for change in ("create_keyspace", "promote_member", "remove_member"):
+        monkeypatch.delattr(AsyncClient, change)  # it would wait for a minute
+    for node in nodes:
+        node.stop()
+    answer = cli("--timeout", "0.1", *words.split())
+    assert answer.exit_code == 1
+    assert "can't be reached" in answer.stderr
+
+
 def test_status(cli: Cli, nodes: list[Node]) -> None:
     answer = cli("status")
     assert answer.exit_code == 0
