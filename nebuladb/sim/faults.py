@@ -147,20 +147,24 @@ class Faults:
 
 def draw_ambush(rng: Random, newer: Random) -> str:
     """One of the kinds; `newer` decides whether it is one of those that came later."""
-    kind = rng.choice(AMBUSHES[:OLDER])
-    return newer.choice(AMBUSHES[OLDER:]) if newer.random() < NEWER else kind
+    kind, share = rng.choice(AMBUSHES[:OLDER]), newer.random()
+    if share < NEWER:
+        return newer.choice(AMBUSHES[OLDER:-1])
+    return AMBUSHES[-1] if share < NEWER + NEWEST else kind
 
 
 LONE = 3
 """One seed in so many has ambushes and no other faults."""
 AMBUSHES = (
     "voters", "leaders", "revivals", "tails", "naps", "strays", "laggards", "halves", "echoes", "losses", "sleeps",
-    "handovers",
+    "handovers", "returns",
 )  # fmt: skip
 OLDER = 9
 """The first of them, which were drawn from before there were others: most seeds keep what they had."""
 NEWER = 0.2
-"""Share of the others."""
+"""Share of the others, but for the last."""
+NEWEST = 0.07
+"""Share of the last, at the cost of the older ones."""
 LATE_MS = 3_000
 SLOW_SYNC_MS = 300
 FETCH_MS = 50

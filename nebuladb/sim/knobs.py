@@ -108,7 +108,7 @@ SHORT: Final[tuple[tuple[object, str, int], ...]] = (
 
 NEEDED: Final = {"revivals": "Config", "halves": "__defaults__"}
 """Ambush → the bound without which what it waits for hardly happens: small in each seed that has no other faults."""
-SPARED: Final = {"naps": "STEADY_MS", "echoes": "MAX_READS"}
+SPARED: Final = {"naps": "STEADY_MS", "echoes": "MAX_READS", "returns": "STEADY_MS"}
 """Likewise, one that stands in its way: a leader that is handed over gives up its lease, one that stood still has many
 reads to take at once."""
 
@@ -141,7 +141,7 @@ def small_options(rng: Random, core: Core) -> NodeOptions:
         retention=retention,
         tail=TailLimits(entries=1, cut_entries=1) if ambush == "strays" else tail,
         stall=rng.choice((0, 300, 1_000)),
-        lease_reads=core.stream("lease reads").random() < LEASE_READS or ambush in ("naps", "handovers"),
+        lease_reads=core.stream("lease reads").random() < LEASE_READS or ambush in ("naps", "handovers", "returns"),
         check=rng.choice((0, 500)),
     )
 

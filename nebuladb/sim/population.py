@@ -42,7 +42,7 @@ WORKLOADS: Final[dict[str, tuple[type[Actor], int]]] = {
     "glimpse": (Glimpser, 1),
 }
 """Its clients, and how many a group has."""
-SPARED: Final = {"naps": "operator"}
+SPARED: Final = {"naps": "operator", "returns": "operator"}
 """Ambush → the workload that stands in its way, left out of the seeds that have no other faults: it hands leadership
 over, and a leader gives up its lease for that."""
 

@@ -21,6 +21,7 @@ MOMENTS = {
     "losses": "loss behind an acknowledgement: voter",
     "sleeps": "all asleep while leases run",
     "handovers": "leadership handed over under a lease",
+    "returns": "a later term comes to light under a lease",
 }
 
 

@@ -13,6 +13,7 @@ from nebuladb.raft import Raft, StateRole
 from nebuladb.sim.ambush.handovers import Handovers
 from nebuladb.sim.ambush.losses import Losses
 from nebuladb.sim.ambush.moments import commits_after, leading, leads, lease_holds, patience
+from nebuladb.sim.ambush.returns import Returns
 from nebuladb.sim.ambush.scene import BEGUN_MS, LONGEST_MS, OVERTAKEN_MS, Scene
 from nebuladb.sim.ambush.sleeps import Sleeps
 from nebuladb.sim.core import Core
@@ -53,14 +54,14 @@ SLOW_VOTES_MS: Final = 60
 
 _Strike = Callable[[Place, int, Raft], None]
 
-NEW: Final[dict[str, type[Losses] | type[Sleeps] | type[Handovers]]] = {
-    "losses": Losses, "sleeps": Sleeps, "handovers": Handovers,
+NEW: Final[dict[str, type[Losses] | type[Sleeps] | type[Handovers] | type[Returns]]] = {
+    "losses": Losses, "sleeps": Sleeps, "handovers": Handovers, "returns": Returns,
 }  # fmt: skip
 """Kinds that are a class each, whose object lives for one ambush."""
 
 
 class Ambush:
-    """At times drawn from `Faults.ambush_every`, for a while, one of these, of `Losses`, `Sleeps` or `Handovers`:
+    """At times drawn from `Faults.ambush_every`, for a while, one of these, or of those in `NEW`:
 
     - voters: while a leader is cut off somebody else is elected; before it is heard from it dies, and so does its
       voter, whose vote is hardly on the disk, and the former leader stands in the same term. If the voter has
