@@ -10,12 +10,12 @@ from typing import Final
 import click
 from click.core import ParameterSource
 
-from nebuladb.cli.etcd_leases import MIN_TTL, Leases
+from nebuladb.cli.etcd_leases import Leases
 from nebuladb.cli.etcd_source import EtcdSource, Security
 from nebuladb.cli.output import printable
 from nebuladb.cli.parallel import in_parallel
 from nebuladb.cli.progress import Progress
-from nebuladb.cli.settings import TEXT, Commands, Settings, complain
+from nebuladb.cli.settings import TEXT, Commands, Settings, ask_for_room, complain
 from nebuladb.client import AsyncClient, Session
 from nebuladb.errors import ChangeRefused, LeaseNotFound, NebulaError, RequestTooLarge, ResultTooLarge
 from nebuladb.pb.etcd.mvcc_pb2 import KeyValue
@@ -117,8 +117,7 @@ async def _ready(client: AsyncClient) -> None:
             f"keyspace {client.keyspace!r} has {len(shards)} shards; etcd's keys need one with a single line of "
             "revisions: create it with `--partitioning single`"
         )
-    # A lease takes space, as what is copied will; --force must not have deleted anything by then.
-    await client.revoke_lease((await client.grant_lease(MIN_TTL)).id)
+    await ask_for_room(client)  # --force must not have deleted anything by then
 
 
 class Importer:

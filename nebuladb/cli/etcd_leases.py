@@ -9,10 +9,10 @@ from typing import Final, Self
 
 from nebuladb.cli.etcd_source import Lease
 from nebuladb.cli.parallel import in_parallel
+from nebuladb.cli.settings import MIN_TTL
 from nebuladb.client import AsyncClient, Session
 from nebuladb.errors import ChangeRefused, LeaseExists, LeaseNotFound, NebulaError
 
-MIN_TTL: Final = 2
 RENEWALS: Final = 3
 """Of a TTL, as a client's."""
 KEEP_EVERY: Final = 0.5

@@ -17,7 +17,7 @@ from nebuladb.cli.files import CHUNK, Meta, meta_key
 from nebuladb.cli.output import printable
 from nebuladb.cli.parallel import Budget, in_parallel
 from nebuladb.cli.progress import Progress
-from nebuladb.cli.settings import Settings, complain, pass_settings, spread
+from nebuladb.cli.settings import Settings, ask_for_room, complain, pass_settings, spread
 from nebuladb.cli.tree import Fate, Found, open_file, walk
 from nebuladb.client import AsyncClient, Session
 from nebuladb.errors import ChangeRefused, InvalidArgument, NebulaError, ResultTooLarge
@@ -257,6 +257,8 @@ def load(settings: Settings, directory: bytes, prefix: str, exclude: tuple[str, 
                 f"keyspace {client.keyspace!r} places keys by hash, and a file's rows must lie in one shard: load into "
                 "`default`, or into one that was created with `--partitioning range` or `single`"
             )
+        if not verify:
+            await ask_for_room(client)
 
     async def work(client: AsyncClient) -> None:
         if verify:
@@ -265,7 +267,7 @@ def load(settings: Settings, directory: bytes, prefix: str, exclude: tuple[str, 
             async with client.session() as session:
                 await Loader(place, client, session).run()
 
-    # Patience is for what happens on the way: a wrong address or keyspace should be told soon.
+    # Patience is for what happens on the way: what is wrong from the beginning should be told soon.
     settings.run(check)
     names = ("same", "different", "missing") if verify else ("loaded", "skipped")
     finish(settings, place.tally, ("files", *names, "left_out", "failed", "bytes"), work)

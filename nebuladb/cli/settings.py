@@ -23,6 +23,8 @@ Result = TypeVar("Result")
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 DEFAULT_ENDPOINTS: Final = "127.0.0.1:7379"
+MIN_TTL: Final = 2
+"""Seconds, of a lease."""
 MAX_SECONDS: Final = 1e9
 """Of a time that is given in seconds: some thirty years."""
 
@@ -173,6 +175,12 @@ async def spread(client: AsyncClient) -> bool:
     """Whether the client's keyspace places its keys by hash, over several shards: no range is in one of them."""
     info = await client.describe_keyspace(client.keyspace)
     return info.partitioning == keyspace_pb2.HASH and len(info.shards) > 1
+
+
+async def ask_for_room(client: AsyncClient) -> None:
+    """Raise what stands in the way of all that needs space, an alarm say, which a patient client would wait for: a
+    lease takes some, for a moment."""
+    await client.revoke_lease((await client.grant_lease(MIN_TTL)).id)
 
 
 def key_range(key: str | None, prefix: str | None, end: str | None, hexadecimal: bool) -> tuple[bytes, bytes]:

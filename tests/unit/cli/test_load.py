@@ -307,6 +307,17 @@ def test_load_tells_soon_what_is_wrong(cli: Cli, tmp_path: Path) -> None:
     assert cli("load", str(tmp_path / "none")).exit_code == 2
 
 
+def test_a_cluster_without_space_says_so_before_the_long_patience_begins(
+    cli: Cli, nodes: list[Node], tree: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys.modules["nebuladb.cli.load"], "PATIENCE", 3.0)
+    for node in nodes:
+        node.faults = [Fault(write, errors.NoSpace("it is full")) for write in ("Grant", "Open") * 100]
+    result = cli("--timeout", "1", "load", str(tree))
+    assert (result.exit_code, result.stdout, result.stderr) == (1, "", "nebula-cli: it is full\n")
+    assert _counts(cli("load", str(tree), "--verify").stdout)["missing"] == len(TREE)  # which takes no space
+
+
 @pytest.mark.parametrize(("revision", "says"), [("1", "compacted"), ("99", "has not happened yet")])
 def test_a_dump_of_a_revision_that_cannot_be_read_is_not_to_be_repeated(
     cli: Cli, tmp_path: Path, revision: str, says: str
