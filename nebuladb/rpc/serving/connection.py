@@ -252,6 +252,7 @@ class ServerConnection(Outgoing):
                 # the rest of their requests, or pretend to, are bounded by connection, and must not keep out others.
                 stream.owner = call
                 self.gather(call, 0)
+                call.arm()
 
     def _request(self, block: HeaderBlock) -> Request:
         request = block.memo = Request(block.fields, block.size, self.server.routes)
@@ -328,7 +329,6 @@ class ServerConnection(Outgoing):
                 return
             call = next(iter(self._later))
             route, body = self._later[call]
-            call.disarm()
             self._start(call, route, body)
         self.server.loop.call_soon(self._go_on)
 
@@ -347,6 +347,7 @@ class ServerConnection(Outgoing):
     def _start(self, call: Call, route: Route, body: bytes) -> None:
         """It is whole, and waits for nothing any more."""
         self.ungather(call)
+        call.disarm()
         call.stream.owner = None
         if self.server.calls >= self.server.max_calls:
             self.refuse(call.stream, _BUSY)

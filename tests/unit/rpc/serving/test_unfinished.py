@@ -240,3 +240,27 @@ async def test_a_streams_message_that_does_not_come_is_given_up_once() -> None:
         wired.client.send_data(idle, b"", end=True)
         await wired.say()
         await until(lambda: server.calls == 0)
+
+
+async def test_one_whose_deadline_passes_first_is_ended_by_that() -> None:
+    """As etcd does it. It held its place, and was answered UNAVAILABLE when the rest had come."""
+    async with serving(LIMITS, HANDLERS) as server:
+        wired = Wired(server)
+        stream = wired.client.open((*wired.fields("Echo"), (b"grpc-timeout", b"1m")))
+        wired.client.send_data(stream, WHOLE[:PART])
+        await wired.say()
+        await until(lambda: len(wired.wire.written) > 0)
+        wired.read()
+        assert wired.statuses() == {stream.id: b"4"}
+        assert (server.unfinished, server.calls) == (0, 0)
+
+
+async def test_one_that_comes_in_time_leaves_no_timer() -> None:
+    async with serving(LIMITS, HANDLERS) as server:
+        wired = Wired(server)
+        stream = wired.client.open((*wired.fields("Echo"), (b"grpc-timeout", b"1H")))
+        await wired.say()
+        call = wired.connection.http2.streams[stream.id].owner
+        timer = call._timer
+        await finished(wired, stream, WHOLE)
+        assert timer.cancelled()
