@@ -135,7 +135,7 @@ class SpaceWatch:
                 path = self._directory
                 self._gone(StoreError(f"data-dir: {path} is gone: somebody removed it, or its disk, under the node"))
                 return
-            except OSError as error:
+            except (OSError, RuntimeError) as error:  # the latter: there was no thread to look in
                 if not self._failed:
                     self._failed = True
                     self._log.warning("can't look at the room on the disk", error=str(error))

@@ -93,8 +93,14 @@ def test_the_text_says_every_size_in_mib(tmp_path: Path) -> None:
     )
 
 
-async def test_the_watch_outlives_what_a_look_meets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A disk that has an error for a moment must not be one that nobody looks at any more."""
+@pytest.mark.parametrize(
+    "error", [OSError(errno.EIO, "Input/output error"), RuntimeError("can't start new thread")], ids=["disk", "thread"]
+)
+async def test_the_watch_outlives_what_a_look_meets(
+    error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A disk that has an error for a moment must not be one that nobody looks at any more. Nor must one that couldn't
+    be looked at for want of a thread."""
     monkeypatch.setattr("nebuladb.server.space.LOOK_SECONDS", 0)
     disk, looks, told = Disk(tmp_path), 0, asyncio.Event()
 
@@ -102,7 +108,7 @@ async def test_the_watch_outlives_what_a_look_meets(tmp_path: Path, monkeypatch:
         nonlocal looks
         looks += 1
         if looks < 4:
-            raise OSError(errno.EIO, "Input/output error")
+            raise error
         return Room(TOTAL, LOW - 1)
 
     watch = SpaceWatch(tmp_path, Reserves(Amount(0, LOW), Amount(0, 0)), lambda *_: told.set(), room)
