@@ -281,6 +281,22 @@ class TestStop:
             assert cancelled == [True]
             assert server.calls == 0
 
+    async def test_it_stops_though_who_asked_waits_no_more(self) -> None:
+        release = asyncio.get_running_loop().create_future()
+
+        async def wait(request: bytes, context: Any) -> bytes:
+            return await asyncio.shield(release)
+
+        async with met({"Wait": ("unary_unary", wait)}) as (client, server):
+            client.call(1, "Wait", b"")
+            await passes(lambda: server.calls == 1)
+            with pytest.raises(TimeoutError):
+                await asyncio.wait_for(server.stop(30), 0.001)
+            release.set_result(b"")
+            assert await client.end_of(1) == {"grpc-status": "0"}
+            await client.close()
+            assert not await server.wait_for_termination(5)
+
     async def test_no_connection_is_taken_any_more(self) -> None:
         async with serving() as (address, server):
             async with channel_to(address) as channel:

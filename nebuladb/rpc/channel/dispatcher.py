@@ -213,22 +213,20 @@ class Dispatcher:
     async def close(self, grace: float | None) -> None:
         """No new calls; give those that run `grace` seconds, cancel the rest, close all connections."""
         self.closing = True
-        if grace:
-            ends = [self.loop.create_task(self._end_of(rpc)) for rpc in self.live()]
+        ends = [self.loop.create_task(rpc.ended()) for rpc in self.live()] if grace else []
+        try:
             if ends:
                 await asyncio.wait(ends, timeout=grace)
-                for end in ends:
-                    end.cancel()
-        connections = self.shut()
+        finally:
+            for end in ends:
+                end.cancel()
+            connections = self.shut()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(CLOSE_SECONDS):
                 for connection in connections:
                     await connection.gone()
         for connection in connections:
             connection.abort()
-
-    async def _end_of(self, rpc: Rpc) -> None:
-        await rpc.ended()
 
     def shut(self) -> list[Connection]:
         """The end, at once; the connections whose transports are still closing."""

@@ -92,8 +92,6 @@ class Server(grpc.aio.Server):
         self._timer: asyncio.TimerHandle | None = None
         self._refresher: asyncio.Task[None] | None = None
         self._started = False
-        self._quiet: asyncio.Event
-        """Set when there is no connection and no call."""
         self._stopped: asyncio.Event
         self._deadline: float | None = None
 
@@ -138,7 +136,6 @@ class Server(grpc.aio.Server):
         self._descriptors = _descriptors(self.limits.descriptors_left)
         self.loop = asyncio.get_running_loop()
         self.carriers = Carriers(self.loop)
-        self._quiet = asyncio.Event()
         self._stopped = asyncio.Event()
         for listening, credentials in self._sockets:
             secured: dict[str, Any] = {}
@@ -182,20 +179,12 @@ class Server(grpc.aio.Server):
             self._deadline = deadline
             self.loop.call_later(max(0.0, deadline - time.monotonic()), self._cut)
         self.look()
-        await self._quiet.wait()
-        self._finish()
+        await self._stopped.wait()
 
     def _cut(self) -> None:
         """The grace is over."""
         for connection in list(self._connections):
             connection.stop(_STOPPING)
-
-    def _finish(self) -> None:
-        if not self._stopped.is_set():
-            if self._timer is not None:
-                self._timer.cancel()
-            self.carriers.close()
-            self._stopped.set()
 
     async def wait_for_termination(self, timeout: float | None = None) -> bool:
         """Wait until the server is stopped. True if `timeout` seconds passed before."""
@@ -249,8 +238,11 @@ class Server(grpc.aio.Server):
 
     def look(self) -> None:
         """See whether all is over, while it stops: a connection is gone, or a handler has returned."""
-        if self.stopping and not self._connections and not self.calls:
-            self._quiet.set()
+        if self.stopping and not self._connections and not self.calls and not self._stopped.is_set():
+            if self._timer is not None:
+                self._timer.cancel()
+            self.carriers.close()
+            self._stopped.set()
 
     def keep(self, request: Request) -> None:
         """A call more holds the headers of `request`: until `leave`."""

@@ -21,6 +21,7 @@ from tests.unit.rpc.channel.echo import (
     SERVICE,
     Echo,
     Servers,
+    State,
     free_address,
     ready,
     unary,
@@ -113,6 +114,22 @@ async def test_close_cancels_what_runs(channels: Any, servers: Servers) -> None:
     await asyncio.wait_for(echo.cancelled.wait(), SECONDS)
     queued.cancel()
     await channel.close()
+
+
+async def test_a_close_that_is_cancelled_closes_at_once(channels: Any, servers: Servers) -> None:
+    """Its calls and its connection stayed; nobody was left to end them."""
+    echo = Echo()
+    server, address = await servers.start("nebula", echo)
+    channel = channels(address)
+    call = unary(channel)(b"wait")
+    await asyncio.wait_for(echo.started.wait(), SECONDS)
+    closing = asyncio.create_task(channel.close(SECONDS))
+    await asyncio.sleep(0)
+    closing.cancel()
+    await asyncio.wait((closing,))
+    assert call.cancelled()
+    assert channel.get_state() is State.SHUTDOWN
+    await until(lambda: not server._connections)
 
 
 async def test_close_with_grace_lets_calls_end(channels: Any, servers: Servers) -> None:
