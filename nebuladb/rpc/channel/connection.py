@@ -140,7 +140,7 @@ class Connection(asyncio.Protocol):
         except LocalProtocolError:
             # The server went away, or the ids are used up.
             del self.calls[rpc]
-            self._retire()
+            self.retire()
             self._owner.again(rpc)
 
     def _wait(self, rpc: Rpc) -> None:
@@ -171,9 +171,7 @@ class Connection(asyncio.Protocol):
         stream = self.http2.open(headers)
         stream.owner = rpc
         self._fresh.append(rpc)
-        if not self._scheduled:
-            self._scheduled = True
-            self._loop.call_soon(self._flush)
+        self._schedule()
         return stream
 
     def send(self, rpc: Rpc, stream: Stream, data: bytes, *, end: bool = False) -> bool:

@@ -355,3 +355,17 @@ async def test_calls_that_never_left_a_dead_connection_are_made_on_the_next(
         ]
         assert [await asyncio.wait_for(call, SECONDS) for call in calls] == [b"answer"] * 3
         assert seen == [server.peers[0]] + [server.peers[1]] * 3
+
+
+async def test_a_connection_whose_ids_are_used_up_is_closed_and_another_made(channels: Any, servers: Servers) -> None:
+    """After 2^30 calls. One that had no call just then stayed open for as long as the channel."""
+    server, address = await servers.start("nebula", Echo())
+    channel = channels(address)
+    await ready(channel)
+    (connection,) = channel._core._ready
+    connection.http2._next_id = http2.frames.MAX_STREAM_ID
+    for _ in range(2):
+        assert await unary(channel)(b"x") == b"x"
+    assert channel._core._ready != [connection]
+    assert connection.closed
+    await until(lambda: len(server._connections) == 1)
