@@ -222,8 +222,7 @@ class Backend:
             return told(revision, info).SerializeToString()
         await self.listing.acquire()
         telling = asyncio.create_task(self._with_keys(shard.group, lease, told))
-        # Not before: the thread goes on though its caller is gone.
-        telling.add_done_callback(lambda _: self.listing.release())
+        telling.add_done_callback(self._listed)
         return await asyncio.shield(telling)
 
     async def _with_keys(self, group: int, lease: int, told: Callable[[int, LeaseInfo | None], TimeToLive]) -> bytes:
@@ -254,9 +253,14 @@ class Backend:
         except BaseException:
             self.listing.release()
             raise
-        # Not before: the thread goes on though its caller is gone.
-        telling.add_done_callback(lambda _: self.listing.release())
+        telling.add_done_callback(self._listed)
         return revision, await asyncio.shield(telling)
+
+    def _listed(self, telling: asyncio.Task[Any]) -> None:
+        """The next one may list. Not before: the thread goes on though its caller is gone."""
+        self.listing.release()
+        if not telling.cancelled():
+            telling.exception()  # retrieved: a caller that isn't gone raises it
 
     def _lessor(self, group: int) -> Lessor:
         return self.node.host.replicas[group].lessor

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import gc
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -138,3 +140,31 @@ async def test_that_there_is_no_keyspace_is_said_only_when_the_meta_group_agrees
 def test_an_answer_comes_before_the_callers_deadline(remaining: float | None, seconds: float) -> None:
     context: Any = SimpleNamespace(time_remaining=lambda: remaining)
     assert backend(founded()).answer_within(context) == pytest.approx(seconds)
+
+
+async def test_what_fails_for_a_caller_that_has_gone_is_told_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It ended in the log as "Task exception was never retrieved", with a traceback."""
+    told: list[dict[str, Any]] = []
+    loop = asyncio.get_running_loop()
+    loop.set_exception_handler(lambda _, context: told.append(context))
+    at, begun, release = backend(founded()), asyncio.Event(), asyncio.Event()
+
+    async def fails(*_: object) -> bytes:
+        begun.set()
+        await release.wait()
+        raise Unavailable
+
+    async def current(*_: object) -> None: ...
+
+    monkeypatch.setattr(at, "_with_keys", fails)
+    monkeypatch.setattr(at, "current", current)
+    caller = asyncio.create_task(at.lease(at.route("", b"key"), 1, 1.0, lambda *_: None, keys=True))  # type: ignore[arg-type]
+    await begun.wait()
+    caller.cancel()
+    await asyncio.wait((caller,))
+    del caller
+    release.set()
+    async with asyncio.timeout(10):
+        await at.listing.acquire()
+    gc.collect()
+    assert told == []
