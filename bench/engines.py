@@ -18,6 +18,7 @@ from functools import partial
 from pathlib import Path
 from typing import Final, NamedTuple
 
+from bench.idle import core_seconds
 from bench.load import Call, drive
 from nebuladb.client import AsyncClient
 from nebuladb.rpc.engine import GRPCIO, NEBULA, VARIABLE
@@ -27,7 +28,6 @@ VALUE: Final = b"x" * 256
 KEYS: Final = 10_000
 TIMEOUT: Final = 30.0
 WAYS: Final = ("put", "get")
-TICKS: Final = os.sysconf("SC_CLK_TCK")
 
 
 class Round(NamedTuple):
@@ -57,11 +57,7 @@ class Served:
 
     def cpu(self) -> float:
         """Seconds of CPU that the nodes have used."""
-        total = 0.0
-        for node in self.cluster.all:
-            fields = Path(f"/proc/{self.cluster.pid(node)}/stat").read_text().rpartition(")")[2].split()
-            total += (int(fields[11]) + int(fields[12])) / TICKS
-        return total
+        return sum(core_seconds(self.cluster.pid(node)) for node in self.cluster.all)
 
     async def round(self, way: str, seconds: float, in_flight: int) -> Round:
         """`in_flight` workers for `seconds`."""

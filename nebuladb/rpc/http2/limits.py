@@ -86,7 +86,7 @@ class Limits:
     preface_seconds: float = 10.0
     """Until `Connection.ready`; then the transport is closed."""
     idle_seconds: float = 3_600.0
-    """Without open streams and without a frame; then `shutdown`."""
+    """Without open streams and without a frame; then `close`."""
 
     def __post_init__(self) -> None:
         if not MIN_FRAME_SIZE <= self.frame_size <= MAX_FRAME_SIZE:

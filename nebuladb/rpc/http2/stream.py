@@ -60,8 +60,8 @@ class Stream:
     """One exchange. The owner may read all of it and write `owner`; the rest is the connection's.
 
     Windows are counted from the setting that they start at, so that a changed INITIAL_WINDOW_SIZE (section 6.9.2) moves
-    all of them at once: we may send `Settings.stream_window + credit` octets, and the peer our own window less `unread`
-    and `taken`.
+    all of them at once: we may send `PeerSettings.stream_window + credit` octets, and the peer our own window less
+    `unread` and `taken`.
     """
 
     __slots__ = (

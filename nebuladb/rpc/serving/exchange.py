@@ -451,10 +451,10 @@ class Exchange:
     def push(self) -> None:
         """Hand what was put to the connection: small messages leave as one DATA."""
         outbox = self._outbox
-        if outbox and not self.over:
-            self._head()
-            self.connection.http2.send_data(self.stream, outbox[0] if len(outbox) == 1 else b"".join(outbox))
         if outbox:
+            if not self.over:
+                self._head()
+                self.connection.http2.send_data(self.stream, outbox[0] if len(outbox) == 1 else b"".join(outbox))
             outbox.clear()
 
     async def room(self) -> None:

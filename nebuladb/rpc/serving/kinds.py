@@ -52,10 +52,10 @@ def start(call: Call, route: Route, message: bytes | None) -> Coroutine[Any, Any
         return plain.run(call, route, request)
     if route.generator:
         return _generated(call, route, request)
-    return _plain(call, route, request)
+    return _awaited(call, route, request)
 
 
-async def _plain(call: Call, route: Route, request: Any) -> Any:
+async def _awaited(call: Call, route: Route, request: Any) -> Any:
     """A coroutine: it returns the response, or writes responses to its context."""
     return await route.behaviour(request, call)
 

@@ -10,6 +10,7 @@ from typing import Any, Final
 from nebuladb.rpc.http2.limits import Limits
 
 AMPLE_DESCRIPTORS: Final = 2_560
+"""Of a process, from which on `ServerLimits.descriptors_left` are left whole."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -227,7 +227,7 @@ class Outgoing(asyncio.Protocol):
         for call in stalled:
             call.writable()
 
-    # --- the end ---------------------------------------------------------------------------------------------------
+    # --- requests that have not come whole -------------------------------------------------------------------------
 
     def gather(self, call: Exchange, size: int) -> bool:
         """So many bytes more of a request that has not come whole; False: they are too many, and the call is over."""
@@ -266,6 +266,8 @@ class Outgoing(asyncio.Protocol):
             call.lost()
         else:
             call.fail(StatusError(grpc.StatusCode.RESOURCE_EXHAUSTED, why, UNDONE))
+
+    # --- the end ---------------------------------------------------------------------------------------------------
 
     def _reset(self, stream: Stream) -> None:
         # Not CANCEL: clients take that for their own doing, and their watches end instead of going on.

@@ -95,7 +95,8 @@ class Routes:
         self._services: set[str] = set()
         """Names of those that say theirs."""
         self._cache: dict[str, Route] = {}
-        self._dynamic = bool(interceptors)
+        self.dynamic = bool(interceptors)
+        """Interceptors, or handlers of no known type: each call must be asked for anew, by `resolve`."""
         self._entry: _Continuation = self._continuation(self._last, interceptors)
 
     def add_generic(self, handlers: Sequence[grpc.GenericRpcHandler]) -> None:
@@ -105,17 +106,12 @@ class Routes:
             self._generic.append(handler)
             if isinstance(handler, grpc.ServiceRpcHandler):
                 self._services.add(handler.service_name())
-            self._dynamic = self._dynamic or type(handler) is not _DICTIONARY
+            self.dynamic = self.dynamic or type(handler) is not _DICTIONARY
 
     def add_registered(self, service: str, handlers: Mapping[str, Handler]) -> None:
         self._services.add(service)
         for method, handler in handlers.items():
             self._registered[f"/{service}/{method}"] = handler
-
-    @property
-    def dynamic(self) -> bool:
-        """Interceptors, or handlers of no known type: each call must be asked for anew, by `resolve`."""
-        return self._dynamic
 
     def find(self, path: str) -> Route | None:
         """The route of a method where nothing is dynamic."""
