@@ -167,7 +167,17 @@ def recover_command(data_dir: Path, accepted: bool) -> None:
         _refuse(
             ConfigurationError(f"{recover.WARNING}\nIf that is what you want, add --i-accept-data-loss."), EXIT_USAGE
         )
-    recover.recover(data_dir, print)
+    lost: list[OSError] = []
+
+    def say(text: str) -> None:
+        try:
+            print(text)
+        except OSError as error:  # no reason to end amid a recovery
+            lost.append(error)
+
+    recover.recover(data_dir, say)
+    if lost:
+        _lost(lost[0])
 
 
 def main() -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from itertools import count
 from pathlib import Path
@@ -64,6 +66,17 @@ def test_a_survivor_whose_log_lost_its_files_keeps_none_of_them(killed: Path) ->
     assert said.endswith("what they held is LOST")
     assert not (killed / f"raft-wal{ASIDE}").exists()
     assert report(killed, lambda _: None)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_report_that_nobody_gets_does_not_end_it_half_way(copy: Path) -> None:
+    """It was unfinished, for want of space on the device, it said."""
+    words = ["recover", "--data-dir", str(copy), "--i-accept-data-loss"]
+    program = [sys.executable, "-u", "-m", "nebuladb.server.main", *words]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(program, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert (done.returncode, done.stderr) == (1, "nebulad: stdout: No space left on device\n")
+    assert report(copy, lambda _: None)
 
 
 def test_what_was_applied_is_not_said_to_be_in_doubt(copy: Path) -> None:
