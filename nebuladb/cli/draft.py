@@ -11,8 +11,6 @@ from contextlib import contextmanager, suppress
 from typing import IO, Final, NoReturn
 
 PREFIX: Final = b".nebula-draft-"
-
-
 ENDS: Final = (signal.SIGTERM, signal.SIGHUP)
 """What ends us by itself at once; the second when our terminal is closed."""
 

@@ -72,10 +72,9 @@ def keep_alive(settings: Settings, lease_id: int, once: bool) -> None:
 
     async def work(client: AsyncClient) -> None:
         keeper = client.keep_alive(lease_id)
-        if once:
-            await keeper.renew()
         with settings.output() as output:
             if once:
+                await keeper.renew()
                 output.row({"lease": lease_id, "ttl": keeper.ttl}, b"OK")
                 return
             async with keeper:

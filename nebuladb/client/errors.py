@@ -24,6 +24,7 @@ from nebuladb.errors import (
     WrongEpoch,
 )
 from nebuladb.pb.nebula.v1 import common_pb2
+from nebuladb.rpc.framing import LARGER
 
 TRANSPORT_CODES: Final = frozenset(
     {
@@ -34,10 +35,6 @@ TRANSPORT_CODES: Final = frozenset(
     }
 )
 """What gRPC says by itself of a call that it lost. Our servers' own errors carry the trailer."""
-
-
-TOO_LARGE: Final = "larger than max"
-"""What gRPC says of an answer over the channel's limit."""
 
 
 FORKED: Final = "this client is another process's; make one after the fork"
@@ -127,7 +124,7 @@ def failure_of(
         return silent(address)
     if code in TRANSPORT_CODES:
         return Failure(Unavailable(f"{address} was lost before it answered ({text})"), retryable=True, lost=True)
-    if code is grpc.StatusCode.RESOURCE_EXHAUSTED and TOO_LARGE not in text:
+    if code is grpc.StatusCode.RESOURCE_EXHAUSTED and LARGER not in text:
         return Failure(TooManyRequests(f"{address} is overloaded ({text}); try again later"), retryable=True)
     if code is grpc.StatusCode.RESOURCE_EXHAUSTED:
         return Failure(ResultTooLarge(f"{text}; ask for less with a limit, or scan"), retryable=False)

@@ -15,10 +15,8 @@ from nebuladb.rpc.compression import Codec, Inflate
 from nebuladb.rpc.status import StatusError
 
 PREFIX_BYTES: Final = 5
-MAX_MESSAGE_BYTES: Final = (1 << 32) - 1
-"""What the length field can say."""
 LARGER: Final = "larger than max"
-"""By which clients know that it was a size."""
+"""What gRPC says of a message over a limit, by which clients know it."""
 _COMPRESSED: Final = 1
 
 
