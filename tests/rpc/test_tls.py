@@ -7,6 +7,7 @@ import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import grpc
@@ -15,6 +16,7 @@ import pytest
 
 from nebuladb import rpc
 from nebuladb.rpc import Server
+from nebuladb.rpc.serving import lifecycle
 from nebuladb.rpc.tls import ServerCredentials
 from tests.rpc.certificates import Authority, needs_openssl
 from tests.rpc.raw import RawClient
@@ -198,3 +200,33 @@ def test_roots_may_say_whose_they_are(tmp_path: Path) -> None:
     authority = Authority(tmp_path, "first")
     roots = "# Főtanúsítvány\n".encode() + authority.certificate.read_bytes()
     assert len(rpc.ssl_channel_credentials(roots).context.get_ca_certs()) == 1
+
+
+async def no_thread(*_: object) -> None:
+    raise RuntimeError("can't start new thread")
+
+
+async def test_an_attempt_to_connect_for_which_there_is_no_thread_fails(
+    authority: Authority, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """None came after it, and calls without a deadline waited for ever."""
+    monkeypatch.setattr(asyncio, "to_thread", no_thread)
+    credentials = rpc.ssl_channel_credentials(authority.certificate)
+    async with rpc.secure_channel("127.0.0.1:1", credentials) as channel, asyncio.timeout(10):
+        with pytest.raises(grpc.aio.AioRpcError, match="can't start new thread") as caught:
+            await channel.unary_unary(path("Who"))(b"")
+    assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+
+
+async def test_files_are_looked_at_again_after_there_was_no_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They never were: certificates would have run out."""
+    looked, to_thread = asyncio.Event(), asyncio.to_thread
+    tries = iter([no_thread])
+    monkeypatch.setattr(lifecycle, "REFRESH_SECONDS", 0)
+    monkeypatch.setattr(asyncio, "to_thread", lambda work: next(tries, to_thread)(work))
+    loop = asyncio.get_running_loop()
+    credentials: Any = SimpleNamespace(refresh=lambda: loop.call_soon_threadsafe(looked.set))
+    refreshing = asyncio.create_task(lifecycle._refresh([credentials]))
+    async with asyncio.timeout(10):
+        await looked.wait()
+    refreshing.cancel()

@@ -90,6 +90,10 @@ class Settings:
             raise ValueError(
                 f"grpc.lb_policy_name: no policy {self.policy!r}; there are {PICK_FIRST} and {ROUND_ROBIN}"
             )
+        try:
+            self.server_name.encode("idna")  # as TLS asks for it; it would fail in the midst of each connection
+        except UnicodeError as error:
+            raise ValueError(f"grpc.ssl_target_name_override: {self.server_name!r} is no name: {error}") from None
         if self.user_agent != USER_AGENT:
             object.__setattr__(self, "user_agent", f"{self.user_agent} {USER_AGENT}")
         object.__setattr__(self, "connect_timeout", max(self.connect_timeout, SHORTEST_CONNECT))

@@ -133,6 +133,8 @@ class Subchannel:
                 why = f"{endpoint}: no HTTP/2 preface within {self._settings.connect_timeout:g} s"
             except OSError as error:  # ssl.SSLError is one; of a handshake that the server ends uvloop's says nothing
                 why = f"{endpoint}: {error.strerror or str(error) or 'the server ended the connection'}"
+            except RuntimeError as error:  # there was no thread to look at certificates in
+                why = f"{endpoint}: {error}"
             finally:
                 if self._settling is not None:
                     connection, future = self._settling

@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Executor
+from contextlib import suppress
 from typing import Any, Final
 
 import grpc
@@ -300,4 +301,5 @@ async def _refresh(credentials: Sequence[ServerCredentials]) -> None:
     while True:
         await asyncio.sleep(REFRESH_SECONDS)
         for one in credentials:
-            await asyncio.to_thread(one.refresh)
+            with suppress(RuntimeError):  # there is no thread to be had now
+                await asyncio.to_thread(one.refresh)

@@ -53,6 +53,8 @@ def test_every_setting_has_an_option() -> None:
         ("grpc.primary_user_agent", "a\nb"),
         ("grpc.primary_user_agent", " a"),  # no header may say that: calls found no connection that would take them
         ("grpc.default_authority", "a "),
+        ("grpc.ssl_target_name_override", ".a"),  # TLS can't ask for it: no attempt to connect ever ended
+        ("grpc.ssl_target_name_override", "a" * 64),
     ],
 )
 def test_options_that_make_no_sense(option: tuple[str, Any]) -> None:
