@@ -346,8 +346,9 @@ class ServerConnection(Outgoing):
 
     def _start(self, call: Call, route: Route, body: bytes) -> None:
         """It is whole, and waits for nothing any more."""
-        self.ungather(call)
-        call.disarm()
+        if call.gathered:
+            self.ungather(call)
+            call.disarm()
         call.stream.owner = None
         if self.server.calls >= self.server.max_calls:
             self.refuse(call.stream, _BUSY)
