@@ -93,6 +93,8 @@ class Backend:
         said of a cluster's shards is one of them, of which there may be 8,192."""
         self.scanning = asyncio.Semaphore(MAX_SCANNING)
         """Of scans that read a page."""
+        self.backups = 0
+        """In progress."""
         self.listing = asyncio.Lock()
         """Many leases, or the keys of one, in a thread: for one request at a time."""
         self.lags_elsewhere: Callable[[int], Awaitable[list[Lag]]] = _alone

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from typing import Final
 
 from nebuladb import __version__
 from nebuladb.api.backend import Backend, check_points
 from nebuladb.api.drive import META
 from nebuladb.env import probe
-from nebuladb.errors import NebulaError, Unavailable
+from nebuladb.errors import NebulaError, TooManyRequests, Unavailable
 from nebuladb.ids import Generation, GroupId
 from nebuladb.kv.export import Exporter
 from nebuladb.kv.increment import IncrementExporter
@@ -21,6 +22,9 @@ from nebuladb.shard import Descriptor, KeyspaceState
 
 PIECE_BYTES: Final = 256 << 10
 """A message of the stream has about so much; the stream's own flow control says when the next one goes."""
+MAX_BACKUPS: Final = 4
+"""In progress on a node. Each holds an engine snapshot for as long as its client takes: replaced tables stay open and
+on the disk, and memtables that were written out in memory."""
 TRIES: Final = 100
 TRY_SECONDS: Final = 0.02
 """For an instant in which no entry of the shard is half applied."""
@@ -54,9 +58,27 @@ class Views:
         return await backend.current(shard, self._timeout, serializable=True)
 
 
-async def backup(backend: Backend, request: pb.SnapshotRequest, views: Views) -> AsyncIterator[pb.SnapshotResponse]:
-    """The file, in pieces, without what is dropped meanwhile. Raises `InvalidArgument`, `Unavailable`, and as
-    `Views.current`."""
+async def backup(
+    backend: Backend, request: pb.SnapshotRequest, views: Views
+) -> AsyncGenerator[pb.SnapshotResponse, None]:
+    """The file, in pieces, without what is dropped meanwhile; to be exhausted or closed. Raises `InvalidArgument`,
+    `TooManyRequests`, `Unavailable`, and as `Views.current`."""
+    if backend.backups >= MAX_BACKUPS:
+        raise TooManyRequests(
+            f"this node sends {MAX_BACKUPS} backups already: try again when one is done, or another node"
+        )
+    backend.backups += 1
+    try:
+        async with aclosing(_pieces(backend, request, views)) as pieces:
+            async for piece in pieces:
+                yield piece
+    finally:
+        backend.backups -= 1
+
+
+async def _pieces(
+    backend: Backend, request: pb.SnapshotRequest, views: Views
+) -> AsyncGenerator[pb.SnapshotResponse, None]:
     check_points(request.since)
     await views.current(META)
     meta = backend.meta

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from contextlib import aclosing
 from typing import Any, Final
 
 from nebuladb import __version__
@@ -111,8 +112,9 @@ class ClusterService:
     async def Snapshot(self, raw: bytes, context: Any) -> AsyncIterator[bytes]:
         request = parse(pb.SnapshotRequest, raw)
         views = Views(self._backend, self._backend.answer_within(context))
-        async for response in backup(self._backend, request, views):
-            yield response.SerializeToString()
+        async with aclosing(backup(self._backend, request, views)) as pieces:
+            async for response in pieces:
+                yield response.SerializeToString()
 
     async def TransferLeadership(self, raw: bytes, context: Any) -> bytes:
         request = parse(pb.TransferLeadershipRequest, raw)

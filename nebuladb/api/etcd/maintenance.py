@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 import re
 from collections.abc import AsyncIterator
+from contextlib import aclosing
 from typing import Any, Final
 
 from nebuladb.api.backup import Views, backup
@@ -150,11 +151,12 @@ class MaintenanceService:
             ).SerializeToString()
 
         views = Views(self._backend, self._face.timeout(context), leaderless=True)
-        async for piece in backup(self._backend, cluster_pb2.SnapshotRequest(), views):
-            waiting += piece.data
-            # How much it will be isn't known before it was read: what is behind the part that is held here is a guess.
-            while len(waiting) > HELD_BYTES:
-                yield blob(estimate)
+        async with aclosing(backup(self._backend, cluster_pb2.SnapshotRequest(), views)) as pieces:
+            async for piece in pieces:
+                waiting += piece.data
+                # How much it will be isn't known before it was read: what is behind the part held here is a guess.
+                while len(waiting) > HELD_BYTES:
+                    yield blob(estimate)
         waiting += bytes(-(sent + len(waiting)) % SECTOR_BYTES)
         while waiting:
             yield blob(0)

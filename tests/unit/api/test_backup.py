@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AsyncExitStack, aclosing
 from io import BytesIO
 
 import pytest
@@ -9,7 +10,7 @@ import pytest
 from nebuladb.api import backup as module
 from nebuladb.api.backup import Views, backup
 from nebuladb.client import AsyncClient
-from nebuladb.errors import NebulaError, Unavailable
+from nebuladb.errors import NebulaError, TooManyRequests, Unavailable
 from nebuladb.node.backup import examine
 from nebuladb.pb.nebula.v1 import cluster_pb2
 from nebuladb.shard import Descriptor
@@ -57,3 +58,19 @@ async def test_a_shard_that_cannot_be_read_and_was_not_dropped_ends_the_backup(
     with pytest.raises(NebulaError, match="stumbled"):
         async for _ in backup(served.backend, cluster_pb2.SnapshotRequest(), views):
             pass
+
+
+async def test_a_node_sends_few_backups_at_a_time_however_slowly_their_clients_read(served: Served) -> None:
+    """Twenty whose clients read nothing kept 1.5 GB of replaced tables, 350 of them open, and a memtable each."""
+    request = cluster_pb2.SnapshotRequest()
+    async with AsyncClient([served.address], timeout=0.5) as client, AsyncExitStack() as slow:
+        for _ in range(module.MAX_BACKUPS):
+            pieces = await slow.enter_async_context(aclosing(backup(served.backend, request, Views(served.backend, 5))))
+            assert (await anext(pieces)).data
+        with pytest.raises(TooManyRequests, match="try again when one is done"):
+            await anext(backup(served.backend, request, Views(served.backend, 5)))
+        with pytest.raises(TooManyRequests):
+            await anext(client.snapshot(request))
+        await slow.aclose()
+        assert [piece async for piece in client.snapshot(request)]
+    assert not served.backend.backups
