@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from random import Random
 
 from nebuladb.ids import BatchId
@@ -110,11 +110,11 @@ class Disk:
             self.rests_until = max(self.rests_until, now + 2 * time)
         return time
 
-    def chill(self, rng: Random) -> None:
-        """Until `warm`, some rows are on the disk only. Clients' reads, between turns, find everything in memory."""
+    def chill(self, rng: Random, cold: Container[bytes] = ()) -> None:
+        """Until `warm`, some rows are on the disk only, and those of `cold` if any are."""
         share = self._core.faults.cold
         if share:
-            self.data.chill(lambda _: rng.random() < share)
+            self.data.chill(lambda row: rng.random() < share or row in cold)
 
     def warm(self) -> None:
         """All rows are in memory again."""

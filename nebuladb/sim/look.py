@@ -41,6 +41,8 @@ class Look:
         self._group = group
         self._store = machine.store(group)
         self._process = machine.process
+        self._missed: set[bytes] = set()
+        """What it met on the disk only. It doesn't find that in memory the next time: it must take what was fetched."""
         self._work = self._process.looks.read(group, self._store, self._reads)
 
     def begin(self) -> None:
@@ -62,11 +64,12 @@ class Look:
     def _reads(self, store: Store) -> Then | None:
         """It may be called again."""
         disk = self._machine.disk
-        disk.chill(self._rng)
+        disk.chill(self._rng, self._missed)
         try:
             return self._read(store)
-        except Misses:
+        except Misses as misses:
             self._core.hit("cold read")
+            self._missed.update(misses.rows)
             raise
         finally:
             disk.warm()

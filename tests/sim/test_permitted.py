@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from functools import partial
 from random import Random
 from types import SimpleNamespace
@@ -248,7 +248,7 @@ class ColdStore:
 
 
 class ColdDisk:
-    def chill(self, _: Random) -> None: ...
+    def chill(self, _: Random, cold: Container[bytes]) -> None: ...
 
     def warm(self) -> None: ...
 
