@@ -28,6 +28,8 @@ class Place(Machine):
     """How much room its disk has."""
     _short: Room | None = None
     """What its node is to give back, if it is short."""
+    _bereft = False
+    """Of its last life."""
 
     @property
     def idle(self) -> bool:
@@ -36,8 +38,8 @@ class Place(Machine):
 
     @property
     def bereft(self) -> bool:
-        """Whether replicas of the running node have lost their data, and wait for snapshots."""
-        return self._life is not None and bool(self._life.node.snapshots.lost)
+        """Whether replicas here have lost their data, and wait for snapshots, or will when the node starts again."""
+        return self._bereft if self._life is None else bool(self._life.node.snapshots.lost)
 
     @property
     def receives(self) -> bool:
@@ -158,6 +160,11 @@ class Place(Machine):
         """Its data is gone; its log, and so its vote, is whole."""
         self.crash(power=True)
         self.disk.lose_data()
+        self._bereft = True
+
+    def crash(self, *, power: bool) -> None:
+        self._bereft = self.bereft
+        super().crash(power=power)
 
     def lose(self) -> None:
         """It is gone for good."""
@@ -192,6 +199,7 @@ class Place(Machine):
         """Somebody empties the disk."""
         self.crash(power=False)
         self.disk.renew()
+        self._bereft = False
         self._logs.retired(self.place, self.node_id)
         self._founding = self.joined = None
         self.founds = self.lost = False

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, cast
 
 import pytest
@@ -21,7 +22,9 @@ from nebuladb.sim.disk import Disk
 from nebuladb.sim.faults import LATE_MS, Faults
 from nebuladb.sim.invariants.changes import Changes
 from nebuladb.sim.invariants.logs import Logs
+from nebuladb.sim.machine import Machine
 from nebuladb.sim.network import Network
+from nebuladb.sim.place import Place
 from nebuladb.sim.register import Register
 from nebuladb.sim.room import Room
 from nebuladb.sim.scheduler import Scheduler
@@ -221,6 +224,16 @@ def test_a_hanging_disk_ends_no_sync_before_its_time() -> None:
     disk.sync(2, lambda batch: done.append(world.scheduler.now))
     run(world)
     assert 1_000 <= done[0] < 1_010
+
+
+@pytest.mark.parametrize("lost", [{3: 1}, {}])
+def test_who_died_without_its_data_is_still_without_it(monkeypatch: pytest.MonkeyPatch, lost: dict[int, int]) -> None:
+    """Seed 694: another one lost its log while such a node was down, and nobody could lead any more."""
+    monkeypatch.setattr(Machine, "crash", lambda place, *, power: setattr(place, "_life", None))
+    place = Place.__new__(Place)
+    place._life = cast("Life", SimpleNamespace(node=SimpleNamespace(snapshots=SimpleNamespace(lost=lost))))
+    place.crash(power=True)
+    assert place.bereft == bool(lost)
 
 
 def wasteful(disk: Disk) -> None:
