@@ -17,6 +17,17 @@ from tests.rpc.meeting import LATER, connection, met, passes
 from tests.rpc.raw import RawClient
 
 
+def send_twice(client: RawClient, method: str, body: bytes) -> tuple[int, int]:
+    """In one frame, and in one a byte; the streams."""
+    client.request(1, method)
+    client.frame(wire.DATA, wire.END_STREAM, 1, body)
+    client.request(3, method)
+    for byte in body:
+        client.frame(wire.DATA, 0, 3, bytes((byte,)))
+    client.frame(wire.DATA, wire.END_STREAM, 3)
+    return 1, 3
+
+
 class TestRequests:
     async def test_a_call(self) -> None:
         async with met() as (client, _):
@@ -54,13 +65,7 @@ class TestRequests:
     @pytest.mark.parametrize("body", [b"\0\0\0\0\1a\0\0\0\0\1b", b"\7\0\0\0\0", b"\1\0\0\0\0"])
     async def test_a_body_that_is_not_one_message(self, method: str, body: bytes) -> None:
         async with met() as (client, server):
-            client.request(1, method)
-            client.frame(wire.DATA, wire.END_STREAM, 1, body)
-            client.request(3, method)
-            for byte in body:
-                client.frame(wire.DATA, 0, 3, bytes((byte,)))
-            client.frame(wire.DATA, wire.END_STREAM, 3)
-            for stream in (1, 3):
+            for stream in send_twice(client, method, body):
                 assert (await client.end_of(stream))["grpc-status"] == "13"
             assert server.calls == 0
 
@@ -80,13 +85,7 @@ class TestRequests:
         self, method: str, body: bytes, status: str, text: str
     ) -> None:
         async with met() as (client, server):
-            client.request(1, method)
-            client.frame(wire.DATA, wire.END_STREAM, 1, body)
-            client.request(3, method)
-            for byte in body:
-                client.frame(wire.DATA, 0, 3, bytes((byte,)))
-            client.frame(wire.DATA, wire.END_STREAM, 3)
-            for stream in (1, 3):
+            for stream in send_twice(client, method, body):
                 end = await client.end_of(stream)
                 assert (end["grpc-status"], end["grpc-message"]) == (status, text)
             assert server.calls == 0
