@@ -9,9 +9,9 @@ from typing import Final, Self
 
 from nebuladb.cli.etcd_source import Lease
 from nebuladb.cli.parallel import in_parallel
-from nebuladb.cli.settings import MIN_TTL
 from nebuladb.client import AsyncClient, Session
 from nebuladb.errors import ChangeRefused, LeaseExists, LeaseNotFound, NebulaError
+from nebuladb.kv.limits import MIN_LEASE_TTL
 
 RENEWALS: Final = 3
 """Of a TTL, as a client's."""
@@ -70,7 +70,7 @@ class Leases:
                 await self._take_over(lease)
 
     async def _grant(self, lease: Lease) -> None:
-        ttl, sent = max(lease.granted, MIN_TTL), self._clock()
+        ttl, sent = max(lease.granted, MIN_LEASE_TTL), self._clock()
         await self._session.grant_lease(ttl, lease=lease.id)
         self._granted(lease.id, sent, ttl)
 

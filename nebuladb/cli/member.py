@@ -97,10 +97,8 @@ def member_replace(settings: Settings, old: str, new: str | None, peer_address: 
 
     async def work(client: AsyncClient) -> None:
         members = await client.members()
-        address = peer_address
-        if address is None:
-            # One that isn't there is refused by the server, with the reason.
-            address = {found.name: found.peer_address for found in members}.get(old, "")
+        # One that isn't there is refused by the server, with the reason.
+        address = named(members, old).peer_address if peer_address is None else peer_address
         first = to_do_first(members, old, address)
         await _added(settings, client, await client.add_member(new or f"{old}b", address, replaces=old), old)
         if first:
@@ -146,6 +144,11 @@ async def _added(settings: Settings, client: AsyncClient, made: cluster_pb2.Memb
         output.row({"node_id": f"{made.node_id:016x}", "name": made.name, "command": command}, command.encode())
 
 
+def named(members: Sequence[cluster_pb2.Member], name: str) -> cluster_pb2.Member:
+    """The member of this name; an empty one if there is none."""
+    return next((one for one in members if one.name == name), cluster_pb2.Member())
+
+
 def door(members: Sequence[cluster_pb2.Member], old: str) -> str:
     """The peer address of a member that lets the new node in; of `old`, whose place it takes, only if there is no
     other: it may be stopped by then, and have had the new one's own address."""
@@ -156,7 +159,7 @@ def door(members: Sequence[cluster_pb2.Member], old: str) -> str:
 def to_do_first(members: Sequence[cluster_pb2.Member], old: str, address: str) -> str:
     """What comes before the start of a node that replaces `old` and has the peer address `address`; mostly nothing.
     Raises `InvalidArgument` if it can never start there."""
-    theirs = next((one for one in members if one.name == old), cluster_pb2.Member())
+    theirs = named(members, old)
     if not theirs.connected or address != theirs.peer_address:
         return ""
     if address == door(members, old):

@@ -17,14 +17,13 @@ import click
 from nebuladb.cli.output import Output, Style
 from nebuladb.client import AsyncClient, prefix_end
 from nebuladb.errors import ConfigurationError, NebulaError
+from nebuladb.kv.limits import MIN_LEASE_TTL
 from nebuladb.pb.nebula.v1 import keyspace_pb2
 
 Result = TypeVar("Result")
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 DEFAULT_ENDPOINTS: Final = "127.0.0.1:7379"
-MIN_TTL: Final = 2
-"""Seconds, of a lease."""
 MAX_SECONDS: Final = 1e9
 """Of a time that is given in seconds: some thirty years."""
 
@@ -180,7 +179,7 @@ async def spread(client: AsyncClient) -> bool:
 async def ask_for_room(client: AsyncClient) -> None:
     """Raise what stands in the way of all that needs space, an alarm say, which a patient client would wait for: a
     lease takes some, for a moment."""
-    await client.revoke_lease((await client.grant_lease(MIN_TTL)).id)
+    await client.revoke_lease((await client.grant_lease(MIN_LEASE_TTL)).id)
 
 
 def key_range(key: str | None, prefix: str | None, end: str | None, hexadecimal: bool) -> tuple[bytes, bytes]:

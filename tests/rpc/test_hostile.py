@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import os
 import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
 
 from nebuladb import rpc
-from nebuladb.rpc import ServerLimits
+from nebuladb.rpc import Server, ServerLimits
 from nebuladb.rpc.http2 import ErrorCode, Limits
 from nebuladb.rpc.http2 import frames as wire
 from nebuladb.rpc.http2.limits import Rate
@@ -234,16 +236,23 @@ class TestHostile:
             await last.close()
 
 
+@asynccontextmanager
+async def waiting() -> AsyncIterator[tuple[RawClient, Server, asyncio.Future[bytes]]]:
+    """Call 1 waits for the future's result."""
+    release: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+
+    async def wait(request: bytes, context: Any) -> bytes:
+        return await asyncio.shield(release)
+
+    async with met({"Wait": ("unary_unary", wait)}) as (client, server):
+        client.call(1, "Wait", b"")
+        await passes(lambda: server.calls == 1)
+        yield client, server, release
+
+
 class TestStop:
     async def test_calls_in_progress_may_end(self) -> None:
-        release = asyncio.get_running_loop().create_future()
-
-        async def wait(request: bytes, context: Any) -> bytes:
-            return await asyncio.shield(release)
-
-        async with met({"Wait": ("unary_unary", wait)}) as (client, server):
-            client.call(1, "Wait", b"")
-            await passes(lambda: server.calls == 1)
+        async with waiting() as (client, server, release):
             stopping = asyncio.ensure_future(server.stop(30))
             assert await client.goaway() == ErrorCode.NO_ERROR
             ping = await client.until(lambda got: got.kind == wire.PING)
@@ -282,14 +291,7 @@ class TestStop:
             assert server.calls == 0
 
     async def test_it_stops_though_who_asked_waits_no_more(self) -> None:
-        release = asyncio.get_running_loop().create_future()
-
-        async def wait(request: bytes, context: Any) -> bytes:
-            return await asyncio.shield(release)
-
-        async with met({"Wait": ("unary_unary", wait)}) as (client, server):
-            client.call(1, "Wait", b"")
-            await passes(lambda: server.calls == 1)
+        async with waiting() as (client, server, release):
             with pytest.raises(TimeoutError):
                 await asyncio.wait_for(server.stop(30), 0.001)
             release.set_result(b"")

@@ -33,8 +33,6 @@ LEAVE_SECONDS: Final = 25.0
 LEAVE_TRY_SECONDS: Final = 5.0
 LEAVE_PAUSE_SECONDS: Final = 0.1
 """Between two tries: while nobody leads, each is refused soon."""
-
-
 COPIES: Final = 4
 """Of the name of a caller that waits: its request, as bytes and as a message, the name, and the key."""
 

@@ -14,11 +14,11 @@ from nebuladb.sim.place import Place
 STILL_MS: Final = (1_200, 1_700)
 """How long a leader stands still: one of the others stands for election meanwhile, and the other one asks it."""
 LEFT_MS: Final = 250
-"""Of the lease, at least,"""
+"""How much of the leader's lease is left, at least, when what was late arrives."""
 SOON_MS: Final = 100
-"""when the candidate is about to ask again; it is waited for both"""
+"""The candidate asks again within this time then."""
 WAIT_MS: Final = 1_500
-"""at most."""
+"""How long a moment of both is waited for."""
 ALONE_MS: Final = 600
 """How long the leader is alone then: clients ask it, and its successor."""
 
