@@ -22,7 +22,7 @@ from nebuladb.kv.check import TO_THE_LAST
 from nebuladb.kv.interest import BEGINNING, Interest, before_the_revision
 from nebuladb.kv.store import Store
 from nebuladb.kv.watcher import OUTBOX_BYTES, OUTBOX_EVENTS, EventBatch, Watcher
-from nebuladb.storage.share import Share
+from nebuladb.share import Share
 
 MAX_WATCHERS: Final = 50_000
 """Of one shard on one node. An idle one is less than a KiB."""

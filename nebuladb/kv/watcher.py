@@ -7,7 +7,7 @@ from typing import Final, NamedTuple
 
 from nebuladb.kv.answer import KeyValue
 from nebuladb.kv.change import Change
-from nebuladb.storage.share import Share
+from nebuladb.share import Share
 
 OUTBOX_EVENTS: Final = 4096
 OUTBOX_BYTES: Final = 4 << 20

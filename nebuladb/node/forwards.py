@@ -9,7 +9,7 @@ from nebuladb.env import probe
 from nebuladb.node.frame import FORWARD_REPLY, Envelope
 from nebuladb.node.proposals import is_control
 from nebuladb.raft import LEADER, Message, Raft
-from nebuladb.storage.share import Share
+from nebuladb.share import Share
 
 MAX_FORWARDED: Final = 20_000
 """Forwarded commands that may wait here to be proposed; twice as many where the new ones are control commands."""

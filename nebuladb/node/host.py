@@ -33,8 +33,8 @@ from nebuladb.node.replica import Replica, Start
 from nebuladb.node.tail import TailLimits
 from nebuladb.raft import FOLLOWER, LEADER, REPLIES, HardState, Message
 from nebuladb.raft.confchange import Change
+from nebuladb.share import Share
 from nebuladb.storage.log_batch import GroupWrite
-from nebuladb.storage.share import Share
 
 CUT_TICKS: Final = 20
 """How often a log is looked at for what may be cut, beside after each flush."""

@@ -43,10 +43,10 @@ from nebuladb.node.upkeep import Upkeep
 from nebuladb.node.vacuum import Vacuum
 from nebuladb.raft import Configuration
 from nebuladb.shard import Descriptor, preferred
+from nebuladb.share import Share
 from nebuladb.storage.engine import Engine
 from nebuladb.storage.log import LogStore
 from nebuladb.storage.log_batch import LogBatch
-from nebuladb.storage.share import Share
 
 EAGER_MS: Final = 100
 """After which a new group's home stands for election: the others will have created theirs."""

@@ -19,7 +19,7 @@ from nebuladb.kv.answer import Answer
 from nebuladb.kv.command import Kind
 from nebuladb.node.entry import command_kind
 from nebuladb.node.output import Request
-from nebuladb.storage.share import Share
+from nebuladb.share import Share
 
 MAX_PENDING: Final = 20_000
 """Writes of one group that this node's clients may wait for."""

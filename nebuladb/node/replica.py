@@ -23,7 +23,7 @@ from nebuladb.raft import LEADER, Config, Configuration, HardState, Message, Raf
 from nebuladb.raft.entry import CONFIGURATION, ENTRY_HEADER, NORMAL, Entry
 from nebuladb.raft.log import FORGOTTEN
 from nebuladb.raft.ready import LogReader
-from nebuladb.storage.share import Share
+from nebuladb.share import Share
 
 MAX_ENTRY_BYTES: Final = 1 << 20
 """Commands of one turn share an entry up to this size; a larger command has one of its own."""

@@ -18,7 +18,7 @@ from nebuladb.kv.store import Store
 from nebuladb.kv.watch import WatchHub
 from nebuladb.kv.watcher import Watcher
 from nebuladb.pb.nebula.v1 import kv_pb2
-from nebuladb.storage.share import Share
+from nebuladb.share import Share
 from tests.unit.kv.helpers import GENERATION, GROUP, NODE, Log, Told, compact, delete, finish, fresh, put, txn
 from tests.unit.kv.model import Model, ModelEvent, inside
 from tests.unit.kv.programs import ENDS, KEYS, build, program

@@ -13,7 +13,7 @@ from nebuladb.kv.change import Change
 from nebuladb.kv.interest import Interest
 from nebuladb.kv.watch import WatchHub
 from nebuladb.pb.nebula.v1 import kv_pb2
-from nebuladb.storage.share import Share
+from nebuladb.share import Share
 from tests.unit.kv.helpers import Log, fresh, put, run, taken, txn
 from tests.unit.kv.test_watch import feed
 

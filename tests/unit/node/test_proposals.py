@@ -18,7 +18,7 @@ from nebuladb.node.entry import encode_command
 from nebuladb.node.output import Request
 from nebuladb.node.proposals import Outcomes, Pending, Proposals
 from nebuladb.pb.nebula.v1 import lease_pb2
-from nebuladb.storage.share import Share
+from nebuladb.share import Share
 
 LEADER = 77
 LONG = 1_000_000
