@@ -225,6 +225,7 @@ class Peers:
 
     def handshake(self, node: int) -> pb.Handshake:
         """What this node says of itself when a link opens."""
+        meta = self.pump.node.meta if self.pump is not None else Meta()
         return pb.Handshake(
             cluster_id=self.identity.cluster,
             node_id=self.identity.node,
@@ -233,8 +234,9 @@ class Peers:
             version=FRAME_VERSION,
             receiver=node,
             client_address=self._config.advertise_client_addr,
-            issued_nodes=self.pump.node.meta.issued_nodes if self.pump is not None else 0,
+            issued_nodes=meta.issued_nodes,
             life=self.life,
+            announced=bool(meta.client_address(self.identity.node)),
         )
 
     def check(self, handshake: pb.Handshake) -> None:
@@ -291,9 +293,10 @@ class Peers:
     def _remembers(self, handshake: pb.Handshake, who: str) -> None:
         """Raise `IdentityError` if the other end, which knows of no life, may have been in this one. A node that is
         restored once more has its old id, and has forgotten its votes and what it acknowledged (S14, S15). In a cluster
-        that was never restored that can't be: ids are random there, and are lost with the directory. A node without a
-        life comes from a build that kept none."""
-        if not self._restored:
+        that was never restored that can't be: ids are random there, and are lost with the directory. Nor can it be
+        where the other's own data has its addresses, which a restored directory hasn't. A node without a life comes
+        from a build that kept none then."""
+        if not self._restored or handshake.announced:
             return
         assert self.pump is not None
         known = self.pump.node.meta.nodes.get(handshake.node_id)

@@ -150,6 +150,20 @@ def test_who_knows_of_no_life_in_a_cluster_that_was_never_restored_is_let_in(our
         ours.check(shake(12, "n2"))
 
 
+def test_who_knows_of_no_life_and_was_not_restored_since_is_let_in(restored: Peers, tmp_path: Path) -> None:
+    """A build that kept no life ran on a restored cluster, and the others have drawn one since."""
+    records = [NodeRecord(number, name, f"{name}:1", f"{name}:2") for name, number in RESTORED.items()]
+    identity = Identity(RESTORED["n2"], "n2", 7)
+    other = Peers(config.load({}, {}), DataDirectory(tmp_path / "n2"), identity, 100)
+    assert not other.handshake(RESTORED["n1"]).announced
+    other.pump = node(picture(*records[:1], NodeRecord(RESTORED["n2"], "n2", "n2:1")))
+    assert not other.handshake(RESTORED["n1"]).announced
+    other.pump = node(picture(*records))
+    for leader in (0, 1):
+        restored.pump = node(picture(*records, life=0xB), leader)
+        restored.check(other.handshake(RESTORED["n1"]))
+
+
 def test_of_a_restored_node_that_knows_of_no_life_only_a_majority_can_tell(restored: Peers) -> None:
     """This node may have missed that the other was in this life; a founded cluster's can't forget and keep its id."""
     meta = picture(*(NodeRecord(number, name, f"{name}:1") for name, number in RESTORED.items()), life=0xB)

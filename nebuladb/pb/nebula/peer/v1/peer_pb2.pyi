@@ -340,6 +340,7 @@ class Handshake(_message.Message):
     CLIENT_ADDRESS_FIELD_NUMBER: _builtins.int
     ISSUED_NODES_FIELD_NUMBER: _builtins.int
     LIFE_FIELD_NUMBER: _builtins.int
+    ANNOUNCED_FIELD_NUMBER: _builtins.int
     cluster_id: _builtins.int
     node_id: _builtins.int
     name: _builtins.str
@@ -354,6 +355,8 @@ class Handshake(_message.Message):
     """node ids that were issued as far as it knows: whose picture of the cluster is newer"""
     life: _builtins.int
     """of the cluster, drawn anew after a restore; 0 = not known"""
+    announced: _builtins.bool
+    """by its own data the cluster has its client address: it wasn't restored since"""
     def __init__(
         self,
         *,
@@ -366,10 +369,11 @@ class Handshake(_message.Message):
         client_address: _builtins.str = ...,
         issued_nodes: _builtins.int = ...,
         life: _builtins.int = ...,
+        announced: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["client_address", b"client_address", "cluster_id", b"cluster_id", "incarnation", b"incarnation", "issued_nodes", b"issued_nodes", "life", b"life", "name", b"name", "node_id", b"node_id", "receiver", b"receiver", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["announced", b"announced", "client_address", b"client_address", "cluster_id", b"cluster_id", "incarnation", b"incarnation", "issued_nodes", b"issued_nodes", "life", b"life", "name", b"name", "node_id", b"node_id", "receiver", b"receiver", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
