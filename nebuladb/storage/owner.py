@@ -61,8 +61,18 @@ def unusable(path: Path, error: OSError) -> ConfigurationError:
 
 
 def _refused(path: Path, file: Path) -> ConfigurationError:
+    """What there isn't is refused by its directory: a `LOCK` that can't be made, say."""
+    blamed = file if os.path.lexists(file) else path
+    user = os.geteuid()
+    with contextlib.suppress(OSError):
+        found = blamed.stat()
+        if found.st_uid == user:
+            return ConfigurationError(
+                f"data-dir: {blamed} is this user's (uid {user}), but its mode, {stat.filemode(found.st_mode)}, "
+                f"doesn't let it read and write there: chmod -R u+rwX {path}"
+            )
     return ConfigurationError(
-        f"data-dir: {file} isn't this user's (uid {os.geteuid()}) to read and write: run as the owner of {path}, or "
+        f"data-dir: {blamed} isn't this user's (uid {user}) to read and write: run as the owner of {path}, or "
         f"give all of it to the user that nebulad runs as: chown -R USER: {path}"
     )
 

@@ -115,6 +115,28 @@ def test_what_no_start_reads_may_be_anybody_s(owned: Path) -> None:
     os.chmod(owned / "raft" / "lost+found", 0o700)
 
 
+@pytest.mark.parametrize(
+    ("part", "mode", "shown"),
+    [
+        (".", 0o555, "dr-xr-xr-x"),
+        ("raft", 0o555, "dr-xr-xr-x"),
+        ("data", 0o600, "drw-------"),
+        (LOCK_FILE, 0o444, "-r--r--r--"),
+        ("voting", 0o200, "--w-------"),
+    ],
+)
+def test_what_is_our_own_wants_another_mode_and_no_other_owner(owned: Path, part: str, mode: int, shown: str) -> None:
+    if part == ".":
+        (owned / LOCK_FILE).unlink()  # which can't be made then: the directory is to blame
+    (owned / part).chmod(mode)
+    told = rf"{owned / part} is this user's \(uid \d+\), but its mode, {shown}, .*: chmod -R u\+rwX {owned}$"
+    with as_owner():
+        for refused in (DataDirectory, lambda path: list(verify(path)), lambda path: recover(path, lambda text: None)):
+            with pytest.raises(ConfigurationError, match=told):
+                refused(owned)
+    (owned / part).chmod(0o700)
+
+
 @pytest.mark.skipif(not ROOT, reason="needs to be root")
 def test_a_node_that_root_runs_keeps_its_lock_file(owned: Path) -> None:
     (owned / LOCK_FILE).unlink()
