@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from enum import IntEnum
@@ -96,6 +97,7 @@ async def _ask(client: AsyncClient, addresses: Sequence[str]) -> list[Node]:
 
 async def _status(client: AsyncClient, output: Output) -> bool:
     nodes = await _ask(client, client.endpoints)
+    names = await _leader_names(client, [node.status for node in nodes if node.status])
     with output:
         for node in nodes:
             if node.status is None:
@@ -113,7 +115,7 @@ async def _status(client: AsyncClient, output: Output) -> bool:
                         "keyspace": group.keyspace,
                         "replica": group.replica_id,
                         "role": group.role,
-                        "leader": f"{group.leader_node:016x}" if group.leader_node else "",
+                        "leader": names[group.leader_node],
                         "term": group.term,
                         "committed": group.committed,
                         "applied": group.applied,
@@ -121,6 +123,16 @@ async def _status(client: AsyncClient, output: Output) -> bool:
                     }
                 )
     return all(node.status for node in nodes)
+
+
+async def _leader_names(client: AsyncClient, answers: Sequence[cluster_pb2.StatusResponse]) -> dict[int, str]:
+    """Node id → name, of each leader that an answer has: of who answered, else of who is a member, else the id."""
+    names = {0: ""} | {answer.header.node_id: answer.name for answer in answers}
+    strangers = {group.leader_node for answer in answers for group in answer.groups} - names.keys()
+    if strangers:
+        with contextlib.suppress(NebulaError):
+            names |= {member.node_id: member.name for member in await client.members()}
+    return {stranger: f"{stranger:016x}" for stranger in strangers} | names
 
 
 def _compare(settings: Settings) -> Verdict:

@@ -63,6 +63,18 @@ def test_status(cli: Cli, nodes: list[Node]) -> None:
     assert nodes[1].address in answer.stderr
 
 
+def test_status_names_leaders(cli: Cli, nodes: list[Node]) -> None:
+    def leaders(*endpoints: str) -> list[str]:
+        lines = cli(*endpoints, "-o", "json", "status").stdout.splitlines()
+        return [json.loads(line)["leader"] for line in lines]
+
+    assert leaders() == ["", "n1"] * 3
+    only = ("--endpoints", nodes[1].address)
+    assert leaders(*only) == ["", "n1"]  # which is a member's name
+    nodes[1].faults.append(Fault("Members", NodeRemoved("it was removed")))  # nobody tells
+    assert leaders(*only) == ["", f"{1:016x}"]
+
+
 def test_status_hash(cli: Cli, nodes: list[Node]) -> None:
     cli("put", "k", "v")
     # One endpoint is enough: the others' addresses come from the members.
