@@ -35,6 +35,8 @@ PATIENCE_SECONDS: Final = 1.0
 have been away when we came, and not know of us."""
 _FRAME_TAG: Final = pb.LinkMessage.FRAME_FIELD_NUMBER << 3 | 2
 """Of a field that has a length."""
+REFUSED: Final = grpc.StatusCode.FAILED_PRECONDITION
+"""Of a link whose handshake its other end doesn't take."""
 CALL_ERRORS: Final = (grpc.RpcError, grpc.aio.BaseError, StatusError)
 """What a call's end raises: on its client's side, in use, and on our own server's."""
 DESCRIPTORS_LEFT: Final = 1_024
@@ -85,6 +87,10 @@ class PeerEvents(Protocol):
 
     def check(self, handshake: pb.Handshake) -> None:
         """Raise `IdentityError` if this is no peer of ours (S14, S16, S18)."""
+        ...
+
+    def refused(self, why: str) -> None:
+        """A peer, which this node dialled, takes it for no peer of its own."""
         ...
 
     def peer_up(self, handshake: pb.Handshake) -> None:
@@ -349,7 +355,7 @@ class PeerTransport:
         try:
             self._events.check(first.handshake)
         except IdentityError as error:
-            await context.abort(grpc.StatusCode.FAILED_PRECONDITION, error.message)
+            await context.abort(REFUSED, error.message)
         await context.write(pb.LinkMessage(handshake=self._events.handshake(first.handshake.node_id)))
         await self._run(first.handshake, context)
 
@@ -365,6 +371,8 @@ class PeerTransport:
                     attempt = 0
             except Exception as error:
                 probe(f"dialling failed: {type(error).__name__}")
+                if isinstance(error, grpc.aio.AioRpcError) and error.code() is REFUSED:
+                    self._events.refused(error.details() or "")
             except asyncio.CancelledError:
                 task = asyncio.current_task()
                 if task is None or task.cancelling():

@@ -37,7 +37,7 @@ MAX_INCARNATIONS: Final = 64
 """Lives of one peer that are remembered, to notice two processes with one identity (S18)."""
 
 MAX_REFUSED: Final = 64
-"""Reasons to refuse a peer that are remembered, to say each once however often it comes."""
+"""Reasons for which links were refused that are remembered, to say each once however often it comes."""
 
 
 class Peers:
@@ -63,7 +63,7 @@ class Peers:
         self._lives: dict[int, int] = {}
         """Node → which life of the cluster it said to be of, in its last handshake."""
         self._refused: dict[str, None] = {}
-        """Why peers were refused, the last time of each; the oldest first."""
+        """Why links were refused, the last time of each; the oldest first."""
         self._log = structlog.get_logger("peers")
 
     # --- joining ---------------------------------------------------------------------------------------------------
@@ -244,8 +244,12 @@ class Peers:
         try:
             self._check(handshake)
         except IdentityError as error:
-            self._refuse(error.message)
+            self._say_once("peer refused", error.message)
             raise
+
+    def refused(self, why: str) -> None:
+        """A peer refused this node: on the machine that is to be mended nothing else says so."""
+        self._say_once("refused by a peer", why)
 
     def _check(self, handshake: pb.Handshake) -> None:
         if self.pump is None or self.founding is None:
@@ -354,10 +358,10 @@ class Peers:
                 raise reply
         return found
 
-    def _refuse(self, text: str) -> None:
-        """Say why a peer was refused, unless that was one of the last things said."""
+    def _say_once(self, event: str, text: str) -> None:
+        """Log why a link was refused, unless that was one of the last things said."""
         if text not in self._refused:
-            self._log.warning("peer refused", why=text)
+            self._log.warning(event, why=text)
         self._refused.pop(text, None)
         self._refused[text] = None
         if len(self._refused) > MAX_REFUSED:

@@ -24,6 +24,8 @@ class End:
         self.links: list[str] = []
         self.frames: list[tuple[int, bytes]] = []
         self.refuses = False
+        self.told: list[str] = []
+        """Why others refused this one."""
         self.error: Exception | None = None
         self.checks = 0
         with socket.socket() as probe:
@@ -52,6 +54,9 @@ class End:
             raise self.error
         if self.refuses:
             raise IdentityError("not one of us")
+
+    def refused(self, why: str) -> None:
+        self.told.append(why)
 
     def peer_up(self, handshake: pb.Handshake) -> None:
         self.links.append(f"up {handshake.node_id}")

@@ -103,8 +103,9 @@ async def test_who_is_refused_tries_again_until_it_is_taken(ends: tuple[End, End
     one, other = ends
     other.refuses = True
     one.transport.connect_to({2: other.address})
-    await until(lambda: other.checks >= 2)
-    assert one.links == other.links == []
+    await until(lambda: len(one.told) >= 2)
+    assert one.links == other.links == other.told == []
+    assert set(one.told) == {"not one of us"}
     other.refuses = False
     await until(lambda: one.transport.connected == [2])
 

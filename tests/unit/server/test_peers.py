@@ -328,6 +328,15 @@ def test_of_who_was_removed_nothing_is_kept(ours: Peers) -> None:
     assert list(ours._seen) == list(ours._lives) == [13]
 
 
+def test_who_is_refused_says_why_once(ours: Peers) -> None:
+    with capture_logs() as logs:
+        for _ in range(3):
+            ours.refused("node 'n1' (id 0b) was removed from this cluster")
+    assert [(log["event"], log["why"], log["log_level"]) for log in logs] == [
+        ("refused by a peer", "node 'n1' (id 0b) was removed from this cluster", "warning")
+    ]
+
+
 def test_why_a_peer_is_refused_is_said_once_and_again_when_it_is_long_ago(ours: Peers) -> None:
     """Of a node that was wiped, and is started anew under another id each time, nothing was said after 64 of them."""
 
