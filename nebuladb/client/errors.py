@@ -54,6 +54,8 @@ class Failure(NamedTuple):
     """Seconds before which another attempt makes no sense, if the server said so."""
     leader_address: str = ""
     """Who should be asked instead, if the server said so."""
+    strange: bool = False
+    """Whoever answered doesn't know the request, and so did nothing; another may."""
 
 
 def _classes() -> dict[Reason, type[NebulaError]]:
@@ -111,7 +113,9 @@ def failure_of(
                 f"{address} doesn't know this request; is it a peer address, not a client address, or an older node? "
                 f"({text})"
             ),
-            retryable=False,
+            retryable=True,
+            lost=True,
+            strange=True,
         )
     if writes:
         late = code is grpc.StatusCode.DEADLINE_EXCEEDED

@@ -101,6 +101,8 @@ class Attempts:
         self._deadline = now + timeout
         self._pinned = pinned
         self._tried: set[str] = set()
+        self._strange: set[str] = set()
+        """Those that don't know the request."""
         self._pause = FIRST_PAUSE
         self._failed = False
         self._silent = 0
@@ -149,11 +151,14 @@ class Attempts:
             self._endpoints.lost(address, now)
         else:
             self._said = failure.error
+        if failure.strange:
+            self._strange.add(address)
+            self._said = self._said or failure.error
         if failure.leader_address and failure.leader_address not in self._tried:
             self._endpoints.hint(failure.leader_address)
         pause = self._pause_after(failure)
         gone = bool(self._pinned) and failure.lost
-        if gone or not may_repeat(self._kind, failure):
+        if gone or self._endpoints.all_tried(self._strange) or not may_repeat(self._kind, failure):
             raise self._final(failure)
         self._doubt |= failure.error.outcome is Outcome.UNKNOWN
         if now + pause + self._least() >= self._deadline:

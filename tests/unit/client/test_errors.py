@@ -59,7 +59,7 @@ def test_a_write_without_an_answer_is_unknown(code: grpc.StatusCode) -> None:
         assert failure.error.outcome is Outcome.FAILED
     else:
         assert isinstance(failure.error, errors.UnknownOutcome)
-    assert not failure.retryable
+    assert failure.retryable is failure.strange is (code is grpc.StatusCode.UNIMPLEMENTED)
 
 
 def test_a_deadline_is_not_called_a_lost_node_and_a_session_needs_no_advice_to_use_one() -> None:
@@ -85,7 +85,7 @@ def test_a_read_without_an_answer_may_want_a_leader() -> None:
         (grpc.StatusCode.RESOURCE_EXHAUSTED, "Concurrent RPC limit exceeded!", errors.TooManyRequests, True, False),
         (grpc.StatusCode.RESOURCE_EXHAUSTED, "message larger than max", errors.ResultTooLarge, False, False),
         (grpc.StatusCode.UNKNOWN, "Unexpected", NebulaError, False, False),
-        (grpc.StatusCode.UNIMPLEMENTED, "", NebulaError, False, False),
+        (grpc.StatusCode.UNIMPLEMENTED, "", NebulaError, True, True),
     ],
 )
 def test_a_read_without_an_answer(

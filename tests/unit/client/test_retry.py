@@ -5,13 +5,16 @@ from __future__ import annotations
 import itertools
 import random
 
+import grpc
+import grpc.aio
 import pytest
+from grpc.aio import Metadata
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nebuladb import errors
 from nebuladb.client.endpoints import MAX_ENDPOINTS, REST, Endpoints
-from nebuladb.client.errors import Failure, not_sent, silent
+from nebuladb.client.errors import Failure, failure_of, not_sent, silent
 from nebuladb.client.retry import LEAST, LONGEST_PAUSE, READ_SHARES, SHARES, Attempts, Kind, may_repeat
 from nebuladb.errors import NebulaError, Outcome
 
@@ -274,6 +277,41 @@ def test_who_found_no_leader_for_all_the_time_there_was_is_not_asked_first_again
         with pytest.raises(errors.NoLeader):
             attempts.failed(asked[-1], Failure(errors.NoLeader(), retryable=True), start + 1.0)
     assert asked == ["a:1", "b:1"]
+
+
+def _stranger(address: str) -> Failure:
+    status = grpc.aio.AioRpcError(grpc.StatusCode.UNIMPLEMENTED, Metadata(), Metadata(), "unknown service")
+    return failure_of(status, address, writes=True)
+
+
+@pytest.mark.parametrize("kind", list(Kind))
+def test_who_does_not_know_a_request_is_not_stayed_with(kind: Kind) -> None:
+    """A peer address among the endpoints: once the others had failed for a moment, every call went there and failed."""
+    endpoints = Endpoints(["a:1", "b:1", "c:1"])
+    attempts = Attempts(kind, endpoints, random.Random(1), timeout=1, now=0)
+    assert attempts.failed("a:1", not_sent("a:1"), 0) == 0
+    assert attempts.failed("b:1", _stranger("b:1"), 0) == 0
+    assert attempts.next(0).address == "c:1"
+    attempts.worked("c:1", 0)
+    assert endpoints.current == "c:1"
+
+
+@pytest.mark.parametrize("kind", list(Kind))
+def test_what_nobody_knows_is_told_at_once(kind: Kind) -> None:
+    attempts = _attempts(kind)
+    attempts.failed("a:1", _stranger("a:1"), 100)
+    attempts.failed("b:1", _stranger("b:1"), 100)
+    with pytest.raises(NebulaError, match="a:1 doesn't know this request; is it a peer address") as caught:
+        attempts.failed("c:1", _stranger("c:1"), 100)
+    assert caught.value.outcome is Outcome.FAILED
+    with pytest.raises(NebulaError, match="a:1 doesn't know this request"):
+        _attempts(kind, pinned="a:1").failed("a:1", _stranger("a:1"), 100)
+
+
+def test_that_a_node_does_not_know_a_request_is_told_rather_than_that_others_are_away() -> None:
+    refused = Failure(errors.NoLeader("no leader; nothing was done"), retryable=True)
+    assert "doesn't know" in _final(Kind.WRITE, _stranger("a:1"), not_sent("b:1")).message
+    assert "no leader" in _final(Kind.WRITE, refused, _stranger("b:1")).message
 
 
 def test_a_node_is_asked_again_that_is_the_only_one_or_that_was_named() -> None:
