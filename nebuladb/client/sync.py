@@ -24,6 +24,7 @@ from nebuladb.client.aio import AsyncClient
 from nebuladb.client.errors import FORKED, PICKLED
 from nebuladb.client.items import Items, SyncItems, Work
 from nebuladb.client.lease import LeaseKeeper
+from nebuladb.client.requests import check_mapping
 from nebuladb.client.scan import Rows, SyncRows
 from nebuladb.client.txn import SyncTxn
 from nebuladb.client.types import BatchResult, KeyValue, TxnResult
@@ -342,11 +343,12 @@ class Client(SyncWrites):
         An error whose outcome is FAILED says that nothing of it was done; any other that a part may have been. After
         one of them has failed no other is begun.
         """
+        check_mapping("puts", puts)
         return self._thread.run(self._client.batch(dict(puts), list(deletes)))
 
     @contextmanager
     def session(self) -> Iterator[SyncWrites]:
-        """Exactly-once writes."""
+        """Exactly-once writes: ``with client.session() as session:``."""
         session = self._client.session()
         try:
             yield SyncWrites(self._thread, session)
@@ -356,8 +358,9 @@ class Client(SyncWrites):
 
     @contextmanager
     def keep_alive(self, lease: int) -> Iterator[LeaseKeeper]:
-        """Renews `lease` in the background until the block ends. Of the keeper `held` and `check` are for any thread;
-        what must be waited for is not."""
+        """Renews `lease` in the background until the block ends: ``with client.keep_alive(lease) as keeper:``.
+
+        Of the keeper `held` and `check` are for any thread; what must be waited for is not."""
         keeper = self._client.keep_alive(lease)
         try:
             self._thread.run(keeper.__aenter__())  # interrupted, it may have begun

@@ -73,6 +73,14 @@ def test_what_no_request_can_have_is_refused_by_the_synchronous_client(node: Nod
             client.scan(limit=-1)
 
 
+@pytest.mark.parametrize("puts", [[b"k"], [(b"k", b"v")], b"k"])
+def test_a_batch_of_what_is_no_mapping_is_refused_by_the_synchronous_client(node: Node, puts: Any) -> None:
+    """A list was a ValueError of `dict`'s, one of pairs was written."""
+    with Client([node.address]) as client, pytest.raises(TypeError, match="give a mapping"):
+        client.batch(puts)
+    assert not node.calls
+
+
 async def test_a_keyspace_whose_name_is_no_text_is_refused(node: Node) -> None:
     async with AsyncClient([node.address], keyspace="\udc80") as client:
         for call in (client.get(b"k"), client.get_many([b"k"]), client.session().put(b"k", b"v"), client.leases()):
