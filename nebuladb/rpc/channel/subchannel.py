@@ -130,18 +130,24 @@ class Subchannel:
                     await self._open(endpoint)
                 return
             except TimeoutError:
+                if self._has_settled():  # both were found at once, by a loop that was busy for as long
+                    probe("rpc: connected as the time was over")
+                    return
                 why = f"{endpoint}: no HTTP/2 preface within {self._settings.connect_timeout:g} s"
             except OSError as error:  # ssl.SSLError is one; of a handshake that the server ends uvloop's says nothing
                 why = f"{endpoint}: {error.strerror or str(error) or 'the server ended the connection'}"
             except RuntimeError as error:  # there was no thread to look at certificates in
                 why = f"{endpoint}: {error}"
             finally:
-                if self._settling is not None:
-                    connection, future = self._settling
-                    self._settling = None
-                    if not future.done() or future.cancelled() or future.exception() is not None:
-                        connection.close()
+                settled, settling, self._settling = self._has_settled(), self._settling, None
+                if settling is not None and not settled:
+                    settling[0].close()
         self._failed(why, began)
+
+    def _has_settled(self) -> bool:
+        """Whether the preface of the connection that waits for it has come."""
+        future = self._settling[1] if self._settling is not None else None
+        return future is not None and future.done() and not future.cancelled() and future.exception() is None
 
     async def _open(self, endpoint: Endpoint) -> None:
         future: asyncio.Future[None] = self._loop.create_future()

@@ -15,6 +15,7 @@ import pytest
 
 from nebuladb.rpc import http2
 from nebuladb.rpc.channel import connection as connection_module
+from nebuladb.rpc.channel.subchannel import Subchannel
 from nebuladb.rpc.framing import frame
 from nebuladb.rpc.http2 import ErrorCode, HeadersReceived
 from tests.integration.proxy import Proxy
@@ -368,4 +369,38 @@ async def test_a_connection_whose_ids_are_used_up_is_closed_and_another_made(cha
         assert await unary(channel)(b"x") == b"x"
     assert channel._core._ready != [connection]
     assert connection.closed
+    await until(lambda: len(server._connections) == 1)
+
+
+async def test_a_connection_that_comes_as_its_time_is_over_is_kept(
+    channels: Any, servers: Servers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The loop was busy for as long as an attempt may take, and found its end and the server's preface at once. The
+    attempt was said to have failed, and when the next one came nobody knew of the first, which stayed open for ever."""
+    limits: list[asyncio.Timeout] = []
+
+    def timeout(seconds: float) -> asyncio.Timeout:
+        limits.append(asyncio.Timeout(asyncio.get_running_loop().time() + seconds))
+        return limits[-1]
+
+    def settled(subchannel: Subchannel, connection: connection_module.Connection) -> None:
+        settlings.append(connection)
+        if len(settlings) == 1:
+            limits[-1].reschedule(0)
+        settle(subchannel, connection)
+
+    settlings: list[connection_module.Connection] = []
+    settle = Subchannel.settled
+    monkeypatch.setattr(asyncio, "timeout", timeout)
+    monkeypatch.setattr(Subchannel, "settled", settled)
+    server, address = await servers.start("nebula", Echo())
+    channel = channels(address)
+    await ready(channel)
+    assert await unary(channel)(b"x") == b"x"
+    assert channel.get_state() is State.READY
+    (subchannel,) = channel._core._subchannels.values()
+    await asyncio.wait_for(subchannel._attempt, SECONDS)
+    assert channel.get_state() is State.READY
+    assert subchannel._retry is None
+    assert [subchannel.connection] == settlings
     await until(lambda: len(server._connections) == 1)
