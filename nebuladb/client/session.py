@@ -6,7 +6,7 @@ import asyncio
 from collections import defaultdict, deque
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
-from typing import Final, Self, TypeVar
+from typing import Final, Generic, Self, TypeVar
 
 from google.protobuf.message import Message
 
@@ -21,6 +21,7 @@ from nebuladb.errors import ClientClosed, KeyspaceNotFound, NebulaError, Session
 from nebuladb.pb.nebula.v1 import common_pb2, keyspace_pb2, session_pb2
 
 Answer = TypeVar("Answer", bound=Message)
+Found = TypeVar("Found")
 
 WINDOW: Final = 64
 """Sequence numbers under way, from the lowest unanswered one on; a shard accepts 256."""
@@ -101,25 +102,26 @@ class Window:
                 waiter.set_result(self._take())
 
 
-class _Opening:
-    """One shard's part of a session on its way. Who waits for it while it fails doesn't wait for as long again."""
+class _OnItsWay(Generic[Found]):
+    """What all writes need and one of them fetches: the shards, or one shard's part of the session. Who waits for it
+    while that fails doesn't wait for as long again."""
 
     def __init__(self) -> None:
         self._lock = asyncio.Lock()
         self._begun = 0
         self._failure: tuple[int, NebulaError] | None = None
 
-    async def run(self, known: Callable[[], Window | None], open_one: Callable[[], Awaitable[Window]]) -> Window:
-        """What `known` has once it is this one's turn, else of `open_one`, or the error of one that began since."""
+    async def run(self, known: Callable[[], Found | None], fetch: Callable[[], Awaitable[Found]]) -> Found:
+        """What `known` has once it is this one's turn, else of `fetch`, or the error of one that began since."""
         asked = self._begun
         async with self._lock:
-            if (window := known()) is not None:
-                return window
+            if (found := known()) is not None:
+                return found
             if self._failure is not None and self._failure[0] > asked:
                 raise self._failure[1]
             self._begun += 1
             try:
-                return await open_one()
+                return await fetch()
             except NebulaError as error:
                 self._failure = self._begun, error
                 raise
@@ -139,7 +141,8 @@ class Session(Writes):
         self._transport = transport
         self._map: ShardMap | None = None
         self._windows: dict[int, Window] = {}
-        self._opening: defaultdict[int, _Opening] = defaultdict(_Opening)
+        self._asking: _OnItsWay[ShardMap] = _OnItsWay()
+        self._opening: defaultdict[int, _OnItsWay[Window]] = defaultdict(_OnItsWay)
         self._closed = False
 
     async def __aenter__(self) -> Self:
@@ -227,7 +230,12 @@ class Session(Writes):
         return window
 
     async def _group(self, key: bytes, named: int) -> int:
-        if self._map is None:
-            request = built(keyspace_pb2.KeyspaceDescribeRequest, name=self.keyspace)
-            self._map = ShardMap((await self._transport.call(methods.KEYSPACE_DESCRIBE, request)).keyspace)
-        return self._map.named(named, key)
+        shards = self._map
+        if shards is None:
+            shards = await self._asking.run(lambda: self._map, self._ask)
+        return shards.named(named, key)
+
+    async def _ask(self) -> ShardMap:
+        request = built(keyspace_pb2.KeyspaceDescribeRequest, name=self.keyspace)
+        shards = self._map = ShardMap((await self._transport.call(methods.KEYSPACE_DESCRIBE, request)).keyspace)
+        return shards

@@ -61,6 +61,22 @@ async def test_a_session_asks_for_the_map_again_when_a_shard_cant_be_opened(node
         assert node.count("Describe") == 3
 
 
+async def test_many_first_writes_at_once_ask_once_where_their_keys_lie(node: Node) -> None:
+    """Each asked by itself: of 20,000 none came to be sent in its time."""
+    async with AsyncClient([node.address]) as client, client.session() as session:
+        await asyncio.gather(*(session.put(b"%d" % number, b"v") for number in range(50)))
+        assert (node.count("Describe"), node.count("Open"), node.count("Put")) == (1, 1, 50)
+
+
+async def test_those_who_wait_for_where_their_keys_lie_fail_together(node: Node) -> None:
+    node.faults += [Fault("Describe", errors.KeyspaceNotFound()) for _ in range(2)]
+    async with AsyncClient([node.address]) as client, client.session() as session:
+        found = await asyncio.gather(*(session.put(b"k", b"v") for _ in range(20)), return_exceptions=True)
+        assert all(isinstance(error, errors.KeyspaceNotFound) for error in found)
+        assert node.count("Describe") == 2  # the first one's, and one that began after the others had come
+        await session.put(b"k", b"v")
+
+
 async def test_an_old_epoch_is_replaced_by_the_one_that_the_refusal_names(node: Node) -> None:
     async with AsyncClient([node.address]) as client, client.session() as session:
         await session.put(b"k", b"1")
