@@ -113,8 +113,11 @@ class _Thread:
         self._closed = False
         self._end = asyncio.Event()
         self._leaving: set[asyncio.Task[None]] = set()
+        self._serving = threading.Lock()
+        """Held until the loop is closed. Before Python 3.13 a `join` that is interrupted takes the thread for ended."""
+        self._serving.acquire()
         self._thread = threading.Thread(
-            target=self._serve, args=(self._loop, self._end, last), name="nebula-client", daemon=True
+            target=self._serve, args=(self._loop, self._end, last, self._serving), name="nebula-client", daemon=True
         )
         weakref.finalize(self, self._dropped, self._loop, self._end, self._process).atexit = False
         self._thread.start()
@@ -123,12 +126,13 @@ class _Thread:
         raise TypeError(PICKLED)
 
     @classmethod
-    def _serve(cls, loop: asyncio.AbstractEventLoop, end: asyncio.Event, last: Work) -> None:
+    def _serve(cls, loop: asyncio.AbstractEventLoop, end: asyncio.Event, last: Work, serving: threading.Lock) -> None:
         try:
             loop.run_until_complete(end.wait())
             loop.run_until_complete(cls._finish(loop, last))
         finally:
             loop.close()
+            serving.release()
 
     @staticmethod
     def _dropped(loop: asyncio.AbstractEventLoop, end: asyncio.Event, process: int) -> None:
@@ -198,6 +202,8 @@ class _Thread:
         with suppress(RuntimeError):  # the loop is closed
             self._loop.call_soon_threadsafe(self._end.set)
         if threading.current_thread() is not self._thread:
+            with self._serving:
+                pass
             self._thread.join()
 
     @staticmethod
