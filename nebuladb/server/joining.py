@@ -42,7 +42,7 @@ async def join_cluster(config: Config, identity: Identity, transport: PeerTransp
         try:
             answer = await transport.join(config.join, request)
         except grpc.aio.AioRpcError as error:
-            why = f"no member answers at {config.join} as one's peer address does: {error.details()}"
+            why = f"no member's peer address answers at {config.join}: {error.details()}"
         else:
             if answer.refused:
                 raise IdentityError(answer.refused)

@@ -43,4 +43,4 @@ async def test_where_no_member_s_peer_address_is_it_says_that_one_is_wanted(
         waits.cancel()
     await stop()
     assert logs[0]["event"] == "waiting to join"
-    assert logs[0]["why"].startswith(f"no member answers at {address} as one's peer address does: ")
+    assert logs[0]["why"].startswith(f"no member's peer address answers at {address}: ")
