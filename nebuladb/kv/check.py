@@ -46,7 +46,7 @@ def control(size: int) -> None:
 def key(name: bytes) -> None:
     """A key must not be empty."""
     if not name:
-        raise InvalidArgument("a key is not provided")
+        raise InvalidArgument("a key is not provided; a range from the very first key on begins at b'\\0'")
 
 
 def put(request: kv_pb2.PutRequest | kv_pb2.TxnPut) -> None:

@@ -44,7 +44,8 @@ class DeclaredAlarm(NamedTuple):
     def text(self, name: str) -> str:
         """For people; `name` is the node's."""
         what = "writes that need space" if self.kind is Declared.NO_SPACE else "writes"
-        return f"the alarm {self.kind.upper()} was raised for {name}: {what} are refused until `etcdctl alarm disarm`"
+        whose = f" for {name}" if self.node else ""
+        return f"the alarm {self.kind.upper()} was raised{whose}: {what} are refused until `etcdctl alarm disarm`"
 
     def encode(self) -> bytes:
         """The row's value: the key says it all."""
@@ -70,10 +71,10 @@ class DeclaredAlarm(NamedTuple):
 def forbidden(alarms: frozenset[Declared], command: Command) -> NebulaError | None:
     """Why a client's `command` may not be done while these are declared."""
     if Declared.CORRUPT in alarms and command.kind in _CHANGING:
-        return ClusterCorrupt("the alarm CORRUPT is raised: no writes are taken until an operator takes it back")
+        return ClusterCorrupt("the alarm CORRUPT is raised: no writes are taken until `etcdctl alarm disarm`")
     if Declared.NO_SPACE in alarms and grows(command.kind, command.body):
         return NoSpace(
-            "the alarm NOSPACE is raised: deletions and compactions are taken, other writes are not until an operator "
-            "takes it back"
+            "the alarm NOSPACE is raised: deletions and compactions are taken, other writes are not until `etcdctl "
+            "alarm disarm`"
         )
     return None
