@@ -26,7 +26,7 @@ PYTHON ?= $(shell for p in $$(type -ap python3.13 python3.12 python3.11 python3 
 # The tests start some hundred nodes: each would compile the package anew where no bytecode is written.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help setup test check demo sim sim-coverage sim-mutants crash powercut churn jepsen jepsen-all bench bench-quick bench-faces bench-stall bench-rpc fuzz-rpc etcd-diff etcd-matrix interop-setup interop-lock interop-perf interop-upstream interop-patroni compose-test protos format lock clean
+.PHONY: help setup test check demo sim sim-coverage sim-mutants crash powercut churn jepsen jepsen-all bench bench-quick bench-faces bench-stall bench-rpc fuzz-rpc etcd-diff etcd-matrix interop-setup interop-lock interop-perf interop-upstream interop-patroni compose-test protos format lock floors clean
 
 help: ## This list.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -137,6 +137,9 @@ format: setup ## Let ruff format and mend what it can.
 
 lock: setup ## Write the lock files from pyproject.toml; UPGRADE=1 for the newest versions.
 	PATH="$(CURDIR)/.venv/bin:$$PATH" $(PY) -m tools.lock $(if $(UPGRADE),--upgrade)
+
+floors: setup ## The least versions that pyproject.toml allows: whether everything imports with them.
+	$(PY) -m tools.floors
 
 clean: ## Remove .venv and all caches.
 	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis build dist *.egg-info
