@@ -115,7 +115,7 @@ async def _status(client: AsyncClient, output: Output) -> bool:
                         "keyspace": group.keyspace,
                         "replica": group.replica_id,
                         "role": group.role,
-                        "leader": names[group.leader_node],
+                        "leader": _name(names, group.leader_node),
                         "term": group.term,
                         "committed": group.committed,
                         "applied": group.applied,
@@ -126,13 +126,17 @@ async def _status(client: AsyncClient, output: Output) -> bool:
 
 
 async def _leader_names(client: AsyncClient, answers: Sequence[cluster_pb2.StatusResponse]) -> dict[int, str]:
-    """Node id → name, of each leader that an answer has: of who answered, else of who is a member, else the id."""
+    """Node id → name of who answered and, if an answer has another one for its leader, of all members."""
     names = {0: ""} | {answer.header.node_id: answer.name for answer in answers}
-    strangers = {group.leader_node for answer in answers for group in answer.groups} - names.keys()
-    if strangers:
+    if any(group.leader_node not in names for answer in answers for group in answer.groups):
         with contextlib.suppress(NebulaError):
             names |= {member.node_id: member.name for member in await client.members()}
-    return {stranger: f"{stranger:016x}" for stranger in strangers} | names
+    return names
+
+
+def _name(names: Mapping[int, str], node_id: int) -> str:
+    """Of a node; its id if nobody said what it is called."""
+    return names.get(node_id, f"{node_id:016x}")
 
 
 def _compare(settings: Settings) -> Verdict:
@@ -168,7 +172,7 @@ class _Comparison:
         self._names = {node_id: member.name for node_id, member in members.items()}
         with self._output:
             for (group, keyspace), replicas in sorted((await _replicas(client, members, nodes)).items()):
-                holders = sorted(replicas, key=lambda node_id: (self._name(node_id), node_id))
+                holders = sorted(replicas, key=lambda node_id: (_name(self._names, node_id), node_id))
                 try:
                     index, answers = await self._hashes(client, group, [nodes.get(node_id) for node_id in holders])
                 except _Dropped:
@@ -218,7 +222,7 @@ class _Comparison:
         """What each node said of one shard."""
         hashes: dict[str, bytes] = {}
         for node_id, answer in answers.items():
-            name = self._name(node_id)
+            name = _name(self._names, node_id)
             row: dict[str, Field] = {"group": group, "keyspace": keyspace, "node": name, "applied": index}
             if isinstance(answer, StateHash):
                 hashes[name] = answer.hash
@@ -228,9 +232,6 @@ class _Comparison:
         if len(set(hashes.values())) > 1:
             self.verdict = Verdict.DIFFER
             complain(f"group {group}: the nodes DIFFER at index {index}: {_deviating(hashes)}")
-
-    def _name(self, node_id: int) -> str:
-        return self._names.get(node_id, f"{node_id:016x}")
 
 
 class _Dropped(Exception):
