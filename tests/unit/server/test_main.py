@@ -32,7 +32,7 @@ def nebulad(*words: str, **environ: str) -> subprocess.CompletedProcess[str]:
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (("start", "--no-such-flag"), "No such option"),
+        (("start", "--no-such-flag"), "No such option '--no-such-flag'"),
         (("start", "--client-addr", "7379"), "nebulad: client-addr (flag --client-addr): '7379' is not HOST:PORT\n"),
         (("start", "--config", "/no/such.toml"), "nebulad: config file /no/such.toml: No such file or directory\n"),
         (("dev", "--nodes", "many"), "'many' is not a valid integer"),

@@ -116,8 +116,8 @@ async def test_close_cancels_what_runs(channels: Any, servers: Servers) -> None:
     await channel.close()
 
 
-async def test_a_close_that_is_cancelled_closes_at_once(channels: Any, servers: Servers) -> None:
-    """Its calls and its connection stayed; nobody was left to end them."""
+async def closing_beside_a_call(channels: Any, servers: Servers) -> tuple[Any, Echo, Any, Any, asyncio.Task[None]]:
+    """A server and its handler, a channel that closes with grace, its call that waits, and the close."""
     echo = Echo()
     server, address = await servers.start("nebula", echo)
     channel = channels(address)
@@ -125,6 +125,12 @@ async def test_a_close_that_is_cancelled_closes_at_once(channels: Any, servers: 
     await asyncio.wait_for(echo.started.wait(), SECONDS)
     closing = asyncio.create_task(channel.close(SECONDS))
     await asyncio.sleep(0)
+    return server, echo, channel, call, closing
+
+
+async def test_a_close_that_is_cancelled_closes_at_once(channels: Any, servers: Servers) -> None:
+    """Its calls and its connection stayed; nobody was left to end them."""
+    server, _, channel, call, closing = await closing_beside_a_call(channels, servers)
     closing.cancel()
     await asyncio.wait((closing,))
     assert call.cancelled()
@@ -133,13 +139,7 @@ async def test_a_close_that_is_cancelled_closes_at_once(channels: Any, servers: 
 
 
 async def test_close_with_grace_lets_calls_end(channels: Any, servers: Servers) -> None:
-    echo = Echo()
-    _, address = await servers.start("nebula", echo)
-    channel = channels(address)
-    call = unary(channel)(b"wait")
-    await asyncio.wait_for(echo.started.wait(), SECONDS)
-    closing = asyncio.create_task(channel.close(SECONDS))
-    await asyncio.sleep(0)
+    _, echo, channel, call, closing = await closing_beside_a_call(channels, servers)
     with pytest.raises(grpc.aio.UsageError):
         unary(channel)(b"late")
     echo.release.set()
