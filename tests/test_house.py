@@ -205,6 +205,8 @@ def unknown_in(line: str) -> str | None:
             name = f"{name} {word}"
             if name not in ALL_COMMANDS:
                 return name
+        elif command.context_settings.get("allow_interspersed_args") is False:
+            return None  # what follows is another program's
     return None
 
 

@@ -8,7 +8,7 @@ import sys
 import click
 
 from nebuladb import __version__
-from nebuladb.cli import cluster, compact, dump, etcd, kv, lease, load, member, snapshot, status
+from nebuladb.cli import cluster, compact, dump, etcd, kv, lease, load, lock, member, snapshot, status
 from nebuladb.cli.output import Style
 from nebuladb.cli.settings import DEFAULT_ENDPOINTS, SOME_SECONDS, TEXT, Commands, Settings, closed_input
 
@@ -57,6 +57,7 @@ for command in (
     *kv.COMMANDS,
     *compact.COMMANDS,
     *lease.COMMANDS,
+    *lock.COMMANDS,
     *cluster.COMMANDS,
     *status.COMMANDS,
     *member.COMMANDS,

@@ -28,6 +28,7 @@ one place where arguments become a message, ``errors`` the one where a status be
 from nebuladb.client.aio import AsyncClient
 from nebuladb.client.items import Items, SyncItems
 from nebuladb.client.lease import LeaseKeeper
+from nebuladb.client.lock import Lock
 from nebuladb.client.scan import Rows, SyncRows
 from nebuladb.client.session import Session
 from nebuladb.client.sync import Client, SyncWrites
@@ -59,6 +60,7 @@ __all__ = [
     "KeyValue",
     "LeaseInfo",
     "LeaseKeeper",
+    "Lock",
     "PutResult",
     "RangeResult",
     "Rows",

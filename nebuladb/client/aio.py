@@ -15,6 +15,7 @@ from nebuladb.client.clock import boottime
 from nebuladb.client.errors import Failure
 from nebuladb.client.items import Items
 from nebuladb.client.lease import LeaseKeeper
+from nebuladb.client.lock import Lock
 from nebuladb.client.many import Many
 from nebuladb.client.methods import Method
 from nebuladb.client.requests import built, check_mapping
@@ -270,6 +271,15 @@ class AsyncClient(Writes):
     def keep_alive(self, lease: int) -> LeaseKeeper:
         """Renews `lease` in the background: ``async with client.keep_alive(lease) as keeper:``."""
         return LeaseKeeper(self._transport, self.keyspace, lease)
+
+    def lock(self, name: bytes, *, ttl: int = 10, value: bytes = b"", timeout: float = math.inf) -> Lock:
+        """The lock that is the key `name`: ``async with client.lock(b"report") as lock:``, see `Lock`.
+
+        `ttl`, seconds: of a holder that is gone it is free after so long. `value`: what the key says meanwhile, of its
+        holder perhaps. `timeout`, seconds for which others are waited for (0: not at all); then it raises
+        `DeadlineExceeded`.
+        """
+        return Lock(self, name, ttl, value, timeout)
 
     async def time_to_live(self, lease: int, *, keys: bool = False) -> LeaseInfo:
         """What is left of a lease, and its keys if asked for; raises `LeaseNotFound`."""

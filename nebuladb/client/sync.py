@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import math
 import os
 import sys
 import threading
@@ -24,6 +25,7 @@ from nebuladb.client.aio import AsyncClient
 from nebuladb.client.errors import FORKED, PICKLED
 from nebuladb.client.items import Items, SyncItems, Work
 from nebuladb.client.lease import LeaseKeeper
+from nebuladb.client.lock import Lock
 from nebuladb.client.requests import check_mapping
 from nebuladb.client.scan import Rows, SyncRows
 from nebuladb.client.txn import SyncTxn
@@ -34,6 +36,7 @@ from nebuladb.errors import ClientClosed, InvalidArgument, NebulaError, UnknownO
 Given = ParamSpec("Given")
 Result = TypeVar("Result")
 Wrapped = TypeVar("Wrapped", bound=Callable[..., Any])
+Held = TypeVar("Held", LeaseKeeper, Lock)
 
 CLOSING: Final = 1.0
 """Seconds for which `close` lets what it ended come to its own end."""
@@ -367,14 +370,26 @@ class Client(SyncWrites):
         """Renews `lease` in the background until the block ends: ``with client.keep_alive(lease) as keeper:``.
 
         Of the keeper `held` and `check` are for any thread; what must be waited for is not."""
-        keeper = self._client.keep_alive(lease)
-        try:
-            self._thread.run(keeper.__aenter__())  # interrupted, it may have begun
+        with self._entered(self._client.keep_alive(lease)) as keeper:
             yield keeper
+
+    @contextmanager
+    def lock(self, name: bytes, *, ttl: int = 10, value: bytes = b"", timeout: float = math.inf) -> Iterator[Lock]:
+        """The lock that is the key `name`, as `AsyncClient.lock`: ``with client.lock(b"report") as lock:``.
+
+        Of the lock `token`, `held` and `check` are for any thread; what must be waited for is not."""
+        with self._entered(self._client.lock(name, ttl=ttl, value=value, timeout=timeout)) as lock:
+            yield lock
+
+    @contextmanager
+    def _entered(self, held: Held) -> Iterator[Held]:
+        try:
+            self._thread.run(held.__aenter__())  # interrupted, it may have begun
+            yield held
         finally:
             try:
                 with suppress(ClientClosed):
-                    self._thread.run(keeper.__aexit__())
+                    self._thread.run(held.__aexit__())
             except BaseException:  # interrupted, it may not have begun
-                self._thread.leave(keeper.__aexit__)
+                self._thread.leave(held.__aexit__)
                 raise

@@ -19,7 +19,7 @@ from nebuladb.server import options
 from nebuladb.server.space import SIZES
 
 ENV_PREFIX: Final = "NEBULA_"
-ENV_OF_THE_CLI: Final = frozenset({"NEBULA_ENDPOINTS"})
+ENV_OF_THE_CLI: Final = frozenset({"NEBULA_ENDPOINTS", "NEBULA_LOCK_TOKEN"})
 # A Kubernetes service called "nebula" puts these into every pod; refusing them would keep the pod from starting.
 ENV_OF_KUBERNETES: Final = re.compile(r"NEBULA_(.*_)?(SERVICE_HOST|SERVICE_PORT(_.*)?|PORT(_\d+_(TCP|UDP).*)?)")
 

@@ -271,7 +271,8 @@ class Node:
     # Leases, sessions
 
     def grant(self, request: lease_pb2.LeaseGrantRequest) -> Message:
-        lease = request.id or (GROUP << 40) + len(self.store.leases) + 1
+        self.store.granted += 1
+        lease = request.id or (GROUP << 40) + self.store.granted
         if lease in self.store.leases:
             raise errors.LeaseExists
         self.store.leases[lease] = request.ttl
@@ -280,7 +281,7 @@ class Node:
     def revoke(self, request: lease_pb2.LeaseRevokeRequest) -> Message:
         if request.id not in self.store.leases:
             raise errors.LeaseNotFound
-        del self.store.leases[request.id]
+        self.store.end_lease(request.id)
         return lease_pb2.LeaseRevokeResponse(header=self.store.header())
 
     def keep_alive(self, request: lease_pb2.LeaseKeepAliveRequest) -> Message:

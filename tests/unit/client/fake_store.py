@@ -32,6 +32,7 @@ class Store:
         self.answers_kept = WINDOW
         """Of a session; one that has so many is full."""
         self.leases: dict[int, int] = {}
+        self.granted = 0
         self.epoch = 1
         self.keyspaces: dict[str, keyspace_pb2.KeyspaceCreateRequest] = {}
         self.executed: list[str] = []
@@ -135,6 +136,11 @@ class Store:
             tombstone = common_pb2.KeyValue(key=kv.key, mod_revision=self.revision)
             self._happened(kv_pb2.Event(type=kv_pb2.Event.DELETE, kv=tombstone, prev_kv=kv))
         return gone
+
+    def end_lease(self, lease: int) -> None:
+        del self.leases[lease]
+        held = [key for key in self.history if (kv := self.read(key)) and kv.lease == lease]
+        self.step(lambda: [self.delete(key, b"") for key in held])
 
     def step(self, run: Callable[[], T]) -> T:
         """One write transaction: a revision if it changed anything."""

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import itertools
 import types
 from collections.abc import Awaitable, Callable, Coroutine, Generator
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from typing import Any
 
 import pytest
@@ -14,12 +15,14 @@ import pytest
 from nebuladb.client import AsyncClient
 from nebuladb.client.many import MAX_IN_FLIGHT
 from nebuladb.client.session import WINDOW
+from nebuladb.errors import DeadlineExceeded
 from nebuladb.pb.nebula.v1 import cluster_pb2
 from tests.unit.client.fake import LOST, Fault, Node
 
 SECONDS = 10.0
 MOST_STEPS = 100
 TURNS = 100
+NUMBERS = itertools.count()
 
 
 @types.coroutine
@@ -67,6 +70,13 @@ async def with_a_lease(client: AsyncClient) -> None:
     await client.revoke_lease(lease)
 
 
+async def with_a_lock(client: AsyncClient) -> None:
+    name = b"%d" % next(NUMBERS)  # of one that is cancelled as it leaves the key may stay, for its TTL
+    async with client.lock(name):
+        with suppress(DeadlineExceeded):
+            await client.lock(name, timeout=0.001).__aenter__()
+
+
 async def with_a_watch(client: AsyncClient) -> None:
     async with aclosing(client.watch(b"w", start_revision=2)) as events:
         for _ in range(2):
@@ -98,6 +108,7 @@ CALLS: dict[str, Callable[[AsyncClient], Coroutine[Any, Any, object]]] = {
     "watch, left open": with_a_watch_that_nobody_closes,
     "session": with_a_session,
     "lease": with_a_lease,
+    "lock": with_a_lock,
     "snapshot": with_a_backup,
     "state_hash": lambda client: client.state_hash(2),
 }
