@@ -150,4 +150,10 @@ class Lock:
                 await keeper.__aexit__()
             finally:
                 with suppress(NebulaError):
-                    await self._client.revoke_lease(keeper.lease)
+                    await self._revoke(keeper.lease)
+
+    async def _revoke(self, lease: int) -> None:
+        try:
+            await self._client.revoke_lease(lease)
+        except UnknownOutcome:
+            await self._client.revoke_lease(lease)  # else the others may have to wait for the whole TTL

@@ -63,6 +63,13 @@ async def test_what_became_of_a_write_is_found_out(node: Node, method: str) -> N
             assert (row.create_revision, row.version) == (lock.token, 1)
 
 
+@pytest.mark.parametrize("faults", [1, 2])
+async def test_the_end_of_a_lock_is_asked_for_twice(node: Node, faults: int) -> None:
+    async with AsyncClient([node.address]) as client, client.lock(NAME):
+        node.faults += [Fault("Revoke", errors.UnknownOutcome())] * faults
+    assert len(node.store.leases) == faults - 1, "else it ends by itself"
+
+
 async def test_who_would_wait_no_longer_hears_that_nobody_knows(node: Node) -> None:
     async with AsyncClient([node.address]) as client:
         node.faults.append(Fault("Txn", LOST, after=True))
