@@ -32,7 +32,7 @@ MAX_PROBLEMS: Final = 20
 """Told of one shard; there are more where there are so many."""
 LOST: Final = (
     "this node must not take part as it is: put a new member with an empty directory in its place, `nebula-cli member "
-    "replace`"
+    "replace`; only where the majority is gone for good, `nebulad recover` shows what can be had of it"
 )
 REBUILT: Final = (
     "the log is whole, so the node keeps its vote: move data/ away and let it catch up, or replace the member"

@@ -157,7 +157,10 @@ def test_a_flipped_byte_in_the_middle_of_the_logs_wal(killed: Path) -> None:
     flip_log(killed)
     lines: list[str] = []
     assert not report(killed, lines.append)
-    assert any("had been made durable and can't be read" in line and "must not take part" in line for line in lines)
+    assert any(
+        "had been made durable and can't be read" in line and "must not take part" in line and "nebulad recover" in line
+        for line in lines
+    )
 
 
 def test_a_torn_end_of_the_wal_is_no_damage(killed: Path) -> None:
