@@ -9,6 +9,7 @@ What it won't do: ask questions, read a configuration file, or repeat a write th
 
 Inside: ``start`` imports ``main``, the command group; ``settings`` are the global options, ``output`` the styles,
 ``progress`` and ``parallel`` what long commands share. ``kv``, ``compact``, ``lease``, ``cluster``, ``status``,
-``member``, ``snapshot``, ``etcd``, ``load`` and ``dump`` hold the commands; ``txntext`` is the language of ``txn``,
-``etcd_source`` reads an etcd, ``tree`` a directory, and ``files`` is how a file lies in the database.
+``member``, ``snapshot``, ``etcd``, ``load``, ``dump`` and ``bench`` hold the commands; ``txntext`` is the language of
+``txn``, ``etcd_source`` reads an etcd, ``tree`` a directory, ``files`` is how a file lies in the database, and
+``latencies`` counts them for ``bench``.
 """

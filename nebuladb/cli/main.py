@@ -8,7 +8,7 @@ import sys
 import click
 
 from nebuladb import __version__
-from nebuladb.cli import cluster, compact, dump, etcd, kv, lease, load, lock, member, snapshot, status
+from nebuladb.cli import bench, cluster, compact, dump, etcd, kv, lease, load, lock, member, snapshot, status
 from nebuladb.cli.output import Style
 from nebuladb.cli.settings import DEFAULT_ENDPOINTS, SOME_SECONDS, TEXT, Commands, Settings, closed_input
 
@@ -63,6 +63,7 @@ for command in (
     *member.COMMANDS,
     *load.COMMANDS,
     *dump.COMMANDS,
+    *bench.COMMANDS,
     *snapshot.COMMANDS,
     *etcd.COMMANDS,
 ):

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from enum import Enum
 from typing import IO, Final
 
-Field = bytes | str | int | bool | None
+Field = bytes | str | int | float | bool | Mapping[str, int] | None
 
 PAGE: Final = 1000
 """Rows that a table holds back in order to align them."""
@@ -84,7 +84,7 @@ def named(error: OSError, name: str = "stdout") -> OSError:
     return OSError(error.errno, error.strerror, name)
 
 
-def _plain(value: Field) -> str | int | bool | None:
+def _plain(value: Field) -> str | int | float | bool | Mapping[str, int] | None:
     return base64.b64encode(value).decode() if isinstance(value, bytes) else value
 
 
@@ -93,4 +93,6 @@ def printable(value: Field) -> str:
     if isinstance(value, bytes):
         text = value.decode("utf-8", "backslashreplace")
         return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    if isinstance(value, Mapping):
+        return " ".join(f"{name}={count}" for name, count in value.items())
     return "" if value is None else str(value)
