@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
-from heapq import heapify, heappop, heapreplace
+from heapq import heappop, heappush, heapreplace
 from typing import Final
 
 from nebuladb.api.backend import Backend, check_points, key_value
@@ -36,6 +36,9 @@ MIN_STRETCH_KEYS: Final = 32
 """Keys that are read from one shard at a time at least, however many shards there are."""
 MIN_STRETCH_BYTES: Final = 1 << 10
 """Likewise."""
+ALIVE_SECONDS: Final = 0.1
+"""After so long a page goes out as it is, be it empty: its client waits for one no longer than its time-out, and hears
+so that the scan goes on."""
 SHARDS_AT_ONCE: Final = 128
 """Whose revisions are asked for in one go: some milliseconds."""
 STRETCH_ROWS: Final = 2_048
@@ -100,12 +103,18 @@ class Scan:
             self._pin(part)
 
     async def fill(self, page: pb.ScanResponse, keys: int, left: int) -> bool:
-        """Add the next rows to `page`: at most `keys`, and at most `left` if that isn't negative. Whether the scan is
-        over then. The page is kept for `take`. Raises what the stores raise."""
+        """Add the next rows to `page`: at most `keys`, at most `left` if that isn't negative, and none after
+        `ALIVE_SECONDS`. Whether the scan is over then. The page is kept for `take`. Raises what the stores raise."""
         self._page = [page]
         self._filled = 0
+        loop = asyncio.get_running_loop()
+        due = loop.time() + ALIVE_SECONDS
         async with self._backend.scanning:
             async for row in self._rows:
+                if row is None:
+                    if loop.time() >= due:
+                        return False
+                    continue
                 if len(page.kvs) == left:
                     page.more = True
                     return True
@@ -157,23 +166,33 @@ class Scan:
         if self._proven >= PROOF_BYTES and self._page_bytes < PAGE_BYTES:
             self._page_bytes, self._proven = min(self._page_bytes * PAGE_GROWTH, PAGE_BYTES), 0
 
-    async def _all(self) -> AsyncGenerator[KeyValue, None]:
-        """The rows in key order."""
+    async def _all(self) -> AsyncGenerator[KeyValue | None, None]:
+        """The rows in key order; None after each stretch that had none."""
         if not self._merged:
             for part in self._parts:
-                while await self._fill(part):
-                    yield self._pop(part)
+                while part.rows or part.cursor:
+                    yield self._pop(part) if part.rows or await self._fill(part) else None
             return
-        heap = [(part.rows[0].key, place) for place, part in enumerate(self._parts) if await self._fill(part)]
-        heapify(heap)
-        while heap:
-            place = heap[0][1]
-            part = self._parts[place]
-            yield self._pop(part)
-            if part.rows or await self._fill(part):
-                heapreplace(heap, (part.rows[0].key, place))
-            else:
-                heappop(heap)
+        heap: list[tuple[bytes, int]] = []
+        empty = deque(range(len(self._parts)))
+        """Parts that aren't in the heap, and may have more: nobody knows yet which row is the next."""
+        while heap or empty:
+            while empty:
+                part = self._parts[empty[0]]
+                if part.rows or (part.cursor and await self._fill(part)):
+                    heappush(heap, (part.rows[0].key, empty.popleft()))
+                elif part.cursor:
+                    yield None
+                else:
+                    empty.popleft()
+            if heap:
+                place = heap[0][1]
+                part = self._parts[place]
+                yield self._pop(part)
+                if part.rows:
+                    heapreplace(heap, (part.rows[0].key, place))
+                else:
+                    empty.append(heappop(heap)[1])
 
     def _pop(self, part: _Part) -> KeyValue:
         row = part.rows.popleft()
@@ -181,26 +200,25 @@ class Scan:
         return row
 
     async def _fill(self, part: _Part) -> bool:
-        """Whether there is another row; it is read then. The loop comes round between stretches: a million deleted
-        keys have no row to show for the time that it takes to pass them."""
-        while not part.rows and part.cursor:
-            try:
-                async with self._backend.pace:
-                    page = self._pin(part).scan(
-                        part.cursor,
-                        part.end,
-                        limit=self._stretch_keys,
-                        max_bytes=max(MIN_STRETCH_BYTES, self._page_bytes // self._share),
-                        max_rows=STRETCH_ROWS,
-                        keys_only=self._keys_only,
-                    )
-            except Corruption as error:
-                error.group = part.group  # so that the replica gets its data anew
-                raise
-            part.rows.extend(page.kvs)
-            self._ahead += sum(map(_weight, page.kvs))
-            part.cursor = page.cursor
-            await asyncio.sleep(0)
+        """Read a stretch, and let the loop come round: a million deleted keys have no row to show for the time that it
+        takes to pass them. Whether there is a row."""
+        try:
+            async with self._backend.pace:
+                page = self._pin(part).scan(
+                    part.cursor,
+                    part.end,
+                    limit=self._stretch_keys,
+                    max_bytes=max(MIN_STRETCH_BYTES, self._page_bytes // self._share),
+                    max_rows=STRETCH_ROWS,
+                    keys_only=self._keys_only,
+                )
+        except Corruption as error:
+            error.group = part.group  # so that the replica gets its data anew
+            raise
+        part.rows.extend(page.kvs)
+        self._ahead += sum(map(_weight, page.kvs))
+        part.cursor = page.cursor
+        await asyncio.sleep(0)
         return bool(part.rows)
 
     def hold(self) -> None:
@@ -268,8 +286,7 @@ async def scan(
                 await _room(delivery, size)
                 over = False
                 continue
-            if reading.count:
-                sent, after, revisions = sent + reading.count, reading.last, []
+            sent, after, revisions = sent + reading.count, reading.last, []
             reading.sending()
             if over:
                 reading.release()

@@ -13,6 +13,7 @@ import pytest
 
 from nebuladb.api import scan
 from nebuladb.api.pace import Pace
+from nebuladb.client import AsyncClient
 from nebuladb.errors import Reason
 from nebuladb.ids import DEFAULT_GROUP
 from nebuladb.kv.command import Command, Kind
@@ -142,6 +143,31 @@ async def test_the_loop_comes_round_while_a_scan_passes_what_is_deleted(
     counting.cancel()
     assert not page.kvs
     assert turns >= KEYS // 2
+
+
+@pytest.mark.parametrize("limit", [0, 3])
+@pytest.mark.parametrize("kind", ["single", "hash", "range"])
+async def test_a_scan_that_passes_what_is_deleted_says_that_it_goes_on(
+    served: Scanned, kind: str, limit: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its client waits for a page no longer than its time-out, and would begin anew, for ever."""
+    monkeypatch.setattr(scan, "STRETCH_ROWS", 2)
+    monkeypatch.setattr(scan, "ALIVE_SECONDS", 0.0)
+    keys = [b"%03d" % number for number in range(200)]
+    kept = [b"040", b"041", b"120", b"150", b"199"]
+    parts: dict[str, dict[str, Any]] = {"single": {}, "hash": {"shards": 3}, "range": {"split_at": [b"050", b"150"]}}
+    async with AsyncClient([served.address], timeout=SECONDS) as client:
+        await client.create_keyspace("k", kind, **parts[kind])
+    async with AsyncClient([served.address], keyspace="k", timeout=SECONDS) as client:
+        await client.batch(dict.fromkeys(keys, b"v"))
+        await client.batch({}, [key for key in keys if key not in kept])
+        request = kv_pb2.ScanRequest(keyspace="k", key=b"0", range_end=b"2", limit=limit)
+        pages = [page async for page in scan.scan(served.backend, request, SECONDS)]
+        assert len([page for page in pages if not page.kvs]) > 20
+        assert [key for page in pages for key, _ in rows(page)] == (kept[:limit] if limit else kept)
+        assert [bool(page.revisions) for page in pages] == [True, *[False] * (len(pages) - 1)]
+        assert [page.more for page in pages] == [*[False] * (len(pages) - 1), bool(limit)]
+        assert [row.key async for row in client.scan(b"0", b"2", limit=limit)] == (kept[:limit] if limit else kept)
 
 
 async def test_a_scan_that_names_shards_of_another_keyspace_is_refused(served: Scanned) -> None:

@@ -435,7 +435,9 @@ class ScanResponse(_message.Message):
     @_builtins.property
     def header(self) -> _common_pb2.Header: ...
     @_builtins.property
-    def kvs(self) -> _containers.RepeatedCompositeFieldContainer[_common_pb2.KeyValue]: ...
+    def kvs(self) -> _containers.RepeatedCompositeFieldContainer[_common_pb2.KeyValue]:
+        """none, where what is deleted is passed for long: the scan goes on"""
+
     @_builtins.property
     def revisions(self) -> _containers.RepeatedCompositeFieldContainer[Global___ShardRevision]:
         """in the first page"""
