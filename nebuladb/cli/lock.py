@@ -7,7 +7,7 @@ import math
 import os
 import signal
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Final
 
@@ -89,7 +89,7 @@ class _Terminations:
     def __init__(self) -> None:
         self.count = 0
         self._task = asyncio.current_task()
-        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, self._come)
+        _handle(signal.SIGTERM, self._come)
 
     def _come(self) -> None:
         self.count += 1
@@ -100,7 +100,7 @@ class _Terminations:
 async def _run(held: Lock, command: Sequence[str], terminations: _Terminations) -> int:
     """Run `command` to its end; its exit status. Signals are its affair: a terminal's Ctrl-C comes to it anyway, and
     SIGTERM is handed on."""
-    asyncio.get_running_loop().add_signal_handler(signal.SIGINT, lambda: None)
+    _handle(signal.SIGINT, lambda: None)
     child = await asyncio.create_subprocess_exec(*command, env={**os.environ, TOKEN: str(held.token)})
     ended, lost = asyncio.ensure_future(child.wait()), asyncio.ensure_future(held.lost())
     handed_on = 0
@@ -117,11 +117,19 @@ async def _run(held: Lock, command: Sequence[str], terminations: _Terminations) 
             with suppress(asyncio.CancelledError):
                 await asyncio.wait((ended,), timeout=GRACE)
     status = await ended
+    _handle(signal.SIGTERM, lambda: None)  # the lock's end is on its way, and would be left to the TTL
     return status if status >= 0 else KILLED - status
 
 
+def _handle(number: signal.Signals, act: Callable[[], None]) -> None:
+    """Unless we were started to ignore it, as a script's background jobs are Ctrl-C: then the command is, too."""
+    if signal.getsignal(number) is not signal.SIG_IGN:
+        asyncio.get_running_loop().add_signal_handler(number, act)
+
+
 def _signal(child: asyncio.subprocess.Process, number: signal.Signals) -> None:
-    with suppress(ProcessLookupError):
+    # It has ended, or is another user's by now, as sudo's: the lock is held while it runs.
+    with suppress(ProcessLookupError, PermissionError):
         child.send_signal(number)
 
 

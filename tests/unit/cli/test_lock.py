@@ -23,11 +23,12 @@ PATIENT = "trap 'exit 7' TERM; echo ready; while :; do sleep 0.02; done"
 
 @pytest.fixture
 def started(nodes: list[Node]) -> Started:
-    """Runs `nebula-cli lock` in a process of its own."""
+    """Runs `nebula-cli lock` in a process of its own, and what `before` says before it."""
 
     @contextmanager
-    def start(*arguments: str) -> Iterator[subprocess.Popen[str]]:
-        command = [sys.executable, "-c", "from nebuladb.cli.main import main; main()", "lock", *arguments]
+    def start(*arguments: str, before: str = "") -> Iterator[subprocess.Popen[str]]:
+        script = f"{before}\nfrom nebuladb.cli.main import main; main()"
+        command = [sys.executable, "-c", script, "lock", *arguments]
         environment = {**os.environ, "NEBULA_ENDPOINTS": nodes[0].address}
         pipe = subprocess.PIPE
         with subprocess.Popen(command, env=environment, stdout=pipe, stderr=pipe, text=True) as process:
@@ -128,3 +129,45 @@ def test_who_is_ended_while_it_waits_leaves_nothing(started: Started, nodes: lis
             process.send_signal(number)
             assert process.wait() == status
         assert nodes[0].store.leases == {}
+
+
+def test_a_command_that_we_may_not_signal_keeps_the_lock_to_its_end(
+    started: Started, nodes: list[Node], tmp_path: Path
+) -> None:
+    """`sudo`'s, say, which is another user's. The lock was let go of while it ran on."""
+    tried = tmp_path / "tried"
+    refusing = f"""
+import asyncio.subprocess, pathlib
+def refuse(*_):
+    pathlib.Path({str(tried)!r}).touch()
+    raise PermissionError(1, "Operation not permitted")
+asyncio.subprocess.Process.send_signal = refuse
+"""
+    command = f"kill -TERM $PPID; until [ -e {tried} ]; do sleep 0.02; done; exit 7"
+    with started("job", "sh", "-c", command, before=refusing) as process:
+        assert process.wait() == 7
+    assert nodes[0].store.leases == {}
+
+
+def test_a_signal_that_comes_when_the_command_has_ended_stops_nothing(started: Started, nodes: list[Node]) -> None:
+    """The lock was left to its TTL, and the command's exit status lost."""
+    late = """
+import os, signal
+from nebuladb.client import AsyncClient
+revoke = AsyncClient.revoke_lease
+async def signalled(*given):
+    os.kill(os.getpid(), signal.SIGTERM)
+    await revoke(*given)
+AsyncClient.revoke_lease = signalled
+"""
+    with started("job", "sh", "-c", "exit 7", before=late) as process:
+        assert process.wait() == 7
+    assert nodes[0].store.leases == {}
+
+
+def test_a_signal_that_we_ignore_is_ignored_by_the_command_too(started: Started) -> None:
+    """A script's background jobs ignore Ctrl-C, which is not for them: the command was ended by it."""
+    for name in ("INT", "TERM"):
+        ignore = f"import signal; signal.signal(signal.SIG{name}, signal.SIG_IGN)"
+        with started("job", "sh", "-c", f"kill -{name} $$ $PPID; exit 7", before=ignore) as process:
+            assert process.wait() == 7, name
