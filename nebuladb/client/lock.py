@@ -58,6 +58,7 @@ class Lock:
         self._timeout = timeout
         self._keeper: LeaseKeeper | None = None
         self._taken = self._entered = False
+        self._leaving = asyncio.Lock()
 
     @property
     def held(self) -> bool:
@@ -110,10 +111,10 @@ class Lock:
         """Who else has it; None if we do, or may try again."""
         if self._keeper is not None and not self._keeper.held:
             await self._leave()  # we were cut off, and whatever the lease held may be gone
-        keeper = self._keeper or await self._begin()
         txn = self._client.txn().when("version", self.name, "=", 0)
-        txn.put(self.name, self._value, lease=keeper.lease).get(self.name).get(self.name, branch="else")
         try:
+            keeper = self._keeper or await self._begin()
+            txn.put(self.name, self._value, lease=keeper.lease).get(self.name).get(self.name, branch="else")
             result = await txn.commit()
         except LeaseNotFound:
             await self._leave()
@@ -144,13 +145,14 @@ class Lock:
 
     async def _leave(self) -> None:
         """End the lease, and with it whatever it holds. If that fails, it ends by itself."""
-        keeper, self._keeper, self._taken = self._keeper, None, False
-        if keeper is not None:
-            try:
-                await keeper.__aexit__()
-            finally:
-                with suppress(NebulaError):
-                    await self._revoke(keeper.lease)
+        async with self._leaving:  # whoever comes second waits: the client may be closed behind it
+            keeper, self._keeper, self._taken = self._keeper, None, False
+            if keeper is not None:
+                try:
+                    await keeper.__aexit__()
+                finally:
+                    with suppress(NebulaError):
+                        await self._revoke(keeper.lease)
 
     async def _revoke(self, lease: int) -> None:
         try:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import signal
+import threading
 
 import pytest
 
@@ -158,4 +160,32 @@ def test_the_synchronous_client_has_it_too(node: Node) -> None:
         with pytest.raises(errors.LeaseNotFound):
             lock.check()
         assert client.get(NAME) is None
+    assert node.store.leases == {}
+
+
+async def test_a_lease_that_is_gone_before_it_was_renewed_is_replaced(node: Node) -> None:
+    """After a suspension just then. Who waited for the lock was told that a lease is gone, and to grant another."""
+    async with AsyncClient([node.address]) as client:
+        node.faults.append(Fault("KeepAlive", errors.LeaseNotFound()))
+        async with client.lock(NAME) as lock:
+            assert lock.held
+    assert node.store.leases == {}
+
+
+def test_an_interrupt_amid_a_lock_leaves_nothing_although_the_client_is_closed_at_once(node: Node) -> None:
+    """Its end was begun by the call that was interrupted, and nobody waited for it: others had to, for the TTL."""
+    main = threading.get_ident()
+    node.faults.append(Fault("Revoke", errors.NoLeader()))  # it takes another try
+    with Client([node.address]) as client:
+        commit = client._client._commit
+
+        async def answered_late(request: object) -> object:
+            await commit(request)  # type: ignore[arg-type]
+            signal.pthread_kill(main, signal.SIGINT)
+            return await asyncio.Event().wait()
+
+        client._client._commit = answered_late  # type: ignore[assignment, method-assign]
+        with pytest.raises(KeyboardInterrupt), client.lock(NAME):
+            pass
+    assert node.count("Txn") == 1
     assert node.store.leases == {}
