@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 PAUSE: Final = 0.1
 """Seconds before a write is tried again of which nobody knows what became."""
 
+SHOWN: Final = 200
+"""Characters of another holder's value in an error; perhaps the name is no lock's, and the value has a MiB."""
+
 
 class _Other(NamedTuple):
     """Somebody else has the lock."""
@@ -139,8 +142,8 @@ class Lock:
                     await anext(events)
         except TimeoutError:
             raise DeadlineExceeded(
-                f"the lock {self.name!r} is held by another, whose value is {other.row.value!r}; try again later, or "
-                "wait for longer"
+                f"the lock {self.name!r} is held by another, whose value is {other.row.value!r:.{SHOWN}}; try again "
+                "later, or wait for longer"
             ) from None
 
     async def _leave(self) -> None:

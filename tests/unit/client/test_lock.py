@@ -55,6 +55,14 @@ async def test_who_does_not_want_to_wait_is_told_who_has_it(node: Node, seconds:
         assert len(node.store.leases) == 1, "the other's lease is gone"
 
 
+async def test_of_a_value_that_is_no_holders_only_the_beginning_is_told(node: Node) -> None:
+    async with AsyncClient([node.address]) as client:
+        await client.put(NAME, bytes(1_000_000))
+        with pytest.raises(errors.DeadlineExceeded) as refused:
+            await client.lock(NAME, timeout=0).__aenter__()
+    assert len(refused.value.message) < 400
+
+
 @pytest.mark.parametrize("method", ["Grant", "Txn"])
 async def test_what_became_of_a_write_is_found_out(node: Node, method: str) -> None:
     async with AsyncClient([node.address]) as client:
