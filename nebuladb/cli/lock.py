@@ -7,7 +7,7 @@ import math
 import os
 import signal
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import Final
 
@@ -62,69 +62,80 @@ def lock(
     key = key_bytes(name, hexadecimal)
     holder = f"{socket.gethostname()} {os.getpid()}".encode()
 
+    program = command[1:] if command[:1] == ("--",) else command
+    last: list[signal.Signals] = []
+
     async def work(client: AsyncClient) -> int:
-        terminations = _Terminations()
+        signals = _Signals(last)
         timeout = math.inf if wait is None else wait
         async with client.lock(key, ttl=ttl, value=holder, timeout=timeout) as held:
-            if command:
-                status = await _run(held, command, terminations)
-                held.check()  # else another may have had it before the command's end
-                return status
-            with settings.output() as output:
-                output.row({"lock": key, "token": held.token}, str(held.token).encode())
-            with suppress(asyncio.CancelledError):  # the way to end it
-                await held.lost()
-                held.check()
-            return 0
+            status = 0
+            if program:
+                status = await _run(held, program, signals)
+            else:
+                with settings.output() as output:
+                    output.row({"lock": key, "token": held.token}, str(held.token).encode())
+                with suppress(asyncio.CancelledError):  # the way to end it
+                    await held.lost()
+            signals.ignore()
+            held.check()  # else another may have had it before our end
+            return status
 
     try:
         context.exit(settings.run(work))
     except asyncio.CancelledError:  # before we had it
-        context.exit(KILLED + signal.SIGTERM)
+        if last[-1] is signal.SIGINT:
+            raise KeyboardInterrupt from None
+        context.exit(KILLED + last[-1])
 
 
-class _Terminations:
-    """SIGTERM cancels what the task waits for, as Ctrl-C does under `asyncio.run`."""
+class _Signals:
+    """Ctrl-C and SIGTERM, by the loop: each cancels what the task waits for. One that we were started to ignore, as a
+    script's background jobs are Ctrl-C, stays ignored, by the command, too."""
 
-    def __init__(self) -> None:
-        self.count = 0
+    def __init__(self, come: list[signal.Signals]) -> None:
+        """`come` has them in their order."""
+        self._come = come
         self._task = asyncio.current_task()
-        _handle(signal.SIGTERM, self._come)
+        for number in (signal.SIGINT, signal.SIGTERM):
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                asyncio.get_running_loop().add_signal_handler(number, self._cancel, number)
 
-    def _come(self) -> None:
-        self.count += 1
+    def _cancel(self, number: signal.Signals) -> None:
         if self._task is not None:
+            self._come.append(number)
             self._task.cancel()
 
+    @property
+    def terminations(self) -> int:
+        """How often SIGTERM has come."""
+        return self._come.count(signal.SIGTERM)
 
-async def _run(held: Lock, command: Sequence[str], terminations: _Terminations) -> int:
+    def ignore(self) -> None:
+        """From now on: the lock's end is on its way, and would be left to the TTL."""
+        self._task = None
+
+
+async def _run(held: Lock, command: Sequence[str], signals: _Signals) -> int:
     """Run `command` to its end; its exit status. Signals are its affair: a terminal's Ctrl-C comes to it anyway, and
     SIGTERM is handed on."""
-    _handle(signal.SIGINT, lambda: None)
     child = await asyncio.create_subprocess_exec(*command, env={**os.environ, TOKEN: str(held.token)})
     ended, lost = asyncio.ensure_future(child.wait()), asyncio.ensure_future(held.lost())
     handed_on = 0
     while not ended.done() and not lost.done():
         with suppress(asyncio.CancelledError):
             await asyncio.wait((ended, lost), return_when=asyncio.FIRST_COMPLETED)
-        if terminations.count > handed_on:
-            handed_on = terminations.count
+        if signals.terminations > handed_on:
+            handed_on = signals.terminations
             _signal(child, signal.SIGTERM)
+    signals.ignore()
     lost.cancel()
     for number in (signal.SIGTERM, signal.SIGKILL):
         if not ended.done():
             _signal(child, number)
-            with suppress(asyncio.CancelledError):
-                await asyncio.wait((ended,), timeout=GRACE)
+            await asyncio.wait((ended,), timeout=GRACE)
     status = await ended
-    _handle(signal.SIGTERM, lambda: None)  # the lock's end is on its way, and would be left to the TTL
     return status if status >= 0 else KILLED - status
-
-
-def _handle(number: signal.Signals, act: Callable[[], None]) -> None:
-    """Unless we were started to ignore it, as a script's background jobs are Ctrl-C: then the command is, too."""
-    if signal.getsignal(number) is not signal.SIG_IGN:
-        asyncio.get_running_loop().add_signal_handler(number, act)
 
 
 def _signal(child: asyncio.subprocess.Process, number: signal.Signals) -> None:

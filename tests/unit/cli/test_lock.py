@@ -56,6 +56,7 @@ def test_a_command_runs_under_the_lock_and_says_how_it_ended(cli: Cli, nodes: li
     ("command", "status", "message"),
     [
         (("sh", "-c", "kill -9 $$"), 137, ""),
+        (("--", "sh", "-c", "exit 4"), 4, ""),
         (("no-such-command",), 1, "nebula-cli: no-such-command: No such file or directory\n"),
     ],
 )
