@@ -74,7 +74,7 @@ class Lock:
             raise LeaseNotFound(f"the lock {self.name!r} is not held, or was lost; stop what was done under it")
 
     async def lost(self) -> None:
-        """Wait until it is lost. At once, if it isn't held."""
+        """Wait until it is held no more: lost, or left. At once, if it isn't held."""
         if self._taken and self._keeper is not None:
             await self._keeper.lost.wait()
 
@@ -151,6 +151,7 @@ class Lock:
         async with self._leaving:  # whoever comes second waits: the client may be closed behind it
             keeper, self._keeper, self._taken = self._keeper, None, False
             if keeper is not None:
+                keeper.lost.set()  # for whoever waits for it
                 try:
                     await keeper.__aexit__()
                 finally:

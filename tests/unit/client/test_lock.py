@@ -143,6 +143,16 @@ async def test_a_lock_whose_lease_was_lost_as_it_was_taken_is_taken_anew(node: N
         await lock.__aexit__()
 
 
+async def test_who_waits_for_its_loss_waits_no_longer_than_it_is_held(node: Node) -> None:
+    async with AsyncClient([node.address]) as client:
+        async with client.lock(NAME) as lock:
+            lost = asyncio.ensure_future(lock.lost())
+            await asyncio.wait((lost,), timeout=0)
+            assert not lost.done()
+        await asyncio.wait_for(lost, 10)
+        await lock.lost()
+
+
 async def test_one_object_is_for_one_holder(node: Node) -> None:
     async with AsyncClient([node.address]) as client:
         lock = client.lock(NAME)
