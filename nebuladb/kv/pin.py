@@ -10,6 +10,7 @@ from nebuladb.kv.rows import Record
 from nebuladb.kv.source import SnapshotSource
 from nebuladb.kv.trail import Trail
 from nebuladb.kv.view import STRETCH_BYTES, Page, page
+from nebuladb.kv.voids import MIN_ROWS, Voids
 
 
 class Pin:
@@ -21,13 +22,14 @@ class Pin:
     removed by a transaction that met thousands of such, or when the store is closed; then `scan` raises `Unavailable`.
     """
 
-    def __init__(self, source: SnapshotSource, revision: int, index: int) -> None:
+    def __init__(self, source: SnapshotSource, revision: int, index: int, voids: Voids) -> None:
         self.revision = revision
         """What every page reads."""
         self.index = index
         """The applied index when it was made: its age."""
         self.closed = False
         self._source = source
+        self._voids = voids
         self._trail = Trail()
 
     def scan(
@@ -46,10 +48,19 @@ class Pin:
         thousand keys is to read their values. Raises `Unavailable` or `Corruption`."""
         if self.closed:
             raise Unavailable("the scan took too long; start it again from its last key")
-        return page(
-            self._source, self._source.keys.span(key, end), self.revision, limit=limit, max_bytes=max_bytes,
-            max_rows=max_rows, keys_only=keys_only, keep=keep, max_read=max_read, trail=self._trail,
+        keys, voids = self._source.keys, self._voids
+        low, high = keys.span(key, end)
+        low = voids.behind(low, self.revision)
+        found = page(
+            self._source, (low, high), self.revision, limit=limit, max_bytes=max_bytes, max_rows=max_rows,
+            keys_only=keys_only, keep=keep, max_read=max_read, trail=self._trail,
         )  # fmt: skip
+        if found.passed >= MIN_ROWS and self.revision == voids.revision:
+            if not found.counted:
+                voids.found(low, keys.current + found.cursor if found.cursor else high)
+            elif keep is None:
+                voids.found(low, keys.current + found.kvs[0].key)
+        return found
 
     def forget(self, revision: int) -> None:
         """A tombstone at `revision`, below the floor, is gone or was taken no notice of (`Draft.forgotten`)."""

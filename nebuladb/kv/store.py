@@ -31,6 +31,7 @@ from nebuladb.kv.state import State
 from nebuladb.kv.trail import Trail
 from nebuladb.kv.txn import Budget, Txn, check_revision, collect
 from nebuladb.kv.view import Page, as_of, at, page
+from nebuladb.kv.voids import Voids
 from nebuladb.kv.walk import Bounds, Changes, walk
 from nebuladb.storage.engine import Batch, Engine
 
@@ -66,6 +67,7 @@ class Store:
         self._state = State.decode(data)
         # Iterators wait for the disk in any case, and hold the interpreter's lock meanwhile: so do scans' look-ups.
         self._patient = SnapshotSource(engine, self._keys)
+        self._voids = Voids(self._keys.current, self._state.revision)
         self._sessions = Sessions(self._source)
         self._findings = Findings()
         self.deletion = Deletion(self._source, engine.get(self._keys.deletion))
@@ -211,6 +213,7 @@ class Store:
         self._pending = None
         machine.applied.background = machine.state.floor > self._state.floor or machine.hash_index > 0
         self._state = machine.state
+        self._voids.applied(machine.state.revision, machine.draft.records)
         self._cache.update(machine.draft.records, machine.draft.rows, self._keys.current)
         self.deletion.buried += sum(map(len, machine.draft.buried))
         for pin in self._pins:
@@ -328,13 +331,11 @@ class Store:
     ) -> Page:
         """A stretch of a range; the next one begins at `Page.cursor`. `limit` 0 counts and returns no keys.
 
-        A reader of several pages names the first page's revision in the others, and may then meet `Compacted`; one that
-        must not uses a `pin`. Raises as `range`, but for the size.
+        Of several pages only a `pin`'s are of one revision for certain. Raises as `range`, but for the size.
         """
-        span = self._keys.span(key, end)
         return page(
-            self._patient, span, self._readable(revision), limit=limit, max_bytes=max_bytes, max_rows=max_rows,
-            keys_only=keys_only,
+            self._patient, self._keys.span(key, end), self._readable(revision), limit=limit, max_bytes=max_bytes,
+            max_rows=max_rows, keys_only=keys_only,
         )  # fmt: skip
 
     def pin(self, revision: int = 0) -> Pin:
@@ -346,7 +347,7 @@ class Store:
         self._pins = [pin for pin in self._pins if not pin.closed]
         if len(self._pins) >= self._limits.pins:
             raise TooManyRequests(f"the shard serves {self._limits.pins} scans already")
-        self._pins.append(Pin(self._patient, revision, self.index))
+        self._pins.append(Pin(self._patient, revision, self.index, self._voids))
         return self._pins[-1]
 
     def _readable(self, revision: int) -> int:

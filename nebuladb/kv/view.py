@@ -53,6 +53,8 @@ class Page(NamedTuple):
     """Rows that were looked at, those of the history included."""
     read: int
     """Bytes of those above `SMALL_BYTES`."""
+    passed: int
+    """Of `examined`, those of deleted keys before the first key that exists."""
 
 
 def load(source: Source, key: bytes, main: int, sub: int) -> Record:
@@ -157,10 +159,10 @@ def page(
     dead = dead or Dead()
     if not limit:
         return _count(source, span, revision, max_rows, dead, floor, max_read, trail, look)
-    oldest = U64.pack(floor)
+    newest, oldest = U64.pack(revision), U64.pack(floor)
     kvs: list[KeyValue] = []
     missing: list[bytes] = []
-    counted = size = examined = read = missed = 0
+    counted = size = examined = read = missed = passed = 0
     cursor, joined = b"", False
     rows = source.scan(*span)
     for row, data in rows:
@@ -174,8 +176,10 @@ def page(
             close(rows)
             break
         examined += 1
-        if (looked := len(row) + len(data)) > SMALL_BYTES:
-            read += looked
+        read += looked if (looked := len(row) + len(data)) > SMALL_BYTES else 0
+        if data[RECORD_FLAGS] & TOMBSTONE and data[RECORD_MAIN] <= newest and data[0] == FORMAT:
+            passed += not counted
+            continue
         key = row[KEY_AT:]
         record = decode_record(data)
         try:
@@ -197,6 +201,7 @@ def page(
             close(rows)
             break
         if visible is None or visible.version == 0:
+            passed += not counted
             continue
         counted += 1
         if keep is None or keep(visible):
@@ -207,7 +212,7 @@ def page(
             size += len(key) + len(kv.value) + ROW_OVERHEAD
     if missing:
         raise Misses(missing)  # all at once: one by one, each would be met only when the ones before it are here
-    return Page(tuple(kvs), counted, cursor, size, examined, read)
+    return Page(tuple(kvs), counted, cursor, size, examined, read, passed)
 
 
 def _count(
@@ -254,4 +259,4 @@ def _count(
             counted += visible is not None
     if missing:
         raise Misses(missing)
-    return Page((), counted, cursor, 0, examined, read)
+    return Page((), counted, cursor, 0, examined, read, 0 if counted else examined)

@@ -9,7 +9,7 @@ from random import Random
 from typing import Final
 
 from nebuladb.ids import DEFAULT_GROUP, ETCD_GROUP, META_GROUP
-from nebuladb.kv import deletion, draft, export, loans, sessions, watch
+from nebuladb.kv import deletion, draft, export, loans, pin, sessions, watch
 from nebuladb.kv.limits import Limits
 from nebuladb.kv.store import Store
 from nebuladb.node import (
@@ -94,6 +94,7 @@ CHOICES: tuple[tuple[object, str, tuple[object, ...]], ...] = (
     (looks, "LOOK_BYTES", (1, 1_000)),
     (looks, "ENOUGH_BYTES", (1, 100)),
     (looks, "MAX_LOOKS", (1, 3)),
+    (pin, "MIN_ROWS", (1,)),
 )
 """Where a bound stands and what else it may be; each keeps its own value in half of the seeds."""
 
