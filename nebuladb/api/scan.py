@@ -179,7 +179,7 @@ class Scan:
         while heap or empty:
             while empty:
                 part = self._parts[empty[0]]
-                if part.rows or (part.cursor and await self._fill(part)):
+                if part.cursor and await self._fill(part):
                     heappush(heap, (part.rows[0].key, empty.popleft()))
                 elif part.cursor:
                     yield None

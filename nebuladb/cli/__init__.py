@@ -8,8 +8,8 @@ keys and values as raw bytes with ``-o simple`` (the default), in base64 and one
 What it won't do: ask questions, read a configuration file, or repeat a write that may have taken effect.
 
 Inside: ``start`` imports ``main``, the command group; ``settings`` are the global options, ``output`` the styles,
-``progress`` and ``parallel`` what long commands share. ``kv``, ``compact``, ``lease``, ``cluster``, ``status``,
-``member``, ``snapshot``, ``etcd``, ``load``, ``dump`` and ``bench`` hold the commands; ``txntext`` is the language of
-``txn``, ``etcd_source`` reads an etcd, ``tree`` a directory, ``files`` is how a file lies in the database, and
-``latencies`` counts them for ``bench``.
+``progress`` and ``parallel`` what long commands share. ``kv``, ``compact``, ``lease``, ``lock``, ``cluster``,
+``status``, ``member``, ``snapshot``, ``etcd``, ``load``, ``dump`` and ``bench`` hold the commands; ``txntext`` is the
+language of ``txn``, ``etcd_source`` reads an etcd, ``tree`` a directory, ``files`` is how a file lies in the database,
+and ``latencies`` counts them for ``bench``.
 """

@@ -331,7 +331,7 @@ class Store:
     ) -> Page:
         """A stretch of a range; the next one begins at `Page.cursor`. `limit` 0 counts and returns no keys.
 
-        Of several pages only a `pin`'s are of one revision for certain. Raises as `range`, but for the size.
+        More pages at the first one's revision may meet `Compacted`, a `pin`'s don't. Raises as `range`, but for size.
         """
         return page(
             self._patient, self._keys.span(key, end), self._readable(revision), limit=limit, max_bytes=max_bytes,

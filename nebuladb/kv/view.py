@@ -200,7 +200,7 @@ def page(
             cursor = key
             close(rows)
             break
-        if visible is None or visible.version == 0:
+        if visible is None:
             passed += not counted
             continue
         counted += 1
